@@ -1,0 +1,1 @@
+"""Serve omni-modality models as a pipeline of stages over NATS JetStream."""

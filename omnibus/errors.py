@@ -1,0 +1,237 @@
+"""Every error that Omnibus raises on purpose, one tree.
+
+    OmnibusError
+    ├── RequestError                 the caller's fault: 4xx, never retried
+    │   ├── InvalidRequest           400  a field is missing, malformed or out of range
+    │   ├── InvalidName              400  an id does not match [A-Za-z0-9_-]{1,64}
+    │   ├── UnsupportedModality      400  the pipeline has no such output
+    │   ├── EmptyPrompt              400
+    │   ├── Unauthorized             401
+    │   ├── UnknownModel             404
+    │   ├── UnknownRequest           404
+    │   ├── RequestConflict          409  the id is taken by a different request
+    │   ├── RequestTooLarge          413
+    │   └── EngineRejected           400  what only the engine can refuse
+    ├── Overloaded                   429  a bound is reached; retry later
+    ├── RequestCancelled             499
+    ├── DeadlineExceeded             504
+    ├── EngineError                  500  an engine failed on a request
+    │   ├── EngineDead               503  the engine's process is gone
+    │   └── AttemptsExhausted        500  every attempt that was allowed failed
+    ├── PayloadLost                  500  a referenced payload cannot be read any more
+    ├── BrokerError                  503  NATS
+    │   ├── BrokerUnavailable             cannot be reached
+    │   └── ServerBinaryError             the embedded server is missing or too old
+    └── ConfigError                  what an operator wrote cannot work
+        ├── PipelineError                 a pipeline file, with file, line and field
+        ├── PortTaken
+        ├── CheckpointMissing
+        └── StageStartError               a replica did not start; names stage and replica
+
+`code`, `http_status` and `retryable` are class data: nothing decides by message.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OmnibusError(Exception):
+    """Something failed inside Omnibus."""
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.param = param
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class RequestError(OmnibusError):
+    """The request cannot be served as it is."""
+
+    code = "invalid_request_error"
+    http_status = 400
+
+
+class InvalidRequest(RequestError):
+    """A field of the request is missing, malformed or out of range."""
+
+    code = "invalid_request"
+
+
+class InvalidName(RequestError):
+    """An id must match [A-Za-z0-9_-]{1,64}."""
+
+    code = "invalid_name"
+
+
+class UnsupportedModality(RequestError):
+    """The pipeline does not produce this modality."""
+
+    code = "unsupported_modality"
+
+
+class EmptyPrompt(RequestError):
+    """The prompt is empty."""
+
+    code = "empty_prompt"
+
+
+class Unauthorized(RequestError):
+    """The API key is missing or wrong."""
+
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class UnknownModel(RequestError):
+    """No such model is served here."""
+
+    code = "model_not_found"
+    http_status = 404
+
+
+class UnknownRequest(RequestError):
+    """No request with this id is known."""
+
+    code = "request_not_found"
+    http_status = 404
+
+
+class RequestConflict(RequestError):
+    """This request id is taken by a different request."""
+
+    code = "request_conflict"
+    http_status = 409
+
+
+class RequestTooLarge(RequestError):
+    """The request is larger than the pipeline accepts."""
+
+    code = "request_too_large"
+    http_status = 413
+
+
+class EngineRejected(RequestError):
+    """The engine refused the request."""
+
+    code = "engine_rejected"
+
+
+class Overloaded(OmnibusError):
+    """A bound on open requests is reached; try again later."""
+
+    code = "overloaded"
+    http_status = 429
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RequestCancelled(OmnibusError):
+    """The request was cancelled."""
+
+    code = "cancelled"
+    http_status = 499
+
+
+class DeadlineExceeded(OmnibusError):
+    """The request did not finish before its deadline."""
+
+    code = "deadline_exceeded"
+    http_status = 504
+
+
+class EngineError(OmnibusError):
+    """An engine failed on a request."""
+
+    code = "engine_error"
+    retryable = True
+
+
+class EngineDead(EngineError):
+    """The engine's process is gone."""
+
+    code = "engine_dead"
+    http_status = 503
+
+
+class AttemptsExhausted(EngineError):
+    """Every attempt that the request was allowed has failed."""
+
+    code = "attempts_exhausted"
+    retryable = False
+
+
+class PayloadLost(OmnibusError):
+    """A payload that a message refers to cannot be read any more."""
+
+    code = "payload_lost"
+    retryable = True
+
+
+class BrokerError(OmnibusError):
+    """NATS refused or failed an operation."""
+
+    code = "broker_error"
+    http_status = 503
+    retryable = True
+
+
+class BrokerUnavailable(BrokerError):
+    """NATS cannot be reached."""
+
+    code = "broker_unavailable"
+
+
+class ServerBinaryError(BrokerError):
+    """The embedded nats-server cannot run."""
+
+    code = "server_binary"
+    retryable = False
+
+
+class ConfigError(OmnibusError):
+    """The configuration cannot work as it is."""
+
+    code = "config_error"
+
+
+class PipelineError(ConfigError):
+    """A pipeline specification is wrong; the message names file, line and field."""
+
+    code = "pipeline_error"
+
+    def __init__(
+        self, message: str, *, file: str | None = None, line: int | None = None, field: str | None = None
+    ) -> None:
+        where = ":".join(str(part) for part in (file, line) if part is not None)
+        what = f"{field}: {message}" if field else message
+        super().__init__(f"{where}: {what}" if where else what, param=field)
+        self.file, self.line, self.field = file, line, field
+
+
+class PortTaken(ConfigError):
+    """The port is in use."""
+
+    code = "port_taken"
+
+
+class CheckpointMissing(ConfigError):
+    """The model's checkpoint cannot be found."""
+
+    code = "checkpoint_missing"
+
+
+class StageStartError(ConfigError):
+    """A replica of a stage did not start."""
+
+    code = "stage_start_error"

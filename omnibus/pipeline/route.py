@@ -1,0 +1,66 @@
+"""The way of one request through a pipeline, cut down to the stages that its outputs need.
+
+A route travels in every envelope, so that a worker or an orchestrator can forward without reading anything, and so that a
+request keeps the graph it was admitted with when the pipeline is deployed anew.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Forwarding(StrEnum):
+    """Who publishes the next stage's task."""
+
+    ORCHESTRATOR = "orchestrator"
+    """The stage publishes an event; an orchestrator publishes the task."""
+    DIRECT = "direct"
+    """The worker that finished the stage publishes the task itself."""
+
+
+class Target(msgspec.Struct, frozen=True, array_like=True):
+    """An edge that leaves a stage."""
+
+    stage_id: int
+    forwarding: Forwarding
+
+
+class RouteStage(msgspec.Struct, frozen=True, array_like=True):
+    """One stage of a route."""
+
+    stage_id: int
+    sources: tuple[int, ...]
+    """Stages whose outputs this one needs, ascending; empty: it starts from the request."""
+    targets: tuple[Target, ...]
+    """Edges to the stages that need this one's outputs."""
+    final: str | None
+    """The modality under which this stage's output is delivered, None when it is not."""
+
+    @property
+    def is_join(self) -> bool:
+        return len(self.sources) > 1
+
+
+class Route(msgspec.Struct, frozen=True, array_like=True):
+    """The stages that one request runs, in topological order."""
+
+    stages: tuple[RouteStage, ...]
+
+    def __getitem__(self, stage_id: int) -> RouteStage:
+        """The stage with this id; KeyError when the route does not run it."""
+        for stage in self.stages:
+            if stage.stage_id == stage_id:
+                return stage
+        raise KeyError(stage_id)
+
+    @property
+    def entries(self) -> tuple[RouteStage, ...]:
+        """Stages that start from the request itself."""
+        return tuple(stage for stage in self.stages if not stage.sources)
+
+    @property
+    def finals(self) -> tuple[RouteStage, ...]:
+        """Stages whose outputs are delivered."""
+        return tuple(stage for stage in self.stages if stage.final is not None)

@@ -1,0 +1,132 @@
+"""What an engine is: the one interface between the replica loop and vLLM, diffusers, transformers, Python code or `sim`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.request import Message, Request
+
+Outputs = Mapping[str, Any]
+"""Named values of one stage: str, bytes, numbers, lists and dicts of them, numpy arrays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInput:
+    """What a stage has to work with: the request, and what earlier stages made of it."""
+
+    rid: str
+    request: Request
+    sources: Mapping[str, Outputs] = field(default_factory=dict)
+    """Outputs of the input stages, by stage name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInput:
+    """What an input processor makes of a StageInput. LLM engines take the first one given of messages, token_ids, embeds, text."""
+
+    text: str | None = None
+    messages: Sequence[Message] | None = None
+    token_ids: Sequence[int] | None = None
+    embeds: np.ndarray | None = None
+    """Prompt embeddings, shape (T, H), float."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Named inputs of other engines: pipeline call arguments of diffusers (`prompt_embeds` (T, H), …), codes of a codec."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One execution of a stage for one request."""
+
+    rid: str
+    stage_input: StageInput
+    engine_input: EngineInput
+    sampling: Mapping[str, Any]
+    """The stage's defaults overridden by the request's."""
+    priority: int = 0
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """Tokens that an LLM has just made."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A step of a longer computation; `preview` is an encoded image when there is one."""
+
+    step: int
+    total: int
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one stage."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The last item of a generation: every output of the stage, by declared name."""
+
+    outputs: Outputs
+    finish_reason: str = "stop"
+    usage: Usage = Usage()
+
+
+Item = TextDelta | Progress | Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Load of an engine at this moment."""
+
+    running: int = 0
+    waiting: int = 0
+
+
+class Engine(Protocol):
+    """An engine that serves one replica. All methods are called on the replica's event loop; none blocks it."""
+
+    outputs: Mapping[str, str]
+    """Declared outputs: name → payload kind (`text`, `tokens`, `tensor`, `image`, `audio`, `json`)."""
+
+    async def start(self) -> None:
+        """Load the model. Raises CheckpointMissing or StageStartError."""
+
+    def generate(self, job: Job) -> AsyncIterator[Item]:
+        """Run one job; the last item is Finished. Concurrent up to the stage's slots.
+
+        Raises EngineRejected for what the request got wrong, EngineError for what the engine did.
+        Cancelling the consumer, or `abort`, frees the engine's resources at once.
+        """
+        ...
+
+    async def abort(self, rid: str) -> None:
+        """Stop a running job; its generator ends with finish_reason "abort". Unknown ids are ignored."""
+
+    def stats(self) -> EngineStats: ...
+
+    def dead(self) -> Exception | None:
+        """Why the engine cannot serve any more, None while it can. Checked when a job fails and at every heartbeat."""
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a control method of the engine, such as `reset_prefix_cache`. Raises InvalidRequest for unknown ones."""
+
+    async def close(self) -> None:
+        """Free everything; idempotent."""
+
+
+class EngineFactory(Protocol):
+    def __call__(self, stage: StageSpec) -> Engine: ...
