@@ -1,0 +1,134 @@
+"""What a pipeline is: stages, the edges between them, and the bounds on what it accepts.
+
+Specifications are written as YAML (`pipeline.loading`), checked (`pipeline.validation`) and deployed as MessagePack into a
+KV bucket. The structs hold data only; a value of one of these types may still be senseless until `validate` has passed it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from omnibus.errors import PipelineError
+from omnibus.pipeline.route import Forwarding
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a pipeline, stage, lane or request id is made of: one token of a broker subject."""
+
+EngineName = Literal["vllm", "diffusers", "transformers", "python", "sim"]
+LaneName = Literal["interactive", "batch"]
+LbPolicy = Literal["broker", "random", "round-robin", "least-queue-length"]
+
+
+class PayloadRule(StrEnum):
+    """How the outputs of a stage travel along an edge."""
+
+    AUTO = "auto"
+    """By size: inline while they are small, else the first location that the receiver can reach."""
+    INLINE = "inline"
+    """Inside the message, whatever the size; too large a payload fails the request."""
+    SHM = "shm"
+    """Shared memory when above the inline limit: both stages run on one host."""
+    OBJECT = "object"
+    """The object store when above the inline limit: survives the death of the producer's host."""
+
+
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stage: an engine and how it is run."""
+
+    stage_id: int
+    """Unique in the pipeline, not negative."""
+    name: str
+    """Unique in the pipeline; matches NAME_PATTERN."""
+    engine: EngineName
+    model: str = ""
+    """Path, hub name, or what the engine takes for one (`module:function` for `python`)."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    input_sources: tuple[int, ...] = ()
+    """Stages whose outputs this one needs, all of them; empty: it starts from the request."""
+    final_output: bool = False
+    """Whether the stage's output is delivered to the caller, under `final_output_type`."""
+    final_output_type: str | None = None
+    """Modality: text, image, audio, video, json, …"""
+    devices: str = ""
+    """Comma-separated device ids, such as "0,1"; empty: whatever is visible. See `pipeline.devices`."""
+    num_replicas: int = 1
+    slots: int = 1
+    """Tasks that one replica runs at the same time."""
+    default_sampling_params: dict[str, Any] = {}
+    """Overridden, key by key, by a request's own."""
+    env: dict[str, str] = {}
+    """Environment of the stage's replicas, added to the supervisor's."""
+    engine_args: dict[str, Any] = {}
+    """Passed to the engine as they are."""
+    input_processor: str | None = None
+    """`module:function` that makes the engine's input of the request and the sources' outputs."""
+    lb_policy: LbPolicy = "broker"
+    """Who picks the replica: the broker (the first with a free slot), or a directed policy."""
+
+    @property
+    def tp_size(self) -> int:
+        """Devices that one replica spans: `tensor_parallel_size` of the engine's arguments, else 1."""
+        size = self.engine_args.get("tensor_parallel_size", 1)
+        return size if isinstance(size, int) else 1
+
+
+class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of an edge that `input_sources` declares; an edge without settings has the defaults."""
+
+    source: int
+    target: int
+    forwarding: Forwarding = Forwarding.ORCHESTRATOR
+    payload: PayloadRule = PayloadRule.AUTO
+
+
+class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pipeline: a directed acyclic graph of stages. Durations are seconds."""
+
+    name: str
+    """Matches NAME_PATTERN; part of every subject."""
+    lanes: tuple[LaneName, ...] = ("interactive",)
+    deadline: float = 300.0
+    """How long a request may take when it sets no deadline of its own."""
+    max_open_requests: int = 10_000
+    """Beyond it a new request is refused as Overloaded."""
+    max_open_per_tenant: int | None = None
+    """The same bound a tenant; None: only the pipeline's."""
+    max_prompt_bytes: int = 1 << 20
+    """A larger prompt is refused as RequestTooLarge."""
+    heartbeat_timeout: float = 10.0
+    """Silence after which a replica counts as dead, and the lease of a task; replicas beat every sixth of it."""
+    max_attempts: int = 5
+    """Deliveries of one task that may be run."""
+    stages: tuple[StageSpec, ...]
+    edges: tuple[EdgeSpec, ...] = ()
+
+    def stage(self, ref: int | str) -> StageSpec:
+        """The stage with this id or name ("1" means id 1 unless a stage is named so); PipelineError when there is none."""
+        by_ref: Mapping[int | str, StageSpec] = {
+            **{str(stage.stage_id): stage for stage in self.stages},
+            **{stage.stage_id: stage for stage in self.stages},
+            **{stage.name: stage for stage in self.stages},
+        }
+        if ref in by_ref:
+            return by_ref[ref]
+        known = ", ".join(f"{stage.stage_id} ({stage.name})" for stage in self.stages)
+        raise PipelineError(f"pipeline {self.name!r} has no stage {ref!r}; it has {known}", field="stages")
+
+    def edge(self, source: int, target: int) -> EdgeSpec:
+        """Settings of the edge, the defaults where the file sets none. It need not be one that `input_sources` declares."""
+        for edge in self.edges:
+            if (edge.source, edge.target) == (source, target):
+                return edge
+        return EdgeSpec(source=source, target=target)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the pipeline delivers, each once, in the order of its stages."""
+        finals = (stage.final_output_type for stage in self.stages if stage.final_output)
+        return tuple(dict.fromkeys(modality for modality in finals if modality is not None))
