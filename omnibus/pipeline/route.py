@@ -1,7 +1,7 @@
 """The way of one request through a pipeline, cut down to the stages that its outputs need.
 
-A route travels in every envelope, so that a worker or an orchestrator can forward without reading anything, and so that a
-request keeps the graph it was admitted with when the pipeline is deployed anew.
+A route travels in every envelope, so that a worker or an orchestrator can forward without reading anything, and so that
+a request keeps the graph it was admitted with when the pipeline is deployed anew.
 """
 
 from __future__ import annotations

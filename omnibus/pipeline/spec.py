@@ -1,7 +1,7 @@
 """What a pipeline is: stages, the edges between them, and the bounds on what it accepts.
 
-Specifications are written as YAML (`pipeline.loading`), checked (`pipeline.validation`) and deployed as MessagePack into a
-KV bucket. The structs hold data only; a value of one of these types may still be senseless until `validate` has passed it.
+Specifications are written as YAML (`pipeline.loading`), checked (`pipeline.validation`) and deployed as MessagePack
+into a KV bucket. The structs hold data only: a value of these types may be senseless until `validate` has passed it.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     devices: str = ""
     """Comma-separated device ids, such as "0,1"; empty: whatever is visible. See `pipeline.devices`."""
     num_replicas: int = 1
+    """Replicas that `omnibus serve` starts; workers elsewhere may add more."""
     slots: int = 1
     """Tasks that one replica runs at the same time."""
     default_sampling_params: dict[str, Any] = {}
@@ -109,7 +110,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     edges: tuple[EdgeSpec, ...] = ()
 
     def stage(self, ref: int | str) -> StageSpec:
-        """The stage with this id or name ("1" means id 1 unless a stage is named so); PipelineError when there is none."""
+        """The stage with this id or name ("1" is id 1 unless a stage is named so); PipelineError when there is none."""
         by_ref: Mapping[int | str, StageSpec] = {
             **{str(stage.stage_id): stage for stage in self.stages},
             **{stage.stage_id: stage for stage in self.stages},
@@ -121,7 +122,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         raise PipelineError(f"pipeline {self.name!r} has no stage {ref!r}; it has {known}", field="stages")
 
     def edge(self, source: int, target: int) -> EdgeSpec:
-        """Settings of the edge, the defaults where the file sets none. It need not be one that `input_sources` declares."""
+        """Settings of the edge, the defaults where the file sets none; it need not be declared in `input_sources`."""
         for edge in self.edges:
             if (edge.source, edge.target) == (source, target):
                 return edge

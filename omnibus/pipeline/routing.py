@@ -1,0 +1,90 @@
+"""From a pipeline and the outputs that a request wants to the stages that it runs. Pure and deterministic."""
+
+from __future__ import annotations
+
+import heapq
+
+from omnibus.errors import InvalidRequest, UnsupportedModality
+from omnibus.pipeline.route import Route, RouteStage, Target
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+
+
+def plan_route(spec: PipelineSpec, modalities: tuple[str, ...] | None = None) -> Route:
+    """The route of a request that wants these outputs, None for all that the pipeline delivers.
+
+    Keeps the final stages of the wanted modalities (all of them, where several deliver the same) and every stage that
+    they need, in topological order, ties by stage id. `spec` has passed `validate`.
+
+    Raises UnsupportedModality for an output that the pipeline does not deliver, InvalidRequest for an empty selection.
+    """
+    wanted = _wanted(spec, modalities)
+    finals = {stage.stage_id for stage in spec.stages if stage.final_output and stage.final_output_type in wanted}
+    needed = _with_ancestors(spec, finals)
+    targets = _targets(spec, needed)
+    return Route(
+        stages=tuple(
+            RouteStage(
+                stage_id=stage.stage_id,
+                sources=tuple(sorted(stage.input_sources)),
+                targets=targets[stage.stage_id],
+                final=stage.final_output_type if stage.stage_id in finals else None,
+            )
+            for stage in in_topological_order(spec)
+            if stage.stage_id in needed
+        )
+    )
+
+
+def in_topological_order(spec: PipelineSpec) -> tuple[StageSpec, ...]:
+    """Every stage after the stages it needs, ties by stage id. Stages on a cycle are left out."""
+    by_id = {stage.stage_id: stage for stage in spec.stages}
+    missing = {stage.stage_id: len(stage.input_sources) for stage in spec.stages}
+    ready = [stage_id for stage_id, count in missing.items() if count == 0]
+    heapq.heapify(ready)
+    ordered = []
+    while ready:
+        done = heapq.heappop(ready)
+        ordered.append(by_id[done])
+        for stage in spec.stages:
+            if done in stage.input_sources:
+                missing[stage.stage_id] -= 1
+                if missing[stage.stage_id] == 0:
+                    heapq.heappush(ready, stage.stage_id)
+    return tuple(ordered)
+
+
+def _wanted(spec: PipelineSpec, modalities: tuple[str, ...] | None) -> tuple[str, ...]:
+    if modalities is None:
+        return spec.modalities
+    if not modalities:
+        raise InvalidRequest("modalities is empty; leave it out to get every output", param="modalities")
+    for modality in modalities:
+        if modality not in spec.modalities:
+            raise UnsupportedModality(
+                f"pipeline {spec.name!r} does not produce {modality!r}; it produces {', '.join(spec.modalities)}",
+                param="modalities",
+            )
+    return modalities
+
+
+def _with_ancestors(spec: PipelineSpec, finals: set[int]) -> set[int]:
+    sources = {stage.stage_id: stage.input_sources for stage in spec.stages}
+    needed: set[int] = set()
+    frontier = list(finals)
+    while frontier:
+        stage_id = frontier.pop()
+        if stage_id not in needed:
+            needed.add(stage_id)
+            frontier.extend(sources[stage_id])
+    return needed
+
+
+def _targets(spec: PipelineSpec, needed: set[int]) -> dict[int, tuple[Target, ...]]:
+    targets: dict[int, list[Target]] = {stage_id: [] for stage_id in needed}
+    for stage in sorted(spec.stages, key=lambda stage: stage.stage_id):
+        if stage.stage_id not in needed:
+            continue
+        for source in stage.input_sources:
+            forwarding = spec.edge(source, stage.stage_id).forwarding
+            targets[source].append(Target(stage_id=stage.stage_id, forwarding=forwarding))
+    return {stage_id: tuple(edges) for stage_id, edges in targets.items()}

@@ -1,0 +1,169 @@
+"""Whether a specification makes sense: names, ranges and the graph. Pure; for files and deployed specifications."""
+
+from __future__ import annotations
+
+import graphlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from omnibus.errors import PipelineError
+from omnibus.pipeline.devices import replica_devices
+from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.spec import NAME_PATTERN, EdgeSpec, PipelineSpec, StageSpec
+
+Path = tuple[str | int, ...]
+"""A place in a specification, such as ("stages", 1, "slots")."""
+
+MODALITY_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")
+CALLABLE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+WEEK = 7 * 24 * 3600
+MOST = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a specification, and where."""
+
+    path: Path
+    message: str
+
+
+def validate(spec: PipelineSpec) -> None:
+    """Raise PipelineError, its `field` naming the place, for the first problem of a specification."""
+    problem = next(problems(spec), None)
+    if problem is not None:
+        raise PipelineError(problem.message, field=field_name(problem.path))
+
+
+def problems(spec: PipelineSpec) -> Iterator[Problem]:
+    """What is wrong, the basic things first. Later checks rely on the earlier ones: trust only the first problem."""
+    yield from _pipeline_problems(spec)
+    yield from _identity_problems(spec)
+    for index, stage in enumerate(spec.stages):
+        yield from _stage_problems(("stages", index), stage)
+    yield from _source_problems(spec)
+    yield from _cycle_problems(spec)
+    yield from _output_problems(spec)
+    for index, edge in enumerate(spec.edges):
+        yield from _edge_problems(("edges", index), edge, spec)
+    yield from _repeated(("edges",), [(edge.source, edge.target) for edge in spec.edges], "edge")
+
+
+def field_name(path: Path) -> str:
+    """`stages[1].slots` for ("stages", 1, "slots")."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
+
+
+def _pipeline_problems(spec: PipelineSpec) -> Iterator[Problem]:
+    if not NAME_PATTERN.fullmatch(spec.name):
+        yield Problem(("name",), f"{spec.name!r} does not match {NAME_PATTERN.pattern}")
+    if "interactive" not in spec.lanes or len(set(spec.lanes)) != len(spec.lanes):
+        yield Problem(("lanes",), "must be [interactive] or [interactive, batch]")
+    # The broker counts the time to live of a heartbeat in whole seconds.
+    for field, least, most in (("deadline", 0.1, WEEK), ("heartbeat_timeout", 1.0, 3600.0)):
+        value: float = getattr(spec, field)
+        if not least <= value <= most:
+            yield Problem((field,), f"must be from {least:g} to {most:g} seconds, not {value:g}")
+    for field in ("max_open_requests", "max_open_per_tenant", "max_prompt_bytes", "max_attempts"):
+        bound: int | None = getattr(spec, field)
+        if bound is not None and not 1 <= bound <= MOST:
+            yield Problem((field,), f"must be from 1 to {MOST}, not {bound}")
+    if not spec.stages:
+        yield Problem(("stages",), "a pipeline has at least one stage")
+
+
+def _identity_problems(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, stage in enumerate(spec.stages):
+        if not 0 <= stage.stage_id <= 9999:
+            yield Problem(("stages", index, "stage_id"), f"must be from 0 to 9999, not {stage.stage_id}")
+        if not NAME_PATTERN.fullmatch(stage.name):
+            yield Problem(("stages", index, "name"), f"{stage.name!r} does not match {NAME_PATTERN.pattern}")
+    yield from _repeated(("stages",), [stage.stage_id for stage in spec.stages], "stage id", field="stage_id")
+    yield from _repeated(("stages",), [stage.name for stage in spec.stages], "stage name", field="name")
+
+
+def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
+    for field, most in (("num_replicas", 1024), ("slots", 4096)):
+        value: int = getattr(stage, field)
+        if not 1 <= value <= most:
+            yield Problem((*path, field), f"must be from 1 to {most}, not {value}")
+    if stage.final_output_type is not None and not MODALITY_PATTERN.fullmatch(stage.final_output_type):
+        yield Problem((*path, "final_output_type"), f"{stage.final_output_type!r} is not a word in lower case")
+    if stage.input_processor is not None and not CALLABLE_PATTERN.fullmatch(stage.input_processor):
+        yield Problem((*path, "input_processor"), f"{stage.input_processor!r} is not of the form module:function")
+    for variable in stage.env:
+        if not variable or "=" in variable or "\0" in variable + stage.env[variable]:
+            yield Problem((*path, "env", variable), f"{variable!r} cannot be an environment variable")
+    tensor_parallel = stage.engine_args.get("tensor_parallel_size", 1)
+    if type(tensor_parallel) is not int or tensor_parallel < 1:
+        yield Problem((*path, "engine_args", "tensor_parallel_size"), f"must be at least 1, not {tensor_parallel!r}")
+        return
+    try:
+        replica_devices(stage)
+    except ValueError as error:
+        yield Problem((*path, "devices"), str(error))
+
+
+def _source_problems(spec: PipelineSpec) -> Iterator[Problem]:
+    known = {stage.stage_id for stage in spec.stages}
+    for index, stage in enumerate(spec.stages):
+        path: Path = ("stages", index, "input_sources")
+        for position, source in enumerate(stage.input_sources):
+            if source not in known:
+                yield Problem((*path, position), f"stage {source} does not exist; the stages are {_listed(known)}")
+            if source == stage.stage_id:
+                yield Problem((*path, position), f"stage {source} cannot be its own input")
+        yield from _repeated(path, stage.input_sources, "input source")
+
+
+def _cycle_problems(spec: PipelineSpec) -> Iterator[Problem]:
+    graph = graphlib.TopologicalSorter({stage.stage_id: stage.input_sources for stage in spec.stages})
+    try:
+        graph.prepare()
+    except graphlib.CycleError as error:
+        cycle: list[int] = error.args[1]
+        index = [stage.stage_id for stage in spec.stages].index(cycle[1])
+        way = " → ".join(str(stage_id) for stage_id in cycle)
+        yield Problem(("stages", index, "input_sources"), f"the stages form a cycle: {way}")
+
+
+def _output_problems(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, stage in enumerate(spec.stages):
+        if stage.final_output and stage.final_output_type is None:
+            yield Problem(("stages", index, "final_output"), "needs a final_output_type, such as text")
+        if stage.final_output_type is not None and not stage.final_output:
+            yield Problem(("stages", index, "final_output_type"), "needs final_output: true")
+    if not any(stage.final_output for stage in spec.stages):
+        yield Problem(("stages",), "no stage has final_output: true, so nothing would be delivered")
+    feeding = {source for stage in spec.stages for source in stage.input_sources}
+    for index, stage in enumerate(spec.stages):
+        if not stage.final_output and stage.stage_id not in feeding:
+            yield Problem(("stages", index), f"nothing needs stage {stage.name!r}: it is no final output and no input")
+
+
+def _edge_problems(path: Path, edge: EdgeSpec, spec: PipelineSpec) -> Iterator[Problem]:
+    sources = {stage.stage_id: stage.input_sources for stage in spec.stages}
+    for field, stage_id in (("source", edge.source), ("target", edge.target)):
+        if stage_id not in sources:
+            yield Problem((*path, field), f"stage {stage_id} does not exist; the stages are {_listed(sources)}")
+    if edge.source == edge.target:
+        yield Problem((*path, "target"), f"an edge cannot lead from stage {edge.source} to itself")
+    if edge.source not in sources[edge.target]:
+        yield Problem((*path, "target"), f"stage {edge.target} does not have {edge.source} among its input_sources")
+    # Only an orchestrator, which sees every result, knows when the last input of a join is there.
+    if edge.forwarding is Forwarding.DIRECT and len(sources[edge.target]) > 1:
+        yield Problem((*path, "forwarding"), f"stage {edge.target} joins several inputs, so it cannot be fed directly")
+
+
+def _repeated(path: Path, values: Iterable[object], what: str, *, field: str | None = None) -> Iterator[Problem]:
+    seen: list[object] = []
+    for index, value in enumerate(values):
+        if value in seen:
+            yield Problem((*path, index, *([field] if field else [])), f"{what} {value!r} is used twice")
+        seen.append(value)
+
+
+def _listed(stage_ids: Iterable[int]) -> str:
+    return ", ".join(str(stage_id) for stage_id in sorted(stage_ids))

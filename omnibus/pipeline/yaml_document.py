@@ -1,0 +1,101 @@
+"""A YAML document as plain values, with the line of every place in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from omnibus.errors import PipelineError
+from omnibus.pipeline.validation import Path, field_name
+
+_DEEPEST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class YamlDocument:
+    """Plain values of one document: dicts, lists and scalars."""
+
+    file: str
+    values: Any
+    lines: dict[Path, int] = field(repr=False)
+    """Line (from 1) of each mapping's entry (its key) and each list's item."""
+
+    def line(self, path: Path) -> int:
+        """The line of a place; where there is none, that of the closest place around it."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+    def error(self, path: Path, message: str) -> PipelineError:
+        """The error to raise for a place of this document."""
+        return PipelineError(message, file=self.file, line=self.line(path), field=field_name(path) or None)
+
+
+def parse_yaml(text: str, file: str) -> YamlDocument:
+    """Parse a single document; `file` is what errors name.
+
+    Raises PipelineError for what is not YAML, holds several documents, repeats a key or nests too deep.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            raise PipelineError("the file is empty", file=file, line=1)
+        builder = _Builder(loader, file)
+        return YamlDocument(file=file, values=builder.value(root, ()), lines=builder.lines)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        raise PipelineError(f"not valid YAML: {error.problem or error.context}", file=file, line=line) from error
+    except yaml.YAMLError as error:
+        raise PipelineError(f"not valid YAML: {error}", file=file, line=1) from error
+    except RecursionError as error:
+        raise PipelineError("nested too deep", file=file, line=1) from error
+    finally:
+        loader.dispose()
+
+
+class _Builder:
+    """Turns nodes into values, keeping the line of each."""
+
+    def __init__(self, loader: yaml.SafeLoader, file: str) -> None:
+        self._loader = loader
+        self._file = file
+        self.lines: dict[Path, int] = {}
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        if len(path) > _DEEPEST:  # an alias may contain itself
+            raise self._error(node, path[:3], f"nested deeper than {_DEEPEST} levels")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._item(child, (*path, index)) for index, child in enumerate(node.value)]
+        try:
+            return self._loader.construct_object(node)
+        except ValueError as error:  # a date such as 2024-13-01
+            raise self._error(node, path, f"not valid YAML: {error}") from error
+
+    def _item(self, node: yaml.Node, path: Path) -> Any:
+        self.lines[path] = _line(node)
+        return self.value(node, path)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.value(key_node, path)
+            if not isinstance(key, str):
+                raise self._error(key_node, path, f"the key {key!r} must be text; quote it")
+            if key in values:
+                raise self._error(key_node, (*path, key), f"repeated; first given on line {self.lines[(*path, key)]}")
+            self.lines[(*path, key)] = _line(key_node)
+            values[key] = self.value(value_node, (*path, key))
+        return values
+
+    def _error(self, node: yaml.Node, path: Path, message: str) -> PipelineError:
+        return PipelineError(message, file=self._file, line=_line(node), field=field_name(path) or None)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
