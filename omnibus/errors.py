@@ -21,6 +21,8 @@
     ├── PayloadLost                  500  a referenced payload cannot be read any more
     ├── BrokerError                  503  NATS
     │   ├── BrokerUnavailable             cannot be reached
+    │   ├── BrokerRefused                 a stream refused, or an API request is wrong; carries the server's code
+    │   ├── RevisionConflict              another writer was first
     │   └── ServerBinaryError             the embedded server is missing or too old
     └── ConfigError                  what an operator wrote cannot work
         ├── PipelineError                 a pipeline file, with file, line and field
@@ -190,6 +192,23 @@ class BrokerUnavailable(BrokerError):
     """NATS cannot be reached."""
 
     code = "broker_unavailable"
+
+
+class BrokerRefused(BrokerError):
+    """NATS answered with an error; `err_code` is the server's."""
+
+    code = "broker_refused"
+    retryable = False
+
+    def __init__(self, message: str | None = None, *, err_code: int = 0) -> None:
+        super().__init__(message)
+        self.err_code = err_code
+
+
+class RevisionConflict(BrokerError):
+    """Another writer was first: the key's revision is not the expected one."""
+
+    code = "revision_conflict"
 
 
 class ServerBinaryError(BrokerError):

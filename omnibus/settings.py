@@ -1,0 +1,66 @@
+"""What an operator sets: `OMNIBUS_*` variables, read once at the edge and passed down as values.
+
+No other module reads the environment. Flags of a command override these.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+
+
+class Settings(BaseSettings):
+    """Settings of one process."""
+
+    model_config = SettingsConfigDict(env_prefix="OMNIBUS_", extra="ignore", frozen=True)
+
+    # The broker
+    nats_url: str | None = None
+    """An existing server or cluster, comma-separated; None: discovered (see broker.embedded.discover)."""
+    nats_system_url: str | None = None
+    """The same with a user of the system account that may hear disconnect events; None: discovered, or done without."""
+    nats_account: str = "OMNI"
+    """The account whose disconnect events are heard."""
+    nats_credentials: Path | None = None
+    """A .creds file."""
+    nats_replicas: Literal[1, 3, 5] = 1
+    """Copies of every stream and bucket; 3 in a cluster of three."""
+    nats_server: Path | None = None
+    """The nats-server binary of the embedded mode; None: the one installed beside Python, or on PATH."""
+    nats_profile: Literal["dev", "balanced", "durable"] = "balanced"
+    """Which file of nats/ the embedded server runs with."""
+    nats_port: int = 4222
+    """The port that the embedded server takes when it is free."""
+    state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "omnibus")
+    """Where an embedded server keeps its data, its log and its address."""
+
+    # Logs and traces
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] = "console"
+    otlp_endpoint: str | None = None
+    """Where traces go; None: nowhere."""
+
+    # The front door
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """Accepted bearer tokens, comma-separated; empty: everybody may ask."""
+    served_model_name: str | None = None
+    """The name under which the pipeline is served; None: its own."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(key.strip() for key in value.split(",") if key.strip())
+
+    @field_validator("state_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()

@@ -1,0 +1,252 @@
+"""Every name on the broker, built here and nowhere else.
+
+P is the pipeline. Subjects of a request's work all have six tokens and end in the request's id, so that one filter,
+`omni.P.*.*.*.<rid>`, purges or finds everything that is queued for it. Its timer has a subject of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+from omnibus.errors import InvalidName, InvalidRequest
+
+PIPELINES_BUCKET = "omni-pipelines"
+"""KV bucket of all deployed pipelines, by name."""
+EVENTS_CONSUMER = "events"
+"""Durable consumer that the orchestrators of a pipeline share."""
+REQUESTS_CONSUMER = "requests"
+"""Durable consumer of raw requests."""
+ANY_STAGE = "any"
+"""The stage token of events that belong to no stage."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_WORK_TOKENS = 6
+
+
+class EventKind(StrEnum):
+    """What an event tells the orchestrators."""
+
+    RESULT = "result"
+    """A stage finished."""
+    FINAL = "final"
+    """A stage finished whose output is delivered."""
+    FAILED = "failed"
+    """A stage gave up."""
+    DEADLINE = "deadline"
+    """The request's timer fired."""
+
+
+class TaskSubject(msgspec.Struct, frozen=True):
+    """The parts of a task's subject."""
+
+    pipeline: str
+    stage_id: int
+    lane: str
+    rid: str
+
+
+class EventSubject(msgspec.Struct, frozen=True):
+    """The parts of an event's subject; `stage_id` is None for events that belong to no stage."""
+
+    pipeline: str
+    stage_id: int | None
+    kind: EventKind
+    rid: str
+
+
+def check_name(name: str, what: str) -> str:
+    """The name itself when it is one token of [A-Za-z0-9_-]{1,64}; raises InvalidName, which says what it should name."""
+    if _NAME.fullmatch(name) is None:
+        raise InvalidName(f"{what} must match [A-Za-z0-9_-]{{1,64}}, got {name[:80]!r}", param=what)
+    return name
+
+
+# Subjects in streams
+
+
+def request(pipeline: str, rid: str) -> str:
+    """Where any producer publishes a request."""
+    return f"{_root(pipeline)}.request.{check_name(rid, 'rid')}"
+
+
+def task(pipeline: str, stage_id: int, lane: str, rid: str) -> str:
+    """A task for a stage, on one of its lanes (or on a replica's own lane)."""
+    return f"{_root(pipeline)}.task.{stage_id}.{check_name(lane, 'lane')}.{check_name(rid, 'rid')}"
+
+
+def event(pipeline: str, stage: int | str, kind: EventKind | str, rid: str) -> str:
+    """An event for the orchestrators; `stage` is a stage id or ANY_STAGE."""
+    stage_token = check_name(str(stage), "stage")
+    return f"{_root(pipeline)}.event.{stage_token}.{EventKind(kind).value}.{check_name(rid, 'rid')}"
+
+
+def timer(pipeline: str, rid: str) -> str:
+    """The request's deadline, as a scheduled message."""
+    return f"{_root(pipeline)}.timer.{check_name(rid, 'rid')}"
+
+
+def deadline_event(pipeline: str, rid: str) -> str:
+    """What the timer fires as."""
+    return event(pipeline, ANY_STAGE, EventKind.DEADLINE, rid)
+
+
+def chunk(pipeline: str, rid: str, flow: str) -> str:
+    """The chunks of one flow, in order."""
+    return f"{_root(pipeline)}.chunk.{check_name(rid, 'rid')}.{check_name(flow, 'flow')}"
+
+
+# Core subjects
+
+
+def out(pipeline: str, front: str, rid: str) -> str:
+    """Deltas and the final notice, to whoever waits behind `front`."""
+    return f"{_root(pipeline)}.out.{check_name(front, 'front')}.{check_name(rid, 'rid')}"
+
+
+def out_all(pipeline: str, front: str) -> str:
+    """Filter: everything for one front."""
+    return f"{_root(pipeline)}.out.{check_name(front, 'front')}.*"
+
+
+def ctl(pipeline: str, stage: int, replica: str) -> str:
+    """Control of one replica."""
+    return f"{_root(pipeline)}.ctl.{stage}.{check_name(replica, 'replica')}"
+
+
+def ctl_all(pipeline: str) -> str:
+    """Control of everybody: cancellations, questions for claims."""
+    return f"{_root(pipeline)}.ctl.all"
+
+
+def claim(pipeline: str, stage: int, replica: str) -> str:
+    """Where a replica announces the deliveries that it holds."""
+    return f"{_root(pipeline)}.claim.{stage}.{check_name(replica, 'replica')}"
+
+
+def claims(pipeline: str) -> str:
+    """Filter: all claims of a pipeline."""
+    return f"{_root(pipeline)}.claim.*.*"
+
+
+def disconnects(account: str) -> str:
+    """Where the server tells, to the system account, that a client of `account` is gone."""
+    return f"$SYS.ACCOUNT.{account}.DISCONNECT"
+
+
+# Filters
+
+
+def purge_filter(pipeline: str, rid: str) -> str:
+    """Everything queued for a request, tasks and events alike; its timer is `timer`."""
+    return f"{_root(pipeline)}.*.*.*.{check_name(rid, 'rid')}"
+
+
+def requests_filter(pipeline: str) -> str:
+    return f"{_root(pipeline)}.request.*"
+
+
+def tasks_filter(pipeline: str, stage_id: int, lane: str) -> str:
+    return f"{_root(pipeline)}.task.{stage_id}.{check_name(lane, 'lane')}.*"
+
+
+def events_filter(pipeline: str) -> str:
+    return f"{_root(pipeline)}.event.*.*.*"
+
+
+def work_subjects(pipeline: str) -> tuple[str, ...]:
+    """What the stream of work takes."""
+    root = _root(pipeline)
+    return (f"{root}.task.*.*.*", events_filter(pipeline), f"{root}.timer.*")
+
+
+def chunks_filter(pipeline: str, rid: str = "*") -> str:
+    """All chunks of a pipeline, or of one request."""
+    return f"{_root(pipeline)}.chunk.{rid if rid == '*' else check_name(rid, 'rid')}.*"
+
+
+# Streams, consumers, buckets
+
+
+def requests_stream(pipeline: str) -> str:
+    return f"OMNI_{check_name(pipeline, 'pipeline')}_REQUESTS"
+
+
+def work_stream(pipeline: str) -> str:
+    return f"OMNI_{check_name(pipeline, 'pipeline')}_WORK"
+
+
+def chunks_stream(pipeline: str) -> str:
+    return f"OMNI_{check_name(pipeline, 'pipeline')}_CHUNKS"
+
+
+def stage_consumer(stage_id: int, lane: str) -> str:
+    """Durable consumer that the replicas of a stage share for one lane."""
+    return f"stage-{stage_id}-{check_name(lane, 'lane')}"
+
+
+def replicas_bucket(pipeline: str) -> str:
+    return f"omni-{check_name(pipeline, 'pipeline')}-replicas"
+
+
+def requests_bucket(pipeline: str) -> str:
+    return f"omni-{check_name(pipeline, 'pipeline')}-requests"
+
+
+def payloads_bucket(pipeline: str) -> str:
+    return f"omni-{check_name(pipeline, 'pipeline')}-payloads"
+
+
+def replica_key(stage_id: int, replica: str) -> str:
+    """Key of a replica in the coordinator."""
+    return f"{stage_id}.{check_name(replica, 'replica')}"
+
+
+def dead_letter_key(rid: str) -> str:
+    """Key of a dead letter in the ledger."""
+    return f"dead.{check_name(rid, 'rid')}"
+
+
+def message_id(kind: str, rid: str, stage: int | str, run: int) -> str:
+    """Deduplication id. `run` is part of it: without, dedupe would swallow a legitimate re-run."""
+    return f"{kind}.{rid}.{stage}.{run}"
+
+
+# Parsing
+
+
+def parse_task(subject: str) -> TaskSubject:
+    """Split a task's subject; raises InvalidRequest when it is none."""
+    pipeline, stage, lane, rid = _split(subject, "task")
+    if not stage.isdecimal():
+        raise InvalidRequest(f"not a task's subject: {subject!r}")
+    return TaskSubject(pipeline, int(stage), lane, rid)
+
+
+def parse_event(subject: str) -> EventSubject:
+    """Split an event's subject; raises InvalidRequest when it is none."""
+    pipeline, stage, kind, rid = _split(subject, "event")
+    if not (stage.isdecimal() or stage == ANY_STAGE):
+        raise InvalidRequest(f"not an event's subject: {subject!r}")
+    try:
+        return EventSubject(pipeline, int(stage) if stage != ANY_STAGE else None, EventKind(kind), rid)
+    except ValueError as error:
+        raise InvalidRequest(f"unknown kind of event: {subject!r}") from error
+
+
+def parse_rid(subject: str) -> str:
+    """The request's id: the last token of every request, task, event, timer and out subject."""
+    return subject.rpartition(".")[2]
+
+
+def _split(subject: str, family: str) -> tuple[str, str, str, str]:
+    tokens = subject.split(".")
+    if len(tokens) != _WORK_TOKENS or tokens[0] != "omni" or tokens[2] != family:
+        raise InvalidRequest(f"not the subject of a {family}: {subject!r}")
+    return tokens[1], tokens[3], tokens[4], tokens[5]
+
+
+def _root(pipeline: str) -> str:
+    return f"omni.{check_name(pipeline, 'pipeline')}"
