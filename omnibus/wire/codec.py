@@ -30,7 +30,7 @@ def encode(envelope: msgspec.Struct) -> bytes:
 def decode(data: bytes, kind: type[T] | Any) -> T:
     """Decode a typed envelope; raises InvalidRequest when the bytes are not one."""
     try:
-        return msgspec.msgpack.decode(data, type=kind)  # type: ignore[no-any-return]
+        return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"malformed envelope: {error}") from error
 

@@ -27,7 +27,10 @@ class StageInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInput:
-    """What an input processor makes of a StageInput. LLM engines take the first one given of messages, token_ids, embeds, text."""
+    """What an input processor makes of a StageInput.
+
+    LLM engines take the first one given of messages, token_ids, embeds, text.
+    """
 
     text: str | None = None
     messages: Sequence[Message] | None = None

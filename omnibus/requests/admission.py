@@ -1,0 +1,122 @@
+"""Whether a request may enter a pipeline, and what is done when it does: pure.
+
+The shell performs `admission_effects` in order; the request is accepted when its last task is acknowledged. When the
+record cannot be created because the id is taken, it reads the record and asks `resolve`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import Enum, auto
+
+import msgspec
+
+from omnibus.errors import EmptyPrompt, InvalidRequest, RequestConflict, RequestTooLarge
+from omnibus.pipeline.route import Route
+from omnibus.pipeline.routing import plan_route
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.advance import entry_tasks
+from omnibus.requests.effects import CreateRecord, Effect, ScheduleDeadline
+from omnibus.requests.record import Record
+from omnibus.wire.envelope import Ticket
+from omnibus.wire.payload import Payload
+from omnibus.wire.request import Message, Request, TextPart
+
+MIN_DEADLINE = 0.001
+"""Shortest deadline that a request may ask for, seconds."""
+_canonical = msgspec.msgpack.Encoder(order="deterministic")
+
+
+class Resolution(Enum):
+    """What an existing record means for a request with the same id."""
+
+    OURS = auto()
+    """Created by this very call, whose acknowledgement was lost: go on."""
+    ATTACHED = auto()
+    """The same request, submitted before: wait for its answer, or take it."""
+
+
+def validate(spec: PipelineSpec, request: Request) -> Route:
+    """The route of a request; raises a RequestError that names the field when the pipeline cannot serve it."""
+    _check_prompt(spec, request)
+    if request.modalities is not None and not request.modalities:
+        raise InvalidRequest("modalities is empty; leave it out for every output", param="modalities")
+    if request.lane not in spec.lanes:
+        raise InvalidRequest(
+            f"pipeline {spec.name!r} has no lane {request.lane!r}; it has {', '.join(spec.lanes)}", param="lane"
+        )
+    if request.deadline is not None and not request.deadline >= MIN_DEADLINE:
+        raise InvalidRequest(f"deadline must be at least {MIN_DEADLINE} s", param="deadline")
+    names = {name for stage in spec.stages for name in (stage.name, str(stage.stage_id))}
+    for name in request.sampling_params:
+        if name not in names:
+            raise InvalidRequest(f"no stage {name!r} in pipeline {spec.name!r}", param=f"sampling_params.{name}")
+    return plan_route(spec, request.modalities)
+
+
+def digest(request: Request) -> str:
+    """Tells two requests apart that came under one id; what does not change the answer is left out."""
+    same = msgspec.structs.replace(request, trace={}, priority=0)
+    return hashlib.sha256(_canonical.encode(same)).hexdigest()
+
+
+def new_record(
+    spec: PipelineSpec, request: Request, *, rid: str, payload: Payload, nonce: str, now: float, front: str | None
+) -> Record:
+    """The record of a valid request. `payload` holds the encoded request, inline or by reference; raises as `validate`."""
+    seconds = spec.deadline if request.deadline is None else min(request.deadline, spec.deadline)
+    ticket = Ticket(
+        rid=rid,
+        pipeline=spec.name,
+        route=validate(spec, request),
+        created=now,
+        deadline=now + seconds,
+        request=payload,
+        front=front,
+        lane=request.lane,
+        priority=request.priority,
+        max_attempts=spec.max_attempts,
+        trace=request.trace,
+    )
+    return Record(ticket=ticket, tenant=request.tenant, nonce=nonce, digest=digest(request))
+
+
+def admission_effects(record: Record) -> tuple[Effect, ...]:
+    """Deadline first, so that nothing is ever open without one; then the record; then the tasks."""
+    ticket = record.ticket
+    return (
+        ScheduleDeadline(ticket.rid, ticket.deadline),
+        CreateRecord(record),
+        *entry_tasks(ticket, ticket.created),
+    )
+
+
+def resolve(existing: Record, mine: Record) -> Resolution:
+    """What to do when the id is taken; raises RequestConflict when it is taken by another request."""
+    if existing.nonce == mine.nonce:
+        return Resolution.OURS
+    if existing.digest == mine.digest and existing.tenant == mine.tenant:
+        return Resolution.ATTACHED
+    raise RequestConflict(f"request id {mine.rid!r} was used for a different request")
+
+
+def _check_prompt(spec: PipelineSpec, request: Request) -> None:
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequest("give exactly one of prompt and messages", param="prompt")
+    if request.prompt is not None and not request.prompt:
+        raise EmptyPrompt(param="prompt")
+    if isinstance(request.prompt, str) and not request.prompt.strip():
+        raise EmptyPrompt(param="prompt")
+    if request.messages is not None and not any(_says_something(message) for message in request.messages):
+        raise EmptyPrompt("The messages are empty.", param="messages")
+    size = len(request.text().encode())
+    if size > spec.max_prompt_bytes:
+        raise RequestTooLarge(
+            f"the prompt has {size} bytes; {spec.name!r} accepts {spec.max_prompt_bytes}", param="prompt"
+        )
+
+
+def _says_something(message: Message) -> bool:
+    if isinstance(message.content, str):
+        return bool(message.content.strip())
+    return any(not isinstance(part, TextPart) or part.text.strip() for part in message.content)

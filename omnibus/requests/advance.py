@@ -1,0 +1,170 @@
+"""What an event means for its request: pure, without clock, I/O or NATS.
+
+`advance` is idempotent: an event that the record already holds yields the same effects again, because the shell that saw it
+first may have died before it performed them. A result counts whoever made it; only its run is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec.structs import replace
+
+from omnibus.errors import DeadlineExceeded, PayloadLost, RequestCancelled
+from omnibus.pipeline.route import Forwarding, Route, RouteStage
+from omnibus.requests.effects import Effect, KeepDead, PublishTask, Purge, SaveRecord, Tell
+from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
+from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, StageTiming, Task, Ticket
+from omnibus.wire.failure import Failure
+from omnibus.wire.out import Ended, OutputReady
+from omnibus.wire.payload import Payloads
+
+MAX_RUNS = 5
+"""Runs that one request may use up before a lost payload ends it."""
+PAYLOAD_LOST = PayloadLost.code
+_EXPIRED = Failure.of(DeadlineExceeded())
+
+
+def needs_record(event: Event) -> bool:
+    """Whether `advance` must see the record: always, but for a result that only passes along linear edges."""
+    if not isinstance(event, StageResult):
+        return True
+    stage = event.ticket.route[event.stage_id]
+    return stage.final is not None or any(event.ticket.route[target.stage_id].is_join for target in stage.targets)
+
+
+def advance(event: Event, record: Record | None) -> tuple[Effect, ...]:
+    """Effects of an event. `record` is None when it is not needed, or when the ledger has none (any more)."""
+    match event:
+        case StageResult() if not needs_record(event):
+            return tuple(linear_tasks(event))
+        case _ if record is None:
+            return ()  # forgotten: its end was long ago
+        case DeadlinePassed():
+            return _end(record, RequestState.EXPIRED, _EXPIRED)
+        case _ if record.state.terminal:
+            return ended_effects(record)
+        case StageFailed(failure=failure) if failure.code == PAYLOAD_LOST:
+            return _payload_lost(event, record)
+        case _ if event.ticket.run < record.ticket.run:
+            return ()  # of a run that was given up
+        case StageResult():
+            return _result(event, record)
+        case StageFailed():
+            return _failed(event, record)
+
+
+def linear_tasks(result: StageResult, *, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> Iterator[PublishTask]:
+    """Tasks of the stages that need nothing but this result, over edges of one forwarding mode.
+
+    The one routing function: an orchestrator calls it for its edges, a worker for the direct ones.
+    """
+    route = result.ticket.route
+    for target in route[result.stage_id].targets:
+        if target.forwarding is forwarding and not route[target.stage_id].is_join:
+            inputs = {result.stage_id: result.outputs}
+            yield _task(result.ticket, target.stage_id, inputs, result.timings)
+
+
+def needs_event(route: Route, stage_id: int) -> bool:
+    """Whether a finished stage has anything to tell an orchestrator: not when all its edges are direct and it is not final."""
+    stage = route[stage_id]
+    return stage.final is not None or any(target.forwarding is Forwarding.ORCHESTRATOR for target in stage.targets)
+
+
+def entry_tasks(ticket: Ticket, published: float) -> Iterator[PublishTask]:
+    """Tasks of the stages that start from the request itself."""
+    for stage in ticket.route.entries:
+        yield PublishTask(Task(ticket=ticket, stage_id=stage.stage_id, published=published))
+
+
+def redrive(record: Record) -> tuple[Effect, ...]:
+    """Run a request again from its input, under the next run number."""
+    again = record.next_run()
+    return (SaveRecord(again), *entry_tasks(again.ticket, again.ticket.created))
+
+
+def cancel(record: Record) -> tuple[Effect, ...]:
+    """End a request on its producer's word; an ended one stays as it is."""
+    if record.state.terminal:
+        return ()
+    return _end(record, RequestState.CANCELLED, Failure.of(RequestCancelled()))
+
+
+def ended_effects(record: Record) -> tuple[Effect, ...]:
+    """What the end of a request brings with it, to be repeated whenever a late event finds it ended."""
+    return (*_tell(record, Ended(rid=record.rid, state=record.state)), Purge(record.rid))
+
+
+def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
+    merged = _merge(event, record)
+    tasks = (*linear_tasks(event), *_ready_joins(event, merged))
+    told = _tell(merged, OutputReady(rid=merged.rid, output=event.final)) if event.final else ()
+    if len(merged.outputs) == len(merged.ticket.route.finals):
+        done = merged.ended(RequestState.DONE)
+        return (SaveRecord(done), *told, *ended_effects(done))
+    # A record that already holds the event is not written again; its tasks are published again.
+    save = () if merged == record else (SaveRecord(merged),)
+    return (*save, *tasks, *told)
+
+
+def _merge(event: StageResult, record: Record) -> Record:
+    """The record with what the event brings; the first result of a stage counts."""
+    route, source = record.ticket.route, event.stage_id
+    outputs, arrived, timings = record.outputs, record.arrived, record.timings
+    if event.final is not None and source not in outputs:
+        outputs = {**outputs, source: event.final}
+    feeds_join = any(route[target.stage_id].is_join for target in route[source].targets)
+    if feeds_join and source not in arrived:
+        arrived = {**arrived, source: event.outputs}
+    timings = _merge_timings(timings, event.timings)
+    return replace(record, outputs=outputs, arrived=arrived, timings=timings)
+
+
+def _merge_timings(known: tuple[StageTiming, ...], new: tuple[StageTiming, ...]) -> tuple[StageTiming, ...]:
+    seen = {timing.stage_id for timing in known}
+    return (*known, *(timing for timing in new if timing.stage_id not in seen))
+
+
+def _ready_joins(event: StageResult, record: Record) -> Iterator[PublishTask]:
+    route = record.ticket.route
+    for target in route[event.stage_id].targets:
+        join = route[target.stage_id]
+        if join.is_join and all(source in record.arrived for source in join.sources):
+            yield _task(record.ticket, join.stage_id, _join_inputs(join, record.arrived), record.timings)
+
+
+def _join_inputs(join: RouteStage, arrived: Mapping[int, Payloads]) -> dict[int, Payloads]:
+    return {source: arrived[source] for source in join.sources}
+
+
+def _payload_lost(event: StageFailed, record: Record) -> tuple[Effect, ...]:
+    lost, now = event.ticket.run, record.ticket.run
+    if lost == now:
+        return redrive(record) if now < MAX_RUNS else _failed(event, record)
+    # Invariant: this event may have raised the run itself, and its shell died before the tasks were published.
+    return tuple(entry_tasks(record.ticket, record.ticket.created)) if lost == now - 1 else ()
+
+
+def _failed(event: StageFailed, record: Record) -> tuple[Effect, ...]:
+    failed = record.ended(RequestState.FAILED, event.failure)
+    dead = (KeepDead(failed),) if event.dead else ()
+    return (*dead, SaveRecord(failed), *ended_effects(failed))
+
+
+def _end(record: Record, state: RequestState, failure: Failure) -> tuple[Effect, ...]:
+    if record.state.terminal:
+        return ended_effects(record)
+    ended = record.ended(state, failure)
+    return (SaveRecord(ended), *ended_effects(ended))
+
+
+def _tell(record: Record, message: OutputReady | Ended) -> tuple[Tell, ...]:
+    front = record.ticket.front
+    return () if front is None else (Tell(front, message),)
+
+
+def _task(ticket: Ticket, stage_id: int, inputs: dict[int, Payloads], timings: tuple[StageTiming, ...]) -> PublishTask:
+    published = max((timing.finished for timing in timings), default=ticket.created)
+    return PublishTask(Task(ticket=ticket, stage_id=stage_id, published=published, inputs=inputs, timings=timings))

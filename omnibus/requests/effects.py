@@ -1,0 +1,85 @@
+"""What a decision about a request asks its shell to do, in the order given.
+
+Every effect may be performed twice without harm; a shell that dies between two of them repeats them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnibus.requests.record import Record
+from omnibus.wire.envelope import Event, Task
+from omnibus.wire.out import Out
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleDeadline:
+    """Publish the timer of a request."""
+
+    rid: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRecord:
+    """Create the record; fails when the id is taken."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRecord:
+    """Replace the record by compare-and-set; when that is refused, read it again and decide again."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class KeepDead:
+    """Write the dead letter of a request whose attempts are used up."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTask:
+    """Queue a task and await its acknowledgement."""
+
+    task: Task
+
+    @property
+    def msg_id(self) -> str:
+        ticket = self.task.ticket
+        return f"task.{ticket.rid}.{self.task.stage_id}.{ticket.run}"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishEvent:
+    """Queue an event and await its acknowledgement."""
+
+    event: Event
+    rid: str
+    stage_id: int | None
+    run: int
+
+    @property
+    def msg_id(self) -> str:
+        return f"event.{self.rid}.{'any' if self.stage_id is None else self.stage_id}.{self.run}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Publish to whoever waits for the request, on core NATS; may be lost."""
+
+    front: str
+    message: Out
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Remove what is queued of an ended request: tasks, events, timer, chunks, stored payloads of its hops."""
+
+    rid: str
+
+
+Effect = ScheduleDeadline | CreateRecord | SaveRecord | KeepDead | PublishTask | PublishEvent | Tell | Purge

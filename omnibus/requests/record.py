@@ -1,0 +1,48 @@
+"""The ledger's record of one request."""
+
+from __future__ import annotations
+
+import msgspec
+
+from omnibus.requests.state import RequestState, transition
+from omnibus.wire.envelope import FinalOutput, StageTiming, Ticket
+from omnibus.wire.failure import Failure
+from omnibus.wire.payload import Payloads
+
+DONE_TTL = 15 * 60
+"""Seconds that the record of an ended request stays readable."""
+DEAD_TTL = 7 * 24 * 3600
+"""Seconds that a dead letter is kept."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request as the ledger knows it. Written by compare-and-set only."""
+
+    v: int = 1
+    ticket: Ticket
+    state: RequestState = RequestState.OPEN
+    tenant: str = "default"
+    nonce: str
+    """Marks the call of `admit` that made the record: a create whose answer was lost is recognised by it."""
+    digest: str
+    """Of the producer's request: the same id with another digest is a conflict."""
+    arrived: dict[int, Payloads] = {}
+    """Outputs that joins still wait for, by the stage that made them."""
+    outputs: dict[int, FinalOutput] = {}
+    """Final outputs so far, by stage."""
+    timings: tuple[StageTiming, ...] = ()
+    failure: Failure | None = None
+
+    @property
+    def rid(self) -> str:
+        return self.ticket.rid
+
+    def ended(self, state: RequestState, failure: Failure | None = None) -> Record:
+        """The record in a terminal state, without what only a running request needs."""
+        return msgspec.structs.replace(self, state=transition(self.state, state), failure=failure, arrived={})
+
+    def next_run(self) -> Record:
+        """The record opened for another run. Outputs that were already delivered stay: they are answered once."""
+        state = self.state if self.state is RequestState.OPEN else transition(self.state, RequestState.OPEN)
+        ticket = msgspec.structs.replace(self.ticket, run=self.ticket.run + 1)
+        return msgspec.structs.replace(self, ticket=ticket, state=state, failure=None, arrived={})

@@ -1,0 +1,48 @@
+"""Control messages, on core NATS: orders for workers and orchestrators, and the claims that workers announce."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Drop these requests wherever they are, and what still arrives of them until their deadline."""
+
+    rids: tuple[str, ...]
+    until: float
+    """Seconds since the epoch after which the ids may be forgotten."""
+
+
+class AskClaims(msgspec.Struct, frozen=True, kw_only=True, tag="ask-claims"):
+    """An orchestrator has started: every replica announces its claims again."""
+
+
+class Rpc(msgspec.Struct, frozen=True, kw_only=True, tag="rpc"):
+    """Call a control method of the engine; the reply is an RpcReply on the message's reply subject."""
+
+    method: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+
+
+class RpcReply(msgspec.Struct, frozen=True, kw_only=True, tag="rpc-reply"):
+    """What one replica answered."""
+
+    replica: str
+    value: bytes | None = None
+    """Packed with `codec.pack`."""
+    error: str | None = None
+
+
+Control = Cancel | AskClaims | Rpc
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim"):
+    """A replica says what it has in hand, so that others can hand it back the moment it dies."""
+
+    stage_id: int
+    replica: str
+    held: tuple[tuple[str, str], ...]
+    """(request id, ack subject) of every delivery in hand."""

@@ -1,0 +1,125 @@
+"""What crosses the work queue: tasks for workers, events for orchestrators.
+
+Both carry the request's ticket, so that whoever takes one can forward without reading anything else.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from omnibus.pipeline.route import Route
+from omnibus.wire.failure import Failure
+from omnibus.wire.payload import Payload, Payloads
+
+VERSION = 1
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What stays the same along the way of one run of a request."""
+
+    rid: str
+    pipeline: str
+    run: int = 1
+    route: Route
+    created: float
+    """Admission, seconds since the epoch."""
+    deadline: float
+    """Seconds since the epoch."""
+    request: Payload
+    """The producer's request, see `wire.request`."""
+    front: str | None = None
+    """Token of the `out` subject that deltas and notices go to; None: nobody listens."""
+    lane: str = "interactive"
+    priority: int = 0
+    max_attempts: int = 5
+    trace: dict[str, str] = {}
+
+
+class StageTiming(msgspec.Struct, frozen=True, array_like=True):
+    """When one stage had the request, seconds since the epoch on the clock of its worker."""
+
+    stage_id: int
+    queued: float
+    started: float
+    finished: float
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one stage."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class FinalOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A delivered output of a request: text, or files."""
+
+    stage_id: int
+    modality: str
+    items: tuple[Payload, ...]
+    """One text, or n files."""
+    finish_reason: str = "stop"
+    usage: Usage = Usage()
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="task"):
+    """Work for one stage."""
+
+    v: int = VERSION
+    ticket: Ticket
+    stage_id: int
+    published: float
+    """When the task was made, seconds since the epoch: the start of its time in the queue."""
+    inputs: dict[int, Payloads] = {}
+    """Outputs of the stages that this one needs, by stage id."""
+    timings: tuple[StageTiming, ...] = ()
+
+
+class StageResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="result"):
+    """A stage has finished. Its subject's kind is `final` when `final` is set, else `result`."""
+
+    v: int = VERSION
+    ticket: Ticket
+    stage_id: int
+    replica: str
+    outputs: Payloads = {}
+    """For the next stages; empty when there are none that an orchestrator forwards to."""
+    final: FinalOutput | None = None
+    timings: tuple[StageTiming, ...] = ()
+
+
+class StageFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
+    """A stage cannot finish its task, now or ever."""
+
+    v: int = VERSION
+    ticket: Ticket
+    stage_id: int
+    failure: Failure
+    dead: bool = False
+    """The attempts are used up: keep the request as a dead letter."""
+
+
+class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="deadline"):
+    """The request's timer fired."""
+
+    v: int = VERSION
+    rid: str
+    deadline: float
+
+
+Event = StageResult | StageFailed | DeadlinePassed
+
+
+def event_kind(event: Event) -> str:
+    """The kind in an event's subject."""
+    match event:
+        case StageResult(final=None):
+            return "result"
+        case StageResult():
+            return "final"
+        case StageFailed():
+            return "failed"
+        case DeadlinePassed():
+            return "deadline"

@@ -1,0 +1,44 @@
+"""An error as it crosses the broker, and back into the exception that it was."""
+
+from __future__ import annotations
+
+import msgspec
+
+from omnibus import errors
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a request failed."""
+
+    code: str
+    message: str
+    http_status: int = 500
+    param: str | None = None
+    stage_id: int | None = None
+    replica: str | None = None
+    attempts: int = 0
+    """Deliveries that the failing stage used up; 0 when the failure was not about attempts."""
+
+    @classmethod
+    def of(cls, error: BaseException, *, stage_id: int | None = None, replica: str | None = None) -> Failure:
+        """Describe an exception; anything outside our tree becomes an `engine_error`."""
+        if not isinstance(error, errors.OmnibusError):
+            error = errors.EngineError(f"{type(error).__name__}: {error}")
+        return cls(
+            code=error.code, message=error.message, http_status=error.http_status, param=error.param,
+            stage_id=stage_id, replica=replica,
+        )  # fmt: skip
+
+    def exception(self) -> errors.OmnibusError:
+        """The exception of our tree with this code; OmnibusError for an unknown one."""
+        kind = _BY_CODE.get(self.code, errors.OmnibusError)
+        error = kind.__new__(kind)
+        errors.OmnibusError.__init__(error, self.message, param=self.param)
+        return error
+
+
+def _tree(kind: type[errors.OmnibusError]) -> list[type[errors.OmnibusError]]:
+    return [kind, *(found for child in kind.__subclasses__() for found in _tree(child))]
+
+
+_BY_CODE = {kind.code: kind for kind in _tree(errors.OmnibusError)}

@@ -1,0 +1,61 @@
+"""What whoever waits for a request hears, on core NATS: deltas while it runs, outputs when ready, a notice at the end.
+
+Lost messages are allowed here: offsets show a gap, and the ledger has the truth.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from omnibus.wire.envelope import FinalOutput
+
+
+class Fence(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Which attempt speaks. A receiver keeps the highest fence of a stage and drops what carries a lower one."""
+
+    run: int
+    task_seq: int
+    """Stream sequence of the task."""
+    delivery: int
+    """Delivery count of the task."""
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="tokens"):
+    """Text that an LLM stage has just made."""
+
+    rid: str
+    stage_id: int
+    fence: Fence
+    offset: int
+    """Characters of this attempt's text before this piece."""
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
+    """A stage has come this far."""
+
+    rid: str
+    stage_id: int
+    fence: Fence
+    step: int
+    total: int
+    preview: bytes | None = None
+    """An encoded image."""
+
+
+class OutputReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="output"):
+    """A final output is in the ledger."""
+
+    rid: str
+    output: FinalOutput
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ended"):
+    """The request is in a terminal state; read its record."""
+
+    rid: str
+    state: str
+
+
+Out = Tokens | Step | OutputReady | Ended

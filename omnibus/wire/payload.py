@@ -1,0 +1,54 @@
+"""Bytes with a media type: inline in a message, or somewhere that a message refers to."""
+
+from __future__ import annotations
+
+import msgspec
+
+INLINE_LIMIT = 256 * 1024
+"""Largest payload that rides inside an envelope, bytes."""
+ENVELOPE_LIMIT = 512 * 1024
+"""Largest envelope or record with all that is inline in it, bytes."""
+RECORD_INLINE_LIMIT = 64 * 1024
+"""Largest final output that is kept inside its record, bytes."""
+
+MSGPACK = "application/msgpack"
+"""An untyped value made by `codec.pack`."""
+TEXT = "text/plain"
+PNG = "image/png"
+WAV = "audio/wav"
+JSON = "application/json"
+
+
+class SharedMemory(msgspec.Struct, frozen=True, tag="shm"):
+    """A file in /dev/shm of one host."""
+
+    host: str
+    """Boot id of the host: the name is only valid there."""
+    name: str
+
+
+class ObjectKey(msgspec.Struct, frozen=True, tag="object"):
+    """An object in the pipeline's payload store: readable from everywhere, also after its maker died."""
+
+    key: str
+
+
+Location = SharedMemory | ObjectKey
+
+
+class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Bytes and what they are. Either `data` or at least one location is set."""
+
+    media_type: str
+    nbytes: int
+    data: bytes | None = None
+    locations: tuple[Location, ...] = ()
+    """Where the bytes can be read, fastest first."""
+
+    @classmethod
+    def inline(cls, data: bytes, media_type: str) -> Payload:
+        return cls(media_type=media_type, nbytes=len(data), data=data)
+
+
+Payloads = dict[str, Payload]
+"""Outputs of a stage, by declared name."""

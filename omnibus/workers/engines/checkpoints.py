@@ -1,0 +1,69 @@
+"""Where a stage's checkpoint lies: a folder, a file of an installed package, or a name on the model hub."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omnibus.errors import CheckpointMissing
+
+PACKAGE_SCHEME = "package:"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_model(model: str, revision: str | None = None) -> str:
+    """Say where the checkpoint is, in a form that every engine's own loader takes.
+
+    `package:<module>/<path>` is a folder or file shipped inside an installed package; anything that exists, or can only be
+    a path, is a path; what is left is a name on the hub and comes back unchanged: the engine's loader downloads it, with
+    `revision`, inside `loading`. Raises CheckpointMissing.
+    """
+    if not model:
+        raise CheckpointMissing("the stage names no model; set `model` to a folder, package:<module>/<path> or a hub name")
+    path = _packaged(model) if model.startswith(PACKAGE_SCHEME) else Path(model).expanduser()
+    if not path.exists():
+        if not model.startswith(PACKAGE_SCHEME) and is_hub_name(model):
+            return model
+        raise CheckpointMissing(f"there is no checkpoint at {path} (model {model!r})")
+    if revision is not None:
+        raise CheckpointMissing(f"model {model!r} is a local path and has no revisions; drop `revision`")
+    return str(path)
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether this can be a model's name on the hub: `name` or `organisation/name`."""
+    return _HUB_NAME.fullmatch(model) is not None
+
+
+@contextmanager
+def loading(model: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what a loader says about absent files or an unreachable hub into CheckpointMissing.
+
+    Loaders of the Hugging Face family raise OSError for both (all errors of their hub client derive from it too).
+    """
+    try:
+        yield
+    except OSError as error:
+        at = f" at revision {revision!r}" if revision else ""
+        what = "download it first, or allow access to the hub" if is_hub_name(model) else "the folder is incomplete"
+        raise CheckpointMissing(f"cannot load the checkpoint {model!r}{at}: {what} ({_first_line(error)})") from error
+
+
+def _packaged(model: str) -> Path:
+    module, _, inside = model.removeprefix(PACKAGE_SCHEME).partition("/")
+    try:
+        root = importlib.resources.files(module)
+    except (ModuleNotFoundError, TypeError, ValueError) as error:
+        raise CheckpointMissing(f"model {model!r}: there is no package {module!r}") from error
+    path = root.joinpath(inside) if inside else root
+    if not isinstance(path, Path):
+        raise CheckpointMissing(f"model {model!r}: package {module!r} is not installed as plain files")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

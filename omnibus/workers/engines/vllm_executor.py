@@ -1,0 +1,55 @@
+"""vLLM executors whose EngineCore process dies with the replica that started it.
+
+AsyncLLM runs its EngineCore in a child process, which outlives a replica killed with SIGKILL, and keeps its memory, its
+devices and, where it was forked, its sockets. The executor is the one piece of our code that vLLM runs inside that
+process, forked or spawned: here it asks the kernel for the death signal. Workers of a multi-process executor then notice
+EngineCore's end by vLLM's own pipe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, however it ends (prctl(2))."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    parent = multiprocessing.parent_process()
+    # The parent may have died before the call; then nobody will ever send the signal.
+    if parent is not None and os.getppid() != parent.pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BoundUniProcExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM has no types here
+    """One worker inside EngineCore, bound to the replica's life."""
+
+    def _init_executor(self) -> None:
+        die_with_parent()
+        super()._init_executor()
+
+
+class BoundMultiprocExecutor(MultiprocExecutor):  # type: ignore[misc]  # vLLM has no types here
+    """Workers in processes of their own, EngineCore bound to the replica's life."""
+
+    def _init_executor(self) -> None:
+        die_with_parent()
+        super()._init_executor()
+
+
+def bound(executor: type[Executor]) -> type[Executor]:
+    """The bound form of vLLM's local executors; others (Ray) have a life of their own and come back unchanged."""
+    return {UniProcExecutor: BoundUniProcExecutor, MultiprocExecutor: BoundMultiprocExecutor}.get(executor, executor)

@@ -1,0 +1,78 @@
+"""Sampling parameters of the vLLM engine: which there are, and what is wrong with those of a request. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from omnibus.errors import EngineRejected
+
+FIELDS: Mapping[str, Any] = {
+    "max_tokens": int | None,
+    "min_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repetition_penalty": float,
+    "seed": int | None,
+    "stop": str | list[str] | None,
+    "stop_token_ids": list[int] | None,
+    "bad_words": list[str] | None,
+    "allowed_token_ids": list[int] | None,
+    "logit_bias": dict[int, float] | None,
+    "ignore_eos": bool,
+    "skip_special_tokens": bool,
+    "spaces_between_special_tokens": bool,
+    "include_stop_str_in_output": bool,
+    "extra_args": dict[str, Any] | None,
+    "n": int,
+}
+"""Every parameter a request may set, and its type. Names and meanings are vLLM's."""
+
+
+def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Check names and types; raises EngineRejected naming the field. Ranges are vLLM's own to check."""
+    checked = {name: _converted(name, value) for name, value in sampling.items()}
+    if checked.pop("n", 1) != 1:
+        raise EngineRejected("n must be 1: a request makes one text", param="n")
+    return checked
+
+
+def fit_context(sampling: Mapping[str, Any], prompt_tokens: int, context: int) -> dict[str, Any]:
+    """Clamp max_tokens and min_tokens to what the context leaves; raises EngineRejected when it leaves nothing."""
+    room = context - prompt_tokens
+    if room < 1:
+        message = f"the prompt has {prompt_tokens} tokens; with one to generate, the context of {context} is too short"
+        raise EngineRejected(message, param="prompt")
+    asked = sampling.get("max_tokens")
+    most = room if asked is None else min(asked, room)
+    fitted = {**sampling, "max_tokens": most}
+    # A min_tokens beyond what was asked for is the caller's error, and is left for vLLM to refuse.
+    if "min_tokens" in sampling and (asked is None or sampling["min_tokens"] <= asked):
+        fitted["min_tokens"] = min(sampling["min_tokens"], most)
+    return fitted
+
+
+def rejected(error: Exception) -> EngineRejected:
+    """What vLLM refused, naming the field where its error or its wording does."""
+    message = str(error) or type(error).__name__
+    param = getattr(error, "parameter", None)
+    words = set(re.findall(r"\w+", message))
+    named = next((name for name in FIELDS if len(name) > 1 and name in words), None)
+    return EngineRejected(message, param=param or named)
+
+
+def _converted(name: str, value: Any) -> Any:
+    if name not in FIELDS:
+        raise EngineRejected(f"unknown sampling parameter {name!r}; there are {', '.join(sorted(FIELDS))}", param=name)
+    try:
+        # Keys of JSON objects are strings, also those of logit_bias.
+        return msgspec.convert(value, FIELDS[name], strict=name != "logit_bias")
+    except msgspec.ValidationError as error:
+        raise EngineRejected(f"sampling parameter {name!r}: {error}", param=name) from error
