@@ -69,7 +69,7 @@ class _Tree:
         return parent.stage_id in stage.input_sources if parent else not stage.input_sources
 
     def _drawn_under(self, stage: StageSpec) -> StageSpec | None:
-        """The deepest source; of several the one that is drawn last."""
+        """The deepest source; of several the last in topological order."""
         sources = [source for source in self._order if source.stage_id in stage.input_sources]
         return max(reversed(sources), key=lambda source: self._layers[source.stage_id], default=None)
 

@@ -1,0 +1,94 @@
+"""The closed vocabulary of log events: `log.info(LogEvent.TASK_FINISHED, rid=…, stage=…)`.
+
+One thing that happens has one name, so that logs can be counted and alerted on. A name is `<subject>.<what happened>`.
+Fields carry the rest; prompts and payloads are never among them at INFO.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class LogEvent(StrEnum):
+    """What a log line can say."""
+
+    # Requests
+    REQUEST_ACCEPTED = "request.accepted"
+    REQUEST_REFUSED = "request.refused"
+    """Not admitted: a bound is reached, or it cannot be served as it is."""
+    REQUEST_ATTACHED = "request.attached"
+    """The same request was there already; its answer is shared."""
+    REQUEST_REDRIVEN = "request.redriven"
+    """Runs again from its input, as a new run."""
+    REQUEST_DONE = "request.done"
+    REQUEST_FAILED = "request.failed"
+    REQUEST_CANCELLED = "request.cancelled"
+    REQUEST_EXPIRED = "request.expired"
+    REQUEST_DEAD = "request.dead"
+    """Written to the dead letters."""
+
+    # Tasks and leases, as a worker sees them
+    TASK_RECEIVED = "task.received"
+    TASK_REDELIVERED = "task.redelivered"
+    """Received again: an earlier attempt was lost."""
+    TASK_FINISHED = "task.finished"
+    TASK_FAILED = "task.failed"
+    TASK_DROPPED = "task.dropped"
+    """Of a request that has ended."""
+    TASK_HANDED_BACK = "task.handed_back"
+    TASK_EXHAUSTED = "task.exhausted"
+    """Delivered beyond the limit, and not run."""
+    TASK_BROUGHT_HOME = "task.brought_home"
+    """Moved from the lane of a dead replica to the shared lane."""
+    LEASE_LOST = "lease.lost"
+    """The lease was missed: the worker says nothing more about this task."""
+    ACK_FAILED = "ack.failed"
+
+    # Events, as an orchestrator sees them
+    EVENT_HANDLED = "event.handled"
+    EVENT_FAILED = "event.failed"
+    """Handling raised; it is delivered again."""
+    EVENT_POISONOUS = "event.poisonous"
+    """Handling keeps failing; its request ends as failed."""
+
+    # Replicas
+    REPLICA_STARTED = "replica.started"
+    """Its process runs; the engine is loading."""
+    REPLICA_UP = "replica.up"
+    REPLICA_DRAINING = "replica.draining"
+    REPLICA_DOWN = "replica.down"
+    REPLICA_RESTARTING = "replica.restarting"
+    REPLICA_FENCED = "replica.fenced"
+    """It found itself declared down, and registers afresh."""
+    REPLICA_EXPIRED = "replica.expired"
+    """No heartbeat within the timeout."""
+    CLAIMS_RELEASED = "claims.released"
+    """The tasks of a dead replica were given back to the queue."""
+    ENGINE_DEAD = "engine.dead"
+
+    # Payloads
+    PAYLOAD_LOST = "payload.lost"
+    PAYLOADS_SWEPT = "payloads.swept"
+    """What dead owners left in shared memory was removed."""
+
+    # The broker
+    BROKER_CONNECTED = "broker.connected"
+    BROKER_DISCONNECTED = "broker.disconnected"
+    BROKER_RECONNECTED = "broker.reconnected"
+    BROKER_CLOSED = "broker.closed"
+    BROKER_ERROR = "broker.error"
+    BROKER_PERMISSION_DENIED = "broker.permission_denied"
+    BROKER_LAYOUT_CHANGED = "broker.layout_changed"
+    BROKER_SERVER_STARTED = "broker.server_started"
+    """The embedded nats-server."""
+    BROKER_SERVER_EXITED = "broker.server_exited"
+    PULL_REISSUED = "pull.reissued"
+    WATCH_RESYNCED = "watch.resynced"
+
+    # Processes
+    PIPELINE_DEPLOYED = "pipeline.deployed"
+    SERVER_STARTED = "server.started"
+    SERVER_STOPPED = "server.stopped"
+    HTTP_REQUEST = "http.request"
+    TASK_CRASHED = "process.task_crashed"
+    """A background task of a process ended with an exception that nobody expected."""

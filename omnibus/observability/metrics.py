@@ -1,0 +1,67 @@
+"""Every metric of every process, in one container.
+
+Base units (seconds, bytes); labels are bounded sets (pipeline, stage, state), never ids of requests.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+_LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_PREFIX = "omnibus"
+
+
+class Metrics:
+    """The metrics of one process. Create one at its root and pass it down; a registry holds one container."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self._add_requests()
+        self._add_stages()
+        self._add_plumbing()
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format, of type `content_type`."""
+        return generate_latest(self.registry)
+
+    def _add_requests(self) -> None:
+        self.requests = self._counter("requests", "Requests by how they ended", "pipeline", "state")
+        self.request_seconds = self._histogram("request_seconds", "Admission to the end", "pipeline", "state")
+        self.first_output_seconds = self._histogram("first_output_seconds", "Admission to the first delta", "pipeline")
+        self.refused = self._counter("requests_refused", "Requests not admitted, by error code", "pipeline", "code")
+        self.open_requests = self._gauge("open_requests", "Requests admitted and not ended", "pipeline")
+        self.redriven = self._counter("requests_redriven", "Requests run again from their input", "pipeline")
+
+    def _add_stages(self) -> None:
+        stage = ("pipeline", "stage")
+        self.stage_seconds = self._histogram("stage_seconds", "A task received to its result published", *stage)
+        self.queue_wait_seconds = self._histogram("queue_wait_seconds", "A task published to received", *stage)
+        self.tokens = self._counter("tokens", "Tokens, kind prompt or completion", *stage, "kind")
+        self.busy_slots = self._gauge("busy_slots", "Slots with a task", *stage)
+        self.deliveries = self._counter("deliveries", "Tasks received, by what became of them", *stage, "outcome")
+        self.leases_lost = self._counter("leases_lost", "Tasks abandoned because the lease was missed", *stage)
+        self.replicas = self._gauge("replicas", "Replicas by status", *stage, "status")
+        self.replica_restarts = self._counter("replica_restarts", "Replicas started again after a death", *stage)
+
+    def _add_plumbing(self) -> None:
+        self.events = self._counter("events", "Events handled by orchestrators", "pipeline", "kind", "outcome")
+        self.failover_seconds = self._histogram("failover_seconds", "A death noticed to its tasks queued", "pipeline")
+        self.payload_bytes = self._counter("payload_bytes", "Bytes stored or fetched", "location", "direction")
+        self.payload_seconds = self._histogram("payload_seconds", "Time of one transfer", "location", "direction")
+        self.acks_failed = self._counter("acks_failed", "Acknowledgements that could not be sent", "where")
+        self.errors = self._counter("errors", "Unexpected exceptions caught at a task's root", "where")
+        self.reconnects = self._counter("broker_reconnects", "Connections to the broker re-established")
+        self.permission_denied = self._counter("broker_permission_denied", "Calls that the broker refused")
+        self.pulls_reissued = self._counter("pulls_reissued", "Pull requests sent again after a loss", "stage")
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", help_text, labels, buckets=_LATENCIES, registry=self.registry)
