@@ -11,6 +11,7 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.validation import Path, field_name
 
 _DEEPEST = 32
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,8 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
 
     Raises PipelineError for what is not YAML, holds several documents, repeats a key or nests too deep.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
-        if root is None:
-            raise PipelineError("the file is empty", file=file, line=1)
-        builder = _Builder(loader, file)
-        return YamlDocument(file=file, values=builder.value(root, ()), lines=builder.lines)
+        return _parse(text, file)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
@@ -53,8 +49,15 @@ def parse_yaml(text: str, file: str) -> YamlDocument:
         raise PipelineError(f"not valid YAML: {error}", file=file, line=1) from error
     except RecursionError as error:
         raise PipelineError("nested too deep", file=file, line=1) from error
-    finally:
-        loader.dispose()
+
+
+def _parse(text: str, file: str) -> YamlDocument:
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
+    if root is None:
+        raise PipelineError("the file is empty", file=file, line=1)
+    builder = _Builder(loader, file)
+    return YamlDocument(file=file, values=builder.value(root, ()), lines=builder.lines)
 
 
 class _Builder:
@@ -68,6 +71,8 @@ class _Builder:
     def value(self, node: yaml.Node, path: Path) -> Any:
         if len(path) > _DEEPEST:  # an alias may contain itself
             raise self._error(node, path[:3], f"nested deeper than {_DEEPEST} levels")
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+            raise self._error(node, path, f"not valid YAML here: the tag {node.tag!r}")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):

@@ -1,0 +1,125 @@
+"""Logs come out in one format from everywhere; metrics have base units and bounded labels."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from omnibus.errors import ConfigError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.observability.metrics import Metrics
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def _lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_event_is_one_json_object_when_stderr_is_no_terminal() -> None:
+    stream = io.StringIO()
+    log = get_logger("omnibus.test", stage="thinker")  # made before logging is configured, as module loggers are
+    configure_logging("info", stream=stream)
+
+    log.info(LogEvent.TASK_FINISHED, rid="r1")
+
+    (line,) = _lines(stream)
+    assert line.pop("timestamp")
+    assert line == {
+        "event": "task.finished",
+        "level": "info",
+        "logger": "omnibus.test",
+        "stage": "thinker",
+        "rid": "r1",
+    }
+
+
+def test_standard_library_and_uvicorn_come_out_alike_when_they_log() -> None:
+    stream = io.StringIO()
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.addHandler(logging.StreamHandler(io.StringIO()))
+    uvicorn.propagate = False
+    configure_logging("info", "json", stream=stream)
+
+    logging.getLogger("some.library").warning("lost %d", 3)
+    uvicorn.info("started")
+
+    assert [(line["event"], line["level"], line["logger"]) for line in _lines(stream)] == [
+        ("lost 3", "warning", "some.library"),
+        ("started", "info", "uvicorn.error"),
+    ]
+
+
+def test_traceback_is_in_the_line_when_an_exception_is_logged() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream=stream)
+    try:
+        {}["broken"]
+    except KeyError:
+        get_logger("omnibus.test").exception(LogEvent.EVENT_FAILED)
+
+    (line,) = _lines(stream)
+    assert "KeyError" in str(line["exception"])
+
+
+def test_nothing_is_written_when_the_event_is_below_the_level() -> None:
+    stream = io.StringIO()
+    configure_logging("WARNING", "json", stream=stream)
+    get_logger("omnibus.test").info(LogEvent.TASK_RECEIVED)
+    assert stream.getvalue() == ""
+
+
+def test_console_lines_are_text_when_asked_for() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "console", stream=stream)
+    get_logger("omnibus.test").info(LogEvent.REPLICA_UP, stage="dit")
+    assert re.search(r"info.*replica\.up.*stage=dit", stream.getvalue())
+
+
+def test_config_error_when_the_level_is_unknown() -> None:
+    with pytest.raises(ConfigError, match="'loud' is not one of debug, info"):
+        configure_logging("loud")
+
+
+def test_every_event_is_named_subject_and_what_happened() -> None:
+    assert all(re.fullmatch(r"[a-z]+\.[a-z_]+", event) for event in LogEvent)
+
+
+def test_metrics_count_in_their_own_registry_when_there_are_two() -> None:
+    first, second = Metrics(), Metrics()
+    first.requests.labels(pipeline="omni", state="done").inc()
+
+    assert b'omnibus_requests_total{pipeline="omni",state="done"} 1.0' in first.exposition()
+    assert second.registry.get_sample_value("omnibus_requests_total", {"pipeline": "omni", "state": "done"}) is None
+
+
+def test_metrics_have_base_units_and_bounded_labels() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    allowed = {"pipeline", "stage", "state", "code", "kind", "outcome", "status", "location", "direction", "where"}
+    for family in registry.collect():
+        assert family.name.startswith("omnibus_")
+        assert not family.name.endswith(("_ms", "_mb", "_milliseconds", "_kilobytes"))
+        assert (family.type == "histogram") == family.name.endswith("_seconds")
+        assert family.documentation
+    metrics = vars(Metrics(CollectorRegistry()))
+    labels = {label for metric in metrics.values() for label in getattr(metric, "_labelnames", ())}
+    assert labels <= allowed
