@@ -5,21 +5,53 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+say = @printf '\033[1m%s\033[0m\n' "$(1)"
+PYTEST := $(BIN)/python -m pytest -x --durations=15
 
 help: ## what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## create .venv and install everything for CPU
 
+demo: $(STAMP) ## one sentence in, a text, an image and a voice out, judged
+	@$(BIN)/omnibus demo
+
+test: $(STAMP) ## unit, integration and end-to-end tests
+	$(call say,unit)
+	@$(PYTEST) tests/unit
+	$(call say,integration)
+	@$(PYTEST) tests/integration
+	$(call say,end to end)
+	@$(PYTEST) tests/e2e
+
+test-full: test ## the same, and the chaos tests
+	$(call say,chaos)
+	@$(PYTEST) tests/chaos
+
+lint: $(STAMP) ## ruff, mypy and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP) ## what a hop costs, and how often omni-tiny is right
+	@$(BIN)/python -m bench.hops
+	@$(BIN)/python -m bench.quality
+
+train: $(STAMP) ## train omni-tiny anew, under 20 minutes on two cores
+	@$(BIN)/python -m omnibus.omni_tiny.training
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) out build dist examples/node/node_modules
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
 # uv comes from PyPI when it is absent. It does not read pip's configuration, so a local wheel folder is handed over;
 # elsewhere torch comes from its own CPU index. Bytecode is compiled now: it saves 45 s at the first engine start.
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	if [ -n "$$PIP_FIND_LINKS" ]; then export UV_FIND_LINKS="$$PIP_FIND_LINKS"; else backend=--torch-backend=cpu; fi; \
+	$(call say,setting up $(VENV))
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	@if [ -n "$$PIP_FIND_LINKS" ]; then export UV_FIND_LINKS="$$PIP_FIND_LINKS"; else backend=--torch-backend=cpu; fi; \
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install $$backend --compile-bytecode -e '.[cpu,diffusers,transformers,dev]'
-	touch $(STAMP)
-
-clean: ## remove .venv and everything built
-	rm -rf $(VENV) out build dist node_modules
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@touch $(STAMP)
