@@ -64,17 +64,26 @@ def main(args: list[str] | None = None) -> None:
     Exit codes: 0 done; 2 what the caller wrote cannot work (usage, configuration, request); 1 any other error of ours,
     in one line on stderr; 130 Ctrl-C. Anything else is a bug and keeps its traceback.
     """
-    from omnibus.errors import ConfigError, OmnibusError, RequestError  # noqa: PLC0415 after click has started
-
     try:
         status = cli.main(args=args, prog_name="omnibus", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except OmnibusError as error:
-        click.echo(f"omnibus: {' '.join(error.message.split())}", err=True)
-        sys.exit(2 if isinstance(error, (ConfigError, RequestError)) else 1)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 the root of the process; bugs are raised again
+        sys.exit(_status_of(error))
     # Without standalone mode click returns the code of `ctx.exit`, or what the command returned.
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _status_of(error: BaseException) -> int:
+    """Say what went wrong and return the exit code; raises what is none of ours."""
+    from omnibus.errors import ConfigError, OmnibusError, RequestError  # noqa: PLC0415 only when something failed
+
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # from a task group
+        return _status_of(error.exceptions[0])
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return 130
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, OmnibusError):
+        click.echo(f"omnibus: {' '.join(error.message.split())}", err=True)
+        return 2 if isinstance(error, (ConfigError, RequestError)) else 1
+    raise error

@@ -1,0 +1,129 @@
+"""The command line: starts fast, imports a command only when it is needed, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from omnibus import cli
+from omnibus.errors import BrokerUnavailable, InvalidName, OmnibusError, PipelineError
+
+pytestmark = pytest.mark.unit
+
+GOOD = "name: tiny\nstages:\n- {stage_id: 0, name: only, engine: sim, final_output: true, final_output_type: text}\n"
+
+
+def _run_help(*args: str) -> tuple[float, str, set[str]]:
+    """Seconds, output and the modules that were imported, of `omnibus ARGS --help` in a process of its own."""
+    call = f"cli.main({[*args, '--help']!r}, standalone_mode=False)"
+    program = f"import sys; from omnibus.cli import cli; {call}; print('|', *sys.modules)"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    output, _, modules = done.stdout.rpartition("|")
+    return time.perf_counter() - started, output, set(modules.split())
+
+
+def test_help_is_fast_and_imports_no_command_when_asked_for() -> None:
+    runs = [_run_help() for _ in range(5)]
+
+    assert min(seconds for seconds, _, _ in runs) < 0.2
+    _, output, modules = runs[0]
+    assert all(name in output for name, entry in cli.COMMANDS.items() if not entry.hidden)
+    ours = {module for module in modules if module.startswith("omnibus")}
+    assert ours == {"omnibus", "omnibus.cli"}
+    assert not modules & {"nats", "pydantic", "numpy", "yaml", "msgspec", "asyncio"}
+
+
+def test_settings_and_nats_stay_away_when_a_command_shows_its_help() -> None:
+    _, output, modules = _run_help("pipeline", "validate")
+    assert "Check pipelines" in output
+    assert not modules & {"nats", "omnibus.settings", "pydantic", "numpy"}
+
+
+def test_loading_a_pipeline_imports_neither_numpy_nor_torch() -> None:
+    program = (
+        "import sys, omnibus.pipeline.loading, omnibus.pipeline.routing, omnibus.pipeline.drawing; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert not set(done.stdout.split()) & {"numpy", "torch", "nats", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (PipelineError("wrong", file="a.yaml", line=3, field="name"), 2),
+        (InvalidName(), 2),
+        (BrokerUnavailable("cannot reach NATS"), 1),
+        (OmnibusError("odd"), 1),
+        (ExceptionGroup("tasks", [ExceptionGroup("tasks", [PipelineError("wrong")])]), 2),
+    ],
+)
+def test_error_is_one_line_and_a_status_when_a_command_raises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, status: int
+) -> None:
+    assert _status_when_a_command_raises(monkeypatch, error) == status
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert capsys.readouterr().err == f"omnibus: {error}\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_status_is_130_and_nothing_is_said_when_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    assert _status_when_a_command_raises(monkeypatch, error) == 130
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_traceback_is_kept_when_the_error_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        _status_when_a_command_raises(monkeypatch, ZeroDivisionError())
+
+
+@pytest.mark.parametrize(("args", "status"), [(["nope"], 2), (["version", "--nope"], 2), (["version"], 0), (["-h"], 0)])
+def test_status_follows_usage_when_the_command_line_is_parsed(args: list[str], status: int) -> None:
+    assert _status(args) == status
+
+
+def test_validate_reports_each_file_when_some_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.yaml").write_text(GOOD)
+    Path("bad.yaml").write_text(GOOD.replace("engine: sim", "engine: sims"))
+
+    assert _status(["pipeline", "validate", "good.yaml", "bad.yaml"]) == 2
+
+    out, err = capsys.readouterr()
+    assert out == "good.yaml: ok, tiny: text\n"
+    assert err.startswith("bad.yaml:3: stages[0].engine: 'sims' is not one of")
+    assert _status(["pipeline", "validate", "good.yaml"]) == 0
+
+
+def test_show_draws_the_graph_when_the_file_is_good(tmp_path: Path) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(GOOD)
+    result = CliRunner().invoke(cli.cli, ["pipeline", "show", str(file)])
+    assert "╰──▶ 0 only   sim · 1 replica × 1 slot   ⇒ text" in result.output
+
+
+def _status(args: list[str]) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(args)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def _status_when_a_command_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    @click.command()
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr("omnibus.cli.version.command", command)
+    return _status(["version"])
