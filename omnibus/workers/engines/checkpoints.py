@@ -22,7 +22,9 @@ def resolve_model(model: str, revision: str | None = None) -> str:
     `revision`, inside `loading`. Raises CheckpointMissing.
     """
     if not model:
-        raise CheckpointMissing("the stage names no model; set `model` to a folder, package:<module>/<path> or a hub name")
+        raise CheckpointMissing(
+            "the stage names no model; set `model` to a folder, package:<module>/<path> or a hub name"
+        )
     path = _packaged(model) if model.startswith(PACKAGE_SCHEME) else Path(model).expanduser()
     if not path.exists():
         if not model.startswith(PACKAGE_SCHEME) and is_hub_name(model):

@@ -1,0 +1,132 @@
+"""An LLM under vLLM's AsyncLLM: streams tokens, batches continuously, gives hidden states, takes embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omnibus.errors import EngineDead, OmnibusError, StageStartError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.protocol import EngineStats, Item, Job
+from omnibus.workers.engines.vllm_arguments import ENVIRONMENT, sort_arguments
+
+if TYPE_CHECKING:
+    from omnibus.workers.engines.vllm_core import VllmCore
+
+CLOSE_TIMEOUT = 20.0
+"""Seconds for EngineCore to end; beyond it, it is left to die with the thread that started it."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One job inside the engine, and what it has made so far."""
+
+    id: str
+    aborted: bool = False
+    prompt_tokens: int = 0
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+
+def create(stage: StageSpec) -> VllmEngine:
+    """The engine of a stage, not yet started."""
+    return VllmEngine(stage)
+
+
+class VllmEngine:
+    """vLLM behind the engine protocol.
+
+    Outputs: `text` (str; not with `skip_tokenizer_init`), `token_ids` (list of int), and with `hidden_states: [layers]` in
+    engine_args `hidden_states` (T, L, H) float32, T = prompt + generated tokens - 1. An aborted job has no hidden states.
+    """
+
+    def __init__(self, stage: StageSpec) -> None:
+        self._stage = stage
+        self._arguments = sort_arguments(stage)
+        self.outputs: Mapping[str, str] = {
+            **({} if self._arguments.skip_tokenizer else {"text": "text"}),
+            "token_ids": "tokens",
+            **({"hidden_states": "tensor"} if self._arguments.hidden_states else {}),
+        }
+        self._runs: dict[str, list[Run]] = {}
+        self._numbers = itertools.count()
+        # EngineCore dies with the thread that started it (see vllm_executor), so one thread starts and stops it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vllm-{stage.name}")
+        self._core: VllmCore | None = None
+
+    async def start(self) -> None:
+        """Load the model and wait until EngineCore serves; raises CheckpointMissing or StageStartError."""
+        try:
+            self._core = await asyncio.get_running_loop().run_in_executor(self._thread, self._start)
+            await self._core.warm()
+        except OmnibusError:
+            raise
+        except Exception as error:  # vLLM raises whatever its many parts raise
+            raise StageStartError(f"stage {self._stage.name!r}: vLLM did not start: {error}") from error
+
+    async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
+        """Stream TextDelta items, then Finished; after `abort` Finished holds what there was, with reason "abort"."""
+        core = self._alive()
+        with self._registered(job.rid) as run:
+            async with aclosing(core.run(job, run)) as items:
+                async for item in items:
+                    yield item
+
+    async def abort(self, rid: str) -> None:
+        for run in self._runs.get(rid, ()):
+            if self._core is not None:
+                await self._core.abort(run)
+
+    def stats(self) -> EngineStats:
+        """Jobs inside the engine; those that its scheduler has not taken up wait."""
+        jobs = sum(len(runs) for runs in self._runs.values())
+        waiting = min(self._core.waiting, jobs) if self._core else 0
+        return EngineStats(running=jobs - waiting, waiting=waiting)
+
+    def dead(self) -> Exception | None:
+        return self._died() if self._core is not None and self._core.errored else None
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a method of AsyncLLM, one of `vllm_core.RPC_METHODS`; raises InvalidRequest for others."""
+        return await self._alive().rpc(method, args, kwargs)
+
+    async def close(self) -> None:
+        core, self._core = self._core, None
+        if core is not None:
+            stopping = asyncio.get_running_loop().run_in_executor(self._thread, core.stop)
+            await asyncio.wait([stopping], timeout=CLOSE_TIMEOUT)
+        self._thread.shutdown(wait=False)
+
+    def _start(self) -> VllmCore:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # Seconds of import, off the loop, and after the environment is set.
+        from omnibus.workers.engines.vllm_core import VllmCore  # noqa: PLC0415
+
+        return VllmCore(self._stage, self._arguments)
+
+    @contextmanager
+    def _registered(self, rid: str) -> Iterator[Run]:
+        # vLLM refuses an id twice, and one request may be delivered twice: each run has an id of its own.
+        run = Run(f"{rid}-{next(self._numbers)}")
+        self._runs.setdefault(rid, []).append(run)
+        try:
+            yield run
+        finally:
+            self._runs[rid].remove(run)
+            if not self._runs[rid]:
+                del self._runs[rid]
+
+    def _alive(self) -> VllmCore:
+        if self._core is None or self._core.errored:
+            raise self._died()
+        return self._core
+
+    def _died(self) -> EngineDead:
+        return EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore is gone")

@@ -1,0 +1,73 @@
+"""From a stage's `engine_args` to vLLM's AsyncEngineArgs: what is ours, what is vLLM's, and the defaults on CPU. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from omnibus.errors import PipelineError
+from omnibus.pipeline.spec import StageSpec
+
+ENVIRONMENT: Mapping[str, str] = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    # One thread an engine, bound nowhere: with vLLM's own binding, two busy engines on two cores crawl.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+"""Set before `import vllm` where the operator has not set them."""
+
+CPU_DEFAULTS: Mapping[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "distributed_executor_backend": "uni",
+    # vLLM's own default counts in whole GiB, and touches all of them.
+    "kv_cache_memory_bytes": 256 << 20,
+}
+"""Where there is no GPU; anything a stage sets wins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmArguments:
+    """A stage's arguments, sorted."""
+
+    hidden_states: tuple[int, ...] = ()
+    """Layers whose hidden states are an output."""
+    lora_modules: Mapping[str, str] = field(default_factory=dict)
+    """LoRA adapters by the name that requests use: folder, package: or hub name."""
+    chat_template: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as `enable_thinking`."""
+    skip_tokenizer: bool = False
+    """Token ids in, token ids out; no text."""
+    engine: Mapping[str, Any]
+    """For AsyncEngineArgs, as they are."""
+
+
+def sort_arguments(stage: StageSpec) -> VllmArguments:
+    """Take our own keys out; raises PipelineError for a wrong value of one."""
+    given = dict(stage.engine_args)
+    layers = _checked("hidden_states", given.pop("hidden_states", ()), tuple[int, ...])
+    loras = _checked("lora_modules", given.pop("lora_modules", {}), dict[str, str])
+    template = _checked("chat_template_kwargs", given.pop("chat_template_kwargs", {}), dict[str, Any])
+    clash = sorted({"speculative_config", "kv_transfer_config"} & given.keys()) if layers else []
+    if clash:
+        raise PipelineError("cannot be combined with hidden_states, which uses both", field=f"engine_args.{clash[0]}")
+    if loras:
+        given.setdefault("enable_lora", True)
+    return VllmArguments(
+        hidden_states=layers,
+        lora_modules=loras,
+        chat_template=template,
+        skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
+        engine=given,
+    )
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise PipelineError(str(error), field=f"engine_args.{name}") from error

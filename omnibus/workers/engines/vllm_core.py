@@ -1,0 +1,152 @@
+"""The part of the vLLM engine that touches vLLM: one job from prompt to outputs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines import vllm_hidden_states
+from omnibus.workers.engines.checkpoints import resolve_model
+from omnibus.workers.engines.protocol import Finished, Item, Job, TextDelta, Usage
+from omnibus.workers.engines.vllm import Run
+from omnibus.workers.engines.vllm_arguments import VllmArguments
+from omnibus.workers.engines.vllm_prompts import PromptRenderer
+from omnibus.workers.engines.vllm_sampling import check_sampling, fit_context, rejected
+from omnibus.workers.engines.vllm_startup import LoadGauge, start_llm
+
+STOP_TIMEOUT = 10.0
+"""Seconds for EngineCore to end by itself; then vLLM kills it."""
+RPC_METHODS = frozenset(
+    {"reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache", "sleep", "wake_up", "is_sleeping", "start_profile"}
+    | {"stop_profile", "pause_generation", "resume_generation", "is_paused", "collective_rpc", "list_loras", "pin_lora"}
+)
+"""Methods of AsyncLLM that `rpc` calls."""
+
+
+class VllmCore:
+    """A running AsyncLLM. Constructing it blocks until EngineCore serves."""
+
+    def __init__(self, stage: StageSpec, arguments: VllmArguments) -> None:
+        self._stage = stage
+        self._loras = arguments.lora_modules
+        self._load = LoadGauge()
+        self._states = vllm_hidden_states.HiddenStatesFolder() if arguments.hidden_states else None
+        hidden = vllm_hidden_states.engine_args(arguments.hidden_states, self._states.path) if self._states else {}
+        self._llm = start_llm(stage, {**hidden, **arguments.engine}, self._load)
+        self._has_text = not arguments.skip_tokenizer
+        self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
+
+    @property
+    def errored(self) -> bool:
+        """Whether EngineCore is gone."""
+        return bool(self._llm.errored)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that the scheduler had not taken up at its last step."""
+        return self._load.waiting
+
+    async def warm(self) -> None:
+        """Ask EngineCore what vLLM would ask at the first request.
+
+        Once that is cached, nothing is awaited between a run's check for an abort and its registration in vLLM.
+        """
+        await self._llm.get_supported_tasks()
+
+    async def run(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
+        """Stream the job's items; vLLM's errors become ours."""
+        try:
+            async with aclosing(self._stream(job, run)) as items:
+                async for item in items:
+                    yield item
+        except VLLMClientError as error:
+            raise rejected(error) from error
+        except EngineDeadError as error:
+            raise EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore is gone") from error
+        except (EngineGenerateError, GracefulHTTPError) as error:
+            raise EngineError(f"stage {self._stage.name!r}: {error.__cause__ or error}") from error
+
+    async def abort(self, run: Run) -> None:
+        run.aborted = True
+        if not self.errored:
+            await self._llm.abort(run.id)
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call one of RPC_METHODS; raises InvalidRequest for others and for arguments they do not take."""
+        if method not in RPC_METHODS:
+            raise InvalidRequest(f"vLLM has no control method {method!r}; there are {', '.join(sorted(RPC_METHODS))}")
+        if method in ("sleep", "wake_up") and not self._llm.model_config.enable_sleep_mode:
+            raise InvalidRequest(f"{method} needs a GPU and `enable_sleep_mode: true` in the stage's engine_args")
+        try:
+            answer = await getattr(self._llm, method)(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidRequest(f"{method}: {error}") from error
+        return sorted(answer) if isinstance(answer, set) else answer
+
+    def stop(self) -> None:
+        """End EngineCore and remove its files; blocks."""
+        self._llm.shutdown(timeout=STOP_TIMEOUT)
+        if self._states is not None:
+            self._states.close()
+
+    async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
+        sampling, lora = check_sampling(job.sampling), self._lora(job)
+        prompt = await self._prompts.render(job.engine_input)
+        run.prompt_tokens = self._prompts.length(prompt)
+        params = self._params(fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len))
+        trace = job.trace if job.trace and await self._llm.is_tracing_enabled() else None
+        if run.aborted:
+            yield self._finished(run, "abort")
+            return
+        outputs = self._llm.generate(
+            prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                part = output.outputs[0]
+                run.texts.append(part.text)
+                run.token_ids.extend(part.token_ids)
+                if part.text or part.token_ids:
+                    yield TextDelta(text=part.text, token_ids=tuple(part.token_ids))
+                if output.finished:
+                    yield await self._last(run, part.finish_reason or "stop", output.kv_transfer_params)
+
+    async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
+        if reason == "error":
+            raise EngineError(f"stage {self._stage.name!r}: vLLM failed on the request")
+        if self._states is None or reason == "abort":
+            return self._finished(run, reason)
+        if not handed_over:
+            raise EngineError(f"stage {self._stage.name!r}: vLLM handed no hidden states over")
+        return self._finished(run, reason, hidden_states=await self._states.take(handed_over["hidden_states_path"]))
+
+    def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
+        text = {"text": "".join(run.texts)} if self._has_text else {}
+        usage = Usage(prompt_tokens=run.prompt_tokens, completion_tokens=len(run.token_ids))
+        return Finished(outputs={**text, "token_ids": run.token_ids, **more}, finish_reason=reason, usage=usage)
+
+    def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
+        extra = dict(sampling.get("extra_args") or {})
+        if self._states is not None:
+            extra["kv_transfer_params"] = {"include_output_tokens": True}
+        ours = {"extra_args": extra or None, "output_kind": RequestOutputKind.DELTA, "detokenize": self._has_text}
+        return SamplingParams(**{**sampling, **ours})
+
+    def _lora(self, job: Job) -> LoRARequest | None:
+        name = job.stage_input.request.lora
+        # A request names one adapter; later stages without adapters have nothing to do with it, the first one must know it.
+        if name is None or (not self._loras and job.stage_input.sources):
+            return None
+        if name not in self._loras:
+            known = ", ".join(self._loras) or "none"
+            raise EngineRejected(f"no LoRA adapter {name!r} here; there are: {known}", param="lora")
+        return LoRARequest(name, list(self._loras).index(name) + 1, resolve_model(self._loras[name]))

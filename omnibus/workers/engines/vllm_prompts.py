@@ -1,0 +1,109 @@
+"""From an EngineInput to the prompt that vLLM computes: chat template, tokeniser, media, token ids, embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import EmbedsPrompt, TextPrompt, TokensPrompt
+from vllm.renderers.params import ChatParams
+
+from omnibus.errors import EngineRejected
+from omnibus.wire.request import AudioPart, ImagePart, Message, Part, TextPart
+from omnibus.workers.engines import media
+from omnibus.workers.engines.protocol import EngineInput
+from omnibus.workers.engines.vllm_sampling import rejected
+
+
+class PromptRenderer:
+    """Makes prompts with the engine's own renderer, in its threads."""
+
+    def __init__(self, renderer: Any, model_config: Any, chat_template: Mapping[str, Any]) -> None:
+        self._renderer = renderer
+        self._model = model_config
+        self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
+
+    async def render(self, given: EngineInput) -> Any:
+        """A prompt ready for AsyncLLM, of the first given of messages, token ids, embeddings, text.
+
+        Raises EngineRejected for what this model cannot take, InvalidRequest for media that cannot be decoded.
+        """
+        try:
+            if given.messages is not None:
+                return await self._chat(given.messages)
+            return await self._complete(given)
+        except (VLLMClientError, ValueError, TypeError) as error:
+            raise rejected(error) from error
+
+    def length(self, prompt: Any) -> int:
+        """Tokens of a rendered prompt."""
+        if prompt["type"] == "embeds":
+            return int(prompt["prompt_embeds"].shape[0])
+        return len(prompt["prompt_token_ids"])
+
+    async def _chat(self, messages: Sequence[Message]) -> Any:
+        self._need_tokenizer("messages")
+        conversation = await asyncio.to_thread(_conversation, messages)
+        _, (prompt,) = await self._renderer.render_chat_async([conversation], self._chat_params)
+        return prompt
+
+    async def _complete(self, given: EngineInput) -> Any:
+        if given.token_ids is not None:
+            prompt: Any = TokensPrompt(prompt_token_ids=self._checked_ids(given.token_ids))
+        elif given.embeds is not None:
+            prompt = EmbedsPrompt(prompt_embeds=self._checked_embeds(given.embeds))
+        elif given.text is not None:
+            self._need_tokenizer("text")
+            prompt = TextPrompt(prompt=given.text)
+        else:
+            raise EngineRejected("this stage needs messages, token ids, embeddings or text", param="prompt")
+        (rendered,) = await self._renderer.render_cmpl_async([prompt])
+        return rendered
+
+    def _need_tokenizer(self, what: str) -> None:
+        if self._renderer.tokenizer is None:
+            raise EngineRejected(f"this stage has no tokenizer: give it token ids, not {what}", param="prompt")
+
+    def _checked_ids(self, token_ids: Sequence[int]) -> list[int]:
+        ids = [int(token) for token in token_ids]
+        vocabulary = self._model.get_vocab_size()
+        wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise EngineRejected(f"token id {wrong} is outside the vocabulary of {vocabulary}", param="token_ids")
+        return ids
+
+    def _checked_embeds(self, embeds: np.ndarray) -> torch.Tensor:
+        width = self._model.get_inputs_embeds_size()
+        if embeds.ndim != 2 or embeds.shape[1] != width or not np.issubdtype(embeds.dtype, np.floating):
+            wanted = f"float of shape (T, {width})"
+            raise EngineRejected(f"embeddings must be {wanted}, not {embeds.dtype} {embeds.shape}", param="embeds")
+        # A copy: arrays off the wire are read-only, which torch cannot express.
+        return torch.from_numpy(np.array(embeds)).to(self._model.dtype)
+
+
+def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [{"role": message.role, "content": _content(message.content)} for message in messages]
+
+
+def _content(content: str | tuple[Part, ...]) -> str | list[dict[str, Any]]:
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, ImagePart):
+        return {"type": "image_pil", "image_pil": media.decode_image(part)}
+    if isinstance(part, AudioPart):
+        sound = {"data": _base64(part.data), "format": part.media_type.split("/")[-1]}
+        return {"type": "input_audio", "input_audio": sound}
+    return {"type": "video_url", "video_url": {"url": f"data:{part.media_type};base64,{_base64(part.data)}"}}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,59 @@
+"""Starting AsyncLLM for a stage. Imports vLLM, which reads its environment at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from omnibus.errors import StageStartError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.checkpoints import loading, resolve_model
+from omnibus.workers.engines.vllm_arguments import CPU_DEFAULTS
+from omnibus.workers.engines.vllm_executor import bound
+
+
+class LoadGauge(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
+    """What vLLM's scheduler reported at its last step."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    def factory(self, *_config: Any) -> LoadGauge:
+        """What vLLM calls to make its logger."""
+        return self
+
+    def record(self, scheduler_stats: Any, *_others: Any, **_more: Any) -> None:
+        if scheduler_stats is not None:
+            self.waiting = scheduler_stats.num_waiting_reqs
+
+    def log_engine_initialized(self) -> None:
+        return None
+
+
+def start_llm(stage: StageSpec, engine_args: Mapping[str, Any], load: LoadGauge) -> AsyncLLM:
+    """Start EngineCore and wait until it serves; blocks. Raises CheckpointMissing, StageStartError, or what vLLM raises."""
+    model = resolve_model(stage.model, stage.revision)
+    with loading(model, stage.revision):
+        config = _args(stage, {**engine_args, "model": model, "revision": stage.revision}).create_engine_config()
+        return AsyncLLM(
+            vllm_config=config,
+            executor_class=bound(Executor.get_class(config)),
+            log_stats=False,
+            log_requests=False,
+            stat_loggers=[load.factory],
+        )
+
+
+def _args(stage: StageSpec, engine_args: Mapping[str, Any]) -> AsyncEngineArgs:
+    platform = CPU_DEFAULTS if current_platform.is_cpu() else {}
+    defaults = {"max_num_seqs": stage.slots, "disable_log_stats": True, **platform}
+    try:
+        return AsyncEngineArgs(**{**defaults, **engine_args})
+    except TypeError as error:
+        raise StageStartError(f"stage {stage.name!r}: engine_args do not suit vLLM: {error}") from error
