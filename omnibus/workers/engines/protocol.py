@@ -50,6 +50,8 @@ class Job:
     engine_input: EngineInput
     sampling: Mapping[str, Any]
     """The stage's defaults overridden by the request's."""
+    attempt: int = 1
+    """Delivery of the task that this execution belongs to; 1 is the first."""
     priority: int = 0
     trace: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,57 @@
+"""What the coordinator knows of one replica."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class ReplicaStatus(StrEnum):
+    """What a replica is doing."""
+
+    STARTING = "starting"
+    """Its engine is loading."""
+    UP = "up"
+    """It takes tasks."""
+    DRAINING = "draining"
+    """It finishes what it has, and takes no more."""
+    ERROR = "error"
+    """Its engine is dead; its process ends."""
+    DOWN = "down"
+    """It has left, or was declared dead; its id is free."""
+
+
+class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One replica, written by itself at every heartbeat and, when it died, once by whoever declares it down."""
+
+    v: int = 1
+    stage_id: int
+    replica: str
+    """Unique in its stage while it lives."""
+    instance: str
+    """One life of one process: names its connection, so that disconnect events and its supervisor can tell whose it was."""
+    status: ReplicaStatus = ReplicaStatus.STARTING
+    queue_length: int = 0
+    """Requests that its engine holds, running or waiting."""
+    slots: int = 1
+    in_flight: int = 0
+    """Tasks in hand."""
+    host: str = ""
+    pid: int = 0
+    devices: str = ""
+    version: str = ""
+    registered_at: float = 0.0
+    """Seconds since the epoch, on the replica's clock."""
+    last_heartbeat: float = 0.0
+    claims: tuple[tuple[str, str], ...] = ()
+    """(request id, ack subject) of every task in hand."""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return self.stage_id, self.replica
+
+    @property
+    def alive(self) -> bool:
+        """Whether it works on tasks, or is about to."""
+        return self.status in (ReplicaStatus.STARTING, ReplicaStatus.UP, ReplicaStatus.DRAINING)

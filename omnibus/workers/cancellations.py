@@ -1,0 +1,38 @@
+"""Ids of cancelled requests, remembered until their deadline: what still arrives of them is dropped."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+MOST = 100_000
+"""Ids remembered at the same time; beyond it, the one that ends first is forgotten."""
+
+
+class Cancellations:
+    """Bounded memory of cancelled ids. Times are seconds since the epoch."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._until: dict[str, float] = {}
+        self._ends: list[tuple[float, str]] = []
+
+    def add(self, rids: Iterable[str], until: float) -> None:
+        """Remember `rids` at least until then; adding one again never shortens its memory."""
+        for rid in rids:
+            if self._until.get(rid, 0.0) < until:
+                self._until[rid] = until
+                heapq.heappush(self._ends, (until, rid))
+        while len(self._until) > self._most:
+            self._forget_first()
+
+    def holds(self, rid: str, now: float) -> bool:
+        """Whether the request was cancelled; forgets what ended before `now`."""
+        while self._ends and self._ends[0][0] <= now:
+            self._forget_first()
+        return rid in self._until
+
+    def _forget_first(self) -> None:
+        until, rid = heapq.heappop(self._ends)
+        if self._until.get(rid) == until:  # else an entry that a later one replaced
+            del self._until[rid]

@@ -1,0 +1,194 @@
+"""Any Python callable as an engine: plain or async, a function or a generator, or a class that makes one."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from omnibus.errors import CheckpointMissing, ConfigError, EngineError, InvalidRequest
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
+from omnibus.workers.loading import load_object
+
+_END = object()
+
+
+def create(stage: StageSpec) -> PythonEngine:
+    """The engine of a stage, not yet started."""
+    return PythonEngine(stage)
+
+
+class PythonEngine:
+    """Calls `model`, a `module:name`, with the stage's input.
+
+    - A function takes a StageInput, and the sampling parameters too when it has a second parameter. A class is
+      instantiated once with `engine_args` (without `outputs`) and its instances are called; its `close` is called at the end.
+    - Plain functions and generators run in threads, async ones on the replica's event loop, which they must not block.
+    - What is returned, or yielded last, are the outputs: a mapping with exactly the declared names, or the value of the
+      only declared one. A generator also yields str or TextDelta, delivered as they come and joined into the text output
+      when nothing else is yielded; and Progress.
+    - Outputs are declared in `engine_args` as `outputs: {name: kind}`, else as the callable's attribute `outputs`, else
+      as the stage's final output type, else as one output named `value`.
+
+    Raise RequestError (such as InvalidRequest) for what the request got wrong; anything else counts as a failed attempt.
+    A plain function cannot be interrupted: after an abort its thread is busy until it returns.
+    """
+
+    def __init__(self, stage: StageSpec) -> None:
+        self._stage = stage
+        self._arguments = {name: value for name, value in stage.engine_args.items() if name != "outputs"}
+        self._target = self._load()
+        self.outputs: Mapping[str, str] = self._declared()
+        self._call: Callable[..., Any] = self._target
+        self._takes_sampling = False
+        self._running = 0
+        self._aborted: dict[str, asyncio.Event] = {}
+        self._threads = ThreadPoolExecutor(max(stage.slots, 1), thread_name_prefix=f"python-{stage.name}")
+
+    async def start(self) -> None:
+        if inspect.isclass(self._target):
+            self._call = await self._in_thread(lambda: self._target(**self._arguments))
+        elif self._arguments:
+            raise ConfigError(f"{self._stage.model} is a function: it takes no engine_args", param="engine_args")
+        self._takes_sampling = _takes_two(self._call)
+
+    async def generate(self, job: Job) -> AsyncIterator[Item]:
+        aborted = self._aborted[job.rid] = asyncio.Event()
+        pieces = _Pieces(self.outputs)
+        self._running += 1
+        try:
+            async for value in self._values(job):
+                if aborted.is_set():
+                    break
+                item = pieces.take(value)
+                if item is not None:
+                    yield item
+            yield pieces.finished("abort" if aborted.is_set() else "stop")
+        finally:
+            self._running -= 1
+            self._aborted.pop(job.rid, None)
+
+    async def abort(self, rid: str) -> None:
+        if rid in self._aborted:
+            self._aborted[rid].set()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=self._running)
+
+    def dead(self) -> Exception | None:
+        return None
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call a method that the class lists in its attribute `rpc_methods`."""
+        if method not in getattr(self._call, "rpc_methods", ()):
+            raise InvalidRequest(f"{self._stage.model} has no control method {method!r}", param="method")
+        bound = getattr(self._call, method)
+        if inspect.iscoroutinefunction(bound):
+            return await bound(*args, **kwargs)
+        return await self._in_thread(lambda: bound(*args, **kwargs))
+
+    async def close(self) -> None:
+        close = getattr(self._call, "close", None)
+        if self._call is not self._target and callable(close):
+            await self._in_thread(close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _values(self, job: Job) -> AsyncIterator[object]:
+        arguments = (job.stage_input, job.sampling) if self._takes_sampling else (job.stage_input,)
+        if _is_async(self._call):
+            made = self._call(*arguments)
+        else:
+            made = await self._in_thread(lambda: self._call(*arguments))
+        if inspect.isasyncgen(made):
+            try:
+                async for value in made:
+                    yield value
+            finally:
+                await made.aclose()
+        elif inspect.isgenerator(made):
+            async for value in self._iterate(made):
+                yield value
+        else:
+            yield await made if inspect.isawaitable(made) else made
+
+    async def _iterate(self, made: Iterator[object]) -> AsyncIterator[object]:
+        while (value := await self._in_thread(lambda: next(made, _END))) is not _END:
+            yield value
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _load(self) -> Any:
+        try:
+            target = load_object(self._stage.model, "model")
+        except ConfigError as error:
+            raise CheckpointMissing(f"stage {self._stage.name!r}: {error.message}", param="model") from error
+        if not callable(target):
+            raise CheckpointMissing(f"stage {self._stage.name!r}: {self._stage.model} cannot be called", param="model")
+        return target
+
+    def _declared(self) -> Mapping[str, str]:
+        declared = self._stage.engine_args.get("outputs") or getattr(self._target, "outputs", None)
+        if declared:
+            return dict(declared)
+        final = self._stage.final_output_type
+        return {final: final} if final else {"value": "json"}
+
+
+class _Pieces:
+    """Collects what a callable gives, until it is done."""
+
+    def __init__(self, declared: Mapping[str, str]) -> None:
+        self._declared = declared
+        self._said: list[str] = []
+        self._value: object = _END
+
+    def take(self, value: object) -> Item | None:
+        """The item to pass on at once, None when the value is for the end."""
+        if isinstance(value, Progress):
+            return value
+        if isinstance(value, str) and self._speaks:
+            value = TextDelta(text=value)
+        if isinstance(value, TextDelta):
+            self._said.append(value.text)
+            return value
+        self._value = value
+        return None
+
+    def finished(self, reason: str) -> Finished:
+        if isinstance(self._value, Finished):
+            return self._value
+        if reason == "abort" and self._value is _END:
+            return Finished(outputs={}, finish_reason=reason)
+        return Finished(outputs=self._outputs(), finish_reason=reason)
+
+    @property
+    def _speaks(self) -> bool:
+        return "text" in self._declared.values()
+
+    def _outputs(self) -> Outputs:
+        if self._value is _END:
+            if not self._said or not self._speaks:
+                raise EngineError(f"nothing was returned; declared are {', '.join(self._declared)}")
+            return {next(name for name, kind in self._declared.items() if kind == "text"): "".join(self._said)}
+        if isinstance(self._value, Mapping) and set(self._value) == set(self._declared):
+            return self._value
+        if len(self._declared) != 1:
+            raise EngineError(f"return a mapping with the declared outputs: {', '.join(self._declared)}")
+        return {next(iter(self._declared)): self._value}
+
+
+def _is_async(call: Callable[..., Any]) -> bool:
+    inner = call if inspect.isroutine(call) else getattr(call, "__call__", call)  # noqa: B004 the bound method itself
+    return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+
+
+def _takes_two(call: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(call).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,224 @@
+"""An engine that computes nothing: latency, token rate, failures and output kinds as told. For tests and benches."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from omnibus.errors import ConfigError, EngineError, EngineRejected, InvalidRequest
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.protocol import (
+    EngineStats,
+    Finished,
+    Item,
+    Job,
+    Progress,
+    StageInput,
+    TextDelta,
+    Usage,
+)
+
+CRASH_EXIT_CODE = 70
+SAMPLE_RATE = 8000
+
+
+class On(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which executions something happens to: all that match both; with neither given, none."""
+
+    rid: str = ""
+    """Pattern searched for in the request's id."""
+    attempts: tuple[int, ...] = ()
+    """Deliveries of the task, from 1; empty: every one."""
+
+    def hits(self, job: Job) -> bool:
+        if not self.rid and not self.attempts:
+            return False
+        return re.search(self.rid, job.rid) is not None and (not self.attempts or job.attempt in self.attempts)
+
+
+class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`engine_args` of a `sim` stage; a request's sampling parameters override them by name. Durations are seconds."""
+
+    latency: float | tuple[float, float] = 0.0
+    """Time before the first item; a pair: uniform between the two."""
+    tokens: int = 0
+    """Words of the answer; 0: as many as the prompt has."""
+    token_rate: float = 0.0
+    """Words a second; 0: all at once."""
+    steps: int = 0
+    """Progress steps that the latency is divided into."""
+    start_latency: float = 0.0
+    """Time that loading takes."""
+    fail_rate: float = 0.0
+    """Share of executions that fail with a retryable EngineError."""
+    fail_on: On = On()
+    reject_on: On = On()
+    """Refused as the request's fault."""
+    crash_on: On = On()
+    """The process exits at once, as under a kill -9."""
+    hang_on: On = On()
+    """Never finishes by itself."""
+    outputs: dict[str, str] = {"text": "text"}
+    """Declared outputs, name → kind."""
+    size: int = 16
+    """Side of an image, elements of a tensor, samples of audio."""
+    seed: int = 0
+
+
+def expected_text(prompt: str, tokens: int = 0) -> str:
+    """What a `sim` stage answers to a prompt: its words, over and over until there are `tokens` of them."""
+    words = prompt.split() or [""]
+    count = tokens or len(words)
+    return " ".join(words[index % len(words)] for index in range(count))
+
+
+def create(stage: StageSpec) -> SimEngine:
+    """The engine of a stage, not yet started."""
+    return SimEngine(stage)
+
+
+class SimEngine:
+    """See SimArgs. Its text depends on the prompt only, so that a test can tell what must come out."""
+
+    def __init__(self, stage: StageSpec) -> None:
+        self._stage = stage
+        self._args = _parse(stage.engine_args, "engine_args")
+        self._random = random.Random(self._args.seed)  # noqa: S311 repeatable, not secret
+        self._aborted: dict[str, asyncio.Event] = {}
+        self._dead: Exception | None = None
+        self.outputs: Mapping[str, str] = self._args.outputs
+
+    async def start(self) -> None:
+        await asyncio.sleep(self._args.start_latency)
+
+    async def generate(self, job: Job) -> AsyncIterator[Item]:
+        args = _parse({**self._stage.engine_args, **job.sampling}, "sampling_params", EngineRejected)
+        self._misbehave(args, job)
+        aborted = self._aborted[job.rid] = asyncio.Event()
+        try:
+            async for item in self._compute(args, job, aborted):
+                yield item
+        finally:
+            self._aborted.pop(job.rid, None)
+
+    async def abort(self, rid: str) -> None:
+        if rid in self._aborted:
+            self._aborted[rid].set()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self._aborted))
+
+    def dead(self) -> Exception | None:
+        return self._dead
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """`echo` returns its arguments; `die` makes the engine dead."""
+        if method == "echo":
+            return [list(args), dict(kwargs)]
+        if method == "die":
+            self._dead = EngineError("told to die")
+            return None
+        raise InvalidRequest(f"sim has no control method {method!r}; there are die, echo", param="method")
+
+    async def close(self) -> None:
+        for aborted in self._aborted.values():
+            aborted.set()
+
+    def _misbehave(self, args: SimArgs, job: Job) -> None:
+        if self._dead is not None:
+            raise EngineError("the engine is dead")
+        if args.reject_on.hits(job):
+            raise EngineRejected("told to reject this request")
+        if args.crash_on.hits(job):
+            os._exit(CRASH_EXIT_CODE)
+        if args.fail_on.hits(job) or self._random.random() < args.fail_rate:
+            raise EngineError("told to fail")
+
+    async def _compute(self, args: SimArgs, job: Job, aborted: asyncio.Event) -> AsyncIterator[Item]:
+        prompt = prompt_of(job.stage_input)
+        words = expected_text(prompt, args.tokens).split(" ")
+        async for progress in self._wait(args, aborted):
+            yield progress
+        if args.hang_on.hits(job):
+            await aborted.wait()
+        said: list[str] = []
+        if "text" in args.outputs.values():
+            async for delta in _speak(words, args.token_rate, aborted):
+                said.append(delta.text)
+                yield delta
+        text = "".join(said)
+        usage = Usage(prompt_tokens=len(prompt.split()), completion_tokens=len(text.split()))
+        outputs = {name: _value(kind, text or " ".join(words), args) for name, kind in args.outputs.items()}
+        yield Finished(outputs=outputs, finish_reason="abort" if aborted.is_set() else "stop", usage=usage)
+
+    async def _wait(self, args: SimArgs, aborted: asyncio.Event) -> AsyncIterator[Progress]:
+        latency = args.latency if isinstance(args.latency, float) else self._random.uniform(*args.latency)
+        parts = max(args.steps, 1)
+        for step in range(parts):
+            if latency:
+                await _pause(latency / parts, aborted)
+            if args.steps and not aborted.is_set():
+                yield Progress(step=step + 1, total=args.steps)
+
+
+def prompt_of(stage_input: StageInput) -> str:
+    """The text that an execution works on: of the first source that has one, else the request's."""
+    for outputs in stage_input.sources.values():
+        if isinstance(outputs.get("text"), str):
+            return str(outputs["text"])
+    prompt = stage_input.request.prompt
+    return " ".join(map(str, prompt)) if isinstance(prompt, tuple) else stage_input.request.text()
+
+
+async def _speak(words: Sequence[str], rate: float, aborted: asyncio.Event) -> AsyncIterator[TextDelta]:
+    for index, word in enumerate(words):
+        if rate:
+            await _pause(1 / rate, aborted)
+        if aborted.is_set():
+            return
+        yield TextDelta(text=f" {word}" if index else word, token_ids=(index,))
+
+
+async def _pause(seconds: float, aborted: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await aborted.wait()
+    except TimeoutError:
+        return
+
+
+def _value(kind: str, text: str, args: SimArgs) -> object:
+    digest = hashlib.sha256(text.encode()).digest()
+    match kind:
+        case "text":
+            return text
+        case "tokens":
+            return list(range(len(text.split())))
+        case "tensor":
+            return np.full(args.size, digest[0], dtype=np.float32)
+        case "image":
+            return np.full((args.size, args.size, 3), list(digest[:3]), dtype=np.uint8)
+        case "audio":
+            return {"samples": np.full(args.size, digest[0] / 512, dtype=np.float32), "sample_rate": SAMPLE_RATE}
+        case _:
+            return {"text": text}
+
+
+def _parse(
+    values: Mapping[str, Any], where: str, error_kind: type[ConfigError | EngineRejected] = ConfigError
+) -> SimArgs:
+    try:
+        args = msgspec.convert(values, SimArgs)
+        for on in (args.fail_on, args.reject_on, args.crash_on, args.hang_on):
+            re.compile(on.rid)
+    except (msgspec.ValidationError, re.error) as error:
+        raise error_kind(f"sim: {where}: {error}", param=where) from error
+    return args

@@ -1,0 +1,33 @@
+"""Processes that do not outlive their parent, kill -9 included (Linux)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+PARENT_VARIABLE = "OMNIBUS_PARENT_PID"
+"""Set by a supervisor for its children."""
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: the loader must not run in a freshly forked child
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, and the same for every process forked from here.
+
+    Call it first thing in a child. The kernel ties the signal to the *thread* that started the child, so a supervisor
+    starts children from a thread that lives as long as itself. When the parent is gone already, exits at once.
+
+    Processes that this one starts by exec (not fork) must call it themselves; a supervisor also ends the whole process
+    group of a dead child, which covers those while it lives.
+    """
+    _set_death_signal()
+    os.register_at_fork(after_in_child=_set_death_signal)
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is not None and os.getppid() != int(parent):
+        raise SystemExit(1)
+
+
+def _set_death_signal() -> None:
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

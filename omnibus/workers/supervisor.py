@@ -1,0 +1,236 @@
+"""Child processes kept alive: started, started again with backoff when they die, stopped together.
+
+The same class runs replicas, orchestrators and front doors. Children die with it, kill -9 included (`workers.lineage`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from omnibus.errors import StageStartError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+from omnibus.workers.lineage import PARENT_VARIABLE
+
+INSTANCE_VARIABLE = "OMNIBUS_INSTANCE"
+"""Set for each start of a child: a name that no other process ever has."""
+FATAL_EXIT_CODE = 78
+"""Exit code of a child that would fail again in the same way (EX_CONFIG): it is not started again."""
+FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0
+"""Seconds before a dead child is started again; doubles with every quick death."""
+HEALTHY_AFTER = 30.0
+"""Seconds of life after which a child's next death counts as its first."""
+LAST_LINES = 30
+"""Lines of a child's output that its failure is reported with."""
+_LINE_LIMIT = 1 << 20
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """A child: how it is called in logs, and how it is started."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the supervisor's own environment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """A child's end that nobody asked for."""
+
+    name: str
+    instance: str
+    returncode: int
+    """Negative: the signal that killed it."""
+    seconds: float
+    """How long it lived."""
+
+
+DeathHook = Callable[[Death], Awaitable[None]]
+
+
+class Supervisor:
+    """Runs children until `stop`, or until all have ended by themselves with exit code 0.
+
+    `on_death` hears of every death before the child is started again, and is given a few seconds at most. `grace` is how
+    long children have between SIGTERM and SIGKILL when they are stopped.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ProcessSpec],
+        *,
+        grace: float = 30.0,
+        on_death: DeathHook | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._children = [_Child(spec) for spec in specs]
+        self._grace = grace
+        self._on_death = on_death
+        self._metrics = metrics
+        self._stopping = asyncio.Event()
+        self._failure: StageStartError | None = None
+
+    async def run(self) -> None:
+        """Start all, and return when all have ended.
+
+        A child that cannot start ends the others too, and raises StageStartError with its last lines. Cancelling `run`
+        kills the children at once.
+        """
+        async with asyncio.TaskGroup() as group:
+            stopper = group.create_task(self._stop_children(), name="supervisor-stop")
+            await asyncio.gather(
+                *(group.create_task(self._keep(child), name=f"keep-{child.name}") for child in self._children)
+            )
+            stopper.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Ask all children to end; idempotent, safe in a signal handler of the loop."""
+        self._stopping.set()
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each child was started again, by name."""
+        return {child.name: child.restarts for child in self._children}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process id by name, of children that run now."""
+        return {child.name: child.process.pid for child in self._children if child.process is not None}
+
+    async def _keep(self, child: _Child) -> None:
+        quick_deaths = 0
+        while not self._stopping.is_set():
+            death = await child.live()
+            if death.returncode == 0 or self._stopping.is_set():
+                return
+            await self._witness(death)
+            if death.returncode == FATAL_EXIT_CODE:
+                self._failure = StageStartError(f"{child.name} cannot start:\n{child.last_lines}")
+                self.stop()
+                return
+            quick_deaths = 0 if death.seconds >= HEALTHY_AFTER else quick_deaths + 1
+            delay = min(FIRST_DELAY * 2 ** (quick_deaths - 1), LONGEST_DELAY) if quick_deaths else 0.0
+            self._report(child, death, delay)
+            await self._pause(delay)
+
+    async def _witness(self, death: Death) -> None:
+        if self._on_death is None:
+            return
+        try:
+            async with asyncio.timeout(3.0):
+                await self._on_death(death)
+        except Exception:
+            if self._metrics is not None:
+                self._metrics.errors.labels(where="supervisor").inc()
+            log.exception(LogEvent.TASK_CRASHED, process=death.name)
+
+    def _report(self, child: _Child, death: Death, delay: float) -> None:
+        child.restarts += 1
+        log.warning(
+            LogEvent.REPLICA_RESTARTING,
+            process=child.name,
+            returncode=death.returncode,
+            lived=round(death.seconds, 3),
+            restarts=child.restarts,
+            delay=delay,
+        )
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _stop_children(self) -> None:
+        await self._stopping.wait()
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        await asyncio.sleep(self._grace)
+        for child in self._children:
+            child.signal(signal.SIGKILL)
+
+
+class _Child:
+    """One child, through all its lives."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self._spec = spec
+        self.name = spec.name
+        self.process: asyncio.subprocess.Process | None = None
+        self.restarts = 0
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    @property
+    def last_lines(self) -> str:
+        return "\n".join(self._lines)
+
+    async def live(self) -> Death:
+        """Start the process, pass its output on, and wait for its end; its process group ends with it."""
+        instance = f"{self.name}-{secrets.token_hex(4)}".replace(" ", "-")
+        started = time.monotonic()
+        self._lines.clear()
+        self.process = process = await asyncio.create_subprocess_exec(
+            *self._spec.argv,
+            env={**os.environ, **self._spec.env, PARENT_VARIABLE: str(os.getpid()), INSTANCE_VARIABLE: instance},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends its children in order
+            limit=_LINE_LIMIT,
+        )
+        echo = asyncio.create_task(self._echo(process), name=f"echo-{self.name}")
+        try:
+            returncode = await process.wait()
+        finally:
+            self.process = None
+            _signal_group(process.pid, signal.SIGKILL)  # whoever it left behind, or itself when this is cancelled
+            await process.wait()
+            await self._end_of(echo)
+        return Death(name=self.name, instance=instance, returncode=returncode, seconds=time.monotonic() - started)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, SIGKILL to the whole process group; nothing happens when the child has ended."""
+        if self.process is None:
+            return
+        if number is signal.SIGKILL:
+            _signal_group(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    async def _echo(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line beyond the limit: its rest follows as lines of their own
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self._lines.append(text)
+            sys.stderr.write(f"{self.name} | {text}\n")
+
+    async def _end_of(self, echo: asyncio.Task[None]) -> None:
+        _, late = await asyncio.wait({echo}, timeout=2.0)
+        for task in late:
+            task.cancel()
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)

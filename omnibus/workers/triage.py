@@ -1,0 +1,74 @@
+"""What to do with a delivery, and with a failed one: pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import msgspec
+
+from omnibus.errors import AttemptsExhausted, EngineError, OmnibusError
+from omnibus.wire.envelope import Task
+from omnibus.wire.failure import Failure
+
+FIRST_RETRY_DELAY = 0.1
+"""Seconds before a failed task is delivered again; doubles with every attempt."""
+LONGEST_RETRY_DELAY = 5.0
+
+
+class Verdict(Enum):
+    """What a replica does with a task that it received."""
+
+    RUN = auto()
+    DROP = auto()
+    """Its request has ended, or ends by its deadline: acknowledge it and go on."""
+    EXHAUSTED = auto()
+    """Delivered beyond the limit: fail the request without running it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Give the task back to the queue."""
+
+    delay: float
+    """Seconds before it is delivered again."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End the request."""
+
+    failure: Failure
+    dead: bool
+    """Keep it as a dead letter: its attempts are used up."""
+
+
+def triage(task: Task, *, delivered: int, cancelled: bool, now: float) -> Verdict:
+    """Whether to run a task at its `delivered`-th delivery; `now` is seconds since the epoch."""
+    if cancelled or task.ticket.deadline <= now:
+        return Verdict.DROP
+    return Verdict.EXHAUSTED if delivered > task.ticket.max_attempts else Verdict.RUN
+
+
+def judge(error: Exception, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:
+    """What a failed attempt means. Errors outside our tree count as the engine's.
+
+    A lost payload is not tried again here: only a new run of the whole request can make it anew.
+    """
+    ours = error if isinstance(error, OmnibusError) else EngineError(f"{type(error).__name__}: {error}")
+    again = isinstance(ours, EngineError) and ours.retryable
+    if again and delivered < task.ticket.max_attempts:
+        return Retry(min(FIRST_RETRY_DELAY * 2 ** (delivered - 1), LONGEST_RETRY_DELAY))
+    return GiveUp(_failure(ours, task, replica, attempts=delivered if again else 0), dead=again)
+
+
+def exhausted(task: Task, *, delivered: int, replica: str) -> GiveUp:
+    """The end of a task whose last allowed attempt left no word."""
+    limit = task.ticket.max_attempts
+    error = AttemptsExhausted(f"none of {limit} attempts at stage {task.stage_id} finished: each replica died or hung")
+    return GiveUp(_failure(error, task, replica, attempts=delivered - 1), dead=True)
+
+
+def _failure(error: OmnibusError, task: Task, replica: str, *, attempts: int) -> Failure:
+    known = Failure.of(error, stage_id=task.stage_id, replica=replica)
+    return msgspec.structs.replace(known, attempts=attempts)
