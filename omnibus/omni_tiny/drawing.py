@@ -1,0 +1,66 @@
+"""What a scene looks like: the renderer that makes the training images and the judges' examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from omnibus.omni_tiny.grammar import Scene, Thing
+
+SIZE = 64
+BACKGROUND = (20, 20, 24)
+PALETTE: Mapping[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "orange": (250, 140, 20),
+    "yellow": (245, 230, 60),
+    "green": (40, 170, 70),
+    "blue": (40, 90, 235),
+    "purple": (170, 60, 200),
+    "white": (245, 245, 245),
+}
+_SCALE = 4  # drawn this much larger, then averaged: smooth edges
+_OFFSETS = {"left": (-15, 0), "right": (15, 0), "above": (0, -15), "below": (0, 15)}
+
+
+def draw(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Render a scene; shape (64, 64, 3), uint8. With `rng`, sizes and places vary by some pixels."""
+    canvas = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    for thing, centre in _places(scene):
+        shift = rng.uniform(-2.0, 2.0, size=2) if rng is not None else np.zeros(2)
+        radius = rng.uniform(9.5, 11.5) if rng is not None else 10.5
+        _draw_thing(pen, thing, (np.asarray(centre) + shift) * _SCALE, radius * _SCALE)
+    return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def outline(shape: str, centre: np.ndarray, radius: float) -> list[tuple[float, float]]:
+    """The polygon of a square, triangle or cross; points (x, y)."""
+    arm = 0.36
+    corners = {
+        "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+        "triangle": [(0.0, -1.0), (1.0, 0.9), (-1.0, 0.9)],
+        "cross": [
+            (-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
+            (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm),
+        ],
+    }[shape]  # fmt: skip
+    return [(float(centre[0] + x * radius), float(centre[1] + y * radius)) for x, y in corners]
+
+
+def _places(scene: Scene) -> list[tuple[Thing, tuple[int, int]]]:
+    middle = SIZE // 2
+    if scene.relation is None or scene.second is None:
+        return [(scene.first, (middle, middle))]
+    dx, dy = _OFFSETS[scene.relation]
+    return [(scene.first, (middle + dx, middle + dy)), (scene.second, (middle - dx, middle - dy))]
+
+
+def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, centre: np.ndarray, radius: float) -> None:
+    colour = PALETTE[thing.colour]
+    if thing.shape == "circle":
+        x, y = float(centre[0]), float(centre[1])
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        return
+    pen.polygon(outline(thing.shape, centre, radius), fill=colour)

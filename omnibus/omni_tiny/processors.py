@@ -1,0 +1,73 @@
+"""Input processors of the omni-tiny pipeline: what each stage gets out of the stage before it. numpy only.
+
+thinker ──hidden_states──► dit_input ──► dit
+   └──token_ids──► talker_input ──► talker ──token_ids──► code2wav_input ──► code2wav
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from omnibus.errors import EngineError, EngineRejected
+from omnibus.omni_tiny import vocabulary
+from omnibus.omni_tiny.conditions import Conditions, conditions_of
+from omnibus.workers.engines.protocol import EngineInput, StageInput
+
+EMPTY_PROMPT_FILE = "empty_prompt.npy"
+
+
+def dit_input(stage_input: StageInput) -> EngineInput:
+    """Conditions of the dit from the thinker's hidden states; the negative ones are its encoding of the empty prompt.
+
+    Values, all of one length L ≥ 32: `prompt_embeds`, `negative_prompt_embeds` (L, 256) float32, and
+    `prompt_attention_mask`, `negative_prompt_attention_mask` (L,) int64.
+    """
+    asked = conditions_of(np.asarray(_output(stage_input, "thinker", "hidden_states")))
+    empty = empty_conditions(len(asked.mask))
+    return EngineInput(
+        values={
+            "prompt_embeds": asked.embeds,
+            "prompt_attention_mask": asked.mask,
+            "negative_prompt_embeds": empty.embeds,
+            "negative_prompt_attention_mask": empty.mask,
+        }
+    )
+
+
+def talker_input(stage_input: StageInput) -> EngineInput:
+    """The thinker's canonical token ids, closed with END. Raises EngineRejected when the thinker named nothing."""
+    ids = vocabulary.only_canonical(_output(stage_input, "thinker", "token_ids"))
+    if len(ids) == 1:
+        raise EngineRejected("the thinker found no coloured shape in the prompt", param="prompt")
+    return EngineInput(token_ids=ids)
+
+
+def code2wav_input(stage_input: StageInput) -> EngineInput:
+    """The talker's codec codes: `codes`, a list of ints below 49. Raises EngineRejected when there are none."""
+    codes = vocabulary.codes_of_ids(_output(stage_input, "talker", "token_ids"))
+    if not codes:
+        raise EngineRejected("the talker said nothing", param="prompt")
+    return EngineInput(values={"codes": codes})
+
+
+def empty_conditions(length: int) -> Conditions:
+    """The thinker's encoding of the empty prompt, padded to `length` rows."""
+    return conditions_of(_empty_states(), length)
+
+
+@cache
+def _empty_states() -> np.ndarray:
+    source = files("omnibus.omni_tiny") / "checkpoints" / "dit" / EMPTY_PROMPT_FILE
+    return np.asarray(np.load(BytesIO(source.read_bytes()), allow_pickle=False))
+
+
+def _output(stage_input: StageInput, stage: str, name: str) -> Any:
+    try:
+        return stage_input.sources[stage][name]
+    except KeyError as error:
+        raise EngineError(f"stage {stage!r} left no output {name!r}") from error
