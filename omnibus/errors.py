@@ -195,14 +195,19 @@ class BrokerUnavailable(BrokerError):
 
 
 class BrokerRefused(BrokerError):
-    """NATS answered with an error; `err_code` is the server's."""
+    """NATS answered with an error; `err_code` and `status` are the server's."""
 
     code = "broker_refused"
     retryable = False
 
-    def __init__(self, message: str | None = None, *, err_code: int = 0) -> None:
+    def __init__(self, message: str | None = None, *, err_code: int = 0, status: int = 0) -> None:
         super().__init__(message)
-        self.err_code = err_code
+        self.err_code, self.status = err_code, status
+
+    @property
+    def not_found(self) -> bool:
+        """There is no such stream, consumer or message."""
+        return self.status == 404
 
 
 class RevisionConflict(BrokerError):

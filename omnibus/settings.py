@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     """Where an embedded server keeps its data, its log and its address."""
 
     # Logs and traces
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["console", "json"] = "console"
+    log_level: str = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
     otlp_endpoint: str | None = None
     """Where traces go; None: nowhere."""
 

@@ -1,0 +1,173 @@
+"""A connection with JetStream: publishing with an acknowledgement, and the API of streams and consumers.
+
+Both retry what an outage or an election causes, for about ten seconds, with the same message: a retried publish is
+deduplicated by its Msg-Id.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from omnibus.broker.link import Callback, Hook, Link, Subscription
+from omnibus.broker.replies import Message, Transient, status_of
+from omnibus.errors import BrokerRefused, BrokerUnavailable, RevisionConflict
+from omnibus.observability.metrics import Metrics
+
+__all__ = ["Callback", "Connection", "Message", "PubAck", "Subscription", "connect", "status_of"]
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+"""Server codes of a compare-and-set that lost."""
+STREAM_FULL = 10077
+"""Server code of a stream that refuses new messages at its bound."""
+
+_ATTEMPT_TIMEOUT = 2.0
+_RETRY_FOR = 10.0
+_OUT_OF_RESOURCES = (STREAM_FULL, 10023, 10028, 10047)  # sent with the code of an outage, though waiting does not help
+
+T = TypeVar("T")
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """What the server says when a message is stored."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+    """The message was there already: its Msg-Id is known."""
+
+
+class ServerError(msgspec.Struct, frozen=True):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Answer(msgspec.Struct):
+    error: ServerError | None = None
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+
+
+_decode_ack = msgspec.json.Decoder(_Answer).decode
+
+
+class Connection(Link):
+    """A connection to NATS with JetStream. Made by `connect`."""
+
+    async def js_publish(
+        self,
+        subject: str,
+        data: bytes = b"",
+        msg_id: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        deadline: float = _RETRY_FOR,
+    ) -> PubAck:
+        """Publish and await the acknowledgement, with retries for `deadline` seconds; at least once.
+
+        With a `msg_id`, retries are deduplicated. Raises BrokerUnavailable, RevisionConflict when an expected sequence is
+        not the last one, and BrokerRefused when the stream refuses (`err_code` STREAM_FULL at its bound).
+        """
+        sent = dict(headers) if headers is not None else {}
+        if msg_id is not None:
+            sent["Nats-Msg-Id"] = msg_id
+        return await self._retried(lambda: self._publish_once(subject, data, sent or None), deadline)
+
+    async def api(
+        self, operation: str, body: Mapping[str, Any] | None = None, *, deadline: float = _RETRY_FOR
+    ) -> dict[str, Any]:
+        """Call the JetStream API, such as `STREAM.INFO.<stream>`; raises BrokerUnavailable and BrokerRefused."""
+        data = msgspec.json.encode(body) if body is not None else b""
+        return await self._retried(lambda: self._call_once(operation, data), deadline)
+
+    async def find(self, operation: str, body: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """Like `api`; None when the server knows no such stream, consumer or message."""
+        try:
+            return await self.api(operation, body)
+        except BrokerRefused as refused:
+            if refused.not_found:
+                return None
+            raise
+
+    async def retried_request(self, subject: str, data: bytes = b"", *, deadline: float = _RETRY_FOR) -> Message:
+        """The first answer to a request that may safely be sent again; raises BrokerUnavailable."""
+        return await self._retried(lambda: self.request(subject, data, timeout=_ATTEMPT_TIMEOUT), deadline)
+
+    async def _publish_once(self, subject: str, data: bytes, headers: dict[str, str] | None) -> PubAck:
+        message = await self.request(subject, data, headers=headers, timeout=_ATTEMPT_TIMEOUT)
+        answer = _decode_ack(message.data)
+        if answer.error is not None:
+            raise _refusal(answer.error, subject)
+        return PubAck(answer.stream, answer.seq, answer.duplicate)
+
+    async def _call_once(self, operation: str, data: bytes) -> dict[str, Any]:
+        message = await self.request(f"$JS.API.{operation}", data, timeout=_ATTEMPT_TIMEOUT)
+        answer: dict[str, Any] = msgspec.json.decode(message.data)
+        if "error" in answer:
+            raise _refusal(msgspec.convert(answer["error"], ServerError), operation)
+        return answer
+
+    async def _retried(self, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:
+        started = time.monotonic()
+        try:
+            return await attempt()  # the retrying machinery costs more than a publish
+        except Transient:
+            pass
+        left = deadline - (time.monotonic() - started)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(Transient),
+            stop=stop_after_delay(left),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            reraise=True,
+        )
+        async for trial in retrying:
+            with trial:
+                await self.wait_connected(max(0.1, deadline - (time.monotonic() - started)))
+                return await attempt()
+        raise BrokerUnavailable(f"NATS did not answer within {deadline:g} s")  # not reached: the last failure is raised
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    name: str,
+    role: str = "client",
+    deadline: float = 5.0,
+    credentials: Path | None = None,
+    metrics: Metrics | None = None,
+    on_disconnect: Hook | None = None,
+    on_reconnect: Hook | None = None,
+) -> AsyncIterator[Connection]:
+    """Connect to a server or a cluster (`url` may name several, comma-separated) for as long as the context lasts.
+
+    `name` is what disconnect events carry; `role` makes the inbox prefix `_INBOX_<role>`, which permissions go by.
+    Raises BrokerUnavailable when no server answers within `deadline` seconds.
+    """
+    connection = Connection(url, name, metrics)
+    if on_disconnect is not None:
+        connection.on_disconnect(on_disconnect)
+    if on_reconnect is not None:
+        connection.on_reconnect(on_reconnect)
+    await connection.open(role=role, deadline=deadline, credentials=credentials)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _refusal(error: ServerError, what: str) -> Exception:
+    if error.err_code in WRONG_LAST_SEQUENCE:
+        return RevisionConflict(f"{what}: {error.description}")
+    message = f"{what}: {error.description} ({error.err_code})"
+    if error.code == 503 and error.err_code not in _OUT_OF_RESOURCES:
+        return Transient(message)
+    return BrokerRefused(message, err_code=error.err_code, status=error.code)

@@ -1,0 +1,252 @@
+"""A nats-server of our own: started with its owner, ended with it, even when the owner is killed with -9.
+
+Data, log and address live in the state directory, which one server at a time holds through a file lock. The lock is
+inherited by the server, so that it is free only when the server is gone too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from omnibus.broker.discovery import ServerAddress, publish_address, running_server, take_lock, withdraw_address
+from omnibus.broker.server_binary import check_version, find_binary, profile_path
+from omnibus.errors import ConfigError, ServerBinaryError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.settings import Settings
+
+_HOST = "127.0.0.1"
+_START_DEADLINE = 20.0
+_STOP_DEADLINE = 10.0
+_LOCK_DEADLINE = 2.0  # a server whose owner was just killed needs a moment to end
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+log = get_logger(__name__)
+
+
+class EmbeddedServer:
+    """A nats-server over one state directory; an async context manager.
+
+    It listens on loopback, on `port` when that is free and else on any. `start` and `kill` may be repeated: port and data
+    stay. Create it on the thread that lives as long as the server should: on Linux the server ends with that thread.
+    """
+
+    def __init__(
+        self, state_dir: Path, *, binary: Path | None = None, profile: str = "balanced", port: int = 4222
+    ) -> None:
+        self.state_dir = state_dir
+        self.port = port
+        self._binary, self._profile = binary, profile
+        self._process: asyncio.subprocess.Process | None = None
+        self._lock: int | None = None
+        self._password = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The server that the settings describe."""
+        return cls(
+            settings.state_dir, binary=settings.nats_server, profile=settings.nats_profile, port=settings.nats_port
+        )
+
+    @property
+    def url(self) -> str:
+        return f"nats://{_HOST}:{self.port}"
+
+    @property
+    def system_url(self) -> str:
+        """With the user that may hear disconnect events."""
+        return f"nats://observer:{self._password}@{_HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, None while it does not run."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def log_path(self) -> Path:
+        return self.state_dir / "nats-server.log"
+
+    async def __aenter__(self) -> Self:
+        """Start; raises ServerBinaryError, and ConfigError when another server holds the state directory."""
+        self._binary = find_binary(self._binary)
+        await check_version(self._binary)
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = await self._acquire()
+        try:
+            self._password = self._read_password()
+            self.port = self.port if _is_free(self.port) else free_port()
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the server and wait until it serves; raises ServerBinaryError with the end of its log when it does not."""
+        assert self._lock is not None, "enter the context first"
+        with self.log_path.open("ab") as complaints:  # what the server says before it opens its log itself
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                env=self._environment(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=complaints,
+                pass_fds=(self._lock,),
+                start_new_session=True,  # Ctrl-C in the terminal is for the owner, who stops the server last
+                preexec_fn=_die_with(os.getpid()),
+            )
+        await self._await_ready(self._process)
+        publish_address(self.state_dir, ServerAddress(url=self.url, system_url=self.system_url, pid=self._process.pid))
+        log.info(LogEvent.BROKER_SERVER_STARTED, url=self.url, log=str(self.log_path))
+
+    async def stop(self) -> None:
+        """End the server and let go of the state directory; idempotent."""
+        await self._end(signal.SIGTERM)
+        withdraw_address(self.state_dir)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def kill(self) -> None:
+        """Kill the server with -9, as a crash would; `start` brings it back on the same port and data."""
+        await self._end(signal.SIGKILL)
+
+    async def supervise(self) -> None:
+        """Start the server again whenever it dies, until cancelled; raises ServerBinaryError when it cannot be."""
+        while True:
+            process = self._process
+            assert process is not None, "start first"
+            code = await process.wait()
+            log.error(LogEvent.BROKER_SERVER_EXITED, code=code, log=str(self.log_path))
+            await self.start()
+
+    async def _acquire(self) -> int:
+        until = time.monotonic() + _LOCK_DEADLINE
+        while True:
+            lock = take_lock(self.state_dir)
+            if lock is not None:
+                return lock
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(0.02)  # a file lock cannot be awaited
+        holder = running_server(self.state_dir)
+        where = f" at {holder.url} (process {holder.pid})" if holder is not None else ""
+        raise ConfigError(
+            f"{self.state_dir} is in use by another nats-server{where}: use that one (it is found by itself, or through "
+            "OMNIBUS_NATS_URL), or choose another OMNIBUS_STATE_DIR"
+        )
+
+    def _command(self) -> tuple[str, ...]:
+        return (
+            *(str(self._binary), "-c", str(profile_path(self._profile))),
+            *("-a", _HOST, "-p", str(self.port)),
+            *("-l", str(self.log_path)),
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """What the profiles refer to; quoted, because the server reads values as it reads its configuration."""
+        store = f'"{self.state_dir.resolve() / "nats"}"'
+        return {**os.environ, "OMNIBUS_NATS_STORE": store, "OMNIBUS_NATS_SYSTEM_PASSWORD": self._password}
+
+    def _read_password(self) -> str:
+        """The observer's password: kept, so that observers come back after a restart."""
+        path = self.state_dir / "observer.secret"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(f"s{secrets.token_hex(16)}")  # a letter first: the server would read digits as a number
+        return path.read_text().strip()
+
+    async def _await_ready(self, process: asyncio.subprocess.Process) -> None:
+        until = time.monotonic() + _START_DEADLINE
+        while time.monotonic() < until:
+            if process.returncode is not None:
+                break
+            if await _greets(self.port):
+                return
+            await asyncio.sleep(0.01)  # the server has no other way to say that it is ready
+        await self._end(signal.SIGKILL)
+        raise ServerBinaryError(f"nats-server did not start; the end of {self.log_path}:\n{self._log_end()}")
+
+    async def _end(self, how: signal.Signals) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(how)
+        try:
+            async with asyncio.timeout(_STOP_DEADLINE):
+                await process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    def _log_end(self) -> str:
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
+        except OSError:
+            return "(no log)"
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port just left counts as taken
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+async def _greets(port: int) -> bool:
+    """Whether a server greets with its INFO line; it does so only once its streams are recovered."""
+    try:
+        async with asyncio.timeout(2):
+            reader, writer = await asyncio.open_connection(_HOST, port)
+            try:
+                return (await reader.readline()).startswith(b"INFO")
+            finally:
+                writer.close()
+                await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False
+
+
+def _die_with(owner: int) -> Callable[[], None] | None:
+    """What makes a child get SIGTERM when the thread that started it ends; Linux only."""
+    libc = _libc
+    if libc is None:
+        return None
+
+    def arm() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != owner:  # it died before this was armed
+            os._exit(1)
+
+    return arm

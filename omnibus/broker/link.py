@@ -1,0 +1,239 @@
+"""One connection to NATS: core publish and subscribe, requests, and what happens when it breaks.
+
+Reconnects forever; only the first connect has a deadline. What is published while it is down is kept, up to 16 MiB, and
+sent afterwards. `Connection` adds JetStream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import nats.aio.client
+import nats.errors
+
+from omnibus.broker.replies import Message, Replies, Transient
+from omnibus.errors import BrokerRefused, BrokerUnavailable
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+
+nats.aio.client.DEFAULT_BUFFER_SIZE = 1 << 20  # doubles the throughput of messages from 64 KiB to 1 MiB
+
+Callback = Callable[[Message], Awaitable[None]]
+Hook = Callable[[], None]
+
+_OPTIONS: dict[str, Any] = {
+    "max_reconnect_attempts": -1,
+    "reconnect_time_wait": 0.2,
+    "connect_timeout": 2,
+    "ping_interval": 5,
+    "max_outstanding_pings": 2,
+    "pending_size": 16 << 20,
+}
+_PERMISSIONS = re.compile("permissions violation", re.IGNORECASE)
+
+log = get_logger(__name__)
+
+
+class Subscription(Protocol):
+    """Interest in a subject."""
+
+    async def unsubscribe(self) -> None:
+        """Stop receiving; what has arrived and was not handled yet is dropped."""
+
+    async def drain(self) -> None:
+        """Stop receiving; what has arrived is handled first."""
+
+
+class Link:
+    """A connection to NATS. Made by `connect`."""
+
+    def __init__(self, url: str, name: str, metrics: Metrics | None = None) -> None:
+        self.url, self.name = url, name
+        self.metrics = metrics if metrics is not None else Metrics()
+        self.generation = 0
+        """How often the connection was re-established."""
+        self.connected_since: float | None = None
+        """`time.monotonic()` of the last (re)connect, None while disconnected."""
+        self._client = nats.aio.client.Client()
+        self._replies = Replies(self._client)
+        self._up = asyncio.Event()
+        self._closing = False
+        self._last_error: Exception | None = None
+        self._on_disconnect: list[Hook] = []
+        self._on_reconnect: list[Hook] = []
+
+    async def open(self, *, role: str, deadline: float, credentials: Path | None) -> None:
+        """Connect; raises BrokerUnavailable, which says what to do, when that takes longer than `deadline` seconds."""
+        try:
+            async with asyncio.timeout(deadline):
+                await self._client.connect(
+                    self.url.split(","),
+                    name=self.name,
+                    inbox_prefix=f"_INBOX_{role}",
+                    user_credentials=str(credentials) if credentials is not None else None,
+                    error_cb=self._report,
+                    disconnected_cb=self._disconnected,
+                    reconnected_cb=self._reconnected,
+                    closed_cb=self._closed,
+                    **_OPTIONS,
+                )
+                await self._replies.open()
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            await self.close()
+            raise BrokerUnavailable(self._advice(deadline)) from error
+        self.connected_since = time.monotonic()
+        self._up.set()
+        log.debug(LogEvent.BROKER_CONNECTED, url=self._safe_url, client=self.name)
+
+    async def close(self) -> None:
+        """Send what is buffered and close; idempotent."""
+        self._closing = True
+        self.connected_since = None
+        self._replies.fail("the connection was closed")
+        await self._client.close()
+
+    @property
+    def connected(self) -> bool:
+        return self.connected_since is not None and self._client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        """Largest message that the server takes, in bytes."""
+        return int(self._client.max_payload)
+
+    def on_disconnect(self, hook: Hook) -> Hook:
+        """Call `hook` when the connection breaks; returns the function that takes it off again."""
+        return _hang(self._on_disconnect, hook)
+
+    def on_reconnect(self, hook: Hook) -> Hook:
+        """Call `hook` when the connection is back, subscriptions included; returns what takes it off again."""
+        return _hang(self._on_reconnect, hook)
+
+    async def wait_connected(self, timeout: float) -> None:
+        """Return once connected; raises BrokerUnavailable after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
+        except TimeoutError as error:
+            raise BrokerUnavailable(self._advice(timeout)) from error
+
+    async def publish(
+        self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Core publish: buffered, at most once; raises BrokerUnavailable when closed or when the buffer is full."""
+        try:
+            await self._client.publish(subject, data, reply=reply, headers=headers)
+        except nats.errors.Error as error:
+            raise self._translated(error, subject, len(data)) from error
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, timeout: float = 2.0
+    ) -> Message:
+        """The first answer within `timeout` seconds; raises BrokerUnavailable, without retrying."""
+        if not self.connected:  # or it would be sent after the reconnect, when its retry is sent too
+            raise Transient(f"not connected to NATS, cannot ask {subject}")
+        try:
+            return await self._replies.request(subject, data, headers, timeout)
+        except nats.errors.Error as error:
+            raise self._translated(error, subject, len(data)) from error
+
+    def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncIterator[Message]:
+        """All answers, in order, until the caller stops iterating (`aclosing` it); raises BrokerUnavailable."""
+        return self._replies.request_many(subject, data, timeout)
+
+    async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
+        """Call `callback` with each message, one after the other; what it raises is logged and counted.
+
+        The server knows of it when this returns. Memory is bounded by 65,536 messages waiting and no bound in bytes:
+        over a bound in bytes the client would drop messages.
+        """
+
+        async def guarded(message: Message) -> None:
+            try:
+                await callback(message)
+            except Exception:
+                self.metrics.errors.labels(where="subscription").inc()
+                log.exception(LogEvent.TASK_CRASHED, subject=message.subject, client=self.name)
+
+        try:
+            subscription: Subscription = await self._client.subscribe(
+                subject, queue=queue, cb=guarded, pending_msgs_limit=65_536, pending_bytes_limit=0
+            )
+            await self.flush()
+        except nats.errors.Error as error:
+            raise self._translated(error, subject, 0) from error
+        return subscription
+
+    def new_inbox(self) -> str:
+        """A subject that nobody else uses, under this role's prefix."""
+        return str(self._client.new_inbox())
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Wait until the server has everything that was sent; raises BrokerUnavailable."""
+        try:
+            await self._client.flush(timeout)
+        except nats.errors.Error as error:
+            raise Transient(f"NATS did not answer a ping within {timeout:g} s") from error
+
+    async def _report(self, error: Exception) -> None:
+        self._last_error = error
+        if _PERMISSIONS.search(str(error)):
+            self.metrics.permission_denied.inc()
+            log.error(LogEvent.BROKER_PERMISSION_DENIED, client=self.name, error=str(error))
+        elif isinstance(error, OSError | nats.errors.UnexpectedEOF | TimeoutError):
+            log.debug(LogEvent.BROKER_ERROR, client=self.name, error=repr(error))  # one a reconnect attempt
+        else:
+            self.metrics.errors.labels(where="broker").inc()
+            log.warning(LogEvent.BROKER_ERROR, client=self.name, error=repr(error))
+
+    async def _disconnected(self) -> None:
+        self.connected_since = None
+        self._up.clear()
+        self._replies.fail("the connection to NATS broke")
+        if not self._closing:
+            log.warning(LogEvent.BROKER_DISCONNECTED, client=self.name, url=self._safe_url)
+        for hook in tuple(self._on_disconnect):
+            hook()
+
+    async def _reconnected(self) -> None:
+        self.generation += 1
+        self.connected_since = time.monotonic()
+        self.metrics.reconnects.inc()
+        self._up.set()
+        log.info(LogEvent.BROKER_RECONNECTED, client=self.name, generation=self.generation)
+        for hook in tuple(self._on_reconnect):
+            hook()
+
+    async def _closed(self) -> None:
+        if not self._closing:  # the server refused this client for good, such as credentials that were revoked
+            log.error(LogEvent.BROKER_CLOSED, client=self.name, error=repr(self._last_error))
+
+    def _translated(self, error: Exception, subject: str, size: int) -> BrokerUnavailable | BrokerRefused:
+        if isinstance(error, nats.errors.MaxPayloadError):
+            return BrokerRefused(f"a message of {size} bytes on {subject} exceeds the server's {self.max_payload}")
+        if isinstance(error, nats.errors.BadSubjectError | nats.errors.BadHeaderError):
+            return BrokerRefused(f"malformed subject or header: {subject!r}")
+        return Transient(f"cannot publish on {subject}: {error}")
+
+    def _advice(self, seconds: float) -> str:
+        cause = f" ({self._last_error})" if self._last_error is not None else ""
+        return (
+            f"cannot reach NATS at {self._safe_url} within {seconds:g} s{cause}: start one with `omnibus serve`, "
+            "or name a running server in OMNIBUS_NATS_URL"
+        )
+
+    @property
+    def _safe_url(self) -> str:
+        """The URL without credentials, for messages and logs."""
+        return re.sub(r"//[^@/,]*@", "//", self.url)
+
+
+def _hang(hooks: list[Hook], hook: Hook) -> Hook:
+    hooks.append(hook)
+    return lambda: hooks.remove(hook) if hook in hooks else None

@@ -1,0 +1,55 @@
+"""Fixtures: a real nats-server a session, a connection and a pipeline name a test."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import uvloop
+
+from omnibus.broker.connection import Connection, connect
+from omnibus.broker.embedded import EmbeddedServer, free_port
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the loop that the product runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A folder of this session with a short path, for sockets too."""
+    with tempfile.TemporaryDirectory(prefix="omnibus-test-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def nats_server(scratch: Path) -> AsyncIterator[EmbeddedServer]:
+    """One nats-server for the whole session: tests keep apart by the pipeline's name. Never kill this one."""
+    async with EmbeddedServer(scratch / "nats", profile="dev", port=free_port()) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def own_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    """A nats-server of this test alone, to kill and restart."""
+    async with EmbeddedServer(tmp_path / "state", profile="dev", port=free_port()) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def connection(nats_server: EmbeddedServer) -> AsyncIterator[Connection]:
+    """A connection to the session's server."""
+    async with connect(nats_server.url, name="test", role="test") as made:
+        yield made
+
+
+@pytest.fixture
+def pipeline() -> str:
+    """The name of a pipeline that no other test uses."""
+    return f"p{secrets.token_hex(4)}"

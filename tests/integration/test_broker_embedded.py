@@ -1,0 +1,197 @@
+"""The embedded nats-server: starts, is found, ends with its owner, and says clearly why it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from omnibus.broker.connection import connect
+from omnibus.broker.discovery import discover, running_server
+from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.server_binary import find_binary, profile_path
+from omnibus.errors import BrokerUnavailable, ConfigError, ServerBinaryError
+from omnibus.settings import Settings
+from omnibus.wire import subjects
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+async def test_server_starts_fast_and_serves_jetstream_when_entered(tmp_path: Path) -> None:
+    started = time.monotonic()
+    async with EmbeddedServer(tmp_path, port=free_port()) as server:
+        assert time.monotonic() - started < 3.0  # about 0.1 s on a quiet machine
+        async with connect(server.url, name="test") as connection:
+            answer = await connection.api("INFO")
+            assert "streams" in answer
+        assert server.log_path.exists()
+    assert running_server(tmp_path) is None
+
+
+async def test_server_is_found_when_it_runs_over_the_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMNIBUS_NATS_URL", raising=False)
+    settings = Settings(state_dir=tmp_path, nats_port=free_port())
+    assert discover(settings).url == "nats://127.0.0.1:4222"
+    async with EmbeddedServer.of(settings) as server:
+        found = discover(settings)
+        assert (found.url, found.system_url) == (server.url, server.system_url)
+        assert stat.S_IMODE((tmp_path / "server.json").stat().st_mode) == 0o600
+        explicit = discover(Settings(state_dir=tmp_path, nats_url="nats://elsewhere:4222"))
+        assert explicit.url == "nats://elsewhere:4222"
+    assert discover(settings).url == "nats://127.0.0.1:4222"
+
+
+async def test_server_takes_a_free_port_when_the_wanted_one_is_taken(
+    own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with EmbeddedServer(tmp_path / "other", port=own_server.port) as second:
+        assert second.port != own_server.port
+
+
+async def test_second_server_is_refused_when_the_state_directory_is_held(own_server: EmbeddedServer) -> None:
+    with pytest.raises(ConfigError, match=f"in use by another nats-server at {own_server.url}"):
+        async with EmbeddedServer(own_server.state_dir, port=free_port()):
+            pytest.fail("two servers over one state directory")
+
+
+async def test_data_survives_when_the_server_is_killed_and_started_again(own_server: EmbeddedServer) -> None:
+    async with connect(own_server.url, name="test") as connection:
+        await connection.api("STREAM.CREATE.KEEP", {"name": "KEEP", "subjects": ["keep"]})
+        await connection.js_publish("keep", b"x")
+        await own_server.kill()
+        await own_server.start()
+        info = await connection.api("STREAM.INFO.KEEP")
+        assert info["state"]["messages"] == 1
+
+
+async def test_server_is_started_again_when_supervised(own_server: EmbeddedServer) -> None:
+    supervisor = asyncio.create_task(own_server.supervise())
+    first = own_server.pid
+    assert first is not None
+    async with connect(own_server.url, name="test") as connection:
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: own_server.pid not in (None, first))
+        await connection.wait_connected(5)
+        await connection.api("INFO")
+    supervisor.cancel()
+
+
+_OWNER = """
+import asyncio, sys
+from pathlib import Path
+from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.observability.logging import configure_logging
+configure_logging()
+async def main():
+    async with EmbeddedServer(Path(sys.argv[1]), port=free_port()) as server:
+        print(server.pid, flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _OWNER, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    try:
+        pid = int(await asyncio.wait_for(owner.stdout.readline(), 20))
+        assert _alive(pid)
+    finally:
+        owner.kill()
+        await owner.communicate()
+    await eventually(lambda: not _alive(pid))
+    async with EmbeddedServer(tmp_path, port=free_port()):  # and the state directory is free again
+        pass
+
+
+def _program(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("echo 'nats-server: v2.11.9'", "is nats-server 2.11.9, older than 2.12"),
+        ("echo hello", "does not say which nats-server it is"),
+    ],
+)
+async def test_start_is_refused_when_the_binary_is_too_old_or_another(tmp_path: Path, text: str, message: str) -> None:
+    binary = _program(tmp_path / "nats-server", text)
+    with pytest.raises(ServerBinaryError, match=message):
+        async with EmbeddedServer(tmp_path / "state", binary=binary):
+            pytest.fail("started")
+
+
+async def test_start_is_refused_when_the_binary_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ServerBinaryError, match="OMNIBUS_NATS_SERVER"):
+        async with EmbeddedServer(tmp_path, binary=tmp_path / "none"):
+            pytest.fail("started")
+
+
+async def test_start_shows_the_log_when_the_server_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "nats").write_text("a file where the store belongs")
+    with pytest.raises(ServerBinaryError, match=r"did not start; the end of .*nats-server\.log"):
+        async with EmbeddedServer(tmp_path, port=free_port()):
+            pytest.fail("started")
+
+
+async def test_connect_says_what_to_do_when_nothing_answers() -> None:
+    url = f"nats://user:secret@127.0.0.1:{free_port()}"
+    with pytest.raises(BrokerUnavailable, match=r"omnibus serve.*OMNIBUS_NATS_URL") as caught:
+        async with connect(url, name="test", deadline=0.5):
+            pytest.fail("connected")
+    assert "secret" not in caught.value.message
+
+
+async def test_observer_hears_of_a_lost_client_and_nothing_else_when_on_the_system_account(
+    nats_server: EmbeddedServer,
+) -> None:
+    heard: list[bytes] = []
+
+    async def hear(message: object) -> None:
+        heard.append(message.data)  # type: ignore[attr-defined]
+
+    async with connect(nats_server.system_url, name="observer", role="observer") as observer:
+        await observer.subscribe(subjects.disconnects("OMNI"), hear, queue="orchestrators")
+        async with connect(nats_server.url, name="replica-of-this-test"):
+            pass
+        await eventually(lambda: any(b"replica-of-this-test" in data for data in heard))
+        denied = observer.metrics.permission_denied
+        await observer.subscribe("$SYS.>", hear)
+        await observer.publish("omni.p.ctl.all", b"x")
+        await eventually(lambda: denied._value.get() >= 2)
+
+
+@pytest.mark.parametrize("profile", ["dev", "balanced", "durable", "cluster/node1", "cluster/node2", "cluster/node3"])
+async def test_shipped_configuration_is_valid_when_the_server_checks_it(profile: str) -> None:
+    checked = await asyncio.to_thread(
+        subprocess.run,
+        [find_binary(None), "-t", "-c", profile_path(profile)],
+        env={**os.environ, "OMNIBUS_NATS_SYSTEM_PASSWORD": "secret", "OMNIBUS_NATS_STORE": "/tmp/x"},
+        capture_output=True,
+        check=False,
+        timeout=20,
+    )
+    assert checked.returncode == 0, checked.stderr
