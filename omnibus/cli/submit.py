@@ -1,0 +1,122 @@
+"""`omnibus submit`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnibus.cli import options
+
+if TYPE_CHECKING:
+    from omnibus.cli.answer import Answer
+    from omnibus.client.events import Result
+    from omnibus.client.producer import Producer
+    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.settings import Settings
+    from omnibus.wire.request import Request
+
+EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
+_CANCEL_DEADLINE = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """What the command line asks for."""
+
+    prompt: str
+    modalities: str | None
+    rid: str | None
+    deadline: float | None
+    lane: str
+    seed: int | None
+    stream: bool
+    out: Path
+    as_json: bool
+
+
+@click.command("submit")
+@click.argument("prompt")
+@options.pipeline
+@options.nats
+@options.state_dir
+@click.option("--modalities", "-m", metavar="LIST", help="Outputs wanted, such as text,image; by default all.")
+@click.option("--out", "-o", default="out", type=click.Path(file_okay=False, path_type=Path), show_default=True,
+              help="Where images and audio are saved.")  # fmt: skip
+@options.as_json
+@click.option("--rid", metavar="ID", help="The request's id; the same id again attaches to the same request.")
+@click.option("--deadline", type=float, metavar="SECONDS", help="How long the request may take.")
+@click.option("--lane", type=click.Choice(["interactive", "batch"]), default="interactive", show_default=True,
+              help="Which queue of each stage.")  # fmt: skip
+@click.option("--seed", type=int, help="Seed of every stage that draws random numbers.")
+@click.option("--no-stream", "stream", flag_value=False, default=True, help="Show the text only when it is whole.")
+def command(pipeline: str | None, nats_url: str | None, state_dir: Path | None, **wish: Any) -> int:
+    """Send PROMPT to a pipeline: stream its text, save its images and audio.
+
+    PROMPT "-" is read from stdin. Exit code 0 when the request is done, 1 failed, 2 refused, 3 cancelled, 4 expired.
+    Ctrl-C cancels the request.
+    """
+    from omnibus.cli.root import load_settings, run  # noqa: PLC0415 commands import when they run
+
+    settings = load_settings(nats_url=nats_url, state_dir=state_dir)
+    return run(_submit(settings, pipeline, _Wish(**wish)))
+
+
+async def _submit(settings: Settings, pipeline: str | None, wish: _Wish) -> int:
+    from omnibus.cli.answer import Answer  # noqa: PLC0415
+    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
+    from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.client.producer import Producer  # noqa: PLC0415
+
+    async with connected(settings, role="submit") as connection:
+        spec = await find_pipeline(connection, pipeline)
+        async with Producer(connection) as producer:
+            with Answer(spec, wish.out, quiet=wish.as_json) as answer:
+                result = await _follow(producer, spec, wish, answer)
+        return _report(result, answer, wish)
+
+
+async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: Answer) -> Result:
+    submission = await producer.submit(spec, _request(spec, wish), rid=wish.rid)
+    try:
+        async for event in submission.events():
+            answer.show(event)
+        result = await submission.result()
+    except asyncio.CancelledError:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_DEADLINE):
+                await producer.cancel(spec.name, submission.rid)
+        raise
+    for output in result.outputs:
+        answer.keep(output)
+    return result
+
+
+def _request(spec: PipelineSpec, wish: _Wish) -> Request:
+    from omnibus.frontdoor.mapping.sampling import stage_params  # noqa: PLC0415
+    from omnibus.wire.request import Request  # noqa: PLC0415
+
+    prompt = sys.stdin.read() if wish.prompt == "-" else wish.prompt
+    modalities = tuple(wish.modalities.split(",")) if wish.modalities else None
+    return Request(
+        prompt=prompt,
+        modalities=modalities,
+        sampling_params=stage_params(spec, modalities, seed=wish.seed),
+        stream=wish.stream,
+        deadline=wish.deadline,
+        lane=wish.lane,  # type: ignore[arg-type] click has checked it
+    )
+
+
+def _report(result: Result, answer: Answer, wish: _Wish) -> int:
+    if wish.as_json:
+        click.echo(json.dumps(answer.as_json(result)))
+    elif result.failure is not None:
+        click.echo(f"omnibus: {result.state}: {result.failure.message} ({result.failure.code})", err=True)
+    return EXIT_CODES[str(result.state)]
