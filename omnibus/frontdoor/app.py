@@ -1,0 +1,53 @@
+"""The application: routes, errors and middleware put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from omnibus.client.producer import Producer
+from omnibus.frontdoor import errors
+from omnibus.frontdoor.door import Door, Options
+from omnibus.frontdoor.middleware import ApiKeys, BodyLimit, Observed
+from omnibus.frontdoor.routes import chat, completions, health, images, models, requests, speech
+from omnibus.frontdoor.served import Pipelines, ServedModels
+from omnibus.observability.metrics import Metrics
+
+_ROUTERS = (chat, completions, images, speech, models, requests, health)
+
+
+def create_app(
+    producer: Producer,
+    pipelines: Pipelines,
+    *,
+    connected: Callable[[], bool],
+    options: Options | None = None,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    """The front door over a producer. The caller owns everything that is passed in, and closes it after the server.
+
+    `connected` says whether the broker can be reached now, for the probes.
+    """
+    options = options if options is not None else Options()
+    metrics = metrics if metrics is not None else Metrics()
+    app = FastAPI(title="Omnibus", version=version("omnibus"))
+    app.state.door = Door(
+        producer=producer,
+        models=ServedModels(pipelines, options.aliases),
+        options=options,
+        metrics=metrics,
+        connected=connected,
+        started=int(time.time()),
+    )
+    for module in _ROUTERS:
+        app.include_router(module.router)
+    errors.install(app)
+    # The last one added is the outermost: every refusal has an id and is logged, and a key is asked for first.
+    app.add_middleware(BodyLimit, limit=options.max_body_bytes)
+    if options.api_keys:
+        app.add_middleware(ApiKeys, keys=options.api_keys)
+    app.add_middleware(Observed, metrics=metrics)
+    return app

@@ -1,0 +1,117 @@
+"""Every error as OpenAI's clients expect it: `{"error": {message, type, param, code}}`, with its status and headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from omnibus.errors import InvalidRequest, OmnibusError, Overloaded, RequestError, RequestTooLarge
+from omnibus.frontdoor.mapping.status import error_detail
+from omnibus.frontdoor.schemas.common import ErrorAnswer
+
+JSON_TYPE = "application/json"
+
+
+class NoSuchRoute(RequestError):
+    """There is nothing at this address."""
+
+    code: ClassVar[str] = "not_found"
+    http_status: ClassVar[int] = 404
+
+
+class MethodNotAllowed(RequestError):
+    """This address does not take this method."""
+
+    code: ClassVar[str] = "method_not_allowed"
+    http_status: ClassVar[int] = 405
+
+
+class ServerFault(OmnibusError):
+    """The server failed; the request id finds the reason in its log."""
+
+
+def install(app: FastAPI) -> None:
+    """Let the application answer every error in this shape."""
+    app.add_exception_handler(OmnibusError, _on_omnibus_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+def error_json(error: OmnibusError) -> str:
+    """The body of an error."""
+    return ErrorAnswer(error=error_detail(error)).json_text()
+
+
+def error_response(error: OmnibusError) -> Response:
+    """A whole response. `x-should-retry` tells OpenAI's clients what our tree says, not what the status suggests."""
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(math.ceil(getattr(error, "retry_after", 1.0)))
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(error_json(error), status_code=error.http_status, headers=headers, media_type=JSON_TYPE)
+
+
+def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
+    """What is wrong with a body, from pydantic's list: the problem that lies deepest, its field written as a path.
+
+    Where a field may have several shapes, pydantic reports what is wrong with each; the one that fits best gets furthest.
+    """
+    located = [(field_path(problem["loc"], body), problem) for problem in problems]
+    path, problem = max(located, key=lambda pair: pair[0].count(".") + pair[0].count("["))
+    if problem["type"] == "json_invalid":
+        return InvalidRequest("the body is not valid JSON")
+    message = problem["msg"]
+    return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
+
+
+def field_path(location: Sequence[str | int], body: object) -> str:
+    """`("body", "messages", 0, "content")` as `messages[0].content`, without the labels of union members in it."""
+    path = ""
+    where = body
+    for index, step in enumerate(location[1:], start=1):
+        if isinstance(step, int) and isinstance(where, list) and step < len(where):
+            where = where[step]
+            path += f"[{step}]"
+        elif isinstance(where, dict) and (step in where or _names_a_missing_field(step, index, location)):
+            where = where.get(step)
+            path += f".{step}" if path else str(step)
+    return path
+
+
+def _names_a_missing_field(step: str | int, index: int, location: Sequence[str | int]) -> bool:
+    return index == len(location) - 1 and isinstance(step, str) and step.isidentifier()
+
+
+async def _on_omnibus_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, OmnibusError)
+    return error_response(error)
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(validation_error(error.errors(), error.body))
+
+
+async def _on_http_exception(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(_from_http(error))
+
+
+def _from_http(error: HTTPException) -> OmnibusError:
+    match error.status_code:
+        case 404:
+            return NoSuchRoute()
+        case 405:
+            return MethodNotAllowed()
+        case 413:
+            return RequestTooLarge(error.detail)
+        case status if status < 500:
+            return InvalidRequest(error.detail)
+        case _:
+            return ServerFault(error.detail)

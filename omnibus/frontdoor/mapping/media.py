@@ -1,0 +1,58 @@
+"""Files inside JSON: data URLs and base64, both ways."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import mimetypes
+import re
+
+from omnibus.errors import InvalidRequest
+
+_DATA_URL = re.compile(r"data:(?P<media>[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+)?(?P<params>(;[^;,]*)*),", re.ASCII)
+_HEAD_LENGTH = 256
+"""Where the comma of a data URL must have come."""
+_AUDIO_TYPES = {"mp3": "audio/mpeg", "opus": "audio/ogg", "ogg": "audio/ogg"}
+
+
+def from_data_url(url: str, family: str, *, param: str) -> tuple[bytes, str]:
+    """The bytes and the media type of a `data:<family>/…;base64,…` URL; raises InvalidRequest, also for web addresses."""
+    head = _DATA_URL.match(url[:_HEAD_LENGTH])
+    if head is None:
+        what = "a web address" if url.startswith(("http://", "https://")) else "something else"
+        message = f"only data: URLs are accepted here, such as data:{family}/…;base64,…, not {what}"
+        raise InvalidRequest(message, param=param)
+    media_type = head["media"] or "text/plain"
+    if not media_type.startswith(f"{family}/"):
+        raise InvalidRequest(f"the data URL holds {media_type}, not a file of type {family}", param=param)
+    if not head["params"].endswith(";base64"):
+        raise InvalidRequest("the data URL must be base64", param=param)
+    return from_base64(url[head.end() :], param=param), media_type
+
+
+def from_base64(text: str, *, param: str) -> bytes:
+    """The bytes; raises InvalidRequest for what is not base64, or empty."""
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"not valid base64: {error}", param=param) from error
+    if not data:
+        raise InvalidRequest("the file is empty", param=param)
+    return data
+
+
+def to_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def to_data_url(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{to_base64(data)}"
+
+
+def audio_type(audio_format: str) -> str:
+    """The media type of a format as OpenAI names it."""
+    return _AUDIO_TYPES.get(audio_format, f"audio/{audio_format}")
+
+
+def file_name(stem: str, media_type: str) -> str:
+    return f"{stem}{mimetypes.guess_extension(media_type) or '.bin'}"

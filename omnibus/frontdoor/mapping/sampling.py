@@ -1,0 +1,89 @@
+"""Which stage gets which of a caller's parameters.
+
+HTTP names parameters of a request, a pipeline has them by stage. Parameters of text go to the stages that deliver text
+(to the first stages where none does), parameters of images to the stages that paint, the seed to every stage that draws
+random numbers; and only engines that know them get them. What the caller sets by stage is passed on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from omnibus.errors import InvalidRequest, PipelineError
+from omnibus.pipeline.route import Route
+from omnibus.pipeline.routing import plan_route
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+
+TEXT_ENGINES = frozenset({"vllm", "python"})
+IMAGE_ENGINES = frozenset({"diffusers", "python"})
+SEEDED_ENGINES = frozenset({"vllm", "diffusers", "python", "sim"})
+
+StageParams = dict[str, dict[str, Any]]
+"""Parameters by stage name."""
+
+
+def stage_params(
+    spec: PipelineSpec,
+    modalities: tuple[str, ...] | None,
+    *,
+    text: Mapping[str, Any] | None = None,
+    image: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> StageParams:
+    """Spread a caller's parameters over the stages that will run; raises as `plan_route` for wrong modalities."""
+    route = plan_route(spec, modalities)
+    running = [spec.stage(stage.stage_id) for stage in route.stages]
+    params: StageParams = {}
+    _give(params, _text_stages(running, route), text or {})
+    _give(params, _image_stages(running), image or {})
+    if seed is not None:
+        _give(params, [stage for stage in running if stage.engine in SEEDED_ENGINES], {"seed": seed})
+    return params
+
+
+def overridden(
+    spec: PipelineSpec,
+    params: StageParams,
+    by_stage: Mapping[str, Mapping[str, Any]] | None,
+    in_order: Sequence[Mapping[str, Any] | None] | None,
+) -> StageParams:
+    """`params` with what the caller set by stage on top: the list first, then the names or ids.
+
+    Raises InvalidRequest for a stage that the pipeline does not have.
+    """
+    merged = {name: dict(values) for name, values in params.items()}
+    if in_order is not None and len(in_order) > len(spec.stages):
+        message = f"pipeline {spec.name!r} has {len(spec.stages)} stages, not {len(in_order)}"
+        raise InvalidRequest(message, param="sampling_params_list")
+    for stage, values in zip(spec.stages, in_order or (), strict=False):
+        _give(merged, [stage], values or {})
+    for ref, values in (by_stage or {}).items():
+        _give(merged, [_stage(spec, ref)], values)
+    return merged
+
+
+def _text_stages(running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
+    able = [stage for stage in running if stage.engine in TEXT_ENGINES]
+    delivering = {stage.stage_id for stage in route.finals if stage.final == "text"}
+    entries = {stage.stage_id for stage in route.entries}
+    chosen = [stage for stage in able if stage.stage_id in delivering]
+    return chosen or [stage for stage in able if stage.stage_id in entries]
+
+
+def _image_stages(running: Sequence[StageSpec]) -> list[StageSpec]:
+    able = [stage for stage in running if stage.engine in IMAGE_ENGINES]
+    return [stage for stage in able if stage.engine == "diffusers" or stage.final_output_type == "image"]
+
+
+def _give(params: StageParams, stages: Iterable[StageSpec], values: Mapping[str, Any]) -> None:
+    for stage in stages:
+        if values:
+            params.setdefault(stage.name, {}).update(values)
+
+
+def _stage(spec: PipelineSpec, ref: str) -> StageSpec:
+    try:
+        return spec.stage(ref)
+    except PipelineError as error:
+        raise InvalidRequest(error.message, param=f"sampling_params.{ref}") from error

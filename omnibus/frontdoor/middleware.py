@@ -1,0 +1,123 @@
+"""What happens to every HTTP request before a route sees it: an id, a log line, the API key, the bound on its body."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from omnibus.errors import RequestTooLarge, Unauthorized
+from omnibus.frontdoor.errors import ServerFault, error_response
+from omnibus.frontdoor.identity import bearer, fresh_rid, is_known_key
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+
+REQUEST_ID = "X-Request-Id"
+GUARDED = "/v1/"
+"""What an API key is asked for; probes and metrics are open."""
+_log = get_logger(__name__)
+
+
+class Observed:
+    """Gives every request its id, answers what nobody expected with 500, and logs and counts each.
+
+    The id is in `request.state.request_id`, where a route may put another one, and in the answer's `X-Request-Id`.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state = scope.setdefault("state", {})
+        state["request_id"] = fresh_rid()
+        status = 0
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = state["request_id"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tagged)
+        except Exception:  # noqa: BLE001 the root of a request's task
+            self._metrics.errors.labels("frontdoor").inc()
+            _log.exception(LogEvent.TASK_CRASHED, rid=state["request_id"], where="frontdoor")
+            if not status:
+                await error_response(ServerFault())(scope, receive, tagged)
+        finally:
+            self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.http_requests.labels(route, str(status)).inc()
+        self._metrics.http_seconds.labels(route).observe(seconds)
+        rid = scope["state"]["request_id"]
+        _log.info(
+            LogEvent.HTTP_REQUEST,
+            rid=rid,
+            method=scope["method"],
+            route=route,
+            status=status,
+            seconds=round(seconds, 4),
+        )
+
+
+class ApiKeys:
+    """Refuses requests under GUARDED without a known bearer token, before their body is read."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app, self._keys = app, tuple(keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(GUARDED) and not self._admits(scope):
+            await error_response(Unauthorized())(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _admits(self, scope: Scope) -> bool:
+        return is_known_key(bearer(Headers(scope=scope).get("authorization")), self._keys)
+
+
+class BodyLimit:
+    """Refuses bodies beyond a size: at once where they say their length, else as soon as they pass it."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limit:
+            await error_response(RequestTooLarge(self._message))(scope, receive, send)
+            return
+        await self._app(scope, self._counted(receive), send)
+
+    def _counted(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                # The framework lets this kind alone through its parsing of bodies.
+                raise HTTPException(413, self._message)
+            return message
+
+        return counted
+
+    @property
+    def _message(self) -> str:
+        return f"the body is larger than {self._limit} bytes"

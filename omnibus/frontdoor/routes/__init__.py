@@ -1,0 +1,1 @@
+"""The routes: one file an endpoint. A route parses, submits, waits and answers; decisions are in `mapping`."""

@@ -1,0 +1,36 @@
+"""`GET /v1/models`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from omnibus.frontdoor.door import Door, TheDoor
+from omnibus.frontdoor.errors import JSON_TYPE
+from omnibus.frontdoor.schemas.models import Model, ModelList
+from omnibus.frontdoor.served import Served
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(door: TheDoor) -> Response:
+    """Every deployed pipeline."""
+    models = [_model(door, served) for served in await door.models.all()]
+    return Response(ModelList(object="list", data=models).json_text(), media_type=JSON_TYPE)
+
+
+@router.get("/v1/models/{model:path}")
+async def get_model(model: str, door: TheDoor) -> Response:
+    """One of them."""
+    return Response(_model(door, await door.models.find(model)).json_text(), media_type=JSON_TYPE)
+
+
+def _model(door: Door, served: Served) -> Model:
+    return Model(
+        id=served.model,
+        object="model",
+        created=door.started,
+        owned_by="omnibus",
+        root=served.spec.name,
+        modalities=list(served.spec.modalities),
+    )

@@ -1,0 +1,1 @@
+"""What crosses the HTTP edge, as pydantic models in OpenAI's shapes: one file an endpoint."""

@@ -1,0 +1,120 @@
+"""The HTTP server: uvicorn on a socket of ours, for as long as a context lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from omnibus.errors import ConfigError, PortTaken
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+
+START_TIMEOUT = 10.0
+BACKLOG = 2048
+_log = get_logger(__name__)
+
+
+class HttpServer:
+    """An async context manager that serves an application.
+
+    Port 0 takes a free one; `url` and `port` say which. At the end it takes no more connections, gives the running
+    requests `grace` seconds, and drops the rest: their callers can read them by id.
+
+    Raises PortTaken, or ConfigError when the address cannot be listened on. Signals are the caller's business.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 10.0) -> None:
+        self._app, self._host, self._port, self._grace = app, host, port, grace
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        listener = _listen(self._host, self._port)
+        self._port = listener.getsockname()[1]
+        self._server = _Server(self._app, self._grace)
+        self._task = asyncio.create_task(self._server.serve([listener]), name="http-server")
+        async with asyncio.timeout(START_TIMEOUT):
+            await self._server.listening.wait()
+        _log.info(LogEvent.SERVER_STARTED, url=self.url)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        assert self._task is not None
+        self._server.should_exit = True
+        # uvicorn's own bound is `grace`; this one is for a uvicorn that does not keep it.
+        async with asyncio.timeout(self._grace + START_TIMEOUT):
+            await self._task
+        _log.info(LogEvent.SERVER_STOPPED, url=self.url)
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def url(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    async def wait(self) -> None:
+        """Until the server ends by itself, which it does only by failing."""
+        assert self._task is not None
+        await asyncio.shield(self._task)
+
+
+async def serve(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 10.0) -> None:
+    """Serve until cancelled; raises as HttpServer."""
+    async with HttpServer(app, host=host, port=port, grace=grace) as server:
+        await server.wait()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, saying when it listens."""
+
+    def __init__(self, app: ASGIApp, grace: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(grace)),
+            )
+        )
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(f"port {port} on {host} is taken; choose another with --port", param="port") from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}", param="host") from error
+    return listener

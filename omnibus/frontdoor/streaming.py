@@ -1,0 +1,130 @@
+"""Answers as server-sent events: `data:` lines, comments as pings, an error as a data event, `data: [DONE]` at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from fastapi import Request as HttpRequest
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.types import Message, Receive, Scope, Send
+
+from omnibus.client.events import Ended, OutputArrived, StepProgress, TextPiece
+from omnibus.errors import DeadlineExceeded, OmnibusError
+from omnibus.frontdoor.door import Door
+from omnibus.frontdoor.errors import ServerFault, error_json
+from omnibus.frontdoor.schemas.common import Answer
+from omnibus.frontdoor.submitting import Accepted, abandon, unless_gone
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+
+RequestEvent = TextPiece | StepProgress | OutputArrived | Ended
+
+_SEPARATOR = "\n"
+_DONE = ServerSentEvent("[DONE]", sep=_SEPARATOR)
+_log = get_logger(__name__)
+
+
+def data(answer: Answer, *, event: str | None = None) -> ServerSentEvent:
+    """One chunk of an answer."""
+    return ServerSentEvent(answer.json_text(), event=event, sep=_SEPARATOR)
+
+
+class Lookahead:
+    """The events of a request, whose first can be waited for without taking it."""
+
+    def __init__(self, accepted: Accepted) -> None:
+        self._events = aiter(accepted.submission.events())
+        self._until = asyncio.get_running_loop().time() + accepted.patience
+        self._next: asyncio.Task[RequestEvent] | None = None
+
+    async def peek(self, timeout: float) -> RequestEvent | None:
+        """The first event, None when there is none within `timeout` seconds."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._take(), name="first-event")
+        done, _ = await asyncio.wait({self._next}, timeout=timeout)
+        return self._next.result() if done else None
+
+    def __aiter__(self) -> Lookahead:
+        return self
+
+    async def __anext__(self) -> RequestEvent:
+        if self._next is None:
+            return await self._take()
+        task, self._next = self._next, None
+        return await task
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+        if isinstance(self._events, AsyncGenerator):
+            await self._events.aclose()
+
+    async def _take(self) -> RequestEvent:
+        try:
+            async with asyncio.timeout_at(self._until):
+                return await anext(self._events)
+        except TimeoutError as error:
+            raise DeadlineExceeded from error
+
+
+async def first_seen(door: Door, http: HttpRequest, accepted: Accepted) -> Lookahead:
+    """Wait a little for the first event: a request that ends at once with an error raises it, and has its own status."""
+    events = Lookahead(accepted)
+    try:
+        first = await unless_gone(door, http, accepted, events.peek(door.options.first_event_wait))
+        if isinstance(first, Ended):
+            first.result.raise_for_state()
+    except BaseException:
+        await events.aclose()
+        raise
+    return events
+
+
+def event_stream(door: Door, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
+    """A response that sends the pieces as they come."""
+    return _EventStream(door, accepted, _framed(door, accepted, pieces))
+
+
+class _EventStream(EventSourceResponse):
+    """A stream whose caller, when it goes away or stops reading, takes its request along."""
+
+    def __init__(self, door: Door, accepted: Accepted, content: AsyncIterator[ServerSentEvent]) -> None:
+        self._door, self._accepted = door, accepted
+        super().__init__(
+            content,
+            ping=door.options.ping_interval,
+            sep=_SEPARATOR,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep=_SEPARATOR),
+            send_timeout=door.options.send_timeout,
+            client_close_handler_callable=self._abandoned,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            await abandon(self._door, self._accepted)
+
+    async def _abandoned(self, _message: Message) -> None:
+        await abandon(self._door, self._accepted)
+
+
+async def _framed(
+    door: Door, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]
+) -> AsyncIterator[ServerSentEvent]:
+    try:
+        async with aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece
+    except OmnibusError as error:
+        yield ServerSentEvent(error_json(error), sep=_SEPARATOR)
+    except Exception:  # noqa: BLE001 the root of a stream; its status is out already
+        door.metrics.errors.labels("frontdoor").inc()
+        _log.exception(LogEvent.TASK_CRASHED, rid=accepted.rid, where="stream")
+        yield ServerSentEvent(error_json(ServerFault()), sep=_SEPARATOR)
+    yield _DONE

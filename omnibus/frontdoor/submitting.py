@@ -1,0 +1,116 @@
+"""Submitting a caller's request and waiting for it, while watching whether the caller is still there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request as HttpRequest
+
+from omnibus.client.events import Result
+from omnibus.client.producer import Submission
+from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
+from omnibus.frontdoor.door import Door
+from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, bearer, keyed_rid
+from omnibus.frontdoor.served import Served
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.wire.request import Request
+
+BEYOND_DEADLINE = 30.0
+"""Seconds after a request's deadline by which its end must be known; only a broken system is slower."""
+CANCEL_TIMEOUT = 5.0
+_log = get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that is on its way."""
+
+    submission: Submission
+    served: Served
+    keyed: bool
+    """Sent with an idempotency key: it goes on without its caller, who can come back for the answer."""
+    patience: float
+    """Seconds within which it must have ended."""
+
+    @property
+    def rid(self) -> str:
+        return self.submission.rid
+
+
+async def submit(door: Door, http: HttpRequest, served: Served, request: Request) -> Accepted:
+    """Submit under the caller's idempotency key, or else under the id of the HTTP request; raises as `Producer.submit`."""
+    key = http.headers.get(IDEMPOTENCY_KEY)
+    if key is not None:
+        http.state.request_id = _keyed(door, http, key, request.tenant, served.spec.name)
+    try:
+        submission = await door.producer.submit(served.spec, request, rid=http.state.request_id)
+    except OmnibusError as error:
+        door.metrics.refused.labels(served.spec.name, error.code).inc()
+        raise
+    seconds = min(request.deadline or served.spec.deadline, served.spec.deadline)
+    return Accepted(submission, served, key is not None, seconds + BEYOND_DEADLINE)
+
+
+async def result_of(door: Door, http: HttpRequest, accepted: Accepted) -> Result:
+    """The result of a request that succeeded; raises the error of one that did not.
+
+    A caller that goes away cancels its request, unless it has an idempotency key.
+    """
+    result = await unless_gone(door, http, accepted, _patiently(accepted))
+    result.raise_for_state()
+    return result
+
+
+async def unless_gone(door: Door, http: HttpRequest, accepted: Accepted, work: Awaitable[T]) -> T:
+    """What `work` gives; when the caller goes away first, `abandon` and RequestCancelled."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(_disconnected(http), name=f"watch-caller-{accepted.rid}")
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        await abandon(door, accepted)
+        raise RequestCancelled("the caller went away")
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def abandon(door: Door, accepted: Accepted) -> None:
+    """Cancel a request whose caller is gone, unless it has an idempotency key.
+
+    Where the broker does not answer, the request ends by itself or by its deadline.
+    """
+    if accepted.keyed:
+        return
+    try:
+        async with asyncio.timeout(CANCEL_TIMEOUT):
+            await door.producer.cancel(accepted.served.spec.name, accepted.rid)
+    except (OmnibusError, TimeoutError) as error:
+        _log.warning(LogEvent.REQUEST_CANCELLED, rid=accepted.rid, failed=str(error))
+
+
+async def _patiently(accepted: Accepted) -> Result:
+    try:
+        async with asyncio.timeout(accepted.patience):
+            return await accepted.submission.result()
+    except TimeoutError as error:
+        raise DeadlineExceeded from error
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _keyed(door: Door, http: HttpRequest, key: str, tenant: str, pipeline: str) -> str:
+    if not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters", param=IDEMPOTENCY_KEY)
+    api_key = bearer(http.headers.get("authorization")) if door.options.api_keys else ""
+    return keyed_rid(api_key, tenant, pipeline, key)

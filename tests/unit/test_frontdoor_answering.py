@@ -1,0 +1,197 @@
+"""Results as bodies: whole, in pieces, by id."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from omnibus.client.events import Output, Result, TextPiece
+from omnibus.errors import EngineError
+from omnibus.frontdoor.mapping.answering import Head, chat_completion, completion, images
+from omnibus.frontdoor.mapping.previews import Previews
+from omnibus.frontdoor.mapping.status import request_answer, server_timing
+from omnibus.frontdoor.mapping.streams import ChatStream, CompletionStream
+from omnibus.frontdoor.schemas.common import Answer
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.requests.state import RequestState
+from omnibus.wire.envelope import StageTiming, Usage
+from omnibus.wire.failure import Failure
+
+pytestmark = pytest.mark.unit
+
+HEAD = Head(rid="r1", model="omni", created=1000)
+TEXT = Output(
+    stage_id=0,
+    modality="text",
+    finish_reason="length",
+    usage=Usage(3, 4),
+    items=(b"a circle",),
+    media_type="text/plain",
+)
+IMAGE = Output(
+    stage_id=1, modality="image", finish_reason="stop", usage=Usage(), items=(b"png",), media_type="image/png"
+)
+AUDIO = Output(
+    stage_id=2, modality="audio", finish_reason="stop", usage=Usage(), items=(b"wav",), media_type="audio/wav"
+)
+JSON = Output(
+    stage_id=3, modality="json", finish_reason="stop", usage=Usage(), items=(b"{}",), media_type="application/json"
+)
+IMAGE_PART = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(b'png').decode()}"}}
+SPEC = PipelineSpec(
+    name="omni",
+    stages=(StageSpec(stage_id=0, name="thinker", engine="vllm", final_output=True, final_output_type="text"),),
+)
+
+
+def plain(answer: Answer) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(answer.json_text())
+    return body
+
+
+def deltas(chunks: list[Any]) -> list[dict[str, Any]]:
+    return [choice["delta"] for chunk in chunks for choice in plain(chunk)["choices"]]
+
+
+def test_a_chat_is_a_plain_string_when_text_is_all_there_is() -> None:
+    body = plain(chat_completion(HEAD, [TEXT]))
+    assert body == {
+        "id": "chatcmpl-r1",
+        "object": "chat.completion",
+        "created": 1000,
+        "model": "omni",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "a circle", "refusal": None},
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+    }
+
+
+def test_a_chat_has_content_parts_and_audio_when_there_is_more_than_text() -> None:
+    message = plain(chat_completion(HEAD, [TEXT, IMAGE, AUDIO]))["choices"][0]["message"]
+    assert message["content"] == [{"type": "text", "text": "a circle"}, IMAGE_PART]
+    assert base64.b64decode(message["audio"]["data"]) == b"wav"
+    assert message["audio"]["transcript"] == "a circle"
+    assert message["audio"]["expires_at"] == 1000 + 900
+
+
+def test_a_chat_has_no_content_when_there_is_only_sound() -> None:
+    message = plain(chat_completion(HEAD, [AUDIO]))["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["audio"]["transcript"] == ""
+
+
+def test_an_output_is_a_file_part_when_openai_has_no_place_for_it() -> None:
+    message = plain(chat_completion(HEAD, [TEXT, JSON]))["choices"][0]["message"]
+    assert message["content"][1] == {
+        "type": "file",
+        "file": {"filename": "json-0.json", "file_data": "data:application/json;base64,e30="},
+    }
+
+
+def test_an_unknown_finish_reason_reads_as_stop() -> None:
+    aborted = Output(
+        stage_id=0, modality="text", finish_reason="abort", usage=Usage(), items=(b"",), media_type="text/plain"
+    )
+    assert plain(completion(HEAD, [aborted]))["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_chat_streams_text_as_it_comes_and_other_outputs_when_ready() -> None:
+    stream = ChatStream(HEAD, 0, include_usage=False)
+    chunks = [
+        stream.opening(),
+        *stream.text(TextPiece(stage_id=0, text="a ")),
+        *stream.output(IMAGE),
+        *stream.text(TextPiece(stage_id=0, text="circle")),
+        *stream.output(TEXT),
+        *stream.output(AUDIO),
+        *stream.closing([TEXT, IMAGE, AUDIO]),
+    ]
+    assert deltas(chunks) == [
+        {"role": "assistant", "content": ""},
+        {"content": "a "},
+        {"content": [IMAGE_PART]},
+        {"content": "circle"},
+        {"audio": {"id": "audio-r1", "data": "d2F2", "transcript": "a circle", "expires_at": 1900}},
+        {},
+    ]
+    assert plain(chunks[-1])["choices"][0]["finish_reason"] == "length"
+    assert "usage" not in plain(chunks[-1])
+
+
+def test_a_chat_stream_says_the_rest_when_text_was_not_streamed() -> None:
+    stream = ChatStream(HEAD, 0, include_usage=False)
+    said = [*stream.text(TextPiece(stage_id=0, text="a c")), *stream.output(TEXT)]
+    assert deltas(said) == [{"content": "a c"}, {"content": "ircle"}]
+
+
+def test_a_chat_stream_says_nothing_twice_when_an_output_comes_again() -> None:
+    stream = ChatStream(HEAD, 0, include_usage=False)
+    assert stream.missing([TEXT, IMAGE]) == [TEXT, IMAGE]
+    assert len(stream.output(IMAGE)) == 1
+    assert stream.output(IMAGE) == []
+    assert stream.missing([TEXT, IMAGE]) == [TEXT]
+
+
+def test_a_chat_stream_keeps_quiet_about_stages_that_are_not_asked_for() -> None:
+    stream = ChatStream(HEAD, 0, include_usage=False)
+    assert stream.text(TextPiece(stage_id=7, text="thinking")) == []
+
+
+def test_a_chat_stream_ends_with_usage_when_it_was_asked_for() -> None:
+    stream = ChatStream(HEAD, 0, include_usage=True)
+    first, last = plain(stream.opening()), plain(stream.closing([TEXT])[-1])
+    assert first["usage"] is None
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] == 7
+
+
+def test_a_completion_streams_pieces_then_the_rest_with_the_reason() -> None:
+    stream = CompletionStream(HEAD, 0, include_usage=False)
+    chunks = [*stream.text(TextPiece(stage_id=0, text="a ")), *stream.closing([TEXT])]
+    choices = [plain(chunk)["choices"][0] for chunk in chunks]
+    assert [(choice["text"], choice["finish_reason"]) for choice in choices] == [("a ", None), ("circle", "length")]
+
+
+def test_images_are_base64_or_data_urls() -> None:
+    as_data = plain(images(HEAD, [IMAGE], as_urls=False, image_format="png"))["data"]
+    as_urls = plain(images(HEAD, [IMAGE], as_urls=True, image_format="png"))["data"]
+    assert as_data == [{"b64_json": base64.b64encode(b"png").decode()}]
+    assert as_urls == [{"url": IMAGE_PART["image_url"]["url"]}]  # type: ignore[index]
+
+
+def test_previews_are_spread_over_the_steps() -> None:
+    previews = Previews(2)
+    taken = [previews.take(step, 9) for step in range(1, 10)]
+    assert taken == [None, None, 0, None, None, 1, None, None, None]
+
+
+def test_previews_are_left_out_when_none_is_wanted() -> None:
+    previews = Previews(0)
+    assert [previews.take(step, 4) for step in range(1, 5)] == [None] * 4
+
+
+def test_a_request_by_id_shows_outputs_failure_and_times() -> None:
+    result = Result(
+        rid="r1",
+        state=RequestState.FAILED,
+        outputs=(TEXT, AUDIO),
+        failure=Failure.of(EngineError("it broke"), stage_id=0),
+        timings=(StageTiming(0, 1.0, 1.5, 3.5), StageTiming(9, 5.0, 4.0, 4.5)),
+        created=1000.7,
+    )
+    body = plain(request_answer(result, SPEC, "alias"))
+    assert (body["status"], body["model"], body["created"]) == ("failed", "alias", 1000)
+    assert body["outputs"][0]["items"] == [{"media_type": "text/plain", "text": "a circle"}]
+    assert body["outputs"][1]["items"] == [{"media_type": "audio/wav", "data": "d2F2"}]
+    assert body["error"]["code"] == "engine_error"
+    assert body["stages"][0] == {"stage": "thinker", "queued": 0.5, "running": 2.0}
+    assert body["stages"][1]["queued"] == 0.0  # clocks differ, time does not run backwards
+    assert server_timing(result.timings[:1], SPEC) == "thinker-queue;dur=500.0, thinker;dur=2000.0"

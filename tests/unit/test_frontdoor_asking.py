@@ -1,0 +1,251 @@
+"""Bodies as requests: what each field means to the pipeline, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from omnibus.errors import EmptyPrompt, InvalidRequest, RequestError, UnsupportedModality
+from omnibus.frontdoor.mapping.asking import chat_request, completion_request, image_request, speech_request
+from omnibus.frontdoor.schemas.chat import ChatBody
+from omnibus.frontdoor.schemas.completions import CompletionBody
+from omnibus.frontdoor.schemas.images import ImageBody
+from omnibus.frontdoor.schemas.speech import SpeechBody
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.wire.request import AudioPart, ImagePart, Message, TextPart
+
+pytestmark = pytest.mark.unit
+
+OMNI = PipelineSpec(
+    name="omni",
+    stages=(
+        StageSpec(stage_id=0, name="thinker", engine="vllm", final_output=True, final_output_type="text"),
+        StageSpec(
+            stage_id=1, name="dit", engine="diffusers", input_sources=(0,), final_output=True, final_output_type="image"
+        ),
+        StageSpec(stage_id=2, name="talker", engine="vllm", input_sources=(0,)),
+        StageSpec(
+            stage_id=3,
+            name="code2wav",
+            engine="transformers",
+            input_sources=(2,),
+            final_output=True,
+            final_output_type="audio",
+        ),
+    ),
+)
+PAINTER = PipelineSpec(
+    name="painter",
+    stages=(StageSpec(stage_id=0, name="dit", engine="diffusers", final_output=True, final_output_type="image"),),
+)
+PNG_URL = f"data:image/png;base64,{base64.b64encode(b'a png').decode()}"
+
+
+def chat(**fields: Any) -> ChatBody:
+    return ChatBody.model_validate({"messages": [{"role": "user", "content": "hello"}], **fields})
+
+
+def test_chat_asks_for_text_when_modalities_are_left_out() -> None:
+    assert chat_request(chat(), OMNI).modalities == ("text",)
+
+
+def test_chat_asks_for_everything_when_the_pipeline_has_no_text() -> None:
+    assert chat_request(chat(), PAINTER).modalities is None
+
+
+def test_text_parameters_go_to_the_stage_that_delivers_text() -> None:
+    request = chat_request(chat(temperature=0.5, top_k=3, stop=["x"], max_completion_tokens=7, max_tokens=9), OMNI)
+    assert request.sampling_params == {"thinker": {"temperature": 0.5, "top_k": 3, "stop": ["x"], "max_tokens": 7}}
+
+
+def test_text_parameters_go_to_the_first_stage_when_no_text_is_delivered() -> None:
+    request = chat_request(chat(temperature=0.0, modalities=["audio"]), OMNI)
+    assert request.sampling_params == {"thinker": {"temperature": 0.0}}
+
+
+def test_the_seed_goes_to_every_stage_that_runs_and_draws() -> None:
+    request = chat_request(chat(seed=5, modalities=["image", "audio"]), OMNI)
+    assert request.sampling_params == {"thinker": {"seed": 5}, "dit": {"seed": 5}, "talker": {"seed": 5}}
+    assert chat_request(chat(seed=5), OMNI).sampling_params == {"thinker": {"seed": 5}}
+
+
+def test_parameters_by_stage_override_the_list_which_overrides_the_rest() -> None:
+    body = chat(
+        temperature=0.1,
+        sampling_params_list=[{"temperature": 0.2, "top_p": 0.3}, None, {"max_tokens": 4}],
+        sampling_params={"0": {"temperature": 0.9}},
+    )
+    request = chat_request(body, OMNI)
+    assert request.sampling_params == {"thinker": {"temperature": 0.9, "top_p": 0.3}, "talker": {"max_tokens": 4}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"sampling_params": {"nobody": {}}}, "sampling_params.nobody"),
+        ({"sampling_params_list": [{}, {}, {}, {}, {}]}, "sampling_params_list"),
+        ({"modalities": ["video"]}, "modalities"),
+        ({"modalities": []}, "modalities"),
+    ],
+)
+def test_chat_is_refused_when_it_names_what_the_pipeline_lacks(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        chat_request(chat(**fields), OMNI)
+    assert refused.value.param == param
+
+
+def test_media_parts_are_decoded() -> None:
+    content = [
+        {"type": "text", "text": "look and listen"},
+        {"type": "image_url", "image_url": {"url": PNG_URL, "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"an mp3").decode(), "format": "mp3"}},
+    ]
+    request = chat_request(chat(messages=[{"role": "user", "content": content}]), OMNI)
+    assert request.messages == (
+        Message(
+            role="user",
+            content=(
+                TextPart(text="look and listen"),
+                ImagePart(data=b"a png", media_type="image/png"),
+                AudioPart(data=b"an mp3", media_type="audio/mpeg"),
+            ),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/cat.png",
+        "data:image/png,plain",
+        "data:image/png;base64,%%%",
+        "data:image/png;base64,",
+        "data:text/plain;base64,aGk=",
+        "cat.png",
+    ],
+)
+def test_an_image_is_refused_when_it_is_not_a_base64_data_url_of_an_image(url: str) -> None:
+    content = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": url}}]
+    with pytest.raises(InvalidRequest) as refused:
+        chat_request(chat(messages=[{"role": "user", "content": content}]), OMNI)
+    assert refused.value.param == "messages[0].content[1].image_url.url"
+
+
+def test_a_developer_speaks_as_the_system() -> None:
+    request = chat_request(chat(messages=[{"role": "developer", "content": "be brief"}]), OMNI)
+    assert request.messages == (Message(role="system", content="be brief"),)
+
+
+def test_tenant_lane_priority_and_deadline_reach_the_request() -> None:
+    request = chat_request(chat(user="alice", lane="batch", priority=3, deadline=9, stream=True), OMNI)
+    assert (request.tenant, request.lane, request.priority, request.deadline) == ("alice", "batch", 3, 9.0)
+    assert request.stream
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"temperature": "0.5"}, "temperature"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
+        ({"seed": 1 << 63}, "seed"),
+    ],
+)
+def test_a_chat_body_is_refused_when_a_field_is_wrong_or_asks_for_what_is_not_there(
+    fields: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        chat(**fields)
+    assert refused.value.errors()[0]["loc"][0] == field
+
+
+def test_fields_of_other_servers_are_let_through_when_they_ask_for_nothing() -> None:
+    body = chat(
+        n=1, tools=[], logprobs=False, response_format={"type": "text"}, service_tier="auto", metadata={"a": "b"}
+    )
+    assert chat_request(body, OMNI).modalities == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt"),
+    [("tell me", "tell me"), (["tell me"], "tell me"), ([1, 2, 3], (1, 2, 3)), ([[1, 2]], (1, 2))],
+)
+def test_completion_takes_one_prompt_in_every_shape(given: object, prompt: object) -> None:
+    body = CompletionBody.model_validate({"prompt": given, "max_tokens": 5})
+    request = completion_request(body, OMNI)
+    assert request.prompt == prompt
+    assert request.modalities == ("text",)
+    assert request.sampling_params == {"thinker": {"max_tokens": 5}}
+
+
+@pytest.mark.parametrize(("given", "error"), [(["a", "b"], InvalidRequest), ([], EmptyPrompt)])
+def test_completion_is_refused_when_it_has_not_exactly_one_prompt(given: object, error: type[RequestError]) -> None:
+    with pytest.raises(error):
+        completion_request(CompletionBody.model_validate({"prompt": given}), OMNI)
+
+
+def test_image_parameters_go_to_the_stage_that_paints() -> None:
+    body = ImageBody.model_validate(
+        {
+            "prompt": "a cat",
+            "n": 2,
+            "size": "64x32",
+            "seed": 1,
+            "num_inference_steps": 8,
+            "guidance_scale": 3,
+            "negative_prompt": "dogs",
+        }
+    )
+    request = image_request(body, OMNI)
+    assert request.messages == (Message(role="user", content="a cat"),)
+    assert request.modalities == ("image",)
+    assert request.sampling_params == {
+        "thinker": {"seed": 1},
+        "dit": {
+            "num_images_per_prompt": 2,
+            "num_inference_steps": 8,
+            "guidance_scale": 3.0,
+            "negative_prompt": "dogs",
+            "width": 64,
+            "height": 32,
+            "seed": 1,
+        },
+    }
+
+
+@pytest.mark.parametrize("size", ["64", "64x", "0x64", "axb", "64x64x64"])
+def test_an_image_size_is_refused_when_it_is_not_width_x_height(size: str) -> None:
+    with pytest.raises(ValidationError):
+        ImageBody.model_validate({"prompt": "a cat", "size": size})
+
+
+def test_image_and_speech_are_refused_when_the_text_is_blank() -> None:
+    with pytest.raises(EmptyPrompt) as image:
+        image_request(ImageBody(prompt=" "), OMNI)
+    with pytest.raises(EmptyPrompt) as speech:
+        speech_request(SpeechBody(input=""), OMNI)
+    assert (image.value.param, speech.value.param) == ("prompt", "input")
+
+
+def test_speech_and_completions_are_refused_when_the_model_cannot_do_them() -> None:
+    with pytest.raises(UnsupportedModality):
+        speech_request(SpeechBody(input="hi"), PAINTER)
+    with pytest.raises(UnsupportedModality):
+        completion_request(CompletionBody(prompt="hi"), PAINTER)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"speed": 1.5}, {"speed": 0.0}, {"response_format": "aac"}, {"stream_format": "sse"}]
+)
+def test_speech_is_refused_when_it_asks_for_what_is_not_there(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        SpeechBody.model_validate({"input": "hi", **fields})

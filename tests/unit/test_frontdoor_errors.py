@@ -1,0 +1,91 @@
+"""Errors in OpenAI's shape, and the fields that they name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from omnibus.errors import (
+    EngineError,
+    OmnibusError,
+    Overloaded,
+    RequestConflict,
+    Unauthorized,
+    UnknownModel,
+)
+from omnibus.frontdoor.errors import error_response, validation_error
+from omnibus.frontdoor.identity import bearer, is_known_key, keyed_rid
+from omnibus.frontdoor.schemas.chat import ChatBody
+from omnibus.pipeline.spec import NAME_PATTERN
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "retry"),
+    [
+        (UnknownModel("no such model", param="model"), 404, "invalid_request_error", "false"),
+        (RequestConflict(), 409, "invalid_request_error", "false"),
+        (Unauthorized(), 401, "authentication_error", "false"),
+        (Overloaded(retry_after=1.2), 429, "rate_limit_error", "true"),
+        (EngineError("it broke"), 500, "server_error", "true"),
+    ],
+)
+def test_an_error_has_its_status_type_and_advice(error: OmnibusError, status: int, kind: str, retry: str) -> None:
+    response = error_response(error)
+    detail = json.loads(response.body)["error"]
+    assert (response.status_code, detail["type"], detail["code"]) == (status, kind, error.code)
+    assert (detail["message"], detail["param"]) == (error.message, error.param)
+    assert response.headers["x-should-retry"] == retry
+
+
+def test_retry_after_is_whole_seconds_when_overloaded() -> None:
+    assert error_response(Overloaded(retry_after=1.2)).headers["Retry-After"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"content": "hi"}]}, "messages[0].role"),
+        ({"model": "m"}, "messages"),
+        ({"messages": [{"role": "user", "content": "x"}], "temperature": []}, "temperature"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0].image_url.url",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named_by_its_path(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        ChatBody.model_validate(body)
+    problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in refused.value.errors()]
+    assert validation_error(problems, body).param == param
+
+
+def test_keyed_ids_are_names_that_differ_by_caller_and_key() -> None:
+    callers = [
+        ("k", "t", "p", "1"),
+        ("k", "t", "p", "2"),
+        ("k2", "t", "p", "1"),
+        ("k", "t1", "p", ""),
+        ("k", "t", "q", "1"),
+    ]
+    rids = {keyed_rid(*caller) for caller in callers}
+    assert len(rids) == len(callers)
+    assert all(NAME_PATTERN.fullmatch(rid) for rid in rids)
+    assert keyed_rid(*callers[0]) in rids
+
+
+def test_only_known_bearer_tokens_are_let_in() -> None:
+    keys = ("one", "two")
+    assert is_known_key(bearer("Bearer two"), keys)
+    assert not is_known_key(bearer("Basic two"), keys)
+    assert not is_known_key(bearer(None), keys)
+    assert not is_known_key(bearer("Bearer three"), keys)
