@@ -22,6 +22,7 @@ class Metrics:
         self._add_requests()
         self._add_stages()
         self._add_plumbing()
+        self._add_http()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format, of type `content_type`."""
@@ -56,6 +57,10 @@ class Metrics:
         self.reconnects = self._counter("broker_reconnects", "Connections to the broker re-established")
         self.permission_denied = self._counter("broker_permission_denied", "Calls that the broker refused")
         self.pulls_reissued = self._counter("pulls_reissued", "Pull requests sent again after a loss", "stage")
+
+    def _add_http(self) -> None:
+        self.http_requests = self._counter("http_requests", "HTTP requests answered", "route", "status")
+        self.http_seconds = self._histogram("http_seconds", "HTTP requests, from the first byte to the last", "route")
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry)
