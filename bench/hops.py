@@ -12,7 +12,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
@@ -36,21 +36,37 @@ _WARM_UP = 20
 console = Console(highlight=False)
 
 
-async def run(given: argparse.Namespace, folder: Path) -> dict[str, object]:
+def run(given: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Start everything, measure, and return what the last line says."""
-    async with AsyncExitStack() as stack:
-        payload = "x" * given.payload
-        served, nats_url = {}, None
+    nats_url: str | None = None
+    with ExitStack() as stack:
         for mode in Forwarding:
-            opened = jetstream.pipeline(mode, payload, slots=given.width, folder=folder / mode, nats_url=nats_url)
-            served[mode], nats_url = await stack.enter_async_context(opened)
-        baseline = await stack.enter_async_context(zeromq.pipeline(payload.encode()))
-        systems: dict[str, Ask] = {**{mode: side.ask for mode, side in served.items()}, ZEROMQ: baseline.ask}
-        figures = await _interleaved(systems, given)
-        spans = {mode: await _spans(side, given.idle) for mode, side in served.items()}
+            with console.status(f"starting {mode}"):
+                served = jetstream.served(mode, slots=given.width, folder=folder / mode, nats_url=nats_url)
+                nats_url = stack.enter_context(served).nats_url
+        assert nats_url is not None
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            figures, spans = runner.run(_measure(given, nats_url))
     _print_figures(figures, given.width)
     _print_spans(spans)
     return _report(figures, spans, given)
+
+
+async def _measure(
+    given: argparse.Namespace, nats_url: str
+) -> tuple[dict[str, Round], dict[Forwarding, dict[str, float]]]:
+    payload = "x" * given.payload
+    async with AsyncExitStack() as stack:
+        sides = {
+            mode: await stack.enter_async_context(
+                jetstream.pipeline(mode, payload, slots=given.width, nats_url=nats_url)
+            )
+            for mode in Forwarding
+        }
+        baseline = await stack.enter_async_context(zeromq.pipeline(payload.encode()))
+        systems: dict[str, Ask] = {**{mode: side.ask for mode, side in sides.items()}, ZEROMQ: baseline.ask}
+        figures = await _interleaved(systems, given)
+        return figures, {mode: await _spans(side, given.idle) for mode, side in sides.items()}
 
 
 async def _interleaved(systems: Mapping[str, Ask], given: argparse.Namespace) -> dict[str, Round]:
@@ -119,11 +135,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64, help="how many are in flight")
     parser.add_argument("--payload", type=int, default=1024, help="bytes")
     given = parser.parse_args(words)
-    with (
-        tempfile.TemporaryDirectory(prefix="omnibus-bench-") as folder,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-    ):
-        report = runner.run(run(given, Path(folder)))
+    with tempfile.TemporaryDirectory(prefix="omnibus-bench-") as folder:
+        report = run(given, Path(folder))
     print(json.dumps(report))
 
 
