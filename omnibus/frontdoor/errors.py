@@ -35,6 +35,14 @@ class ServerFault(OmnibusError):
     """The server failed; the request id finds the reason in its log."""
 
 
+class ShuttingDown(OmnibusError):
+    """The server stops; the request goes on, and can be read by its id at another one."""
+
+    code: ClassVar[str] = "shutting_down"
+    http_status: ClassVar[int] = 503
+    retryable: ClassVar[bool] = True
+
+
 def install(app: FastAPI) -> None:
     """Let the application answer every error in this shape."""
     app.add_exception_handler(OmnibusError, _on_omnibus_error)
@@ -66,6 +74,8 @@ def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
     path, problem = max(located, key=lambda pair: pair[0].count(".") + pair[0].count("["))
     if problem["type"] == "json_invalid":
         return InvalidRequest("the body is not valid JSON")
+    if not isinstance(body, dict):
+        return InvalidRequest("the body must be a JSON object, of Content-Type application/json")
     message = problem["msg"]
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnibus.errors import RequestTooLarge, Unauthorized
-from omnibus.frontdoor.errors import ServerFault, error_response
+from omnibus.frontdoor.errors import ServerFault, ShuttingDown, error_json, error_response
 from omnibus.frontdoor.identity import bearer, fresh_rid, is_known_key
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -19,6 +20,8 @@ from omnibus.observability.metrics import Metrics
 REQUEST_ID = "X-Request-Id"
 GUARDED = "/v1/"
 """What an API key is asked for; probes and metrics are open."""
+FAREWELL_TIMEOUT = 1.0
+"""Seconds that a caller has to read that the server stops."""
 _log = get_logger(__name__)
 
 
@@ -39,16 +42,26 @@ class Observed:
         state = scope.setdefault("state", {})
         state["request_id"] = fresh_rid()
         status = 0
+        streams = False
 
         async def tagged(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = state["request_id"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = state["request_id"]
+                streams = headers.get("content-type", "").startswith("text/event-stream")
             await send(message)
 
         try:
             await self._app(scope, receive, tagged)
+        except asyncio.CancelledError:
+            # The server cancels what outlasts its grace. This is the task's root: nothing is left to be cancelled,
+            # and the request goes on without its caller, who can read it by its id.
+            if streams:
+                await _say_farewell(send)
+            elif not status:
+                await error_response(ShuttingDown())(scope, receive, tagged)
         except Exception:  # noqa: BLE001 the root of a request's task
             self._metrics.errors.labels("frontdoor").inc()
             _log.exception(LogEvent.TASK_CRASHED, rid=state["request_id"], where="frontdoor")
@@ -70,6 +83,12 @@ class Observed:
             status=status,
             seconds=round(seconds, 4),
         )
+
+
+async def _say_farewell(send: Send) -> None:
+    body = f"data: {error_json(ShuttingDown())}\n\ndata: [DONE]\n\n".encode()
+    async with asyncio.timeout(FAREWELL_TIMEOUT):
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class ApiKeys:

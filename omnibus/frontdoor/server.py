@@ -41,8 +41,13 @@ class HttpServer:
         self._port = listener.getsockname()[1]
         self._server = _Server(self._app, self._grace)
         self._task = asyncio.create_task(self._server.serve([listener]), name="http-server")
-        async with asyncio.timeout(START_TIMEOUT):
-            await self._server.listening.wait()
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._server.listening.wait()
+        except BaseException:
+            self._task.cancel()
+            listener.close()
+            raise
         _log.info(LogEvent.SERVER_STARTED, url=self.url)
         return self
 
@@ -55,6 +60,8 @@ class HttpServer:
         # uvicorn's own bound is `grace`; this one is for a uvicorn that does not keep it.
         async with asyncio.timeout(self._grace + START_TIMEOUT):
             await self._task
+            # uvicorn cancels what outlasts the grace, and does not wait for it.
+            await asyncio.gather(*self._server.server_state.tasks, return_exceptions=True)
         _log.info(LogEvent.SERVER_STOPPED, url=self.url)
 
     @property
