@@ -100,6 +100,14 @@ def resolve(existing: Record, mine: Record) -> Resolution:
     raise RequestConflict(f"request id {mine.rid!r} was used for a different request")
 
 
+def attach_effects(existing: Record) -> tuple[Effect, ...]:
+    """What whoever attaches to an open request publishes again: its admitter may have died before all tasks were queued.
+
+    Under the message ids of the current run, so that dedupe drops what is there. When nothing is queued after that, `redrive`.
+    """
+    return () if existing.state.terminal else tuple(entry_tasks(existing.ticket, existing.ticket.created))
+
+
 def _check_prompt(spec: PipelineSpec, request: Request) -> None:
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("give exactly one of prompt and messages", param="prompt")
