@@ -1,0 +1,77 @@
+"""A message of a work queue in the hands of a receiver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omnibus.broker.connection import Connection, Message
+
+_TOKENS = 9  # $JS ACK stream consumer delivered stream-sequence consumer-sequence time pending
+_DOMAIN_TOKENS = 2  # newer servers insert domain and account before the stream
+_NO_HEADERS: Mapping[str, str] = {}
+_MSG_ID = "Nats-Msg-Id"
+
+
+class Delivery:
+    """One delivery of one message, with what can be answered to it.
+
+    Answers are core messages: a lost one means that the message is delivered again after the ack wait. They carry no
+    fence: whoever missed its lease must not answer any more.
+    """
+
+    __slots__ = (
+        "_connection", "ack_subject", "consumer", "data", "headers", "num_delivered", "pending", "stored_at", "stream_seq",
+        "subject",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, message: Message) -> None:
+        self._connection = connection
+        self.subject = message.subject
+        self.data = message.data
+        self.headers = message.headers if message.headers is not None else _NO_HEADERS
+        self.ack_subject = message.reply
+        """Where answers go; a claim names it, so that others can give the message back."""
+        tokens = message.reply.split(".")
+        start = 2 if len(tokens) == _TOKENS else 2 + _DOMAIN_TOKENS
+        self.consumer = tokens[start + 1]
+        self.num_delivered = int(tokens[start + 2])
+        """1 for the first delivery."""
+        self.stream_seq = int(tokens[start + 3])
+        self.stored_at = int(tokens[start + 5]) / 1e9
+        """When the message was stored, in Unix seconds by the server's clock."""
+        self.pending = int(tokens[start + 6])
+        """Messages that waited behind this one when it was delivered."""
+
+    async def ack(self) -> None:
+        """It is done; the message leaves the queue."""
+        await self._connection.publish(self.ack_subject, b"+ACK")
+
+    async def in_progress(self) -> None:
+        """It is being worked on: start the ack wait again."""
+        await self._connection.publish(self.ack_subject, b"+WPI")
+
+    async def nak(self, delay: float | None = None) -> None:
+        """Deliver it again, to anybody, `delay` seconds from now; counts as an attempt."""
+        suffix = b' {"delay": %d}' % int(delay * 1e9) if delay else b""
+        await self._connection.publish(self.ack_subject, b"-NAK" + suffix)
+
+    async def term(self) -> None:
+        """Never deliver it again; the message leaves the queue."""
+        await self._connection.publish(self.ack_subject, b"+TERM")
+
+    async def hand_back(self) -> None:
+        """Publish it again, then ack: for whoever may not keep it, without counting as an attempt.
+
+        Idempotent through its Msg-Id; that of the original would be taken for a duplicate. Raises BrokerUnavailable.
+        """
+        again = {key: value for key, value in self.headers.items() if not key.startswith("Nats-")}
+        original = self.headers.get(_MSG_ID, self.subject).partition("/")[0]
+        await self._connection.js_publish(self.subject, self.data, f"{original}/{self.stream_seq}", headers=again)
+        await self.ack()
+
+
+async def release(connection: Connection, ack_subject: str) -> None:
+    """Give a dead receiver's message back to the queue at once; the failover's NAK, once a claim."""
+    await connection.publish(ack_subject, b"-NAK")

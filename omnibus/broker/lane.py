@@ -1,0 +1,104 @@
+"""What a puller knows of one consumer: how many messages the server may still send, and when it was last heard."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+EXPIRES = 30.0
+"""Seconds that a parked request lives."""
+HEARTBEAT = 2.5
+"""Seconds of silence after which the server sends a sign of life to a parked request."""
+ASK_TIMEOUT = 2.0
+"""Seconds in which a request that does not wait must be answered."""
+
+_SECOND = 10**9
+_PARKED = b'{"batch": %%d, "expires": %d, "idle_heartbeat": %d}' % (int(EXPIRES * _SECOND), int(HEARTBEAT * _SECOND))
+_ASKING = b'{"batch": %d, "no_wait": true}'
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+
+class Lane:
+    """The requests of one consumer. Touches no connection: the puller sends what `ask` and `park` make."""
+
+    def __init__(self, stream: str, consumer: str, index: int) -> None:
+        self.consumer = consumer
+        self.subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self.outstanding = 0
+        """Messages that the server may still send."""
+        self.last_token, self.last_request = "", b""
+        self._index, self._made = index, 0
+        self._tokens: dict[str, tuple[int, float]] = {}  # of each request: batch, and when it is over at the latest
+        self._asking: asyncio.Future[None] | None = None
+        self._heard_at = self._over_at = 0.0
+        self._available_at, self._pause = 0.0, _FIRST_PAUSE
+
+    @property
+    def available(self) -> bool:
+        """Whether it may be asked now: after a failure it is left alone for a moment."""
+        return time.monotonic() >= self._available_at
+
+    def ask(self, batch: int) -> asyncio.Future[None]:
+        """Make a request that does not wait; the future is done when it is answered in full."""
+        self._make(batch, _ASKING % batch, ASK_TIMEOUT)
+        self._asking = asyncio.get_running_loop().create_future()
+        return self._asking
+
+    def park(self, batch: int) -> None:
+        """Make a request that waits for messages."""
+        self._make(batch, _PARKED % batch, EXPIRES)
+
+    def knows(self, token: str) -> bool:
+        """Whether the token is of a request that still counts."""
+        return token in self._tokens
+
+    def heard(self) -> None:
+        """The server gave a sign of life."""
+        self._heard_at = time.monotonic()
+
+    def received(self) -> None:
+        """A message came. Which of several requests it answers cannot be seen, and does not matter."""
+        self._heard_at = time.monotonic()
+        self._pause = _FIRST_PAUSE
+        self._lower(1)
+
+    def ended(self, token: str, pending: int | None) -> None:
+        """The server ended a request with `pending` messages not sent; None: a request that did not wait, in full."""
+        self._tokens.pop(token)
+        self._lower(pending if pending is not None else self.outstanding)
+
+    def silent(self) -> bool:
+        """Whether messages are awaited of a server that seems to have forgotten."""
+        now = time.monotonic()
+        return self.outstanding > 0 and (now - self._heard_at > 2.5 * HEARTBEAT or now > self._over_at + HEARTBEAT)
+
+    def lost(self) -> float:
+        """Nothing counts as asked for any more; returns for how many seconds to leave the consumer alone."""
+        self.reset()
+        pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+        self._available_at = time.monotonic() + pause
+        return pause
+
+    def reset(self) -> None:
+        """Nothing counts as asked for any more, and it may be asked at once."""
+        self._available_at = 0.0
+        self._tokens.clear()
+        self._lower(self.outstanding)
+
+    def _make(self, batch: int, request: bytes, lifetime: float) -> None:
+        now = time.monotonic()
+        while self._tokens and next(iter(self._tokens.values()))[1] < now - HEARTBEAT:
+            del self._tokens[next(iter(self._tokens))]  # answered in full: the server says nothing at its end
+        self._made += 1
+        self.last_token, self.last_request = f"{self._index}-{self._made}", request
+        self._tokens[self.last_token] = (batch, now + lifetime)
+        self._heard_at, self._over_at = now, now + lifetime
+        self.outstanding += batch
+
+    def _lower(self, by: int) -> None:
+        self.outstanding = max(0, self.outstanding - by)
+        if self.outstanding:
+            return
+        self._tokens.clear()
+        if self._asking is not None and not self._asking.done():
+            self._asking.set_result(None)

@@ -1,0 +1,247 @@
+"""The one puller: takes messages from durable consumers, never more than there is credit for.
+
+Credit is the number of free slots. With one consumer, the puller keeps as many messages asked for as there is credit.
+With several (lanes), a free slot asks them in order without waiting, and then parks on all; of what arrives on several
+at once, the part beyond the credit is handed back.
+
+Accounting is a consumer: `outstanding` is how many messages the server may still send. Every request ends with a message
+or a status, so the count is exact while the connection lasts. A broken connection or silence (requests ask for idle
+heartbeats) sets it to zero and everything is asked for anew; whatever then comes twice is handed back, never lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from omnibus.broker.connection import Connection, Message, Subscription, status_of
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.lane import ASK_TIMEOUT, HEARTBEAT, Lane
+from omnibus.errors import BrokerError, BrokerUnavailable
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+
+_FAVOUR_EVERY = 8
+_CLOSE_DEADLINE = 5.0
+_ENDED_BY_SERVER = ("404", "408")
+
+Surplus = Callable[[Delivery], Awaitable[None]]
+
+log = get_logger(__name__)
+
+
+class Puller:
+    """Deliveries of one or more consumers of a stream, as an async iterator; an async context manager.
+
+    `consumers` are in order of preference; `favoured` names the one that goes first every eighth time, so that it does
+    not starve. `step` is the least number of messages worth a request while others are outstanding: 1 for slots, more
+    where throughput counts. `surplus` gets what arrives beyond the credit; by default it is handed back. After the
+    context nothing is kept: deliveries that nobody took are surplus too.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        consumers: Sequence[str],
+        *,
+        favoured: str | None = None,
+        step: int = 1,
+        surplus: Surplus = Delivery.hand_back,
+        label: str = "",
+    ) -> None:
+        self._connection = connection
+        self._lanes = tuple(Lane(stream, name, index) for index, name in enumerate(consumers))
+        self._by_consumer = {lane.consumer: lane for lane in self._lanes}
+        self._favoured = self._by_consumer[favoured] if favoured is not None else None
+        self._step, self._surplus, self._label = step, surplus, label or stream
+        self._credit = 0
+        self._slots_served = 0
+        self._ready: asyncio.Queue[Delivery | Exception] = asyncio.Queue()  # bounded by the credit
+        self._wake = asyncio.Event()
+        self._giving_back: set[asyncio.Task[None]] = set()
+        self._inbox = connection.new_inbox()
+        self._subscription: Subscription | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unhook: list[Callable[[], None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._receive)
+        self._unhook = [self._connection.on_disconnect(self._reset), self._connection.on_reconnect(self._reset)]
+        self._tasks = [
+            asyncio.create_task(self._guarded(self._pull()), name=f"pull {self._label}"),
+            asyncio.create_task(self._guarded(self._watch_silence()), name=f"pull heartbeats {self._label}"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.withdraw()
+        for unhook in self._unhook:
+            unhook()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        with suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_DEADLINE):
+                await self._leave()
+
+    @property
+    def credit(self) -> int:
+        """Free slots that wait for a message."""
+        return self._credit
+
+    def add_credit(self, slots: int = 1) -> None:
+        """`slots` more messages may come."""
+        self._credit += slots
+        self._wake.set()
+
+    def withdraw(self) -> int:
+        """Take all unused credit back, to drain; returns how much it was. What still arrives is surplus."""
+        withdrawn, self._credit = self._credit, 0
+        return withdrawn
+
+    async def take(self) -> Delivery:
+        """The next delivery; it used one credit. Waits without a deadline: a queue may stay empty."""
+        item = await self._ready.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        return await self.take()
+
+    # Asking
+
+    async def _pull(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._credit == 0 or not self._connection.connected:
+                continue  # credit, or the reconnect, wakes again
+            with suppress(BrokerUnavailable):  # the connection broke meanwhile: its return wakes again
+                await self._ask()
+                await self._park()
+
+    async def _ask(self) -> None:
+        """Give the free slots what waits already, in order of the lanes; a lane that is parked on is known to be empty."""
+        if sum(lane.outstanding == 0 for lane in self._lanes) < 2:
+            return
+        turns, self._slots_served = self._slots_served, self._slots_served + self._credit
+        favours = self._slots_served // _FAVOUR_EVERY - turns // _FAVOUR_EVERY
+        if self._favoured is not None and favours:
+            await self._ask_lane(self._favoured, favours)
+        for lane in self._lanes:
+            await self._ask_lane(lane, self._credit)
+
+    async def _ask_lane(self, lane: Lane, wanted: int) -> None:
+        if min(wanted, self._credit) <= 0 or lane.outstanding or not lane.available:
+            return
+        answered = lane.ask(min(wanted, self._credit))
+        await self._connection.publish(lane.subject, lane.last_request, reply=f"{self._inbox}.{lane.last_token}")
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT):
+                await answered
+        except TimeoutError:
+            self._forget(lane, "no answer")
+
+    async def _park(self) -> None:
+        """Wait on all lanes for as many messages as there are free slots."""
+        for lane in self._lanes:
+            missing = self._credit - lane.outstanding
+            if missing <= 0 or not lane.available or (lane.outstanding and missing < self._step):
+                continue
+            lane.park(missing)
+            await self._connection.publish(lane.subject, lane.last_request, reply=f"{self._inbox}.{lane.last_token}")
+
+    # Receiving
+
+    async def _receive(self, message: Message) -> None:
+        if not message.reply.startswith("$JS.ACK."):
+            self._hear_status(message)
+            return
+        delivery = Delivery(self._connection, message)
+        lane = self._by_consumer[delivery.consumer]
+        lane.received()
+        if self._credit == 0:
+            self._give_back(delivery)
+            return
+        self._credit -= 1
+        self._ready.put_nowait(delivery)
+        if self._credit and not lane.outstanding:  # what `step` held back is due now
+            self._wake.set()
+
+    def _hear_status(self, message: Message) -> None:
+        """Statuses: 100 heartbeat, 404 nothing there, 408 expired, 409 refused or ended, 503 nobody listens."""
+        token = message.subject.rpartition(".")[2]
+        lane = self._lanes[int(token.partition("-")[0])]
+        status = status_of(message)
+        if not lane.knows(token) or status is None:
+            return
+        lane.heard()
+        if status == "100":
+            return
+        if status in _ENDED_BY_SERVER:
+            pending = (message.headers or {}).get("Nats-Pending-Messages")
+            lane.ended(token, int(pending) if pending is not None else None)
+            self._wake.set()
+        else:
+            self._forget(lane, (message.headers or {}).get("Description", status).strip())
+
+    def _forget(self, lane: Lane, why: str) -> None:
+        """Count nothing as asked for on this lane, and ask again, at growing intervals while it fails."""
+        pause = lane.lost()
+        self._connection.metrics.pulls_reissued.labels(stage=self._label).inc()
+        log.info(LogEvent.PULL_REISSUED, consumer=lane.consumer, why=why, pause=pause)
+        asyncio.get_running_loop().call_later(pause, self._wake.set)
+
+    def _reset(self) -> None:
+        for lane in self._lanes:
+            lane.reset()
+        self._wake.set()
+
+    async def _watch_silence(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            for lane in self._lanes:
+                if self._connection.connected and lane.silent():
+                    self._forget(lane, "missed heartbeats")
+
+    # Giving back
+
+    def _give_back(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._guarded_surplus(delivery), name=f"surplus {self._label}")
+        self._giving_back.add(task)
+        task.add_done_callback(self._giving_back.discard)
+
+    async def _guarded_surplus(self, delivery: Delivery) -> None:
+        try:
+            await self._surplus(delivery)
+        except Exception:  # it comes again after the ack wait
+            self._connection.metrics.errors.labels(where="surplus").inc()
+            log.exception(LogEvent.ACK_FAILED, subject=delivery.subject)
+
+    async def _leave(self) -> None:
+        if self._subscription is not None:
+            await (self._subscription.drain() if self._connection.connected else self._subscription.unsubscribe())
+        while not self._ready.empty():
+            item = self._ready.get_nowait()
+            if isinstance(item, Delivery):
+                self._give_back(item)
+        if self._giving_back:
+            await asyncio.wait(self._giving_back)
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._connection.metrics.errors.labels(where="puller").inc()
+            log.exception(LogEvent.TASK_CRASHED, puller=self._label)
+            self._ready.put_nowait(error)  # whoever takes next must know

@@ -1,0 +1,56 @@
+"""Work on a real broker, in few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.layout import describe, ensure_layout
+from omnibus.broker.puller import Puller
+from omnibus.wire import subjects
+
+
+async def lay_out(
+    connection: Connection,
+    pipeline: str,
+    lanes_by_stage: Mapping[int, Sequence[str]] = {0: ("interactive",)},
+    heartbeat_timeout: float = 10.0,
+) -> None:
+    """Make the streams, consumers and buckets of a pipeline."""
+    await ensure_layout(connection, describe(pipeline, lanes_by_stage, heartbeat_timeout=heartbeat_timeout))
+
+
+async def publish_tasks(
+    connection: Connection, pipeline: str, rids: Sequence[str], lane: str = "interactive", stage: int = 0
+) -> None:
+    """A task for each id; its body is the id."""
+    for rid in rids:
+        msg_id = subjects.message_id("task", rid, stage, 0)
+        await connection.js_publish(subjects.task(pipeline, stage, lane, rid), rid.encode(), msg_id)
+
+
+def stage_puller(
+    connection: Connection, pipeline: str, lanes: Sequence[str] = ("interactive",), stage: int = 0
+) -> Puller:
+    """The puller of a replica; a lane called batch is favoured every eighth time."""
+    names = [subjects.stage_consumer(stage, lane) for lane in lanes]
+    favoured = subjects.stage_consumer(stage, "batch") if "batch" in lanes else None
+    return Puller(connection, subjects.work_stream(pipeline), names, favoured=favoured, label=f"stage {stage}")
+
+
+async def queued(connection: Connection, pipeline: str) -> int:
+    """Messages in the stream of work."""
+    info = await connection.api(f"STREAM.INFO.{subjects.work_stream(pipeline)}")
+    return int(info["state"]["messages"])
+
+
+async def take_all(puller: Puller, count: int) -> list[Delivery]:
+    """Exactly `count` deliveries, each acknowledged and its slot freed."""
+    taken = []
+    for _ in range(count):
+        delivery = await puller.take()
+        await delivery.ack()
+        puller.add_credit()
+        taken.append(delivery)
+    return taken
