@@ -28,13 +28,11 @@ class PayloadRule(StrEnum):
     """How the outputs of a stage travel along an edge."""
 
     AUTO = "auto"
-    """By size: inline while they are small, else the first location that the receiver can reach."""
+    """By size: inside the message while they are small, else through the object store."""
     INLINE = "inline"
-    """Inside the message, whatever the size; too large a payload fails the request."""
-    SHM = "shm"
-    """Shared memory when above the inline limit: both stages run on one host."""
+    """Inside the message, whatever the size; too large an envelope fails the request."""
     OBJECT = "object"
-    """The object store when above the inline limit: survives the death of the producer's host."""
+    """Through the object store, whatever the size."""
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,21 +19,14 @@ WAV = "audio/wav"
 JSON = "application/json"
 
 
-class SharedMemory(msgspec.Struct, frozen=True, tag="shm"):
-    """A file in /dev/shm of one host."""
-
-    host: str
-    """Boot id of the host: the name is only valid there."""
-    name: str
-
-
 class ObjectKey(msgspec.Struct, frozen=True, tag="object"):
     """An object in the pipeline's payload store: readable from everywhere, also after its maker died."""
 
     key: str
 
 
-Location = SharedMemory | ObjectKey
+Location = ObjectKey
+"""Where a payload can be read; a union once there are more kinds of places."""
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -19,7 +19,7 @@ stages:
   - {stage_id: 3, name: voice, engine: python, input_sources: [2], final_output: true, final_output_type: audio}
   - {stage_id: 4, name: mix, engine: python, input_sources: [1, 3], final_output: true, final_output_type: video}
 edges:
-  - {source: 2, target: 3, forwarding: direct, payload: shm}
+  - {source: 2, target: 3, forwarding: direct, payload: object}
 """
 
 DRAWN = """\
@@ -27,12 +27,12 @@ omni: text, audio, video
 lanes interactive · deadline 120 s · heartbeat timeout 10 s · at most 10000 open requests
 
 request
-╰──▶ 0 thinker                 vllm m · 1 replica × 8 slots   ⇒ text
-     ├──▶ 1 dit                diffusers · 2 replicas × 1 slot · devices 0,1
+╰──▶ 0 thinker                    vllm m · 1 replica × 8 slots   ⇒ text
+     ├──▶ 1 dit                   diffusers · 2 replicas × 1 slot · devices 0,1
      │    ╰──▶ 4 mix ↓
-     ╰──▶ 2 talker             vllm · 1 replica × 1 slot · random
-          ╰══▶ 3 voice (shm)   python · 1 replica × 1 slot   ⇒ audio
-               ╰──▶ 4 mix      python · 1 replica × 1 slot · joined with dit   ⇒ video
+     ╰──▶ 2 talker                vllm · 1 replica × 1 slot · random
+          ╰══▶ 3 voice (object)   python · 1 replica × 1 slot   ⇒ audio
+               ╰──▶ 4 mix         python · 1 replica × 1 slot · joined with dit   ⇒ video
 
 ─▶ forwarded by an orchestrator   ═▶ forwarded by the worker itself
 """

@@ -43,7 +43,7 @@ edges:
   - source: 0
     target: 1
     forwarding: direct
-    payload: shm
+    payload: object
 """
 
 
@@ -61,7 +61,7 @@ def test_every_field_is_read_when_the_file_is_good() -> None:
     assert (thinker.engine_args, thinker.default_sampling_params) == ({"max_model_len": 256}, {"temperature": 0.0})
     assert (dit.input_sources, dit.input_processor, dit.devices) == ((0,), "some.module:condition", "0,1")
     assert spec.edge(0, 1).forwarding is Forwarding.DIRECT
-    assert spec.edge(0, 1).payload is PayloadRule.SHM
+    assert spec.edge(0, 1).payload is PayloadRule.OBJECT
     assert spec.modalities == ("text", "image")
 
 
@@ -145,9 +145,9 @@ BAD_EDITS = [
     ("source: 0", "source: 1", 27, "edges[0].target", "cannot lead from stage 1 to itself"),
     ("target: 1", "target: 9", 27, "edges[0].target", "stage 9 does not exist"),
     ("forwarding: direct", "forwarding: directly", 28, "edges[0].forwarding", "did you mean direct?"),
-    ("payload: shm", "payload: sham", 29, "edges[0].payload", "did you mean shm?"),
-    ("payload: shm", "payloud: shm", 29, "edges[0].payloud", "did you mean payload?"),
-    ("    payload: shm\n", "  - {source: 0, target: 1}\n", 29, "edges[1]", "edge (0, 1) is used twice"),
+    ("payload: object", "payload: objekt", 29, "edges[0].payload", "did you mean object?"),
+    ("payload: object", "payloud: object", 29, "edges[0].payloud", "did you mean payload?"),
+    ("    payload: object\n", "  - {source: 0, target: 1}\n", 29, "edges[1]", "edge (0, 1) is used twice"),
     ("deadline: 5m", "deadline: {5m", 4, None, "not valid YAML"),
     ("deadline: 5m", "\tdeadline: 5m", 3, None, "not valid YAML"),
     ("deadline: 5m", "<<: {deadline: 3}", 3, None, "not valid YAML"),
