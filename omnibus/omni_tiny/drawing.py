@@ -21,6 +21,15 @@ PALETTE: Mapping[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 _SCALE = 4  # drawn this much larger, then averaged: smooth edges
+_ARM = 0.36
+_CORNERS = {
+    "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+    "triangle": [(0.0, -1.0), (1.0, 0.9), (-1.0, 0.9)],
+    "cross": [
+        (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
+        (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
+    ],
+}  # fmt: skip
 _OFFSETS = {"left": (-15, 0), "right": (15, 0), "above": (0, -15), "below": (0, 15)}
 
 
@@ -31,22 +40,15 @@ def draw(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
     for thing, centre in _places(scene):
         shift = rng.uniform(-2.0, 2.0, size=2) if rng is not None else np.zeros(2)
         radius = rng.uniform(9.5, 11.5) if rng is not None else 10.5
-        _draw_thing(pen, thing, (np.asarray(centre) + shift) * _SCALE, radius * _SCALE)
+        _fill(pen, thing.shape, (np.asarray(centre) + shift) * _SCALE, radius * _SCALE, PALETTE[thing.colour])
     return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def outline(shape: str, centre: np.ndarray, radius: float) -> list[tuple[float, float]]:
-    """The polygon of a square, triangle or cross; points (x, y)."""
-    arm = 0.36
-    corners = {
-        "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
-        "triangle": [(0.0, -1.0), (1.0, 0.9), (-1.0, 0.9)],
-        "cross": [
-            (-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
-            (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm),
-        ],
-    }[shape]  # fmt: skip
-    return [(float(centre[0] + x * radius), float(centre[1] + y * radius)) for x, y in corners]
+def silhouette(shape: str, centre: tuple[float, float], radius: float) -> np.ndarray:
+    """How much of each pixel a shape covers; shape (64, 64), float in [0, 1]. `centre` is (x, y) in pixels."""
+    canvas = Image.new("L", (SIZE * _SCALE, SIZE * _SCALE))
+    _fill(ImageDraw.Draw(canvas), shape, np.asarray(centre) * _SCALE, radius * _SCALE, 255)
+    return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)) / 255
 
 
 def _places(scene: Scene) -> list[tuple[Thing, tuple[int, int]]]:
@@ -57,10 +59,11 @@ def _places(scene: Scene) -> list[tuple[Thing, tuple[int, int]]]:
     return [(scene.first, (middle + dx, middle + dy)), (scene.second, (middle - dx, middle - dy))]
 
 
-def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, centre: np.ndarray, radius: float) -> None:
-    colour = PALETTE[thing.colour]
-    if thing.shape == "circle":
-        x, y = float(centre[0]), float(centre[1])
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+def _fill(
+    pen: ImageDraw.ImageDraw, shape: str, centre: np.ndarray, radius: float, ink: int | tuple[int, int, int]
+) -> None:
+    x, y = float(centre[0]), float(centre[1])
+    if shape == "circle":
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
         return
-    pen.polygon(outline(thing.shape, centre, radius), fill=colour)
+    pen.polygon([(x + dx * radius, y + dy * radius) for dx, dy in _CORNERS[shape]], fill=ink)

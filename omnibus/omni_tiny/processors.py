@@ -13,12 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from omnibus.errors import EngineError, EngineRejected
+from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import vocabulary
 from omnibus.omni_tiny.conditions import Conditions, conditions_of
+from omnibus.wire.request import Message
 from omnibus.workers.engines.protocol import EngineInput, StageInput
 
 EMPTY_PROMPT_FILE = "empty_prompt.npy"
+
+
+def thinker_input(stage_input: StageInput) -> EngineInput:
+    """A chat for the thinker: a bare text prompt becomes a user's turn, for it only knows sentences inside its chat template.
+
+    Raises EmptyPrompt when nothing is asked.
+    """
+    request = stage_input.request
+    if not request.text().strip() and not isinstance(request.prompt, tuple):
+        raise EmptyPrompt(param="prompt")
+    if request.messages is not None:
+        return EngineInput(messages=request.messages)
+    if isinstance(request.prompt, tuple):
+        return EngineInput(token_ids=request.prompt)
+    return EngineInput(messages=(Message(role="user", content=request.text()),))
 
 
 def dit_input(stage_input: StageInput) -> EngineInput:
