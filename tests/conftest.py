@@ -28,11 +28,14 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def nats_server(scratch: Path) -> AsyncIterator[EmbeddedServer]:
+@pytest.fixture(scope="session")
+def nats_server(scratch: Path) -> Iterator[EmbeddedServer]:
     """One nats-server for the whole session: tests keep apart by the pipeline's name. Never kill this one."""
-    async with EmbeddedServer(scratch / "nats", profile="dev", port=free_port()) as server:
+    server = EmbeddedServer(scratch / "nats", profile="dev", port=free_port())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # tests have a loop each, this outlives them
+        runner.run(server.__aenter__())
         yield server
+        runner.run(server.stop())
 
 
 @pytest_asyncio.fixture

@@ -26,17 +26,14 @@ class Lane:
         self.subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self.outstanding = 0
         """Messages that the server may still send."""
+        self.available = True
+        """Whether it may be asked now: after a failure it is left alone for a moment."""
         self.last_token, self.last_request = "", b""
         self._index, self._made = index, 0
         self._tokens: dict[str, tuple[int, float]] = {}  # of each request: batch, and when it is over at the latest
         self._asking: asyncio.Future[None] | None = None
         self._heard_at = self._over_at = 0.0
-        self._available_at, self._pause = 0.0, _FIRST_PAUSE
-
-    @property
-    def available(self) -> bool:
-        """Whether it may be asked now: after a failure it is left alone for a moment."""
-        return time.monotonic() >= self._available_at
+        self._pause = _FIRST_PAUSE
 
     def ask(self, batch: int) -> asyncio.Future[None]:
         """Make a request that does not wait; the future is done when it is answered in full."""
@@ -73,15 +70,15 @@ class Lane:
         return self.outstanding > 0 and (now - self._heard_at > 2.5 * HEARTBEAT or now > self._over_at + HEARTBEAT)
 
     def lost(self) -> float:
-        """Nothing counts as asked for any more; returns for how many seconds to leave the consumer alone."""
+        """Nothing counts as asked for any more; returns after how many seconds to make it available again."""
         self.reset()
+        self.available = False
         pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
-        self._available_at = time.monotonic() + pause
         return pause
 
     def reset(self) -> None:
         """Nothing counts as asked for any more, and it may be asked at once."""
-        self._available_at = 0.0
+        self.available = True
         self._tokens.clear()
         self._lower(self.outstanding)
 

@@ -200,7 +200,11 @@ class Puller:
         pause = lane.lost()
         self._connection.metrics.pulls_reissued.labels(stage=self._label).inc()
         log.info(LogEvent.PULL_REISSUED, consumer=lane.consumer, why=why, pause=pause)
-        asyncio.get_running_loop().call_later(pause, self._wake.set)
+        asyncio.get_running_loop().call_later(pause, self._try_again, lane)
+
+    def _try_again(self, lane: Lane) -> None:
+        lane.available = True
+        self._wake.set()
 
     def _reset(self) -> None:
         for lane in self._lanes:
