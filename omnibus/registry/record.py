@@ -30,7 +30,9 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     replica: str
     """Unique in its stage while it lives."""
     instance: str
-    """One life of one process: names its connection, so that disconnect events and its supervisor can tell whose it was."""
+    """One life of it, named like no other: its supervisor finds the record by it, and a stranger under its id is noticed."""
+    connection: str = ""
+    """Name of its connection to the broker, which disconnect events carry."""
     status: ReplicaStatus = ReplicaStatus.STARTING
     queue_length: int = 0
     """Requests that its engine holds, running or waiting."""

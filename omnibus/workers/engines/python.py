@@ -28,7 +28,7 @@ class PythonEngine:
       instantiated once with `engine_args` (without `outputs`) and its instances are called; its `close` is called at the end.
     - Plain functions and generators run in threads, async ones on the replica's event loop, which they must not block.
     - What is returned, or yielded last, are the outputs: a mapping with exactly the declared names, or the value of the
-      only declared one. A generator also yields str or TextDelta, delivered as they come and joined into the text output
+      only declared one. A generator also yields str or TextDelta, delivered as they come, and joined they are the value
       when nothing else is yielded; and Progress.
     - Outputs are declared in `engine_args` as `outputs: {name: kind}`, else as the callable's attribute `outputs`, else
       as the stage's final output type, else as one output named `value`.
@@ -171,9 +171,9 @@ class _Pieces:
 
     def _outputs(self) -> Outputs:
         if self._value is _END:
-            if not self._said or not self._speaks:
+            if not self._said:
                 raise EngineError(f"nothing was returned; declared are {', '.join(self._declared)}")
-            return {next(name for name, kind in self._declared.items() if kind == "text"): "".join(self._said)}
+            self._value = "".join(self._said)
         if isinstance(self._value, Mapping) and set(self._value) == set(self._declared):
             return self._value
         if len(self._declared) != 1:

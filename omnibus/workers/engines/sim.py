@@ -66,7 +66,7 @@ class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The process exits at once, as under a kill -9."""
     hang_on: On = On()
     """Never finishes by itself."""
-    outputs: dict[str, str] = {"text": "text"}
+    outputs: dict[str, str] = msgspec.field(default_factory=lambda: {"text": "text"})
     """Declared outputs, name → kind."""
     size: int = 16
     """Side of an image, elements of a tensor, samples of audio."""

@@ -1,0 +1,49 @@
+"""What every replica of a pipeline has in hand, as far as it was told: for those who give it back when one dies."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.registry.record import ReplicaRecord
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import AskClaims, Claim
+
+Held = tuple[tuple[str, str], ...]
+"""(request id, ack subject) of deliveries."""
+
+
+class ClaimBook:
+    """Listens to the claims of a pipeline, in an `async with`; asks for all of them at the start.
+
+    Its memory is bounded by the replicas that there are and the tasks that each has in hand.
+    """
+
+    def __init__(self, conn: Connection, pipeline: str) -> None:
+        self._conn, self._pipeline = conn, pipeline
+        self._held: dict[tuple[int, str], Held] = {}
+        self._subscription: Subscription | None = None
+
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._conn.subscribe(subjects.claims(self._pipeline), self._hear)
+        await self._conn.publish(subjects.ctl_all(self._pipeline), codec.encode(AskClaims()))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    def held(self, record: ReplicaRecord) -> Held:
+        """What the replica said last; when it was never heard here, what its last heartbeat says."""
+        return self._held.get(record.key, record.claims)
+
+    def forget(self, record: ReplicaRecord) -> None:
+        """The replica is gone, and its id may be another's soon."""
+        self._held.pop(record.key, None)
+
+    async def _hear(self, message: Message) -> None:
+        claim: Claim = codec.decode(message.data, Claim)
+        self._held[claim.stage_id, claim.replica] = claim.held

@@ -1,0 +1,169 @@
+"""A replica's own record in the coordinator: claimed, kept alive, and given up."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from msgspec.structs import replace
+
+from omnibus.broker.bucket import Bucket, Entry
+from omnibus.errors import BrokerError, InvalidRequest, RevisionConflict
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.wire import codec, subjects
+
+BEATS = 6
+"""Heartbeats in the time after which silence counts as death."""
+
+Load = Callable[[], Mapping[str, Any]]
+"""Fields of the record as they are now: queue length, tasks in hand, claims."""
+
+log = get_logger(__name__)
+
+
+class Registration:
+    """The record of one replica, in an `async with`: claims an id, beats, and records `down` at the end.
+
+    Ids are the smallest free ones, `r0`, `r1`, …: names stay few, so that metrics, subjects and a directed lane survive a
+    restart, and two replicas never have the same one because every write is a compare-and-set on the replica's own key.
+    A record that says `down` is free to take.
+
+    When a beat finds that the replica was declared down, or that its id belongs to another, `on_fenced` is called: the
+    replica must abandon its deliveries, which others have by now. Then it registers afresh; `on_registered` is called with
+    the id then and at the start.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        record: ReplicaRecord,
+        *,
+        timeout: float,
+        load: Load,
+        on_registered: Callable[[str], Awaitable[None]],
+        on_fenced: Callable[[], None],
+    ) -> None:
+        """`record` says who registers; its id and times are filled in. `timeout` is the pipeline's heartbeat timeout."""
+        self._bucket = bucket
+        self._record = record
+        self._timeout = timeout
+        self._load = load
+        self._on_registered, self._on_fenced = on_registered, on_fenced
+        self._revision = 0
+        self._writing = asyncio.Lock()
+        self._beating: asyncio.Task[None] | None = None
+
+    @property
+    def record(self) -> ReplicaRecord:
+        """What was written last."""
+        return self._record
+
+    async def __aenter__(self) -> Self:
+        await self._claim()
+        self._beating = asyncio.create_task(self._beat_on(), name=f"heartbeat-{self._record.replica}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+        await self.set_status(ReplicaStatus.DOWN)
+
+    async def set_status(self, status: ReplicaStatus) -> None:
+        """Record a status at once; when that is impossible, the next beat does (or the record expires)."""
+        self._record = replace(self._record, status=status)
+        await self._try_beat()
+
+    async def beat(self) -> None:
+        """Write the record now; raises BrokerError."""
+        async with self._writing:
+            self._record = replace(self._record, **self._load(), last_heartbeat=time.time())
+            try:
+                self._revision = await self._update(self._revision)
+            except RevisionConflict:
+                await self._reconcile()
+
+    async def _beat_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._timeout / BEATS)
+            await self._try_beat()
+
+    async def _try_beat(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout / 2):
+                await self.beat()
+        except (BrokerError, TimeoutError) as error:
+            log.warning(LogEvent.BROKER_ERROR, stage=self._record.stage_id, error=str(error) or "no answer")
+
+    async def _reconcile(self) -> None:
+        """Another revision is there: our own whose answer was lost, none since it expired, or somebody's verdict."""
+        entry = await self._bucket.get(self._key)
+        theirs = _decoded(entry) if entry is not None else None
+        if entry is not None and not self._is_ours(theirs):
+            await self._register_afresh()
+            return
+        try:
+            self._revision = await (self._update(entry.revision) if entry is not None else self._create())
+        except RevisionConflict:
+            await self._register_afresh()
+
+    def _is_ours(self, found: ReplicaRecord | None) -> bool:
+        if found is None or found.instance != self._record.instance:
+            return False
+        return found.status is not ReplicaStatus.DOWN or self._record.status is ReplicaStatus.DOWN
+
+    async def _register_afresh(self) -> None:
+        if self._record.status is ReplicaStatus.DOWN:
+            return  # somebody else wrote it first
+        log.warning(LogEvent.REPLICA_FENCED, stage=self._record.stage_id, replica=self._record.replica)
+        self._on_fenced()
+        self._record = replace(self._record, **self._load())
+        await self._claim()
+
+    async def _claim(self) -> None:
+        now = time.time()
+        for number in itertools.count():
+            self._record = replace(self._record, replica=f"r{number}", registered_at=now, last_heartbeat=now)
+            if await self._take():
+                break
+        await self._on_registered(self._record.replica)
+
+    async def _take(self) -> bool:
+        """Whether the id was free, and is ours now."""
+        entry = await self._bucket.get(self._key)
+        if entry is not None and not _is_free(entry):
+            return False
+        try:
+            self._revision = await (self._update(entry.revision) if entry is not None else self._create())
+        except RevisionConflict:
+            return False
+        return True
+
+    @property
+    def _key(self) -> str:
+        return subjects.replica_key(self._record.stage_id, self._record.replica)
+
+    async def _create(self) -> int:
+        return await self._bucket.create(self._key, codec.encode(self._record), ttl=self._timeout)
+
+    async def _update(self, revision: int) -> int:
+        return await self._bucket.update(self._key, codec.encode(self._record), revision, ttl=self._timeout)
+
+
+def _decoded(entry: Entry) -> ReplicaRecord | None:
+    try:
+        return codec.decode(entry.value, ReplicaRecord)
+    except InvalidRequest:
+        return None
+
+
+def _is_free(entry: Entry) -> bool:
+    found = _decoded(entry)
+    return found is not None and found.status is ReplicaStatus.DOWN

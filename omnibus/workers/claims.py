@@ -1,0 +1,63 @@
+"""What a replica has in hand, and the announcements of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container
+from contextlib import suppress
+
+from omnibus.broker.connection import Connection
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Claim
+from omnibus.workers.assignment import Assignment, Interruption
+
+
+class Claims:
+    """The assignments of one replica. Others give them back to the queue the moment it dies.
+
+    They are announced when one is taken, and when asked for. One that was acknowledged needs no announcement: nobody can
+    give it back any more.
+    """
+
+    def __init__(self, conn: Connection, pipeline: str, stage_id: int) -> None:
+        self._conn, self._pipeline, self._stage_id = conn, pipeline, stage_id
+        self._held: set[Assignment] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.replica = ""
+        """Whose they are."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def held(self) -> tuple[tuple[str, str], ...]:
+        """(request id, ack subject) of every delivery in hand; those that were abandoned belong to others."""
+        return tuple((held.rid, held.delivery.ack_subject) for held in self._held if not held.abandoned)
+
+    def take(self, assignment: Assignment) -> None:
+        self._held.add(assignment)
+        self._empty.clear()
+
+    def release(self, assignment: Assignment) -> None:
+        """Idempotent."""
+        self._held.discard(assignment)
+        if not self._held:
+            self._empty.set()
+
+    async def wait_empty(self, timeout: float) -> None:
+        """Return when nothing is in hand, after `timeout` seconds at the latest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+
+    def interrupt(self, why: Interruption, rids: Container[str] | None = None) -> None:
+        """Stop what is in hand: all of it, or what belongs to these requests."""
+        for assignment in tuple(self._held):
+            if rids is None or assignment.rid in rids:
+                assignment.interrupt(why)
+
+    async def announce(self) -> None:
+        """Tell everybody what the replica holds now; one core publish, which may be lost."""
+        claim = Claim(stage_id=self._stage_id, replica=self.replica, held=self.held)
+        await self._conn.publish(subjects.claim(self._pipeline, self._stage_id, self.replica), codec.encode(claim))

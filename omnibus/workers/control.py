@@ -1,0 +1,90 @@
+"""Orders to a replica, on core NATS: cancellations, questions for claims, calls of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.errors import BrokerError
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import AskClaims, Cancel, Control, Rpc, RpcReply
+from omnibus.workers.assignment import Interruption
+from omnibus.workers.cancellations import Cancellations
+from omnibus.workers.claims import Claims
+from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.journal import Journal
+
+RPC_TIMEOUT = 300.0
+"""Seconds that a call of the engine may take; its caller waits no longer."""
+MOST_CALLS = 64
+"""Calls of the engine under way at the same time; a caller beyond them is refused."""
+
+
+class ControlDesk:
+    """Listens to what everybody is told, and what this replica is told."""
+
+    def __init__(
+        self, conn: Connection, pipeline: str, stage_id: int, *,
+        engine: Engine, claims: Claims, cancellations: Cancellations, journal: Journal,
+    ) -> None:  # fmt: skip
+        self._conn, self._pipeline, self._stage_id = conn, pipeline, stage_id
+        self._engine, self._claims, self._cancellations = engine, claims, cancellations
+        self._journal = journal
+        self._subscriptions: list[Subscription] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    @property
+    def listening(self) -> bool:
+        return bool(self._subscriptions)
+
+    async def listen(self) -> None:
+        """Listen under the replica's present id; again after the id has changed."""
+        await self._unsubscribe()
+        own = subjects.ctl(self._pipeline, self._stage_id, self._claims.replica)
+        for subject in (subjects.ctl_all(self._pipeline), own):
+            self._subscriptions.append(await self._conn.subscribe(subject, self._receive))
+
+    async def close(self) -> None:
+        """Stop listening; calls under way are cancelled."""
+        for call in self._calls:
+            call.cancel()
+        await self._unsubscribe()
+
+    async def _unsubscribe(self) -> None:
+        while self._subscriptions:
+            await self._subscriptions.pop().unsubscribe()
+
+    async def _receive(self, message: Message) -> None:
+        order: Control = codec.decode(message.data, Control)
+        match order:
+            case Cancel():
+                self._cancellations.add(order.rids, order.until)
+                self._claims.interrupt(Interruption.CANCELLED, frozenset(order.rids))
+            case AskClaims():
+                await self._claims.announce()
+            case Rpc():
+                self._call(order, message.reply)
+
+    def _call(self, order: Rpc, reply: str) -> None:
+        """Answer in a task of its own, so that a slow call delays no cancellation."""
+        call = asyncio.create_task(self._answer(order, reply), name=f"rpc-{order.method}")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def _answer(self, order: Rpc, reply: str) -> None:
+        try:
+            answer = RpcReply(replica=self._claims.replica, value=codec.pack(await self._called(order)))
+        except Exception as error:  # noqa: BLE001 whatever the engine raises is the caller's answer
+            answer = RpcReply(replica=self._claims.replica, error=f"{type(error).__name__}: {error}")
+        try:
+            if reply:
+                await self._conn.publish(reply, codec.encode(answer))
+        except BrokerError:
+            self._journal.crashed("rpc")
+
+    async def _called(self, order: Rpc) -> Any:
+        if len(self._calls) > MOST_CALLS:
+            raise RuntimeError("too many calls are under way")
+        async with asyncio.timeout(RPC_TIMEOUT):
+            return await self._engine.rpc(order.method, order.args, order.kwargs)

@@ -1,0 +1,138 @@
+"""From what an engine made to what leaves the stage: payloads for the next stages, files or text for the caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from omnibus.errors import EngineError
+from omnibus.payloads.store import PayloadStore
+from omnibus.pipeline.route import Route
+from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
+from omnibus.wire import codec
+from omnibus.wire.envelope import FinalOutput, Task, Usage
+from omnibus.wire.payload import INLINE_LIMIT, JSON, MSGPACK, PNG, TEXT, WAV, Payloads
+from omnibus.workers.engines.protocol import Finished, Outputs
+
+BYTES = "application/octet-stream"
+_STRONGEST_FIRST = (PayloadRule.OBJECT, PayloadRule.INLINE, PayloadRule.AUTO)
+_FILE_TYPES = {"image": PNG, "audio": WAV}
+_KINDS = {"embedding": "tensor"}
+"""Kinds of output that a modality is made of, where it does not bear the kind's name."""
+
+
+class OutputWriter:
+    """Stores the outputs of one stage; `kinds` are those that its engine declares."""
+
+    def __init__(self, spec: PipelineSpec, stage: StageSpec, kinds: Mapping[str, str], store: PayloadStore) -> None:
+        self._spec, self._stage, self._kinds, self._store = spec, stage, kinds, store
+
+    async def forwarded(self, task: Task, finished: Finished) -> Payloads:
+        """Every output as a payload for the next stages; empty when the route has none after this one.
+
+        Raises EngineError for a value that cannot be sent.
+        """
+        if not task.ticket.route[task.stage_id].targets:
+            return {}
+        rule, left = self._rule(task.ticket.route, task.stage_id), INLINE_LIMIT
+        payloads = {}
+        for name, value in finished.outputs.items():
+            data, media_type = self._packed(name, value)
+            # Together they must fit into one envelope, whatever each of them would be allowed.
+            fitting = rule if len(data) <= left or rule is not PayloadRule.AUTO else PayloadRule.OBJECT
+            payloads[name] = await self._store.put(data, media_type, rule=fitting, rid=task.ticket.rid)
+            left -= len(data) if payloads[name].data is not None else 0
+        return payloads
+
+    async def final(self, task: Task, finished: Finished) -> FinalOutput | None:
+        """The delivered output, None when the route delivers none of this stage. Raises EngineError when it is missing."""
+        modality = task.ticket.route[task.stage_id].final
+        if modality is None:
+            return None
+        items = await self._files(modality, finished.outputs) if finished.outputs else ()
+        stored = [await self._store.put_final(data, kind, rid=task.ticket.rid) for data, kind in items]
+        return FinalOutput(
+            stage_id=task.stage_id, modality=modality, items=tuple(stored), finish_reason=finished.finish_reason,
+            usage=Usage(finished.usage.prompt_tokens, finished.usage.completion_tokens),
+        )  # fmt: skip
+
+    def _rule(self, route: Route, stage_id: int) -> PayloadRule:
+        """The rule of all edges that share the payloads: the one whose reach is the longest."""
+        rules = {self._spec.edge(stage_id, target.stage_id).payload for target in route[stage_id].targets}
+        return next(rule for rule in _STRONGEST_FIRST if rule in rules)
+
+    def _packed(self, name: str, value: Any) -> tuple[bytes, str]:
+        if isinstance(value, str):
+            return value.encode(), TEXT
+        if isinstance(value, bytes):
+            return value, BYTES
+        try:
+            return codec.pack(value), MSGPACK
+        except (TypeError, ValueError, OverflowError) as error:
+            raise EngineError(f"stage {self._stage.name!r}: output {name!r}: {error}") from error
+
+    async def _files(self, modality: str, outputs: Outputs) -> list[tuple[bytes, str]]:
+        name = self._output_of(modality, outputs)
+        return await asyncio.to_thread(encoded, modality, outputs[name], outputs.get("sample_rate"))
+
+    def _output_of(self, modality: str, outputs: Outputs) -> str:
+        """The output that a modality is delivered from: of its name, or the first of its kind."""
+        kind = _KINDS.get(modality, modality)
+        named = [modality, *(name for name, its in self._kinds.items() if its == kind)]
+        found = next((name for name in named if name in outputs), None)
+        if found is None and len(outputs) == 1:
+            found = next(iter(outputs))
+        if found is None:
+            raise EngineError(f"stage {self._stage.name!r} made no {modality}, only {', '.join(outputs) or 'nothing'}")
+        return found
+
+
+def encoded(modality: str, value: Any, sample_rate: int | None = None) -> list[tuple[bytes, str]]:
+    """(bytes, media type) of each item of a final output; blocks while it encodes.
+
+    Text from a str; images from bytes (encoded already) or uint8 arrays (H, W, C) or (n, H, W, C), as PNG; audio from bytes,
+    or float samples with a rate, or a mapping of `samples` and `sample_rate`, as WAV; lists of these, one item each; anything
+    else as JSON.
+    """
+    if isinstance(value, list) and modality in _FILE_TYPES:
+        return [item for one in value for item in encoded(modality, one, sample_rate)]
+    if isinstance(value, bytes):
+        return [(value, _FILE_TYPES.get(modality, BYTES))]
+    if isinstance(value, str):
+        return [(value.encode(), TEXT)]
+    if modality == "image":
+        return [(file, PNG) for file in _images(value)]
+    if modality == "audio":
+        return [(_sound(value, sample_rate), WAV)]
+    try:
+        return [(msgspec.json.encode(value, enc_hook=_plain), JSON)]
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise EngineError(f"a {modality} output cannot be sent as JSON: {error}") from error
+
+
+def _images(value: Any) -> list[bytes]:
+    from omnibus.workers.engines.media import encode_image  # noqa: PLC0415 only stages with pictures load its libraries
+
+    return encode_image(np.asarray(value))
+
+
+def _sound(value: Any, sample_rate: int | None) -> bytes:
+    from omnibus.workers.engines.media import encode_audio  # noqa: PLC0415 only stages with sound load its libraries
+
+    if isinstance(value, Mapping):
+        value, sample_rate = value.get("samples"), value.get("sample_rate")
+    if value is None or sample_rate is None:
+        raise EngineError("an audio output needs samples and their sample_rate")
+    return encode_audio(np.asarray(value), int(sample_rate))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} has no JSON form")

@@ -1,0 +1,257 @@
+"""One replica of a stage: registers, loads its engine, takes tasks while it has free slots, leaves in order."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.effects import Performer
+from omnibus.broker.ledger import Ledger
+from omnibus.broker.puller import Puller
+from omnibus.errors import EngineDead, InvalidRequest, StageStartError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+from omnibus.payloads.store import PayloadStore
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.heartbeat import Registration
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.wire import subjects
+from omnibus.workers.assignment import Assignment, Interruption
+from omnibus.workers.cancellations import Cancellations
+from omnibus.workers.claims import Claims
+from omnibus.workers.control import ControlDesk
+from omnibus.workers.engines import create_engine
+from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.execution import Execution
+from omnibus.workers.inputs import JobBuilder
+from omnibus.workers.journal import Journal
+from omnibus.workers.malformed import Malformed, decode_task, reject
+from omnibus.workers.outputs import OutputWriter
+from omnibus.workers.serving import TaskService
+
+DEAD_ENGINE_GRACE = 1.0
+"""Seconds in which jobs of a dead engine may fail by themselves before they are given back."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaOptions:
+    """How one replica is run. Durations are seconds."""
+
+    instance: str = ""
+    """Name that no other replica ever has; given by a supervisor that is to witness its death, else made up."""
+    devices: str = ""
+    """What its process sees, for its record."""
+    grace: float = 30.0
+    """How long tasks may go on after `drain`; what is not done by then is handed back."""
+    start_timeout: float = 300.0
+    """How long the engine may take to load."""
+
+
+class Replica:
+    """Runs one stage's tasks, `slots` at the same time, for as long as `run` lasts.
+
+    The engine is the stage's unless one is given; either way it is started and closed here.
+    """
+
+    def __init__(
+        self,
+        conn: Connection,
+        spec: PipelineSpec,
+        stage: StageSpec,
+        options: ReplicaOptions | None = None,
+        *,
+        engine: Engine | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Raises ConfigError when the stage's engine or input processor cannot be imported."""
+        self._options = options or ReplicaOptions()
+        self._conn, self._spec, self._stage = conn, spec, stage
+        self._engine = engine if engine is not None else create_engine(stage)
+        self._journal = Journal(metrics or conn.metrics, spec.name, stage.stage_id)
+        self._claims = Claims(conn, spec.name, stage.stage_id)
+        self._cancellations = Cancellations()
+        self._performer = Performer(conn, spec.name)
+        self._ledger = Ledger(conn, spec.name)
+        self._store = PayloadStore(conn, spec.name)
+        self._service = self._make_service()
+        self._control = ControlDesk(
+            conn, spec.name, stage.stage_id,
+            engine=self._engine, claims=self._claims, cancellations=self._cancellations, journal=self._journal,
+        )  # fmt: skip
+        self._registration = self._make_registration()
+        self._ending = asyncio.Event()
+        self._engine_death: Exception | None = None
+
+    @property
+    def record(self) -> ReplicaRecord:
+        """What the coordinator was told last."""
+        return self._registration.record
+
+    def drain(self) -> None:
+        """Take no more tasks, finish what is in hand, leave; idempotent, safe in a signal handler of the loop."""
+        self._ending.set()
+
+    async def run(self) -> None:
+        """Serve until drained.
+
+        Raises CheckpointMissing, StageStartError or another ConfigError when the engine does not start, EngineDead when it
+        dies. Cancelling it leaves every task in hand to the others, as a death would.
+        """
+        async with self._registration:
+            try:
+                await self._load_engine()
+                await self._serve()
+            except Exception:
+                await self._registration.set_status(ReplicaStatus.ERROR)
+                raise
+            finally:
+                await self._control.close()
+                await self._engine.close()
+        log.info(LogEvent.REPLICA_DOWN, stage=self._stage.stage_id, replica=self.record.replica)
+
+    async def _load_engine(self) -> None:
+        log.info(LogEvent.REPLICA_STARTED, stage=self._stage.stage_id, replica=self.record.replica)
+        try:
+            async with asyncio.timeout(self._options.start_timeout):
+                await self._engine.start()
+        except TimeoutError as error:
+            raise StageStartError(
+                f"stage {self._stage.name!r} replica {self.record.replica}: "
+                f"the engine did not load within {self._options.start_timeout:g} s"
+            ) from error
+
+    async def _serve(self) -> None:
+        """Take tasks until the end is near, then see those in hand through."""
+        await self._control.listen()
+        async with asyncio.TaskGroup() as jobs:
+            async with self._puller() as puller:
+                puller.add_credit(self._stage.slots)
+                receiving = jobs.create_task(self._receive(puller, jobs), name="receive")
+                await self._registration.set_status(ReplicaStatus.UP)
+                log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
+                await self._ending.wait()
+                receiving.cancel()
+            await self._finish()
+        if self._engine_death is not None:
+            raise EngineDead(f"stage {self._stage.name!r}: {self._engine_death}") from self._engine_death
+
+    async def _receive(self, puller: Puller, jobs: asyncio.TaskGroup) -> None:
+        async for delivery in puller:
+            # In hand from here on, before its task has run a step: a drain must not overlook it.
+            jobs.create_task(self._work_on(self._accept(delivery), puller), name=f"task-{delivery.stream_seq}")
+
+    def _accept(self, delivery: Delivery) -> Assignment | Malformed:
+        try:
+            task = decode_task(delivery, self._stage.stage_id)
+        except InvalidRequest as error:
+            return Malformed(delivery, error)
+        assignment = Assignment(self._conn, delivery, task, self._spec.heartbeat_timeout)
+        self._claims.take(assignment)
+        return assignment
+
+    async def _work_on(self, accepted: Assignment | Malformed, puller: Puller) -> None:
+        """The root of one task: whatever happens to it stays here."""
+        try:
+            if isinstance(accepted, Malformed):
+                self._journal.malformed(accepted)
+                await reject(accepted, ledger=self._ledger, performer=self._performer, replica=self.record.replica)
+            else:
+                await self._see_through(accepted)
+        except Exception:  # noqa: BLE001 logged and counted by the journal
+            self._journal.crashed("worker")  # not acknowledged: delivered again when its lease runs out
+        finally:
+            self._notice_death()
+            puller.add_credit(0 if self._ending.is_set() else 1)
+
+    async def _see_through(self, assignment: Assignment) -> None:
+        try:
+            await self._claims.announce()
+            cancelled = self._cancellations.holds(assignment.rid, time.time())
+            await self._service.serve(assignment, cancelled=cancelled)
+        finally:
+            self._claims.release(assignment)
+
+    async def _finish(self) -> None:
+        """Let tasks end by themselves for a while; then stop those that are left, and give them to others."""
+        if self._engine_death is not None:
+            log.error(LogEvent.ENGINE_DEAD, stage=self._stage.stage_id, error=str(self._engine_death))
+            await self._registration.set_status(ReplicaStatus.ERROR)
+            await self._claims.wait_empty(DEAD_ENGINE_GRACE)
+            self._claims.interrupt(Interruption.RELEASED)
+            return
+        log.info(LogEvent.REPLICA_DRAINING, stage=self._stage.stage_id, replica=self.record.replica)
+        await self._registration.set_status(ReplicaStatus.DRAINING)
+        await self._claims.wait_empty(self._options.grace)
+        self._claims.interrupt(Interruption.HANDED_BACK)
+
+    def _notice_death(self) -> None:
+        if self._engine_death is None and (death := self._engine.dead()) is not None:
+            self._engine_death = death
+            self._ending.set()
+
+    # What the registration asks and tells
+
+    def _load(self) -> Mapping[str, Any]:
+        self._notice_death()
+        stats = self._engine.stats()
+        return {
+            "queue_length": stats.running + stats.waiting,
+            "in_flight": len(self._claims),
+            "claims": self._claims.held,
+        }
+
+    async def _registered(self, replica: str) -> None:
+        self._claims.replica = self._service.replica = self._journal.replica = replica
+        if self._control.listening:
+            await self._control.listen()  # under the new id
+
+    def _fenced(self) -> None:
+        self._claims.interrupt(Interruption.ABANDONED)
+
+    # What it is made of
+
+    def _puller(self) -> Puller:
+        stage_id = self._stage.stage_id
+        consumers = [subjects.stage_consumer(stage_id, lane) for lane in self._spec.lanes]
+        favoured = subjects.stage_consumer(stage_id, "batch") if "batch" in self._spec.lanes else None
+        stream = subjects.work_stream(self._spec.name)
+        return Puller(self._conn, stream, consumers, favoured=favoured, label=f"stage-{stage_id}")
+
+    def _make_service(self) -> TaskService:
+        builder = JobBuilder(self._spec, self._stage, self._store)
+        writer = OutputWriter(self._spec, self._stage, self._engine.outputs, self._store)
+        execution = Execution(self._conn, self._stage, self._engine, builder, writer)
+        return TaskService(self._performer, self._engine, execution, self._journal)
+
+    def _make_registration(self) -> Registration:
+        instance = self._options.instance or f"replica-{secrets.token_hex(8)}"
+        record = ReplicaRecord(
+            stage_id=self._stage.stage_id, replica="", instance=instance, connection=self._conn.name,
+            slots=self._stage.slots, host=socket.gethostname(), pid=os.getpid(), devices=self._options.devices,
+            version=importlib.metadata.version("omnibus"),
+        )  # fmt: skip
+        return Registration(
+            Bucket(self._conn, subjects.replicas_bucket(self._spec.name)), record,
+            timeout=self._spec.heartbeat_timeout, load=self._load,
+            on_registered=self._registered, on_fenced=self._fenced,
+        )  # fmt: skip
+
+
+async def run_replica(
+    conn: Connection, spec: PipelineSpec, stage: StageSpec, options: ReplicaOptions | None = None
+) -> None:
+    """Run one replica inside this process until cancelled; see `Replica.run`, and `Replica.drain` for leaving in order."""
+    await Replica(conn, spec, stage, options).run()

@@ -1,0 +1,84 @@
+"""The process of one replica: `python -m omnibus.workers.replica_main --pipeline P --stage N`. Started by a supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import sys
+
+import uvloop
+
+from omnibus.broker.connection import Connection, connect
+from omnibus.broker.discovery import discover
+from omnibus.errors import ConfigError, OmnibusError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.registry.pipelines import load_deployed
+from omnibus.settings import Settings
+from omnibus.workers.lineage import die_with_parent
+from omnibus.workers.replica import Replica, ReplicaOptions
+from omnibus.workers.supervisor import FATAL_EXIT_CODE, INSTANCE_VARIABLE
+
+log = get_logger(__name__)
+
+
+def main() -> None:
+    """Exit codes: 0 left in order; 1 died, and may be started again; 78 cannot start as it is configured."""
+    die_with_parent()
+    arguments = _parser().parse_args()
+    settings = Settings()
+    configure_logging(settings.log_level, settings.log_format)
+    sys.exit(_outcome(arguments, settings))
+
+
+def _outcome(arguments: argparse.Namespace, settings: Settings) -> int:
+    failure = _failure(arguments, settings)
+    if failure is None:
+        return 0
+    log.error(LogEvent.REPLICA_DOWN, stage=arguments.stage, code=failure.code, error=failure.message)
+    return FATAL_EXIT_CODE if isinstance(failure, ConfigError) else 1
+
+
+def _failure(arguments: argparse.Namespace, settings: Settings) -> OmnibusError | None:
+    try:
+        uvloop.run(_run(arguments, settings))
+    except OmnibusError as error:
+        return error
+    return None
+
+
+async def _run(arguments: argparse.Namespace, settings: Settings) -> None:
+    instance = os.environ.get(INSTANCE_VARIABLE) or f"replica-{secrets.token_hex(4)}"
+    url = arguments.nats or discover(settings).url
+    async with connect(url, name=instance, role="worker", deadline=30.0, credentials=settings.nats_credentials) as conn:
+        await _serve(conn, arguments, instance)
+
+
+async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str) -> None:
+    spec = await load_deployed(conn, arguments.pipeline)
+    options = ReplicaOptions(
+        instance=instance, devices=arguments.devices, grace=arguments.grace, start_timeout=arguments.start_timeout
+    )
+    replica = Replica(conn, spec, spec.stage(arguments.stage), options)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, replica.drain)
+    await replica.run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omnibus-replica", description="Run one replica of a stage.")
+    parser.add_argument("--pipeline", required=True)
+    parser.add_argument("--stage", required=True, help="id or name")
+    parser.add_argument("--nats", default=None, help="URL of the broker")
+    parser.add_argument("--devices", default="", help="what the replica sees, for its record")
+    parser.add_argument("--grace", type=float, default=30.0, help="seconds to finish tasks after SIGTERM")
+    parser.add_argument("--start-timeout", type=float, default=300.0, help="seconds that the engine may take to load")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What a replica does with one task: decide, run, publish, acknowledge. Never in another order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from omnibus.broker.effects import Performer
+from omnibus.errors import BrokerError, BrokerRefused, EngineDead
+from omnibus.pipeline.route import Forwarding, Route, Target
+from omnibus.requests.advance import linear_tasks, needs_event
+from omnibus.requests.effects import Effect, PublishEvent
+from omnibus.wire.envelope import StageFailed, StageResult
+from omnibus.workers.assignment import Assignment, Interruption
+from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.execution import Execution
+from omnibus.workers.journal import Journal
+from omnibus.workers.triage import GiveUp, Verdict, exhausted, judge, triage
+
+ABORT_TIMEOUT = 5.0
+"""Seconds for an engine to let go of a stopped job."""
+
+Outcome = StageResult | Exception | Interruption
+
+
+class TaskService:
+    """Sees tasks through, each in a task of its own.
+
+    Invariant: a delivery is acknowledged only after the broker acknowledged everything that follows from it, so that an
+    open request always has a message in the queue. Whatever fails on the way leaves the delivery unacknowledged.
+    """
+
+    def __init__(self, performer: Performer, engine: Engine, execution: Execution, journal: Journal) -> None:
+        self._performer = performer
+        self._engine, self._execution = engine, execution
+        self._journal = journal
+        self.replica = ""
+        """Who results come from; another after the replica had to register afresh."""
+
+    async def serve(self, assignment: Assignment, *, cancelled: bool) -> None:
+        """Decide about a task, and see it through; raises BrokerError when it must be left to be delivered again."""
+        delivered = assignment.delivery.num_delivered
+        match triage(assignment.task, delivered=delivered, cancelled=cancelled, now=time.time()):
+            case Verdict.DROP:
+                await self._drop(assignment)
+            case Verdict.EXHAUSTED:
+                await self._give_up(assignment, exhausted(assignment.task, delivered=delivered, replica=self.replica))
+            case Verdict.RUN:
+                await self._run(assignment)
+
+    async def _run(self, assignment: Assignment) -> None:
+        self._journal.received(assignment)
+        try:
+            async with assignment.lease:
+                await self._conclude(assignment, await self._attempt(assignment))
+        finally:
+            self._journal.released(assignment)
+
+    async def _attempt(self, assignment: Assignment) -> Outcome:
+        """Run the job until it ends or somebody stops it."""
+        work = asyncio.create_task(self._execute(assignment), name=f"run-{assignment.rid}")
+        try:
+            await asyncio.wait({work, assignment.interruption}, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else assignment.interruption.result()
+        finally:
+            await self._stop(assignment, work)
+
+    async def _execute(self, assignment: Assignment) -> StageResult | Exception:
+        delivery = assignment.delivery
+        try:
+            return await self._execution.run(
+                assignment.task, task_seq=delivery.stream_seq, delivered=delivery.num_delivered, replica=self.replica
+            )
+        except Exception as error:  # noqa: BLE001 whatever an engine raises is judged, logged and counted
+            return error
+
+    async def _stop(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> None:
+        if work.done():
+            return
+        await self._engine.abort(assignment.rid)
+        work.cancel()
+        await asyncio.wait({work}, timeout=ABORT_TIMEOUT)
+
+    async def _conclude(self, assignment: Assignment, outcome: Outcome) -> None:
+        match outcome:
+            case _ if assignment.abandoned:
+                self._journal.lease_lost(assignment)
+            case StageResult():
+                await self._finish(assignment, outcome)
+            case Interruption.HANDED_BACK:
+                await assignment.delivery.hand_back()
+                self._journal.handed_back(assignment)
+            case Interruption.RELEASED:
+                await self._fail(assignment, EngineDead())
+            case Exception():
+                await self._fail(assignment, outcome)
+            case _:
+                await self._drop(assignment)
+
+    async def _finish(self, assignment: Assignment, result: StageResult) -> None:
+        try:
+            for effect in following(result):
+                await self._perform(assignment, effect)
+        except BrokerRefused as error:  # such as too large for the broker: it would be refused again
+            await self._fail(assignment, error)
+            return
+        await self._ack(assignment)
+        self._journal.finished(assignment, result)
+
+    async def _fail(self, assignment: Assignment, error: Exception) -> None:
+        delivery = assignment.delivery
+        verdict = judge(error, assignment.task, delivered=delivery.num_delivered, replica=self.replica)
+        if isinstance(verdict, GiveUp):
+            await self._give_up(assignment, verdict)
+            return
+        self._journal.retried(assignment, error, verdict.delay)
+        if not assignment.abandoned:
+            await delivery.nak(verdict.delay)
+
+    async def _give_up(self, assignment: Assignment, verdict: GiveUp) -> None:
+        task = assignment.task
+        event = StageFailed(ticket=task.ticket, stage_id=task.stage_id, failure=verdict.failure, dead=verdict.dead)
+        await self._perform(assignment, PublishEvent(event, assignment.rid, task.stage_id, task.ticket.run))
+        await self._ack(assignment)
+        self._journal.gave_up(assignment, verdict.failure, dead=verdict.dead)
+
+    async def _drop(self, assignment: Assignment) -> None:
+        await self._ack(assignment)
+        self._journal.dropped(assignment)
+
+    async def _perform(self, assignment: Assignment, effect: Effect) -> None:
+        if not assignment.abandoned:
+            await self._performer.perform((effect,))
+
+    async def _ack(self, assignment: Assignment) -> None:
+        if assignment.abandoned:
+            return
+        try:
+            await assignment.delivery.ack()
+        except BrokerError:  # delivered again, then: what follows from it is published, and deduplicated
+            self._journal.ack_failed(assignment)
+
+
+def following(result: StageResult) -> Iterator[Effect]:
+    """What a worker publishes for a result, in order: the tasks of its direct edges, then the event, if it needs one."""
+    yield from linear_tasks(result, forwarding=Forwarding.DIRECT)
+    ticket, stage_id = result.ticket, result.stage_id
+    if not needs_event(ticket.route, stage_id):
+        return
+    if all(_is_direct(ticket.route, target) for target in ticket.route[stage_id].targets):
+        result = msgspec.structs.replace(result, outputs={})  # nobody takes them from the event
+    yield PublishEvent(result, ticket.rid, stage_id, ticket.run)
+
+
+def _is_direct(route: Route, target: Target) -> bool:
+    return target.forwarding is Forwarding.DIRECT and not route[target.stage_id].is_join

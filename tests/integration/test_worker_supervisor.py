@@ -1,0 +1,148 @@
+"""Children started, restarted and stopped: with real processes, no broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from omnibus.errors import StageStartError
+from omnibus.workers.supervisor import FATAL_EXIT_CODE, Death, ProcessSpec, Supervisor
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+SLEEPER = "import signal, time; print('ready', flush=True); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+
+
+def python(name: str, code: str, **env: str) -> ProcessSpec:
+    return ProcessSpec(name=name, argv=[sys.executable, "-c", textwrap.dedent(code)], env=env)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@asynccontextmanager
+async def running(supervisor: Supervisor) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(supervisor.run())
+    try:
+        yield task
+    finally:
+        supervisor.stop()
+        async with asyncio.timeout(20):
+            await asyncio.wait({task})
+
+
+async def test_killed_child_is_started_again_and_its_death_is_witnessed() -> None:
+    deaths: list[Death] = []
+
+    async def witness(death: Death) -> None:
+        deaths.append(death)
+
+    supervisor = Supervisor([python("child", SLEEPER)], on_death=witness, grace=5)
+    async with running(supervisor):
+        first = await eventually(lambda: supervisor.pids.get("child"))
+        os.kill(first, signal.SIGKILL)
+        second = await eventually(lambda: supervisor.pids.get("child", first) != first and supervisor.pids["child"])
+        assert alive(second)
+        assert supervisor.restarts == {"child": 1}
+        assert [(death.name, death.returncode) for death in deaths] == [("child", -signal.SIGKILL)]
+        assert deaths[0].instance.startswith("child-")
+    assert not alive(second)
+
+
+async def test_child_that_cannot_start_is_reported_with_its_last_lines_and_ends_the_others() -> None:
+    broken = python("stage 3 replica 0", f"print('no such checkpoint'); raise SystemExit({FATAL_EXIT_CODE})")
+    supervisor = Supervisor([python("other", SLEEPER), broken], grace=5)
+    async with asyncio.timeout(20):
+        with pytest.raises(StageStartError, match=r"stage 3 replica 0 cannot start:\nno such checkpoint"):
+            await supervisor.run()
+    assert supervisor.pids == {}
+    assert supervisor.restarts["stage 3 replica 0"] == 0
+
+
+async def test_run_returns_when_all_children_have_ended_well() -> None:
+    supervisor = Supervisor([python("a", "print('done')"), python("b", "pass")])
+    async with asyncio.timeout(20):
+        await supervisor.run()
+
+
+async def test_stop_kills_what_outlasts_the_grace(capfd: pytest.CaptureFixture[str]) -> None:
+    supervisor = Supervisor([python("stubborn", STUBBORN)], grace=0.3)
+    async with running(supervisor) as task:
+        pid = await eventually(lambda: supervisor.pids.get("stubborn"))
+        await eventually(lambda: "stubborn | ready" in capfd.readouterr().err)
+        supervisor.stop()
+        async with asyncio.timeout(10):
+            await task
+    assert not alive(pid)
+
+
+async def test_backoff_grows_when_a_child_keeps_dying() -> None:
+    supervisor = Supervisor([python("dying", "raise SystemExit(1)")])
+    deaths: list[float] = []
+
+    async def witness(_death: Death) -> None:
+        deaths.append(asyncio.get_running_loop().time())
+
+    supervisor = Supervisor([python("dying", "import os; os._exit(1)")], on_death=witness)
+    async with running(supervisor):
+        await eventually(lambda: len(deaths) >= 4, 15)
+    gaps = [later - earlier for earlier, later in zip(deaths, deaths[1:], strict=False)]
+    assert gaps[2] > 0.4
+    assert gaps[2] > gaps[0]
+
+
+GRANDPARENT = """
+import asyncio, os, sys
+from omnibus.workers.supervisor import ProcessSpec, Supervisor
+child = '''
+import os, sys, time
+from omnibus.workers.lineage import die_with_parent
+die_with_parent()
+if os.fork() == 0:
+    print("pid", os.getpid(), flush=True)
+else:
+    print("pid", os.getpid(), flush=True)
+time.sleep(60)
+'''
+asyncio.run(Supervisor([ProcessSpec(name="c", argv=[sys.executable, "-c", child])]).run())
+"""
+
+
+async def test_children_and_what_they_forked_die_when_the_supervisor_is_killed() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", GRANDPARENT, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(20):
+        pids = [int((await process.stderr.readline()).split()[-1]) for _ in range(2)]
+    assert all(alive(pid) for pid in pids)
+    process.kill()
+    await process.wait()
+    await eventually(lambda: not any(alive(pid) for pid in pids), what="the children are gone")
+
+
+async def test_process_group_of_a_dead_child_is_ended(tmp_path: Path) -> None:
+    left = tmp_path / "pid"
+    code = f"""
+    import pathlib, subprocess, sys
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    pathlib.Path({str(left)!r}).write_text(str(other.pid))
+    """
+    async with asyncio.timeout(20):
+        await Supervisor([python("leaver", code)]).run()
+    await eventually(lambda: not alive(int(left.read_text())))

@@ -1,0 +1,101 @@
+"""Which deliveries are run, and what a failed attempt means."""
+
+from __future__ import annotations
+
+import pytest
+
+from omnibus.errors import AttemptsExhausted, EngineError, EngineRejected, InvalidRequest, PayloadLost
+from omnibus.pipeline.route import Route, RouteStage
+from omnibus.wire.envelope import Task, Ticket
+from omnibus.wire.payload import TEXT, Payload
+from omnibus.workers.cancellations import Cancellations
+from omnibus.workers.triage import GiveUp, Retry, Verdict, exhausted, judge, triage
+
+pytestmark = pytest.mark.unit
+
+NOW = 1000.0
+
+
+def make_task(*, deadline: float = NOW + 60, max_attempts: int = 3) -> Task:
+    route = Route((RouteStage(stage_id=0, sources=(), targets=(), final="text"),))
+    ticket = Ticket(
+        rid="r", pipeline="p", route=route, created=NOW, deadline=deadline,
+        request=Payload.inline(b"{}", TEXT), max_attempts=max_attempts,
+    )  # fmt: skip
+    return Task(ticket=ticket, stage_id=0, published=NOW)
+
+
+@pytest.mark.parametrize(
+    ("delivered", "cancelled", "deadline", "verdict"),
+    [
+        (1, False, NOW + 1, Verdict.RUN),
+        (3, False, NOW + 1, Verdict.RUN),
+        (4, False, NOW + 1, Verdict.EXHAUSTED),
+        (1, True, NOW + 1, Verdict.DROP),
+        (4, True, NOW + 1, Verdict.DROP),
+        (1, False, NOW, Verdict.DROP),
+    ],
+)
+def test_triage_of_a_delivery(delivered: int, cancelled: bool, deadline: float, verdict: Verdict) -> None:
+    task = make_task(deadline=deadline)
+    assert triage(task, delivered=delivered, cancelled=cancelled, now=NOW) is verdict
+
+
+def test_engine_error_is_retried_with_growing_delay_when_attempts_are_left() -> None:
+    task = make_task(max_attempts=20)
+    verdicts = [judge(EngineError("x"), task, delivered=n, replica="r0") for n in range(1, 20)]
+    delays = [verdict.delay for verdict in verdicts if isinstance(verdict, Retry)]
+    assert len(delays) == 19
+    assert delays == sorted(delays)
+    assert delays[0] < 0.2
+    assert delays[-1] <= 5.0
+
+
+def test_engine_error_ends_the_request_as_dead_when_it_was_the_last_attempt() -> None:
+    verdict = judge(EngineError("broken"), make_task(), delivered=3, replica="r7")
+    assert isinstance(verdict, GiveUp)
+    assert verdict.dead
+    failure = verdict.failure
+    assert (failure.code, failure.attempts, failure.stage_id, failure.replica) == ("engine_error", 3, 0, "r7")
+
+
+def test_foreign_exception_counts_as_engine_error() -> None:
+    assert isinstance(judge(ValueError("bug"), make_task(), delivered=1, replica="r0"), Retry)
+    verdict = judge(ValueError("bug"), make_task(), delivered=3, replica="r0")
+    assert isinstance(verdict, GiveUp)
+    assert verdict.failure.message == "ValueError: bug"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(EngineRejected("no"), 400), (InvalidRequest("no"), 400), (PayloadLost("gone"), 500)]
+)
+def test_error_of_the_request_ends_it_at_once_and_not_as_dead(error: Exception, status: int) -> None:
+    verdict = judge(error, make_task(), delivered=1, replica="r0")
+    assert isinstance(verdict, GiveUp)
+    assert not verdict.dead
+    assert (verdict.failure.http_status, verdict.failure.attempts) == (status, 0)
+
+
+def test_exhausted_tells_how_many_attempts_were_used() -> None:
+    verdict = exhausted(make_task(), delivered=4, replica="r0")
+    assert verdict.dead
+    assert (verdict.failure.code, verdict.failure.attempts) == (AttemptsExhausted.code, 3)
+
+
+def test_cancelled_id_is_held_until_its_deadline() -> None:
+    cancelled = Cancellations()
+    cancelled.add(["a", "b"], until=10.0)
+    cancelled.add(["a"], until=20.0)
+    assert cancelled.holds("a", 9.0)
+    assert cancelled.holds("b", 9.0)
+    assert cancelled.holds("a", 15.0)
+    assert not cancelled.holds("b", 15.0)
+    assert not cancelled.holds("a", 20.0)
+
+
+def test_oldest_ids_are_forgotten_when_there_are_too_many() -> None:
+    cancelled = Cancellations(most=10)
+    for index in range(100):
+        cancelled.add([f"r{index}"], until=1000.0 + index)
+    assert not cancelled.holds("r89", 0.0)
+    assert all(cancelled.holds(f"r{index}", 0.0) for index in range(90, 100))
