@@ -16,7 +16,7 @@ from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.advance import entry_tasks
-from omnibus.requests.effects import CreateRecord, Effect, ScheduleDeadline
+from omnibus.requests.effects import CreateRecord, Effect, Purge, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.payload import Payload
@@ -101,11 +101,16 @@ def resolve(existing: Record, mine: Record) -> Resolution:
 
 
 def attach_effects(existing: Record) -> tuple[Effect, ...]:
-    """What whoever attaches to an open request publishes again: its admitter may have died before all tasks were queued.
+    """What whoever attaches to a request does for it.
 
-    Under the message ids of the current run, so that dedupe drops what is there. When nothing is queued after that, `redrive`.
+    An open one: its admitter may have died before all tasks were queued, so they are published again, under the message
+    ids of the current run; dedupe drops what is there. When nothing is queued after that, `redrive`. The attempt to admit
+    has replaced the timer by its own: the record's is put back, or removed when the request has ended.
     """
-    return () if existing.state.terminal else tuple(entry_tasks(existing.ticket, existing.ticket.created))
+    ticket = existing.ticket
+    if existing.state.terminal:
+        return (Purge(ticket.rid),)
+    return (ScheduleDeadline(ticket.rid, ticket.deadline), *entry_tasks(ticket, ticket.created))
 
 
 def _check_prompt(spec: PipelineSpec, request: Request) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from omnibus.errors import DeadlineExceeded, PayloadLost, RequestCancelled
 from omnibus.pipeline.route import Forwarding, Route, RouteStage
-from omnibus.requests.effects import Effect, KeepDead, PublishTask, Purge, SaveRecord, Tell
+from omnibus.requests.effects import Effect, KeepDead, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop, Tell
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, StageTiming, Task, Ticket
@@ -41,6 +41,9 @@ def advance(event: Event, record: Record | None) -> tuple[Effect, ...]:
             return tuple(linear_tasks(event))
         case _ if record is None:
             return ()  # forgotten: its end was long ago
+        case DeadlinePassed() if event.deadline < record.ticket.deadline and not record.state.terminal:
+            # The timer of an attempt to admit the same request again, which had replaced the record's own.
+            return (ScheduleDeadline(record.rid, record.ticket.deadline),)
         case DeadlinePassed():
             return _end(record, RequestState.EXPIRED, _EXPIRED)
         case _ if record.state.terminal:
@@ -94,7 +97,9 @@ def cancel(record: Record) -> tuple[Effect, ...]:
 
 def ended_effects(record: Record) -> tuple[Effect, ...]:
     """What the end of a request brings with it, to be repeated whenever a late event finds it ended."""
-    return (*_tell(record, Ended(rid=record.rid, state=record.state)), Purge(record.rid))
+    # What is done has nothing running any more; every other end may leave stages at work.
+    stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline),)
+    return (*stop, *_tell(record, Ended(rid=record.rid, state=record.state)), Purge(record.rid))
 
 
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:

@@ -76,10 +76,19 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """Tell all workers and orchestrators to drop a request, and what still arrives of it until then."""
+
+    rid: str
+    until: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Purge:
     """Remove what is queued of an ended request: tasks, events, timer, chunks, stored payloads of its hops."""
 
     rid: str
 
 
-Effect = ScheduleDeadline | CreateRecord | SaveRecord | KeepDead | PublishTask | PublishEvent | Tell | Purge
+Effect = ScheduleDeadline | CreateRecord | SaveRecord | KeepDead | PublishTask | PublishEvent | Tell | Stop | Purge

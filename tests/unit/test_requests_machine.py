@@ -28,6 +28,7 @@ from omnibus.requests.effects import (
     Purge,
     SaveRecord,
     ScheduleDeadline,
+    Stop,
     Tell,
 )
 from omnibus.requests.record import Record
@@ -165,11 +166,11 @@ class RequestMachine(RuleBasedStateMachine):
 
     # What happens
 
-    @rule(crash=crashes)
-    def submit(self, crash: int | None) -> None:
+    @rule(crash=crashes, now=st.integers(0, 3))
+    def submit(self, crash: int | None, now: int) -> None:
         if self.world.record is not None and self.world.record.state.terminal and not self.world.queue:
             self.world = World()  # the next request
-        self._run(self._admit(), crash)
+        self._run(self._admit(now), crash)
 
     @rule(pick=st.integers(0, 9), crash=crashes, fails=failures)
     def take(self, pick: int, crash: int | None, fails: str | None) -> None:
@@ -181,7 +182,7 @@ class RequestMachine(RuleBasedStateMachine):
     def take_slowly(self, pick: int, fails: str | None) -> Taker:
         """The same, while others act in between."""
         if not self.world.queue:
-            return self._admit()
+            return self._admit(pick)
         return self._begin(self.world.queue[pick % len(self.world.queue)], fails)
 
     @rule(luck=rarely, crash=crashes)
@@ -230,9 +231,9 @@ class RequestMachine(RuleBasedStateMachine):
 
     # Shells
 
-    def _admit(self) -> Taker:
+    def _admit(self, now: float) -> Taker:
         payload, nonce = Payload.inline(b"hello", TEXT), str(next(self.nonces))
-        record = new_record(self.spec, self.request, rid=RID, payload=payload, nonce=nonce, now=0.0, front="f")
+        record = new_record(self.spec, self.request, rid=RID, payload=payload, nonce=nonce, now=now, front="f")
         return Taker(self.world, list(admission_effects(record)), admits=record)
 
     def _run(self, taker: Taker, crash: int | None) -> None:
@@ -268,10 +269,7 @@ class RequestMachine(RuleBasedStateMachine):
             case PublishEvent(event):
                 world.publish(effect.msg_id, event)
             case ScheduleDeadline(rid, deadline):
-                if (
-                    world.record is None or not world.record.state.terminal
-                ):  # else the end's purge is repeated by its firing
-                    world.timer = DeadlinePassed(rid=rid, deadline=deadline)
+                world.timer = DeadlinePassed(rid=rid, deadline=deadline)  # one a request: the last one counts
             case CreateRecord(record):
                 self._create(taker, record)
             case SaveRecord(record):
@@ -280,7 +278,7 @@ class RequestMachine(RuleBasedStateMachine):
             case Purge():
                 world.queue.clear()
                 world.timer = None
-            case KeepDead() | Tell():
+            case KeepDead() | Tell() | Stop():
                 pass
 
     def _create(self, taker: Taker, record: Record) -> None:

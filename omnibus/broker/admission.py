@@ -1,0 +1,63 @@
+"""The shell of `admit()`: the one way in, for the front door, the Python client and raw requests alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnibus.broker.effects import Performer
+from omnibus.broker.ledger import Entry
+from omnibus.errors import BrokerUnavailable, RevisionConflict
+from omnibus.requests.admission import Resolution, admission_effects, attach_effects, resolve
+from omnibus.requests.advance import redrive
+from omnibus.requests.effects import CreateRecord
+from omnibus.requests.record import Record
+
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An accepted request."""
+
+    record: Record
+    """What the ledger held at that moment."""
+    attached: bool
+    """The same request had been submitted before."""
+
+
+async def admit(performer: Performer, record: Record) -> Admitted:
+    """Admit the request of a new record; accepted when this returns.
+
+    Idempotent: the same request under the same id attaches to the running one, or to its answer. Raises RequestConflict
+    when the id was used for another request, and BrokerUnavailable; then the caller cannot know whether it was accepted,
+    and may call again with the same id.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            await performer.perform(admission_effects(record))
+        except RevisionConflict:
+            existing = await performer.ledger.read(record.rid)
+            if existing is None:
+                continue  # it expired between our create and our read
+            return await _meet(performer, existing, record)
+        return Admitted(record, attached=False)
+    raise BrokerUnavailable(f"the ledger keeps changing under request {record.rid!r}")
+
+
+async def _meet(performer: Performer, existing: Entry, mine: Record) -> Admitted:
+    if resolve(existing.record, mine) is Resolution.OURS:
+        after_create = [effect for effect in admission_effects(mine) if not isinstance(effect, CreateRecord)]
+        await performer.perform(after_create, existing.revision)
+        return Admitted(existing.record, attached=False)
+    await performer.perform(attach_effects(existing.record), existing.revision)
+    if not existing.record.state.terminal and not await performer.queue.anything_queued(mine.rid):
+        await _redrive(performer, existing)
+    return Admitted(existing.record, attached=True)
+
+
+async def _redrive(performer: Performer, existing: Entry) -> None:
+    """An open record with nothing queued: its admitter died, and dedupe remembers tasks that are gone."""
+    try:
+        await performer.perform(redrive(existing.record), existing.revision)
+    except RevisionConflict:
+        return  # whoever was first has something queued

@@ -1,0 +1,72 @@
+"""The shell that performs effects: in order, each acknowledged before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.ledger import Ledger
+from omnibus.broker.work import WorkQueue
+from omnibus.errors import RequestTooLarge
+from omnibus.requests import effects
+from omnibus.requests.effects import Effect
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Cancel
+from omnibus.wire.envelope import Event, Task, event_kind
+from omnibus.wire.payload import ENVELOPE_LIMIT
+
+
+class Performer:
+    """Performs effects on one pipeline. Every effect may be performed again, so a failed run is repeated from the start."""
+
+    def __init__(self, connection: Connection, pipeline: str) -> None:
+        self.ledger = Ledger(connection, pipeline)
+        self.queue = WorkQueue(connection, pipeline)
+        self._connection, self._pipeline = connection, pipeline
+
+    async def perform(self, wanted: Iterable[Effect], revision: int = 0) -> None:
+        """Perform effects; `revision` is that of the record they were decided on.
+
+        Raises RevisionConflict when the record has changed meanwhile: read it and decide again. Raises BrokerUnavailable,
+        and RequestTooLarge for an envelope above its limit.
+        """
+        for effect in wanted:
+            revision = await self._perform(effect, revision)
+
+    async def _perform(self, effect: Effect, revision: int) -> int:
+        """Returns the revision of the record after it."""
+        match effect:
+            case effects.PublishTask(task):
+                await self._publish(self._task_subject(task), task, effect.msg_id)
+            case effects.PublishEvent(event, rid, stage_id):
+                stage = subjects.ANY_STAGE if stage_id is None else stage_id
+                subject = subjects.event(self._pipeline, stage, event_kind(event), rid)
+                await self._publish(subject, event, effect.msg_id)
+            case effects.Tell(front, message):
+                await self._connection.publish(
+                    subjects.out(self._pipeline, front, message.rid), codec.encode(message)
+                )  # fmt: skip
+            case effects.SaveRecord(record):
+                return await self.ledger.save(record, revision)
+            case effects.CreateRecord(record):
+                return await self.ledger.create(record)
+            case effects.ScheduleDeadline(rid, deadline):
+                await self.queue.schedule_deadline(rid, deadline)
+            case effects.Stop(rid, until):
+                await self._connection.publish(
+                    subjects.ctl_all(self._pipeline), codec.encode(Cancel(rids=(rid,), until=until))
+                )  # fmt: skip
+            case effects.Purge(rid):
+                await self.queue.purge(rid)
+            case effects.KeepDead(record):
+                await self.ledger.keep_dead(record)
+        return revision
+
+    def _task_subject(self, task: Task) -> str:
+        return subjects.task(self._pipeline, task.stage_id, task.ticket.lane, task.ticket.rid)
+
+    async def _publish(self, subject: str, envelope: Task | Event, msg_id: str) -> None:
+        data = codec.encode(envelope)
+        if len(data) > ENVELOPE_LIMIT:
+            raise RequestTooLarge(f"an envelope of {len(data)} bytes exceeds the limit of {ENVELOPE_LIMIT}")
+        await self._connection.js_publish(subject, data, msg_id)

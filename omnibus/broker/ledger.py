@@ -1,0 +1,48 @@
+"""The ledger: one record a request, written by compare-and-set only. Nobody watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection
+from omnibus.requests.record import DEAD_TTL, DONE_TTL, Record
+from omnibus.wire import codec, subjects
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record and the revision that the next write must name."""
+
+    record: Record
+    revision: int
+
+
+class Ledger:
+    """Records of the requests of one pipeline. All methods raise BrokerUnavailable."""
+
+    def __init__(self, connection: Connection, pipeline: str) -> None:
+        self._bucket = Bucket(connection, subjects.requests_bucket(pipeline))
+
+    async def read(self, rid: str) -> Entry | None:
+        """The record, None when there is none (any more)."""
+        entry = await self._bucket.get(subjects.check_name(rid, "rid"))
+        if entry is None or entry.value is None:
+            return None
+        return Entry(codec.decode(entry.value, Record), entry.revision)
+
+    async def create(self, record: Record) -> int:
+        """Create a record; raises RevisionConflict when the id is taken."""
+        return await self._bucket.create(record.rid, codec.encode(record), ttl=self._ttl(record))
+
+    async def save(self, record: Record, revision: int) -> int:
+        """Replace the record that has this revision; raises RevisionConflict when another writer was first."""
+        return await self._bucket.update(record.rid, codec.encode(record), revision, ttl=self._ttl(record))
+
+    async def keep_dead(self, record: Record) -> None:
+        """Write a dead letter; twice is once."""
+        await self._bucket.put(subjects.dead_letter_key(record.rid), codec.encode(record), ttl=DEAD_TTL)
+
+    @staticmethod
+    def _ttl(record: Record) -> float | None:
+        return DONE_TTL if record.state.terminal else None
