@@ -87,6 +87,8 @@ class LogEvent(StrEnum):
 
     # Processes
     PIPELINE_DEPLOYED = "pipeline.deployed"
+    PIPELINE_UNREADABLE = "pipeline.unreadable"
+    """Deployed by a version that writes what this one cannot read."""
     SERVER_STARTED = "server.started"
     SERVER_STOPPED = "server.stopped"
     HTTP_REQUEST = "http.request"

@@ -1,0 +1,103 @@
+"""Deployed pipelines: their specifications in a bucket, so that a worker needs only a stage.
+
+A specification is stored as MessagePack under its name; the entry's revision tells one deployment from the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from omnibus.broker.bucket import Bucket, Entry
+from omnibus.broker.connection import Connection
+from omnibus.broker.layout import Change, ensure_layout, layout_of
+from omnibus.errors import PipelineError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.validation import validate
+from omnibus.wire import subjects
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A pipeline as it is deployed."""
+
+    spec: PipelineSpec
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What `deploy_pipeline` did."""
+
+    deployed: Deployed
+    changes: tuple[Change, ...]
+    """What the broker's layout lacked."""
+    stored: bool
+    """Whether the specification is new; False: this very one was deployed already."""
+
+
+async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replicas: int = 1) -> Deployment:
+    """Lay the broker out for a pipeline, with so many copies of everything, and store its specification last.
+
+    Idempotent: the same specification keeps its revision. Nothing is deleted: what a former version needed stays.
+    Raises PipelineError for a senseless specification, BrokerRefused for a setting that cannot be changed in place,
+    BrokerUnavailable.
+    """
+    validate(spec)
+    changes = tuple(await ensure_layout(connection, layout_of(spec, replicas=replicas)))
+    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    data = msgspec.msgpack.encode(spec)
+    found = await bucket.get(spec.name)
+    if found is not None and found.value == data:
+        return Deployment(Deployed(spec, found.revision), changes, stored=False)
+    revision = await bucket.put(spec.name, data)
+    log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=spec.name, revision=revision)
+    return Deployment(Deployed(spec, revision), changes, stored=True)
+
+
+async def load_deployed(connection: Connection, name: str | None = None) -> PipelineSpec:
+    """The deployed pipeline of this name; without a name the only one there is.
+
+    Raises PipelineError, listing what is deployed, when there is no such one or the choice is not clear.
+    """
+    if name is not None:
+        subjects.check_name(name, "pipeline")
+    deployed = {found.spec.name: found.spec for found in await list_deployed(connection)}
+    if name is None and len(deployed) == 1:
+        return next(iter(deployed.values()))
+    if name is not None and name in deployed:
+        return deployed[name]
+    raise PipelineError(_advice(name, list(deployed)))
+
+
+async def list_deployed(connection: Connection) -> list[Deployed]:
+    """All deployed pipelines, by name; those that this version cannot read are left out, with a warning."""
+    # Asked first: a read from a bucket that does not exist looks like an outage, and is retried for seconds.
+    if await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is None:
+        return []
+    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    entries = [await bucket.get(key) for key in await bucket.keys()]
+    return [found for entry in entries if entry is not None and (found := _decoded(entry)) is not None]
+
+
+def _decoded(entry: Entry) -> Deployed | None:
+    if entry.value is None:
+        return None
+    try:
+        return Deployed(msgspec.msgpack.decode(entry.value, type=PipelineSpec), entry.revision)
+    except msgspec.DecodeError as error:
+        log.warning(LogEvent.PIPELINE_UNREADABLE, pipeline=entry.key, error=str(error))
+        return None
+
+
+def _advice(name: str | None, deployed: list[str]) -> str:
+    if name is None and deployed:
+        return f"several pipelines are deployed, so name one: {', '.join(deployed)}"
+    which = "no pipeline is deployed" if name is None else f"pipeline {name!r} is not deployed"
+    listed = f"; deployed are {', '.join(deployed)}" if deployed else ""
+    return f"{which}{listed}; run `omnibus pipeline deploy` or `omnibus serve` first"
