@@ -54,14 +54,20 @@ class HttpServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        assert self._task is not None
-        self._server.should_exit = True
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop listening, and wait until what runs has ended or was dropped; idempotent."""
+        if self._server is None or self._task is None:
+            return
+        server, task = self._server, self._task
+        self._server = None
+        server.should_exit = True
         # uvicorn's own bound is `grace`; this one is for a uvicorn that does not keep it.
         async with asyncio.timeout(self._grace + START_TIMEOUT):
-            await self._task
+            await task
             # uvicorn cancels what outlasts the grace, and does not wait for it.
-            await asyncio.gather(*self._server.server_state.tasks, return_exceptions=True)
+            await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
         _log.info(LogEvent.SERVER_STOPPED, url=self.url)
 
     @property

@@ -11,7 +11,7 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from omnibus.client.events import Ended, OutputArrived, StepProgress, TextPiece
+from omnibus.client.events import ClientEvent, Ended
 from omnibus.errors import DeadlineExceeded, OmnibusError
 from omnibus.frontdoor.door import Door
 from omnibus.frontdoor.errors import ServerFault, error_json
@@ -19,8 +19,6 @@ from omnibus.frontdoor.schemas.common import Answer
 from omnibus.frontdoor.submitting import Accepted, abandon, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-
-RequestEvent = TextPiece | StepProgress | OutputArrived | Ended
 
 _SEPARATOR = "\n"
 _DONE = ServerSentEvent("[DONE]", sep=_SEPARATOR)
@@ -38,9 +36,9 @@ class Lookahead:
     def __init__(self, accepted: Accepted) -> None:
         self._events = aiter(accepted.submission.events())
         self._until = asyncio.get_running_loop().time() + accepted.patience
-        self._next: asyncio.Task[RequestEvent] | None = None
+        self._next: asyncio.Task[ClientEvent] | None = None
 
-    async def peek(self, timeout: float) -> RequestEvent | None:
+    async def peek(self, timeout: float) -> ClientEvent | None:
         """The first event, None when there is none within `timeout` seconds."""
         if self._next is None:
             self._next = asyncio.create_task(self._take(), name="first-event")
@@ -50,7 +48,7 @@ class Lookahead:
     def __aiter__(self) -> Lookahead:
         return self
 
-    async def __anext__(self) -> RequestEvent:
+    async def __anext__(self) -> ClientEvent:
         if self._next is None:
             return await self._take()
         task, self._next = self._next, None
@@ -64,7 +62,7 @@ class Lookahead:
         if isinstance(self._events, AsyncGenerator):
             await self._events.aclose()
 
-    async def _take(self) -> RequestEvent:
+    async def _take(self) -> ClientEvent:
         try:
             async with asyncio.timeout_at(self._until):
                 return await anext(self._events)

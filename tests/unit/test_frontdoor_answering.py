@@ -181,7 +181,10 @@ def test_previews_are_left_out_when_none_is_wanted() -> None:
 def test_a_request_by_id_shows_outputs_failure_and_times() -> None:
     result = Result(
         rid="r1",
+        pipeline="omni",
         state=RequestState.FAILED,
+        deadline=1300.0,
+        run=1,
         outputs=(TEXT, AUDIO),
         failure=Failure.of(EngineError("it broke"), stage_id=0),
         timings=(StageTiming(0, 1.0, 1.5, 3.5), StageTiming(9, 5.0, 4.0, 4.5)),

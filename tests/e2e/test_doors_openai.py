@@ -1,0 +1,157 @@
+"""omni-tiny through the front door, asked by the unmodified `openai` package and judged by the prompt's grammar."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletion
+
+from omnibus.cli.serving import Serving
+from omnibus.omni_tiny.judges import judge_audio, judge_image, judge_text
+from tests.e2e.conftest import ALIAS
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
+
+MODEL = "omni-tiny"
+PROMPT = "draw a red circle left of a blue square"
+ALL = ["text", "image", "audio"]
+
+
+@pytest_asyncio.fixture
+async def client(omni_tiny: Serving) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{omni_tiny.url}/v1", api_key="any", max_retries=0, timeout=120.0) as made:
+        yield made
+
+
+def asking(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def files_of(answer: ChatCompletion) -> tuple[str, bytes, bytes]:
+    """Text, image and audio of an answer that has all three."""
+    message = answer.choices[0].message
+    text, image = message.content
+    return text["text"], _from_url(image["image_url"]["url"]), base64.b64decode(message.audio.data)
+
+
+def _from_url(url: str) -> bytes:
+    return base64.b64decode(url.partition(",")[2])
+
+
+async def test_chat_answers_right_in_text_image_and_audio(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model=MODEL, messages=asking(PROMPT), modalities=ALL, seed=1)
+    text, image, audio = files_of(answer)
+    assert judge_text(PROMPT, text)
+    assert judge_image(PROMPT, image)
+    assert judge_audio(PROMPT, audio)
+    assert answer.choices[0].message.audio.transcript == text
+    assert answer.usage.completion_tokens > 0
+
+
+async def test_chat_streams_right_text_then_image_and_audio(client: AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model=MODEL,
+        messages=asking(PROMPT),
+        modalities=ALL,
+        stream=True,
+        stream_options={"include_usage": True},
+        seed=1,
+    )
+    pieces, images, sounds, usage = [], [], [], None
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            content, audio = choice.delta.content, getattr(choice.delta, "audio", None)
+            if isinstance(content, str) and content:
+                assert not images, "text comes before what is made of it"
+                pieces.append(content)
+            images += content if isinstance(content, list) else []
+            sounds += [audio] if audio else []
+    assert len(pieces) > 1
+    assert judge_text(PROMPT, "".join(pieces))
+    assert [bool(judge_image(PROMPT, _from_url(part["image_url"]["url"]))) for part in images] == [True]
+    assert [bool(judge_audio(PROMPT, base64.b64decode(sound.data))) for sound in sounds] == [True]
+    assert usage is not None
+
+
+async def test_chat_runs_only_what_was_asked_for(client: AsyncOpenAI) -> None:
+    raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=asking(PROMPT))
+    assert judge_text(PROMPT, raw.parse().choices[0].message.content)
+    assert "dit;dur" not in raw.headers["server-timing"]
+
+
+async def test_chat_stops_where_it_is_told(client: AsyncOpenAI) -> None:
+    short = await client.chat.completions.create(model=MODEL, messages=asking(PROMPT), max_completion_tokens=1)
+    stopped = await client.chat.completions.create(model=MODEL, messages=asking(PROMPT), stop=["left"])
+    assert short.choices[0].finish_reason == "length"
+    assert short.usage.completion_tokens == 1
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].message.content.split() == ["red", "circle"]
+
+
+async def test_images_are_right_and_follow_their_seed(client: AsyncOpenAI) -> None:
+    first, again, other = await asyncio.gather(
+        *(client.images.generate(model=MODEL, prompt=PROMPT, extra_body={"seed": seed}) for seed in (7, 7, 8))
+    )
+    assert judge_image(PROMPT, base64.b64decode(first.data[0].b64_json))
+    assert judge_image(PROMPT, base64.b64decode(other.data[0].b64_json))
+    assert first.data[0].b64_json != other.data[0].b64_json
+    assert judge_image(PROMPT, base64.b64decode(again.data[0].b64_json))
+
+
+async def test_several_images_come_from_one_request(client: AsyncOpenAI) -> None:
+    answer = await client.images.generate(model=MODEL, prompt=PROMPT, n=3, extra_body={"seed": 3})
+    pictures = [base64.b64decode(item.b64_json) for item in answer.data]
+    assert len(set(pictures)) == 3
+    assert all(judge_image(PROMPT, picture) for picture in pictures)
+
+
+async def test_images_stream_previews_then_the_image(client: AsyncOpenAI) -> None:
+    stream = await client.images.generate(model=MODEL, prompt=PROMPT, stream=True, partial_images=2)
+    events = [event async for event in stream]
+    assert [event.type for event in events[-1:]] == ["image_generation.completed"]
+    assert judge_image(PROMPT, base64.b64decode(events[-1].b64_json))
+
+
+async def test_speech_is_right(client: AsyncOpenAI) -> None:
+    speech = await client.audio.speech.create(model=MODEL, voice="alloy", input=PROMPT, response_format="wav")
+    assert speech.response.headers["content-type"] == "audio/wav"
+    assert judge_audio(PROMPT, speech.content)
+
+
+async def test_models_are_listed_under_the_name_they_are_served_by(client: AsyncOpenAI) -> None:
+    models = [model async for model in client.models.list()]
+    assert [model.id for model in models] == [ALIAS]
+    assert (await client.models.retrieve(MODEL)).model_extra["root"] == MODEL
+
+
+async def test_concurrent_chats_do_not_mix(client: AsyncOpenAI) -> None:
+    prompts = [
+        PROMPT,
+        "a green cross above a yellow triangle",
+        "paint a blue circle",
+        "a red square below a green circle",
+    ]
+    answers = await asyncio.gather(
+        *(client.chat.completions.create(model=ALIAS, messages=asking(prompt), modalities=ALL) for prompt in prompts)
+    )
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text, _, audio = files_of(answer)
+        assert judge_text(prompt, text)
+        assert judge_audio(prompt, audio)
+
+
+async def test_a_seed_or_length_that_the_engine_refuses_is_a_400(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(
+            model=MODEL, messages=asking(PROMPT), extra_body={"sampling_params": {"thinker": {"nonsense": 1}}}
+        )
+    assert refused.value.code == "engine_rejected"
+    with pytest.raises(openai.BadRequestError):
+        await client.chat.completions.create(model=MODEL, messages=asking("a red circle " * 300))
