@@ -1,0 +1,125 @@
+"""`omnibus pipeline`: show, validate, deploy and list pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from omnibus.cli import options
+
+if TYPE_CHECKING:
+    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.registry.pipelines import Deployed, Deployment
+    from omnibus.settings import Settings
+
+
+@click.group("pipeline")
+def command() -> None:
+    """Show, validate, deploy or list pipelines. PIPELINE is a file, or the name of a shipped one."""
+
+
+@command.command()
+@click.argument("pipeline")
+def show(pipeline: str) -> None:
+    """Draw the graph of a pipeline."""
+    from omnibus.pipeline.drawing import draw_pipeline  # noqa: PLC0415 commands import when they run
+    from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+
+    click.echo(draw_pipeline(load_pipeline(pipeline)), nl=False)
+
+
+@command.command()
+@click.argument("pipelines", metavar="PIPELINE...", nargs=-1, required=True)
+def validate(pipelines: tuple[str, ...]) -> int:
+    """Check pipelines; the first error of each names file, line and field. Exit code 2 if any is wrong."""
+    from omnibus.errors import PipelineError  # noqa: PLC0415
+    from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+
+    status = 0
+    for pipeline in pipelines:
+        try:
+            spec = load_pipeline(pipeline)
+        except PipelineError as error:
+            status = 2
+            click.echo(error.message, err=True)
+        else:
+            click.echo(f"{pipeline}: ok, {spec.name}: {', '.join(spec.modalities)}")
+    return status
+
+
+@command.command()
+@click.argument("pipeline")
+@options.nats
+@options.state_dir
+def deploy(pipeline: str, nats_url: str | None, state_dir: Path | None) -> None:
+    """Lay the broker out for a pipeline and store it there, so that workers need only a stage."""
+    from omnibus.cli.root import load_settings, run  # noqa: PLC0415
+    from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+
+    spec = load_pipeline(pipeline)
+    deployment = run(_deploy(load_settings(nats_url=nats_url, state_dir=state_dir), spec))
+    for change in deployment.changes:
+        click.echo(str(change))
+    outcome = "deployed" if deployment.stored else "was deployed already"
+    click.echo(f"{spec.name} {outcome}, revision {deployment.deployed.revision}")
+
+
+@command.command("list")
+@click.option("--shipped", is_flag=True, help="List what comes with the package; needs no broker.")
+@options.as_json
+@options.nats
+@options.state_dir
+def list_pipelines(shipped: bool, as_json: bool, nats_url: str | None, state_dir: Path | None) -> None:
+    """List the deployed pipelines: name, revision, outputs, stages."""
+    from omnibus.cli.root import load_settings, run  # noqa: PLC0415
+    from omnibus.pipeline.loading import load_pipeline, presets  # noqa: PLC0415
+
+    if shipped:
+        rows = [_row(load_pipeline(name), None) for name in presets()]
+    else:
+        found = run(_list(load_settings(nats_url=nats_url, state_dir=state_dir)))
+        rows = [_row(deployed.spec, deployed.revision) for deployed in found]
+    _print_rows(rows, as_json=as_json)
+
+
+async def _deploy(settings: Settings, spec: PipelineSpec) -> Deployment:
+    from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.observability.logging import configure_logging  # noqa: PLC0415
+    from omnibus.registry.pipelines import deploy_pipeline  # noqa: PLC0415
+
+    configure_logging("warning", settings.log_format)
+    async with connected(settings, role="deploy") as connection:
+        return await deploy_pipeline(connection, spec, replicas=settings.nats_replicas)
+
+
+async def _list(settings: Settings) -> list[Deployed]:
+    from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.observability.logging import configure_logging  # noqa: PLC0415
+    from omnibus.registry.pipelines import list_deployed  # noqa: PLC0415
+
+    configure_logging("warning", settings.log_format)
+    async with connected(settings, role="list") as connection:
+        return await list_deployed(connection)
+
+
+def _row(spec: PipelineSpec, revision: int | None) -> dict[str, object]:
+    return {
+        "name": spec.name,
+        "revision": revision,
+        "modalities": list(spec.modalities),
+        "stages": [stage.name for stage in spec.stages],
+    }
+
+
+def _print_rows(rows: list[dict[str, object]], *, as_json: bool) -> None:
+    import json  # noqa: PLC0415
+
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        facts = [f"{key} {', '.join(value)}" for key, value in row.items() if isinstance(value, list)]
+        revision = [] if row["revision"] is None else [f"revision {row['revision']}"]
+        click.echo(" · ".join([str(row["name"]), *revision, *facts]))

@@ -1,0 +1,173 @@
+"""Deploying pipelines: the broker is laid out, the specification is found again, and doing it twice changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection, connect
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.layout import layout_of, plan
+from omnibus.errors import InvalidName, PipelineError
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.pipelines import deploy_pipeline, list_deployed, load_deployed
+from omnibus.wire import subjects
+
+pytestmark = pytest.mark.integration
+
+_CLI_DEADLINE = 30.0
+YAML = """\
+name: {name}
+lanes: [interactive, batch]
+stages:
+- {{stage_id: 0, name: only, engine: sim, final_output: true, final_output_type: text}}
+"""
+
+
+def _spec(name: str, slots: int = 1) -> PipelineSpec:
+    stage = StageSpec(
+        stage_id=0,
+        name="only",
+        engine="sim",
+        slots=slots,
+        engine_args={"latency": 0.01},
+        final_output=True,
+        final_output_type="text",
+    )
+    return PipelineSpec(name=name, stages=(stage,))
+
+
+async def test_specification_is_found_and_the_broker_ready_when_deployed(connection: Connection, pipeline: str) -> None:
+    spec = _spec(pipeline)
+    deployment = await deploy_pipeline(connection, spec)
+
+    assert deployment.stored
+    assert deployment.changes
+    assert await load_deployed(connection, pipeline) == spec
+    assert await plan(connection, layout_of(spec)) == []
+
+
+async def test_revision_stays_when_the_same_is_deployed_again(connection: Connection, pipeline: str) -> None:
+    first = await deploy_pipeline(connection, _spec(pipeline))
+    again = await deploy_pipeline(connection, _spec(pipeline))
+
+    assert (again.stored, again.changes) == (False, ())
+    assert again.deployed.revision == first.deployed.revision
+
+
+async def test_new_version_is_found_when_it_replaces_another(connection: Connection, pipeline: str) -> None:
+    first = await deploy_pipeline(connection, _spec(pipeline))
+    second = await deploy_pipeline(connection, _spec(pipeline, slots=4))
+
+    assert second.deployed.revision > first.deployed.revision
+    assert (await load_deployed(connection, pipeline)).stages[0].slots == 4
+
+
+async def test_nothing_is_touched_when_the_specification_is_senseless(connection: Connection, pipeline: str) -> None:
+    with pytest.raises(PipelineError, match=r"stages\[0\].slots"):
+        await deploy_pipeline(connection, _spec(pipeline, slots=0))
+    assert await connection.find(f"STREAM.INFO.{subjects.work_stream(pipeline)}") is None
+
+
+async def test_name_is_not_needed_when_only_one_is_deployed(own_server: EmbeddedServer) -> None:
+    async with connect(own_server.url, name="test") as connection, asyncio.timeout(30):
+        with pytest.raises(PipelineError, match="no pipeline is deployed; run `omnibus pipeline deploy`"):
+            await load_deployed(connection)
+        with pytest.raises(PipelineError, match="pipeline 'one' is not deployed; run"):
+            await load_deployed(connection, "one")
+
+        await deploy_pipeline(connection, _spec("one"))
+        assert (await load_deployed(connection)).name == "one"
+
+        await deploy_pipeline(connection, _spec("two"))
+        with pytest.raises(PipelineError, match="several pipelines are deployed, so name one: one, two"):
+            await load_deployed(connection)
+        with pytest.raises(PipelineError, match="pipeline 'three' is not deployed; deployed are one, two"):
+            await load_deployed(connection, "three")
+        with pytest.raises(InvalidName):
+            await load_deployed(connection, "no.such.name")
+
+
+async def test_others_are_found_when_one_is_unreadable_or_deleted(own_server: EmbeddedServer) -> None:
+    async with connect(own_server.url, name="test") as connection:
+        await deploy_pipeline(connection, _spec("good"))
+        bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+        await bucket.put("newer", msgspec.msgpack.encode({"name": "newer", "stages": [], "unheard_of": 1}))
+        await bucket.put("garbage", b"\xff\xff")
+        await deploy_pipeline(connection, _spec("gone"))
+        await bucket.delete("gone")
+
+        assert [found.spec.name for found in await list_deployed(connection)] == ["good"]
+
+
+async def _omnibus(*args: str, status: int = 0) -> tuple[str, str]:
+    """stdout and stderr of a command line, which must exit with `status`."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "omnibus.cli",
+        *args,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(_CLI_DEADLINE):
+        out, err = await process.communicate()
+    assert process.returncode == status, err.decode()
+    return out.decode(), err.decode()
+
+
+async def test_commands_deploy_list_plan_and_apply_when_a_broker_runs(
+    own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "first.yaml"
+    file.write_text(YAML.format(name="first"))
+    at = ("--nats", own_server.url)
+
+    _, err = await _omnibus("nats", "plan", *at, status=2)
+    assert err == "omnibus: no pipeline is deployed; name a file or a shipped pipeline\n"
+    planned, _ = await _omnibus("nats", "plan", str(file), *at)
+    assert "create stream OMNI_first_WORK" in planned
+    assert "create consumer of OMNI_first_WORK stage-0-batch" in planned
+    applied, _ = await _omnibus("nats", "apply", str(file), *at)
+    assert applied == planned
+    assert await _omnibus("nats", "plan", str(file), *at) == ("nothing to change\n", "")
+
+    out, _ = await _omnibus("pipeline", "deploy", str(file), *at)
+    assert out == "first deployed, revision 1\n"
+    out, _ = await _omnibus("pipeline", "deploy", str(file), *at)
+    assert out == "first was deployed already, revision 1\n"
+    assert await _omnibus("nats", "plan", *at) == ("nothing to change\n", "")
+    assert await _omnibus("nats", "apply", "first", *at) == ("nothing had to change\n", "")
+    out, _ = await _omnibus("pipeline", "list", *at)
+    assert out == "first · revision 1 · modalities text · stages only\n"
+    out, _ = await _omnibus("pipeline", "list", "--json", *at)
+    assert json.loads(out) == [{"name": "first", "revision": 1, "modalities": ["text"], "stages": ["only"]}]
+
+
+async def test_shared_bucket_is_created_once_when_two_pipelines_are_applied(
+    own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    files = []
+    for name in ("first", "second"):
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(YAML.format(name=name))
+
+    out, _ = await _omnibus("nats", "apply", *map(str, files), "--nats", own_server.url)
+
+    assert out.count("omni-pipelines") == 1
+    assert "OMNI_first_WORK" in out
+    assert "OMNI_second_WORK" in out
+
+
+async def test_command_says_what_to_do_when_no_broker_answers(tmp_path: Path) -> None:
+    file = tmp_path / "first.yaml"
+    file.write_text(YAML.format(name="first"))
+    _, err = await _omnibus("pipeline", "deploy", str(file), "--nats", "nats://127.0.0.1:9", status=1)
+    assert err.startswith("omnibus: cannot reach NATS at nats://127.0.0.1:9")
+    assert "OMNIBUS_NATS_URL" in err
