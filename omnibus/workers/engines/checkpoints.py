@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,31 @@ def resolve_model(model: str, revision: str | None = None) -> str:
 def is_hub_name(model: str) -> bool:
     """Whether this can be a model's name on the hub: `name` or `organisation/name`."""
     return _HUB_NAME.fullmatch(model) is not None
+
+
+def require_file(model: str, revision: str | None, names: Sequence[str]) -> None:
+    """Check that the checkpoint holds one of these files, and fetch it where the model is a hub name. Blocks.
+
+    Raises CheckpointMissing: loaders say the same in many ways, most of them after seconds.
+    """
+    if Path(model).exists():
+        if not any((Path(model) / name).exists() for name in names):
+            raise CheckpointMissing(f"{model} is no checkpoint: it has no {' or '.join(names)}")
+        return
+    # Comes with every engine that loads checkpoints, not with the core.
+    import huggingface_hub  # noqa: PLC0415
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    with loading(model, revision):
+        for name in names:
+            try:
+                huggingface_hub.hf_hub_download(model, name, revision=revision)
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                continue
+            return
+    raise CheckpointMissing(f"{model!r} on the hub has no {' or '.join(names)}")
 
 
 @contextmanager

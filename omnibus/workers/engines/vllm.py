@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omnibus.errors import EngineDead, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats, Item, Job
-from omnibus.workers.engines.vllm_arguments import ENVIRONMENT, sort_arguments
+from omnibus.workers.engines.vllm_arguments import environment, sort_arguments
 
 if TYPE_CHECKING:
     from omnibus.workers.engines.vllm_core import VllmCore
@@ -63,8 +63,8 @@ class VllmEngine:
     async def start(self) -> None:
         """Load the model and wait until EngineCore serves; raises CheckpointMissing or StageStartError."""
         try:
-            self._core = await asyncio.get_running_loop().run_in_executor(self._thread, self._start)
-            await self._core.warm()
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._start)
+            await self._alive().warm()
         except OmnibusError:
             raise
         except Exception as error:  # vLLM raises whatever its many parts raise
@@ -99,17 +99,19 @@ class VllmEngine:
     async def close(self) -> None:
         core, self._core = self._core, None
         if core is not None:
+            await core.quiesce([run for runs in self._runs.values() for run in runs])
             stopping = asyncio.get_running_loop().run_in_executor(self._thread, core.stop)
             await asyncio.wait([stopping], timeout=CLOSE_TIMEOUT)
         self._thread.shutdown(wait=False)
 
-    def _start(self) -> VllmCore:
-        for name, value in ENVIRONMENT.items():
+    def _start(self) -> None:
+        for name, value in environment().items():
             os.environ.setdefault(name, value)
         # Seconds of import, off the loop, and after the environment is set.
         from omnibus.workers.engines.vllm_core import VllmCore  # noqa: PLC0415
 
-        return VllmCore(self._stage, self._arguments)
+        # Not returned: a future would keep it alive to the interpreter's end, where vLLM's destructor fails.
+        self._core = VllmCore(self._stage, self._arguments)
 
     @contextmanager
     def _registered(self, rid: str) -> Iterator[Run]:

@@ -1,7 +1,8 @@
-"""From a stage's `engine_args` to vLLM's AsyncEngineArgs: what is ours, what is vLLM's, and the defaults on CPU. Pure."""
+"""From a stage's `engine_args` to vLLM's AsyncEngineArgs: what is ours, what is vLLM's, and the defaults on CPU."""
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +12,17 @@ import msgspec
 from omnibus.errors import PipelineError
 from omnibus.pipeline.spec import StageSpec
 
-ENVIRONMENT: Mapping[str, str] = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
+ENVIRONMENT: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+"""Set before `import vllm` where the operator has not set them."""
+
+CPU_ENVIRONMENT: Mapping[str, str] = {
     # One thread an engine, bound nowhere: with vLLM's own binding, two busy engines on two cores crawl.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    # Keeps the model inside EngineCore; otherwise vLLM gives it a third process, for a core binding that is off anyway.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
-"""Set before `import vllm` where the operator has not set them."""
+"""The same, where vLLM is the build for CPU."""
 
 CPU_DEFAULTS: Mapping[str, Any] = {
     "dtype": "float32",
@@ -28,6 +32,15 @@ CPU_DEFAULTS: Mapping[str, Any] = {
     "kv_cache_memory_bytes": 256 << 20,
 }
 """Where there is no GPU; anything a stage sets wins."""
+
+
+def environment() -> dict[str, str]:
+    """What the environment should hold before vLLM is imported, unless it is set already."""
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return dict(ENVIRONMENT)
+    return {**ENVIRONMENT, **CPU_ENVIRONMENT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +67,10 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
     template = _checked("chat_template_kwargs", given.pop("chat_template_kwargs", {}), dict[str, Any])
     clash = sorted({"speculative_config", "kv_transfer_config"} & given.keys()) if layers else []
     if clash:
-        raise PipelineError("cannot be combined with hidden_states, which uses both", field=f"engine_args.{clash[0]}")
+        raise PipelineError("cannot be combined with hidden_states, which sets it", field=f"engine_args.{clash[0]}")
+    if layers and given.get("enable_prompt_embeds"):
+        # vLLM's extraction asks for the ids of prompt tokens; without them the whole EngineCore dies.
+        raise PipelineError("cannot be combined with hidden_states in vLLM", field="engine_args.enable_prompt_embeds")
     if loras:
         given.setdefault("enable_lora", True)
     return VllmArguments(

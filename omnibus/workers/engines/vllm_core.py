@@ -24,7 +24,7 @@ from omnibus.workers.engines.vllm_sampling import check_sampling, fit_context, r
 from omnibus.workers.engines.vllm_startup import LoadGauge, start_llm
 
 STOP_TIMEOUT = 10.0
-"""Seconds for EngineCore to end by itself; then vLLM kills it."""
+"""Seconds for EngineCore to end by itself; then vLLM kills it, which loses nothing: no state outlives it."""
 RPC_METHODS = frozenset(
     {"reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache", "sleep", "wake_up", "is_sleeping", "start_profile"}
     | {"stop_profile", "pause_generation", "resume_generation", "is_paused", "collective_rpc", "list_loras", "pin_lora"}
@@ -91,6 +91,13 @@ class VllmCore:
         except TypeError as error:
             raise InvalidRequest(f"{method}: {error}") from error
         return sorted(answer) if isinstance(answer, set) else answer
+
+    async def quiesce(self, runs: Sequence[Run]) -> None:
+        """Abort what runs, and end the task that waits for EngineCore's outputs, which would report its end as a failure."""
+        for run in runs:
+            await self.abort(run)
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
 
     def stop(self) -> None:
         """End EngineCore and remove its files; blocks."""

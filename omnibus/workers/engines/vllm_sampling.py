@@ -63,8 +63,7 @@ def rejected(error: Exception) -> EngineRejected:
     """What vLLM refused, naming the field where its error or its wording does."""
     message = str(error) or type(error).__name__
     param = getattr(error, "parameter", None)
-    words = set(re.findall(r"\w+", message))
-    named = next((name for name in FIELDS if len(name) > 1 and name in words), None)
+    named = next((word for word in re.findall(r"\w+", message) if word in FIELDS and len(word) > 1), None)
     return EngineRejected(message, param=param or named)
 
 

@@ -13,9 +13,12 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from omnibus.errors import StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.checkpoints import loading, resolve_model
+from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
 from omnibus.workers.engines.vllm_arguments import CPU_DEFAULTS
 from omnibus.workers.engines.vllm_executor import bound
+
+CONFIG_FILES = ("config.json", "params.json")
+"""What vLLM recognises a model by: the file of transformers, or Mistral's."""
 
 
 class LoadGauge(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
@@ -39,6 +42,7 @@ class LoadGauge(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
 def start_llm(stage: StageSpec, engine_args: Mapping[str, Any], load: LoadGauge) -> AsyncLLM:
     """Start EngineCore and wait until it serves; blocks. Raises CheckpointMissing, StageStartError, or what vLLM raises."""
     model = resolve_model(stage.model, stage.revision)
+    require_file(model, stage.revision, CONFIG_FILES)
     with loading(model, stage.revision):
         config = _args(stage, {**engine_args, "model": model, "revision": stage.revision}).create_engine_config()
         return AsyncLLM(

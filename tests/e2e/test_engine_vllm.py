@@ -1,0 +1,256 @@
+"""The vLLM engine on a tiny random Qwen3, beside transformers' own computation of the same weights."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+import transformers
+
+from omnibus.errors import CheckpointMissing, EngineRejected, InvalidRequest, StageStartError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.request import ImagePart, Message, TextPart
+from omnibus.workers.engines.protocol import EngineStats, TextDelta
+from omnibus.workers.engines.vllm import VllmEngine, create
+from tests.support import tiny_checkpoints
+from tests.support.jobs import make_job, run_job
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.asyncio(loop_scope="module"),
+    # vLLM and torch use each other's deprecated names while they are imported.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore:.*torch.distributed.reduce_op.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
+]
+LAYERS = [0, 2]
+CONTEXT = 128
+PROMPT = "draw a red circle"
+GREEDY = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoints.make_llm(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> transformers.Qwen3ForCausalLM:
+    torch.set_num_threads(1)  # the engines need the cores
+    return transformers.Qwen3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint: Path) -> transformers.PreTrainedTokenizerFast:
+    return transformers.AutoTokenizer.from_pretrained(checkpoint)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
+    arguments = {"hidden_states": LAYERS}
+    engine = create(
+        StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), slots=8, engine_args=arguments)
+    )
+    await engine.start()
+    yield engine
+    await engine.close()
+    gc.collect()  # while the filters above hold: vLLM leaves a ZeroMQ context to the collector
+
+
+def greedy_ids(model: transformers.Qwen3ForCausalLM, prompt: list[int], count: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    for _ in range(count):
+        with torch.no_grad():
+            following = model(ids).logits[0, -1].argmax()
+        ids = torch.cat([ids, following.reshape(1, 1)], dim=1)
+    return ids[0, len(prompt) :].tolist()
+
+
+async def test_deltas_make_up_the_text_when_streaming(engine: VllmEngine, tokenizer) -> None:
+    deltas, last = await run_job(engine, make_job(text=PROMPT, sampling=GREEDY))
+
+    assert len(deltas) > 3
+    assert all(isinstance(delta, TextDelta) for delta in deltas)
+    assert "".join(delta.text for delta in deltas) == last.outputs["text"]
+    assert [token for delta in deltas for token in delta.token_ids] == last.outputs["token_ids"]
+    assert last.outputs["text"] == tokenizer.decode(last.outputs["token_ids"], skip_special_tokens=True)
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.finish_reason) == (4, 12, "length")
+
+
+async def test_greedy_tokens_are_those_of_transformers(engine: VllmEngine, reference, tokenizer) -> None:
+    prompt = tokenizer.encode(PROMPT)
+
+    _, last = await run_job(engine, make_job(text=PROMPT, sampling=GREEDY))
+
+    assert last.outputs["token_ids"] == greedy_ids(reference, prompt, 12)
+
+
+async def test_messages_go_through_the_chat_template(engine: VllmEngine, reference, tokenizer) -> None:
+    message = Message(role="user", content=(TextPart(text=PROMPT),))
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}], add_generation_prompt=True)[
+        "input_ids"
+    ]
+
+    _, last = await run_job(engine, make_job(messages=(message,), text="ignored", sampling=GREEDY))
+
+    assert last.usage.prompt_tokens == len(prompt)
+    assert last.outputs["token_ids"] == greedy_ids(reference, prompt, 12)
+
+
+async def test_hidden_states_are_those_of_transformers(engine: VllmEngine, reference, tokenizer) -> None:
+    prompt = tokenizer.encode(PROMPT)
+
+    _, last = await run_job(engine, make_job(token_ids=prompt, sampling=GREEDY))
+
+    fed = prompt + last.outputs["token_ids"][:-1]
+    with torch.no_grad():
+        expected = reference(torch.tensor([fed]), output_hidden_states=True).hidden_states
+    states = last.outputs["hidden_states"]
+    assert (states.shape, states.dtype) == ((len(fed), len(LAYERS), 64), np.float32)
+    for place, layer in enumerate(LAYERS):
+        np.testing.assert_allclose(states[:, place], expected[layer][0].numpy(), atol=1e-4)
+
+
+async def test_each_gets_its_own_answer_when_eight_run_at_once(engine: VllmEngine, reference) -> None:
+    prompts = [[20 + place, 5, 30 - place] for place in range(8)]
+    jobs = [make_job(f"at-once-{place}", GREEDY, token_ids=prompt) for place, prompt in enumerate(prompts)]
+
+    answers = await asyncio.gather(*(run_job(engine, job) for job in jobs))
+
+    assert [last.outputs["token_ids"] for _, last in answers] == [greedy_ids(reference, p, 12) for p in prompts]
+    assert engine.stats() == EngineStats(running=0, waiting=0)
+
+
+async def test_partial_text_comes_back_when_aborted(engine: VllmEngine) -> None:
+    job, deltas = make_job("aborted", {**GREEDY, "max_tokens": 110}, text=PROMPT), []
+    async for item in engine.generate(job):
+        if isinstance(item, TextDelta):
+            deltas.append(item)
+            await engine.abort("aborted")
+        else:
+            last = item
+
+    assert last.finish_reason == "abort"
+    assert 0 < len(last.outputs["token_ids"]) < 110
+    assert last.outputs["text"] == "".join(delta.text for delta in deltas)
+    assert "hidden_states" not in last.outputs
+
+
+async def test_nothing_runs_any_more_when_the_consumer_leaves(engine: VllmEngine) -> None:
+    generated = engine.generate(make_job("left", {**GREEDY, "max_tokens": 110}, text=PROMPT))
+    await anext(generated)
+    assert engine.stats().running == 1
+
+    await generated.aclose()
+
+    assert engine.stats() == EngineStats()
+    assert engine._core._llm.get_num_unfinished_requests() == 0
+
+
+async def test_abort_is_ignored_when_the_id_is_unknown(engine: VllmEngine) -> None:
+    await engine.abort("nobody")
+
+
+async def test_text_ends_before_the_stop_string(engine: VllmEngine) -> None:
+    _, free = await run_job(engine, make_job(text=PROMPT, sampling=GREEDY))
+    stop = free.outputs["text"].split()[1]
+
+    deltas, last = await run_job(engine, make_job(text=PROMPT, sampling={**GREEDY, "stop": stop}))
+
+    assert last.finish_reason == "stop"
+    assert last.outputs["text"] == free.outputs["text"].partition(stop)[0]
+    assert "".join(delta.text for delta in deltas) == last.outputs["text"]
+
+
+async def test_max_tokens_is_clamped_when_the_context_is_shorter(engine: VllmEngine) -> None:
+    _, last = await run_job(engine, make_job(text=PROMPT, sampling={**GREEDY, "max_tokens": 10_000}))
+
+    assert last.usage.prompt_tokens + last.usage.completion_tokens == CONTEXT
+    assert last.finish_reason == "length"
+
+
+PICTURE = Message(role="user", content=(ImagePart(data=b"no image"),))
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling", "param"),
+    [
+        ({"text": PROMPT}, {"temprature": 1.0}, "temprature"),
+        ({"text": PROMPT}, {"temperature": "hot"}, "temperature"),
+        ({"text": PROMPT}, {"temperature": -1.0}, "temperature"),
+        ({"text": PROMPT}, {"top_p": 2.0}, "top_p"),
+        ({"text": PROMPT}, {"max_tokens": 0}, "max_tokens"),
+        ({"text": PROMPT}, {"max_tokens": 2, "min_tokens": 3}, "min_tokens"),
+        ({"text": PROMPT}, {"n": 2}, "n"),
+        ({"text": "a " * CONTEXT}, {}, None),
+        ({"token_ids": [5] * CONTEXT}, {}, "prompt"),
+        ({"token_ids": [5, 64]}, {}, "token_ids"),
+        ({"token_ids": [-1]}, {}, "token_ids"),
+        ({"token_ids": []}, {}, None),
+        ({"embeds": np.zeros((3, 64), np.float32)}, {}, None),
+        ({}, {}, "prompt"),
+    ],
+)
+async def test_rejected_naming_the_field_when_the_request_is_wrong(engine: VllmEngine, given, sampling, param) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        await run_job(engine, make_job(sampling=sampling, **given))
+
+    assert caught.value.http_status == 400
+    assert param is None or caught.value.param == param
+
+
+async def test_rejected_when_a_picture_is_none(engine: VllmEngine) -> None:
+    with pytest.raises(InvalidRequest, match="image part"):
+        await run_job(engine, make_job(messages=(PICTURE,)))
+
+
+async def test_rejected_when_the_adapter_is_unknown(engine: VllmEngine) -> None:
+    with pytest.raises(EngineRejected, match="no LoRA adapter 'mine'"):
+        await run_job(engine, make_job(text=PROMPT, lora="mine"))
+
+
+async def test_control_methods_answer(engine: VllmEngine) -> None:
+    assert await engine.rpc("reset_prefix_cache", [], {}) is True
+    assert await engine.rpc("is_sleeping", [], {}) is False
+
+
+@pytest.mark.parametrize("method", ["shutdown", "sleep", "no_such_thing"])
+async def test_invalid_when_a_control_method_is_not_there(engine: VllmEngine, method: str) -> None:
+    with pytest.raises(InvalidRequest, match=method):
+        await engine.rpc(method, [], {})
+
+
+async def test_invalid_when_a_control_method_gets_wrong_arguments(engine: VllmEngine) -> None:
+    with pytest.raises(InvalidRequest, match="reset_prefix_cache"):
+        await engine.rpc("reset_prefix_cache", [], {"surely": "not"})
+
+
+async def test_no_files_remain_when_requests_have_ended(engine: VllmEngine) -> None:
+    await run_job(engine, make_job("tidy", GREEDY, text=PROMPT))
+
+    folder = engine._core._states.path
+    assert [path.name for path in folder.iterdir() if path.name.startswith("tidy")] == []
+
+
+async def test_alive_when_nothing_happened(engine: VllmEngine) -> None:
+    assert engine.dead() is None
+
+
+async def test_checkpoint_missing_when_the_folder_is_empty(tmp_path: Path) -> None:
+    engine = create(StageSpec(stage_id=0, name="none", engine="vllm", model=str(tmp_path)))
+    with pytest.raises(CheckpointMissing):
+        await engine.start()
+    await engine.close()
+
+
+async def test_start_error_when_vllm_has_no_such_argument(checkpoint: Path) -> None:
+    engine = create(StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), engine_args={"warp": 9}))
+    with pytest.raises(StageStartError, match="warp"):
+        await engine.start()
+    await engine.close()

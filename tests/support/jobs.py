@@ -1,0 +1,28 @@
+"""Jobs for engines, without a broker around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from omnibus.wire.request import Request
+from omnibus.workers.engines.protocol import Engine, EngineInput, Finished, Item, Job, StageInput
+
+
+def make_job(
+    rid: str = "job", sampling: Mapping[str, Any] | None = None, *, lora: str | None = None, **given: Any
+) -> Job:
+    """A job of an engine; `given` are fields of its EngineInput."""
+    request = Request(prompt="unused", lora=lora)
+    stage_input = StageInput(rid=rid, request=request)
+    return Job(rid=rid, stage_input=stage_input, engine_input=EngineInput(**given), sampling=sampling or {})
+
+
+async def run_job(engine: Engine, job: Job) -> tuple[list[Item], Finished]:
+    """Everything that a job yields: what came before the last item, and the last."""
+    async with aclosing(engine.generate(job)) as generated:  # type: ignore[type-var]
+        items = [item async for item in generated]
+    assert isinstance(items[-1], Finished)
+    assert not any(isinstance(item, Finished) for item in items[:-1])
+    return items[:-1], items[-1]
