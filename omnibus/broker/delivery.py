@@ -22,8 +22,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "_connection", "ack_subject", "consumer", "data", "headers", "num_delivered", "pending", "stored_at", "stream_seq",
-        "subject",
+        "_connection", "ack_subject", "consumer", "consumer_seq", "data", "headers", "num_delivered", "pending",
+        "stored_at", "stream_seq", "subject",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, message: Message) -> None:
@@ -39,6 +39,8 @@ class Delivery:
         self.num_delivered = int(tokens[start + 2])
         """1 for the first delivery."""
         self.stream_seq = int(tokens[start + 3])
+        self.consumer_seq = int(tokens[start + 4])
+        """Counts the deliveries of the consumer."""
         self.stored_at = int(tokens[start + 5]) / 1e9
         """When the message was stored, in Unix seconds by the server's clock."""
         self.pending = int(tokens[start + 6])

@@ -13,6 +13,7 @@ from omnibus.broker.connection import Connection
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.record import DONE_TTL
 from omnibus.wire import subjects
 
 Config = Mapping[str, Any]
@@ -22,6 +23,7 @@ _DAY = 86_400 * _SECOND
 _DEDUPE_SECONDS = 600  # more than ack_wait × the attempts allowed + an outage
 _DEDUPE_BUCKET_SECONDS = 120
 _MAX_WAITING = 65_536  # cannot be changed later; far above slots × lanes of any stage
+_PAYLOAD_MARGIN = 300.0  # seconds that a payload outlives any request and its answer
 _CHUNKS_DAYS = 1  # a backstop: they are purged when their request ends
 
 log = get_logger(__name__)
@@ -113,6 +115,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
         {stage.stage_id: spec.lanes for stage in spec.stages},
         heartbeat_timeout=spec.heartbeat_timeout,
         max_waiting_requests=spec.max_open_requests,
+        payload_ttl=spec.deadline + DONE_TTL + _PAYLOAD_MARGIN,
         replicas=replicas,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,7 +143,7 @@ class Link:
         except nats.errors.Error as error:
             raise self._translated(error, subject, len(data)) from error
 
-    def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncIterator[Message]:
+    def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncGenerator[Message, None]:
         """All answers, in order, until the caller stops iterating (`aclosing` it); raises BrokerUnavailable."""
         return self._replies.request_many(subject, data, timeout)
 

@@ -7,7 +7,7 @@ retry does not wait out a timeout; and each costs less.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from itertools import count
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class Replies:
             del self._waiting[token]
         return _answered(message, subject)
 
-    async def request_many(self, subject: str, data: bytes, timeout: float) -> AsyncIterator[Message]:
+    async def request_many(self, subject: str, data: bytes, timeout: float) -> AsyncGenerator[Message, None]:
         """All answers, in order, until the caller stops; `timeout` bounds the wait for each. Raises Transient.
 
         How many may wait unread is bounded by what the request asks for.

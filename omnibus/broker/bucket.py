@@ -1,0 +1,123 @@
+"""A key-value bucket: reads by direct get, writes by compare-and-set, a lifetime a key.
+
+A key that expired or was deleted leaves a marker for a while. It counts as absent; its revision is what a new creation
+must name, which `create` does by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from omnibus.broker.connection import Connection, Message, status_of
+from omnibus.errors import BrokerRefused, RevisionConflict
+
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_MARKER_TTL = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is stored under a key."""
+
+    key: str
+    value: bytes
+    revision: int
+    """Names this value in a compare-and-set."""
+
+
+class Bucket:
+    """One key-value bucket. Every method retries for about ten seconds and then raises BrokerUnavailable.
+
+    A direct get may be answered by any copy, which can lag behind a write for a moment: decide by `update`, which cannot.
+    """
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection, self.name = connection, name
+        self._prefix = f"$KV.{name}."
+        self._get = f"$JS.API.DIRECT.GET.KV_{name}.{self._prefix}"
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry, None when there is none."""
+        value, revision = await self._look(key)
+        return Entry(key, value, revision) if value is not None else None
+
+    async def create(self, key: str, data: bytes, ttl: float | None = None) -> int:
+        """Write a key that is absent; returns its revision. Raises RevisionConflict when it is taken.
+
+        `ttl` is a lifetime in seconds, rounded up to whole ones. A retry that finds the very same bytes in place counts
+        as its own first attempt: put a nonce in when that matters.
+        """
+        try:
+            return await self.update(key, data, 0, ttl)
+        except RevisionConflict:
+            value, revision = await self._look(key)
+            if value is not None or revision == 0:
+                raise
+            return await self.update(key, data, revision, ttl)  # only a marker was in the way
+
+    async def update(self, key: str, data: bytes, revision: int, ttl: float | None = None) -> int:
+        """Replace the value that has this revision; returns the new one. Raises RevisionConflict; retries as `create`."""
+        headers = {_EXPECTED: str(revision), **_ttl_header(ttl)}
+        try:
+            return await self._write(key, data, headers)
+        except RevisionConflict:
+            found = await self.get(key)
+            if found is None or found.value != data or found.revision <= revision:
+                raise
+            return found.revision  # an earlier attempt was stored, and its acknowledgement lost
+
+    async def put(self, key: str, data: bytes, ttl: float | None = None) -> int:
+        """Write whatever is there now; returns the revision."""
+        return await self._write(key, data, _ttl_header(ttl))
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Delete a key, absent or not; with a `revision`, only that one: raises RevisionConflict.
+
+        Watchers get a deletion; its marker goes after a minute.
+        """
+        headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub", **_ttl_header(_MARKER_TTL)}
+        if revision is not None:
+            headers[_EXPECTED] = str(revision)
+        await self._write(key, b"", headers)
+
+    async def keys(self) -> list[str]:
+        """All keys, those that left a marker included, in order. For operators: the answer grows with the bucket."""
+        subjects: dict[str, int] = {}
+        total = math.inf
+        while len(subjects) < total:
+            body = {"subjects_filter": f"{self._prefix}>", "offset": len(subjects)}
+            info = await self._connection.api(f"STREAM.INFO.KV_{self.name}", body)
+            page = info["state"].get("subjects") or {}
+            if not page:
+                break
+            subjects |= page
+            total = info.get("total", 0)
+        return sorted(subject.removeprefix(self._prefix) for subject in subjects)
+
+    async def _look(self, key: str) -> tuple[bytes | None, int]:
+        """Value and revision; of a marker the value is None, of nothing the revision is 0."""
+        message = await self._connection.retried_request(self._get + key)
+        status = status_of(message)
+        if status == "404":
+            return None, 0
+        if message.headers is None or "Nats-Sequence" not in message.headers:
+            raise BrokerRefused(f"cannot read {key} of bucket {self.name}: status {status}")
+        return value_of(message), int(message.headers["Nats-Sequence"])
+
+    async def _write(self, key: str, data: bytes, headers: Mapping[str, str]) -> int:
+        ack = await self._connection.js_publish(self._prefix + key, data, headers=headers)
+        return ack.seq
+
+
+def value_of(message: Message) -> bytes | None:
+    """The value of a stored message, None when it is a marker: a deletion or an expiry."""
+    headers = message.headers or {}
+    if headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers:
+        return None
+    return message.data
+
+
+def _ttl_header(ttl: float | None) -> dict[str, str]:
+    return {} if ttl is None else {"Nats-TTL": str(max(1, math.ceil(ttl)))}

@@ -1,0 +1,63 @@
+"""What is queued for a request: its timer, whether anything waits, and how to remove it all."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from omnibus.broker.connection import Connection
+from omnibus.wire import subjects
+
+
+class WorkQueue:
+    """The stream of work of one pipeline. Every method raises BrokerUnavailable after about ten seconds of retries."""
+
+    def __init__(self, connection: Connection, pipeline: str) -> None:
+        self._connection, self._pipeline = connection, pipeline
+        self._work, self._chunks = subjects.work_stream(pipeline), subjects.chunks_stream(pipeline)
+
+    async def schedule_deadline(self, rid: str, at: float, data: bytes = b"") -> None:
+        """Have the server publish a deadline event at `at` (Unix seconds; at once when that is past).
+
+        Kept across crashes of the server; scheduling again replaces the time.
+        """
+        moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        headers = {
+            "Nats-Schedule": f"@at {moment}",
+            "Nats-Schedule-Target": subjects.deadline_event(self._pipeline, rid),
+        }
+        await self._connection.js_publish(subjects.timer(self._pipeline, rid), data, headers=headers)
+
+    async def cancel_deadline(self, rid: str) -> None:
+        """Remove the timer; a deadline event that it has published already stays."""
+        await self._purge(self._work, subjects.timer(self._pipeline, rid))
+
+    async def purge(self, rid: str) -> None:
+        """Remove all that is queued for a request: tasks and events of every stage and lane, and the timer. Idempotent.
+
+        The timer goes first: it could fire in between, and its event goes with the rest. What a receiver holds is removed
+        too; its answer then changes nothing.
+        """
+        await self.cancel_deadline(rid)
+        await self._purge(self._work, subjects.purge_filter(self._pipeline, rid))
+
+    async def purge_chunks(self, rid: str) -> None:
+        """Remove the chunks of all flows of a request. Idempotent."""
+        await self._purge(self._chunks, subjects.chunks_filter(self._pipeline, rid))
+
+    async def anything_queued(self, rid: str) -> bool:
+        """Whether a task or an event of the request waits or is being worked on; its timer does not count."""
+        body = {"last_by_subj": subjects.purge_filter(self._pipeline, rid)}
+        return await self._connection.find(f"STREAM.MSG.GET.{self._work}", body) is not None
+
+    async def messages(self) -> int:
+        """Everything that is queued: tasks, events and timers."""
+        info = await self._connection.api(f"STREAM.INFO.{self._work}")
+        return int(info["state"]["messages"])
+
+    async def depths(self) -> dict[str, int]:
+        """Messages that wait or are being worked on, by consumer: `stage-<id>-<lane>` and `events`."""
+        info = await self._connection.api(f"CONSUMER.LIST.{self._work}", {})
+        return {found["name"]: found["num_pending"] + found["num_ack_pending"] for found in info["consumers"] or ()}
+
+    async def _purge(self, stream: str, filter_subject: str) -> None:
+        await self._connection.api(f"STREAM.PURGE.{stream}", {"filter": filter_subject})
