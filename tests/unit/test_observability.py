@@ -114,7 +114,19 @@ def test_metrics_count_in_their_own_registry_when_there_are_two() -> None:
 def test_metrics_have_base_units_and_bounded_labels() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
-    allowed = {"pipeline", "stage", "state", "code", "kind", "outcome", "status", "location", "direction", "where"}
+    allowed = {
+        "pipeline",
+        "stage",
+        "state",
+        "code",
+        "kind",
+        "outcome",
+        "status",
+        "location",
+        "direction",
+        "where",
+        "route",
+    }
     for family in registry.collect():
         assert family.name.startswith("omnibus_")
         assert not family.name.endswith(("_ms", "_mb", "_milliseconds", "_kilobytes"))
