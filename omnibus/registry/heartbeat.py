@@ -12,7 +12,7 @@ from typing import Any, Self
 from msgspec.structs import replace
 
 from omnibus.broker.bucket import Bucket, Entry
-from omnibus.errors import BrokerError, InvalidRequest, RevisionConflict
+from omnibus.errors import BrokerError, RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
@@ -105,17 +105,17 @@ class Registration:
     async def _reconcile(self) -> None:
         """Another revision is there: our own whose answer was lost, none since it expired, or somebody's verdict."""
         entry = await self._bucket.get(self._key)
-        theirs = _decoded(entry) if entry is not None else None
-        if entry is not None and not self._is_ours(theirs):
+        theirs = _decoded(entry)
+        if theirs is not None and not self._is_ours(theirs):
             await self._register_afresh()
             return
         try:
-            self._revision = await (self._update(entry.revision) if entry is not None else self._create())
+            self._revision = await self._update(entry.revision if entry is not None else 0)
         except RevisionConflict:
             await self._register_afresh()
 
-    def _is_ours(self, found: ReplicaRecord | None) -> bool:
-        if found is None or found.instance != self._record.instance:
+    def _is_ours(self, found: ReplicaRecord) -> bool:
+        if found.instance != self._record.instance:
             return False
         return found.status is not ReplicaStatus.DOWN or self._record.status is ReplicaStatus.DOWN
 
@@ -138,10 +138,11 @@ class Registration:
     async def _take(self) -> bool:
         """Whether the id was free, and is ours now."""
         entry = await self._bucket.get(self._key)
-        if entry is not None and not _is_free(entry):
+        owner = _decoded(entry)
+        if owner is not None and owner.status is not ReplicaStatus.DOWN:
             return False
         try:
-            self._revision = await (self._update(entry.revision) if entry is not None else self._create())
+            self._revision = await self._update(entry.revision if entry is not None else 0)
         except RevisionConflict:
             return False
         return True
@@ -150,20 +151,13 @@ class Registration:
     def _key(self) -> str:
         return subjects.replica_key(self._record.stage_id, self._record.replica)
 
-    async def _create(self) -> int:
-        return await self._bucket.create(self._key, codec.encode(self._record), ttl=self._timeout)
-
     async def _update(self, revision: int) -> int:
-        return await self._bucket.update(self._key, codec.encode(self._record), revision, ttl=self._timeout)
+        # The bucket's age limit is the heartbeat timeout, so a key needs no lifetime of its own.
+        return await self._bucket.update(self._key, codec.encode(self._record), revision)
 
 
-def _decoded(entry: Entry) -> ReplicaRecord | None:
-    try:
-        return codec.decode(entry.value, ReplicaRecord)
-    except InvalidRequest:
+def _decoded(entry: Entry | None) -> ReplicaRecord | None:
+    """The record in an entry, None when the key is absent or expired."""
+    if entry is None or entry.value is None:
         return None
-
-
-def _is_free(entry: Entry) -> bool:
-    found = _decoded(entry)
-    return found is not None and found.status is ReplicaStatus.DOWN
+    return codec.decode(entry.value, ReplicaRecord)

@@ -55,7 +55,7 @@ class Judge:
         key = subjects.replica_key(dead.stage_id, dead.replica)
         for _ in range(_TRIES):
             entry = await self._bucket.get(key)
-            if entry is None:
+            if entry is None or entry.value is None:
                 return None
             found: ReplicaRecord = codec.decode(entry.value, ReplicaRecord)
             if found.instance != dead.instance or found.status is ReplicaStatus.DOWN:

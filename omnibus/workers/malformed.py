@@ -45,8 +45,8 @@ async def reject(malformed: Malformed, *, ledger: Ledger, performer: Performer, 
     """
     announced = subjects.parse_task(malformed.delivery.subject)
     found = await ledger.read(announced.rid)
-    if found is not None and not found[0].state.terminal:
-        ticket, stage_id = found[0].ticket, announced.stage_id
+    if found is not None and not found.record.state.terminal:
+        ticket, stage_id = found.record.ticket, announced.stage_id
         failure = Failure.of(malformed.error, stage_id=stage_id, replica=replica)
         event = StageFailed(ticket=ticket, stage_id=stage_id, failure=failure)
         await performer.perform((PublishEvent(event, announced.rid, stage_id, ticket.run),))

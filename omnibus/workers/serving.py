@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from omnibus.broker.effects import Performer
-from omnibus.errors import BrokerError, BrokerRefused, EngineDead
+from omnibus.errors import BrokerError, BrokerRefused, EngineDead, RequestTooLarge
 from omnibus.pipeline.route import Forwarding, Route, Target
 from omnibus.requests.advance import linear_tasks, needs_event
 from omnibus.requests.effects import Effect, PublishEvent
@@ -104,7 +104,7 @@ class TaskService:
         try:
             for effect in following(result):
                 await self._perform(assignment, effect)
-        except BrokerRefused as error:  # such as too large for the broker: it would be refused again
+        except (BrokerRefused, RequestTooLarge) as error:  # it would be refused again
             await self._fail(assignment, error)
             return
         await self._ack(assignment)
