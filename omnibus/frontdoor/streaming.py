@@ -12,7 +12,7 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
 from omnibus.client.events import ClientEvent, Ended
-from omnibus.errors import DeadlineExceeded, OmnibusError
+from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest
 from omnibus.frontdoor.door import Door
 from omnibus.frontdoor.errors import ServerFault, error_json
 from omnibus.frontdoor.schemas.common import Answer
@@ -37,6 +37,7 @@ class Lookahead:
         self._events = aiter(accepted.submission.events())
         self._until = asyncio.get_running_loop().time() + accepted.patience
         self._next: asyncio.Task[ClientEvent] | None = None
+        self._has_ended = False
 
     async def peek(self, timeout: float) -> ClientEvent | None:
         """The first event, None when there is none within `timeout` seconds."""
@@ -65,9 +66,15 @@ class Lookahead:
     async def _take(self) -> ClientEvent:
         try:
             async with asyncio.timeout_at(self._until):
-                return await anext(self._events)
+                event = await anext(self._events)
         except TimeoutError as error:
             raise DeadlineExceeded from error
+        except StopAsyncIteration as error:
+            if self._has_ended:
+                raise
+            raise UnknownRequest("the request is no longer in the ledger") from error
+        self._has_ended = isinstance(event, Ended)
+        return event
 
 
 async def first_seen(door: Door, http: HttpRequest, accepted: Accepted) -> Lookahead:

@@ -1,7 +1,6 @@
-"""Pieces of an answer while it is made: pure state machines from a request's events to OpenAI's chunks.
+"""Pieces of an answer while it is made: from a request's events to OpenAI's chunks. Pure.
 
-Nothing is said twice and nothing is left out: text that was never streamed comes with its output, and an output whose
-notice was lost comes with the end.
+The client promises that text pieces are contiguous, that an output comes once, after all its text, and before the end.
 """
 
 from __future__ import annotations
@@ -29,40 +28,13 @@ def live_stage(route: Route) -> int | None:
     return next((stage.stage_id for stage in route.finals if stage.final == "text"), None)
 
 
-class LiveText:
-    """What has been said of the one text that streams."""
-
-    def __init__(self, stage_id: int | None) -> None:
-        self._stage_id = stage_id
-        self.said = ""
-
-    def is_live(self, stage_id: int) -> bool:
-        return stage_id == self._stage_id
-
-    def piece(self, piece: TextPiece) -> str:
-        """What to say now: nothing for the texts of other stages."""
-        if not self.is_live(piece.stage_id):
-            return ""
-        self.said += piece.text
-        return piece.text
-
-    def rest(self, output: Output) -> str:
-        """What of the whole text has not been said."""
-        whole = output.text
-        if not whole.startswith(self.said):
-            return ""  # what is out cannot be taken back
-        rest = whole[len(self.said) :]
-        self.said = whole
-        return rest
-
-
 class ChatStream:
     """A chat's chunks: text as it comes, any other output whole, as soon as it is ready."""
 
     def __init__(self, head: Head, live: int | None, *, include_usage: bool) -> None:
         self._head, self._include_usage = head, include_usage
-        self._text = LiveText(live)
-        self._delivered: set[int] = set()
+        self._live = live
+        self._said = ""
         self._has_audio = False
 
     def opening(self) -> ChatChunk:
@@ -70,24 +42,19 @@ class ChatStream:
         return self._chunk(MessageOut(role="assistant", content=""))
 
     def text(self, piece: TextPiece) -> list[ChatChunk]:
-        said = self._text.piece(piece)
-        return [self._chunk(MessageOut(content=said))] if said else []
-
-    def missing(self, outputs: Sequence[Output]) -> list[Output]:
-        """Those that have not been delivered yet."""
-        return [output for output in outputs if output.stage_id not in self._delivered]
+        """What to say now: nothing for the texts of other stages."""
+        if piece.stage_id != self._live:
+            return []
+        self._said += piece.text
+        return [self._chunk(MessageOut(content=piece.text))]
 
     def output(self, output: Output) -> list[ChatChunk]:
-        """Chunks of a finished output; none when it was delivered before."""
-        if output.stage_id in self._delivered:
+        """A finished output; the one that streamed has been said."""
+        if output.stage_id == self._live:
             return []
-        self._delivered.add(output.stage_id)
-        if self._text.is_live(output.stage_id):
-            rest = self._text.rest(output)
-            return [self._chunk(MessageOut(content=rest))] if rest else []
         if output.modality == "audio" and output.items and not self._has_audio:
             self._has_audio = True
-            return [self._chunk(MessageOut(audio=audio(self._head, output, self._text.said)))]
+            return [self._chunk(MessageOut(audio=audio(self._head, output, self._said)))]
         return [self._chunk(MessageOut(content=[part])) for part in content_parts(output)]
 
     def closing(self, outputs: Sequence[Output]) -> list[ChatChunk]:
@@ -117,16 +84,15 @@ class CompletionStream:
 
     def __init__(self, head: Head, live: int | None, *, include_usage: bool) -> None:
         self._head, self._include_usage = head, include_usage
-        self._text = LiveText(live)
+        self._live = live
 
     def text(self, piece: TextPiece) -> list[Completion]:
-        said = self._text.piece(piece)
-        return [self._chunk(said)] if said else []
+        """What to say now: nothing for the texts of other stages."""
+        return [self._chunk(piece.text)] if piece.stage_id == self._live else []
 
     def closing(self, outputs: Sequence[Output]) -> list[Completion]:
-        """What was not streamed, why it ended, and the tokens when they were asked for."""
-        texts = [output for output in outputs if self._text.is_live(output.stage_id)]
-        end = self._chunk("".join(self._text.rest(output) for output in texts), finish_reason(outputs))
+        """The last chunks: why it ended, and the tokens when they were asked for."""
+        end = self._chunk("", finish_reason(outputs))
         if not self._include_usage:
             return [end]
         return [end, self._build([], usage(outputs))]

@@ -9,13 +9,13 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 from sse_starlette.event import ServerSentEvent
 
-from omnibus.client.events import Ended, OutputArrived, Result, TextPiece
+from omnibus.client.events import Ended, OutputArrived, TextPiece
 from omnibus.frontdoor.answers import answered, transcoded_all
 from omnibus.frontdoor.door import TheDoor
 from omnibus.frontdoor.mapping.answering import Head, chat_completion, head_of
 from omnibus.frontdoor.mapping.asking import chat_request
 from omnibus.frontdoor.mapping.streams import ChatStream, live_stage
-from omnibus.frontdoor.schemas.chat import ChatBody, ChatChunk
+from omnibus.frontdoor.schemas.chat import ChatBody
 from omnibus.frontdoor.streaming import Lookahead, data, event_stream, first_seen
 from omnibus.frontdoor.submitting import result_of, submit
 from omnibus.frontdoor.transcoding import transcoded
@@ -53,14 +53,9 @@ async def _pieces(events: Lookahead, stream: ChatStream, audio: str) -> AsyncIte
                 case OutputArrived(output=output):
                     chunks = stream.output(await transcoded(output, audio=audio))
                 case Ended(result=result):
-                    chunks = await _last_chunks(stream, result, audio)
+                    result.raise_for_state()
+                    chunks = stream.closing(result.outputs)
                 case _:
                     chunks = []
             for chunk in chunks:
                 yield data(chunk)
-
-
-async def _last_chunks(stream: ChatStream, result: Result, audio: str) -> list[ChatChunk]:
-    result.raise_for_state()
-    missing = [await transcoded(output, audio=audio) for output in stream.missing(result.outputs)]
-    return [chunk for output in missing for chunk in stream.output(output)] + stream.closing(result.outputs)
