@@ -12,7 +12,7 @@ from omnibus.requests import effects
 from omnibus.requests.effects import Effect
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel
-from omnibus.wire.envelope import Event, Task, event_kind
+from omnibus.wire.envelope import DeadlinePassed, Event, Task, event_kind
 from omnibus.wire.payload import ENVELOPE_LIMIT
 
 
@@ -51,7 +51,8 @@ class Performer:
             case effects.CreateRecord(record):
                 return await self.ledger.create(record)
             case effects.ScheduleDeadline(rid, deadline):
-                await self.queue.schedule_deadline(rid, deadline)
+                event = DeadlinePassed(rid=rid, deadline=deadline)
+                await self.queue.schedule_deadline(rid, deadline, codec.encode(event))
             case effects.Stop(rid, until):
                 await self._connection.publish(
                     subjects.ctl_all(self._pipeline), codec.encode(Cancel(rids=(rid,), until=until))

@@ -12,12 +12,13 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import nats.aio.client
 import nats.errors
 
 from omnibus.broker.replies import Message, Replies, Transient
-from omnibus.errors import BrokerRefused, BrokerUnavailable
+from omnibus.errors import BrokerRefused, BrokerUnavailable, ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -35,6 +36,7 @@ _OPTIONS: dict[str, Any] = {
     "max_outstanding_pings": 2,
     "pending_size": 16 << 20,
 }
+_SCHEMES = ("nats", "tls", "ws", "wss")
 _PERMISSIONS = re.compile("permissions violation", re.IGNORECASE)
 
 log = get_logger(__name__)
@@ -69,7 +71,11 @@ class Link:
         self._on_reconnect: list[Hook] = []
 
     async def open(self, *, role: str, deadline: float, credentials: Path | None) -> None:
-        """Connect; raises BrokerUnavailable, which says what to do, when that takes longer than `deadline` seconds."""
+        """Connect; raises BrokerUnavailable, which says what to do, when that takes longer than `deadline` seconds.
+
+        Raises ConfigError for what is no URL of NATS, and for credentials that are not there.
+        """
+        self._check(credentials)
         try:
             async with asyncio.timeout(deadline):
                 await self._client.connect(
@@ -180,6 +186,22 @@ class Link:
             await self._client.flush(timeout)
         except nats.errors.Error as error:
             raise Transient(f"NATS did not answer a ping within {timeout:g} s") from error
+
+    def _check(self, credentials: Path | None) -> None:
+        if credentials is not None and not credentials.is_file():
+            raise ConfigError(f"OMNIBUS_NATS_CREDENTIALS names {credentials}, which is no file")
+        for part in self.url.split(","):
+            try:
+                split = urlsplit(part if "://" in part else f"nats://{part}")
+                known = (
+                    split.scheme in _SCHEMES and split.hostname is not None and (split.port is None or split.port > 0)
+                )
+            except ValueError:
+                known = False
+            if not known:
+                raise ConfigError(
+                    f"{self._safe_url!r} is no NATS URL: write it as nats://host:4222, several with commas"
+                )
 
     async def _report(self, error: Exception) -> None:
         self._last_error = error

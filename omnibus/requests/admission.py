@@ -18,9 +18,11 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.advance import entry_tasks
 from omnibus.requests.effects import CreateRecord, Effect, Purge, ScheduleDeadline
 from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import Ticket
+from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload
-from omnibus.wire.request import Message, Request, TextPart
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, Message, Request, TextPart
 
 MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""
@@ -79,6 +81,17 @@ def new_record(
         trace=request.trace,
     )
     return Record(ticket=ticket, tenant=request.tenant, nonce=nonce, digest=digest(request))
+
+
+def refused_record(
+    spec: PipelineSpec, rid: str, failure: Failure, *, nonce: str, now: float, front: str | None
+) -> Record:
+    """The record of a raw request that cannot be served: it ends as it begins, so that its producer can read why."""
+    empty = Payload.inline(b"", REQUEST_MEDIA_TYPE)
+    ticket = Ticket(
+        rid=rid, pipeline=spec.name, route=Route(()), created=now, deadline=now, request=empty, front=front
+    )  # fmt: skip
+    return Record(ticket=ticket, nonce=nonce, digest="", state=RequestState.FAILED, failure=failure)
 
 
 def admission_effects(record: Record) -> tuple[Effect, ...]:

@@ -95,6 +95,11 @@ def cancel(record: Record) -> tuple[Effect, ...]:
     return _end(record, RequestState.CANCELLED, Failure.of(RequestCancelled()))
 
 
+def fail(record: Record, failure: Failure) -> tuple[Effect, ...]:
+    """End a request as failed; an ended one stays as it is."""
+    return _end(record, RequestState.FAILED, failure)
+
+
 def ended_effects(record: Record) -> tuple[Effect, ...]:
     """What the end of a request brings with it, to be repeated whenever a late event finds it ended."""
     # What is done has nothing running any more; every other end may leave stages at work.

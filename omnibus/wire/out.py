@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from omnibus.wire.envelope import FinalOutput
+from omnibus.wire.failure import Failure
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -58,4 +59,11 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     state: str
 
 
-Out = Tokens | Step | OutputReady | Ended
+class Refused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):
+    """A raw request was not accepted: its id belongs to another one, whose record says nothing of it."""
+
+    rid: str
+    failure: Failure
+
+
+Out = Tokens | Step | OutputReady | Ended | Refused

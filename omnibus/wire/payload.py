@@ -25,18 +25,13 @@ class ObjectKey(msgspec.Struct, frozen=True, tag="object"):
     key: str
 
 
-Location = ObjectKey
-"""Where a payload can be read; a union once there are more kinds of places."""
-
-
 class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Bytes and what they are. Either `data` or at least one location is set."""
+    """Bytes and what they are. Either `data` or `location` is set."""
 
     media_type: str
     nbytes: int
     data: bytes | None = None
-    locations: tuple[Location, ...] = ()
-    """Where the bytes can be read, fastest first."""
+    location: ObjectKey | None = None
 
     @classmethod
     def inline(cls, data: bytes, media_type: str) -> Payload:

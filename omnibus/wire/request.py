@@ -11,7 +11,8 @@ import msgspec
 
 from omnibus.errors import InvalidRequest
 
-LANES = ("interactive", "batch")
+REQUEST_MEDIA_TYPE = "application/vnd.omnibus.request"
+"""Media type of an encoded request in a payload."""
 Lane = Literal["interactive", "batch"]
 
 
@@ -84,6 +85,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         if self.messages is None:
             return ""
         return "\n".join(_text_of(message.content) for message in self.messages if message.role != "assistant")
+
+
+def encode_request(request: Request) -> bytes:
+    """Encode a request as MessagePack."""
+    return msgspec.msgpack.encode(request)
 
 
 def decode_request(data: bytes) -> Request:

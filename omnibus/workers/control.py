@@ -10,7 +10,7 @@ from omnibus.errors import BrokerError
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Cancel, Control, Rpc, RpcReply
 from omnibus.workers.assignment import Interruption
-from omnibus.workers.cancellations import Cancellations
+from omnibus.requests.cancellations import Cancellations
 from omnibus.workers.claims import Claims
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.journal import Journal

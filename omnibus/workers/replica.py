@@ -28,7 +28,7 @@ from omnibus.registry.heartbeat import Registration
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import subjects
 from omnibus.workers.assignment import Assignment, Interruption
-from omnibus.workers.cancellations import Cancellations
+from omnibus.requests.cancellations import Cancellations
 from omnibus.workers.claims import Claims
 from omnibus.workers.control import ControlDesk
 from omnibus.workers.engines import create_engine

@@ -1,0 +1,114 @@
+"""One producer's side of one pipeline: what it can do there, and what it hears from there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.broker.effects import Performer
+from omnibus.client.events import Output, Result
+from omnibus.client.open_requests import OpenRequests
+from omnibus.payloads.store import PayloadStore
+from omnibus.requests.record import Record
+from omnibus.wire import codec, out, subjects
+from omnibus.wire.envelope import FinalOutput
+
+_MAILBOX = 4096
+"""Messages that wait for one follower. What comes beyond is dropped: text is filled in from the output, the end is read."""
+_EARLY = 1024
+"""Requests whose first messages are kept for a follower that has not come yet; the oldest give way."""
+
+Mailbox = asyncio.Queue[out.Out | None]
+"""Messages of one request; None: look at the record."""
+
+
+class Channel:
+    """Made by `open`. Messages of a request that nobody follows are dropped, but its end is noted."""
+
+    def __init__(self, connection: Connection, pipeline: str, front: str) -> None:
+        self._connection, self.pipeline, self.front = connection, pipeline, front
+        self.performer = Performer(connection, pipeline)
+        self.store = PayloadStore(connection, pipeline)
+        self.open_requests = OpenRequests(self.performer.queue)
+        self._mailboxes: dict[str, list[Mailbox]] = defaultdict(list)
+        self._early: dict[str, Mailbox] = {}
+        self._subscriptions: list[Subscription] = []
+        self._unhook: Callable[[], None] = lambda: None
+
+    @classmethod
+    async def open(cls, connection: Connection, pipeline: str, front: str) -> Channel:
+        """Listen; raises BrokerUnavailable."""
+        channel = cls(connection, pipeline, front)
+        subject = subjects.out_all(pipeline, front)
+        channel._subscriptions.append(await connection.subscribe(subject, channel._hear))
+        channel._unhook = connection.on_reconnect(channel._reconnected)
+        return channel
+
+    async def close(self) -> None:
+        """Stop listening; followers find the end in the record."""
+        self._unhook()
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+
+    def expect(self, rid: str) -> None:
+        """Keep what comes for a request from now on, until it is followed."""
+        if len(self._early) >= _EARLY:
+            self._early.pop(next(iter(self._early)))
+        self._early[rid] = asyncio.Queue(_MAILBOX)
+
+    @contextmanager
+    def mailbox(self, rid: str) -> Iterator[Mailbox]:
+        """Hear what comes for a request."""
+        box = self._early.pop(rid, None) or asyncio.Queue(_MAILBOX)
+        self._mailboxes[rid].append(box)
+        try:
+            yield box
+        finally:
+            self._mailboxes[rid].remove(box)
+            if not self._mailboxes[rid]:
+                del self._mailboxes[rid]
+
+    async def listen(self, front: str, rid: str) -> Subscription:
+        """Hear also what is told to another producer about a request."""
+        return await self._connection.subscribe(subjects.out(self.pipeline, front, rid), self._hear)
+
+    async def resolve(self, record: Record) -> Result:
+        """The result with its outputs read; raises PayloadLost."""
+        ticket = record.ticket
+        outputs = [await self.output(record.outputs[stage]) for stage in sorted(record.outputs)]
+        return Result(
+            rid=record.rid, pipeline=self.pipeline, state=record.state, created=ticket.created, deadline=ticket.deadline,
+            run=ticket.run, outputs=tuple(outputs), timings=record.timings, failure=record.failure,
+        )  # fmt: skip
+
+    async def output(self, final: FinalOutput) -> Output:
+        """A final output with its bytes read; raises PayloadLost."""
+        items = [await self.store.get(item) for item in final.items]
+        media_type = final.items[0].media_type if final.items else "application/octet-stream"
+        return Output(
+            stage_id=final.stage_id, modality=final.modality, media_type=media_type, items=tuple(items),
+            finish_reason=final.finish_reason, usage=final.usage,
+        )  # fmt: skip
+
+    async def _hear(self, message: Message) -> None:
+        heard: out.Out = codec.decode(message.data, out.Out)
+        if isinstance(heard, out.Ended):
+            self.open_requests.remove(heard.rid)
+        for box in self._mailboxes.get(heard.rid, ()):
+            _put(box, heard)
+        early = self._early.get(heard.rid)
+        if early is not None:
+            _put(early, heard)
+
+    def _reconnected(self) -> None:
+        for boxes in self._mailboxes.values():
+            for box in boxes:
+                _put(box, None)
+
+
+def _put(box: Mailbox, message: out.Out | None) -> None:
+    if not box.full():
+        box.put_nowait(message)

@@ -1,0 +1,91 @@
+"""Follow one request from what is heard and what the ledger says, to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from omnibus.client.assembly import Assembly
+from omnibus.client.channel import Channel, Mailbox
+from omnibus.client.events import ClientEvent, Ended
+from omnibus.errors import BrokerUnavailable
+from omnibus.requests.record import Record
+from omnibus.wire import out
+from omnibus.wire.envelope import Ticket
+
+READ_EVERY = 5.0
+"""Seconds without a word after which the record is read: a lost notice hangs nobody."""
+
+
+async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncIterator[ClientEvent]:
+    """Events of a request until it has ended, Ended last.
+
+    `from_record`: look at the ledger first, for a request that others submitted. Ends without Ended when the record has
+    expired; raises PayloadLost when an output cannot be read.
+    """
+    elsewhere = None
+    if ticket.front is not None and ticket.front != channel.front:
+        elsewhere = await channel.listen(ticket.front, ticket.rid)
+    try:
+        with channel.mailbox(ticket.rid) as box:
+            if from_record:
+                box.put_nowait(None)
+            async for event in _events(channel, ticket.rid, box):
+                yield event
+    finally:
+        if elsewhere is not None:
+            await elsewhere.unsubscribe()
+
+
+async def _events(channel: Channel, rid: str, box: Mailbox) -> AsyncIterator[ClientEvent]:
+    assembly = Assembly()
+    while True:
+        message = await _next(box)
+        if message is not None and not isinstance(message, out.Ended | out.Refused):
+            for event in await _heard(channel, assembly, message):
+                yield event
+            continue
+        record = await _read(channel, rid)
+        if record is None:
+            return
+        for event in await _recorded(channel, assembly, record):
+            yield event
+        if record.state.terminal:
+            yield Ended(await channel.resolve(record))
+            return
+
+
+async def _heard(
+    channel: Channel, assembly: Assembly, message: out.Tokens | out.Step | out.OutputReady
+) -> list[ClientEvent]:
+    match message:
+        case out.Tokens():
+            return list(assembly.tokens(message))
+        case out.Step():
+            return list(assembly.step(message))
+        case out.OutputReady(output=output):
+            return list(assembly.output(await channel.output(output)))
+
+
+async def _recorded(channel: Channel, assembly: Assembly, record: Record) -> list[ClientEvent]:
+    """Outputs that the record holds and that were not heard of."""
+    missing = [stage for stage in sorted(record.outputs) if not assembly.knows(stage)]
+    return [event for stage in missing for event in assembly.output(await channel.output(record.outputs[stage]))]
+
+
+async def _read(channel: Channel, rid: str) -> Record | None:
+    """The record; waits through an outage of the broker."""
+    while True:
+        try:
+            entry = await channel.performer.ledger.read(rid)
+        except BrokerUnavailable:
+            continue  # each read waits for about ten seconds itself; the follower's own deadline bounds the whole
+        return entry.record if entry is not None else None
+
+
+async def _next(box: Mailbox) -> out.Out | None:
+    try:
+        async with asyncio.timeout(READ_EVERY):
+            return await box.get()
+    except TimeoutError:
+        return None

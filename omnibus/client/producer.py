@@ -1,0 +1,146 @@
+"""The one path in: submit a request, follow it, read its result, cancel it.
+
+A producer listens on one `out` subject for all its requests. What it hears there may be lost; so whoever follows also reads
+the record after a reconnect and every five seconds, and no lost notice hangs anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+from omnibus.broker.admission import admit
+from omnibus.broker.connection import Connection
+from omnibus.broker.ledger import Entry
+from omnibus.client.channel import Channel
+from omnibus.client.events import ClientEvent, Ended, Result
+from omnibus.client.following import follow
+from omnibus.errors import RevisionConflict, UnknownRequest
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.admission import new_record
+from omnibus.requests.advance import cancel
+from omnibus.requests.record import Record
+from omnibus.wire import subjects
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, encode_request
+
+_CONFLICTS = 20
+"""Writers that a cancellation lets pass before it gives up."""
+
+
+class Submission:
+    """An accepted request."""
+
+    def __init__(self, channel: Channel, record: Record, *, attached: bool) -> None:
+        self._channel, self._record = channel, record
+        self.attached = attached
+        """The same request was submitted before: this is its stream or its answer."""
+
+    @property
+    def rid(self) -> str:
+        return self._record.rid
+
+    def events(self) -> AsyncIterator[ClientEvent]:
+        """What happens to the request, until it has ended; the last event is Ended.
+
+        To be iterated once, and closed (`contextlib.aclosing`) when left early; the request goes on all the same.
+        """
+        return follow(self._channel, self._record.ticket, from_record=self.attached)
+
+    async def result(self) -> Result:
+        """The result, once the request has ended; at the latest its deadline ends it."""
+        async for event in self.events():
+            if isinstance(event, Ended):
+                return event.result
+        raise UnknownRequest(f"request {self.rid!r} is no longer in the ledger")
+
+
+class Producer:
+    """Submits requests over one connection; an async context manager. Safe for many tasks of one loop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.front = f"f{secrets.token_hex(6)}"
+        """Token of the `out` subject that this producer listens to."""
+        self._channels: dict[str, Channel] = {}
+        self._opening = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def submit(self, spec: PipelineSpec, request: Request, *, rid: str | None = None) -> Submission:
+        """Submit a request; accepted when this returns, and then it ends exactly once.
+
+        With a `rid` of one's own, submitting again attaches to the running request or to its answer. Raises a RequestError
+        for what the pipeline cannot serve, RequestConflict when the id was used otherwise, Overloaded at a bound, and
+        BrokerUnavailable: then it may have been accepted, and only a submission with the same id tells.
+        """
+        rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
+        channel = await self.channel(spec.name)
+        record = await self._new_record(channel, spec, request, rid)
+        await channel.open_requests.check(spec, request.tenant)
+        channel.expect(rid)
+        admitted = await admit(channel.performer, record)
+        if not admitted.attached:
+            channel.open_requests.add(rid, request.tenant, record.ticket.deadline)
+        return Submission(channel, admitted.record, attached=admitted.attached)
+
+    async def result(self, pipeline: str, rid: str) -> Result:
+        """What the ledger says now; raises UnknownRequest."""
+        channel = await self.channel(pipeline)
+        return await channel.resolve((await self._entry(channel, rid)).record)
+
+    async def attach(self, pipeline: str, rid: str) -> Submission:
+        """Follow a request that anybody submitted; raises UnknownRequest."""
+        channel = await self.channel(pipeline)
+        return Submission(channel, (await self._entry(channel, rid)).record, attached=True)
+
+    async def wait(self, pipeline: str, rid: str) -> Result:
+        """The result of a request that anybody submitted, once it has ended; raises UnknownRequest."""
+        return await (await self.attach(pipeline, rid)).result()
+
+    async def cancel(self, pipeline: str, rid: str) -> Result:
+        """End a request wherever it is; returns its state after that, which is another when it had ended before.
+
+        Idempotent. Raises UnknownRequest.
+        """
+        channel = await self.channel(pipeline)
+        for _ in range(_CONFLICTS):
+            entry = await self._entry(channel, rid)
+            try:
+                await channel.performer.perform(cancel(entry.record), entry.revision)
+            except RevisionConflict:
+                continue
+            return await channel.resolve((await self._entry(channel, rid)).record)
+        raise RevisionConflict(f"the record of request {rid!r} keeps changing")
+
+    async def channel(self, pipeline: str) -> Channel:
+        """What this producer has on one pipeline, opened on first use."""
+        async with self._opening:
+            if pipeline not in self._channels:
+                self._channels[pipeline] = await Channel.open(self._connection, pipeline, self.front)
+            return self._channels[pipeline]
+
+    async def _new_record(self, channel: Channel, spec: PipelineSpec, request: Request, rid: str) -> Record:
+        payload = await channel.store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
+        return new_record(
+            spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=time.time(), front=self.front
+        )  # fmt: skip
+
+    @staticmethod
+    async def _entry(channel: Channel, rid: str) -> Entry:
+        entry = await channel.performer.ledger.read(rid)
+        if entry is None:
+            raise UnknownRequest(f"no request {rid!r} is known; results are kept for 15 minutes")
+        return entry

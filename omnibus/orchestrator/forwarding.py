@@ -1,0 +1,117 @@
+"""One event: read what is needed, decide, perform, acknowledge."""
+
+from __future__ import annotations
+
+import time
+
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.effects import Performer
+from omnibus.broker.ledger import Entry
+from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, RevisionConflict
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.requests.advance import advance, fail, needs_record
+from omnibus.requests.cancellations import Cancellations
+from omnibus.requests.effects import SaveRecord
+from omnibus.requests.record import Record
+from omnibus.wire import codec, subjects
+from omnibus.wire.envelope import DeadlinePassed, Event
+from omnibus.wire.failure import Failure
+
+ATTEMPTS = 5
+"""Deliveries of one event after which its request is ended as failed."""
+CONFLICTS = 50
+"""Writers that one event lets pass before it is left to be delivered again."""
+
+log = get_logger(__name__)
+
+
+class Forwarder:
+    """Handles the events of one pipeline."""
+
+    def __init__(self, performer: Performer, stopped: Cancellations) -> None:
+        self._performer, self._stopped = performer, stopped
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Handle one event; acknowledged when this returns. Raises BrokerError, and then it must be delivered again.
+
+        An event that cannot be handled, ever, ends its request as failed.
+        """
+        try:
+            await self._advance(_decode(delivery))
+        except BrokerError as error:
+            if error.retryable or delivery.num_delivered < ATTEMPTS:
+                raise
+            await self._fail(delivery, error)
+        except OmnibusError as error:
+            await self._fail(delivery, error)
+        except Exception as error:
+            if delivery.num_delivered < ATTEMPTS:
+                raise
+            await self._fail(delivery, error)
+        await delivery.ack()
+
+    async def _advance(self, event: Event) -> None:
+        if not needs_record(event):
+            if not self._stopped.holds(_rid(event), time.time()):
+                await self._performer.perform(advance(event, None))
+            return
+        for _ in range(CONFLICTS):
+            entry = await self._read(_rid(event))
+            try:
+                await self._perform(event, entry)
+            except RevisionConflict:
+                continue
+            return
+        raise RevisionConflict(f"the record of request {_rid(event)!r} keeps changing")
+
+    async def _perform(self, event: Event, entry: Entry | None) -> None:
+        effects = advance(event, entry.record if entry is not None else None)
+        await self._performer.perform(effects, entry.revision if entry is not None else 0)
+        for effect in effects:
+            if isinstance(effect, SaveRecord) and effect.record.state.terminal:
+                _log_end(effect.record)
+
+    async def _read(self, rid: str) -> Entry | None:
+        return await self._performer.ledger.read(rid)
+
+    async def _fail(self, delivery: Delivery, error: Exception) -> None:
+        """End the request that the subject names; nothing when it has ended, or is not known."""
+        rid = subjects.parse_rid(delivery.subject)
+        log.error(LogEvent.EVENT_POISONOUS, request=rid, subject=delivery.subject, error=str(error))
+        for _ in range(CONFLICTS):
+            entry = await self._read(rid)
+            if entry is None:
+                return
+            try:
+                await self._performer.perform(fail(entry.record, Failure.of(error)), entry.revision)
+            except RevisionConflict:
+                continue
+            return
+
+
+def _decode(delivery: Delivery) -> Event:
+    """The event in a delivery; raises InvalidRequest when it is none, or not of the request that its subject names."""
+    if subjects.parse_event(delivery.subject).kind is subjects.EventKind.DEADLINE and not delivery.data:
+        raise InvalidRequest("a deadline without a body")
+    event: Event = codec.decode(delivery.data, Event)
+    if _rid(event) != subjects.parse_rid(delivery.subject):
+        raise InvalidRequest(f"an event of {_rid(event)!r} came on {delivery.subject!r}")
+    return event
+
+
+def _rid(event: Event) -> str:
+    return event.rid if isinstance(event, DeadlinePassed) else event.ticket.rid
+
+
+def _log_end(record: Record) -> None:
+    seconds = round(time.time() - record.ticket.created, 4)
+    log.info(_ENDS[record.state.value], request=record.rid, pipeline=record.ticket.pipeline, seconds=seconds)
+
+
+_ENDS = {
+    "done": LogEvent.REQUEST_DONE,
+    "failed": LogEvent.REQUEST_FAILED,
+    "cancelled": LogEvent.REQUEST_CANCELLED,
+    "expired": LogEvent.REQUEST_EXPIRED,
+}

@@ -1,0 +1,84 @@
+"""Raw requests: whoever publishes to `omni.<pipeline>.request.<rid>` is served as over any other door."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from omnibus.broker.admission import admit
+from omnibus.broker.connection import Connection
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.effects import Performer
+from omnibus.errors import InvalidName, RequestError, RevisionConflict
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.payloads.store import PayloadStore
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.admission import new_record, refused_record
+from omnibus.requests.effects import Tell
+from omnibus.requests.record import Record
+from omnibus.wire import subjects
+from omnibus.wire.failure import Failure
+from omnibus.wire.out import Ended, Refused
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request, encode_request
+
+REPLY_HEADER = "Omni-Reply"
+"""Names the token of the `out` subject that the producer listens to."""
+
+log = get_logger(__name__)
+
+
+class Intake:
+    """Admits the raw requests of one pipeline."""
+
+    def __init__(self, connection: Connection, performer: Performer, spec: PipelineSpec) -> None:
+        self._performer, self._spec = performer, spec
+        self._store = PayloadStore(connection, spec.name)
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Admit one request; acknowledged when this returns. Raises BrokerError: then it is delivered again.
+
+        What cannot be served ends as a `failed` record under its id, or, where the id is another request's, as a refusal
+        to whoever listens.
+        """
+        rid, front = subjects.parse_rid(delivery.subject), delivery.headers.get(REPLY_HEADER)
+        try:
+            subjects.check_name(rid, "rid")
+            front = subjects.check_name(front, REPLY_HEADER) if front is not None else None
+        except InvalidName as error:  # no record and no subject can bear such a name
+            log.warning(LogEvent.REQUEST_REFUSED, subject=delivery.subject, error=str(error))
+            await delivery.ack()
+            return
+        try:
+            admitted = await admit(self._performer, await self._record(delivery, rid, front))
+        except RequestError as error:
+            await self._refuse(rid, front, error)
+        else:
+            if admitted.attached and admitted.record.state.terminal:
+                await self._tell(front, Ended(rid=rid, state=admitted.record.state))
+        await delivery.ack()
+
+    async def _record(self, delivery: Delivery, rid: str, front: str | None) -> Record:
+        request = decode_request(delivery.data)
+        payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
+        # A redelivery is the same call: its nonce is that of the message.
+        nonce = f"{delivery.stream_seq}"
+        return new_record(
+            self._spec, request, rid=rid, payload=payload, nonce=nonce, now=time.time(), front=front
+        )  # fmt: skip
+
+    async def _refuse(self, rid: str, front: str | None, error: RequestError) -> None:
+        log.warning(LogEvent.REQUEST_REFUSED, request=rid, error=error.message)
+        record = refused_record(
+            self._spec, rid, Failure.of(error), nonce=secrets.token_hex(8), now=time.time(), front=front
+        )
+        try:
+            await self._performer.ledger.create(record)
+        except RevisionConflict:
+            await self._tell(front, Refused(rid=rid, failure=Failure.of(error)))
+            return
+        await self._tell(front, Ended(rid=rid, state=record.state))
+
+    async def _tell(self, front: str | None, message: Ended | Refused) -> None:
+        if front is not None:
+            await self._performer.perform((Tell(front, message),))

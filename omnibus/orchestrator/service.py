@@ -1,0 +1,108 @@
+"""The orchestrator: events in, effects out; and raw requests in, admitted.
+
+Any number of them share the durable consumers of a pipeline. All that one of them knows is in the queue and in the ledger;
+only the ids of stopped requests are remembered, so that what still arrives of them is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from omnibus.broker.connection import Connection, Message
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.effects import Performer
+from omnibus.broker.puller import Puller
+from omnibus.errors import BrokerError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.orchestrator.forwarding import Forwarder
+from omnibus.orchestrator.intake import Intake
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.cancellations import Cancellations
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Cancel, Control
+
+CONCURRENCY = 256
+"""Events that one orchestrator has in hand; the bound on its memory."""
+RAW_CONCURRENCY = 64
+"""Raw requests that one orchestrator admits at the same time."""
+_DRAIN = 5.0
+_RETRY = 0.5
+"""Seconds after which an event that failed here is delivered again."""
+
+log = get_logger(__name__)
+Handler = Callable[[Delivery], Awaitable[None]]
+
+
+class OrchestratorService:
+    """Serves one pipeline until `run` is cancelled; what it then has in hand is finished or delivered to others."""
+
+    def __init__(self, connection: Connection, spec: PipelineSpec) -> None:
+        self._connection, self._spec = connection, spec
+        performer = Performer(connection, spec.name)
+        self._stopped = Cancellations()
+        self._forwarder = Forwarder(performer, self._stopped)
+        self._intake = Intake(connection, performer, spec)
+
+    async def run(self) -> None:
+        """Serve; returns only by cancellation. Raises BrokerRefused when the pipeline is not laid out on the broker."""
+        control = await self._connection.subscribe(subjects.ctl_all(self._spec.name), self._hear)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._serve_events(), name="orchestrator-events")
+                group.create_task(self._serve_requests(), name="orchestrator-requests")
+        finally:
+            await control.unsubscribe()
+
+    async def _serve_events(self) -> None:
+        stream = subjects.work_stream(self._spec.name)
+        puller = Puller(self._connection, stream, [subjects.EVENTS_CONSUMER], step=CONCURRENCY // 8, label="events")
+        await self._serve(puller, CONCURRENCY, self._forwarder.handle)
+
+    async def _serve_requests(self) -> None:
+        stream = subjects.requests_stream(self._spec.name)
+        puller = Puller(self._connection, stream, [subjects.REQUESTS_CONSUMER], label="requests")
+        await self._serve(puller, RAW_CONCURRENCY, self._intake.handle)
+
+    async def _serve(self, puller: Puller, credit: int, handle: Handler) -> None:
+        """Handle deliveries, `credit` at a time; on cancellation the ones in hand are finished within a grace period."""
+        running: set[asyncio.Task[None]] = set()
+
+        def finished(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            puller.add_credit()
+
+        async with puller:
+            puller.add_credit(credit)
+            try:
+                async for delivery in puller:
+                    task = asyncio.create_task(self._guarded(handle, delivery), name=delivery.subject)
+                    running.add(task)
+                    task.add_done_callback(finished)
+            finally:
+                if running:
+                    await asyncio.wait(running, timeout=_DRAIN)
+
+    async def _guarded(self, handle: Handler, delivery: Delivery) -> None:
+        try:
+            await handle(delivery)
+        except BrokerError as error:
+            log.warning(LogEvent.EVENT_FAILED, subject=delivery.subject, error=str(error))
+            await self._retry(delivery)
+        except Exception:
+            self._connection.metrics.errors.labels(where="orchestrator").inc()
+            log.exception(LogEvent.TASK_CRASHED, subject=delivery.subject, delivery=delivery.num_delivered)
+            await self._retry(delivery)
+
+    async def _retry(self, delivery: Delivery) -> None:
+        try:
+            await delivery.nak(_RETRY)
+        except BrokerError:  # delivered again after the ack wait, then
+            log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
+
+    async def _hear(self, message: Message) -> None:
+        order: Control = codec.decode(message.data, Control)
+        if isinstance(order, Cancel):
+            self._stopped.add(order.rids, max(order.until, time.time()))

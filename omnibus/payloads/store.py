@@ -1,0 +1,45 @@
+"""Where the bytes of a request are between its stages: small ones inline in the message, larger ones in the object store.
+
+An object outlives the request that made it: it is never freed by an ack, since the message may come again. The store's own
+TTL, longer than any request and its answer may live, removes it.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.objects import ObjectStore
+from omnibus.errors import PayloadLost
+from omnibus.pipeline.spec import PayloadRule
+from omnibus.wire import subjects
+from omnibus.wire.payload import INLINE_LIMIT, RECORD_INLINE_LIMIT, ObjectKey, Payload
+
+
+class PayloadStore:
+    """Payloads of one pipeline. Writing and reading raise BrokerUnavailable."""
+
+    def __init__(self, connection: Connection, pipeline: str) -> None:
+        self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+
+    async def put(
+        self, data: bytes, media_type: str, *, rid: str, rule: PayloadRule = PayloadRule.AUTO, limit: int = INLINE_LIMIT
+    ) -> Payload:
+        """A payload of these bytes; readable from everywhere once this returns. `limit`: what AUTO keeps inline, bytes."""
+        if rule is PayloadRule.INLINE or (rule is PayloadRule.AUTO and len(data) <= limit):
+            return Payload.inline(data, media_type)
+        key = ObjectKey(f"{rid}.{uuid.uuid4().hex}")
+        await self._objects.put(key.key, data)
+        return Payload(media_type=media_type, nbytes=len(data), location=key)
+
+    async def put_final(self, data: bytes, media_type: str, *, rid: str) -> Payload:
+        """A payload for the record, which keeps less inline."""
+        return await self.put(data, media_type, rid=rid, limit=RECORD_INLINE_LIMIT)
+
+    async def get(self, payload: Payload) -> bytes:
+        """The bytes; raises PayloadLost when no location has them any more."""
+        if payload.data is not None:
+            return payload.data
+        if payload.location is None:
+            raise PayloadLost("a payload has neither bytes nor a location")
+        return await self._objects.get(payload.location.key)

@@ -1,0 +1,200 @@
+"""A diffusion pipeline under diffusers: batches compatible requests, reports steps, stops between steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError, StageStartError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.diffusers_request import ImageRequest, parse_request
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
+
+if TYPE_CHECKING:
+    from omnibus.workers.engines.diffusers_pipeline import DiffusionModel
+
+BATCH_WINDOW_MS = 5.0
+"""How long a first request waits for company, unless `batch_window_ms` says otherwise."""
+CLOSE_TIMEOUT = 30.0
+"""Seconds for the step in progress to end; its thread cannot be stopped in between."""
+
+
+class _AllCancelled(Exception):  # noqa: N818  not an error: it carries control out of the pipeline
+    """Nobody waits for the batch any more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One job, waiting or in a batch."""
+
+    rid: str
+    request: ImageRequest
+    arrived: float
+    # Bounded by the number of steps, which the request's own check bounds.
+    items: asyncio.Queue[Item | Exception] = field(default_factory=asyncio.Queue)
+    done: bool = False
+
+    def end(self, last: Finished | Exception) -> None:
+        """Deliver the last item, once."""
+        if not self.done:
+            self.done = True
+            self.items.put_nowait(last)
+
+
+def create(stage: StageSpec) -> DiffusersEngine:
+    """The engine of a stage, not yet started."""
+    return DiffusersEngine(stage)
+
+
+class DiffusersEngine:
+    """A DiffusionPipeline behind the engine protocol. Output: `image`, uint8 (n, H, W, 3)."""
+
+    def __init__(self, stage: StageSpec) -> None:
+        self.outputs: Mapping[str, str] = {"image": "image"}
+        self._stage = stage
+        self._window = float(stage.engine_args.get("batch_window_ms", BATCH_WINDOW_MS)) / 1000
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"diffusers-{stage.name}")
+        self._model: DiffusionModel | None = None
+        self._batches: asyncio.Task[None] | None = None
+        # Bounded by the replica, which has at most `slots` jobs.
+        self._waiting: list[_Ticket] = []
+        self._batch: list[_Ticket] = []
+        self._arrived = asyncio.Event()
+        self._dead: Exception | None = None
+
+    async def start(self) -> None:
+        """Load the pipeline; raises CheckpointMissing or StageStartError."""
+        try:
+            self._model = await self._in_thread(self._load)
+        except OmnibusError:
+            raise
+        except Exception as error:  # loaders raise whatever their many parts raise
+            raise StageStartError(f"stage {self._stage.name!r}: diffusers did not start: {error}") from error
+        self._batches = asyncio.create_task(self._run_batches(), name=f"diffusers-{self._stage.name}-batches")
+
+    async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
+        """Progress after each step, with a preview every `previews` steps, then Finished."""
+        if self._model is None or self._dead is not None:
+            raise self._dead or EngineDead(f"stage {self._stage.name!r}: the pipeline is not running")
+        request = parse_request(job.engine_input, job.sampling, self._model.shape)
+        ticket = _Ticket(job.rid, request, asyncio.get_running_loop().time())
+        self._waiting.append(ticket)
+        self._arrived.set()
+        try:
+            while True:
+                item = await ticket.items.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if isinstance(item, Finished):
+                    return
+        finally:
+            self._drop(ticket)
+
+    async def abort(self, rid: str) -> None:
+        for ticket in [*self._waiting, *self._batch]:
+            if ticket.rid == rid:
+                ticket.end(Finished(outputs={}, finish_reason="abort"))
+                self._drop(ticket)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=sum(not ticket.done for ticket in self._batch), waiting=len(self._waiting))
+
+    def dead(self) -> Exception | None:
+        return self._dead
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """`sleep` moves the weights off the device, `wake_up` back; raises InvalidRequest for anything else."""
+        if self._model is None or method not in ("sleep", "wake_up") or args or kwargs:
+            raise InvalidRequest(
+                f"diffusers has no control method {method!r} with these arguments; sleep and wake_up take none"
+            )
+        await self._in_thread(getattr(self._model, method))
+
+    async def close(self) -> None:
+        for ticket in [*self._waiting, *self._batch]:
+            ticket.end(EngineDead(f"stage {self._stage.name!r}: the engine was closed"))
+        if self._batches is not None:
+            self._batches.cancel()
+            await asyncio.wait([self._batches], timeout=CLOSE_TIMEOUT)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._model = None
+
+    def _load(self) -> DiffusionModel:
+        # Seconds of import, off the loop.
+        from omnibus.workers.engines.diffusers_pipeline import DiffusionModel  # noqa: PLC0415
+
+        return DiffusionModel(self._stage)
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    async def _run_batches(self) -> None:
+        while self._dead is None:
+            self._batch = await self._next_batch()
+            try:
+                await self._run_batch(self._batch)
+            except _AllCancelled:
+                pass
+            except Exception as error:  # a batch's failure is its requests' failure
+                self._fail(error)
+            finally:
+                self._batch = []
+
+    async def _next_batch(self) -> list[_Ticket]:
+        """Wait for a request, give others like it a moment to arrive, and take as many as there are slots."""
+        while True:
+            batch = self._compatible()
+            left = batch[0].arrived + self._window - asyncio.get_running_loop().time() if batch else None
+            if batch and left is not None and (left <= 0 or len(batch) >= self._stage.slots):
+                self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
+                return batch
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+
+    def _compatible(self) -> list[_Ticket]:
+        """The oldest request, and those that may share its batch."""
+        if not self._waiting:
+            return []
+        key = self._waiting[0].request.key()
+        return [ticket for ticket in self._waiting if ticket.request.key() == key][: self._stage.slots]
+
+    async def _run_batch(self, batch: list[_Ticket]) -> None:
+        assert self._model is not None
+        loop = asyncio.get_running_loop()
+
+        def on_step(step: int, total: int, preview: Callable[[int], bytes]) -> None:
+            if all(ticket.done for ticket in batch):
+                raise _AllCancelled
+            row = 0
+            for ticket in batch:
+                wanted = not ticket.done and ticket.request.previews and step % ticket.request.previews == 0
+                shown = preview(row) if wanted and step < total else None
+                loop.call_soon_threadsafe(_report, ticket, Progress(step=step, total=total, preview=shown))
+                row += len(ticket.request.seeds)
+
+        images = await self._in_thread(self._model.run, [ticket.request for ticket in batch], on_step)
+        for ticket, image in zip(batch, images, strict=True):
+            ticket.end(Finished(outputs={"image": image}))
+
+    def _fail(self, error: Exception) -> None:
+        failure = error if isinstance(error, OmnibusError) else EngineError(f"{type(error).__name__}: {error}")
+        if isinstance(failure, EngineDead):
+            self._dead = failure
+        for ticket in [*self._batch, *(self._waiting if self._dead else ())]:
+            ticket.end(failure)
+
+    def _drop(self, ticket: _Ticket) -> None:
+        ticket.done = True
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+
+def _report(ticket: _Ticket, progress: Progress) -> None:
+    if not ticket.done:
+        ticket.items.put_nowait(progress)
