@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     """The account whose disconnect events are heard."""
     nats_credentials: Path | None = None
     """A .creds file."""
-    nats_replicas: Literal[1, 3, 5] = 1
+    nats_replicas: int = 1
     """Copies of every stream and bucket; 3 in a cluster of three."""
     nats_server: Path | None = None
     """The nats-server binary of the embedded mode; None: the one installed beside Python, or on PATH."""
@@ -59,6 +59,13 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(key.strip() for key in value.split(",") if key.strip())
+
+    @field_validator("nats_replicas")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value not in (1, 3, 5):
+            raise ValueError("copies are 1, 3 or 5: an even number gains nothing")
+        return value
 
     @field_validator("state_dir")
     @classmethod

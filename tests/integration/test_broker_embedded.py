@@ -165,6 +165,19 @@ async def test_connect_says_what_to_do_when_nothing_answers() -> None:
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:4222", "nats://", "nats://host:none", "a,,b", ""])
+async def test_connect_is_refused_when_the_url_is_malformed(url: str) -> None:
+    with pytest.raises(ConfigError, match="no NATS URL"):
+        async with connect(url, name="test"):
+            pytest.fail("connected")
+
+
+async def test_connect_is_refused_when_the_credentials_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="OMNIBUS_NATS_CREDENTIALS"):
+        async with connect("nats://127.0.0.1:4222", name="test", credentials=tmp_path / "none"):
+            pytest.fail("connected")
+
+
 async def test_observer_hears_of_a_lost_client_and_nothing_else_when_on_the_system_account(
     nats_server: EmbeddedServer,
 ) -> None:

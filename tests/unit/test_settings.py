@@ -1,0 +1,41 @@
+"""Settings of a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from omnibus.settings import Settings
+
+pytestmark = pytest.mark.unit
+
+
+def test_settings_come_from_the_environment_when_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNIBUS_NATS_URL", "nats://a:4222,nats://b:4222")
+    monkeypatch.setenv("OMNIBUS_STATE_DIR", "~/omni")
+    monkeypatch.setenv("OMNIBUS_API_KEYS", "one, two,")
+    monkeypatch.setenv("OMNIBUS_NATS_REPLICAS", "3")
+    settings = Settings()
+    assert settings.nats_url == "nats://a:4222,nats://b:4222"
+    assert settings.state_dir == Path.home() / "omni"
+    assert settings.api_keys == ("one", "two")
+    assert settings.nats_replicas == 3
+
+
+def test_settings_stay_on_loopback_when_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMNIBUS_HOST", "OMNIBUS_NATS_URL", "OMNIBUS_STATE_DIR", "OMNIBUS_API_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings()
+    assert (settings.host, settings.nats_url, settings.api_keys) == ("127.0.0.1", None, ())
+    assert settings.state_dir == Path.home() / ".local" / "state" / "omnibus"
+
+
+@pytest.mark.parametrize(("name", "value"), [("OMNIBUS_NATS_REPLICAS", "2"), ("OMNIBUS_NATS_PROFILE", "quick")])
+def test_settings_are_refused_when_a_value_makes_no_sense(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()
