@@ -1,0 +1,119 @@
+"""What each stage of omni-tiny gets out of the stage before it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
+from omnibus.omni_tiny import processors, vocabulary
+from omnibus.omni_tiny.conditions import CHANNELS, LENGTH, conditions_of
+from omnibus.omni_tiny.grammar import all_scenes, parse
+from omnibus.omni_tiny.voice import codes_of
+from omnibus.wire.request import Message, Request
+from omnibus.workers.engines.protocol import Outputs, StageInput
+
+pytestmark = pytest.mark.unit
+
+PROMPT = "draw a red circle left of a blue square"
+
+
+def stage_input(request: Request | None = None, **sources: Outputs) -> StageInput:
+    return StageInput(rid="r1", request=request or Request(prompt=PROMPT), sources=sources)
+
+
+def test_a_bare_prompt_becomes_a_user_turn_when_it_is_text() -> None:
+    assert processors.thinker_input(stage_input()).messages == (Message(role="user", content=PROMPT),)
+
+
+def test_a_chat_or_token_ids_stay_as_they_are_when_given() -> None:
+    chat = (Message(role="user", content=PROMPT),)
+    assert processors.thinker_input(stage_input(Request(messages=chat))).messages == chat
+    assert processors.thinker_input(stage_input(Request(prompt=(2, 3)))).token_ids == (2, 3)
+
+
+@pytest.mark.parametrize("request_", [Request(prompt="  "), Request(messages=(Message(role="user", content=""),))])
+def test_an_empty_prompt_is_refused_when_nothing_is_asked(request_: Request) -> None:
+    with pytest.raises(EmptyPrompt):
+        processors.thinker_input(stage_input(request_))
+
+
+def test_conditions_are_normalised_layers_with_positions_when_built() -> None:
+    states = np.random.default_rng(0).normal(3, 5, size=(7, 2, 128))
+    embeds, mask = conditions_of(states)
+    assert embeds.shape == (LENGTH, CHANNELS)
+    assert embeds.dtype == np.float32
+    assert mask.tolist() == [1] * 7 + [0] * (LENGTH - 7)
+    assert not embeds[7:].any()
+    first = np.concatenate([states[0, layer] / np.sqrt(np.mean(states[0, layer] ** 2)) for layer in (0, 1)])
+    np.testing.assert_allclose(embeds[0, : CHANNELS // 2], first[:128], atol=1e-5)  # sin 0 = 0
+    np.testing.assert_allclose(embeds[0, CHANNELS // 2 :], first[128:] + 1, atol=1e-5)  # cos 0 = 1
+
+
+def test_conditions_do_not_change_when_the_scale_of_a_layer_does() -> None:
+    states = np.random.default_rng(0).normal(size=(5, 2, 128))
+    np.testing.assert_allclose(conditions_of(states * 10).embeds, conditions_of(states).embeds, atol=1e-4)
+
+
+def test_a_value_error_when_hidden_states_have_another_shape() -> None:
+    with pytest.raises(ValueError, match="hidden states"):
+        conditions_of(np.zeros((5, 3, 128)))
+
+
+@pytest.mark.parametrize("tokens", [9, 40])
+def test_dit_input_has_four_values_of_one_length_when_prompts_are_short_or_long(tokens: int) -> None:
+    states = np.random.default_rng(0).normal(size=(tokens, 2, 128)).astype(np.float32)
+    values = processors.dit_input(stage_input(thinker={"hidden_states": states})).values
+    length = max(LENGTH, tokens)
+    assert {name: value.shape for name, value in values.items()} == {
+        "prompt_embeds": (length, CHANNELS),
+        "prompt_attention_mask": (length,),
+        "negative_prompt_embeds": (length, CHANNELS),
+        "negative_prompt_attention_mask": (length,),
+    }
+    assert values["prompt_attention_mask"].sum() == tokens
+
+
+def test_the_negative_is_the_encoded_empty_prompt_when_shipped() -> None:
+    embeds, mask = processors.empty_conditions(LENGTH)
+    assert mask.sum() == 2  # the user's turn begins, the assistant's turn begins
+    assert np.abs(embeds[:2]).max() > 0.5
+
+
+def test_talker_input_is_the_thinkers_ids_when_they_are_canonical() -> None:
+    ids = vocabulary.canonical_ids(parse(PROMPT).symbols)
+    assert processors.talker_input(stage_input(thinker={"token_ids": ids})).token_ids == ids
+
+
+def test_talker_input_closes_with_one_end_when_the_thinker_did_not_or_rambled() -> None:
+    ids = vocabulary.canonical_ids(parse(PROMPT).symbols)
+    for given in (ids[:-1], [300, *ids], [*ids, 0]):
+        assert processors.talker_input(stage_input(thinker={"token_ids": given})).token_ids == ids
+
+
+def test_talker_input_is_refused_when_the_thinker_named_nothing() -> None:
+    with pytest.raises(EngineRejected):
+        processors.talker_input(stage_input(thinker={"token_ids": [300, vocabulary.END_ID]}))
+
+
+def test_code2wav_input_is_the_codes_when_the_talker_has_spoken() -> None:
+    codes = codes_of(parse(PROMPT).symbols)
+    said = [*vocabulary.code_ids(codes), vocabulary.CODES_END_ID]
+    assert processors.code2wav_input(stage_input(talker={"token_ids": said})).values == {"codes": codes}
+
+
+def test_code2wav_input_is_refused_when_the_talker_said_nothing() -> None:
+    with pytest.raises(EngineRejected):
+        processors.code2wav_input(stage_input(talker={"token_ids": [vocabulary.CODES_END_ID]}))
+
+
+def test_an_engine_error_when_a_source_is_missing() -> None:
+    with pytest.raises(EngineError, match="hidden_states"):
+        processors.dit_input(stage_input(thinker={"text": "red circle"}))
+
+
+def test_every_id_fits_the_talker_when_words_and_codes_share_a_vocabulary() -> None:
+    ids = {token for scene in all_scenes() for token in vocabulary.canonical_ids(scene.symbols)}
+    codes = set(vocabulary.code_ids(range(49)))
+    assert ids.isdisjoint(codes)
+    assert max(ids | codes) < vocabulary.TALKER_VOCABULARY
