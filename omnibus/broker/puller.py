@@ -193,7 +193,8 @@ class Puller:
             lane.ended(token, int(pending) if pending is not None else None)
             self._wake.set()
         else:
-            self._forget(lane, (message.headers or {}).get("Description", status).strip())
+            why = (message.headers or {}).get("Description", status)
+            self._forget(lane, "nobody listens" if status == "503" else why)
 
     def _forget(self, lane: Lane, why: str) -> None:
         """Count nothing as asked for on this lane, and ask again, at growing intervals while it fails."""
