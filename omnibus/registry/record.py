@@ -49,6 +49,9 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     claims: tuple[tuple[str, str], ...] = ()
     """(request id, ack subject) of every task in hand."""
 
+    verdict: str = ""
+    """Of whoever declared it down; random, so that of several equal verdicts one alone wins."""
+
     @property
     def key(self) -> tuple[int, str]:
         return self.stage_id, self.replica

@@ -6,6 +6,7 @@ Witnesses are its supervisor and the server's disconnect events; both may speak,
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 from msgspec.structs import replace
 
@@ -61,7 +62,8 @@ class Judge:
             if found.instance != dead.instance or found.status is ReplicaStatus.DOWN:
                 return None
             try:
-                down = replace(found, status=ReplicaStatus.DOWN, claims=())
+                # The nonce matters: the bucket takes a writer that finds its very bytes in place for the first one.
+                down = replace(found, status=ReplicaStatus.DOWN, claims=(), verdict=secrets.token_hex(8))
                 await self._bucket.update(key, codec.encode(down), entry.revision)
             except RevisionConflict:
                 continue

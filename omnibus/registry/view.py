@@ -89,8 +89,8 @@ class ReplicaView:
         except InvalidRequest as error:  # of a newer version, or not ours: leave it alone
             log.warning(LogEvent.BROKER_ERROR, key=key, error=error.message)
             return
-        self._tell(ReplicaChange(self._records.get(key), record))
-        self._records[key] = record
+        before, self._records[key] = self._records.get(key), record
+        self._tell(ReplicaChange(before, record))
 
     def _settle(self) -> None:
         """Believe what is absent, once the connection has lasted long enough for every living replica to beat."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from omnibus.broker.connection import Connection, Message, Subscription
 from omnibus.errors import BrokerError
+from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Cancel, Control, Rpc, RpcReply
 from omnibus.workers.assignment import Interruption
-from omnibus.requests.cancellations import Cancellations
 from omnibus.workers.claims import Claims
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.journal import Journal

@@ -43,9 +43,9 @@ class OutputWriter:
         for name, value in finished.outputs.items():
             data, media_type = self._packed(name, value)
             # Together they must fit into one envelope, whatever each of them would be allowed.
-            fitting = rule if len(data) <= left or rule is not PayloadRule.AUTO else PayloadRule.OBJECT
-            payloads[name] = await self._store.put(data, media_type, rule=fitting, rid=task.ticket.rid)
-            left -= len(data) if payloads[name].data is not None else 0
+            payload = await self._store.put(data, media_type, rid=task.ticket.rid, rule=rule, limit=left)
+            left -= len(payload.data or b"")
+            payloads[name] = payload
         return payloads
 
     async def final(self, task: Task, finished: Finished) -> FinalOutput | None:

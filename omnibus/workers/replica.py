@@ -26,9 +26,9 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.heartbeat import Registration
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import subjects
 from omnibus.workers.assignment import Assignment, Interruption
-from omnibus.requests.cancellations import Cancellations
 from omnibus.workers.claims import Claims
 from omnibus.workers.control import ControlDesk
 from omnibus.workers.engines import create_engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -63,7 +64,8 @@ class TaskService:
         """Run the job until it ends or somebody stops it."""
         work = asyncio.create_task(self._execute(assignment), name=f"run-{assignment.rid}")
         try:
-            await asyncio.wait({work, assignment.interruption}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {work, assignment.interruption}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else assignment.interruption.result()
         finally:
             await self._stop(assignment, work)

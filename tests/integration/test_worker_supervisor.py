@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -20,7 +21,9 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.integration
 
 SLEEPER = "import signal, time; print('ready', flush=True); time.sleep(60)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+)
 
 
 def python(name: str, code: str, **env: str) -> ProcessSpec:
@@ -101,7 +104,7 @@ async def test_backoff_grows_when_a_child_keeps_dying() -> None:
     supervisor = Supervisor([python("dying", "import os; os._exit(1)")], on_death=witness)
     async with running(supervisor):
         await eventually(lambda: len(deaths) >= 4, 15)
-    gaps = [later - earlier for earlier, later in zip(deaths, deaths[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(deaths)]
     assert gaps[2] > 0.4
     assert gaps[2] > gaps[0]
 

@@ -6,9 +6,9 @@ import pytest
 
 from omnibus.errors import AttemptsExhausted, EngineError, EngineRejected, InvalidRequest, PayloadLost
 from omnibus.pipeline.route import Route, RouteStage
+from omnibus.requests.cancellations import Cancellations
 from omnibus.wire.envelope import Task, Ticket
 from omnibus.wire.payload import TEXT, Payload
-from omnibus.workers.cancellations import Cancellations
 from omnibus.workers.triage import GiveUp, Retry, Verdict, exhausted, judge, triage
 
 pytestmark = pytest.mark.unit

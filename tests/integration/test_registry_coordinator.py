@@ -1,0 +1,244 @@
+"""Replicas in the coordinator: ids, heartbeats, verdicts, and what observers make of silence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection, connect
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.heartbeat import Registration
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.verdict import Judge
+from omnibus.registry.view import ReplicaChange, ReplicaView
+from omnibus.wire import codec, subjects
+from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+
+class Registered:
+    """One registration, and what it told."""
+
+    def __init__(self, bench: StageBench, instance: str) -> None:
+        self.ids: list[str] = []
+        self.fenced = 0
+        self.load: dict[str, Any] = {}
+        self.registration = Registration(
+            Bucket(bench.conn, subjects.replicas_bucket(bench.spec.name)),
+            ReplicaRecord(stage_id=0, replica="", instance=instance),
+            timeout=HEARTBEAT_TIMEOUT,
+            load=lambda: self.load,
+            on_registered=self._registered,
+            on_fenced=self._fenced,
+        )
+
+    async def _registered(self, replica: str) -> None:
+        self.ids.append(replica)
+
+    def _fenced(self) -> None:
+        self.fenced += 1
+
+
+@asynccontextmanager
+async def registered(bench: StageBench, instance: str) -> AsyncIterator[Registered]:
+    made = Registered(bench, instance)
+    async with made.registration:
+        yield made
+
+
+def view_of(bench: StageBench) -> ReplicaView:
+    return ReplicaView(bench.conn, bench.spec.name, timeout=HEARTBEAT_TIMEOUT)
+
+
+def statuses(view: ReplicaView) -> dict[str, str]:
+    return {record.replica: record.status.value for record in view.replicas()}
+
+
+def gone(changes: list[ReplicaChange]) -> list[ReplicaChange]:
+    return [change for change in changes if change.after is None]
+
+
+async def test_ids_are_the_smallest_free_ones(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench:
+        async with registered(bench, "one") as one, registered(bench, "two") as two:
+            assert (one.ids, two.ids) == (["r0"], ["r1"])
+        async with registered(bench, "three") as three:
+            assert three.ids == ["r0"], "an id that was left is free"
+
+
+async def test_no_id_is_given_twice_when_many_register_at_once(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench:
+        many = [Registered(bench, f"i{number}") for number in range(20)]
+        await asyncio.gather(*(one.registration.__aenter__() for one in many))
+        assert sorted(one.ids[0] for one in many) == sorted(f"r{number}" for number in range(20))
+        await asyncio.gather(*(one.registration.__aexit__(None, None, None) for one in many))
+
+
+async def test_late_joiner_sees_everybody_at_once(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one, registered(bench, "b"):
+        await one.registration.set_status(ReplicaStatus.UP)
+        async with view_of(bench) as view:
+            assert statuses(view) == {"r0": "up", "r1": "starting"}
+            assert [record.instance for record in view.replicas(0)] == ["a", "b"]
+            assert view.replicas(1) == []
+
+
+async def test_heartbeat_carries_fresh_load(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one, view_of(bench) as view:
+        one.load = {"queue_length": 7, "in_flight": 3}
+        await view.wait_until(lambda found: found[0].queue_length == 7 and found[0].in_flight == 3, HEARTBEAT_TIMEOUT)
+
+
+async def test_living_replica_is_never_reported_gone_while_it_beats(connection: Connection, pipeline: str) -> None:
+    changes: list[ReplicaChange] = []
+    async with stage_bench(connection, pipeline) as bench, view_of(bench) as view, registered(bench, "a"):
+        view.on_change(changes.append)
+        await eventually(lambda: len(changes) > 2.5 * 6, 3 * HEARTBEAT_TIMEOUT + 2)
+        assert gone(changes) == []
+
+
+async def test_silent_replica_is_reported_gone_after_the_timeout(connection: Connection, pipeline: str) -> None:
+    changes: list[ReplicaChange] = []
+    async with stage_bench(connection, pipeline) as bench, view_of(bench) as view:
+        view.on_change(changes.append)
+        silent = Registered(bench, "a")
+        await silent.registration.__aenter__()
+        assert silent.registration._beating is not None
+        silent.registration._beating.cancel()
+        started = time.monotonic()
+        await eventually(lambda: gone(changes), 3 * HEARTBEAT_TIMEOUT)
+        assert time.monotonic() - started >= 0.8 * HEARTBEAT_TIMEOUT
+        assert view.replicas() == []
+
+
+async def test_replica_registers_afresh_when_it_was_declared_down(connection: Connection, pipeline: str) -> None:
+    async with (
+        stage_bench(connection, pipeline) as bench,
+        view_of(bench) as view,
+        ClaimBook(connection, pipeline) as claims,
+        registered(bench, "a") as one,
+    ):
+        await one.registration.set_status(ReplicaStatus.UP)
+        await view.wait_until(lambda found: len(found) == 1, 2)
+        assert await Judge(connection, pipeline, claims).declare_down(view.replicas()[0])
+        await eventually(lambda: one.fenced)
+        await eventually(lambda: statuses(view) == {"r0": "up"})
+        assert one.ids == ["r0", "r0"]
+        assert one.fenced == 1
+
+
+async def test_replica_takes_another_id_when_its_own_was_given_away(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one:
+        bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+        other = replace(one.registration.record, instance="other", status=ReplicaStatus.UP)
+        await bucket.put(subjects.replica_key(0, "r0"), codec.encode(other))
+        await eventually(lambda: one.ids == ["r0", "r1"])
+        assert one.fenced == 1
+
+
+async def test_one_witness_of_many_wins_the_verdict(connection: Connection, pipeline: str) -> None:
+    async with (
+        stage_bench(connection, pipeline) as bench,
+        ClaimBook(connection, pipeline) as claims,
+        registered(bench, "a") as one,
+    ):
+        judges = [Judge(connection, pipeline, claims) for _ in range(5)]
+        record = one.registration.record
+        verdicts = await asyncio.gather(*(judge.declare_down(record) for judge in judges))
+        assert sorted(verdicts) == [False, False, False, False, True]
+
+
+async def test_verdict_does_not_hit_a_successor(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, ClaimBook(connection, pipeline) as claims:
+        async with registered(bench, "old") as old:
+            dead = replace(old.registration.record, status=ReplicaStatus.UP)
+        async with registered(bench, "new") as new:
+            assert new.ids == ["r0"]
+            assert not await Judge(connection, pipeline, claims).declare_down(dead)
+            assert new.fenced == 0
+
+
+async def test_dead_replicas_task_runs_elsewhere_at_once_after_the_verdict(
+    connection: Connection, pipeline: str
+) -> None:
+    async with (
+        stage_bench(connection, pipeline) as bench,
+        view_of(bench) as view,
+        ClaimBook(connection, pipeline) as claims,
+        bench.process("dying", hang_on={"rid": "a"}) as process,
+    ):
+        await bench.submit("a")
+        dead = await eventually(lambda: next((one for one in view.replicas() if claims.held(one)), None), 20)
+        process.kill()
+        await process.wait()
+        async with bench.replica():
+            started = time.monotonic()
+            assert await Judge(connection, pipeline, claims).declare_down(dead)
+            await bench.result("a")
+            assert time.monotonic() - started < HEARTBEAT_TIMEOUT / 2
+
+
+async def test_claims_are_told_to_a_late_listener(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, hang_on={"rid": "a"}) as bench, bench.replica(grace=0.0) as replica:
+        await bench.submit("a")
+        await eventually(lambda: replica.record.in_flight)
+        async with ClaimBook(connection, pipeline) as claims:
+            held = await eventually(lambda: claims._held.get((0, "r0")))
+            assert [rid for rid, _ in held] == ["a"]
+
+
+async def test_restart_of_the_server_does_not_make_living_replicas_look_gone(
+    own_server: EmbeddedServer, pipeline: str
+) -> None:
+    """The outage is longer than the lifetime of a record: the server lets all of them expire when it is back."""
+    changes: list[ReplicaChange] = []
+    async with (
+        connect(own_server.url, name="observer", role="test") as conn,
+        stage_bench(conn, pipeline) as bench,
+        view_of(bench) as view,
+        bench.replica() as replica,
+    ):
+        view.on_change(changes.append)
+        await restart(own_server, outage=1.5 * HEARTBEAT_TIMEOUT)
+        await bench.submit("a")
+        await bench.result("a")
+        beaten = replica.record.last_heartbeat
+        await eventually(lambda: replica.record.last_heartbeat > beaten + HEARTBEAT_TIMEOUT, 5)
+        assert gone(changes) == []
+        assert statuses(view) == {"r0": "up"}
+
+
+async def test_replica_that_died_during_an_outage_is_reported_gone_after_a_full_timeout(
+    own_server: EmbeddedServer, pipeline: str
+) -> None:
+    changes: list[ReplicaChange] = []
+    async with (
+        connect(own_server.url, name="observer", role="test") as conn,
+        stage_bench(conn, pipeline) as bench,
+        view_of(bench) as view,
+    ):
+        silent = Registered(bench, "a")
+        await silent.registration.__aenter__()
+        view.on_change(changes.append)
+        assert silent.registration._beating is not None
+        silent.registration._beating.cancel()
+        await restart(own_server, outage=1.5 * HEARTBEAT_TIMEOUT)
+        await eventually(lambda: gone(changes), 10)
+        assert conn.connected_since is not None
+        assert time.monotonic() - conn.connected_since >= HEARTBEAT_TIMEOUT
+
+
+async def restart(server: EmbeddedServer, *, outage: float) -> None:
+    await server.kill()
+    await asyncio.sleep(outage)
+    await server.start()
