@@ -73,6 +73,7 @@ async def test_chat_streams_text_in_pieces_then_every_other_output_once(door: Fr
         modalities=["text", "image", "audio"],
         stream=True,
         stream_options={"include_usage": True},
+        extra_body={"sampling_params": {"writer": {"token_rate": 50.0}}},
     )
     chunks = [chunk async for chunk in stream]
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
@@ -80,7 +81,7 @@ async def test_chat_streams_text_in_pieces_then_every_other_output_once(door: Fr
     images = [delta.content for delta in deltas if isinstance(delta.content, list)]
     sounds = [delta.audio for delta in deltas if getattr(delta, "audio", None)]
     assert "".join(pieces) == WORDS
-    assert len(pieces) == len(WORDS.split())
+    assert len(pieces) == len(WORDS.split())  # a word every 20 ms: none waits for the next
     assert len(images) == 1
     assert image_of(images[0][0]["image_url"]["url"]).size == (16, 16)
     assert len(sounds) == 1

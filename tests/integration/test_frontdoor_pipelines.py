@@ -6,8 +6,8 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.cli.deployed import DeployedPipelines
 from omnibus.errors import InvalidRequest, UnknownModel
-from omnibus.frontdoor.pipelines import DeployedPipelines
 from omnibus.frontdoor.served import ServedModels
 from omnibus.registry.pipelines import deploy_pipeline
 from tests.support.front import omni_sim
@@ -19,37 +19,40 @@ pytestmark = pytest.mark.integration
 async def test_a_pipeline_is_served_when_it_is_deployed_under_a_running_door(
     connection: Connection, pipeline: str
 ) -> None:
-    models = ServedModels(DeployedPipelines(connection, max_age=0.05), {})
-    with pytest.raises(UnknownModel):
-        await models.find(pipeline)
-    await deploy_pipeline(connection, omni_sim(pipeline))
-
-    async def served() -> bool:
-        return pipeline in [found.model for found in await models.all()]
-
-    await eventually(served)
-    assert (await models.find(pipeline)).spec.name == pipeline
+    async with DeployedPipelines(connection) as pipelines:
+        models = ServedModels(pipelines, {})
+        with pytest.raises(UnknownModel):
+            await models.find(pipeline)
+        await deploy_pipeline(connection, omni_sim(pipeline))
+        await eventually(lambda: _serves(models, pipeline))
+        assert (await models.find(pipeline)).spec.name == pipeline
 
 
 async def test_a_pipeline_stays_known_while_the_broker_is_away(own_server: EmbeddedServer, pipeline: str) -> None:
-    async with connect(own_server.url, name="test") as connection:
+    async with connect(own_server.url, name="test") as connection, DeployedPipelines(connection) as pipelines:
+        models = ServedModels(pipelines, {})
         await deploy_pipeline(connection, omni_sim(pipeline))
-        pipelines = DeployedPipelines(connection, max_age=0.0)
-        assert [spec.name for spec in await pipelines.all()] == [pipeline]
+        await eventually(lambda: _serves(models, pipeline))
         await own_server.kill()
         await eventually(lambda: not connection.connected)
-        assert await pipelines.get(pipeline) is not None
+        assert await _serves(models, pipeline)
 
 
 async def test_a_model_may_be_left_out_when_there_is_no_choice(own_server: EmbeddedServer, pipeline: str) -> None:
-    async with connect(own_server.url, name="test") as connection:
-        models = ServedModels(DeployedPipelines(connection, max_age=0.0), {"alias": pipeline})
+    async with connect(own_server.url, name="test") as connection, DeployedPipelines(connection) as pipelines:
+        models = ServedModels(pipelines, {"alias": pipeline})
         with pytest.raises(InvalidRequest, match="none"):
             await models.find(None)
         await deploy_pipeline(connection, omni_sim(pipeline))
+        await eventually(lambda: _serves(models, "alias"))
         assert (await models.find(None, modality="image")).model == "alias"
         with pytest.raises(InvalidRequest):
             await models.find(None, modality="smell")
         await deploy_pipeline(connection, omni_sim(f"{pipeline}-2"))
+        await eventually(lambda: _serves(models, f"{pipeline}-2"))
         with pytest.raises(InvalidRequest, match=f"alias, {pipeline}-2"):
             await models.find(None)
+
+
+async def _serves(models: ServedModels, model: str) -> bool:
+    return model in [found.model for found in await models.all()]

@@ -119,8 +119,8 @@ async def test_a_request_goes_on_without_its_caller_when_it_has_a_key(door: Fron
 
 
 async def test_a_request_is_cancelled_when_its_caller_leaves_the_stream(door: Front) -> None:
-    ask = body(door, "one two three four five", stream=True, sampling_params={"writer": {"token_rate": 2.0}})
-    stream = await door.openai.chat.completions.create(**ask)
+    slow = {"sampling_params": {"writer": {"token_rate": 2.0}}}
+    stream = await door.openai.chat.completions.create(**body(door, "one two three four", stream=True), extra_body=slow)
     rid = stream.response.headers["x-request-id"]
     await stream.close()
 

@@ -18,7 +18,7 @@ from omnibus.frontdoor.door import Options
 from omnibus.frontdoor.server import HttpServer
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.workers.replica import Replica
+from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.waiting import eventually
 
 STEPS = 4
@@ -97,7 +97,7 @@ async def front(
 
 @asynccontextmanager
 async def _running(connection: Connection, spec: PipelineSpec) -> AsyncIterator[None]:
-    replicas = [Replica(connection, spec, stage, grace=0.1) for stage in spec.stages]
+    replicas = [Replica(connection, spec, stage, ReplicaOptions(grace=0.1)) for stage in spec.stages]
     orchestrator = asyncio.create_task(OrchestratorService(connection, spec).run(), name="orchestrator")
     running = [asyncio.create_task(replica.run(), name="replica") for replica in replicas]
     try:

@@ -114,9 +114,10 @@ def images(head: Head, outputs: Sequence[Output], *, as_urls: bool, image_format
 
 
 def usage(outputs: Iterable[Output]) -> Usage:
-    """Tokens of all delivered outputs together."""
+    """Tokens of all delivered outputs together; the prompt's once: what later stages read, earlier ones wrote."""
     counts = [output.usage for output in outputs]
-    read, written = sum(count.prompt_tokens for count in counts), sum(count.completion_tokens for count in counts)
+    read = next((count.prompt_tokens for count in counts if count.prompt_tokens), 0)
+    written = sum(count.completion_tokens for count in counts)
     return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
