@@ -22,3 +22,23 @@ log_level = click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged on stderr."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+host = click.option("--host", metavar="ADDRESS", help="Where the front door listens; loopback unless told otherwise.")
+port = click.option("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one.")
+api_key = click.option("--api-key", multiple=True, metavar="KEY", help="A bearer token to accept; may be repeated.")
+grace = click.option(
+    "--grace", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Time to finish tasks when stopped."
+)
+stage_init_timeout = click.option(
+    "--stage-init-timeout",
+    type=float,
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for an engine to load.",
+)
+replicas = click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replicas of each stage started here, instead of the pipeline's number.",
+)

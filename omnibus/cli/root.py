@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
+import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
-    from omnibus.observability.metrics import Metrics
     from omnibus.settings import Settings
 
 T = TypeVar("T")
+START_WAIT = 60.0
+"""Seconds that a long-lived process waits for its broker when it starts."""
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,6 +39,13 @@ def load_settings(**flags: Any) -> Settings:
         raise ConfigError(f"OMNIBUS_{name.upper()}: {first['msg']}", param=name) from error
 
 
+def start_logging(settings: Settings) -> None:
+    """Logs of a long-lived process, on stderr."""
+    from omnibus.observability.logging import configure_logging  # noqa: PLC0415
+
+    configure_logging(settings.log_level, settings.log_format)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end on uvloop. Ctrl-C cancels `work` and raises KeyboardInterrupt."""
     import uvloop  # noqa: PLC0415
@@ -43,9 +54,32 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
+def end_with_parent() -> bool:
+    """Have this process die with the one that started it, when that one asks for it; whether it does."""
+    from omnibus.workers.lineage import PARENT_VARIABLE, die_with_parent  # noqa: PLC0415
+
+    if PARENT_VARIABLE not in os.environ:
+        return False
+    die_with_parent()
+    return True
+
+
 def run_until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Run on uvloop until `work` ends, or until Ctrl-C or SIGTERM cancels it, which is no error; a second one kills."""
-    run(_stoppable(work))
+    """Run on uvloop until `work` ends, or until Ctrl-C or SIGTERM cancels it, which is no error; a second one kills.
+
+    Under a supervisor the process dies with it, and a ConfigError exits with the code of what would fail again.
+    """
+    from omnibus.errors import ConfigError  # noqa: PLC0415
+    from omnibus.workers.supervisor import FATAL_EXIT_CODE  # noqa: PLC0415
+
+    supervised = end_with_parent()
+    try:
+        run(_stoppable(work))
+    except ConfigError as error:
+        if not supervised:
+            raise
+        sys.stderr.write(f"{error.message}\n")
+        sys.exit(FATAL_EXIT_CODE)
 
 
 async def _stoppable(work: Coroutine[Any, Any, None]) -> None:
@@ -70,13 +104,26 @@ async def _stoppable(work: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def connected(settings: Settings, *, role: str, metrics: Metrics | None = None) -> AsyncIterator[Connection]:
-    """A connection to the broker that the settings name or that is found; raises BrokerUnavailable."""
+async def connected(settings: Settings, *, role: str, wait: float = 0.0) -> AsyncIterator[Connection]:
+    """A connection to the broker that the settings name or that is found; raises BrokerUnavailable.
+
+    Waits up to `wait` seconds for a broker that does not run yet, so that processes may start in any order.
+    """
+    async with AsyncExitStack() as stack:
+        yield await _connect(stack, settings, role, time.monotonic() + wait)
+
+
+async def _connect(stack: AsyncExitStack, settings: Settings, role: str, until: float) -> Connection:
     from omnibus.broker.connection import connect  # noqa: PLC0415
     from omnibus.broker.discovery import discover  # noqa: PLC0415
+    from omnibus.errors import BrokerUnavailable  # noqa: PLC0415
 
-    url = discover(settings).url
-    async with connect(
-        url, name=f"omnibus-{role}", role=role, credentials=settings.nats_credentials, metrics=metrics
-    ) as connection:
-        yield connection
+    name = os.environ.get("OMNIBUS_INSTANCE", f"omnibus-{role}-{os.getpid()}")
+    while True:
+        url = discover(settings).url  # asked again each time: an embedded server may have started meanwhile
+        connecting = connect(url, name=name, role=role, credentials=settings.nats_credentials)
+        try:
+            return await stack.enter_async_context(connecting)
+        except BrokerUnavailable:
+            if time.monotonic() > until:
+                raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omnibus.client.producer import Producer
     from omnibus.pipeline.spec import PipelineSpec
     from omnibus.settings import Settings
-    from omnibus.wire.request import Request
+    from omnibus.wire.request import Lane, Request
 
 EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
 _CANCEL_DEADLINE = 5.0
@@ -34,7 +34,7 @@ class _Wish:
     modalities: str | None
     rid: str | None
     deadline: float | None
-    lane: str
+    lane: Lane
     seed: int | None
     stream: bool
     out: Path
@@ -83,19 +83,22 @@ async def _submit(settings: Settings, pipeline: str | None, wish: _Wish) -> int:
 
 
 async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: Answer) -> Result:
+    from omnibus.client.events import Ended  # noqa: PLC0415
+    from omnibus.errors import UnknownRequest  # noqa: PLC0415
+
     submission = await producer.submit(spec, _request(spec, wish), rid=wish.rid)
     try:
-        async for event in submission.events():
-            answer.show(event)
-        result = await submission.result()
+        async with aclosing(submission.events()) as events:  # type: ignore[type-var]
+            async for event in events:
+                answer.show(event)
+                if isinstance(event, Ended):
+                    return event.result
     except asyncio.CancelledError:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_DEADLINE):
                 await producer.cancel(spec.name, submission.rid)
         raise
-    for output in result.outputs:
-        answer.keep(output)
-    return result
+    raise UnknownRequest(f"request {submission.rid!r} is no longer in the ledger")
 
 
 def _request(spec: PipelineSpec, wish: _Wish) -> Request:
@@ -110,7 +113,7 @@ def _request(spec: PipelineSpec, wish: _Wish) -> Request:
         sampling_params=stage_params(spec, modalities, seed=wish.seed),
         stream=wish.stream,
         deadline=wish.deadline,
-        lane=wish.lane,  # type: ignore[arg-type] click has checked it
+        lane=wish.lane,
     )
 
 

@@ -1,0 +1,53 @@
+"""`omnibus frontdoor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnibus.cli import options
+
+if TYPE_CHECKING:
+    from omnibus.settings import Settings
+
+
+@click.command("frontdoor")
+@options.host
+@options.port
+@options.api_key
+@click.option("--served-model-name", metavar="NAME", help="A further name for the pipeline that --pipeline names.")
+@options.pipeline
+@options.nats
+@options.state_dir
+@options.log_level
+def command(*, pipeline: str | None, api_key: tuple[str, ...], **flags: Any) -> None:
+    """Run the HTTP server for every pipeline that is deployed. Any number of them may run."""
+    from omnibus.cli.root import load_settings, run_until_stopped, start_logging  # noqa: PLC0415
+
+    settings = load_settings(api_keys=api_key or None, **flags)
+    start_logging(settings)
+    run_until_stopped(_serve(settings, pipeline))
+
+
+async def _serve(settings: Settings, pipeline: str | None) -> None:
+    from omnibus.cli.deployed import DeployedPipelines, find_pipeline  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
+    from omnibus.client.producer import Producer  # noqa: PLC0415
+    from omnibus.frontdoor.app import create_app  # noqa: PLC0415
+    from omnibus.frontdoor.door import Options  # noqa: PLC0415
+    from omnibus.frontdoor.server import serve  # noqa: PLC0415
+
+    async with (
+        connected(settings, role="frontdoor", wait=START_WAIT) as connection,
+        Producer(connection) as producer,
+        DeployedPipelines(connection) as pipelines,
+    ):
+        aliases = {}
+        if settings.served_model_name is not None:
+            aliases = {settings.served_model_name: (await find_pipeline(connection, pipeline, wait=START_WAIT)).name}
+        app = create_app(
+            producer, pipelines, connected=lambda: connection.connected, metrics=connection.metrics,
+            options=Options(api_keys=settings.api_keys, aliases=aliases),
+        )  # fmt: skip
+        await serve(app, host=settings.host, port=settings.port)

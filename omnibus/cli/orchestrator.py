@@ -1,0 +1,36 @@
+"""`omnibus orchestrator`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnibus.cli import options
+
+if TYPE_CHECKING:
+    from omnibus.settings import Settings
+
+
+@click.command("orchestrator")
+@options.pipeline
+@options.nats
+@options.state_dir
+@options.log_level
+def command(*, pipeline: str | None, **flags: Any) -> None:
+    """Run an orchestrator of a deployed pipeline. Any number of them may run; it waits for the deployment."""
+    from omnibus.cli.root import load_settings, run_until_stopped, start_logging  # noqa: PLC0415
+
+    settings = load_settings(**flags)
+    start_logging(settings)
+    run_until_stopped(_orchestrate(settings, pipeline))
+
+
+async def _orchestrate(settings: Settings, pipeline: str | None) -> None:
+    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
+    from omnibus.orchestrator.service import OrchestratorService  # noqa: PLC0415
+
+    async with connected(settings, role="orchestrator", wait=START_WAIT) as connection:
+        spec = await find_pipeline(connection, pipeline, wait=START_WAIT)
+        await OrchestratorService(connection, spec).run()

@@ -1,0 +1,65 @@
+"""`omnibus worker`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnibus.cli import options
+
+if TYPE_CHECKING:
+    from omnibus.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What the command line asks for."""
+
+    pipeline: str | None
+    stage: str
+    replicas: int | None
+    grace: float
+    stage_init_timeout: float
+
+
+@click.command("worker")
+@click.option("--stage", required=True, metavar="ID|NAME", help="Which stage.")
+@options.replicas
+@options.pipeline
+@options.nats
+@options.grace
+@options.stage_init_timeout
+@options.state_dir
+@options.log_level
+def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **order: Any) -> None:
+    """Run replicas of one stage of a deployed pipeline, here: a process each, started again when it dies.
+
+    It may be started before the broker and before the pipeline is deployed, and stopped at any time: SIGTERM or Ctrl-C
+    lets replicas finish what they have, a second one kills them.
+    """
+    from omnibus.cli.root import end_with_parent, load_settings, run, start_logging  # noqa: PLC0415
+
+    end_with_parent()
+    settings = load_settings(nats_url=nats_url, state_dir=state_dir, log_level=log_level)
+    start_logging(settings)
+    run(_work(settings, _Order(**order)))
+
+
+async def _work(settings: Settings, order: _Order) -> None:
+    from omnibus.broker.discovery import discover  # noqa: PLC0415
+    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
+    from omnibus.cli.fleet import Fleet, supervise, witnessed  # noqa: PLC0415
+    from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
+    from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
+
+    async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
+        spec = await find_pipeline(connection, order.pipeline, wait=START_WAIT)
+        fleet = Fleet(
+            spec=spec, settings=settings, addresses=discover(settings),
+            grace=order.grace, stage_init_timeout=order.stage_init_timeout,
+        )  # fmt: skip
+        replicas = fleet.replicas(spec.stage(order.stage), order.replicas)
+        async with witnessed(connection, spec) as (_, witness):
+            await supervise(Supervisor(replicas, grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics))
