@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError, StageStartError
+from omnibus.errors import EngineDead, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.diffusers_request import ImageRequest, parse_request
+from omnibus.workers.engines.diffusers_request import ImageRequest, Stopped, parse_request
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ BATCH_WINDOW_MS = 5.0
 """How long a first request waits for company, unless `batch_window_ms` says otherwise."""
 CLOSE_TIMEOUT = 30.0
 """Seconds for the step in progress to end; its thread cannot be stopped in between."""
-
-
-class _AllCancelled(Exception):  # noqa: N818  not an error: it carries control out of the pipeline
-    """Nobody waits for the batch any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,9 +134,9 @@ class DiffusersEngine:
             self._batch = await self._next_batch()
             try:
                 await self._run_batch(self._batch)
-            except _AllCancelled:
-                pass
-            except Exception as error:  # a batch's failure is its requests' failure
+            except Stopped:
+                continue
+            except OmnibusError as error:
                 self._fail(error)
             finally:
                 self._batch = []
@@ -150,7 +146,7 @@ class DiffusersEngine:
         while True:
             batch = self._compatible()
             left = batch[0].arrived + self._window - asyncio.get_running_loop().time() if batch else None
-            if batch and left is not None and (left <= 0 or len(batch) >= self._stage.slots):
+            if batch and left is not None and (left <= 0 or _images(batch) >= self._stage.slots):
                 self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
                 return batch
             self._arrived.clear()
@@ -158,32 +154,38 @@ class DiffusersEngine:
                 await asyncio.wait_for(self._arrived.wait(), left)
 
     def _compatible(self) -> list[_Ticket]:
-        """The oldest request, and those that may share its batch."""
+        """The oldest request, and those after it that may share its batch, up to `slots` images."""
         if not self._waiting:
             return []
         key = self._waiting[0].request.key()
-        return [ticket for ticket in self._waiting if ticket.request.key() == key][: self._stage.slots]
+        batch: list[_Ticket] = []
+        for ticket in self._waiting:
+            if ticket.request.key() != key:
+                continue
+            if batch and _images([*batch, ticket]) > self._stage.slots:
+                break
+            batch.append(ticket)
+        return batch
 
     async def _run_batch(self, batch: list[_Ticket]) -> None:
         assert self._model is not None
         loop = asyncio.get_running_loop()
 
-        def on_step(step: int, total: int, preview: Callable[[int], bytes]) -> None:
-            if all(ticket.done for ticket in batch):
-                raise _AllCancelled
+        def on_step(step: int, total: int, preview: Callable[[int], bytes]) -> bool:
             row = 0
             for ticket in batch:
                 wanted = not ticket.done and ticket.request.previews and step % ticket.request.previews == 0
                 shown = preview(row) if wanted and step < total else None
                 loop.call_soon_threadsafe(_report, ticket, Progress(step=step, total=total, preview=shown))
                 row += len(ticket.request.seeds)
+            return not all(ticket.done for ticket in batch)
 
         images = await self._in_thread(self._model.run, [ticket.request for ticket in batch], on_step)
         for ticket, image in zip(batch, images, strict=True):
             ticket.end(Finished(outputs={"image": image}))
 
-    def _fail(self, error: Exception) -> None:
-        failure = error if isinstance(error, OmnibusError) else EngineError(f"{type(error).__name__}: {error}")
+    def _fail(self, failure: OmnibusError) -> None:
+        """A batch's failure is that of its requests; a lost device is that of all."""
         if isinstance(failure, EngineDead):
             self._dead = failure
         for ticket in [*self._batch, *(self._waiting if self._dead else ())]:
@@ -193,6 +195,10 @@ class DiffusersEngine:
         ticket.done = True
         if ticket in self._waiting:
             self._waiting.remove(ticket)
+
+
+def _images(batch: Sequence[_Ticket]) -> int:
+    return sum(len(ticket.request.seeds) for ticket in batch)
 
 
 def _report(ticket: _Ticket, progress: Progress) -> None:

@@ -15,14 +15,14 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected, PipelineErro
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines import media
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
-from omnibus.workers.engines.diffusers_request import ImageRequest, PipelineShape
+from omnibus.workers.engines.diffusers_request import ImageRequest, PipelineShape, Stopped
 
 LOADER_ARGS = frozenset({"variant", "use_safetensors", "low_cpu_mem_usage", "local_files_only"})
 """Keys of engine_args that go to `from_pretrained` as they are."""
 OWN_ARGS = frozenset({"pipeline_class", "dtype", "device", "max_images", "max_pixels", "batch_window_ms"})
 
-OnStep = Callable[[int, int, Callable[[int], bytes]], None]
-"""Called after each step with its number, how many there are, and a function that renders row r as PNG; may raise."""
+OnStep = Callable[[int, int, Callable[[int], bytes]], bool]
+"""Called after each step with its number, how many there are, and a function that renders row r as PNG: whether to go on."""
 
 
 class DiffusionModel:
@@ -51,28 +51,28 @@ class DiffusionModel:
         """Images of each request of the batch, uint8 (n, H, W, 3), in order.
 
         Rows do not influence each other: each has a generator of its own and padding is masked, so that a request's images
-        are those it would get alone. What `on_step` raises comes through and leaves the pipeline usable. Raises
-        EngineRejected for what the pipeline refuses before its first step.
+        are those it would get alone. Raises Stopped when `on_step` says so, which leaves the pipeline usable, EngineRejected
+        for what the pipeline refuses before its first step, EngineDead when the device is lost, else EngineError.
         """
         started = False
 
         def after_step(pipeline: Any, step: int, _timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
             nonlocal started
             started = True
-            on_step(step + 1, pipeline.num_timesteps, lambda row: self._preview(state["latents"][row]))
+            if not on_step(step + 1, pipeline.num_timesteps, lambda row: self._preview(state["latents"][row])):
+                raise Stopped
             return {}
 
         try:
             with torch.inference_mode():
                 result = self._pipeline(**self._arguments(batch), callback_on_step_end=after_step)
+        except Stopped:
+            raise
         except torch.AcceleratorError as error:
             raise EngineDead(f"the device failed: {error}") from error
-        except (ValueError, TypeError) as error:
-            if started:
-                raise EngineError(f"{self.shape.name} failed: {error}") from error
-            raise EngineRejected(f"{self.shape.name}: {error}") from error
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            raise EngineError(f"{self.shape.name} failed: {error}") from error
+        except Exception as error:  # pipelines raise whatever their many parts raise
+            refused = isinstance(error, ValueError | TypeError) and not started
+            raise (EngineRejected if refused else EngineError)(f"{self.shape.name}: {error}") from error
         images = (np.asarray(result.images) * 255).round().astype(np.uint8)
         ends = np.cumsum([len(request.seeds) for request in batch])[:-1]
         return np.split(images, ends)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from omnibus.errors import EngineRejected
+from omnibus.wire.request import Message, TextPart
 from omnibus.workers.engines.protocol import EngineInput
 
 MAX_SEED = 2**63 - 1
@@ -28,6 +29,10 @@ RESERVED = frozenset(
     | {"callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "kwargs"}
 )
 """Arguments of pipelines that the engine sets itself."""
+
+
+class Stopped(Exception):
+    """Nobody waits for the batch any more; carries control out of the pipeline between two steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +111,16 @@ def _prompt(given: EngineInput, tensors: Mapping[str, np.ndarray], pipeline: Pip
         return None
     if not pipeline.has_text:
         raise EngineRejected(f"{pipeline.name} has no text encoder here; give it prompt_embeds", param="prompt_embeds")
-    messages = [message.content for message in given.messages or () if isinstance(message.content, str)]
-    text = given.text if given.text is not None else "\n".join(messages)
+    text = given.text if given.text is not None else "\n".join(_texts(given.messages or ()))
     if not text.strip():
         raise EngineRejected("an image needs a prompt", param="prompt")
     return text
+
+
+def _texts(messages: Sequence[Message]) -> list[str]:
+    contents = [message.content for message in messages if message.role != "assistant"]
+    parts = [part for content in contents for part in ((content,) if isinstance(content, str) else content)]
+    return [part if isinstance(part, str) else part.text for part in parts if isinstance(part, str | TextPart)]
 
 
 def _tensors(values: Mapping[str, Any], pipeline: PipelineShape) -> dict[str, np.ndarray]:

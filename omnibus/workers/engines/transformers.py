@@ -1,0 +1,118 @@
+"""A codec's or vocoder's decoder under transformers: codes in, sound out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omnibus.errors import EngineDead, EngineRejected, InvalidRequest, OmnibusError, StageStartError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job
+
+if TYPE_CHECKING:
+    from omnibus.workers.engines.transformers_codec import Decoder
+
+
+def create(stage: StageSpec) -> TransformersEngine:
+    """The engine of a stage, not yet started."""
+    return TransformersEngine(stage)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One job: waiting for the thread, or in it."""
+
+    rid: str
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class TransformersEngine:
+    """A decoder behind the engine protocol. Outputs: `audio`, float32 (samples,), and `sample_rate` in Hz.
+
+    Jobs are decoded one after the other: a clip takes milliseconds, and padding clips to one length would change their ends.
+    A decoding cannot be stopped half-way; an aborted job ends at once, and its result is dropped.
+    """
+
+    def __init__(self, stage: StageSpec) -> None:
+        self.outputs: Mapping[str, str] = {"audio": "audio", "sample_rate": "json"}
+        self._stage = stage
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"transformers-{stage.name}")
+        self._decoder: Decoder | None = None
+        self._runs: list[_Run] = []
+        self._dead: Exception | None = None
+
+    async def start(self) -> None:
+        """Load the model; raises CheckpointMissing or StageStartError."""
+        try:
+            self._decoder = await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        except OmnibusError:
+            raise
+        except Exception as error:  # loaders raise whatever their many parts raise
+            raise StageStartError(f"stage {self._stage.name!r}: transformers did not start: {error}") from error
+
+    async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
+        """Finished, alone."""
+        decoder = self._decoder
+        if decoder is None or self._dead is not None:
+            raise self._dead or EngineDead(f"stage {self._stage.name!r}: the decoder is not running")
+        if job.sampling:
+            name = next(iter(job.sampling))
+            raise EngineRejected(f"unknown parameter {name!r}: decoding takes none", param=name)
+        checked = decoder.check(job.engine_input.values)
+        run = _Run(job.rid)
+        self._runs.append(run)
+        try:
+            samples = await self._decoded(decoder, checked, run)
+        except EngineDead as error:
+            self._dead = error
+            raise
+        finally:
+            self._runs.remove(run)
+        if samples is None:
+            yield Finished(outputs={}, finish_reason="abort")
+        else:
+            yield Finished(outputs={"audio": samples, "sample_rate": decoder.sample_rate})
+
+    async def abort(self, rid: str) -> None:
+        for run in self._runs:
+            if run.rid == rid:
+                run.aborted.set()
+
+    def stats(self) -> EngineStats:
+        jobs = len(self._runs)
+        return EngineStats(running=min(jobs, 1), waiting=max(jobs - 1, 0))
+
+    def dead(self) -> Exception | None:
+        return self._dead
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """There are no control methods; always raises InvalidRequest."""
+        raise InvalidRequest(f"the transformers engine has no control method {method!r}")
+
+    async def close(self) -> None:
+        for run in self._runs:
+            run.aborted.set()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._decoder = None
+
+    def _load(self) -> Decoder:
+        # Seconds of import, off the loop.
+        from omnibus.workers.engines.transformers_codec import Decoder  # noqa: PLC0415
+
+        return Decoder(self._stage)
+
+    async def _decoded(self, decoder: Decoder, checked: np.ndarray, run: _Run) -> np.ndarray | None:
+        """The samples, None when the run was aborted first."""
+        work = asyncio.get_running_loop().run_in_executor(self._thread, decoder.decode, checked)
+        aborted = asyncio.create_task(run.aborted.wait(), name=f"abort-{run.rid}")
+        try:
+            await asyncio.wait([work, aborted], return_when=asyncio.FIRST_COMPLETED)
+            return None if aborted.done() else work.result()
+        finally:
+            aborted.cancel()
+            work.cancel()  # takes it off the queue where the thread has not begun
