@@ -211,7 +211,7 @@ def test_image_parameters_go_to_the_stage_that_paints() -> None:
     assert request.sampling_params == {
         "thinker": {"seed": 1},
         "dit": {
-            "num_images_per_prompt": 2,
+            "n": 2,
             "num_inference_steps": 8,
             "guidance_scale": 3.0,
             "negative_prompt": "dogs",
@@ -220,6 +220,14 @@ def test_image_parameters_go_to_the_stage_that_paints() -> None:
             "seed": 1,
         },
     }
+
+
+def test_previews_are_asked_for_when_a_stream_wants_partial_images() -> None:
+    fields = {"prompt": "a cat", "partial_images": 2, "num_inference_steps": 12}
+    streamed = image_request(ImageBody.model_validate({**fields, "stream": True}), OMNI)
+    whole = image_request(ImageBody.model_validate(fields), OMNI)
+    assert streamed.sampling_params["dit"]["previews"] == 4
+    assert "previews" not in whole.sampling_params["dit"]
 
 
 @pytest.mark.parametrize("size", ["64", "64x", "0x64", "axb", "64x64x64"])

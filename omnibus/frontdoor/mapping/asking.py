@@ -58,10 +58,11 @@ def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
     """A prompt to paint, as a chat of one turn: the first stage applies its template where it has one."""
     _need(spec, "image")
     given = {
-        "num_images_per_prompt": body.n,
+        "n": body.n,
         "num_inference_steps": body.num_inference_steps,
         "guidance_scale": body.guidance_scale,
         "negative_prompt": body.negative_prompt,
+        "previews": _steps_between_previews(body, spec),
         **_sides(body.size),
     }
     image = {name: value for name, value in given.items() if value is not None}
@@ -163,3 +164,12 @@ def _sides(size: str | None) -> dict[str, int]:
         return {}
     width, height = size.split("x")
     return {"width": int(width), "height": int(height)}
+
+
+def _steps_between_previews(body: ImageBody, spec: PipelineSpec) -> int | None:
+    """As few previews as give the caller its partial images; None when it wants none."""
+    if not body.stream or not body.partial_images:
+        return None
+    defaults = (stage.default_sampling_params.get("num_inference_steps") for stage in spec.stages)
+    steps = body.num_inference_steps or next((known for known in defaults if isinstance(known, int)), 1)
+    return max(1, steps // (body.partial_images + 1))
