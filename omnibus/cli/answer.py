@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -81,20 +81,7 @@ class Answer:
 
     def as_json(self, result: Result) -> dict[str, Any]:
         """What is left of a request, as one JSON object; its files are named, not included."""
-        failure = result.failure
-        return {
-            "rid": result.rid,
-            "state": str(result.state),
-            "outputs": [self._output_json(output) for output in result.outputs],
-            "failure": None if failure is None else {"code": failure.code, "message": failure.message},
-            "stages": {
-                self._spec.stage(timing.stage_id).name: {
-                    "queued": round(timing.started - timing.queued, 6),
-                    "running": round(timing.finished - timing.started, 6),
-                }
-                for timing in result.timings
-            },
-        }
+        return describe(self._spec, result, self._saved)
 
     def _text(self, piece: TextPiece) -> None:
         if self._quiet or self._spec.stage(piece.stage_id).final_output_type != "text":
@@ -111,15 +98,6 @@ class Answer:
             name = self._spec.stage(event.stage_id).name
             self._rows[event.stage_id] = self._bar.add_task(name, total=event.total)
         self._bar.update(self._rows[event.stage_id], completed=event.step)
-
-    def _output_json(self, output: Output) -> dict[str, Any]:
-        content = {"text": output.text} if output.modality == "text" else {"files": _names(self._saved, output)}
-        return {
-            "stage": self._spec.stage(output.stage_id).name,
-            "modality": output.modality,
-            "finish_reason": output.finish_reason,
-            **content,
-        }
 
     def _paths(self, output: Output) -> list[Path]:
         stem = f"{output.modality}-{self._spec.stage(output.stage_id).name}"
@@ -141,5 +119,32 @@ class Answer:
             self._open_line = False
 
 
-def _names(saved: dict[int, list[Path]], output: Output) -> Sequence[str]:
-    return [str(path) for path in saved.get(output.stage_id, [])]
+def describe(spec: PipelineSpec, result: Result, files: Mapping[int, Sequence[Path]] | None = None) -> dict[str, Any]:
+    """A request as one JSON object: its state, its texts, the names of its files, and the time of each stage, seconds."""
+    failure = result.failure
+    return {
+        "rid": result.rid,
+        "state": str(result.state),
+        "outputs": [
+            _describe_output(spec, output, (files or {}).get(output.stage_id, ())) for output in result.outputs
+        ],
+        "failure": None if failure is None else {"code": failure.code, "message": failure.message},
+        "stages": {
+            spec.stage(timing.stage_id).name: {
+                "queued": round(timing.started - timing.queued, 6),
+                "running": round(timing.finished - timing.started, 6),
+            }
+            for timing in result.timings
+        },
+    }
+
+
+def _describe_output(spec: PipelineSpec, output: Output, files: Sequence[Path]) -> dict[str, Any]:
+    content = {"text": output.text} if output.modality == "text" else {"files": [str(path) for path in files]}
+    return {
+        "stage": spec.stage(output.stage_id).name,
+        "modality": output.modality,
+        "finish_reason": output.finish_reason,
+        "bytes": sum(len(item) for item in output.items),
+        **content,
+    }

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @options.state_dir
 def command(rids: tuple[str, ...], pipeline: str | None, nats_url: str | None, state_dir: Path | None) -> int:
     """Cancel requests by id, and say how each has ended. Exit code 2 if any is unknown."""
-    from omnibus.cli.root import load_settings, run  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415 commands import when they run
 
-    return run(_cancel(load_settings(nats_url=nats_url, state_dir=state_dir), pipeline, rids))
+    return ask(_cancel(load_settings(nats_url=nats_url, state_dir=state_dir), pipeline, rids))
 
 
 async def _cancel(settings: Settings, pipeline: str | None, rids: tuple[str, ...]) -> int:

@@ -46,6 +46,14 @@ def start_logging(settings: Settings) -> None:
     configure_logging(settings.log_level, settings.log_format)
 
 
+def ask(work: Coroutine[Any, Any, T]) -> T:
+    """`run` for a command that asks and ends: it logs warnings only."""
+    from omnibus.observability.logging import configure_logging  # noqa: PLC0415
+
+    configure_logging("warning", "console")
+    return run(work)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end on uvloop. Ctrl-C cancels `work` and raises KeyboardInterrupt."""
     import uvloop  # noqa: PLC0415

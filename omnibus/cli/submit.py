@@ -62,10 +62,10 @@ def command(pipeline: str | None, nats_url: str | None, state_dir: Path | None, 
     PROMPT "-" is read from stdin. Exit code 0 when the request is done, 1 failed, 2 refused, 3 cancelled, 4 expired.
     Ctrl-C cancels the request.
     """
-    from omnibus.cli.root import load_settings, run  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415 commands import when they run
 
     settings = load_settings(nats_url=nats_url, state_dir=state_dir)
-    return run(_submit(settings, pipeline, _Wish(**wish)))
+    return ask(_submit(settings, pipeline, _Wish(**wish)))
 
 
 async def _submit(settings: Settings, pipeline: str | None, wish: _Wish) -> int:

@@ -1,0 +1,162 @@
+"""`omnibus status`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnibus.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from omnibus.broker.connection import Connection
+    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.registry.record import ReplicaRecord
+    from omnibus.registry.view import ReplicaView
+    from omnibus.settings import Settings
+
+_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A pipeline at one moment."""
+
+    spec: PipelineSpec
+    replicas: list[ReplicaRecord]
+    depths: Mapping[str, int]
+    """Messages that wait or are being worked on, by consumer of the work stream."""
+    now: float
+
+    def queued(self, stage_id: int) -> int:
+        """Tasks of a stage on all its lanes, waiting or in hand."""
+        return sum(depth for name, depth in self.depths.items() if name.startswith(f"stage-{stage_id}-"))
+
+    def as_json(self) -> dict[str, Any]:
+        from omnibus.wire.subjects import EVENTS_CONSUMER  # noqa: PLC0415 commands import when they run
+
+        return {
+            "pipeline": self.spec.name,
+            "events": self.depths.get(EVENTS_CONSUMER, 0),
+            "stages": [
+                {
+                    "stage_id": stage.stage_id,
+                    "name": stage.name,
+                    "engine": stage.engine,
+                    "queued": self.queued(stage.stage_id),
+                    "replicas": [self._replica(one) for one in self.replicas if one.stage_id == stage.stage_id],
+                }
+                for stage in self.spec.stages
+            ],
+        }
+
+    def table(self) -> RenderableType:
+        """For a terminal: a line a replica."""
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(title=self.spec.name, title_justify="left", box=None, header_style="bold")
+        for column in ("stage", "queued", "replica", "status", "busy", "host", "devices", "heartbeat"):
+            table.add_column(column, no_wrap=True)
+        for stage in self.as_json()["stages"]:
+            head = (f"{stage['stage_id']} {stage['name']}", str(stage["queued"]))
+            replicas: list[dict[str, Any]] = stage["replicas"]
+            for cells in [_cells(replica) for replica in replicas] or [("-", "none")]:
+                table.add_row(*head, *cells)
+                head = ("", "")
+        return table
+
+    def _replica(self, record: ReplicaRecord) -> dict[str, Any]:
+        return {
+            "replica": record.replica,
+            "status": str(record.status),
+            "slots": record.slots,
+            "in_flight": record.in_flight,
+            "queue_length": record.queue_length,
+            "host": record.host,
+            "pid": record.pid,
+            "devices": record.devices,
+            "heartbeat_age": round(max(0.0, self.now - record.last_heartbeat), 3),
+        }
+
+
+@click.command("status")
+@click.argument("rid", required=False)
+@options.pipeline
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@options.as_json
+@options.nats
+@options.state_dir
+def command(*, rid: str | None, pipeline: str | None, watch: bool, as_json: bool, **flags: Any) -> None:
+    """Show the stages, replicas and queues of a pipeline, or one request by its id."""
+    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415
+
+    settings = load_settings(**flags)
+    if rid is not None:
+        ask(_request(settings, pipeline, rid))
+    else:
+        ask(_status(settings, pipeline, watch=watch, as_json=as_json))
+
+
+async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_json: bool) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+
+    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
+    from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.registry.view import ReplicaView  # noqa: PLC0415
+
+    console = Console()
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(connected(settings, role="status"))
+        spec = await find_pipeline(connection, pipeline)
+        view = await stack.enter_async_context(ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout))
+        live = stack.enter_context(Live(console=console)) if watch and not as_json else None
+        while True:
+            now = await _snapshot(connection, spec, view)
+            if as_json:
+                click.echo(json.dumps(now.as_json()))
+            elif live is not None:
+                live.update(now.table())
+            else:
+                console.print(now.table())
+            if not watch:
+                return
+            await asyncio.sleep(_EVERY)
+
+
+async def _snapshot(connection: Connection, spec: PipelineSpec, view: ReplicaView) -> Snapshot:
+    from omnibus.broker.work import WorkQueue  # noqa: PLC0415
+
+    depths = await WorkQueue(connection, spec.name).depths()
+    return Snapshot(spec, view.replicas(), depths, time.time())
+
+
+async def _request(settings: Settings, pipeline: str | None, rid: str) -> None:
+    """One JSON object: there is no better table of one request."""
+    from omnibus.cli.answer import describe  # noqa: PLC0415
+    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
+    from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.client.producer import Producer  # noqa: PLC0415
+
+    async with connected(settings, role="status") as connection, Producer(connection) as producer:
+        spec = await find_pipeline(connection, pipeline)
+        click.echo(json.dumps(describe(spec, await producer.result(spec.name, rid)), indent=2))
+
+
+def _cells(replica: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        replica["replica"],
+        replica["status"],
+        f"{replica['in_flight']}/{replica['slots']}",
+        f"{replica['host']}:{replica['pid']}",
+        replica["devices"],
+        f"{replica['heartbeat_age']:.1f} s",
+    )
