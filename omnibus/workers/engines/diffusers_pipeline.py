@@ -41,7 +41,8 @@ class DiffusionModel:
         more = {name: args[name] for name in LOADER_ARGS & args.keys()}
         with loading(model, stage.revision):
             kind = _pipeline_class(args.get("pipeline_class", "DiffusionPipeline"))
-            self._pipeline = kind.from_pretrained(model, revision=stage.revision, torch_dtype=self._dtype, **more)
+            more |= _left_out(kind.load_config(model, revision=stage.revision))
+            self._pipeline = kind.from_pretrained(model, revision=stage.revision, dtype=self._dtype, **more)
         self._pipeline.set_progress_bar_config(disable=True)
         self._device = device
         self._pipeline.to(device)
@@ -139,6 +140,13 @@ class DiffusionModel:
         decoded = vae.decode((latents[None] / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False)[0]
         image = self._pipeline.image_processor.postprocess(decoded, output_type="np")
         return media.encode_image((np.asarray(image) * 255).round().astype(np.uint8))[0]
+
+
+def _left_out(config: Mapping[str, Any]) -> dict[str, None]:
+    """Components that were None when the pipeline was saved; some pipelines load only if they are told so."""
+    return {
+        name: None for name, value in config.items() if isinstance(value, list | tuple) and list(value) == [None, None]
+    }
 
 
 def _is_sequence(name: str, array: np.ndarray) -> bool:

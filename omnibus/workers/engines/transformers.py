@@ -111,7 +111,8 @@ class TransformersEngine:
         work = asyncio.get_running_loop().run_in_executor(self._thread, decoder.decode, checked)
         aborted = asyncio.create_task(run.aborted.wait(), name=f"abort-{run.rid}")
         try:
-            await asyncio.wait([work, aborted], return_when=asyncio.FIRST_COMPLETED)
+            both: list[asyncio.Future[Any]] = [work, aborted]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             return None if aborted.done() else work.result()
         finally:
             aborted.cancel()

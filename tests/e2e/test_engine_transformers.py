@@ -1,0 +1,177 @@
+"""The transformers engine on tiny random codecs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from omnibus.errors import CheckpointMissing, EngineDead, EngineRejected, InvalidRequest, PipelineError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.protocol import EngineStats
+from omnibus.workers.engines.transformers import TransformersEngine, create
+from tests.support import tiny_checkpoints
+from tests.support.jobs import make_job, run_job
+from tests.support.waiting import eventually
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.asyncio(loop_scope="module"),
+    # transformers' codecs still use torch's old weight norm.
+    pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),
+]
+CODES = np.random.default_rng(0).integers(tiny_checkpoints.CODEBOOK, size=(tiny_checkpoints.CODEBOOKS, 20))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_checkpoints.make_codec(tmp_path_factory.mktemp("codec"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(checkpoint: Path) -> AsyncIterator[TransformersEngine]:
+    engine = create(make_stage(checkpoint))
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+def make_stage(checkpoint: Path, **engine_args: Any) -> StageSpec:
+    model = str(checkpoint)
+    return StageSpec(stage_id=3, name="voice", engine="transformers", model=model, slots=4, engine_args=engine_args)
+
+
+def expected_sound(checkpoint: Path, codes: np.ndarray) -> np.ndarray:
+    model = transformers.DacModel.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        return model.decode(audio_codes=torch.from_numpy(codes)[None]).audio_values[0].numpy()
+
+
+async def test_sound_is_that_of_the_model(engine: TransformersEngine, checkpoint: Path) -> None:
+    before, last = await run_job(engine, make_job(values={"codes": CODES}))
+
+    assert before == []
+    sound = last.outputs["audio"]
+    assert (sound.shape, sound.dtype) == ((20 * tiny_checkpoints.HOP,), np.float32)
+    assert last.outputs["sample_rate"] == tiny_checkpoints.SAMPLE_RATE
+    np.testing.assert_allclose(sound, expected_sound(checkpoint, CODES), atol=1e-6)
+
+
+async def test_one_row_of_codes_may_be_flat(engine: TransformersEngine, checkpoint: Path) -> None:
+    _, last = await run_job(engine, make_job(values={"codes": CODES[0].tolist()}))
+
+    np.testing.assert_allclose(last.outputs["audio"], expected_sound(checkpoint, CODES[:1]), atol=1e-6)
+
+
+async def test_each_gets_its_own_sound_when_four_run_at_once(engine: TransformersEngine, checkpoint: Path) -> None:
+    clips = [CODES[:, : 5 * (place + 1)] for place in range(4)]
+
+    answers = await asyncio.gather(*(run_job(engine, make_job(f"clip-{len(c)}", values={"codes": c})) for c in clips))
+
+    for clip, (_, last) in zip(clips, answers, strict=True):
+        np.testing.assert_allclose(last.outputs["audio"], expected_sound(checkpoint, clip), atol=1e-6)
+    assert engine.stats() == EngineStats()
+
+
+@pytest.mark.parametrize(
+    ("values", "sampling", "param"),
+    [
+        ({"codes": [1, tiny_checkpoints.CODEBOOK]}, {}, "codes"),
+        ({"codes": [-1]}, {}, "codes"),
+        ({"codes": []}, {}, "codes"),
+        ({"codes": [0.5]}, {}, "codes"),
+        ({"codes": np.zeros((3, 4), np.int64)}, {}, "codes"),
+        ({"codes": np.zeros((1, 2, 3), np.int64)}, {}, "codes"),
+        ({"codes": [1] * 100_001}, {}, "codes"),
+        ({}, {}, "codes"),
+        ({"codes": [1], "mood": [1]}, {}, "mood"),
+        ({"codes": [1]}, {"speed": 2}, "speed"),
+    ],
+)
+async def test_rejected_naming_the_field_when_the_request_is_wrong(engine, values, sampling, param) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        await run_job(engine, make_job(values=values, sampling=sampling))
+
+    assert caught.value.param == param
+
+
+async def test_job_ends_at_once_when_aborted(engine: TransformersEngine) -> None:
+    long = np.tile(CODES, 4000)
+    running = asyncio.ensure_future(run_job(engine, make_job("long", values={"codes": long})))
+    waiting = asyncio.ensure_future(run_job(engine, make_job("next", values={"codes": long})))
+    await eventually(lambda: engine.stats() == EngineStats(running=1, waiting=1))
+
+    await engine.abort("next")
+
+    assert (await waiting)[1].finish_reason == "abort"
+    assert (await running)[1].outputs["audio"].shape == (80_000 * tiny_checkpoints.HOP,)
+
+
+async def test_decoder_alone_is_enough_when_the_encoder_is_not_shipped(checkpoint: Path, tmp_path: Path) -> None:
+    copy_checkpoint(checkpoint, tmp_path, lambda name: not name.startswith("encoder."))
+    engine = create(make_stage(tmp_path))
+    await engine.start()
+
+    _, last = await run_job(engine, make_job(values={"codes": CODES}))
+    await engine.close()
+
+    np.testing.assert_allclose(last.outputs["audio"], expected_sound(checkpoint, CODES), atol=1e-6)
+
+
+async def test_checkpoint_missing_when_a_part_of_the_decoder_is(checkpoint: Path, tmp_path: Path) -> None:
+    copy_checkpoint(checkpoint, tmp_path, lambda name: not name.startswith("decoder.conv1"))
+    with pytest.raises(CheckpointMissing, match=r"decoder\.conv1"):
+        await create(make_stage(tmp_path)).start()
+
+
+def copy_checkpoint(checkpoint: Path, to: Path, keep: Any) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if keep(name)}, to / "model.safetensors", {"format": "pt"}
+    )
+    (to / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+
+
+async def test_vocoder_takes_features(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    config = transformers.SpeechT5HifiGanConfig(model_in_dim=8, upsample_initial_channel=16, sampling_rate=16000)
+    vocoder = transformers.SpeechT5HifiGan(config).eval()
+    vocoder.save_pretrained(tmp_path)
+    features = np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32)
+    engine = create(make_stage(tmp_path, model_class="SpeechT5HifiGan", input="spectrogram"))
+    await engine.start()
+
+    _, last = await run_job(engine, make_job(values={"spectrogram": features}))
+    await engine.close()
+
+    with torch.no_grad():
+        expected = vocoder(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(last.outputs["audio"], expected, atol=1e-6)
+    assert last.outputs["sample_rate"] == 16000
+
+
+@pytest.mark.parametrize(("name", "value"), [("warp", 9), ("model_class", "NoSuchModel"), ("method", "sing")])
+async def test_pipeline_error_when_an_engine_argument_is_wrong(checkpoint: Path, name: str, value: object) -> None:
+    with pytest.raises(PipelineError, match=name):
+        await create(make_stage(checkpoint, **{name: value})).start()
+
+
+async def test_no_service_when_closed_and_no_control_methods(checkpoint: Path) -> None:
+    engine = create(make_stage(checkpoint))
+    await engine.start()
+    with pytest.raises(InvalidRequest, match="dance"):
+        await engine.rpc("dance", [], {})
+    await engine.close()
+    await engine.close()
+
+    with pytest.raises(EngineDead):
+        await run_job(engine, make_job(values={"codes": CODES}))
