@@ -1,0 +1,173 @@
+"""Sampling parameters, arguments and image requests, checked without any engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omnibus.errors import EngineRejected, PipelineError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.request import Message, TextPart
+from omnibus.workers.engines.diffusers_request import PipelineShape, parse_request
+from omnibus.workers.engines.protocol import EngineInput
+from omnibus.workers.engines.vllm_arguments import sort_arguments
+from omnibus.workers.engines.vllm_sampling import check_sampling, fit_context, rejected
+
+pytestmark = pytest.mark.unit
+
+SHAPE = PipelineShape(
+    name="Painter",
+    parameters=frozenset(
+        {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "eta"}
+    ),
+    has_text=True,
+    can_preview=True,
+    max_images=4,
+    max_pixels=1 << 20,
+)
+EMBEDDED = PipelineShape(
+    name="Embedded",
+    parameters=frozenset({"prompt_embeds", "prompt_embeds_mask", "negative_prompt_embeds", "pooled_prompt_embeds"}),
+    has_text=False,
+    can_preview=False,
+    max_images=4,
+    max_pixels=1 << 20,
+)
+
+
+def test_values_pass_when_they_are_right() -> None:
+    given = {"temperature": 1, "stop": ["a"], "logit_bias": {"3": 1.5}, "seed": None, "n": 1}
+
+    assert check_sampling(given) == {"temperature": 1.0, "stop": ["a"], "logit_bias": {3: 1.5}, "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n", 2), ("top_k", 1.5), ("stop", [1]), ("ignore_eos", "yes"), ("output_kind", 1), ("_eos_token_id", 3)],
+)
+def test_rejected_naming_the_field_when_a_value_is_wrong(name: str, value: object) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        check_sampling({name: value})
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("given", "fitted"),
+    [
+        ({}, {"max_tokens": 90}),
+        ({"max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_tokens": 500, "min_tokens": 400}, {"max_tokens": 90, "min_tokens": 90}),
+        ({"max_tokens": 5, "min_tokens": 6}, {"max_tokens": 5, "min_tokens": 6}),
+    ],
+)
+def test_tokens_are_clamped_to_the_context(given: dict[str, Any], fitted: dict[str, Any]) -> None:
+    assert fit_context(given, 10, 100) == fitted
+
+
+def test_rejected_when_the_prompt_fills_the_context() -> None:
+    with pytest.raises(EngineRejected, match="100 tokens"):
+        fit_context({}, 100, 100)
+
+
+def test_field_is_found_in_the_wording_when_an_error_names_none() -> None:
+    assert rejected(ValueError("min_tokens must be at most max_tokens=3")).param == "min_tokens"
+    assert rejected(ValueError("something else")).param is None
+
+
+def stage(**engine_args: Any) -> StageSpec:
+    return StageSpec(stage_id=0, name="llm", engine="vllm", model="m", engine_args=engine_args)
+
+
+def test_our_keys_are_taken_out_when_arguments_are_sorted() -> None:
+    sorted_ = sort_arguments(stage(hidden_states=[0, 2], lora_modules={"a": "b"}, skip_tokenizer_init=True, seed=1))
+
+    assert sorted_.hidden_states == (0, 2)
+    assert sorted_.skip_tokenizer
+    assert sorted_.engine == {"skip_tokenizer_init": True, "seed": 1, "enable_lora": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"hidden_states": "all"}, "hidden_states"),
+        ({"lora_modules": ["a"]}, "lora_modules"),
+        ({"hidden_states": [0], "kv_transfer_config": {}}, "kv_transfer_config"),
+        ({"hidden_states": [0], "enable_prompt_embeds": True}, "enable_prompt_embeds"),
+    ],
+)
+def test_pipeline_error_naming_the_field_when_arguments_clash(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(PipelineError, match=field):
+        sort_arguments(stage(**arguments))
+
+
+def test_prompt_is_taken_from_messages_when_there_is_no_text() -> None:
+    chat = (
+        Message(role="user", content=(TextPart(text="a circle"),)),
+        Message(role="assistant", content="which colour?"),
+        Message(role="user", content="red"),
+    )
+
+    assert parse_request(EngineInput(messages=chat), {}, SHAPE).prompt == "a circle\nred"
+
+
+def test_seeds_are_drawn_when_none_is_given() -> None:
+    first, second = (parse_request(EngineInput(text="x"), {"n": 2}, SHAPE).seeds for _ in range(2))
+
+    assert first[1] == first[0] + 1
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("sampling", "same"),
+    [
+        ({}, True),
+        ({"seed": 3}, True),
+        ({"eta": 0.5}, False),
+        ({"size": "64x32"}, False),
+        ({"negative_prompt": "x"}, False),
+    ],
+)
+def test_requests_share_a_batch_only_when_they_agree(sampling: dict[str, Any], same: bool) -> None:
+    plain = parse_request(EngineInput(text="a"), {"size": "64x64"}, SHAPE)
+    other = parse_request(EngineInput(text="b"), {"size": "64x64", **sampling}, SHAPE)
+
+    assert (plain.key() == other.key()) is same
+
+
+def embeddings(length: int, width: int = 8) -> EngineInput:
+    return EngineInput(values={"prompt_embeds": np.zeros((length, width), np.float32)})
+
+
+def test_lengths_may_differ_in_a_batch_when_there_is_a_mask() -> None:
+    short, long, wide = (
+        parse_request(given, {}, EMBEDDED) for given in (embeddings(3), embeddings(5), embeddings(3, 9))
+    )
+
+    assert short.tensors["prompt_embeds_mask"].tolist() == [1, 1, 1]
+    assert short.key() == long.key()
+    assert short.key() != wide.key()
+
+
+def test_lengths_may_not_differ_in_a_batch_when_there_is_no_mask() -> None:
+    maskless = PipelineShape(
+        **{**{f: getattr(EMBEDDED, f) for f in EMBEDDED.__slots__}, "parameters": {"prompt_embeds"}}
+    )
+
+    assert parse_request(embeddings(3), {}, maskless).key() != parse_request(embeddings(5), {}, maskless).key()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "param"), [({"negative_prompt": "x"}, "negative_prompt"), ({"previews": 1}, "previews")]
+)
+def test_rejected_when_the_pipeline_cannot(sampling: dict[str, Any], param: str) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        parse_request(embeddings(3), sampling, EMBEDDED)
+    assert caught.value.param == param
+
+
+def test_rejected_when_the_prompt_is_empty() -> None:
+    with pytest.raises(EngineRejected) as caught:
+        parse_request(EngineInput(text="  "), {}, SHAPE)
+    assert caught.value.param == "prompt"
