@@ -116,5 +116,12 @@ class ReplicaView:
 
     def _tell(self, change: ReplicaChange) -> None:
         self._changed.set()
+        for record in (change.before, change.after):
+            if record is not None:
+                self._count(record.stage_id, record.status)
         for listener in tuple(self._listeners):
             listener(change)
+
+    def _count(self, stage_id: int, status: ReplicaStatus) -> None:
+        number = sum(record.status is status for record in self.replicas(stage_id))
+        self._conn.metrics.replicas.labels(self.pipeline, str(stage_id), status.value).set(number)

@@ -34,6 +34,8 @@ class Assignment:
         self.lease = Lease(conn, delivery, ack_wait, on_lost=lambda: self.interrupt(Interruption.ABANDONED))
         self.interruption: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         """Done as soon as somebody stops the task; the first reason counts."""
+        self.acknowledged = False
+        """Whether the message has left the queue: nobody can deliver it again."""
         self._abandoned = False
 
     @property

@@ -15,8 +15,8 @@ from omnibus.workers.assignment import Assignment, Interruption
 class Claims:
     """The assignments of one replica. Others give them back to the queue the moment it dies.
 
-    They are announced when one is taken, and when asked for. One that was acknowledged needs no announcement: nobody can
-    give it back any more.
+    They are announced when one is taken, when one is given up, and when asked for. One that was acknowledged needs no
+    announcement: nobody can give it back any more.
     """
 
     def __init__(self, conn: Connection, pipeline: str, stage_id: int) -> None:

@@ -183,6 +183,9 @@ class Replica:
             await self._service.serve(assignment, cancelled=cancelled)
         finally:
             self._claims.release(assignment)
+            if not assignment.acknowledged:
+                # It is delivered again: a stale claim would have it taken from whoever runs it then.
+                await self._claims.announce()
 
     async def _finish(self) -> None:
         """Let tasks end by themselves for a while; then stop those that are left, and give them to others."""

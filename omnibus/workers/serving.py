@@ -142,6 +142,7 @@ class TaskService:
             return
         try:
             await assignment.delivery.ack()
+            assignment.acknowledged = True
         except BrokerError:  # delivered again, then: what follows from it is published, and deduplicated
             self._journal.ack_failed(assignment)
 

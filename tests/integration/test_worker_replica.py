@@ -9,17 +9,25 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
-from omnibus.broker.connection import Connection, Message, connect
+from omnibus.broker.connection import Callback, Connection, Message, connect
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.ledger import Ledger
+from omnibus.errors import EngineDead
+from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Forwarding
+from omnibus.registry.claims import ClaimBook
+from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import Cancel
+from omnibus.wire.control import Cancel, Claim, Rpc, RpcReply
 from omnibus.wire.envelope import StageResult
 from omnibus.wire.out import Out, Tokens
+from omnibus.wire.payload import MSGPACK, ObjectKey, Payload
 from omnibus.wire.request import Request
 from omnibus.workers.engines.sim import expected_text
-from tests.support.stage_bench import StageBench, stage_bench
+from omnibus.workers.replica import Replica
+from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, make_task, stage_bench
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -126,6 +134,27 @@ async def test_engine_fault_is_tried_again_until_it_works(connection: Connection
         await bench.all_done()
 
 
+async def test_task_that_was_given_back_is_claimed_no_more(connection: Connection, pipeline: str) -> None:
+    async with (
+        ClaimBook(connection, pipeline) as claims,
+        stage_bench(connection, pipeline, fail_on={"attempts": [1]}) as bench,
+        bench.replica() as replica,
+    ):
+        heard: list[int] = []
+        await connection.subscribe(subjects.claims(pipeline), _append_size(heard))
+        await bench.submit("a")
+        await bench.result("a")
+        assert heard == [1, 0, 1], "taken, given back, taken again"
+        assert claims.held(replica.record)
+
+
+def _append_size(heard: list[int]) -> Callback:
+    async def hear(message: Message) -> None:
+        heard.append(len(codec.decode(message.data, Claim).held))
+
+    return hear
+
+
 async def test_request_ends_dead_when_every_attempt_fails(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline, fail_on={"rid": "a"}, max_attempts=2) as bench, bench.replica():
         await bench.submit("a")
@@ -193,6 +222,75 @@ async def test_malformed_task_is_acknowledged_and_later_ones_run(
         await bench.all_done()
 
 
+async def test_malformed_task_ends_the_request_that_its_subject_names(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        record = Record(ticket=make_task(bench.spec, "a").ticket, nonce="n", digest="d")
+        await Ledger(connection, pipeline).create(record)
+        await connection.js_publish(subjects.task(pipeline, 0, "interactive", "a"), b"garbage")
+        failed = await bench.failure("a")
+        await bench.all_done()
+    assert (failed.failure.code, failed.failure.http_status) == ("invalid_request", 400)
+    assert "malformed" in failed.failure.message
+
+
+async def test_lost_payload_is_told_at_once_so_that_the_request_can_be_run_anew(
+    connection: Connection, pipeline: str
+) -> None:
+    lost = Payload(media_type=MSGPACK, nbytes=3, location=ObjectKey("gone"))
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        task = make_task(bench.spec, "a")
+        task = replace(task, ticket=replace(task.ticket, request=lost))
+        await connection.js_publish(subjects.task(pipeline, 0, "interactive", "a"), codec.encode(task))
+        failed = await bench.failure("a")
+        await bench.all_done()
+    assert failed.failure.code == "payload_lost"
+    assert not failed.dead
+
+
+async def test_large_result_goes_by_reference(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        await bench.submit("a", "x", request=Request(prompt="w" * 300_000))
+        result = await bench.result("a")
+        assert result.final is not None
+        (item,) = result.final.items
+        assert item.data is None
+        assert await PayloadStore(connection, pipeline).get(item) == b"w" * 300_000
+
+
+async def test_engine_answers_calls(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, bench.replica() as replica:
+        known = await call(bench, replica, Rpc(method="echo", args=(1,), kwargs={"a": "b"}))
+        unknown = await call(bench, replica, Rpc(method="no_such_method"))
+    assert known.value is not None
+    assert codec.unpack(known.value) == [[1], {"a": "b"}]
+    assert unknown.error is not None
+    assert "no_such_method" in unknown.error
+
+
+async def test_replica_with_a_dead_engine_gives_its_tasks_back_and_ends(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, slots=2, hang_on={"attempts": [1]}) as bench:
+        await bench.submit("a")
+        with pytest.raises(EngineDead):
+            await replica_whose_engine_dies(bench)
+        async with bench.replica():
+            await bench.result("a", HEARTBEAT_TIMEOUT)
+            await bench.all_done()
+
+
+async def replica_whose_engine_dies(bench: StageBench) -> None:
+    async with bench.replica() as replica:
+        await eventually(lambda: replica.record.in_flight)
+        await call(bench, replica, Rpc(method="die"))
+        await eventually(lambda: replica.record.status == "down")
+
+
+async def call(bench: StageBench, replica: Replica, order: Rpc) -> RpcReply:
+    subject = subjects.ctl(bench.spec.name, 0, replica.record.replica)
+    answer: RpcReply = codec.decode((await bench.conn.request(subject, codec.encode(order))).data, RpcReply)
+    assert answer.replica == replica.record.replica
+    return answer
+
+
 async def test_task_under_a_wrong_subject_is_malformed(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline) as bench, bench.replica():
         task = await bench.submit("a")
@@ -242,6 +340,18 @@ async def test_two_replicas_share_the_load(connection: Connection, other_connect
         results = [await bench.result(f"a{number}") for number in range(20)]
     by_replica = [result.replica for result in results]
     assert min(by_replica.count("r0"), by_replica.count("r1")) >= 5
+
+
+async def test_all_lanes_are_served(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, lanes=("interactive", "batch"), latency=0.01) as bench:
+        for number in range(10):
+            await bench.submit(f"slow{number}", lane="batch")
+            await bench.submit(f"fast{number}")
+        async with bench.replica():
+            await bench.all_done()
+        order = list(bench.events)
+        assert order.index("fast9") < order.index("slow9")
+        assert len(order) == 20
 
 
 async def test_slots_bound_what_runs_at_the_same_time(connection: Connection, pipeline: str) -> None:

@@ -41,7 +41,7 @@ class StageBench:
 
     async def submit(self, rid: str, prompt: str = "one two", **fields: Any) -> Task:
         task = make_task(self.spec, rid, prompt, **fields)
-        subject = subjects.task(self.spec.name, 0, "interactive", rid)
+        subject = subjects.task(self.spec.name, 0, task.ticket.lane, rid)
         await self.conn.js_publish(subject, codec.encode(task), subjects.message_id("task", rid, 0, task.ticket.run))
         return task
 

@@ -1,0 +1,127 @@
+"""Replicas as supervised processes of a deployed pipeline: killed, restarted, drained, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from msgspec.structs import replace
+
+from omnibus.broker.connection import Connection
+from omnibus.errors import StageStartError
+from omnibus.pipeline.spec import EngineName, PipelineSpec, StageSpec
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.registry.verdict import Judge
+from omnibus.registry.view import ReplicaView
+from omnibus.workers.replicas import Witness, replica_processes
+from omnibus.workers.supervisor import Supervisor
+from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+
+@asynccontextmanager
+async def supervised(
+    bench: StageBench, stage: StageSpec, replicas: int
+) -> AsyncIterator[tuple[Supervisor, ReplicaView]]:
+    """Replicas of the stage under a supervisor, all up."""
+    spec = replace(bench.spec, stages=(stage,))
+    await deploy_pipeline(bench.conn, spec)
+    async with (
+        ReplicaView(bench.conn, spec.name, timeout=HEARTBEAT_TIMEOUT) as view,
+        ClaimBook(bench.conn, spec.name) as claims,
+    ):
+        witness = Witness(view, Judge(bench.conn, spec.name, claims), bench.conn.metrics)
+        supervisor = Supervisor(
+            replica_processes(spec, stage, replicas, nats_url=bench.conn.url, grace=5), grace=10, on_death=witness
+        )
+        running = asyncio.create_task(supervisor.run())
+        try:
+            await view.wait_until(lambda found: sum(one.status == "up" for one in found) == replicas, 30)
+            yield supervisor, view
+        finally:
+            supervisor.stop()
+            async with asyncio.timeout(20):
+                await running
+
+
+def with_args(stage: StageSpec, **engine_args: object) -> StageSpec:
+    return replace(stage, engine_args=engine_args)
+
+
+async def test_task_of_a_killed_replica_runs_elsewhere_and_the_replica_comes_back(
+    connection: Connection, pipeline: str
+) -> None:
+    async with stage_bench(connection, pipeline) as bench:
+        stage = with_args(bench.stage, hang_on={"rid": "^hang$", "attempts": [1]})
+        async with supervised(bench, stage, 2) as (supervisor, view):
+            await bench.submit("hang")
+            victim = await eventually(lambda: next((one for one in view.replicas() if one.in_flight), None))
+            os.kill(victim.pid, signal.SIGKILL)
+            killed = time.monotonic()
+            result = await bench.result("hang")
+            seconds = time.monotonic() - killed
+            assert result.replica != victim.replica
+            assert seconds < HEARTBEAT_TIMEOUT / 2, "long before any lease or heartbeat ran out"
+            await view.wait_until(lambda found: sum(one.status == "up" for one in found) == 2, 20)
+            assert sum(supervisor.restarts.values()) == 1
+            assert victim.pid not in [one.pid for one in view.replicas() if one.alive]
+
+
+async def test_task_runs_again_when_its_replica_crashes_on_it(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench:
+        stage = with_args(bench.stage, crash_on={"rid": "^crash$", "attempts": [1]})
+        async with supervised(bench, stage, 1) as (supervisor, _):
+            await bench.submit("crash")
+            await bench.result("crash", 20)
+            await bench.all_done()
+            assert sum(supervisor.restarts.values()) == 1
+
+
+async def test_replicas_leave_in_order_when_stopped(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench:
+        async with supervised(bench, with_args(bench.stage, latency=0.3), 2) as (supervisor, view):
+            for number in range(4):
+                await bench.submit(f"a{number}")
+            await eventually(lambda: sum(one.in_flight for one in view.replicas()) == 2)
+            supervisor.stop()
+            await view.wait_until(lambda found: all(one.status == "down" for one in found), 10)
+            assert supervisor.restarts == {"sim.0": 0, "sim.1": 0}
+        finished = sum(bool(bench.events[f"a{number}"]) for number in range(4))
+        assert finished + await bench.queued() == 4
+
+
+def broken(engine: EngineName, model: str = "", **engine_args: object) -> StageSpec:
+    return StageSpec(
+        stage_id=0, name="broken", engine=engine, model=model, engine_args=engine_args,
+        final_output=True, final_output_type="text",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (broken("python", "no_such_module:f"), "no_such_module"),
+        (broken("sim", no_such_argument=1), "no_such_argument"),
+        (broken("sim", start_latency=60.0), "did not load within"),
+    ],
+    ids=["missing model", "bad argument", "too slow"],
+)
+async def test_replica_that_cannot_start_is_not_started_again(
+    connection: Connection, pipeline: str, stage: StageSpec, says: str
+) -> None:
+    spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=HEARTBEAT_TIMEOUT)
+    await deploy_pipeline(connection, spec)
+    supervisor = Supervisor(replica_processes(spec, stage, 1, nats_url=connection.url, start_timeout=1.0))
+    async with asyncio.timeout(30):
+        with pytest.raises(StageStartError, match=r"broken\.0 cannot start") as raised:
+            await supervisor.run()
+    assert says in str(raised.value)
+    assert supervisor.restarts == {"broken.0": 0}

@@ -1,0 +1,176 @@
+"""What leaves a stage, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from omnibus.broker.connection import Connection
+from omnibus.errors import EngineError
+from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
+from omnibus.pipeline.spec import StageSpec
+from omnibus.wire import codec
+from omnibus.wire.envelope import StageResult, Ticket
+from omnibus.wire.out import Fence, Out, Step, Tokens
+from omnibus.wire.payload import JSON, MSGPACK, PNG, TEXT, WAV, Payload
+from omnibus.wire.request import Message, Request
+from omnibus.workers.deltas import MOST_PENDING, Deltas
+from omnibus.workers.engines.protocol import Progress, StageInput, TextDelta
+from omnibus.workers.inputs import default_input, merged_sampling, unpacked
+from omnibus.workers.outputs import encoded
+from omnibus.workers.serving import following
+
+pytestmark = pytest.mark.unit
+
+
+def test_text_and_json_are_encoded() -> None:
+    assert encoded("text", "hallo") == [(b"hallo", TEXT)]
+    assert encoded("json", {"a": [1, 2]}) == [(b'{"a":[1,2]}', JSON)]
+    assert encoded("json", {"a": np.arange(2), "b": np.float32(1.5)}) == [(b'{"a":[0,1],"b":1.5}', JSON)]
+
+
+def test_batch_of_images_becomes_one_file_each() -> None:
+    files = encoded("image", np.zeros((3, 4, 5, 3), dtype=np.uint8))
+    assert [kind for _, kind in files] == [PNG] * 3
+    assert Image.open(io.BytesIO(files[0][0])).size == (5, 4)
+
+
+def test_files_pass_as_they_are() -> None:
+    assert encoded("image", b"\x89PNG") == [(b"\x89PNG", PNG)]
+    assert encoded("audio", [b"one", b"two"]) == [(b"one", WAV), (b"two", WAV)]
+
+
+@pytest.mark.parametrize(
+    "value", [{"samples": np.zeros(80, np.float32), "sample_rate": 8000}, np.zeros(80, np.float32)]
+)
+def test_sound_becomes_a_file_of_its_rate(value: Any) -> None:
+    ((data, kind),) = encoded("audio", value, 8000)
+    samples, rate = soundfile.read(io.BytesIO(data))
+    assert (kind, rate, len(samples)) == (WAV, 8000, 80)
+
+
+@pytest.mark.parametrize(("modality", "value"), [("audio", np.zeros(8, np.float32)), ("json", object())])
+def test_what_cannot_be_a_file_is_the_engines_fault(modality: str, value: Any) -> None:
+    with pytest.raises(EngineError):
+        encoded(modality, value)
+
+
+def test_packed_values_come_back_as_they_were() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert (unpacked(codec.pack(array), MSGPACK) == array).all()
+    assert unpacked("grün".encode(), TEXT) == "grün"
+    assert unpacked(b"\x00", "application/octet-stream") == b"\x00"
+
+
+def test_sampling_of_the_request_overrides_the_stage_by_id_and_name() -> None:
+    stage = StageSpec(stage_id=1, name="dit", engine="sim", default_sampling_params={"a": 1, "b": 1, "c": 1})
+    request = Request(prompt="x", sampling_params={"1": {"b": 2, "c": 2}, "dit": {"c": 3}, "other": {"a": 9}})
+    assert merged_sampling(stage, request) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_default_input_of_a_first_stage_is_the_prompt_or_the_chat() -> None:
+    assert default_input(StageInput(rid="r", request=Request(prompt="hi"))).text == "hi"
+    assert default_input(StageInput(rid="r", request=Request(prompt=(1, 2)))).token_ids == (1, 2)
+    chat = (Message(role="user", content="hi"),)
+    assert default_input(StageInput(rid="r", request=Request(messages=chat))).messages == chat
+
+
+def test_default_input_of_a_later_stage_is_what_its_sources_made() -> None:
+    sources = {"thinker": {"text": "a", "hidden": 1}, "talker": {"token_ids": [1]}}
+    made = default_input(StageInput(rid="r", request=Request(prompt="hi"), sources=sources))
+    assert (made.text, made.token_ids, made.values["hidden"]) == ("a", [1], 1)
+
+
+def result_with(*edges: Forwarding, final: str | None) -> StageResult:
+    targets = tuple(Target(number, mode) for number, mode in enumerate(edges, 1))
+    first = RouteStage(0, (), targets, final)
+    route = Route((first, *(RouteStage(target.stage_id, (0,), (), "text") for target in targets)))
+    ticket = Ticket(
+        rid="r", pipeline="p", route=route, created=0.0, deadline=1.0, request=Payload.inline(b"", TEXT)
+    )  # fmt: skip
+    return StageResult(ticket=ticket, stage_id=0, replica="r0", outputs={"text": Payload.inline(b"x", TEXT)})
+
+
+@pytest.mark.parametrize(
+    ("edges", "final", "published"),
+    [
+        ([], "text", ["event.r.0.1"]),
+        ([Forwarding.ORCHESTRATOR], None, ["event.r.0.1"]),
+        ([Forwarding.DIRECT], None, ["task.r.1.1"]),
+        ([Forwarding.DIRECT], "text", ["task.r.1.1", "event.r.0.1"]),
+        ([Forwarding.DIRECT, Forwarding.ORCHESTRATOR], None, ["task.r.1.1", "event.r.0.1"]),
+    ],
+)
+def test_direct_tasks_precede_the_event(edges: list[Forwarding], final: str | None, published: list[str]) -> None:
+    effects = list(following(result_with(*edges, final=final)))
+    assert [cast("Any", effect).msg_id for effect in effects] == published
+
+
+class SlowConnection:
+    """Takes a publish only when it is let."""
+
+    def __init__(self) -> None:
+        self.sent: list[Out] = []
+        self.gate = asyncio.Event()
+
+    async def publish(self, _subject: str, data: bytes) -> None:
+        await self.gate.wait()
+        self.sent.append(codec.decode(data, Out))
+
+
+def deltas_over(conn: SlowConnection) -> Deltas:
+    return Deltas(cast("Connection", conn), "out", rid="r", stage_id=0, fence=Fence(1, 1, 1))
+
+
+async def test_deltas_are_joined_while_the_connection_is_behind() -> None:
+    conn = SlowConnection()
+    deltas = deltas_over(conn)
+    for number in range(10):
+        deltas.add(TextDelta(text=f"{number}", token_ids=(number,)))
+        deltas.add(Progress(step=number, total=10))
+        await asyncio.sleep(0)
+    conn.gate.set()
+    await deltas.close()
+    tokens = [sent for sent in conn.sent if isinstance(sent, Tokens)]
+    steps = [sent for sent in conn.sent if isinstance(sent, Step)]
+    assert "".join(sent.text for sent in tokens) == "0123456789"
+    assert [token for sent in tokens for token in sent.token_ids] == list(range(10))
+    assert len(tokens) < 4
+    assert steps[-1].step == 9
+    assert len(steps) < 4
+
+
+async def test_deltas_are_bounded_and_leave_a_gap_when_the_connection_stays_behind() -> None:
+    conn = SlowConnection()
+    deltas = deltas_over(conn)
+    piece = "x" * 1000
+    for _ in range(2 * MOST_PENDING // 1000):
+        deltas.add(TextDelta(text=piece))
+        await asyncio.sleep(0)
+    conn.gate.set()
+    await deltas.close()
+    deltas.add(TextDelta(text="end"))
+    await deltas.close()
+    tokens = [sent for sent in conn.sent if isinstance(sent, Tokens)]
+    assert tokens[-1].offset == (2 * MOST_PENDING // 1000) * 1000
+    assert sum(len(sent.text) for sent in tokens) < 1.1 * MOST_PENDING
+
+
+async def test_token_ids_wait_for_their_text() -> None:
+    conn = SlowConnection()
+    conn.gate.set()
+    deltas = deltas_over(conn)
+    deltas.add(TextDelta(text="", token_ids=(1,)))
+    await deltas.close()
+    assert conn.sent == []
+    deltas.add(TextDelta(text="é", token_ids=(2,)))
+    await deltas.close()
+    (sent,) = conn.sent
+    assert isinstance(sent, Tokens)
+    assert sent.token_ids == (1, 2)
