@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import jetstream, zeromq
-from bench.load import Ask, Round, measure, middle, one_in_flight
+from bench.cpu import cpu_seconds, spent
+from bench.load import Ask, Round, many_in_flight, measure, middle, one_in_flight
+from omnibus.observability.logging import configure_logging
 from omnibus.pipeline.route import Forwarding
 
 ZEROMQ = "zeromq"
@@ -36,25 +39,39 @@ _WARM_UP = 20
 console = Console(highlight=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one run gave."""
+
+    figures: Mapping[str, Round]
+    """Medians over the rounds, by system."""
+    spans: Mapping[Forwarding, Mapping[str, float]]
+    """Where the time of one request goes, seconds."""
+    cpu: Mapping[Forwarding, Mapping[str, float]]
+    """CPU time of one request by process, seconds."""
+
+
 def run(given: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Start everything, measure, and return what the last line says."""
     nats_url: str | None = None
     with ExitStack() as stack:
+        roots = [os.getpid()]
         for mode in Forwarding:
             with console.status(f"starting {mode}"):
                 served = jetstream.served(mode, slots=given.width, folder=folder / mode, nats_url=nats_url)
-                nats_url = stack.enter_context(served).nats_url
+                running = stack.enter_context(served)
+            nats_url = running.nats_url
+            roots.append(running.pid)
         assert nats_url is not None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            figures, spans = runner.run(_measure(given, nats_url))
-    _print_figures(figures, given.width)
-    _print_spans(spans)
-    return _report(figures, spans, given)
+            got = runner.run(_measure(given, nats_url, roots))
+    _print_figures(got.figures, given.width)
+    _print_spans(got.spans)
+    _print_cpu(got.cpu)
+    return _report(got, given)
 
 
-async def _measure(
-    given: argparse.Namespace, nats_url: str
-) -> tuple[dict[str, Round], dict[Forwarding, dict[str, float]]]:
+async def _measure(given: argparse.Namespace, nats_url: str, roots: Sequence[int]) -> Measured:
     payload = "x" * given.payload
     async with AsyncExitStack() as stack:
         sides = {
@@ -65,8 +82,11 @@ async def _measure(
         }
         baseline = await stack.enter_async_context(zeromq.pipeline(payload.encode()))
         systems: dict[str, Ask] = {**{mode: side.ask for mode, side in sides.items()}, ZEROMQ: baseline.ask}
-        figures = await _interleaved(systems, given)
-        return figures, {mode: await _spans(side, given.idle) for mode, side in sides.items()}
+        return Measured(
+            figures=await _interleaved(systems, given),
+            spans={mode: await _spans(side, given.idle) for mode, side in sides.items()},
+            cpu={mode: await _cpu(side.ask, given, roots) for mode, side in sides.items()},
+        )
 
 
 async def _interleaved(systems: Mapping[str, Ask], given: argparse.Namespace) -> dict[str, Round]:
@@ -85,6 +105,14 @@ async def _spans(side: jetstream.JetStreamPipeline, count: int) -> dict[str, flo
     """The median of each span with one request in flight."""
     taken = [asdict(await side.spans()) for _ in range(count)]
     return {field.name: median(each[field.name] for each in taken) for field in fields(jetstream.Spans)}
+
+
+async def _cpu(ask: Ask, given: argparse.Namespace, roots: Sequence[int]) -> dict[str, float]:
+    """CPU seconds of one request, by process, with many in flight."""
+    before = cpu_seconds(roots)
+    await many_in_flight(ask, given.busy, given.width)
+    used = spent(before, cpu_seconds(roots))
+    return {role: seconds / given.busy for role, seconds in used.items()}
 
 
 def _print_figures(figures: Mapping[str, Round], width: int) -> None:
@@ -108,15 +136,28 @@ def _print_spans(spans: Mapping[Forwarding, Mapping[str, float]]) -> None:
     console.print(table)
 
 
-def _report(
-    figures: Mapping[str, Round], spans: Mapping[Forwarding, Mapping[str, float]], given: argparse.Namespace
-) -> dict[str, object]:
+def _print_cpu(cpu: Mapping[Forwarding, Mapping[str, float]]) -> None:
+    table = Table(title="CPU time of one request, ms, many in flight", title_justify="left")
+    table.add_column("")
+    for mode in cpu:
+        table.add_column(mode, justify="right")
+    for role in dict.fromkeys(role for each in cpu.values() for role in each):
+        table.add_row(role, *(_ms(each.get(role, 0.0)) for each in cpu.values()))
+    table.add_row("sum", *(_ms(sum(each.values())) for each in cpu.values()))
+    console.print(table)
+
+
+def _report(got: Measured, given: argparse.Namespace) -> dict[str, object]:
     report: dict[str, object] = {
-        name: {"p50_ms": _rounded(got.p50), "p99_ms": _rounded(got.p99), "rate": round(got.rate)}
-        for name, got in figures.items()
+        name: {"p50_ms": _rounded(each.p50), "p99_ms": _rounded(each.p99), "rate": round(each.rate)}
+        for name, each in got.figures.items()
     }
-    profile = {mode: {name: _rounded(seconds) for name, seconds in each.items()} for mode, each in spans.items()}
-    return {**report, "profile_ms": profile, "rounds": given.rounds, "width": given.width, "payload": given.payload}
+    profile, cpu = (
+        {mode: {name: _rounded(seconds) for name, seconds in each.items()} for mode, each in table.items()}
+        for table in (got.spans, got.cpu)
+    )
+    shape = {"rounds": given.rounds, "width": given.width, "payload": given.payload}
+    return {**report, "profile_ms": profile, "cpu_ms": cpu, **shape}
 
 
 def _ms(seconds: float) -> str:
@@ -135,6 +176,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64, help="how many are in flight")
     parser.add_argument("--payload", type=int, default=1024, help="bytes")
     given = parser.parse_args(words)
+    configure_logging("warning")
     with tempfile.TemporaryDirectory(prefix="omnibus-bench-") as folder:
         report = run(given, Path(folder))
     print(json.dumps(report))

@@ -81,7 +81,8 @@ def served(forwarding: Forwarding, *, slots: int, folder: Path, nats_url: str | 
     file = folder / "pipeline.yaml"
     file.write_text(_text(forwarding, slots))
     broker = ["--nats", nats_url] if nats_url else ["--nats-port", "0"]
-    with serving(str(file), "--no-frontdoor", *broker, state_dir=folder / "state") as running:
+    quiet = ("--no-frontdoor", "--log-level", "warning")
+    with serving(str(file), *quiet, *broker, state_dir=folder / "state") as running:
         yield running
 
 
