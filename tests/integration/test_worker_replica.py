@@ -342,6 +342,45 @@ async def test_two_replicas_share_the_load(connection: Connection, other_connect
     assert min(by_replica.count("r0"), by_replica.count("r1")) >= 5
 
 
+async def test_replicas_join_and_leave_under_load_and_no_request_fails(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, slots=2, latency=(0.005, 0.03)) as bench:
+        rids = [f"a{number}" for number in range(150)]
+        async with bench.replica(), bench.replica():
+            async with bench.replica() as leaver:
+                for rid in rids[:50]:
+                    await bench.submit(rid)
+                await bench.result(rids[10])
+                leaver.drain()
+                for rid in rids[50:100]:
+                    await bench.submit(rid)
+            async with bench.replica() as joiner:
+                for rid in rids[100:]:
+                    await bench.submit(rid)
+                results = [await bench.result(rid, 20) for rid in rids]
+        await bench.all_done()
+        assert joiner.record.instance not in {"", leaver.record.instance}
+        assert [len(bench.events[rid]) for rid in rids] == [1] * len(rids)
+        assert len({result.replica for result in results}) == 3, "the id of the leaver is the joiner's"
+
+
+async def test_nothing_is_lost_when_the_server_is_killed_under_load(own_server: EmbeddedServer, pipeline: str) -> None:
+    async with (
+        connect(own_server.url, name="test", role="test") as conn,
+        connect(own_server.url, name="worker", role="worker") as worker,
+        stage_bench(conn, pipeline, slots=4, latency=(0.01, 0.1)) as bench,
+        bench.replica(worker),
+    ):
+        rids = [f"a{number}" for number in range(60)]
+        for rid in rids:
+            await bench.submit(rid)
+        await bench.result(rids[5])
+        await own_server.kill()
+        await own_server.start()
+        for rid in rids:
+            await bench.result(rid, 30)
+        await bench.all_done(30)
+
+
 async def test_all_lanes_are_served(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline, lanes=("interactive", "batch"), latency=0.01) as bench:
         for number in range(10):
