@@ -125,7 +125,25 @@ class VllmCore:
                 if part.text or part.token_ids:
                     yield TextDelta(text=part.text, token_ids=tuple(part.token_ids))
                 if output.finished:
-                    yield await self._last(run, part.finish_reason or "stop", output.kv_transfer_params)
+                    handed_over = output.kv_transfer_params
+                    if not handed_over and isinstance(part.stop_reason, str):
+                        handed_over = await self._states_of(prompt, run)
+                    yield await self._last(run, part.finish_reason or "stop", handed_over)
+
+    async def _states_of(self, prompt: Any, run: Run) -> Mapping[str, Any] | None:
+        """Where the states of a text are that a stop string ended: EngineCore saw an abort there, and kept none.
+
+        One more prefill, over all that was fed: the prompt and the generated tokens but the last.
+        """
+        if self._states is None or "prompt_token_ids" not in prompt:
+            return None
+        fed = {**prompt, "prompt_token_ids": [*prompt["prompt_token_ids"], *run.token_ids[:-1]]}
+        params = self._params({"max_tokens": 1, "ignore_eos": True})
+        handed_over: Mapping[str, Any] | None = None
+        async with aclosing(self._llm.generate(fed, params, f"{run.id}-states")) as outputs:
+            async for output in outputs:
+                handed_over = output.kv_transfer_params
+        return handed_over
 
     async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
         if reason == "error":
