@@ -88,11 +88,15 @@ async def test_chat_runs_only_what_was_asked_for(client: AsyncOpenAI) -> None:
 
 async def test_chat_stops_where_it_is_told(client: AsyncOpenAI) -> None:
     short = await client.chat.completions.create(model=MODEL, messages=asking(PROMPT), max_completion_tokens=1)
-    stopped = await client.chat.completions.create(model=MODEL, messages=asking(PROMPT), stop=["left"])
+    stopped = await client.chat.completions.create(
+        model=MODEL, messages=asking(PROMPT), stop=["left"], modalities=["text", "image"]
+    )
     assert short.choices[0].finish_reason == "length"
     assert short.usage.completion_tokens == 1
     assert stopped.choices[0].finish_reason == "stop"
-    assert stopped.choices[0].message.content.split() == ["red", "circle"]
+    text, image = stopped.choices[0].message.content
+    assert text["text"].split() == ["red", "circle"]
+    assert _from_url(image["image_url"]["url"])[:4] == b"\x89PNG"
 
 
 async def test_images_are_right_and_follow_their_seed(client: AsyncOpenAI) -> None:
@@ -147,7 +151,7 @@ async def test_concurrent_chats_do_not_mix(client: AsyncOpenAI) -> None:
         assert judge_audio(prompt, audio)
 
 
-async def test_a_seed_or_length_that_the_engine_refuses_is_a_400(client: AsyncOpenAI) -> None:
+async def test_what_only_the_engine_can_refuse_is_its_400(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await client.chat.completions.create(
             model=MODEL, messages=asking(PROMPT), extra_body={"sampling_params": {"thinker": {"nonsense": 1}}}
