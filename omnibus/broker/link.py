@@ -183,7 +183,7 @@ class Link:
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has everything that was sent; raises BrokerUnavailable."""
         try:
-            await self._client.flush(timeout)
+            await heeding_cancellation(self._client.flush(timeout))
         except nats.errors.Error as error:
             raise Transient(f"NATS did not answer a ping within {timeout:g} s") from error
 
@@ -254,6 +254,18 @@ class Link:
     def _safe_url(self) -> str:
         """The URL without credentials, for messages and logs."""
         return re.sub(r"//[^@/,]*@", "//", self.url)
+
+
+async def heeding_cancellation(work: Awaitable[None]) -> None:
+    """Await work of the client, which uses `asyncio.wait_for`: before Python 3.12 that may swallow a cancellation.
+
+    It does when the answer comes in the same turn of the loop, and whoever cancelled would wait for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    await work
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def _hang(hooks: list[Hook], hook: Hook) -> Hook:

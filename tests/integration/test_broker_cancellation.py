@@ -1,0 +1,45 @@
+"""A cancellation is never swallowed, whatever comes in at the same moment."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.link import heeding_cancellation
+
+pytestmark = pytest.mark.integration
+
+
+async def test_cancellation_is_heeded_when_the_answer_comes_in_the_same_turn() -> None:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[None] = loop.create_future()
+
+    async def wait_as_the_client_does() -> None:
+        await asyncio.wait_for(answer, 5.0)
+
+    task = asyncio.create_task(heeding_cancellation(wait_as_the_client_does()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answer.set_result(None)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_subscribing_heeds_cancellation_at_every_moment(connection: Connection) -> None:
+    async def callback(_message: object) -> None: ...
+
+    async def serve(turns: int) -> None:
+        await connection.subscribe(f"cancelled.{turns}", callback)
+        await asyncio.Event().wait()
+
+    for turns in range(200):
+        task = asyncio.create_task(serve(turns))
+        for _ in range(turns % 20):
+            await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(5.0):
+            await asyncio.wait({task})
+        assert task.cancelled()
