@@ -54,9 +54,12 @@ export class Omnibus {
     const reply = headers();
     reply.set("Omni-Reply", this.token);
     const subject = `omni.${this.pipeline}.request.${rid}`;
-    const message = await this.connection.request(subject, JSON.stringify(request), { headers: reply, timeout: ACK_TIMEOUT_MS });
-    const ack = message.json();
-    if (ack.error) throw new Error(`the request was refused: ${ack.error.description}`);
+    const options = { headers: reply, timeout: ACK_TIMEOUT_MS };
+    const ack = await this.connection.request(subject, JSON.stringify(request), options).then(
+      (message) => message.json(),
+      (error) => ({ error: { description: `${error.message}; is pipeline ${this.pipeline} deployed?` } }),
+    );
+    if (ack.error) throw new Error(`the request was not queued: ${ack.error.description}`);
   }
 
   async *#follow(rid, subscription, until) {

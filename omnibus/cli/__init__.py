@@ -30,6 +30,7 @@ COMMANDS = {
     "cancel": _Entry("cancel", "Cancel requests by id."),
     "pipeline": _Entry("pipeline", "Show, validate, deploy or list pipelines."),
     "nats": _Entry("nats", "Show or apply what the broker must hold."),
+    "demo": _Entry("demo", "One sentence through omni-tiny, judged.", hidden=True),
     "version": _Entry("version", "Print the version."),
 }
 

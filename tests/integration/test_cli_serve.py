@@ -1,0 +1,197 @@
+"""`omnibus serve` on sim stages, and the commands that talk to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from omnibus.cli.serving import Serving, serving
+from omnibus.errors import StageStartError
+from tests.support.processes import children_of, is_running
+from tests.support.served import omnibus, shared_memory, start, write_pipeline
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One running `omnibus serve` for this module."""
+    folder = tmp_path_factory.mktemp("serve")
+    with serving(
+        str(write_pipeline(folder)), "--port", "0", "--nats-port", "0", "--replicas", "1", state_dir=folder / "state"
+    ) as running:
+        yield running
+
+
+def test_text_is_shown_and_files_are_saved_when_a_request_is_submitted(served: Serving, tmp_path: Path) -> None:
+    done = omnibus("submit", "hello there", "--out", str(tmp_path), nats=served.nats_url)
+
+    assert (done.returncode, done.stdout) == (0, "hello there\n")
+    assert (tmp_path / "image-painter.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "audio-speaker.wav").read_bytes().startswith(b"RIFF")
+    assert str(tmp_path / "image-painter.png") in done.stderr
+
+
+def test_one_object_is_printed_when_json_is_wanted(served: Serving, tmp_path: Path) -> None:
+    done = omnibus("submit", "-", "--json", "-m", "text", "-o", str(tmp_path), nats=served.nats_url, stdin="from stdin")
+
+    report = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, report["state"]) == (0, "", "done")
+    assert [output["text"] for output in report["outputs"]] == ["from stdin"]
+    assert set(report["stages"]) == {"writer"}, "stages that nothing needs were run"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["--rid", "reject-1"], 1, "engine_rejected"),
+        (["--rid", "hang-1", "--deadline", "0.3"], 4, "deadline_exceeded"),
+        (["-m", "video"], 2, "does not produce 'video'"),
+        (["--rid", "not a name"], 2, "rid must match"),
+        (["--lane", "batch"], 2, "has no lane 'batch'"),
+        (["-p", "nothing"], 2, "'nothing' is not deployed"),
+        (["-p", "nothing.yaml"], 2, "cannot be read"),
+    ],
+)
+def test_status_and_message_say_why_when_a_request_does_not_end_well(
+    served: Serving, words: list[str], status: int, says: str
+) -> None:
+    done = omnibus("submit", "hello", *words, nats=served.nats_url)
+    assert done.returncode == status
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_request_is_cancelled_when_submit_is_interrupted(served: Serving, tmp_path: Path) -> None:
+    submit = start("submit", "hello", "--rid", "hang-2", nats=served.nats_url, log=tmp_path / "log")
+    await eventually(lambda: _state(served, "hang-2") == "open", 10.0)
+    submit.send_signal(signal.SIGINT)
+    assert submit.wait(10) == 130
+    assert _state(served, "hang-2") == "cancelled"
+
+
+async def test_submit_says_so_when_its_request_is_cancelled_elsewhere(served: Serving, tmp_path: Path) -> None:
+    submit = start("submit", "hello", "--rid", "hang-3", nats=served.nats_url, log=tmp_path / "log")
+    await eventually(lambda: _state(served, "hang-3") == "open", 10.0)
+    cancelled = omnibus("cancel", "hang-3", "never-was", nats=served.nats_url)
+    assert (cancelled.returncode, cancelled.stdout) == (2, "hang-3: cancelled\n")
+    assert "never-was" in cancelled.stderr
+    assert submit.wait(10) == 3
+
+
+def test_stages_replicas_and_queues_are_listed_when_status_is_asked(served: Serving) -> None:
+    status = json.loads(omnibus("status", "--json", nats=served.nats_url).stdout)
+    assert [(stage["name"], stage["queued"]) for stage in status["stages"]] == [
+        ("writer", 0), ("painter", 0), ("speaker", 0),
+    ]  # fmt: skip
+    assert all(replica["status"] == "up" for stage in status["stages"] for replica in stage["replicas"])
+    table = omnibus("status", nats=served.nats_url).stdout
+    assert "0 writer" in table
+    assert " up " in table
+
+
+def test_front_door_answers_when_serve_is_ready(served: Serving) -> None:
+    assert httpx.get(f"{served.url}/ready").status_code == 200
+    assert [model["id"] for model in httpx.get(f"{served.url}/v1/models").json()["data"]] == ["simple"]
+
+
+async def test_child_is_started_again_when_it_is_killed(served: Serving) -> None:
+    (orchestrator,) = children_of(served.pid, "orchestrator")
+    os.kill(orchestrator, signal.SIGKILL)
+    assert omnibus("submit", "hello again", "-m", "text", nats=served.nats_url).stdout == "hello again\n"
+    await eventually(lambda: children_of(served.pid, "orchestrator") not in ([], [orchestrator]), 10.0)
+
+
+async def test_nothing_is_left_when_serve_is_stopped(tmp_path: Path) -> None:
+    before = shared_memory()
+    with serving(
+        str(write_pipeline(tmp_path)), "--port", "0", "--nats-port", "0", state_dir=tmp_path / "state"
+    ) as running:
+        processes = [running.pid, *children_of(running.pid)]
+        assert len(processes) == 7  # itself, the broker, orchestrator, front door, three replicas
+        omnibus("submit", "hello", "-m", "text", nats=running.nats_url)
+        started = time.monotonic()
+    assert time.monotonic() - started < 20.0
+    await eventually(lambda: not any(is_running(pid) for pid in processes))
+    assert shared_memory() <= before
+    assert "Traceback" not in running.log.read_text()
+
+
+async def test_nothing_is_left_when_serve_is_killed(tmp_path: Path) -> None:
+    with serving(
+        str(write_pipeline(tmp_path)), "--port", "0", "--nats-port", "0", state_dir=tmp_path / "state"
+    ) as running:
+        processes = [running.pid, *children_of(running.pid)]
+        os.kill(running.pid, signal.SIGKILL)
+    await eventually(lambda: not any(is_running(pid) for pid in processes), 10.0)
+
+
+async def test_everything_is_killed_when_serve_is_interrupted_twice(tmp_path: Path) -> None:
+    with serving(
+        str(write_pipeline(tmp_path)), "--port", "0", "--nats-port", "0", state_dir=tmp_path / "state"
+    ) as running:
+        processes = [running.pid, *children_of(running.pid)]
+        hanging = start("submit", "hello", "--rid", "hang", nats=running.nats_url, log=tmp_path / "submit.log")
+        await eventually(lambda: _state(running, "hang") == "open", 10.0)
+        started = time.monotonic()
+        os.kill(running.pid, signal.SIGINT)
+        await eventually(lambda: "replica.draining" in running.log.read_text(), 5.0)
+        os.kill(running.pid, signal.SIGINT)
+        await eventually(lambda: not any(is_running(pid) for pid in processes[1:]), 5.0)
+    assert time.monotonic() - started < 20.0  # without waiting for the task that hangs
+    hanging.kill()
+    hanging.wait()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--stages", "9"], "has no stage '9'"),
+        (["--nats", "nats://127.0.0.1:1"], "cannot reach NATS"),
+        (["--nats", "http://elsewhere"], "http://elsewhere"),
+    ],
+)
+def test_reason_is_one_line_when_serve_cannot_start(tmp_path: Path, flags: list[str], says: str) -> None:
+    with (
+        pytest.raises(StageStartError, match="was not ready") as caught,
+        serving(str(write_pipeline(tmp_path)), "--nats-port", "0", *flags, state_dir=tmp_path / "state"),
+    ):
+        pass
+    assert says in caught.value.message
+    assert "Traceback" not in caught.value.message
+
+
+def test_port_is_named_when_it_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with (
+            pytest.raises(StageStartError) as caught,
+            serving(
+                str(write_pipeline(tmp_path)),
+                "--port",
+                port,
+                "--nats-port",
+                "0",
+                state_dir=tmp_path / "state",
+                timeout=30,
+            ),
+        ):
+            pass
+    assert f"port {port} on 127.0.0.1 is taken" in caught.value.message
+
+
+def _state(served: Serving, rid: str) -> str:
+    done = omnibus("status", rid, nats=served.nats_url)
+    return str(json.loads(done.stdout)["state"]) if done.returncode == 0 else ""
