@@ -98,7 +98,12 @@ def parse(sentence: str) -> Scene:
     first = Thing(match["colour1"], match["shape1"])
     if match["relation"] is None:
         return Scene(first)
-    return Scene(first, _relation_of(match["relation"]), Thing(match["colour2"], match["shape2"]))
+    second = Thing(match["colour2"], match["shape2"])
+    if first == second:
+        raise UnparseableSentence(
+            f"a scene has two different things, not twice a {first.colour} {first.shape}", param="prompt"
+        )
+    return Scene(first, _relation_of(match["relation"]), second)
 
 
 @cache

@@ -49,7 +49,7 @@ def test_the_scene_is_right_when_people_write_freely(sentence: str, scene: Scene
     [
         "", "hello", "draw a pink circle", "draw a red hexagon", "a red circle near a blue square", "red",
         "a red circle left of", "a red circle a blue square", "a red circle left of a blue square above a red cross",
-        "a red circle and so on", "a red circle " * 100,
+        "a red circle and so on", "a red circle left of a red circle", "a red circle " * 100,
     ],
 )  # fmt: skip
 def test_a_typed_error_when_the_sentence_is_not_a_scene(sentence: str) -> None:

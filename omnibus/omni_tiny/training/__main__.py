@@ -1,4 +1,4 @@
-"""Train all of omni-tiny: `python -m omnibus.omni_tiny.training --out DIR`.
+"""Train all of omni-tiny: `python -m omnibus.omni_tiny.training [--out DIR]`.
 
 Two parts are trained side by side, one core each; the dit comes after thinker and vae, which it is trained on. Every part has
 its own seed. Last, the checkpoints are judged and described in a model card.
@@ -64,7 +64,7 @@ def _check(out: Path) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m omnibus.omni_tiny.training", description="Train omni-tiny on CPU.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("out/omni-tiny"), help="folder for the checkpoints")
     parser.add_argument(
         "--only",
         nargs="+",

@@ -37,6 +37,7 @@ in place and by 10 % in size. No other text, picture or sound was used.
 
 **Held out** of all training are {held_out} scenes, a tenth, drawn with seed {seed} together with their mirrors ("a left of b" and
 "b right of a" show one picture): `grammar.held_out()` lists them. {trained} scenes were trained on.
+The voice was trained on random symbols, two at a time, and knows no scenes.
 
 ## Training
 

@@ -13,7 +13,7 @@ from omnibus.omni_tiny.training.loop import Plan, fix_seeds, train
 from omnibus.omni_tiny.training.parts import Trained
 from omnibus.omni_tiny.voice import AMPLITUDE, SAMPLE_RATE, codes_of, waveform_of
 
-PLAN = Plan(name="code2wav", steps=1000, bar=1, learning_rate=2e-3, seed=4, mean_decay=0.99)
+PLAN = Plan(name="code2wav", steps=1500, bar=1, learning_rate=2e-3, seed=4, mean_decay=0.99)
 BATCH = 12
 WORDS = 2  # symbols of one training clip
 _QUIET = 1e-3

@@ -69,7 +69,7 @@ class Bank:
 def train_into(out: Path) -> Trained:
     """Train the dit on the vae and the thinker in `out`, and make `out/dit` a SanaPipeline directory in fp16."""
     rng = fix_seeds(PLAN.seed)
-    vae = AutoencoderDC.from_pretrained(out / "dit" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderDC.from_pretrained(out / "dit" / "vae", dtype=torch.float32)
     encoder, dit = Encoder(out / "thinker"), new_dit()
     bank = Bank(vae, encoder, rng)
 

@@ -25,7 +25,7 @@ class Reference:
         self.thinker = Qwen3ForCausalLM.from_pretrained(checkpoints / "thinker", dtype=torch.float32)
         self.talker = Qwen3ForCausalLM.from_pretrained(checkpoints / "talker", dtype=torch.float32)
         no_text = {"tokenizer": None, "text_encoder": None}  # the thinker is the text encoder
-        self.dit = DiffusionPipeline.from_pretrained(checkpoints / "dit", torch_dtype=torch.float32, **no_text)
+        self.dit = DiffusionPipeline.from_pretrained(checkpoints / "dit", dtype=torch.float32, **no_text)
         self.dit.set_progress_bar_config(disable=True)
         self.empty = np.load(checkpoints / "dit" / EMPTY_PROMPT_FILE, allow_pickle=False)
         logging.set_verbosity_error()  # the encoder that is not shipped is reported as missing

@@ -14,7 +14,7 @@ from omnibus.omni_tiny.training.thinker import padded, save_llm
 from omnibus.omni_tiny.vocabulary import CODES_END_ID, PAD, TALKER_VOCABULARY, canonical_ids, code_ids
 from omnibus.omni_tiny.voice import codes_of
 
-PLAN = Plan(name="talker", steps=800, bar=1, learning_rate=3e-3, seed=3, mean_decay=0.99)
+PLAN = Plan(name="talker", steps=1200, bar=1, learning_rate=3e-3, seed=3, mean_decay=0.99)
 BATCH = 32
 
 

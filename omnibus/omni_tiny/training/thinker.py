@@ -14,7 +14,7 @@ from omnibus.omni_tiny.training.parts import Trained
 from omnibus.omni_tiny.training.tokenizer import build_tokenizer
 from omnibus.omni_tiny.vocabulary import ASSISTANT_ID, END_ID, PAD, THINKER_VOCABULARY, USER_ID, canonical_ids
 
-PLAN = Plan(name="thinker", steps=1000, bar=1, learning_rate=3e-3, seed=1, mean_decay=0.99)
+PLAN = Plan(name="thinker", steps=1400, bar=1, learning_rate=3e-3, seed=1, mean_decay=0.99)
 BATCH = 64
 IGNORED = -100
 

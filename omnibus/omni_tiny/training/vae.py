@@ -13,7 +13,7 @@ from omnibus.omni_tiny.grammar import Scene, training_scenes
 from omnibus.omni_tiny.training.loop import Plan, fix_seeds, train
 from omnibus.omni_tiny.training.parts import Trained
 
-PLAN = Plan(name="vae", steps=1300, learning_rate=3e-3, seed=2, mean_decay=0.99)
+PLAN = Plan(name="vae", steps=1600, learning_rate=3e-3, seed=2, mean_decay=0.99)
 BATCH = 12
 VARIANTS = 3
 LATENT_NOISE = 0.15  # what the decoder must bear from the dit
