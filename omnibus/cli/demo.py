@@ -47,7 +47,7 @@ def command(out: Path, prompt: str) -> int:
     """
     from rich.console import Console  # noqa: PLC0415 commands import when they run
 
-    console, started = Console(stderr=True, highlight=False), time.monotonic()
+    console, started = Console(stderr=True, highlight=False, soft_wrap=True), time.monotonic()
     with ExitStack() as stack:
         server = _start(stack, console)
         console.print(f"{PIPELINE} is served at {server.url}; asking: {prompt}")

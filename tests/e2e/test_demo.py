@@ -1,0 +1,56 @@
+"""`omnibus demo`, which is `make demo`: everything from nothing, judged, and nothing left."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import children_of, is_running
+from tests.support.served import command_line, shared_memory
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def test_demo_is_right_and_leaves_nothing_when_it_ends(tmp_path: Path) -> None:
+    before = shared_memory()
+    done = subprocess.run(
+        command_line("demo", "--out", str(tmp_path)), capture_output=True, text=True, timeout=280, check=False
+    )
+
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, report["image_ok"], report["audio_ok"]) == (0, True, True), done.stderr
+    assert report["text"] == "red circle left blue square"
+    assert done.stdout.splitlines()[0] == report["text"], "the text was not streamed"
+    assert Path(report["image"]).read_bytes().startswith(b"\x89PNG")
+    assert Path(report["audio"]).read_bytes().startswith(b"RIFF")
+    assert shared_memory() <= before
+
+
+async def test_demo_leaves_nothing_when_it_is_interrupted(tmp_path: Path) -> None:
+    before = shared_memory()
+    demo = _start(tmp_path)
+    try:
+        await eventually(lambda: len(_descendants(demo.pid)) >= 8, 60.0)  # serve, broker, two services, four replicas
+        processes = _descendants(demo.pid)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 130
+    finally:
+        demo.kill()
+        demo.wait()
+    await eventually(lambda: not any(is_running(pid) for pid in processes))
+    assert shared_memory() <= before
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command_line("demo", "--out", str(folder)), stdout=log, stderr=log)
+
+
+def _descendants(pid: int) -> list[int]:
+    children = children_of(pid)
+    return [*children, *(below for child in children for below in _descendants(child))]
