@@ -1,8 +1,7 @@
 """How much is open, and whether one more may come.
 
-Two bounds. A tenant's is exact among the requests that came through this producer: it hears the end of each. The pipeline's is
-read off the queue, where every open request has a timer and at least one task or event, at most four times a second; what
-this producer admitted since is added.
+Two bounds. A tenant's is exact among the requests that came through this producer: it hears the end of each. The pipeline's
+is estimated from the queue.
 """
 
 from __future__ import annotations
@@ -10,22 +9,19 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 
+from omnibus.broker.backlog import Backlog
 from omnibus.broker.work import WorkQueue
 from omnibus.errors import Overloaded
 from omnibus.pipeline.spec import PipelineSpec
-
-_FRESH = 0.25
-_MESSAGES_A_REQUEST = 2
 
 
 class OpenRequests:
     """Open requests of one pipeline, as one producer knows them."""
 
     def __init__(self, queue: WorkQueue) -> None:
-        self._queue = queue
+        self._backlog = Backlog(queue)
         self._by_tenant: dict[str, dict[str, float]] = defaultdict(dict)  # rid -> deadline
         self._tenant_of: dict[str, str] = {}
-        self._measured, self._measured_at, self._since = 0, 0.0, 0
 
     async def check(self, spec: PipelineSpec, tenant: str) -> None:
         """Raises Overloaded when one more request would pass a bound; BrokerUnavailable when the queue cannot be read."""
@@ -34,14 +30,14 @@ class OpenRequests:
             raise Overloaded(
                 f"tenant {tenant!r} has {bound} open requests on {spec.name!r}, its bound; try again later"
             )
-        if await self._pipeline() >= spec.max_open_requests:
+        if await self._backlog.open_requests() >= spec.max_open_requests:
             raise Overloaded(f"{spec.name!r} has {spec.max_open_requests} open requests, its bound; try again later")
 
     def add(self, rid: str, tenant: str, deadline: float) -> None:
         """A request was admitted."""
         self._by_tenant[tenant][rid] = deadline
         self._tenant_of[rid] = tenant
-        self._since += 1
+        self._backlog.add()
 
     def remove(self, rid: str) -> None:
         """A request has ended; unknown ones are ignored."""
@@ -58,11 +54,3 @@ class OpenRequests:
         for rid in [rid for rid, deadline in self._by_tenant.get(tenant, {}).items() if deadline < now]:
             self.remove(rid)
         return self._by_tenant.get(tenant, {})
-
-    async def _pipeline(self) -> int:
-        now = time.monotonic()
-        if now - self._measured_at > _FRESH:
-            self._measured_at = now  # before the await: whoever comes meanwhile need not ask too
-            self._since = 0
-            self._measured = await self._queue.messages() // _MESSAGES_A_REQUEST
-        return self._measured + self._since

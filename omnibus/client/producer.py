@@ -20,7 +20,7 @@ from omnibus.broker.ledger import Entry
 from omnibus.client.channel import Channel
 from omnibus.client.events import ClientEvent, Ended, Result
 from omnibus.client.following import follow
-from omnibus.errors import RevisionConflict, UnknownRequest
+from omnibus.errors import Overloaded, RevisionConflict, UnknownRequest
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import new_record
 from omnibus.requests.advance import cancel
@@ -89,7 +89,7 @@ class Producer:
         rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
         channel = await self.channel(spec.name)
         record = await self._new_record(channel, spec, request, rid)
-        await channel.open_requests.check(spec, request.tenant)
+        await self._check_bounds(channel, spec, record)
         channel.expect(rid)
         admitted = await admit(channel.performer, record)
         if not admitted.attached:
@@ -137,6 +137,15 @@ class Producer:
         return new_record(
             spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=time.time(), front=self.front
         )  # fmt: skip
+
+    @staticmethod
+    async def _check_bounds(channel: Channel, spec: PipelineSpec, record: Record) -> None:
+        """Raises Overloaded; not for a request that was accepted before, whose client has come back."""
+        try:
+            await channel.open_requests.check(spec, record.tenant)
+        except Overloaded:
+            if await channel.performer.ledger.read(record.rid) is None:
+                raise
 
     @staticmethod
     async def _entry(channel: Channel, rid: str) -> Entry:

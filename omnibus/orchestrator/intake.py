@@ -6,6 +6,7 @@ import secrets
 import time
 
 from omnibus.broker.admission import admit
+from omnibus.broker.backlog import Backlog
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.effects import Performer
@@ -25,6 +26,9 @@ from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request, encode_requ
 REPLY_HEADER = "Omni-Reply"
 """Names the token of the `out` subject that the producer listens to."""
 
+_PUT_BACK = 0.5
+"""Seconds after which a request that finds the pipeline full is looked at again."""
+
 log = get_logger(__name__)
 
 
@@ -33,14 +37,19 @@ class Intake:
 
     def __init__(self, connection: Connection, performer: Performer, spec: PipelineSpec) -> None:
         self._performer, self._spec = performer, spec
+        self._backlog = Backlog(performer.queue)
         self._store = PayloadStore(connection, spec.name)
 
     async def handle(self, delivery: Delivery) -> None:
         """Admit one request; acknowledged when this returns. Raises BrokerError: then it is delivered again.
 
         What cannot be served ends as a `failed` record under its id, or, where the id is another request's, as a refusal
-        to whoever listens.
+        to whoever listens. While the pipeline is at its bound, requests are put back: their stream fills up to its own
+        bound, and then refuses.
         """
+        if await self._backlog.open_requests() >= self._spec.max_open_requests:
+            await delivery.nak(_PUT_BACK)
+            return
         rid, front = subjects.parse_rid(delivery.subject), delivery.headers.get(REPLY_HEADER)
         try:
             subjects.check_name(rid, "rid")
@@ -54,6 +63,7 @@ class Intake:
         except RequestError as error:
             await self._refuse(rid, front, error)
         else:
+            self._backlog.add()
             if admitted.attached and admitted.record.state.terminal:
                 await self._tell(front, Ended(rid=rid, state=admitted.record.state))
         await delivery.ack()

@@ -47,7 +47,7 @@ def advance(event: Event, record: Record | None) -> tuple[Effect, ...]:
         case DeadlinePassed():
             return _end(record, RequestState.EXPIRED, _EXPIRED)
         case _ if record.state.terminal:
-            return ended_effects(record)
+            return (*_dead_letter(event, record), *ended_effects(record))
         case StageFailed(failure=failure) if failure.code == PAYLOAD_LOST:
             return _payload_lost(event, record)
         case _ if event.ticket.run < record.ticket.run:
@@ -159,8 +159,13 @@ def _payload_lost(event: StageFailed, record: Record) -> tuple[Effect, ...]:
 
 def _failed(event: StageFailed, record: Record) -> tuple[Effect, ...]:
     failed = record.ended(RequestState.FAILED, event.failure)
-    dead = (KeepDead(failed),) if event.dead else ()
-    return (*dead, SaveRecord(failed), *ended_effects(failed))
+    return (SaveRecord(failed), *_dead_letter(event, failed), *ended_effects(failed))
+
+
+def _dead_letter(event: Event, record: Record) -> tuple[KeepDead, ...]:
+    """Kept also when the shell that ended the request died before it came to this."""
+    is_dead = isinstance(event, StageFailed) and event.dead and record.state is RequestState.FAILED
+    return (KeepDead(record),) if is_dead else ()
 
 
 def _end(record: Record, state: RequestState, failure: Failure) -> tuple[Effect, ...]:

@@ -227,3 +227,26 @@ async def _appears(producer: Producer, pipeline: str, rid: str):
 
     await eventually(known, what="a record")
     return await producer.wait(pipeline, rid)
+
+
+async def test_raw_requests_wait_in_their_stream_when_the_pipeline_is_full(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = line(pipeline, max_open_requests=2)
+    async with serving(connection, spec, replicas=0) as producer:
+        for _ in range(2):
+            await producer.submit(spec, Request(prompt="hi", deadline=1.5))
+        await connection.js_publish(subjects.request(pipeline, "raw2"), b'{"prompt": "hi", "deadline": 0.3}')
+        with pytest.raises(UnknownRequest):
+            await producer.result(pipeline, "raw2")
+        result = await _appears(producer, pipeline, "raw2")
+    assert result.state is RequestState.EXPIRED, "admitted once there was room"
+
+
+async def test_accepted_request_is_attached_to_when_the_pipeline_is_full(connection: Connection, pipeline: str) -> None:
+    spec = line(pipeline, max_open_requests=1)
+    async with serving(connection, spec, replicas=0) as producer:
+        await producer.submit(spec, HELLO, rid="mine")
+        with pytest.raises(Overloaded):
+            await producer.submit(spec, HELLO, rid="other")
+        assert (await producer.submit(spec, HELLO, rid="mine")).attached
