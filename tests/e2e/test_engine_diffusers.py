@@ -259,3 +259,20 @@ async def test_waiting_requests_end_when_the_engine_closes(checkpoint: Path) -> 
 
     with pytest.raises(EngineDead):
         await waiting
+
+
+async def test_prompts_are_encoded_when_the_pipeline_can(tmp_path: Path) -> None:
+    engine = create(make_stage(tiny_checkpoints.make_painter(tmp_path), pipeline_class="StableDiffusionPipeline"))
+    await engine.start()
+    sampling = {"num_inference_steps": 2, "guidance_scale": 3.0, "size": "16x16", "negative_prompt": "blue"}
+    jobs = [make_job(prompt, {**sampling, "seed": seed}, text=prompt) for seed, prompt in enumerate(("red", "square"))]
+
+    alone = [await image_of(engine, job) for job in jobs]
+    together = await asyncio.gather(*(image_of(engine, job) for job in jobs))
+    steps, _ = await run_job(engine, make_job("shown", {**sampling, "previews": 1}, text="red"))
+    await engine.close()
+
+    for one, other in zip(alone, together, strict=True):
+        assert one.shape == (1, 16, 16, 3)
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+    assert [step.preview is not None for step in steps] == [True, False]

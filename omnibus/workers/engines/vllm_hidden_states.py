@@ -21,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import example_hidden_states_c
 from vllm.v1.request import RequestStatus
 
 from omnibus.errors import EngineError
+from omnibus.workers.engines.vllm_cpu_kernels import correct_kernels
 
 READ_TIMEOUT = 30.0
 """Seconds for a finished request's states to reach their file; writing takes milliseconds."""
@@ -29,6 +30,11 @@ _PREFIX = "omnibus-hidden-"
 
 class HiddenStatesConnector(example.ExampleHiddenStatesConnector):  # type: ignore[misc]  # vLLM has no types here
     """vLLM's example connector, made to work without CUDA and to leave no files of aborted requests."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # vLLM makes its connectors inside EngineCore, after the platform has registered its kernels.
+        correct_kernels()
 
     def _submit_async_write(self, pending: example.PendingSave) -> None:
         if self._kv_cache.is_cuda:

@@ -56,7 +56,7 @@ def start_llm(stage: StageSpec, engine_args: Mapping[str, Any], load: LoadGauge)
 
 def _args(stage: StageSpec, engine_args: Mapping[str, Any]) -> AsyncEngineArgs:
     platform = CPU_DEFAULTS if current_platform.is_cpu() else {}
-    defaults = {"max_num_seqs": stage.slots, "disable_log_stats": True, **platform}
+    defaults = {"max_num_seqs": stage.slots, "disable_log_stats": True, "use_tqdm_on_load": False, **platform}
     try:
         return AsyncEngineArgs(**{**defaults, **engine_args})
     except TypeError as error:
