@@ -31,14 +31,13 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def exception(self) -> errors.OmnibusError:
         """The exception of our tree with this code; OmnibusError for an unknown one."""
-        kind = _BY_CODE.get(self.code, errors.OmnibusError)
-        error = kind.__new__(kind)
-        errors.OmnibusError.__init__(error, self.message, param=self.param)
+        error = _BY_CODE.get(self.code, errors.OmnibusError)(self.message)
+        error.param = self.param
         return error
 
 
-def _tree(kind: type[errors.OmnibusError]) -> list[type[errors.OmnibusError]]:
-    return [kind, *(found for child in kind.__subclasses__() for found in _tree(child))]
-
-
-_BY_CODE = {kind.code: kind for kind in _tree(errors.OmnibusError)}
+_BY_CODE = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.OmnibusError)
+}

@@ -1,0 +1,222 @@
+"""What one event means for its request."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from omnibus.errors import RequestConflict
+from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
+from omnibus.requests.admission import Resolution, digest, new_record, resolve
+from omnibus.requests.advance import MAX_RUNS, advance, cancel, linear_tasks, needs_event, needs_record, redrive
+from omnibus.requests.effects import KeepDead, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop, Tell
+from omnibus.requests.record import Record
+from omnibus.requests.state import TRANSITIONS, IllegalTransition, RequestState, transition
+from omnibus.wire.envelope import DeadlinePassed, FinalOutput, StageFailed, StageResult, StageTiming
+from omnibus.wire.failure import Failure
+from omnibus.wire.out import Ended, OutputReady
+from omnibus.wire.payload import TEXT, Payload
+from omnibus.wire.request import Request
+
+pytestmark = pytest.mark.unit
+
+DIRECT = Forwarding.DIRECT
+
+
+def stage(stage_id: int, *sources: int, final: str | None = None) -> StageSpec:
+    return StageSpec(
+        stage_id=stage_id,
+        name=f"s{stage_id}",
+        engine="sim",
+        input_sources=sources,
+        final_output=final is not None,
+        final_output_type=final,
+    )
+
+
+DIAMOND = PipelineSpec(
+    name="p",
+    stages=(stage(0, final="text"), stage(1, 0), stage(2, 0), stage(3, 1, 2, final="image")),
+    edges=(EdgeSpec(source=0, target=2, forwarding=DIRECT),),
+)
+
+
+def record_of(spec: PipelineSpec = DIAMOND, **fields: object) -> Record:
+    request = Request(prompt="hi")
+    payload = Payload.inline(b"", TEXT)
+    made = new_record(spec, request, rid="r", payload=payload, nonce="n", now=100.0, front="f")
+    return replace(made, **fields)
+
+
+def result_of(record: Record, stage_id: int, data: bytes = b"x") -> StageResult:
+    out = Payload.inline(data, TEXT)
+    modality = record.ticket.route[stage_id].final
+    final = FinalOutput(stage_id=stage_id, modality=modality, items=(out,)) if modality else None
+    timing = StageTiming(stage_id, 100.0, 101.0, 102.0)
+    return StageResult(
+        ticket=record.ticket, stage_id=stage_id, replica="r0", outputs={"o": out}, final=final, timings=(timing,)
+    )
+
+
+def failed_of(record: Record, code: str, *, dead: bool = False) -> StageFailed:
+    return StageFailed(ticket=record.ticket, stage_id=1, failure=Failure(code=code, message=code), dead=dead)
+
+
+def saved(effects: tuple[object, ...]) -> Record:
+    (record,) = [effect.record for effect in effects if isinstance(effect, SaveRecord)]
+    return record
+
+
+def tasks(effects: tuple[object, ...]) -> list[int]:
+    return [effect.task.stage_id for effect in effects if isinstance(effect, PublishTask)]
+
+
+def test_result_of_a_linear_edge_needs_no_record() -> None:
+    chain = PipelineSpec(name="p", stages=(stage(0), stage(1, 0, final="text")))
+    event = result_of(record_of(chain), 0)
+    assert not needs_record(event)
+    assert tasks(advance(event, None)) == [1]
+
+
+def test_final_output_is_recorded_before_the_next_tasks_are_published() -> None:
+    record = record_of()
+    effects = advance(result_of(record, 0), record)
+    assert [type(effect) for effect in effects] == [SaveRecord, PublishTask, Tell]
+    assert tasks(effects) == [1], "stage 2 is the worker's to forward"
+    assert isinstance(effects[-1].message, OutputReady)
+
+
+def test_recorded_event_yields_the_same_tasks_again_and_no_write() -> None:
+    record = record_of()
+    event = result_of(record, 0)
+    once = saved(advance(event, record))
+    again = advance(event, once)
+    assert tasks(again) == [1]
+    assert not any(isinstance(effect, SaveRecord) for effect in again)
+
+
+def test_join_waits_for_every_source() -> None:
+    record = record_of()
+    first = advance(result_of(record, 1), record)
+    assert tasks(first) == []
+    second = advance(result_of(record, 2), saved(first))
+    assert tasks(second) == [3]
+    (join,) = [effect.task for effect in second if isinstance(effect, PublishTask)]
+    assert set(join.inputs) == {1, 2}
+
+
+def test_join_is_published_again_when_its_last_source_is_delivered_again() -> None:
+    record = record_of()
+    both = saved(advance(result_of(record, 2), saved(advance(result_of(record, 1), record))))
+    assert tasks(advance(result_of(record, 2), both)) == [3]
+
+
+def test_first_result_of_a_stage_counts_whoever_made_it() -> None:
+    record = record_of()
+    first = saved(advance(result_of(record, 0, b"first"), record))
+    second = advance(result_of(record, 0, b"second"), first)
+    assert not any(isinstance(effect, SaveRecord) for effect in second)
+    assert first.outputs[0].items[0].data == b"first"
+
+
+def test_request_is_done_when_all_its_outputs_are_recorded() -> None:
+    record = record_of(outputs={0: result_of(record_of(), 0).final})
+    effects = advance(result_of(record, 3), record)
+    assert saved(effects).state is RequestState.DONE
+    assert [type(effect) for effect in effects] == [SaveRecord, Tell, Tell, Purge]
+
+
+@pytest.mark.parametrize("state", [state for state in RequestState if state.terminal])
+def test_late_event_repeats_the_end_and_changes_nothing(state: RequestState) -> None:
+    record = record_of(state=state)
+    for event in (result_of(record, 0), failed_of(record, "engine_error"), DeadlinePassed(rid="r", deadline=400.0)):
+        effects = advance(event, record)
+        assert not any(isinstance(effect, SaveRecord | PublishTask) for effect in effects)
+        assert isinstance(effects[-1], Purge)
+        assert any(isinstance(effect, Tell) and isinstance(effect.message, Ended) for effect in effects)
+
+
+def test_result_of_an_abandoned_run_is_dropped() -> None:
+    record = record_of()
+    assert advance(result_of(record, 0), record.next_run()) == ()
+
+
+def test_lost_payload_runs_the_request_again_under_the_next_run() -> None:
+    record = record_of()
+    effects = advance(failed_of(record, "payload_lost"), record)
+    assert saved(effects).ticket.run == 2
+    (task,) = [effect for effect in effects if isinstance(effect, PublishTask)]
+    assert task.msg_id == "task.r.0.2", "without the run, dedupe would swallow it"
+
+
+def test_lost_payload_event_delivered_again_publishes_the_tasks_that_its_first_handler_did_not() -> None:
+    record = record_of()
+    event = failed_of(record, "payload_lost")
+    assert tasks(advance(event, saved(advance(event, record)))) == [0]
+
+
+def test_lost_payload_ends_the_request_when_its_runs_are_used_up() -> None:
+    record = record_of()
+    while record.ticket.run < MAX_RUNS:
+        record = saved(redrive(record))
+    assert saved(advance(failed_of(record, "payload_lost"), record)).state is RequestState.FAILED
+
+
+def test_dead_letter_is_kept_also_when_the_first_handler_died_after_ending_the_request() -> None:
+    record = record_of()
+    event = failed_of(record, "attempts_exhausted", dead=True)
+    effects = advance(event, record)
+    assert any(isinstance(effect, KeepDead) for effect in effects)
+    assert any(isinstance(effect, KeepDead) for effect in advance(event, saved(effects)))
+
+
+def test_deadline_of_another_admission_puts_the_own_timer_back() -> None:
+    record = record_of()
+    early = DeadlinePassed(rid="r", deadline=record.ticket.deadline - 1)
+    assert advance(early, record) == (ScheduleDeadline("r", record.ticket.deadline),)
+    due = DeadlinePassed(rid="r", deadline=record.ticket.deadline)
+    assert saved(advance(due, record)).state is RequestState.EXPIRED
+
+
+def test_cancel_stops_what_runs_and_is_idempotent() -> None:
+    record = record_of()
+    effects = cancel(record)
+    assert [type(effect) for effect in effects] == [SaveRecord, Stop, Tell, Purge]
+    assert cancel(saved(effects)) == ()
+
+
+def test_worker_forwards_direct_edges_and_tells_only_what_is_needed() -> None:
+    record = record_of()
+    direct = list(linear_tasks(result_of(record, 0), forwarding=DIRECT))
+    assert [effect.task.stage_id for effect in direct] == [2]
+    chain = PipelineSpec(
+        name="p",
+        stages=(stage(0), stage(1, 0, final="text")),
+        edges=(EdgeSpec(source=0, target=1, forwarding=DIRECT),),
+    )
+    route = record_of(chain).ticket.route
+    assert (needs_event(route, 0), needs_event(route, 1)) == (False, True)
+
+
+def test_taken_id_is_ours_attached_or_a_conflict() -> None:
+    record = record_of()
+    assert resolve(record, record) is Resolution.OURS
+    assert resolve(record, replace(record, nonce="m")) is Resolution.ATTACHED
+    with pytest.raises(RequestConflict):
+        resolve(record, replace(record, nonce="m", digest="other"))
+    with pytest.raises(RequestConflict):
+        resolve(record, replace(record, nonce="m", tenant="other"))
+
+
+def test_digest_ignores_what_does_not_change_the_answer() -> None:
+    request = Request(prompt="hi", sampling_params={"a": {"x": 1}, "b": {}})
+    assert digest(request) == digest(replace(request, trace={"traceparent": "t"}, priority=3))
+    assert digest(request) == digest(replace(request, sampling_params={"b": {}, "a": {"x": 1}}))
+    assert digest(request) != digest(replace(request, prompt="ho"))
+
+
+def test_only_a_failed_request_may_be_opened_again() -> None:
+    assert [state for state in RequestState if RequestState.OPEN in TRANSITIONS[state]] == [RequestState.FAILED]
+    with pytest.raises(IllegalTransition):
+        transition(RequestState.DONE, RequestState.OPEN)
