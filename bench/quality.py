@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openai
 from rich.console import Console
@@ -75,12 +76,12 @@ async def _wrong(client: openai.AsyncOpenAI, prompt: str, seed: int) -> dict[str
         )
     except openai.APIError as error:
         return dict.fromkeys(("text", "image", "audio"), f"no answer: {error}")
-    message = completion.choices[0].message.model_dump()
-    parts = {part["type"]: part for part in message["content"]}
+    message = completion.choices[0].message
+    parts: dict[str, Any] = {part["type"]: part for part in message.content}  # more than text comes as a list of parts
     verdicts = {
         "text": judges.judge_text(prompt, parts["text"]["text"]),
         "image": judges.judge_image(prompt, _decoded(parts["image_url"]["image_url"]["url"])),
-        "audio": judges.judge_audio(prompt, base64.b64decode(message["audio"]["data"])),
+        "audio": judges.judge_audio(prompt, base64.b64decode(message.audio.data)),
     }
     return {modality: verdict.reason for modality, verdict in verdicts.items() if not verdict}
 
