@@ -16,6 +16,7 @@ import transformers
 from omnibus.errors import CheckpointMissing, EngineRejected, InvalidRequest, StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import ImagePart, Message, TextPart
+from omnibus.workers.engines.media import encode_image
 from omnibus.workers.engines.protocol import EngineStats, TextDelta
 from omnibus.workers.engines.vllm import VllmEngine, create
 from tests.support import tiny_checkpoints
@@ -234,6 +235,14 @@ async def test_rejected_naming_the_field_when_the_request_is_wrong(engine: VllmE
 async def test_rejected_when_a_picture_is_none(engine: VllmEngine) -> None:
     with pytest.raises(InvalidRequest, match="image part"):
         await run_job(engine, make_job(messages=(PICTURE,)))
+
+
+async def test_rejected_when_the_model_sees_no_pictures(engine: VllmEngine) -> None:
+    (picture,) = encode_image(np.zeros((4, 4, 3), np.uint8))
+    message = Message(role="user", content=(TextPart(text=PROMPT), ImagePart(data=picture)))
+    with pytest.raises(EngineRejected):
+        await run_job(engine, make_job(messages=(message,)))
+    assert engine.dead() is None
 
 
 async def test_rejected_when_the_adapter_is_unknown(engine: VllmEngine) -> None:
