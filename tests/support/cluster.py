@@ -1,0 +1,172 @@
+"""The product as separate processes, each of which may be killed with -9 and started again.
+
+Every process is one that an operator would start: a nats-server, `omnibus orchestrator`, `omnibus frontdoor`, and
+`omnibus worker --stage N` for each stage, on ports and a state directory of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from omnibus.broker.connection import Connection, connect
+from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.cli.readiness import Readiness
+from omnibus.pipeline.loading import load_pipeline
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.registry.view import ReplicaView
+from omnibus.workers.lineage import PARENT_VARIABLE
+from tests.support.processes import children_of
+from tests.support.waiting import eventually
+
+HOST = "127.0.0.1"
+READY_TIMEOUT = 60.0
+STOP_TIMEOUT = 20.0
+_LAST_LINES = 25
+
+
+class Cluster:
+    """A served pipeline, in an `async with`: ready when entered, all of it gone at the end. Logs of a failure are printed."""
+
+    def __init__(
+        self,
+        folder: Path,
+        pipeline: Path | str,
+        *,
+        replicas: Mapping[int, int] | None = None,
+        ready: float = READY_TIMEOUT,
+    ) -> None:
+        """`replicas` by stage id, where they are not one; `ready` is how long everything may take to come up, seconds."""
+        self.spec: PipelineSpec = load_pipeline(str(pipeline))
+        self.folder = folder
+        self.nats = EmbeddedServer(folder / "nats", profile="balanced", port=free_port())
+        self.port = free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        self.connection: Connection
+        """A connection of the test's own."""
+        self.view: ReplicaView
+        self._replicas = {stage.stage_id: 1 for stage in self.spec.stages} | dict(replicas or {})
+        self._ready = ready
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._stack.push(self._print_logs)
+        try:
+            await self._open()
+        except BaseException:
+            await self.__aexit__(*sys.exc_info())
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    # What runs
+
+    async def orchestrator(self, name: str = "orchestrator") -> None:
+        """Start an orchestrator."""
+        await self.start(name, "orchestrator", "--pipeline", self.spec.name)
+
+    async def front_door(self) -> None:
+        """Start the front door, always on the same port."""
+        await self.start("frontdoor", "frontdoor", "--port", str(self.port))
+
+    async def worker(self, stage_id: int, replicas: int = 1, name: str = "") -> str:
+        """Start a worker of a stage; returns its name."""
+        name = name or f"worker-{stage_id}"
+        words = ("--pipeline", self.spec.name, "--stage", str(stage_id), "--replicas", str(replicas), "--grace", "10")
+        await self.start(name, "worker", *words)
+        return name
+
+    async def start(self, name: str, *words: str) -> None:
+        """Run a command of the product under a name."""
+        environment = {
+            **os.environ,
+            "OMNIBUS_NATS_URL": self.nats.url,
+            "OMNIBUS_STATE_DIR": str(self.folder / "state"),
+            "OMNIBUS_LOG_FORMAT": "json",
+            PARENT_VARIABLE: str(os.getpid()),
+        }
+        with self._log(name).open("ab") as log:
+            self._processes[name] = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "omnibus.cli", *words,
+                env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    # What happens to it
+
+    async def kill(self, name: str) -> None:
+        """Kill a process with -9; returns when it is gone."""
+        process = self._processes.pop(name)
+        process.kill()
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await process.wait()
+
+    async def stop(self, name: str) -> int:
+        """End a process with SIGTERM, as an operator does; returns its exit code."""
+        process = self._processes.pop(name)
+        process.terminate()
+        async with asyncio.timeout(STOP_TIMEOUT):
+            return await process.wait()
+
+    async def kill_replica(self, stage_id: int) -> int:
+        """Kill one replica of a stage with -9: its worker starts it again. Returns the dead process's id."""
+        worker = self._processes[f"worker-{stage_id}"].pid
+        pid = await eventually(lambda: next(iter(children_of(worker, "replica_main")), 0), what="a replica to kill")
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    async def kill_nats(self, outage: float = 0.0) -> None:
+        """Kill nats-server with -9, and start it again `outage` seconds later on the same port and data."""
+        await self.nats.kill()
+        await asyncio.sleep(outage)
+        await self.nats.start()
+
+    async def wait_up(self, replicas: Mapping[int, int] | None = None) -> None:
+        """Return once the replicas of each stage are up, an orchestrator listens and the front door answers."""
+        readiness = Readiness(self.connection, self.spec, self.view, lambda _line: None)
+        async with asyncio.timeout(self._ready):
+            await readiness.wait(replicas or self._replicas, front_door=(HOST, self.port))
+
+    async def _open(self) -> None:
+        self._stack.push_async_callback(self.nats.stop)
+        await self.nats.__aenter__()
+        self._stack.push_async_callback(self.nats.kill)  # nobody needs its data
+        self.connection = await self._stack.enter_async_context(connect(self.nats.url, name="cluster", role="test"))
+        await deploy_pipeline(self.connection, self.spec)
+        self.view = ReplicaView(self.connection, self.spec.name, timeout=self.spec.heartbeat_timeout)
+        await self._stack.enter_async_context(self.view)
+        self._stack.push_async_callback(self._kill_all)
+        for stage_id, replicas in self._replicas.items():
+            await self.worker(stage_id, replicas)
+        await self.orchestrator()
+        await self.front_door()
+        await self.wait_up()
+
+    async def _kill_all(self) -> None:
+        for name in tuple(self._processes):
+            await self.kill(name)
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _print_logs(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        for log in sorted(self.folder.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            print(f"--- {log.name}", *lines, sep="\n")
