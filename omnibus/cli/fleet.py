@@ -70,11 +70,17 @@ class Fleet:
             "OMNIBUS_NATS_URL": self.addresses.url,
             "OMNIBUS_STATE_DIR": str(self.settings.state_dir),
             "OMNIBUS_LOG_LEVEL": self.settings.log_level,
-            "OMNIBUS_LOG_FORMAT": self.settings.log_format,
+            "OMNIBUS_LOG_FORMAT": self._log_format(),
         }
         if self.addresses.system_url is not None:
             env["OMNIBUS_NATS_SYSTEM_URL"] = self.addresses.system_url
         return env
+
+    def _log_format(self) -> str:
+        """Decided here: a child writes to a pipe, whatever its lines are shown on in the end."""
+        if self.settings.log_format != "auto":
+            return self.settings.log_format
+        return "console" if sys.stderr.isatty() else "json"
 
 
 @asynccontextmanager

@@ -171,6 +171,18 @@ def test_reason_is_one_line_when_serve_cannot_start(tmp_path: Path, flags: list[
     assert "Traceback" not in caught.value.message
 
 
+def test_model_is_named_when_it_cannot_be_found(tmp_path: Path) -> None:
+    text = "name: bad\nstages:\n- {stage_id: 0, name: only, engine: python, model: 'nowhere:f', final_output: true, "
+    file = write_pipeline(tmp_path, text + "final_output_type: text}\n")
+    with (
+        pytest.raises(StageStartError) as caught,
+        serving(str(file), "--no-frontdoor", "--nats-port", "0", state_dir=tmp_path / "state", timeout=30),
+    ):
+        pass
+    assert "stage 'only': model 'nowhere:f'" in caught.value.message
+    assert "Traceback" not in caught.value.message
+
+
 def test_port_is_named_when_it_is_taken(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from omnibus.cli.serving import Serving, serving
+from tests.support.node import ask_from_node, install_client
 from tests.support.served import omnibus, write_pipeline
 
 pytestmark = pytest.mark.integration
-
-NODE = Path(__file__).parents[2] / "examples" / "node"
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +27,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example with its dependencies, installed from its lock file, apart from the source tree."""
-    folder = tmp_path_factory.mktemp("client")
-    for file in ("package.json", "package-lock.json", "omnibus.mjs", "submit.mjs"):
-        shutil.copy(NODE / file, folder)
-    subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True, timeout=110)
-    return folder
+    """The installed example."""
+    return install_client(tmp_path_factory.mktemp("client"))
 
 
 def test_text_image_and_audio_arrive_when_node_asks(served: Serving, client: Path, tmp_path: Path) -> None:
@@ -70,5 +64,4 @@ def test_node_says_why_when_its_request_cannot_be_served(
 
 
 def _submit(client: Path, served: Serving, *words: str) -> subprocess.CompletedProcess[str]:
-    command = ["node", "submit.mjs", "--nats", served.nats_url, "--pipeline", "simple", *words]
-    return subprocess.run(command, cwd=client, capture_output=True, text=True, timeout=60, check=False)
+    return ask_from_node(client, *words, nats=served.nats_url, pipeline="simple")
