@@ -1,0 +1,160 @@
+"""What cannot be run, must not be run any more, or fails: every one of them ends, and the rest goes on."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from omnibus.broker.connection import Callback, Connection, Message
+from omnibus.broker.ledger import Ledger
+from omnibus.registry.claims import ClaimBook
+from omnibus.requests.record import Record
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Cancel, Claim
+from omnibus.wire.payload import MSGPACK, ObjectKey, Payload
+from tests.support.stage_bench import StageBench, make_task, stage_bench
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+
+async def cancel(bench: StageBench, rid: str) -> None:
+    order = Cancel(rids=(rid,), until=2**40)
+    await bench.conn.publish(subjects.ctl_all(bench.spec.name), codec.encode(order))
+
+
+async def test_rejected_request_fails_at_once_with_the_engines_status(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, reject_on={"rid": "bad"}) as bench, bench.replica():
+        await bench.submit("bad")
+        failed = await bench.failure("bad")
+        await bench.all_done()
+    assert (failed.failure.code, failed.failure.http_status, failed.failure.stage_id) == ("engine_rejected", 400, 0)
+    assert not failed.dead
+
+
+async def test_engine_fault_is_tried_again_until_it_works(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, fail_on={"attempts": [1, 2]}) as bench, bench.replica():
+        await bench.submit("a")
+        await bench.result("a")
+        await bench.all_done()
+
+
+async def test_task_that_was_given_back_is_claimed_no_more(connection: Connection, pipeline: str) -> None:
+    async with (
+        ClaimBook(connection, pipeline) as claims,
+        stage_bench(connection, pipeline, fail_on={"attempts": [1]}) as bench,
+        bench.replica() as replica,
+    ):
+        heard: list[int] = []
+        await connection.subscribe(subjects.claims(pipeline), _append_size(heard))
+        await bench.submit("a")
+        await bench.result("a")
+        assert heard == [1, 0, 1], "taken, given back, taken again"
+        assert claims.held(replica.record)
+
+
+def _append_size(heard: list[int]) -> Callback:
+    async def hear(message: Message) -> None:
+        heard.append(len(codec.decode(message.data, Claim).held))
+
+    return hear
+
+
+async def test_request_ends_dead_when_every_attempt_fails(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, fail_on={"rid": "a"}, max_attempts=2) as bench, bench.replica():
+        await bench.submit("a")
+        failed = await bench.failure("a")
+        await bench.all_done()
+    assert failed.dead
+    assert (failed.failure.code, failed.failure.attempts) == ("engine_error", 2)
+
+
+async def test_delivery_beyond_the_attempts_is_not_run(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, max_attempts=2, hang_on={"rid": "a"}) as bench:
+        await bench.submit("a")
+        for _ in range(2):  # each takes the task and dies with it
+            async with bench.replica(stop=False) as replica:
+                await eventually(lambda: replica.record.in_flight or replica.record.status != "up", 5)
+        async with bench.replica():
+            failed = await bench.failure("a")
+            await bench.all_done()
+    assert failed.dead
+    assert (failed.failure.code, failed.failure.attempts) == ("attempts_exhausted", 2)
+
+
+async def test_expired_task_is_not_run(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench:
+        await bench.submit("late", seconds=-1.0)
+        await bench.submit("fine")
+        async with bench.replica():
+            await bench.result("fine")
+            await bench.all_done()
+        assert bench.published["late"] == 0
+
+
+async def test_running_task_stops_when_its_request_is_cancelled(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline, hang_on={"rid": "hang"}) as bench, bench.replica() as replica:
+        await bench.submit("hang")
+        await eventually(lambda: replica.record.in_flight)
+        await cancel(bench, "hang")
+        await bench.all_done()
+        await bench.submit("next")
+        await bench.result("next")
+        assert bench.published["hang"] == 0
+
+
+async def test_cancelled_id_is_remembered_and_dropped_when_it_still_arrives(
+    connection: Connection, pipeline: str
+) -> None:
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        await cancel(bench, "a")
+        await bench.conn.flush()
+        await bench.submit("b")
+        await bench.result("b")
+        await bench.submit("a")
+        await bench.all_done()
+        assert bench.published["a"] == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\x80", b"\xc1"])
+async def test_malformed_task_is_acknowledged_and_later_ones_run(
+    connection: Connection, pipeline: str, data: bytes
+) -> None:
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        await connection.js_publish(subjects.task(pipeline, 0, "interactive", "unknown"), data)
+        await bench.submit("a")
+        await bench.result("a")
+        await bench.all_done()
+
+
+async def test_malformed_task_ends_the_request_that_its_subject_names(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        record = Record(ticket=make_task(bench.spec, "a").ticket, nonce="n", digest="d")
+        await Ledger(connection, pipeline).create(record)
+        await connection.js_publish(subjects.task(pipeline, 0, "interactive", "a"), b"garbage")
+        failed = await bench.failure("a")
+        await bench.all_done()
+    assert (failed.failure.code, failed.failure.http_status) == ("invalid_request", 400)
+    assert "malformed" in failed.failure.message
+
+
+async def test_lost_payload_is_told_at_once_so_that_the_request_can_be_run_anew(
+    connection: Connection, pipeline: str
+) -> None:
+    lost = Payload(media_type=MSGPACK, nbytes=3, location=ObjectKey("gone"))
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        task = make_task(bench.spec, "a")
+        task = replace(task, ticket=replace(task.ticket, request=lost))
+        await connection.js_publish(subjects.task(pipeline, 0, "interactive", "a"), codec.encode(task))
+        failed = await bench.failure("a")
+        await bench.all_done()
+    assert failed.failure.code == "payload_lost"
+    assert not failed.dead
+
+
+async def test_task_under_a_wrong_subject_is_malformed(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        task = await bench.submit("a")
+        await connection.js_publish(subjects.task(pipeline, 0, "interactive", "b"), codec.encode(task))
+        await bench.all_done()
+        assert bench.published["b"] == 0
