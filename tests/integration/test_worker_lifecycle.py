@@ -13,7 +13,7 @@ import pytest_asyncio
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.wire import subjects
-from tests.support.stage_bench import StageBench, stage_bench
+from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -149,13 +149,14 @@ async def test_task_survives_the_kill_between_publish_and_ack(connection: Connec
 
 
 async def test_replica_is_silent_when_it_missed_its_lease(connection: Connection, pipeline: str) -> None:
-    async with stage_bench(connection, pipeline) as bench, bench.process("slow", latency=1.5) as process:
+    async with stage_bench(connection, pipeline) as bench, bench.process("slow", latency=3.0) as process:
         await bench.submit("a")
         await eventually(lambda: _claimed(bench), 20)
         os.kill(process.pid, signal.SIGSTOP)
         async with bench.replica():
             await bench.result("a")
             await bench.all_done()
+            await asyncio.sleep(HEARTBEAT_TIMEOUT / 2)  # its lease began a little later on its own clock than on the server's
             os.kill(process.pid, signal.SIGCONT)
             await said(process, "lease.lost")
             process.terminate()  # whatever it still had to say, it says before it has left
