@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import nats.aio.client
 import nats.errors
 
-from omnibus.broker.replies import Message, Replies, Transient
+from omnibus.broker.replies import Message, Replies, Transient, heeding_cancellation
 from omnibus.errors import BrokerRefused, BrokerUnavailable, ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -134,7 +134,7 @@ class Link:
     ) -> None:
         """Core publish: buffered, at most once; raises BrokerUnavailable when closed or when the buffer is full."""
         try:
-            await self._client.publish(subject, data, reply=reply, headers=headers)
+            await heeding_cancellation(self._client.publish(subject, data, reply=reply, headers=headers))
         except nats.errors.Error as error:
             raise self._translated(error, subject, len(data)) from error
 
@@ -254,18 +254,6 @@ class Link:
     def _safe_url(self) -> str:
         """The URL without credentials, for messages and logs."""
         return re.sub(r"//[^@/,]*@", "//", self.url)
-
-
-async def heeding_cancellation(work: Awaitable[None]) -> None:
-    """Await work of the client, which uses `asyncio.wait_for`: before Python 3.12 that may swallow a cancellation.
-
-    It does when the answer comes in the same turn of the loop, and whoever cancelled would wait for ever.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    await work
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
 
 
 def _hang(hooks: list[Hook], hook: Hook) -> Hook:

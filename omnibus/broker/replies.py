@@ -7,7 +7,7 @@ retry does not wait out a timeout; and each costs less.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from itertools import count
 from typing import Any, Protocol
 
@@ -49,7 +49,8 @@ class Replies:
         self._waiting[token] = answer
         timer = loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
         try:
-            await self._client.publish(subject, data, reply=self._prefix + token, headers=headers)
+            sent = self._client.publish(subject, data, reply=self._prefix + token, headers=headers)
+            await heeding_cancellation(sent)
             message = await answer
         finally:
             timer.cancel()
@@ -65,7 +66,7 @@ class Replies:
         answers = _Many()
         self._waiting[token] = answers
         try:
-            await self._client.publish(subject, data, reply=self._prefix + token)
+            await heeding_cancellation(self._client.publish(subject, data, reply=self._prefix + token))
             while True:
                 yield _answered(await answers.next(subject, timeout), subject)
         finally:
@@ -106,6 +107,19 @@ class _Many:
         if isinstance(item, Exception):
             raise item
         return item
+
+
+async def heeding_cancellation(work: Awaitable[None]) -> None:
+    """Await work of the client, which may swallow a cancellation; whoever cancelled would wait for ever.
+
+    Its `asyncio.wait_for` does, before Python 3.12, when the answer comes in the same turn of the loop; and its `publish`
+    does while it waits for room in a full buffer.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    await work
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def status_of(message: Message) -> str | None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.link import heeding_cancellation
+from omnibus.broker.replies import heeding_cancellation
 
 pytestmark = pytest.mark.integration
 
@@ -38,6 +38,24 @@ async def test_subscribing_heeds_cancellation_at_every_moment(connection: Connec
     for turns in range(200):
         task = asyncio.create_task(serve(turns))
         for _ in range(turns % 20):
+            await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(5.0):
+            await asyncio.wait({task})
+        assert task.cancelled()
+
+
+async def test_publishing_heeds_cancellation_when_the_buffer_is_full(connection: Connection) -> None:
+    piece = bytes(connection.max_payload)
+
+    async def flood() -> None:
+        for _ in range(3):  # the third finds more than 16 MiB waiting
+            await connection.publish("cancelled.flood", piece)
+        await asyncio.Event().wait()
+
+    for turns in range(1, 6):
+        task = asyncio.create_task(flood())
+        for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
         async with asyncio.timeout(5.0):
