@@ -79,14 +79,14 @@ class Connection(Link):
         sent = dict(headers) if headers is not None else {}
         if msg_id is not None:
             sent["Nats-Msg-Id"] = msg_id
-        return await self._retried(lambda: self._publish_once(subject, data, sent or None), deadline)
+        return await self.retried(lambda: self._publish_once(subject, data, sent or None), deadline)
 
     async def api(
         self, operation: str, body: Mapping[str, Any] | None = None, *, deadline: float = _RETRY_FOR
     ) -> dict[str, Any]:
         """Call the JetStream API, such as `STREAM.INFO.<stream>`; raises BrokerUnavailable and BrokerRefused."""
         data = msgspec.json.encode(body) if body is not None else b""
-        return await self._retried(lambda: self._call_once(operation, data), deadline)
+        return await self.retried(lambda: self._call_once(operation, data), deadline)
 
     async def find(self, operation: str, body: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Like `api`; None when the server knows no such stream, consumer or message."""
@@ -99,7 +99,7 @@ class Connection(Link):
 
     async def retried_request(self, subject: str, data: bytes = b"", *, deadline: float = _RETRY_FOR) -> Message:
         """The first answer to a request that may safely be sent again; raises BrokerUnavailable."""
-        return await self._retried(lambda: self.request(subject, data, timeout=_ATTEMPT_TIMEOUT), deadline)
+        return await self.retried(lambda: self.request(subject, data, timeout=_ATTEMPT_TIMEOUT), deadline)
 
     async def _publish_once(self, subject: str, data: bytes, headers: dict[str, str] | None) -> PubAck:
         message = await self.request(subject, data, headers=headers, timeout=_ATTEMPT_TIMEOUT)
@@ -115,7 +115,8 @@ class Connection(Link):
             raise _refusal(msgspec.convert(answer["error"], ServerError), operation)
         return answer
 
-    async def _retried(self, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:
+    async def retried(self, attempt: Callable[[], Awaitable[T]], deadline: float = _RETRY_FOR) -> T:
+        """What `attempt` gives, tried again for `deadline` seconds while it fails as in an outage; raises its last failure."""
         started = time.monotonic()
         try:
             return await attempt()  # the retrying machinery costs more than a publish

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from collections.abc import Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -108,33 +109,29 @@ class ObjectStore:
             for number, chunk in enumerate(chunks):
                 group.create_task(self._connection.js_publish(subject, chunk, f"{msg_id}.{number}"))
 
-    async def _get_chunks(self, info: _Info) -> list[bytes]:
-        chunks: list[bytes] = []
-        sequence = 1
+    async def _get_chunks(self, info: _Info) -> Iterable[bytes]:
+        chunks: dict[int, bytes] = {}  # by sequence, in order
         while len(chunks) < info.chunks:
-            last = await self._get_batch(info, sequence, chunks)
-            if last is None:
-                raise PayloadLost(f"object {info.name} in store {self.name} lost {info.chunks - len(chunks)} chunks")
-            sequence = last + 1
-        return chunks
+            known = len(chunks)
+            await self._connection.retried(lambda: self._get_batch(info, chunks))
+            if len(chunks) == known:
+                raise PayloadLost(f"object {info.name} in store {self.name} lost {info.chunks - known} chunks")
+        return chunks.values()
 
-    async def _get_batch(self, info: _Info, sequence: int, chunks: list[bytes]) -> int | None:
-        """Append one batch to `chunks`; returns the sequence of its last chunk, None when there was none."""
+    async def _get_batch(self, info: _Info, chunks: dict[int, bytes]) -> None:
+        """Add one batch to `chunks`; what arrived before an outage stays, so that another try goes on behind it."""
         body = {
-            "seq": sequence,
+            "seq": max(chunks, default=0) + 1,
             "next_by_subj": self._chunk_subject(info.nuid),
             "batch": info.chunks - len(chunks),
             "max_bytes": _BATCH_BYTES,
         }
-        last = None
         request = self._connection.request_many(f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(body))
         async with aclosing(request) as answers:
             async for message in answers:
                 if status_of(message) in (_END_OF_BATCH, _NOT_FOUND):
-                    return last
-                chunks.append(message.data)
-                last = int((message.headers or {})["Nats-Sequence"])
-        return last
+                    return
+                chunks[int((message.headers or {})["Nats-Sequence"])] = message.data
 
     async def _info(self, name: str) -> _Info | None:
         message = await self._connection.retried_request(

@@ -187,6 +187,19 @@ async def test_large_object_is_read_in_linear_time_when_it_takes_several_batches
     assert time.monotonic() - started < 5.0  # about 0.1 s on a quiet machine; the client library takes seconds
 
 
+async def test_object_is_read_when_the_server_is_killed_meanwhile(own_server: EmbeddedServer, pipeline: str) -> None:
+    async with connect(own_server.url, name="test") as connection:
+        await lay_out(connection, pipeline)
+        store = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+        data = os.urandom(1 << 20) * 40
+        await store.put("big", data)
+        reading = asyncio.create_task(store.get("big"))
+        await asyncio.sleep(0.01)  # somewhere in its three batches
+        await own_server.kill()
+        await own_server.start()
+        assert await reading == data
+
+
 async def test_damaged_object_is_refused_when_a_chunk_is_missing(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline)
     store = ObjectStore(connection, subjects.payloads_bucket(pipeline))
