@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from omnibus.errors import CheckpointMissing, EngineDead, EngineRejected, InvalidRequest, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats
-from omnibus.workers.engines.transformers import TransformersEngine, create
+from omnibus.workers.engines.transformers.engine import TransformersEngine, create
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 from tests.support.waiting import eventually

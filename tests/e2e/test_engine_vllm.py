@@ -18,7 +18,7 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import ImagePart, Message, TextPart
 from omnibus.workers.engines.media import encode_image
 from omnibus.workers.engines.protocol import EngineStats, TextDelta
-from omnibus.workers.engines.vllm import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine, create
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 
@@ -169,7 +169,7 @@ async def test_same_tokens_when_the_seed_is_the_same(engine: VllmEngine) -> None
 
 
 async def test_samples_follow_the_distribution_of_the_model(engine: VllmEngine, reference) -> None:
-    # vLLM's own kernels repeat the last token in six of ten cases here: see vllm_cpu_kernels.
+    # vLLM's own kernels repeat the last token in six of ten cases here: see engines.vllm.cpu_kernels.
     prompt = [4, 5, 6]
     with torch.no_grad():
         first = reference(torch.tensor([prompt])).logits[0, -1].softmax(-1)

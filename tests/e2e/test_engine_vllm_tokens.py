@@ -19,7 +19,7 @@ from omnibus.errors import EngineDead, EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import Message
 from omnibus.workers.engines.protocol import TextDelta
-from omnibus.workers.engines.vllm import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine, create
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 from tests.support.processes import children_of

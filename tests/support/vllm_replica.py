@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.vllm import create
+from omnibus.workers.engines.vllm.engine import create
 
 
 async def serve(checkpoint: str) -> None:

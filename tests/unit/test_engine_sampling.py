@@ -10,10 +10,10 @@ import pytest
 from omnibus.errors import EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import Message, TextPart
-from omnibus.workers.engines.diffusers_request import PipelineShape, parse_request
+from omnibus.workers.engines.diffusers.request import PipelineShape, parse_request
 from omnibus.workers.engines.protocol import EngineInput
-from omnibus.workers.engines.vllm_arguments import sort_arguments
-from omnibus.workers.engines.vllm_sampling import check_sampling, fit_context, rejected
+from omnibus.workers.engines.vllm.arguments import sort_arguments
+from omnibus.workers.engines.vllm.sampling import check_sampling, fit_context, rejected
 
 pytestmark = pytest.mark.unit
 

@@ -15,9 +15,9 @@ from omnibus.workers.loading import load_object
 ENTRY_POINTS = "omnibus.engines"
 
 BUILT_IN = {
-    "vllm": "omnibus.workers.engines.vllm:create",
-    "diffusers": "omnibus.workers.engines.diffusers:create",
-    "transformers": "omnibus.workers.engines.transformers:create",
+    "vllm": "omnibus.workers.engines.vllm.engine:create",
+    "diffusers": "omnibus.workers.engines.diffusers.engine:create",
+    "transformers": "omnibus.workers.engines.transformers.engine:create",
     "python": "omnibus.workers.engines.python:create",
     "sim": "omnibus.workers.engines.sim:create",
 }

@@ -15,7 +15,7 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.transformers_codec import Decoder
+    from omnibus.workers.engines.transformers.codec import Decoder
 
 
 def create(stage: StageSpec) -> TransformersEngine:
@@ -102,7 +102,7 @@ class TransformersEngine:
 
     def _load(self) -> Decoder:
         # Seconds of import, off the loop.
-        from omnibus.workers.engines.transformers_codec import Decoder  # noqa: PLC0415
+        from omnibus.workers.engines.transformers.codec import Decoder  # noqa: PLC0415
 
         return Decoder(self._stage)
 

@@ -21,7 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import example_hidden_states_c
 from vllm.v1.request import RequestStatus
 
 from omnibus.errors import EngineError
-from omnibus.workers.engines.vllm_cpu_kernels import correct_kernels
+from omnibus.workers.engines.vllm.cpu_kernels import correct_kernels
 
 READ_TIMEOUT = 30.0
 """Seconds for a finished request's states to reach their file; writing takes milliseconds."""

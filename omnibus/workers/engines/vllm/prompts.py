@@ -17,7 +17,7 @@ from omnibus.errors import EngineRejected
 from omnibus.wire.request import AudioPart, ImagePart, Message, Part, TextPart
 from omnibus.workers.engines import media
 from omnibus.workers.engines.protocol import EngineInput
-from omnibus.workers.engines.vllm_sampling import rejected
+from omnibus.workers.engines.vllm.sampling import rejected
 
 
 class PromptRenderer:

@@ -8,30 +8,19 @@ import os
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats, Item, Job
-from omnibus.workers.engines.vllm_arguments import environment, sort_arguments
+from omnibus.workers.engines.vllm.arguments import environment, sort_arguments
+from omnibus.workers.engines.vllm.run import Run
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.vllm_core import VllmCore
+    from omnibus.workers.engines.vllm.core import VllmCore
 
 CLOSE_TIMEOUT = 20.0
 """Seconds for EngineCore to end; beyond it, it is left to die with the thread that started it."""
-
-
-@dataclass(slots=True)
-class Run:
-    """One job inside the engine, and what it has made so far."""
-
-    id: str
-    aborted: bool = False
-    prompt_tokens: int = 0
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
 
 
 def create(stage: StageSpec) -> VllmEngine:
@@ -56,7 +45,7 @@ class VllmEngine:
         }
         self._runs: dict[str, list[Run]] = {}
         self._numbers = itertools.count()
-        # EngineCore dies with the thread that started it (see vllm_executor), so one thread starts and stops it.
+        # EngineCore dies with the thread that started it (see `executor`), so one thread starts and stops it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vllm-{stage.name}")
         self._core: VllmCore | None = None
 
@@ -93,7 +82,7 @@ class VllmEngine:
         return self._died() if self._core is not None and self._core.errored else None
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a method of AsyncLLM, one of `vllm_core.RPC_METHODS`; raises InvalidRequest for others."""
+        """Call a method of AsyncLLM, one of `core.RPC_METHODS`; raises InvalidRequest for others."""
         return await self._alive().rpc(method, args, kwargs)
 
     async def close(self) -> None:
@@ -108,7 +97,7 @@ class VllmEngine:
         for name, value in environment().items():
             os.environ.setdefault(name, value)
         # Seconds of import, off the loop, and after the environment is set.
-        from omnibus.workers.engines.vllm_core import VllmCore  # noqa: PLC0415
+        from omnibus.workers.engines.vllm.core import VllmCore  # noqa: PLC0415
 
         # Not returned: a future would keep it alive to the interpreter's end, where vLLM's destructor fails.
         self._core = VllmCore(self._stage, self._arguments)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.diffusers_request import ImageRequest, Stopped, parse_request
+from omnibus.workers.engines.diffusers.request import ImageRequest, Stopped, parse_request
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.diffusers_pipeline import DiffusionModel
+    from omnibus.workers.engines.diffusers.pipeline import DiffusionModel
 
 BATCH_WINDOW_MS = 5.0
 """How long a first request waits for company, unless `batch_window_ms` says otherwise."""
@@ -122,7 +122,7 @@ class DiffusersEngine:
 
     def _load(self) -> DiffusionModel:
         # Seconds of import, off the loop.
-        from omnibus.workers.engines.diffusers_pipeline import DiffusionModel  # noqa: PLC0415
+        from omnibus.workers.engines.diffusers.pipeline import DiffusionModel  # noqa: PLC0415
 
         return DiffusionModel(self._stage)
 

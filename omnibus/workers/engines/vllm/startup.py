@@ -14,8 +14,8 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from omnibus.errors import StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
-from omnibus.workers.engines.vllm_arguments import CPU_DEFAULTS
-from omnibus.workers.engines.vllm_executor import bound
+from omnibus.workers.engines.vllm.arguments import CPU_DEFAULTS
+from omnibus.workers.engines.vllm.executor import bound
 
 CONFIG_FILES = ("config.json", "params.json")
 """What vLLM recognises a model by: the file of transformers, or Mistral's."""

@@ -14,14 +14,14 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines import vllm_hidden_states
 from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.protocol import Finished, Item, Job, TextDelta, Usage
-from omnibus.workers.engines.vllm import Run
-from omnibus.workers.engines.vllm_arguments import VllmArguments
-from omnibus.workers.engines.vllm_prompts import PromptRenderer
-from omnibus.workers.engines.vllm_sampling import check_sampling, fit_context, rejected
-from omnibus.workers.engines.vllm_startup import LoadGauge, start_llm
+from omnibus.workers.engines.vllm import hidden_states
+from omnibus.workers.engines.vllm.arguments import VllmArguments
+from omnibus.workers.engines.vllm.prompts import PromptRenderer
+from omnibus.workers.engines.vllm.run import Run
+from omnibus.workers.engines.vllm.sampling import check_sampling, fit_context, rejected
+from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
 
 STOP_TIMEOUT = 10.0
 """Seconds for EngineCore to end by itself; then vLLM kills it, which loses nothing: no state outlives it."""
@@ -39,8 +39,8 @@ class VllmCore:
         self._stage = stage
         self._loras = arguments.lora_modules
         self._load = LoadGauge()
-        self._states = vllm_hidden_states.HiddenStatesFolder() if arguments.hidden_states else None
-        hidden = vllm_hidden_states.engine_args(arguments.hidden_states, self._states.path) if self._states else {}
+        self._states = hidden_states.HiddenStatesFolder() if arguments.hidden_states else None
+        hidden = hidden_states.engine_args(arguments.hidden_states, self._states.path) if self._states else {}
         self._llm = start_llm(stage, {**hidden, **arguments.engine}, self._load)
         self._has_text = not arguments.skip_tokenizer
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)

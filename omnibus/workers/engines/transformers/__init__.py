@@ -1,0 +1,1 @@
+"""Codecs and vocoders of transformers as an engine."""
