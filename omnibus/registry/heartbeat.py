@@ -15,6 +15,7 @@ from omnibus.broker.bucket import Bucket, Entry
 from omnibus.errors import BrokerError, RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
 
@@ -48,6 +49,7 @@ class Registration:
         load: Load,
         on_registered: Callable[[str], Awaitable[None]],
         on_fenced: Callable[[], None],
+        metrics: Metrics | None = None,
     ) -> None:
         """`record` says who registers; its id and times are filled in. `timeout` is the pipeline's heartbeat timeout."""
         self._bucket = bucket
@@ -55,6 +57,8 @@ class Registration:
         self._timeout = timeout
         self._load = load
         self._on_registered, self._on_fenced = on_registered, on_fenced
+        self._metrics = metrics if metrics is not None else Metrics()
+        self._told = ""  # the id that `on_registered` heard last, none after a fencing
         self._revision = 0
         self._writing = asyncio.Lock()
         self._beating: asyncio.Task[None] | None = None
@@ -66,6 +70,7 @@ class Registration:
 
     async def __aenter__(self) -> Self:
         await self._claim()
+        await self._tell_id()
         self._beating = asyncio.create_task(self._beat_on(), name=f"heartbeat-{self._record.replica}")
         return self
 
@@ -89,6 +94,7 @@ class Registration:
                 self._revision = await self._update(self._revision)
             except RevisionConflict:
                 await self._reconcile()
+            await self._tell_id()
 
     async def _beat_on(self) -> None:
         while True:
@@ -101,6 +107,9 @@ class Registration:
                 await self.beat()
         except (BrokerError, TimeoutError) as error:
             log.warning(LogEvent.BROKER_ERROR, stage=self._record.stage_id, error=str(error) or "no answer")
+        except Exception:  # such as what an engine raises that is asked for its load: the heart must go on beating
+            self._metrics.errors.labels("heartbeat").inc()
+            log.exception(LogEvent.TASK_CRASHED, stage=self._record.stage_id, replica=self._record.replica)
 
     async def _reconcile(self) -> None:
         """Another revision is there: our own whose answer was lost, none since it expired, or somebody's verdict."""
@@ -123,6 +132,7 @@ class Registration:
         if self._record.status is ReplicaStatus.DOWN:
             return  # somebody else wrote it first
         log.warning(LogEvent.REPLICA_FENCED, stage=self._record.stage_id, replica=self._record.replica)
+        self._told = ""
         self._on_fenced()
         self._record = replace(self._record, **self._load())
         await self._claim()
@@ -133,7 +143,12 @@ class Registration:
             self._record = replace(self._record, replica=f"r{number}", registered_at=now, last_heartbeat=now)
             if await self._take():
                 break
-        await self._on_registered(self._record.replica)
+
+    async def _tell_id(self) -> None:
+        """After every beat, not only after a claim: the time for a beat may end between the two."""
+        if self._told != self._record.replica:
+            await self._on_registered(self._record.replica)
+            self._told = self._record.replica
 
     async def _take(self) -> bool:
         """Whether the id was free, and is ours now."""

@@ -80,7 +80,8 @@ class Replica:
         self._options = options or ReplicaOptions()
         self._conn, self._spec, self._stage = conn, spec, stage
         self._engine = engine if engine is not None else create_engine(stage)
-        self._journal = Journal(metrics or conn.metrics, spec.name, stage.stage_id)
+        self._metrics = metrics or conn.metrics
+        self._journal = Journal(self._metrics, spec.name, stage.stage_id)
         self._claims = Claims(conn, spec.name, stage.stage_id)
         self._cancellations = Cancellations()
         self._performer = Performer(conn, spec.name)
@@ -249,12 +250,5 @@ class Replica:
         return Registration(
             Bucket(self._conn, subjects.replicas_bucket(self._spec.name)), record,
             timeout=self._spec.heartbeat_timeout, load=self._load,
-            on_registered=self._registered, on_fenced=self._fenced,
+            on_registered=self._registered, on_fenced=self._fenced, metrics=self._metrics,
         )  # fmt: skip
-
-
-async def run_replica(
-    conn: Connection, spec: PipelineSpec, stage: StageSpec, options: ReplicaOptions | None = None
-) -> None:
-    """Run one replica inside this process until cancelled; see `Replica.run`, and `Replica.drain` for leaving in order."""
-    await Replica(conn, spec, stage, options).run()

@@ -99,6 +99,33 @@ async def test_heartbeat_carries_fresh_load(connection: Connection, pipeline: st
         await view.wait_until(lambda found: found[0].queue_length == 7 and found[0].in_flight == 3, HEARTBEAT_TIMEOUT)
 
 
+async def test_heart_goes_on_beating_when_the_load_cannot_be_told(connection: Connection, pipeline: str) -> None:
+    async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one, view_of(bench) as view:
+        one.load = {"no_such_field": 1}
+        await eventually(lambda: one.registration._metrics.errors.labels("heartbeat")._value.get() >= 2)
+        one.load = {"queue_length": 7}
+        await view.wait_until(lambda found: found[0].queue_length == 7, HEARTBEAT_TIMEOUT)
+
+
+async def test_replica_hears_its_new_id_when_its_registration_was_interrupted(
+    connection: Connection, pipeline: str
+) -> None:
+    """Its claims, orders and results must bear the id that the coordinator knows."""
+    async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one:
+        bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+        other = replace(one.registration.record, instance="other", status=ReplicaStatus.UP)
+        hear, one.registration._on_registered = one.registration._on_registered, _never
+        await bucket.put(subjects.replica_key(0, "r0"), codec.encode(other))
+        await eventually(lambda: one.fenced)
+        await eventually(lambda: one.registration.record.replica == "r1")
+        one.registration._on_registered = hear
+        await eventually(lambda: one.ids == ["r0", "r1"])
+
+
+async def _never(_replica: str) -> None:
+    await asyncio.Event().wait()
+
+
 async def test_living_replica_is_never_reported_gone_while_it_beats(connection: Connection, pipeline: str) -> None:
     changes: list[ReplicaChange] = []
     async with stage_bench(connection, pipeline) as bench, view_of(bench) as view, registered(bench, "a"):
