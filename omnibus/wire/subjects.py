@@ -57,9 +57,14 @@ class EventSubject(msgspec.Struct, frozen=True):
     rid: str
 
 
+def is_name(text: str) -> bool:
+    """Whether it is one token of [A-Za-z0-9_-]{1,64}. Whoever may publish can put others into a subject."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(name: str, what: str) -> str:
     """The name itself when it is one token of [A-Za-z0-9_-]{1,64}; raises InvalidName, which says what it should name."""
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise InvalidName(f"{what} must match [A-Za-z0-9_-]{{1,64}}, got {name[:80]!r}", param=what)
     return name
 

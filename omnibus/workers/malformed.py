@@ -40,11 +40,11 @@ def decode_task(delivery: Delivery, stage_id: int) -> Task:
 async def reject(malformed: Malformed, *, ledger: Ledger, performer: Performer, replica: str) -> None:
     """End the request that the subject names, with what is wrong, and acknowledge the delivery.
 
-    Without a ticket in hand, the ledger's is taken; when the ledger knows no such request, nobody waits for it.
-    Raises BrokerError when the ledger or the queue cannot be reached: the delivery then comes again.
+    Without a ticket in hand, the ledger's is taken; when the ledger knows no such request, or can know none by such a
+    name, nobody waits for it. Raises BrokerError when the ledger or the queue cannot be reached: the delivery then comes again.
     """
     announced = subjects.parse_task(malformed.delivery.subject)
-    found = await ledger.read(announced.rid)
+    found = await ledger.read(announced.rid) if subjects.is_name(announced.rid) else None
     if found is not None and not found.record.state.terminal:
         ticket, stage_id = found.record.ticket, announced.stage_id
         failure = Failure.of(malformed.error, stage_id=stage_id, replica=replica)

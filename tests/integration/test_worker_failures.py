@@ -127,6 +127,13 @@ async def test_malformed_task_is_acknowledged_and_later_ones_run(
         await bench.all_done()
 
 
+async def test_task_of_an_impossible_id_is_acknowledged(connection: Connection, pipeline: str) -> None:
+    """No record can bear such a name: left in the queue, it would come again for ever."""
+    async with stage_bench(connection, pipeline) as bench, bench.replica():
+        await connection.js_publish(subjects.task(pipeline, 0, "interactive", "x") + 64 * "x", b"garbage")
+        await bench.all_done()
+
+
 async def test_malformed_task_ends_the_request_that_its_subject_names(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline) as bench, bench.replica():
         record = Record(ticket=make_task(bench.spec, "a").ticket, nonce="n", digest="d")
