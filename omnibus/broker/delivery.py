@@ -59,10 +59,6 @@ class Delivery:
         suffix = b' {"delay": %d}' % int(delay * 1e9) if delay else b""
         await self._connection.publish(self.ack_subject, b"-NAK" + suffix)
 
-    async def term(self) -> None:
-        """Never deliver it again; the message leaves the queue."""
-        await self._connection.publish(self.ack_subject, b"+TERM")
-
     async def hand_back(self) -> None:
         """Publish it again, then ack: for whoever may not keep it, without counting as an attempt.
 

@@ -38,14 +38,11 @@ class LogEvent(StrEnum):
     TASK_HANDED_BACK = "task.handed_back"
     TASK_EXHAUSTED = "task.exhausted"
     """Delivered beyond the limit, and not run."""
-    TASK_BROUGHT_HOME = "task.brought_home"
-    """Moved from the lane of a dead replica to the shared lane."""
     LEASE_LOST = "lease.lost"
     """The lease was missed: the worker says nothing more about this task."""
     ACK_FAILED = "ack.failed"
 
     # Events, as an orchestrator sees them
-    EVENT_HANDLED = "event.handled"
     EVENT_FAILED = "event.failed"
     """Handling raised; it is delivered again."""
     EVENT_POISONOUS = "event.poisonous"
@@ -65,11 +62,6 @@ class LogEvent(StrEnum):
     CLAIMS_RELEASED = "claims.released"
     """The tasks of a dead replica were given back to the queue."""
     ENGINE_DEAD = "engine.dead"
-
-    # Payloads
-    PAYLOAD_LOST = "payload.lost"
-    PAYLOADS_SWEPT = "payloads.swept"
-    """What dead owners left in shared memory was removed."""
 
     # The broker
     BROKER_CONNECTED = "broker.connected"

@@ -31,9 +31,7 @@ class Metrics:
     def _add_requests(self) -> None:
         self.requests = self._counter("requests", "Requests by how they ended", "pipeline", "state")
         self.request_seconds = self._histogram("request_seconds", "Admission to the end", "pipeline", "state")
-        self.first_output_seconds = self._histogram("first_output_seconds", "Admission to the first delta", "pipeline")
         self.refused = self._counter("requests_refused", "Requests not admitted, by error code", "pipeline", "code")
-        self.open_requests = self._gauge("open_requests", "Requests admitted and not ended", "pipeline")
         self.redriven = self._counter("requests_redriven", "Requests run again from their input", "pipeline")
 
     def _add_stages(self) -> None:
@@ -49,9 +47,6 @@ class Metrics:
 
     def _add_plumbing(self) -> None:
         self.events = self._counter("events", "Events handled by orchestrators", "pipeline", "kind", "outcome")
-        self.failover_seconds = self._histogram("failover_seconds", "A death noticed to its tasks queued", "pipeline")
-        self.payload_bytes = self._counter("payload_bytes", "Bytes stored or fetched", "location", "direction")
-        self.payload_seconds = self._histogram("payload_seconds", "Time of one transfer", "location", "direction")
         self.acks_failed = self._counter("acks_failed", "Acknowledgements that could not be sent", "where")
         self.errors = self._counter("errors", "Unexpected exceptions caught at a task's root", "where")
         self.reconnects = self._counter("broker_reconnects", "Connections to the broker re-established")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omnibus.requests.record import Record
+from omnibus.wire import subjects
 from omnibus.wire.envelope import Event, Task
 from omnibus.wire.out import Out
 
@@ -50,7 +51,7 @@ class PublishTask:
     @property
     def msg_id(self) -> str:
         ticket = self.task.ticket
-        return f"task.{ticket.rid}.{self.task.stage_id}.{ticket.run}"
+        return subjects.message_id("task", ticket.rid, self.task.stage_id, ticket.run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class PublishEvent:
 
     @property
     def msg_id(self) -> str:
-        return f"event.{self.rid}.{'any' if self.stage_id is None else self.stage_id}.{self.run}"
+        stage = subjects.ANY_STAGE if self.stage_id is None else self.stage_id
+        return subjects.message_id("event", self.rid, stage, self.run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Remove what is queued of an ended request: tasks, events, timer, chunks, stored payloads of its hops."""
+    """Remove what is queued of an ended request: tasks, events and its timer."""
 
     rid: str
 
