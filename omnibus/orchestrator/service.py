@@ -30,7 +30,9 @@ RAW_CONCURRENCY = 64
 """Raw requests that one orchestrator admits at the same time."""
 _DRAIN = 5.0
 _RETRY = 0.5
-"""Seconds after which an event that failed here is delivered again."""
+"""Seconds after which an event that met an outage is delivered again."""
+_LONGEST_RETRY = 10.0
+"""The same for an event that nobody can handle, so that it costs next to nothing; the delay doubles up to here."""
 
 log = get_logger(__name__)
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -67,38 +69,42 @@ class OrchestratorService:
         await self._serve(puller, RAW_CONCURRENCY, self._intake.handle)
 
     async def _serve(self, puller: Puller, credit: int, handle: Handler) -> None:
-        """Handle deliveries, `credit` at a time; on cancellation the ones in hand are finished within a grace period."""
+        """Handle deliveries, `credit` at a time.
+
+        On cancellation those that wait go back to the queue, and those in hand are finished within a grace period.
+        """
         running: set[asyncio.Task[None]] = set()
 
         def finished(task: asyncio.Task[None]) -> None:
             running.discard(task)
             puller.add_credit()
 
-        async with puller:
-            puller.add_credit(credit)
-            try:
+        try:
+            async with puller:
+                puller.add_credit(credit)
                 async for delivery in puller:
                     task = asyncio.create_task(self._guarded(handle, delivery), name=delivery.subject)
                     running.add(task)
                     task.add_done_callback(finished)
-            finally:
-                if running:
-                    await asyncio.wait(running, timeout=_DRAIN)
+        finally:
+            if running:
+                await asyncio.wait(running, timeout=_DRAIN)
 
     async def _guarded(self, handle: Handler, delivery: Delivery) -> None:
         try:
             await handle(delivery)
         except BrokerError as error:
             log.warning(LogEvent.EVENT_FAILED, subject=delivery.subject, error=str(error))
-            await self._retry(delivery)
+            await self._retry(delivery, _RETRY)
         except Exception:
             self._connection.metrics.errors.labels(where="orchestrator").inc()
             log.exception(LogEvent.TASK_CRASHED, subject=delivery.subject, delivery=delivery.num_delivered)
-            await self._retry(delivery)
+            doublings = min(delivery.num_delivered - 1, 10)
+            await self._retry(delivery, min(_RETRY * 2**doublings, _LONGEST_RETRY))
 
-    async def _retry(self, delivery: Delivery) -> None:
+    async def _retry(self, delivery: Delivery, delay: float) -> None:
         try:
-            await delivery.nak(_RETRY)
+            await delivery.nak(delay)
         except BrokerError:  # delivered again after the ack wait, then
             log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
 
