@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 from omnibus.pipeline.spec import StageSpec
 
 VISIBILITY_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
 """Read by CUDA, ROCm and Ascend runtimes; each ignores the others'."""
+
+
+class ReplicaLayout(NamedTuple):
+    """How many replicas each stage has, and what those of a stage with several see."""
+
+    replicas_per_stage: list[int]
+    replica_devices_map: dict[int, list[str]]
+    """By the stage's place in the list; only stages with more than one replica."""
+
+
+def get_stage_tp_size(stage: StageSpec) -> int:
+    """The tensor parallel size of a stage: `tensor_parallel_size` of its engine arguments, 1 when absent or null."""
+    return int(stage.engine_args.get("tensor_parallel_size") or 1)
+
+
+def get_stage_devices_per_replica(stage: StageSpec) -> int:
+    """Devices that one replica of a stage takes.
+
+    A diffusion stage: `parallel_config.world_size` of its engine arguments, else 1. Any other: tensor parallel size ×
+    `pipeline_parallel_size` × `data_parallel_size_local`, or `data_parallel_size` where that is absent.
+    """
+    given = stage.engine_args
+    if stage.engine == "diffusers":
+        parallel = given.get("parallel_config")
+        return max(1, int(parallel.get("world_size") or 1)) if isinstance(parallel, Mapping) else 1
+    copies = given.get("data_parallel_size_local", given.get("data_parallel_size"))
+    return get_stage_tp_size(stage) * int(given.get("pipeline_parallel_size") or 1) * max(1, int(copies or 1))
+
+
+def compute_replica_layout(stages: Sequence[StageSpec], *, allow_zero: bool = False) -> ReplicaLayout:
+    """Replicas of each stage, and their devices; a stage with 0 replicas has one unless `allow_zero`.
+
+    Zero is for stages that only workers elsewhere serve. Raises ValueError when devices cannot be shared out.
+    """
+    least = 0 if allow_zero else 1
+    counts = [max(least, stage.num_replicas) for stage in stages]
+    several = {index: replica_devices(stages[index], count) for index, count in enumerate(counts) if count > 1}
+    return ReplicaLayout(counts, several)
 
 
 def replica_devices(stage: StageSpec, num_replicas: int | None = None) -> list[str]:
@@ -15,9 +56,9 @@ def replica_devices(stage: StageSpec, num_replicas: int | None = None) -> list[s
     Raises ValueError when the stage's devices cannot be shared out so.
     """
     count = stage.num_replicas if num_replicas is None else num_replicas
-    if not stage.devices.strip():
+    if count == 0 or not stage.devices.strip():
         return [""] * count
-    return split_devices_for_replicas(stage.devices, count, stage.tp_size, stage.stage_id)
+    return split_devices_for_replicas(stage.devices, count, get_stage_devices_per_replica(stage), stage.stage_id)
 
 
 def split_devices_for_replicas(devices: str, num_replicas: int, tp_size: int, stage_id: int) -> list[str]:
@@ -48,10 +89,34 @@ def split_devices_for_replicas(devices: str, num_replicas: int, tp_size: int, st
     )
 
 
+def launcher_devices(devices: str, environ: Mapping[str, str], stage_id: int) -> str:
+    """`devices` as the machine numbers them: an integer counts within what the launching process itself may see.
+
+    With CUDA_VISIBLE_DEVICES=4,5 the devices `0,1` of a stage are 4 and 5. Entries that are no integers, such as UUIDs, and
+    all entries where the launcher is not narrowed, stay as they are. Raises ValueError for a device that is not there.
+    """
+    variable = next((name for name in VISIBILITY_VARIABLES if name in environ), None)
+    if variable is None or not devices.strip():
+        return _entries(devices)
+    seen = [entry for entry in _entries(environ[variable]).split(",") if entry]
+    return ",".join(_seen_device(entry, seen, variable, stage_id) for entry in _entries(devices).split(","))
+
+
 def visible_devices_env(devices: str) -> dict[str, str]:
     """Environment that makes a process see these devices only; empty for empty `devices`, which narrows nothing."""
-    visible = ",".join(entry.strip() for entry in devices.split(","))
-    return dict.fromkeys(VISIBILITY_VARIABLES, visible) if visible else {}
+    return dict.fromkeys(VISIBILITY_VARIABLES, _entries(devices)) if _entries(devices) else {}
+
+
+def _entries(devices: str) -> str:
+    return ",".join(entry.strip() for entry in devices.split(","))
+
+
+def _seen_device(entry: str, seen: Sequence[str], variable: str, stage_id: int) -> str:
+    if not entry.isdecimal():
+        return entry
+    if int(entry) >= len(seen):
+        raise ValueError(f"stage {stage_id}: there is no device {entry}: {variable} is {','.join(seen)!r}")
+    return seen[int(entry)]
 
 
 def _template_offsets(entries: list[str], tp_size: int, stage_id: int) -> list[int]:

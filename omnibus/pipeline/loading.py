@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable
-from pathlib import Path as FilePath
 from typing import Any, get_args
 
 import msgspec
 
 from omnibus.errors import PipelineError
+from omnibus.pipeline.files import pipeline_file, presets, read_file, suggestion
+from omnibus.pipeline.inheritance import parse_merged
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, EngineName, LaneName, LbPolicy, PayloadRule, PipelineSpec, StageSpec
 from omnibus.pipeline.validation import Path, field_name, problems
-from omnibus.pipeline.yaml_document import YamlDocument, parse_yaml
+from omnibus.pipeline.yaml_document import YamlDocument
 
-_PACKAGE = FilePath(__file__).parents[1]
-_PRESET_FOLDERS = (_PACKAGE / "_data" / "pipelines", _PACKAGE.parent / "deploy" / "pipelines")
-"""Inside an installed wheel, and beside the package in a source tree."""
+__all__ = ["build_pipeline", "load_pipeline", "parse_pipeline", "presets"]
 
 _DURATION_FIELDS = ("deadline", "heartbeat_timeout")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -32,51 +29,28 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def load_pipeline(path_or_name: str | os.PathLike[str]) -> PipelineSpec:
-    """Load a pipeline file, or a shipped preset by its name.
+def load_pipeline(path_or_name: str | os.PathLike[str], platform: str | None = None) -> PipelineSpec:
+    """Load a pipeline file, or a shipped preset by its name, with what it inherits and what it says of `platform`.
 
-    A text with a folder separator or ending in .yaml or .yml is a path, anything else a name. Raises PipelineError.
+    A text with a folder separator or ending in .yaml or .yml is a path, anything else a name. `platform` None is the one of
+    this machine. Raises PipelineError.
     """
-    text = os.fspath(path_or_name)
-    is_path = isinstance(path_or_name, os.PathLike) or os.sep in text or text.endswith((".yaml", ".yml"))
-    return _load_file(FilePath(text) if is_path else _preset(text))
+    path = pipeline_file(path_or_name)
+    return parse_pipeline(read_file(path), str(path), platform)
 
 
-def parse_pipeline(text: str, file: str = "<pipeline>") -> PipelineSpec:
-    """The valid specification in a YAML text; `file` is what errors name. Raises PipelineError."""
-    document = parse_yaml(text, file)
-    if not isinstance(document.values, dict):
-        raise document.error((), "a pipeline file is a mapping with name and stages")
+def parse_pipeline(text: str, file: str = "<pipeline>", platform: str | None = None) -> PipelineSpec:
+    """The valid specification in a YAML text; `file` is what errors name, and its bases are beside. Raises PipelineError."""
+    return build_pipeline(parse_merged(text, file, platform))
+
+
+def build_pipeline(document: YamlDocument) -> PipelineSpec:
+    """The valid specification in a document; raises PipelineError naming the place."""
     spec = _convert(document)
     problem = next(problems(spec), None)
     if problem is not None:
         raise document.error(problem.path, problem.message)
     return spec
-
-
-def presets() -> dict[str, FilePath]:
-    """The shipped pipelines: name → file, sorted."""
-    folder = next((folder for folder in _PRESET_FOLDERS if folder.is_dir()), None)
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
-
-
-def _preset(name: str) -> FilePath:
-    known = presets()
-    if name not in known:
-        listed = ", ".join(known) or "none"
-        raise PipelineError(f"no pipeline named {name!r} is shipped{_suggestion(name, known)}; shipped are {listed}")
-    return known[name]
-
-
-def _load_file(path: FilePath) -> PipelineSpec:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PipelineError("not a text file in UTF-8", file=str(path)) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PipelineError(f"cannot be read: {reason}", file=str(path)) from error
-    return parse_pipeline(text, str(path))
 
 
 def _convert(document: YamlDocument) -> PipelineSpec:
@@ -103,10 +77,10 @@ def _explained(document: YamlDocument, message: str) -> PipelineError:
     what, _, where = message.partition(" - at ")
     path = _path(where)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what):
-        return document.error((*path, unknown[1]), f"unknown field{_suggestion(unknown[1], _fields_at(path))}")
+        return document.error((*path, unknown[1]), f"unknown field{_hint(unknown[1], path)}")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
-        line = document.line(path)
-        return PipelineError("missing", file=document.file, line=line, field=field_name((*path, missing[1])))
+        file, line = document.place(path)
+        return PipelineError("missing", file=file, line=line, field=field_name((*path, missing[1])))
     path = _entry_that_is_not_text(document, path) if where.endswith("[...]`") else path
     if what.startswith("Invalid enum value"):
         return document.error(path, _not_a_choice(document, path))
@@ -118,6 +92,12 @@ def _path(where: str) -> Path:
     """("stages", 1, "slots") for "`$.stages[1].slots`"."""
     parts = re.findall(r"\.(\w+)|\[(\d+)\]", where)
     return tuple(name or int(index) for name, index in parts)
+
+
+def _hint(field: str, path: Path) -> str:
+    known = suggestion(field, _fields_at(path))
+    of_engine = "; what is for the engine goes under engine_args" if path[:1] == ("stages",) else ""
+    return known or of_engine
 
 
 def _fields_at(path: Path) -> tuple[str, ...]:
@@ -136,7 +116,7 @@ def _not_a_choice(document: YamlDocument, path: Path) -> str:
     value = _value_at(document, path)
     field = next(str(part) for part in reversed(path) if isinstance(part, str))
     choices = _CHOICES[field]
-    return f"{value!r} is not one of {', '.join(choices)}{_suggestion(value, choices)}"
+    return f"{value!r} is not one of {', '.join(choices)}{suggestion(value, choices)}"
 
 
 def _value_at(document: YamlDocument, path: Path) -> Any:
@@ -144,8 +124,3 @@ def _value_at(document: YamlDocument, path: Path) -> Any:
     for part in path:
         value = value[part]
     return value
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -56,7 +56,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     devices: str = ""
     """Comma-separated device ids, such as "0,1"; empty: whatever is visible. See `pipeline.devices`."""
     num_replicas: int = 1
-    """Replicas that `omnibus serve` starts; workers elsewhere may add more."""
+    """Replicas that `omnibus serve` starts; workers elsewhere may add more. 0: only they serve the stage."""
     slots: int = 1
     """Tasks that one replica runs at the same time."""
     default_sampling_params: dict[str, Any] = {}
@@ -69,12 +69,6 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """`module:function` that makes the engine's input of the request and the sources' outputs."""
     lb_policy: LbPolicy = "broker"
     """Who picks the replica: the broker (the first with a free slot), or a directed policy."""
-
-    @property
-    def tp_size(self) -> int:
-        """Devices that one replica spans: `tensor_parallel_size` of the engine's arguments, else 1."""
-        size = self.engine_args.get("tensor_parallel_size", 1)
-        return size if isinstance(size, int) else 1
 
 
 class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

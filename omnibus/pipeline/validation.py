@@ -17,6 +17,10 @@ Path = tuple[str | int, ...]
 
 MODALITY_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")
 CALLABLE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_PARALLEL_SIZES = {
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local",
+}  # fmt: skip
+"""Engine arguments that say how many devices a replica takes."""
 WEEK = 7 * 24 * 3600
 MOST = 1 << 40
 
@@ -85,10 +89,10 @@ def _identity_problems(spec: PipelineSpec) -> Iterator[Problem]:
 
 
 def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
-    for field, most in (("num_replicas", 1024), ("slots", 4096)):
+    for field, least, most in (("num_replicas", 0, 1024), ("slots", 1, 4096)):
         value: int = getattr(stage, field)
-        if not 1 <= value <= most:
-            yield Problem((*path, field), f"must be from 1 to {most}, not {value}")
+        if not least <= value <= most:
+            yield Problem((*path, field), f"must be from {least} to {most}, not {value}")
     if stage.final_output_type is not None and not MODALITY_PATTERN.fullmatch(stage.final_output_type):
         yield Problem((*path, "final_output_type"), f"{stage.final_output_type!r} is not a word in lower case")
     if stage.input_processor is not None and not CALLABLE_PATTERN.fullmatch(stage.input_processor):
@@ -96,10 +100,11 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     for variable in stage.env:
         if not variable or "=" in variable or "\0" in variable + stage.env[variable]:
             yield Problem((*path, "env", variable), f"{variable!r} cannot be an environment variable")
-    tensor_parallel = stage.engine_args.get("tensor_parallel_size", 1)
-    if type(tensor_parallel) is not int or tensor_parallel < 1:
-        yield Problem((*path, "engine_args", "tensor_parallel_size"), f"must be at least 1, not {tensor_parallel!r}")
-        return
+    for name in _PARALLEL_SIZES & stage.engine_args.keys():
+        size = stage.engine_args[name]
+        if type(size) is not int or size < 1:
+            yield Problem((*path, "engine_args", name), f"must be at least 1, not {size!r}")
+            return
     try:
         replica_devices(stage)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A YAML document as plain values, with the line of every place in it."""
+"""A YAML document as plain values, with the file and line of every place in it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.validation import Path, field_name
 
 _DEEPEST = 32
+Place = tuple[str, int]
+"""A file and a line of it, from 1."""
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -20,18 +22,19 @@ class YamlDocument:
 
     file: str
     values: Any
-    lines: dict[Path, int] = field(repr=False)
-    """Line (from 1) of each mapping's entry (its key) and each list's item."""
+    places: dict[Path, Place] = field(repr=False)
+    """Where each mapping's entry (its key) and each list's item stands; several files when documents were merged."""
 
-    def line(self, path: Path) -> int:
-        """The line of a place; where there is none, that of the closest place around it."""
-        while path and path not in self.lines:
+    def place(self, path: Path) -> Place:
+        """Where a value stands; of one without a place of its own, the closest around it."""
+        while path and path not in self.places:
             path = path[:-1]
-        return self.lines.get(path, 1)
+        return self.places.get(path, (self.file, 1))
 
     def error(self, path: Path, message: str) -> PipelineError:
         """The error to raise for a place of this document."""
-        return PipelineError(message, file=self.file, line=self.line(path), field=field_name(path) or None)
+        file, line = self.place(path)
+        return PipelineError(message, file=file, line=line, field=field_name(path) or None)
 
 
 def parse_yaml(text: str, file: str) -> YamlDocument:
@@ -57,7 +60,7 @@ def _parse(text: str, file: str) -> YamlDocument:
     if root is None:
         raise PipelineError("the file is empty", file=file, line=1)
     builder = _Builder(loader, file)
-    return YamlDocument(file=file, values=builder.value(root, ()), lines=builder.lines)
+    return YamlDocument(file=file, values=builder.value(root, ()), places=builder.places)
 
 
 class _Builder:
@@ -66,7 +69,7 @@ class _Builder:
     def __init__(self, loader: yaml.SafeLoader, file: str) -> None:
         self._loader = loader
         self._file = file
-        self.lines: dict[Path, int] = {}
+        self.places: dict[Path, Place] = {}
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         if len(path) > _DEEPEST:  # an alias may contain itself
@@ -83,7 +86,7 @@ class _Builder:
             raise self._error(node, path, f"not valid YAML: {error}") from error
 
     def _item(self, node: yaml.Node, path: Path) -> Any:
-        self.lines[path] = _line(node)
+        self.places[path] = (self._file, _line(node))
         return self.value(node, path)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -93,8 +96,9 @@ class _Builder:
             if not isinstance(key, str):
                 raise self._error(key_node, path, f"the key {key!r} must be text; quote it")
             if key in values:
-                raise self._error(key_node, (*path, key), f"repeated; first given on line {self.lines[(*path, key)]}")
-            self.lines[(*path, key)] = _line(key_node)
+                _, first = self.places[(*path, key)]
+                raise self._error(key_node, (*path, key), f"repeated; first given on line {first}")
+            self.places[(*path, key)] = (self._file, _line(key_node))
             values[key] = self.value(value_node, (*path, key))
         return values
 

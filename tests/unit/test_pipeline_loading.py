@@ -140,7 +140,7 @@ BAD_EDITS = [
     ("some.module:condition", '"../file.py:f"', 20, "stages[1].input_processor", "module:function"),
     ('"0,1"', '"0,1,2"', 21, "stages[1].devices", "3 devices for 2 replicas of 1"),
     ('"0,1"', "0", 21, "stages[1].devices", "expected str, got int; quote it"),
-    ("num_replicas: 2", "num_replicas: 0", 22, "stages[1].num_replicas", "must be from 1 to 1024, not 0"),
+    ("num_replicas: 2", "num_replicas: -1", 22, "stages[1].num_replicas", "must be from 0 to 1024, not -1"),
     ("source: 0", "source: 5", 26, "edges[0].source", "stage 5 does not exist; the stages are 0, 1"),
     ("source: 0", "source: 1", 27, "edges[0].target", "cannot lead from stage 1 to itself"),
     ("target: 1", "target: 9", 27, "edges[0].target", "stage 9 does not exist"),

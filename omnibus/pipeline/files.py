@@ -1,0 +1,62 @@
+"""Pipeline files on disk: those of the operator, and the shipped ones by name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from omnibus.errors import PipelineError
+
+_PACKAGE = Path(__file__).parents[1]
+_PRESET_FOLDERS = (_PACKAGE / "_data" / "pipelines", _PACKAGE.parent / "deploy" / "pipelines")
+"""Inside an installed wheel, and beside the package in a source tree."""
+
+
+def pipeline_file(path_or_name: str | os.PathLike[str], *, beside: Path | None = None) -> Path:
+    """The file that is meant; a relative path is one of the folder `beside`, else of the working directory.
+
+    A text with a folder separator or ending in .yaml or .yml is a path, anything else the name of a shipped pipeline.
+    Raises PipelineError for an unknown name; a path need not exist.
+    """
+    text = os.fspath(path_or_name)
+    if isinstance(path_or_name, os.PathLike) or is_path(text):
+        return (beside or Path()) / Path(text).expanduser()
+    return _preset(text)
+
+
+def is_path(text: str) -> bool:
+    """Whether this means a file, not a name."""
+    return os.sep in text or text.endswith((".yaml", ".yml"))
+
+
+def read_file(path: Path) -> str:
+    """The text of a pipeline file; raises PipelineError naming the file when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PipelineError("not a text file in UTF-8", file=str(path)) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PipelineError(f"cannot be read: {reason}", file=str(path)) from error
+
+
+def presets() -> dict[str, Path]:
+    """The shipped pipelines: name → file, sorted."""
+    folder = next((folder for folder in _PRESET_FOLDERS if folder.is_dir()), None)
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What to append to an error about an unknown word: the known one that it looks like, if any."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _preset(name: str) -> Path:
+    known = presets()
+    if name not in known:
+        listed = ", ".join(known) or "none"
+        raise PipelineError(f"no pipeline named {name!r} is shipped{suggestion(name, known)}; shipped are {listed}")
+    return known[name]

@@ -1,0 +1,93 @@
+"""Changes of single stages from a command line: `--stage-overrides`, `--lb-policy`, `--tokenizer`. Checked like a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from omnibus.errors import PipelineError
+from omnibus.pipeline.inheritance import merged
+from omnibus.pipeline.loading import build_pipeline
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.validation import Path
+from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
+
+SOURCE = "--stage-overrides"
+"""What errors name in the place of a file."""
+
+
+def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOURCE) -> PipelineSpec:
+    """The specification with its stages changed, valid again.
+
+    Each text is a mapping of stages, by id or name, to fields, `{"1": {"slots": 2}}` in JSON or YAML, or one assignment,
+    `1.slots=2` or `dit.engine_args.dtype=float32`, whose value is YAML. Mappings such as `engine_args` and `env` are merged
+    key by key, anything else is replaced; later texts win. Raises PipelineError naming the stage's field.
+    """
+    document = YamlDocument(file=source, values=msgspec.to_builtins(spec), places={})
+    for text in texts:
+        document = merged(document, _overlay(spec, text, source))
+    return build_pipeline(document)
+
+
+def lb_policies(spec: PipelineSpec, flags: Iterable[str]) -> list[str]:
+    """`--lb-policy` as overrides: `POLICY` is for every stage, `STAGE=POLICY` for one, and wins."""
+    given = [flag.rpartition("=") for flag in flags]
+    everywhere = [f"{stage.name}.lb_policy={policy}" for ref, _, policy in given if not ref for stage in spec.stages]
+    return everywhere + [f"{ref}.lb_policy={policy}" for ref, _, policy in given if ref]
+
+
+def apply_cli_tokenizer(spec: PipelineSpec, tokenizer: str) -> PipelineSpec:
+    """`--tokenizer` for every LLM stage that has a tokenizer and does not name its own."""
+    stages = tuple(_with_tokenizer(stage, tokenizer) for stage in spec.stages)
+    return msgspec.structs.replace(spec, stages=stages)
+
+
+def _with_tokenizer(stage: StageSpec, tokenizer: str) -> StageSpec:
+    if stage.engine != "vllm" or stage.engine_args.get("skip_tokenizer_init"):
+        return stage
+    return msgspec.structs.replace(stage, engine_args={"tokenizer": tokenizer, **stage.engine_args})
+
+
+def _overlay(spec: PipelineSpec, text: str, source: str) -> YamlDocument:
+    """One text as a document like a pipeline file's, so that its errors name what they would in a file."""
+    given = parse_yaml(text if _is_mapping(text) else _assignment(text, source), source)
+    if not isinstance(given.values, dict):
+        raise PipelineError(f"{text!r} is no mapping of stages to fields, nor STAGE.FIELD=VALUE", file=source)
+    stages: list[dict[str, Any]] = []
+    places: dict[Path, Place] = {("stages",): (source, 1)}
+    for index, (ref, fields) in enumerate(given.values.items()):
+        if not isinstance(fields, Mapping):
+            raise PipelineError(f"stage {ref}: must be a mapping of fields, not {fields!r}", file=source)
+        stages.append({**fields, "stage_id": _stage_id(spec, ref, fields, source)})
+        places.update(_moved(given.places, (ref,), ("stages", index)))
+    return YamlDocument(file=source, values={"stages": stages}, places=places)
+
+
+def _stage_id(spec: PipelineSpec, ref: str, fields: Mapping[str, Any], source: str) -> int:
+    try:
+        stage = spec.stage(ref)
+    except PipelineError as error:
+        raise PipelineError(error.message, file=source) from error
+    if fields.get("stage_id", stage.stage_id) != stage.stage_id:
+        raise PipelineError(f"stage {ref}: its stage_id cannot be changed", file=source)
+    return stage.stage_id
+
+
+def _is_mapping(text: str) -> bool:
+    return text.lstrip().startswith("{") or ":" in text.partition("=")[0]
+
+
+def _assignment(text: str, source: str) -> str:
+    """`1.engine_args.dtype=float32` as the YAML text of the mapping it means."""
+    target, equals, value = text.partition("=")
+    *way, last = [part.strip() for part in target.split(".")]
+    if not equals or not way or not all((*way, last)):
+        raise PipelineError(f"{text!r} is not of the form STAGE.FIELD=VALUE", file=source)
+    opening = "".join(f'{{"{part}": ' for part in (*way, last))
+    return f"{opening}{value or 'null'}{'}' * (len(way) + 1)}"
+
+
+def _moved(places: Mapping[Path, Place], old: Path, new: Path) -> dict[Path, Place]:
+    return {new + path[len(old) :]: place for path, place in places.items() if path[: len(old)] == old}
