@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from omnibus.broker.effects import Performer
 from omnibus.broker.ledger import Entry
-from omnibus.errors import BrokerUnavailable, RevisionConflict
-from omnibus.requests.admission import Resolution, admission_effects, attach_effects, resolve
+from omnibus.errors import BrokerUnavailable, RequestConflict, RevisionConflict
+from omnibus.requests.admission import Resolution, admission_effects, attach_effects, resolve, timer_effects
 from omnibus.requests.advance import redrive
 from omnibus.requests.effects import CreateRecord
 from omnibus.requests.record import Record
@@ -45,18 +45,29 @@ async def admit(performer: Performer, record: Record) -> Admitted:
 
 
 async def _meet(performer: Performer, existing: Entry, mine: Record) -> Admitted:
-    if resolve(existing.record, mine) is Resolution.OURS:
+    try:
+        resolution = resolve(existing.record, mine)
+    except RequestConflict:
+        await performer.perform(timer_effects(existing.record))
+        raise
+    if resolution is Resolution.OURS and not existing.record.state.terminal:
         after_create = [effect for effect in admission_effects(mine) if not isinstance(effect, CreateRecord)]
         await performer.perform(after_create, existing.revision)
         return Admitted(existing.record, attached=False)
     await performer.perform(attach_effects(existing.record), existing.revision)
     if not existing.record.state.terminal and not await performer.queue.anything_queued(mine.rid):
-        await _redrive(performer, existing)
+        await _revive(performer, existing)
     return Admitted(existing.record, attached=True)
 
 
-async def _redrive(performer: Performer, existing: Entry) -> None:
-    """An open record with nothing queued: its admitter died, and dedupe remembers tasks that are gone."""
+async def _revive(performer: Performer, existing: Entry) -> None:
+    """Nothing is queued for a record that was open: it has ended since, or its admitter died and dedupe remembers its tasks."""
+    latest = await performer.ledger.read(existing.record.rid)
+    if latest is None:
+        return
+    if latest.record.state.terminal:
+        await performer.perform(timer_effects(latest.record))
+        return
     try:
         await performer.perform(redrive(existing.record), existing.revision)
     except RevisionConflict:

@@ -6,6 +6,7 @@ must name, which `create` does by itself.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,17 @@ class Bucket:
         """The entry, None when there is none."""
         value, revision = await self._look(key)
         return Entry(key, value, revision) if value is not None else None
+
+    async def get_confirmed(self, key: str) -> Entry | None:
+        """Like `get`, but None only when the bucket's leader says so: for decisions that absence would make final."""
+        entry = await self.get(key)
+        if entry is not None:
+            return entry
+        found = await self._connection.find(f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": self._prefix + key})
+        if found is None or _is_marker(found["message"]):
+            return None
+        message = found["message"]
+        return Entry(key, base64.b64decode(message.get("data", "")), int(message["seq"]))
 
     async def create(self, key: str, data: bytes, ttl: float | None = None) -> int:
         """Write a key that is absent; returns its revision. Raises RevisionConflict when it is taken.
@@ -117,6 +129,12 @@ def value_of(message: Message) -> bytes | None:
     if headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers:
         return None
     return message.data
+
+
+def _is_marker(stored: Mapping[str, str]) -> bool:
+    """Whether a message, as the JetStream API describes it, marks a deletion or an expiry."""
+    headers = base64.b64decode(stored.get("hdrs", ""))
+    return b"KV-Operation:" in headers or b"Nats-Marker-Reason:" in headers
 
 
 def _ttl_header(ttl: float | None) -> dict[str, str]:

@@ -25,8 +25,8 @@ class Ledger:
         self._bucket = Bucket(connection, subjects.requests_bucket(pipeline))
 
     async def read(self, rid: str) -> Entry | None:
-        """The record, None when there is none (any more)."""
-        entry = await self._bucket.get(subjects.check_name(rid, "rid"))
+        """The record, None when there is none (any more): also right after its creation, on whatever copy it is read."""
+        entry = await self._bucket.get_confirmed(subjects.check_name(rid, "rid"))
         if entry is None or entry.value is None:
             return None
         return Entry(codec.decode(entry.value, Record), entry.revision)

@@ -33,11 +33,14 @@ class OpenRequests:
         if await self._backlog.open_requests() >= spec.max_open_requests:
             raise Overloaded(f"{spec.name!r} has {spec.max_open_requests} open requests, its bound; try again later")
 
-    def add(self, rid: str, tenant: str, deadline: float) -> None:
-        """A request was admitted."""
+    def add(self, rid: str, tenant: str, deadline: float) -> bool:
+        """A request is being admitted; whether it was not counted yet."""
+        if rid in self._tenant_of:
+            return False
         self._by_tenant[tenant][rid] = deadline
         self._tenant_of[rid] = tenant
         self._backlog.add()
+        return True
 
     def remove(self, rid: str) -> None:
         """A request has ended; unknown ones are ignored."""

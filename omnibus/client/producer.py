@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
-from omnibus.broker.admission import admit
+from omnibus.broker.admission import Admitted, admit
 from omnibus.broker.connection import Connection
 from omnibus.broker.ledger import Entry
 from omnibus.client.channel import Channel
@@ -91,9 +91,7 @@ class Producer:
         record = await self._new_record(channel, spec, request, rid)
         await self._check_bounds(channel, spec, record)
         channel.expect(rid)
-        admitted = await admit(channel.performer, record)
-        if not admitted.attached:
-            channel.open_requests.add(rid, request.tenant, record.ticket.deadline)
+        admitted = await self._admit(channel, record)
         return Submission(channel, admitted.record, attached=admitted.attached)
 
     async def result(self, pipeline: str, rid: str) -> Result:
@@ -137,6 +135,19 @@ class Producer:
         return new_record(
             spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=time.time(), front=self.front
         )  # fmt: skip
+
+    @staticmethod
+    async def _admit(channel: Channel, record: Record) -> Admitted:
+        """Admit, counted from now on: the end may be heard before this returns."""
+        is_new = channel.open_requests.add(record.rid, record.tenant, record.ticket.deadline)
+        attached = True
+        try:
+            admitted = await admit(channel.performer, record)
+            attached = admitted.attached
+        finally:
+            if is_new and attached:
+                channel.open_requests.remove(record.rid)
+        return admitted
 
     @staticmethod
     async def _check_bounds(channel: Channel, spec: PipelineSpec, record: Record) -> None:

@@ -73,8 +73,14 @@ def _renderers(log_format: LogFormat, out: TextIO) -> list[Processor]:
     console = out.isatty() if log_format == "auto" else log_format == "console"
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if console:
-        return [remove_meta, structlog.dev.ConsoleRenderer(colors=out.isatty())]
-    return [remove_meta, structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        console_traceback = structlog.dev.RichTracebackFormatter(show_locals=False)
+        return [
+            remove_meta,
+            structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=console_traceback),
+        ]
+    # Without local variables, here and above: prompts and keys are among them.
+    as_data = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [remove_meta, structlog.processors.ExceptionRenderer(as_data), structlog.processors.JSONRenderer()]
 
 
 def _plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -20,6 +20,9 @@ from omnibus.wire.failure import Failure
 
 ATTEMPTS = 5
 """Deliveries of one event after which its request is ended as failed."""
+ADMISSION = 60.0
+"""Seconds past a deadline in which its request may still be on the way into the ledger: every step of that is retried."""
+_LOOK_AGAIN = 1.0
 CONFLICTS = 50
 """Writers that one event lets pass before it is left to be delivered again."""
 
@@ -35,10 +38,15 @@ class Forwarder:
     async def handle(self, delivery: Delivery) -> None:
         """Handle one event; acknowledged when this returns. Raises BrokerError, and then it must be delivered again.
 
-        An event that cannot be handled, ever, ends its request as failed.
+        An event that cannot be handled, ever, ends its request as failed. A deadline that comes before its record is put
+        back: dropped, it would leave the request open for ever.
         """
         try:
-            await self._advance(_decode(delivery))
+            event = _decode(delivery)
+            if await self._precedes_record(event):
+                await delivery.nak(_LOOK_AGAIN)
+                return
+            await self._advance(event)
         except BrokerError as error:
             if error.retryable or delivery.num_delivered < ATTEMPTS:
                 raise
@@ -71,6 +79,11 @@ class Forwarder:
         for effect in effects:
             if isinstance(effect, SaveRecord) and effect.record.state.terminal:
                 _log_end(effect.record)
+
+    async def _precedes_record(self, event: Event) -> bool:
+        if not isinstance(event, DeadlinePassed) or time.time() > event.deadline + ADMISSION:
+            return False
+        return await self._read(event.rid) is None
 
     async def _read(self, rid: str) -> Entry | None:
         return await self._performer.ledger.read(rid)

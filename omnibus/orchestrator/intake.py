@@ -10,7 +10,7 @@ from omnibus.broker.backlog import Backlog
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.effects import Performer
-from omnibus.errors import InvalidName, RequestError, RevisionConflict
+from omnibus.errors import BrokerError, InvalidName, RequestError, RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
@@ -26,6 +26,8 @@ from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request, encode_requ
 REPLY_HEADER = "Omni-Reply"
 """Names the token of the `out` subject that the producer listens to."""
 
+ATTEMPTS = 5
+"""Deliveries of one request after which an error that nobody foresaw ends it as failed."""
 _PUT_BACK = 0.5
 """Seconds after which a request that finds the pipeline full is looked at again."""
 
@@ -50,23 +52,30 @@ class Intake:
         if await self._backlog.open_requests() >= self._spec.max_open_requests:
             await delivery.nak(_PUT_BACK)
             return
-        rid, front = subjects.parse_rid(delivery.subject), delivery.headers.get(REPLY_HEADER)
+        rid = subjects.parse_rid(delivery.subject)
         try:
             subjects.check_name(rid, "rid")
-            front = subjects.check_name(front, REPLY_HEADER) if front is not None else None
         except InvalidName as error:  # no record and no subject can bear such a name
             log.warning(LogEvent.REQUEST_REFUSED, subject=delivery.subject, error=str(error))
             await delivery.ack()
             return
         try:
-            admitted = await admit(self._performer, await self._record(delivery, rid, front))
+            await self._admit(delivery, rid)
         except RequestError as error:
-            await self._refuse(rid, front, error)
-        else:
-            self._backlog.add()
-            if admitted.attached and admitted.record.state.terminal:
-                await self._tell(front, Ended(rid=rid, state=admitted.record.state))
+            await self._refuse(delivery, rid, error)
+        except Exception as error:
+            retryable = isinstance(error, BrokerError) and error.retryable
+            if retryable or delivery.num_delivered < ATTEMPTS:
+                raise
+            await self._refuse(delivery, rid, error)
         await delivery.ack()
+
+    async def _admit(self, delivery: Delivery, rid: str) -> None:
+        front = _front_of(delivery)
+        admitted = await admit(self._performer, await self._record(delivery, rid, front))
+        self._backlog.add()
+        if admitted.attached and admitted.record.state.terminal:
+            await self._tell(front, Ended(rid=rid, state=admitted.record.state))
 
     async def _record(self, delivery: Delivery, rid: str, front: str | None) -> Record:
         request = decode_request(delivery.data)
@@ -77,18 +86,30 @@ class Intake:
             self._spec, request, rid=rid, payload=payload, nonce=nonce, now=time.time(), front=front
         )  # fmt: skip
 
-    async def _refuse(self, rid: str, front: str | None, error: RequestError) -> None:
-        log.warning(LogEvent.REQUEST_REFUSED, request=rid, error=error.message)
-        record = refused_record(
-            self._spec, rid, Failure.of(error), nonce=secrets.token_hex(8), now=time.time(), front=front
-        )
+    async def _refuse(self, delivery: Delivery, rid: str, error: Exception) -> None:
+        front, failure = _front_or_none(delivery), Failure.of(error)
+        log.warning(LogEvent.REQUEST_REFUSED, request=rid, error=failure.message)
+        record = refused_record(self._spec, rid, failure, nonce=secrets.token_hex(8), now=time.time(), front=front)
         try:
             await self._performer.ledger.create(record)
         except RevisionConflict:
-            await self._tell(front, Refused(rid=rid, failure=Failure.of(error)))
+            await self._tell(front, Refused(rid=rid, failure=failure))
             return
         await self._tell(front, Ended(rid=rid, state=record.state))
 
     async def _tell(self, front: str | None, message: Ended | Refused) -> None:
         if front is not None:
             await self._performer.perform((Tell(front, message),))
+
+
+def _front_of(delivery: Delivery) -> str | None:
+    """The token that the producer listens to; raises InvalidName when it is none."""
+    front = delivery.headers.get(REPLY_HEADER)
+    return subjects.check_name(front, REPLY_HEADER) if front is not None else None
+
+
+def _front_or_none(delivery: Delivery) -> str | None:
+    try:
+        return _front_of(delivery)
+    except InvalidName:
+        return None

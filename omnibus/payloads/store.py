@@ -13,7 +13,7 @@ from omnibus.broker.objects import ObjectStore
 from omnibus.errors import PayloadLost
 from omnibus.pipeline.spec import PayloadRule
 from omnibus.wire import subjects
-from omnibus.wire.payload import INLINE_LIMIT, RECORD_INLINE_LIMIT, ObjectKey, Payload
+from omnibus.wire.payload import INLINE_LIMIT, ObjectKey, Payload
 
 
 class PayloadStore:
@@ -31,10 +31,6 @@ class PayloadStore:
         key = ObjectKey(f"{rid}.{uuid.uuid4().hex}")
         await self._objects.put(key.key, data)
         return Payload(media_type=media_type, nbytes=len(data), location=key)
-
-    async def put_final(self, data: bytes, media_type: str, *, rid: str) -> Payload:
-        """A payload for the record, which keeps less inline."""
-        return await self.put(data, media_type, rid=rid, limit=RECORD_INLINE_LIMIT)
 
     async def get(self, payload: Payload) -> bytes:
         """The bytes; raises PayloadLost when no location has them any more."""

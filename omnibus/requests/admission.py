@@ -26,6 +26,8 @@ from omnibus.wire.request import REQUEST_MEDIA_TYPE, Message, Request, TextPart
 
 MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""
+MAX_TRACE_BYTES = 8 * 1024
+"""Largest trace context that a request may bring, encoded."""
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
@@ -47,6 +49,8 @@ def validate(spec: PipelineSpec, request: Request) -> Route:
         raise InvalidRequest(
             f"pipeline {spec.name!r} has no lane {request.lane!r}; it has {', '.join(spec.lanes)}", param="lane"
         )
+    if len(msgspec.msgpack.encode(request.trace)) > MAX_TRACE_BYTES:  # it travels in every envelope
+        raise RequestTooLarge(f"trace may have {MAX_TRACE_BYTES} bytes", param="trace")
     if request.deadline is not None and not request.deadline >= MIN_DEADLINE:
         raise InvalidRequest(f"deadline must be at least {MIN_DEADLINE} s", param="deadline")
     names = {name for stage in spec.stages for name in (stage.name, str(stage.stage_id))}
@@ -117,13 +121,21 @@ def attach_effects(existing: Record) -> tuple[Effect, ...]:
     """What whoever attaches to a request does for it.
 
     An open one: its admitter may have died before all tasks were queued, so they are published again, under the message
-    ids of the current run; dedupe drops what is there. When nothing is queued after that, `redrive`. The attempt to admit
-    has replaced the timer by its own: the record's is put back, or removed when the request has ended.
+    ids of the current run; dedupe drops what is there. When nothing is queued after that, `redrive`.
     """
     ticket = existing.ticket
+    tasks = () if existing.state.terminal else tuple(entry_tasks(ticket, ticket.created))
+    return (*timer_effects(existing), *tasks)
+
+
+def timer_effects(existing: Record) -> tuple[Effect, ...]:
+    """Undo what an attempt to admit did to the timer of a request that was there before.
+
+    It has replaced the timer by its own: the record's is put back, or removed when the request has ended.
+    """
     if existing.state.terminal:
-        return (Purge(ticket.rid),)
-    return (ScheduleDeadline(ticket.rid, ticket.deadline), *entry_tasks(ticket, ticket.created))
+        return (Purge(existing.rid),)
+    return (ScheduleDeadline(existing.rid, existing.ticket.deadline),)
 
 
 def _check_prompt(spec: PipelineSpec, request: Request) -> None:

@@ -88,8 +88,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_request(request: Request) -> bytes:
-    """Encode a request as MessagePack."""
-    return msgspec.msgpack.encode(request)
+    """Encode a request as MessagePack; raises InvalidRequest for what JSON may hold and MessagePack cannot."""
+    try:
+        return msgspec.msgpack.encode(request)
+    except (OverflowError, ValueError, RecursionError) as error:  # integers beyond 64 bits, half a surrogate pair
+        raise InvalidRequest(f"malformed request: {error}") from error
 
 
 def decode_request(data: bytes) -> Request:
@@ -99,7 +102,7 @@ def decode_request(data: bytes) -> Request:
         if data[:1] in (b"{", b" ", b"\n"):
             return msgspec.json.decode(data, type=Request)
         return msgspec.msgpack.decode(data, type=Request)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"malformed request: {error}") from error
 
 

@@ -15,11 +15,22 @@ from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
 from omnibus.wire import codec
 from omnibus.wire.envelope import FinalOutput, Task, Usage
-from omnibus.wire.payload import INLINE_LIMIT, JSON, MSGPACK, PNG, TEXT, WAV, Payloads
+from omnibus.wire.payload import (
+    ENVELOPE_LIMIT,
+    INLINE_LIMIT,
+    JSON,
+    MSGPACK,
+    PNG,
+    RECORD_INLINE_LIMIT,
+    TEXT,
+    WAV,
+    Payloads,
+)
 from omnibus.workers.engines.protocol import Finished, Outputs
 
 BYTES = "application/octet-stream"
 _STRONGEST_FIRST = (PayloadRule.OBJECT, PayloadRule.INLINE, PayloadRule.AUTO)
+_ENVELOPE_REST = 32 * 1024  # of an envelope: route, trace, timings and names
 _FILE_TYPES = {"image": PNG, "audio": WAV}
 _KINDS = {"embedding": "tensor"}
 """Kinds of output that a modality is made of, where it does not bear the kind's name."""
@@ -38,7 +49,7 @@ class OutputWriter:
         """
         if not task.ticket.route[task.stage_id].targets:
             return {}
-        rule, left = self._rule(task.ticket.route, task.stage_id), INLINE_LIMIT
+        rule, left = self._rule(task.ticket.route, task.stage_id), inline_share(task)
         payloads = {}
         for name, value in finished.outputs.items():
             data, media_type = self._packed(name, value)
@@ -54,7 +65,11 @@ class OutputWriter:
         if modality is None:
             return None
         items = await self._files(modality, finished.outputs) if finished.outputs else ()
-        stored = [await self._store.put_final(data, kind, rid=task.ticket.rid) for data, kind in items]
+        stored, left = [], RECORD_INLINE_LIMIT
+        for data, kind in items:
+            payload = await self._store.put(data, kind, rid=task.ticket.rid, limit=left)
+            left -= len(payload.data or b"")
+            stored.append(payload)
         return FinalOutput(
             stage_id=task.stage_id, modality=modality, items=tuple(stored), finish_reason=finished.finish_reason,
             usage=Usage(finished.usage.prompt_tokens, finished.usage.completion_tokens),
@@ -89,6 +104,18 @@ class OutputWriter:
         if found is None:
             raise EngineError(f"stage {self._stage.name!r} made no {modality}, only {', '.join(outputs) or 'nothing'}")
         return found
+
+
+def inline_share(task: Task) -> int:
+    """Bytes of a stage's outputs that may ride inline: so many that every envelope they will be in keeps its limit.
+
+    That is the stage's event, with the request and a final output; and the task of a join, with the request and the outputs
+    of all its sources.
+    """
+    ticket = task.ticket
+    free = ENVELOPE_LIMIT - _ENVELOPE_REST - len(ticket.request.data or b"")
+    widest = max(len(ticket.route[target.stage_id].sources) for target in ticket.route[task.stage_id].targets)
+    return min(INLINE_LIMIT, free - RECORD_INLINE_LIMIT, free // widest)
 
 
 def encoded(modality: str, value: Any, sample_rate: int | None = None) -> list[tuple[bytes, str]]:

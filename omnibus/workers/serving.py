@@ -23,6 +23,8 @@ from omnibus.workers.triage import GiveUp, Verdict, exhausted, judge, triage
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to let go of a stopped job."""
+BEYOND_DEADLINE = 1.0
+"""Seconds after which a job past its request's deadline is stopped unasked: the broadcast of its end was lost."""
 
 Outcome = StageResult | Exception | Interruption
 
@@ -65,7 +67,10 @@ class TaskService:
         work = asyncio.create_task(self._execute(assignment), name=f"run-{assignment.rid}")
         try:
             either: set[asyncio.Future[Any]] = {work, assignment.interruption}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            left = assignment.task.ticket.deadline - time.time() + BEYOND_DEADLINE
+            done, _ = await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                assignment.interrupt(Interruption.CANCELLED)  # its end was told, and not heard here
             return work.result() if work.done() else assignment.interruption.result()
         finally:
             await self._stop(assignment, work)
@@ -93,14 +98,19 @@ class TaskService:
             case StageResult():
                 await self._finish(assignment, outcome)
             case Interruption.HANDED_BACK:
-                await assignment.delivery.hand_back()
-                self._journal.handed_back(assignment)
+                await self._hand_back(assignment)
+            case BrokerError() if outcome.retryable:  # an outage, which must not end a request
+                await self._hand_back(assignment)
             case Interruption.RELEASED:
                 await self._fail(assignment, EngineDead())
             case Exception():
                 await self._fail(assignment, outcome)
             case _:
                 await self._drop(assignment)
+
+    async def _hand_back(self, assignment: Assignment) -> None:
+        await assignment.delivery.hand_back()
+        self._journal.handed_back(assignment)
 
     async def _finish(self, assignment: Assignment, result: StageResult) -> None:
         try:

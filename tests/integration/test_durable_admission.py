@@ -1,0 +1,240 @@
+"""Holes around the way in: whatever dies or comes late there, an accepted request ends, and its id means one request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from omnibus.broker.admission import _meet, admit
+from omnibus.broker.connection import Connection
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.effects import Performer
+from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.broker.puller import Puller
+from omnibus.broker.work import WorkQueue
+from omnibus.client.producer import Producer
+from omnibus.errors import Overloaded, RequestConflict
+from omnibus.orchestrator.intake import Intake
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.admission import admission_effects, new_record
+from omnibus.requests.effects import CreateRecord
+from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
+from omnibus.wire import subjects
+from omnibus.wire.payload import Payload
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, encode_request
+from tests.support.flow import line, serving, sim
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+HELLO = Request(prompt="a red circle")
+
+
+def record_of(spec: PipelineSpec, rid: str, request: Request = HELLO, *, nonce: str = "n", late: float = 0.0) -> Record:
+    """A record as `admit` makes one, `late` seconds ago."""
+    payload = Payload.inline(encode_request(request), REQUEST_MEDIA_TYPE)
+    now = time.time() - late
+    return new_record(spec, request, rid=rid, payload=payload, nonce=nonce, now=now, front=None)
+
+
+async def queue_is_empty(connection: Connection, pipeline: str, timeout: float = 5.0) -> None:
+    async def empty() -> bool:
+        return await WorkQueue(connection, pipeline).messages() == 0
+
+    await eventually(empty, timeout, what="nothing is queued")
+
+
+@pytest_asyncio.fixture
+async def performer(connection: Connection, pipeline: str) -> AsyncIterator[Performer]:
+    await ensure_layout(connection, layout_of(line(pipeline)))
+    yield Performer(connection, pipeline)
+
+
+async def test_request_expires_when_its_deadline_fired_before_its_record_was_there(
+    connection: Connection, pipeline: str
+) -> None:
+    """An outage between the timer and the record: dropped as unknown, the deadline would never come again."""
+    spec, performer = line(pipeline), Performer(connection, pipeline)
+    async with serving(connection, spec) as producer:
+        timer, *rest = admission_effects(record_of(spec, "late", late=spec.deadline))
+        await performer.perform([timer])
+        events = f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.{subjects.EVENTS_CONSUMER}"
+
+        async def heard() -> bool:
+            info = await connection.api(events)
+            return bool(info["delivered"]["consumer_seq"]) and not info["num_pending"]
+
+        await eventually(heard, what="the orchestrator has had the deadline")
+        await performer.perform(rest)
+        result = await producer.wait(pipeline, "late")
+        assert result.state is RequestState.EXPIRED
+        await queue_is_empty(connection, pipeline)
+
+
+async def test_admission_goes_on_when_the_acknowledgement_of_its_record_was_lost(
+    performer: Performer, connection: Connection, pipeline: str
+) -> None:
+    """The record is there, with this call's nonce, and the caller heard nothing."""
+    record = record_of(line(pipeline), "mine")
+    await performer.ledger.create(record)
+    admitted = await admit(performer, record)
+    assert (admitted.attached, admitted.record) == (False, record)
+    assert await performer.queue.messages() == 2, "its timer and its task"
+
+
+async def test_nothing_stays_queued_when_a_raw_request_comes_again_after_its_end(
+    connection: Connection, pipeline: str
+) -> None:
+    """Whoever admitted it died before its ack; the request ran to its end meanwhile."""
+    spec = line(pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}')
+    intake = Intake(connection, Performer(connection, pipeline), spec)
+    delivery = await _raw_delivery(connection, pipeline)
+    await intake.handle(delivery)
+    async with serving(connection, spec) as producer:
+        first = await producer.wait(pipeline, "raw")
+        await queue_is_empty(connection, pipeline)
+        await intake.handle(delivery)
+        await queue_is_empty(connection, pipeline)
+        assert await producer.result(pipeline, "raw") == first
+
+
+@pytest.mark.parametrize("deadline", [0.6, 18.0])
+async def test_deadline_stays_when_another_request_wants_the_id(
+    connection: Connection, pipeline: str, deadline: float
+) -> None:
+    spec = line(pipeline)
+    async with serving(connection, spec, replicas=0) as producer:
+        began = time.monotonic()
+        await producer.submit(spec, Request(prompt="hi", deadline=1.5), rid="mine")
+        with pytest.raises(RequestConflict):
+            await producer.submit(spec, Request(prompt="else", deadline=deadline), rid="mine")
+        assert (await producer.wait(pipeline, "mine")).state is RequestState.EXPIRED
+        assert 1.4 < time.monotonic() - began < 8.0
+        with pytest.raises(RequestConflict):
+            await producer.submit(spec, Request(prompt="else", deadline=deadline), rid="mine")
+        await queue_is_empty(connection, pipeline)
+
+
+async def test_nothing_stays_queued_when_a_request_ends_while_somebody_attaches(
+    performer: Performer, connection: Connection, pipeline: str
+) -> None:
+    record = record_of(line(pipeline), "mine")
+    await admit(performer, record)
+    seen_open = await performer.ledger.read("mine")
+    assert seen_open is not None
+    async with Producer(connection) as producer:
+        assert (await producer.cancel(pipeline, "mine")).state is RequestState.CANCELLED
+        await _meet(performer, seen_open, record_of(line(pipeline), "mine", nonce="other"))
+        assert (await producer.result(pipeline, "mine")).run == 1
+    await queue_is_empty(connection, pipeline)
+
+
+async def test_open_record_with_nothing_queued_runs_again_when_somebody_attaches(
+    connection: Connection, pipeline: str
+) -> None:
+    """Its admitter died before the task was stored, and the task's id is remembered."""
+    spec, performer = line(pipeline), Performer(connection, pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    record = record_of(spec, "mine")
+    await admit(performer, record)
+    await performer.queue.purge("mine")
+    async with serving(connection, spec) as producer:
+        submission = await producer.submit(spec, HELLO, rid="mine")
+        result = await submission.result()
+    assert (submission.attached, result.state, result.run) == (True, RequestState.DONE, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "code"),
+    [
+        (
+            b'{"prompt": "x", "sampling_params": {"s0": {"seed": 123456789012345678901234567890}}}',
+            {},
+            "invalid_request",
+        ),
+        (
+            b'{"prompt": "x", "sampling_params": {"s0": {"a": ' + b"[" * 2000 + b"]" * 2000 + b"}}}",
+            {},
+            "invalid_request",
+        ),
+        (b'{"prompt": "x", "trace": {"a": "' + b"x" * 600_000 + b'"}}', {}, "request_too_large"),
+        (b'{"prompt": "x"}', {"Omni-Reply": "no token"}, "invalid_name"),
+    ],
+    ids=["huge integer", "deep nesting", "huge trace", "bad reply token"],
+)
+async def test_raw_request_ends_failed_when_it_cannot_be_admitted(
+    connection: Connection, pipeline: str, body: bytes, headers: dict[str, str], code: str
+) -> None:
+    """It was acknowledged by the broker: put back or dropped, its producer would wait for ever."""
+    spec, performer = line(pipeline), Performer(connection, pipeline)
+    async with serving(connection, spec, replicas=0):
+        await connection.js_publish(subjects.request(pipeline, "bad"), body, headers=headers)
+        entry = await eventually(lambda: performer.ledger.read("bad"), what="a record")
+    assert entry.record.state is RequestState.FAILED
+    assert entry.record.failure is not None
+    assert entry.record.failure.code == code
+
+
+async def test_bound_of_a_tenant_is_free_again_when_the_end_was_heard_before_the_admission_returned(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = line(pipeline, max_open_per_tenant=1)
+    async with serving(connection, spec) as producer:
+        for number in range(30):
+            await eventually(lambda number=number: _accepted(producer, spec, f"r{number}"), what="room for one more")
+            await producer.wait(pipeline, f"r{number}")
+        channel = await producer.channel(pipeline)
+        await eventually(lambda: not channel.open_requests._alive("default"), 2, what="nothing counts as open")
+
+
+async def test_record_is_found_where_it_was_written_when_another_copy_lags(
+    performer: Performer, connection: Connection, pipeline: str
+) -> None:
+    """Absence is confirmed by the leader, which also tells a record from the marker of one."""
+    assert await performer.ledger.read("mine") is None
+    record = record_of(line(pipeline), "mine")
+    await performer.perform([CreateRecord(record)])
+    bucket = performer.ledger._bucket
+    found, expected = await bucket.get_confirmed("mine"), await bucket.get("mine")
+    assert found == expected is not None
+    empty = f"empty-{pipeline}"
+    await ensure_layout(connection, layout_of(line(empty)))
+    bucket._get = (
+        f"$JS.API.DIRECT.GET.KV_{subjects.requests_bucket(empty)}.{bucket._prefix}"  # as a lagging copy answers
+    )
+    assert await bucket.get("mine") is None
+    assert await bucket.get_confirmed("mine") == expected
+    await bucket.delete("mine")
+    assert await bucket.get_confirmed("mine") is None
+
+
+async def test_request_of_a_large_image_and_large_outputs_is_forwarded(connection: Connection, pipeline: str) -> None:
+    """Each fits into an envelope, together they do not: what is too much goes by reference."""
+    tensors = {"outputs": {"tensor": "tensor", "text": "text"}, "size": 60_000}  # 240 kB each
+    spec = PipelineSpec(
+        name=pipeline,
+        deadline=20.0,
+        stages=(sim(0, **tensors), sim(1, 0, **tensors), sim(2, 0, **tensors), sim(3, 0, 1, 2, final="text")),
+    )
+    async with serving(connection, spec) as producer:
+        result = await (await producer.submit(spec, Request(prompt="word " * 50_000))).result()
+    assert result.state is RequestState.DONE, result.failure
+
+
+async def _accepted(producer: Producer, spec: PipelineSpec, rid: str) -> bool:
+    try:
+        await producer.submit(spec, HELLO, rid=rid)
+    except Overloaded:
+        return False
+    return True
+
+
+async def _raw_delivery(connection: Connection, pipeline: str) -> Delivery:
+    async with Puller(connection, subjects.requests_stream(pipeline), [subjects.REQUESTS_CONSUMER]) as puller:
+        puller.add_credit()
+        return await puller.take()
