@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.events import ClientEvent, Ended
-from omnibus.errors import BrokerUnavailable
+from omnibus.errors import BrokerUnavailable, DeadlineExceeded
 from omnibus.requests.record import Record
 from omnibus.wire import out
 from omnibus.wire.envelope import Ticket
 
 READ_EVERY = 5.0
 """Seconds without a word after which the record is read: a lost notice hangs nobody."""
+BEYOND_DEADLINE = 30.0
+"""Seconds after a request's deadline by which its end must be known; only a broken system is slower."""
 
 
 async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncIterator[ClientEvent]:
     """Events of a request until it has ended, Ended last.
 
     `from_record`: look at the ledger first, for a request that others submitted. Ends without Ended when the record has
-    expired; raises PayloadLost when an output cannot be read.
+    expired. Raises PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open
+    BEYOND_DEADLINE: no orchestrator runs, or none can be reached.
     """
     elsewhere = None
     if ticket.front is not None and ticket.front != channel.front:
@@ -30,22 +34,23 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
         with channel.mailbox(ticket.rid) as box:
             if from_record:
                 box.put_nowait(None)
-            async for event in _events(channel, ticket.rid, box):
+            async for event in _events(channel, ticket, box):
                 yield event
     finally:
         if elsewhere is not None:
             await elsewhere.unsubscribe()
 
 
-async def _events(channel: Channel, rid: str, box: Mailbox) -> AsyncIterator[ClientEvent]:
+async def _events(channel: Channel, ticket: Ticket, box: Mailbox) -> AsyncIterator[ClientEvent]:
     assembly = Assembly()
+    until = time.monotonic() + max(ticket.deadline - time.time(), 0.0) + BEYOND_DEADLINE
     while True:
         message = await _next(box)
         if message is not None and not isinstance(message, out.Ended | out.Refused):
             for event in await _heard(channel, assembly, message):
                 yield event
             continue
-        record = await _read(channel, rid)
+        record = await _read(channel, ticket.rid, until)
         if record is None:
             return
         for event in await _recorded(channel, assembly, record):
@@ -53,6 +58,10 @@ async def _events(channel: Channel, rid: str, box: Mailbox) -> AsyncIterator[Cli
         if record.state.terminal:
             yield Ended(await channel.resolve(record))
             return
+        if time.monotonic() > until:
+            raise DeadlineExceeded(
+                f"request {ticket.rid!r} is still open long after its deadline: no orchestrator ends it"
+            )
 
 
 async def _heard(
@@ -73,13 +82,15 @@ async def _recorded(channel: Channel, assembly: Assembly, record: Record) -> lis
     return [event for stage in missing for event in assembly.output(await channel.output(record.outputs[stage]))]
 
 
-async def _read(channel: Channel, rid: str) -> Record | None:
-    """The record; waits through an outage of the broker."""
+async def _read(channel: Channel, rid: str, until: float) -> Record | None:
+    """The record; waits through an outage of the broker, and raises BrokerUnavailable when it lasts beyond `until`."""
     while True:
         try:
             entry = await channel.performer.ledger.read(rid)
-        except BrokerUnavailable:
-            continue  # each read waits for about ten seconds itself; the follower's own deadline bounds the whole
+        except BrokerUnavailable:  # which each read waits for about ten seconds itself
+            if time.monotonic() > until:
+                raise
+            continue
         return entry.record if entry is not None else None
 
 

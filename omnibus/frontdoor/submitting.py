@@ -10,6 +10,7 @@ from typing import TypeVar
 from fastapi import Request as HttpRequest
 
 from omnibus.client.events import Result
+from omnibus.client.following import BEYOND_DEADLINE
 from omnibus.client.producer import Submission
 from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
 from omnibus.frontdoor.door import Door
@@ -19,8 +20,6 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.wire.request import Request
 
-BEYOND_DEADLINE = 30.0
-"""Seconds after a request's deadline by which its end must be known; only a broken system is slower."""
 CANCEL_TIMEOUT = 5.0
 _log = get_logger(__name__)
 T = TypeVar("T")

@@ -10,6 +10,7 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.work import WorkQueue
+from omnibus.client import following
 from omnibus.client.events import Ended, OutputArrived, TextPiece
 from omnibus.client.producer import Producer
 from omnibus.errors import (
@@ -137,6 +138,19 @@ async def test_deadline_ends_a_request_when_no_worker_is_there(connection: Conne
         with pytest.raises(DeadlineExceeded):
             result.raise_for_state()
         await nothing_left(connection, pipeline)
+
+
+async def test_follower_gives_up_when_nobody_ends_an_expired_request(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an orchestrator a deadline ends nothing."""
+    monkeypatch.setattr(following, "BEYOND_DEADLINE", 0.3)
+    monkeypatch.setattr(following, "READ_EVERY", 0.1)
+    spec = line(pipeline)
+    async with serving(connection, spec, orchestrators=0, replicas=0) as producer:
+        submission = await producer.submit(spec, Request(prompt="hi", deadline=0.2))
+        with pytest.raises(DeadlineExceeded, match="no orchestrator"):
+            await submission.result()
 
 
 async def test_bounds_refuse_when_too_much_is_open(connection: Connection, pipeline: str) -> None:
