@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from omnibus.broker.effects import Performer
 from omnibus.broker.ledger import Entry
 from omnibus.errors import BrokerUnavailable, RequestConflict, RevisionConflict
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
 from omnibus.requests.admission import Resolution, admission_effects, attach_effects, resolve, timer_effects
 from omnibus.requests.advance import redrive
 from omnibus.requests.effects import CreateRecord
 from omnibus.requests.record import Record
 
 _ATTEMPTS = 5
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ async def admit(performer: Performer, record: Record) -> Admitted:
             if existing is None:
                 continue  # it expired between our create and our read
             return await _meet(performer, existing, record)
+        log.debug(LogEvent.REQUEST_ACCEPTED, request=record.rid, pipeline=record.ticket.pipeline)
         return Admitted(record, attached=False)
     raise BrokerUnavailable(f"the ledger keeps changing under request {record.rid!r}")
 
@@ -57,6 +62,7 @@ async def _meet(performer: Performer, existing: Entry, mine: Record) -> Admitted
     await performer.perform(attach_effects(existing.record), existing.revision)
     if not existing.record.state.terminal and not await performer.queue.anything_queued(mine.rid):
         await _revive(performer, existing)
+    log.debug(LogEvent.REQUEST_ATTACHED, request=mine.rid, state=existing.record.state.value)
     return Admitted(existing.record, attached=True)
 
 
@@ -72,3 +78,4 @@ async def _revive(performer: Performer, existing: Entry) -> None:
         await performer.perform(redrive(existing.record), existing.revision)
     except RevisionConflict:
         return  # whoever was first has something queued
+    log.warning(LogEvent.REQUEST_REDRIVEN, request=existing.record.rid, run=existing.record.ticket.run + 1)

@@ -8,12 +8,9 @@ from omnibus.broker.delivery import Delivery
 from omnibus.broker.effects import Performer
 from omnibus.broker.ledger import Entry
 from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, RevisionConflict
-from omnibus.observability.events import LogEvent
-from omnibus.observability.logging import get_logger
+from omnibus.orchestrator.journal import Journal
 from omnibus.requests.advance import advance, fail, needs_record
 from omnibus.requests.cancellations import Cancellations
-from omnibus.requests.effects import SaveRecord
-from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import DeadlinePassed, Event
 from omnibus.wire.failure import Failure
@@ -26,14 +23,12 @@ _LOOK_AGAIN = 1.0
 CONFLICTS = 50
 """Writers that one event lets pass before it is left to be delivered again."""
 
-log = get_logger(__name__)
-
 
 class Forwarder:
     """Handles the events of one pipeline."""
 
-    def __init__(self, performer: Performer, stopped: Cancellations) -> None:
-        self._performer, self._stopped = performer, stopped
+    def __init__(self, performer: Performer, stopped: Cancellations, journal: Journal) -> None:
+        self._performer, self._stopped, self._journal = performer, stopped, journal
 
     async def handle(self, delivery: Delivery) -> None:
         """Handle one event; acknowledged when this returns. Raises BrokerError, and then it must be delivered again.
@@ -45,8 +40,10 @@ class Forwarder:
             event = _decode(delivery)
             if await self._precedes_record(event):
                 await delivery.nak(_LOOK_AGAIN)
+                self._journal.handled(delivery, "retried")
                 return
             await self._advance(event)
+            self._journal.handled(delivery, "forwarded")
         except BrokerError as error:
             if error.retryable or delivery.num_delivered < ATTEMPTS:
                 raise
@@ -74,11 +71,10 @@ class Forwarder:
         raise RevisionConflict(f"the record of request {_rid(event)!r} keeps changing")
 
     async def _perform(self, event: Event, entry: Entry | None) -> None:
-        effects = advance(event, entry.record if entry is not None else None)
-        await self._performer.perform(effects, entry.revision if entry is not None else 0)
-        for effect in effects:
-            if isinstance(effect, SaveRecord) and effect.record.state.terminal:
-                _log_end(effect.record)
+        record, revision = (entry.record, entry.revision) if entry is not None else (None, 0)
+        effects = advance(event, record)
+        await self._performer.perform(effects, revision)
+        self._journal.performed(effects, record)
 
     async def _precedes_record(self, event: Event) -> bool:
         if not isinstance(event, DeadlinePassed) or time.time() > event.deadline + ADMISSION:
@@ -91,15 +87,17 @@ class Forwarder:
     async def _fail(self, delivery: Delivery, error: Exception) -> None:
         """End the request that the subject names; nothing when it has ended, or is not known."""
         rid = subjects.parse_rid(delivery.subject)
-        log.error(LogEvent.EVENT_POISONOUS, request=rid, subject=delivery.subject, error=str(error))
+        self._journal.poisonous(delivery, error)
         for _ in range(CONFLICTS):
-            entry = await self._read(rid)
+            entry = await self._read(rid) if subjects.is_name(rid) else None  # no record can bear another name
             if entry is None:
                 return
+            effects = fail(entry.record, Failure.of(error))
             try:
-                await self._performer.perform(fail(entry.record, Failure.of(error)), entry.revision)
+                await self._performer.perform(effects, entry.revision)
             except RevisionConflict:
                 continue
+            self._journal.performed(effects, entry.record)
             return
 
 
@@ -115,16 +113,3 @@ def _decode(delivery: Delivery) -> Event:
 
 def _rid(event: Event) -> str:
     return event.rid if isinstance(event, DeadlinePassed) else event.ticket.rid
-
-
-def _log_end(record: Record) -> None:
-    seconds = round(time.time() - record.ticket.created, 4)
-    log.info(_ENDS[record.state.value], request=record.rid, pipeline=record.ticket.pipeline, seconds=seconds)
-
-
-_ENDS = {
-    "done": LogEvent.REQUEST_DONE,
-    "failed": LogEvent.REQUEST_FAILED,
-    "cancelled": LogEvent.REQUEST_CANCELLED,
-    "expired": LogEvent.REQUEST_EXPIRED,
-}

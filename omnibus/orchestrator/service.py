@@ -19,6 +19,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.forwarding import Forwarder
 from omnibus.orchestrator.intake import Intake
+from omnibus.orchestrator.journal import Journal
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
@@ -45,7 +46,7 @@ class OrchestratorService:
         self._connection, self._spec = connection, spec
         performer = Performer(connection, spec.name)
         self._stopped = Cancellations()
-        self._forwarder = Forwarder(performer, self._stopped)
+        self._forwarder = Forwarder(performer, self._stopped, Journal(connection.metrics, spec.name))
         self._intake = Intake(connection, performer, spec)
 
     async def run(self) -> None:

@@ -243,6 +243,31 @@ async def _appears(producer: Producer, pipeline: str, rid: str):
     return await producer.wait(pipeline, rid)
 
 
+async def test_event_of_an_impossible_id_is_acknowledged(connection: Connection, pipeline: str) -> None:
+    """No record can bear such a name: left in the queue, it would come again for ever."""
+    spec = line(pipeline)
+    async with serving(connection, spec, replicas=0):
+        await connection.js_publish(subjects.event(pipeline, 0, "result", "x") + 64 * "x", b"garbage")
+        await nothing_left(connection, pipeline)
+
+
+async def test_ends_are_counted_by_state(connection: Connection, pipeline: str) -> None:
+    spec = line(pipeline)
+
+    def ended(state: str) -> float | None:
+        return connection.metrics.registry.get_sample_value(
+            "omnibus_requests_total", {"pipeline": pipeline, "state": state}
+        )
+
+    async with serving(connection, spec) as producer:
+        await (await producer.submit(spec, HELLO)).result()
+        await eventually(lambda: ended("done") == 1.0)
+    async with serving(connection, spec, replicas=0) as producer:
+        with pytest.raises(DeadlineExceeded):
+            (await (await producer.submit(spec, Request(prompt="x", deadline=0.1))).result()).raise_for_state()
+        await eventually(lambda: ended("expired") == 1.0)
+
+
 async def test_raw_requests_wait_in_their_stream_when_the_pipeline_is_full(
     connection: Connection, pipeline: str
 ) -> None:
