@@ -87,8 +87,13 @@ class TaskService:
     async def _stop(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> None:
         if work.done():
             return
-        await self._engine.abort(assignment.rid)
-        work.cancel()
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT):
+                await self._engine.abort(assignment.rid)
+        except Exception:  # noqa: BLE001 logged and counted: an engine that fails or hangs here must not keep the slot
+            self._journal.crashed("abort")
+        finally:
+            work.cancel()
         await asyncio.wait({work}, timeout=ABORT_TIMEOUT)
 
     async def _conclude(self, assignment: Assignment, outcome: Outcome) -> None:

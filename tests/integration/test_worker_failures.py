@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
@@ -12,6 +14,7 @@ from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Claim
 from omnibus.wire.payload import MSGPACK, ObjectKey, Payload
+from omnibus.workers import serving
 from tests.support.stage_bench import StageBench, make_task, stage_bench
 from tests.support.waiting import eventually
 
@@ -114,6 +117,30 @@ async def test_cancelled_id_is_remembered_and_dropped_when_it_still_arrives(
         await bench.submit("a")
         await bench.all_done()
         assert bench.published["a"] == 0
+
+
+async def _hang(_rid: str) -> None:
+    await asyncio.Event().wait()
+
+
+async def _break(_rid: str) -> None:
+    raise RuntimeError("the engine is confused")
+
+
+@pytest.mark.parametrize("abort", [_hang, _break])
+async def test_slot_is_free_again_when_the_engine_cannot_abort(
+    connection: Connection, pipeline: str, abort: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "ABORT_TIMEOUT", 0.2)
+    async with stage_bench(connection, pipeline, latency=0.1, hang_on={"rid": "stuck"}) as bench, bench.replica() as it:
+        monkeypatch.setattr(it._engine, "abort", abort)
+        await bench.submit("stuck")
+        await eventually(lambda: it._engine.stats().running)
+        await cancel(bench, "stuck")
+        await bench.submit("a")
+        await bench.result("a")
+        await bench.all_done()
+    assert not bench.events["stuck"]
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x80", b"\xc1"])
