@@ -45,9 +45,9 @@ def line(name: str, forwarding: Forwarding = Forwarding.ORCHESTRATOR, **fields: 
 
 @asynccontextmanager
 async def serving(
-    connection: Connection, spec: PipelineSpec, *, orchestrators: int = 1, replicas: int = 1
+    connection: Connection, spec: PipelineSpec, *, orchestrators: int = 1, replicas: int = 1, ready: float = 5.0
 ) -> AsyncIterator[Producer]:
-    """A producer of a pipeline that is served, every replica up."""
+    """A producer of a pipeline that is served, every replica up within `ready` seconds."""
     await ensure_layout(connection, layout_of(spec))
     made = [
         Replica(connection, spec, stage, ReplicaOptions(grace=0.1)) for stage in spec.stages for _ in range(replicas)
@@ -59,7 +59,7 @@ async def serving(
     ]
     try:
         async with Producer(connection) as producer:
-            await eventually(lambda: all(replica.record.status == "up" for replica in made), what="replicas up")
+            await eventually(lambda: all(replica.record.status == "up" for replica in made), ready, what="replicas up")
             yield producer
     finally:
         for replica in made:

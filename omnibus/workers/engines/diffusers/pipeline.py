@@ -19,7 +19,7 @@ from omnibus.workers.engines.diffusers.request import ImageRequest, PipelineShap
 
 LOADER_ARGS = frozenset({"variant", "use_safetensors", "low_cpu_mem_usage", "local_files_only"})
 """Keys of engine_args that go to `from_pretrained` as they are."""
-OWN_ARGS = frozenset({"pipeline_class", "dtype", "device", "max_images", "max_pixels", "batch_window_ms"})
+OWN_ARGS = frozenset({"pipeline_class", "dtype", "device", "max_images", "max_pixels", "batch_window_ms", "leave_out"})
 
 OnStep = Callable[[int, int, Callable[[int], bytes]], bool]
 """Called after each step with its number, how many there are, and a function that renders row r as PNG: whether to go on."""
@@ -41,7 +41,7 @@ class DiffusionModel:
         more = {name: args[name] for name in LOADER_ARGS & args.keys()}
         with loading(model, stage.revision):
             kind = _pipeline_class(args.get("pipeline_class", "DiffusionPipeline"))
-            more |= _left_out(kind.load_config(model, revision=stage.revision))
+            more |= _left_out(kind.load_config(model, revision=stage.revision), args.get("leave_out", ()))
             self._pipeline = kind.from_pretrained(model, revision=stage.revision, dtype=self._dtype, **more)
         self._pipeline.set_progress_bar_config(disable=True)
         self._device = device
@@ -142,11 +142,17 @@ class DiffusionModel:
         return media.encode_image((np.asarray(image) * 255).round().astype(np.uint8))[0]
 
 
-def _left_out(config: Mapping[str, Any]) -> dict[str, None]:
-    """Components that were None when the pipeline was saved; some pipelines load only if they are told so."""
-    return {
-        name: None for name, value in config.items() if isinstance(value, list | tuple) and list(value) == [None, None]
-    }
+def _left_out(config: Mapping[str, Any], named: Sequence[str]) -> dict[str, None]:
+    """Components not to load: those named, such as an encoder that a stage before this one is, and those saved as None.
+
+    Some pipelines load without the latter only if they are told so. Raises PipelineError for a name that is no component.
+    """
+    components = {name: list(value) for name, value in config.items() if isinstance(value, list | tuple)}
+    unknown = next((name for name in named if name not in components), None)
+    if unknown is not None:
+        known = ", ".join(sorted(components))
+        raise PipelineError(f"there is no component {unknown!r}; there are {known}", field="engine_args.leave_out")
+    return {name: None for name, value in components.items() if name in named or value == [None, None]}
 
 
 def _is_sequence(name: str, array: np.ndarray) -> bool:

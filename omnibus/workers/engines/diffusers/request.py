@@ -124,7 +124,8 @@ def _texts(messages: Sequence[Message]) -> list[str]:
 
 
 def _tensors(values: Mapping[str, Any], pipeline: PipelineShape) -> dict[str, np.ndarray]:
-    tensors = {name: _tensor(name, value, pipeline) for name, value in values.items()}
+    # `prompt` is what the default processor names a request's text, which is taken from `text`.
+    tensors = {name: _tensor(name, value, pipeline) for name, value in values.items() if name != "prompt"}
     for name in [name for name in tensors if name.endswith("_embeds") and tensors[name].ndim == 2]:
         mask = pipeline.mask_of(name)
         if mask is not None:

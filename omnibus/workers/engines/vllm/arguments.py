@@ -55,6 +55,8 @@ class VllmArguments:
     """Variables of the chat template, such as `enable_thinking`."""
     skip_tokenizer: bool = False
     """Token ids in, token ids out; no text."""
+    encodes: bool = False
+    """Nothing is generated (vLLM's `runner: pooling`): the states of the prompt's tokens are the output."""
     engine: Mapping[str, Any]
     """For AsyncEngineArgs, as they are."""
 
@@ -71,6 +73,10 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
     if layers and given.get("enable_prompt_embeds"):
         # vLLM's extraction asks for the ids of prompt tokens; without them the whole EngineCore dies.
         raise PipelineError("cannot be combined with hidden_states in vLLM", field="engine_args.enable_prompt_embeds")
+    if layers and given.get("runner") == "pooling":
+        raise PipelineError(
+            "cannot be combined with hidden_states: a pooling runner generates nothing", field="engine_args.runner"
+        )
     if loras:
         given.setdefault("enable_lora", True)
     return VllmArguments(
@@ -78,6 +84,7 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
         lora_modules=loras,
         chat_template=template,
         skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
+        encodes=given.get("runner") == "pooling",
         engine=given,
     )
 

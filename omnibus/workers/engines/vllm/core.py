@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from vllm import SamplingParams
+from vllm import PoolingParams, SamplingParams
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
@@ -42,7 +42,7 @@ class VllmCore:
         self._states = hidden_states.HiddenStatesFolder() if arguments.hidden_states else None
         hidden = hidden_states.engine_args(arguments.hidden_states, self._states.path) if self._states else {}
         self._llm = start_llm(stage, {**hidden, **arguments.engine}, self._load)
-        self._has_text = not arguments.skip_tokenizer
+        self._has_text, self._encodes = not arguments.skip_tokenizer, arguments.encodes
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
 
     @property
@@ -65,7 +65,7 @@ class VllmCore:
     async def run(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         """Stream the job's items; vLLM's errors become ours."""
         try:
-            async with aclosing(self._stream(job, run)) as items:
+            async with aclosing((self._encode if self._encodes else self._stream)(job, run)) as items:
                 async for item in items:
                     yield item
         except VLLMClientError as error:
@@ -110,7 +110,7 @@ class VllmCore:
         prompt = await self._prompts.render(job.engine_input)
         run.prompt_tokens = self._prompts.length(prompt)
         params = self._params(fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len))
-        trace = job.trace if job.trace and await self._llm.is_tracing_enabled() else None
+        trace = await self._trace(job)
         if run.aborted:
             yield self._finished(run, "abort")
             return
@@ -129,6 +129,35 @@ class VllmCore:
                     if not handed_over and isinstance(part.stop_reason, str):
                         handed_over = await self._states_of(prompt, run)
                     yield await self._last(run, part.finish_reason or "stop", handed_over)
+
+    async def _encode(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
+        """The states of the prompt alone, of a stage that generates nothing."""
+        if job.sampling:
+            name = next(iter(job.sampling))
+            raise EngineRejected(f"unknown sampling parameter {name!r}: encoding takes none", param=name)
+        lora, prompt = self._lora(job), await self._prompts.render(job.engine_input)
+        run.prompt_tokens, context = self._prompts.length(prompt), self._llm.model_config.max_model_len
+        if run.prompt_tokens > context:
+            message = f"the prompt has {run.prompt_tokens} tokens; the context has {context}"
+            raise EngineRejected(message, param="prompt")
+        params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
+        if run.aborted:
+            yield Finished(outputs={}, finish_reason="abort")
+            return
+        outputs = self._llm.encode(
+            prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                if run.aborted:
+                    yield Finished(outputs={}, finish_reason="abort")
+                elif output.finished:
+                    states = output.outputs.data.float().cpu().numpy()
+                    usage = Usage(prompt_tokens=run.prompt_tokens)
+                    yield Finished(outputs={"last_hidden_state": states}, usage=usage)
+
+    async def _trace(self, job: Job) -> Mapping[str, str] | None:
+        return job.trace if job.trace and await self._llm.is_tracing_enabled() else None
 
     async def _states_of(self, prompt: Any, run: Run) -> Mapping[str, Any] | None:
         """Where the states of a text are that a stop string ended: EngineCore saw an abort there, and kept none.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omnibus.errors import EngineDead, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats, Item, Job
-from omnibus.workers.engines.vllm.arguments import environment, sort_arguments
+from omnibus.workers.engines.vllm.arguments import VllmArguments, environment, sort_arguments
 from omnibus.workers.engines.vllm.run import Run
 
 if TYPE_CHECKING:
@@ -33,16 +33,13 @@ class VllmEngine:
 
     Outputs: `text` (str; not with `skip_tokenizer_init`), `token_ids` (list of int), and with `hidden_states: [layers]` in
     engine_args `hidden_states` (T, L, H) float32, T = prompt + generated tokens - 1. An aborted job has no hidden states.
+    With `runner: pooling` instead: `last_hidden_state` (T, H) float32 of the prompt, after the final norm.
     """
 
     def __init__(self, stage: StageSpec) -> None:
         self._stage = stage
         self._arguments = sort_arguments(stage)
-        self.outputs: Mapping[str, str] = {
-            **({} if self._arguments.skip_tokenizer else {"text": "text"}),
-            "token_ids": "tokens",
-            **({"hidden_states": "tensor"} if self._arguments.hidden_states else {}),
-        }
+        self.outputs: Mapping[str, str] = _outputs(self._arguments)
         self._runs: dict[str, list[Run]] = {}
         self._numbers = itertools.count()
         # EngineCore dies with the thread that started it (see `executor`), so one thread starts and stops it.
@@ -121,3 +118,13 @@ class VllmEngine:
 
     def _died(self) -> EngineDead:
         return EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore is gone")
+
+
+def _outputs(arguments: VllmArguments) -> dict[str, str]:
+    if arguments.encodes:
+        return {"last_hidden_state": "tensor"}
+    return {
+        **({} if arguments.skip_tokenizer else {"text": "text"}),
+        "token_ids": "tokens",
+        **({"hidden_states": "tensor"} if arguments.hidden_states else {}),
+    }

@@ -1,0 +1,1 @@
+"""What the shipped pipelines need beside their files."""

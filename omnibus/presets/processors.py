@@ -1,0 +1,93 @@
+"""Input processors of the shipped pipelines: what a stage gets of the request, or of the stage before it. numpy only."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
+from omnibus.wire.request import Message
+from omnibus.workers.engines.protocol import EngineInput, StageInput
+
+REWRITING = (
+    "You turn a user's wish into one prompt for a model that draws pictures. Keep what was asked for: subjects, their number, "
+    "colours, places, and any words that shall be written in the picture, in quotation marks. Add what was left open: setting, "
+    "light, composition, style. Answer with the prompt alone, at most 120 words."
+)
+_THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+
+# Qwen-Image was trained on the states that this template gives; diffusers' QwenImagePipeline uses it too.
+QWEN_IMAGE_TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships "
+    "of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+QWEN_IMAGE_DROPPED = 34
+"""Tokens of the template before the prompt, whose states the model does not see."""
+
+LLASA_TASK = "Convert the text to speech:<|TEXT_UNDERSTANDING_START|>{}<|TEXT_UNDERSTANDING_END|>"
+"""What Llasa was trained on, word by word."""
+SPEECH_CODES = 65_536
+"""Codes of X-Codec2's one codebook."""
+_SPEECH_TOKEN = re.compile(r"<\|s_(\d{1,5})\|>")
+
+
+def rewriter_input(stage_input: StageInput) -> EngineInput:
+    """A chat that asks for a better prompt. Raises EmptyPrompt."""
+    wish = _asked(stage_input)
+    return EngineInput(messages=(Message(role="system", content=REWRITING), Message(role="user", content=wish)))
+
+
+def rewritten_prompt(stage_input: StageInput) -> EngineInput:
+    """What the stage `rewriter` made of the wish, without its thoughts; the wish itself where it made nothing."""
+    better = _THOUGHTS.sub("", _output(stage_input, "rewriter", "text")).strip()
+    return EngineInput(text=better or _asked(stage_input))
+
+
+def encoder_input(stage_input: StageInput) -> EngineInput:
+    """The prompt in Qwen-Image's template. Raises EmptyPrompt."""
+    return EngineInput(text=QWEN_IMAGE_TEMPLATE.format(_asked(stage_input)))
+
+
+def encoded_prompt(stage_input: StageInput) -> EngineInput:
+    """`prompt_embeds` (T, H) float32 of Qwen-Image: the states of the stage `encoder` from the prompt on."""
+    states = np.asarray(_output(stage_input, "encoder", "last_hidden_state"), np.float32)
+    if states.ndim != 2 or len(states) <= QWEN_IMAGE_DROPPED:
+        raise EngineError(f"expected states of shape (T, H) with T > {QWEN_IMAGE_DROPPED}, got {states.shape}")
+    return EngineInput(values={"prompt_embeds": states[QWEN_IMAGE_DROPPED:]})
+
+
+def llasa_input(stage_input: StageInput) -> EngineInput:
+    """Llasa's chat, with the answer begun: the text to be read goes in, speech tokens go on. Raises EmptyPrompt."""
+    return EngineInput(
+        messages=(
+            Message(role="user", content=LLASA_TASK.format(_asked(stage_input))),
+            Message(role="assistant", content="<|SPEECH_GENERATION_START|>"),
+        )
+    )
+
+
+def speech_codes(stage_input: StageInput) -> EngineInput:
+    """`codes` (T,) int64 of the speech tokens that the stage `llasa` wrote. Raises EngineRejected when there are none."""
+    written = _SPEECH_TOKEN.findall(_output(stage_input, "llasa", "text"))
+    codes = np.asarray([int(code) for code in written], np.int64)
+    if not codes.size:
+        raise EngineRejected("the model said nothing", param="prompt")
+    if codes.max() >= SPEECH_CODES:
+        raise EngineError(f"speech token {codes.max()} is outside the codebook of {SPEECH_CODES}")
+    return EngineInput(values={"codes": codes})
+
+
+def _asked(stage_input: StageInput) -> str:
+    text = stage_input.request.text()
+    if not text.strip():
+        raise EmptyPrompt(param="prompt")
+    return text
+
+
+def _output(stage_input: StageInput, stage: str, name: str) -> Any:
+    try:
+        return stage_input.sources[stage][name]
+    except KeyError as error:
+        raise EngineError(f"stage {stage!r} left no output {name!r}") from error

@@ -1,0 +1,109 @@
+"""The shipped pipelines: they are valid, say what they need, and their processors make what the stages take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
+from omnibus.pipeline.loading import load_pipeline, presets
+from omnibus.presets import processors
+from omnibus.wire.request import Message, Request
+from omnibus.workers.engines.protocol import EngineInput, StageInput
+from omnibus.workers.loading import load_object
+
+pytestmark = pytest.mark.unit
+
+OF_REAL_MODELS = tuple(name for name in presets() if name != "omni-tiny")
+
+
+def stage_input(prompt: str = "a cat", **sources: Mapping[str, Any]) -> StageInput:
+    return StageInput(rid="r", request=Request(prompt=prompt), sources=sources)
+
+
+def test_presets_cover_the_kinds_of_pipeline_that_people_run() -> None:
+    kinds = {name: tuple(stage.engine for stage in load_pipeline(name).stages) for name in OF_REAL_MODELS}
+    assert kinds == {
+        "flux": ("diffusers",),
+        "llasa": ("vllm", "transformers"),
+        "qwen-image-encoder": ("vllm", "diffusers"),
+        "qwen-image-rewritten": ("vllm", "diffusers"),
+        "qwen3": ("vllm",),
+        "stable-diffusion-3": ("diffusers",),
+    }
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+def test_preset_says_what_memory_it_needs_and_that_its_weights_were_not_run(name: str) -> None:
+    comment = presets()[name].read_text().split("\nname:")[0]
+    assert "GPU memory:" in comment
+    said = " ".join(comment.replace("\n#", " ").split())
+    assert "not run on these weights" in said
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+def test_processors_of_preset_can_be_imported(name: str) -> None:
+    for stage in load_pipeline(name).stages:
+        if stage.input_processor is not None:
+            assert callable(load_object(stage.input_processor, "input_processor"))
+
+
+@pytest.mark.parametrize("process", [processors.rewriter_input, processors.encoder_input, processors.llasa_input])
+def test_empty_prompt_is_refused(process: Callable[[StageInput], EngineInput]) -> None:
+    with pytest.raises(EmptyPrompt):
+        process(stage_input(" \n"))
+
+
+@pytest.mark.parametrize(
+    ("written", "drawn"),
+    [
+        ("A tabby cat.", "A tabby cat."),
+        ("<think>\nhm\n</think>\n\n A tabby cat.", "A tabby cat."),
+        ("<think>\nnever done", "a cat"),
+        ("  ", "a cat"),
+    ],
+)
+def test_rewritten_prompt_is_the_answer_without_thoughts(written: str, drawn: str) -> None:
+    assert processors.rewritten_prompt(stage_input(rewriter={"text": written})).text == drawn
+
+
+def test_encoded_prompt_begins_after_the_template() -> None:
+    states = np.arange(40 * 2, dtype=np.float32).reshape(40, 2)
+    made = processors.encoded_prompt(stage_input(encoder={"last_hidden_state": states}))
+    assert made.values["prompt_embeds"].tolist() == states[34:].tolist()
+
+
+def test_encoded_prompt_fails_when_nothing_follows_the_template() -> None:
+    with pytest.raises(EngineError, match="T > 34"):
+        processors.encoded_prompt(stage_input(encoder={"last_hidden_state": np.zeros((34, 2))}))
+
+
+def test_llasa_is_asked_to_go_on_with_speech() -> None:
+    messages = processors.llasa_input(stage_input("hello")).messages
+    assert messages == (
+        Message(role="user", content=processors.LLASA_TASK.format("hello")),
+        Message(role="assistant", content="<|SPEECH_GENERATION_START|>"),
+    )
+
+
+def test_speech_codes_are_read_from_the_text_in_order() -> None:
+    made = processors.speech_codes(stage_input(llasa={"text": "<|s_7|><|s_65535|> um <|s_7|>"}))
+    assert made.values["codes"].tolist() == [7, 65535, 7]
+
+
+def test_silent_answer_is_refused() -> None:
+    with pytest.raises(EngineRejected, match="said nothing"):
+        processors.speech_codes(stage_input(llasa={"text": "I would rather not."}))
+
+
+def test_speech_token_outside_the_codebook_is_a_failure_of_the_engine() -> None:
+    with pytest.raises(EngineError, match="65536"):
+        processors.speech_codes(stage_input(llasa={"text": "<|s_65536|>"}))
+
+
+def test_output_that_is_missing_is_named() -> None:
+    with pytest.raises(EngineError, match="'rewriter' left no output 'text'"):
+        processors.rewritten_prompt(stage_input(rewriter={}))
