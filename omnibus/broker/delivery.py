@@ -33,17 +33,16 @@ class Delivery:
         self.headers = message.headers if message.headers is not None else _NO_HEADERS
         self.ack_subject = message.reply
         """Where answers go; a claim names it, so that others can give the message back."""
-        tokens = message.reply.split(".")
-        start = 2 if len(tokens) == _TOKENS else 2 + _DOMAIN_TOKENS
-        self.consumer = tokens[start + 1]
-        self.num_delivered = int(tokens[start + 2])
+        tokens = _after_stream(message.reply.split("."))
+        self.consumer = tokens[0]
+        self.num_delivered = int(tokens[1])
         """1 for the first delivery."""
-        self.stream_seq = int(tokens[start + 3])
-        self.consumer_seq = int(tokens[start + 4])
+        self.stream_seq = int(tokens[2])
+        self.consumer_seq = int(tokens[3])
         """Counts the deliveries of the consumer."""
-        self.stored_at = int(tokens[start + 5]) / 1e9
+        self.stored_at = int(tokens[4]) / 1e9
         """When the message was stored, in Unix seconds by the server's clock."""
-        self.pending = int(tokens[start + 6])
+        self.pending = int(tokens[5])
         """Messages that waited behind this one when it was delivered."""
 
     async def ack(self) -> None:
@@ -59,15 +58,34 @@ class Delivery:
         suffix = b' {"delay": %d}' % int(delay * 1e9) if delay else b""
         await self._connection.publish(self.ack_subject, b"-NAK" + suffix)
 
-    async def hand_back(self) -> None:
+    async def hand_back(self, subject: str | None = None) -> None:
         """Publish it again, then ack: for whoever may not keep it, without counting as an attempt.
 
-        Idempotent through its Msg-Id; that of the original would be taken for a duplicate. Raises BrokerUnavailable.
+        On another `subject` when one is given. Idempotent through its Msg-Id. Raises BrokerUnavailable.
         """
-        again = {key: value for key, value in self.headers.items() if not key.startswith("Nats-")}
-        original = self.headers.get(_MSG_ID, self.subject).partition("/")[0]
-        await self._connection.js_publish(self.subject, self.data, f"{original}/{self.stream_seq}", headers=again)
+        msg_id, headers = published_again(self.subject, self.stream_seq, self.headers)
+        await self._connection.js_publish(subject or self.subject, self.data, msg_id, headers=headers)
         await self.ack()
+
+
+def published_again(subject: str, stream_seq: int, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Msg-Id and headers of another copy of a stored message; that of the original would be taken for a duplicate.
+
+    The same for everybody: of several who publish it again, one alone counts.
+    """
+    original = headers.get(_MSG_ID, subject).partition("/")[0]
+    return f"{original}/{stream_seq}", {key: value for key, value in headers.items() if not key.startswith("Nats-")}
+
+
+def consumer_of(ack_subject: str) -> str:
+    """The consumer that delivered what an ack subject answers."""
+    return _after_stream(ack_subject.split("."))[0]
+
+
+def _after_stream(tokens: list[str]) -> list[str]:
+    """Consumer, deliveries, stream sequence, consumer sequence, time, pending."""
+    start = 2 if len(tokens) == _TOKENS else 2 + _DOMAIN_TOKENS
+    return tokens[start + 1 :]
 
 
 async def release(connection: Connection, ack_subject: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.ledger import Ledger
@@ -15,14 +15,23 @@ from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import DeadlinePassed, Event, Task, event_kind
 from omnibus.wire.payload import ENVELOPE_LIMIT
 
+LaneOf = Callable[[Task], str]
+
+
+def shared_lane(task: Task) -> str:
+    """The lane that the request asks for, which all replicas of a stage share."""
+    return task.ticket.lane
+
 
 class Performer:
     """Performs effects on one pipeline. Every effect may be performed again, so a failed run is repeated from the start."""
 
-    def __init__(self, connection: Connection, pipeline: str) -> None:
+    def __init__(self, connection: Connection, pipeline: str, *, lane_of: LaneOf = shared_lane) -> None:
+        """`lane_of` chooses the lane of each task that is published."""
         self.ledger = Ledger(connection, pipeline)
         self.queue = WorkQueue(connection, pipeline)
         self._connection, self._pipeline = connection, pipeline
+        self._lane_of = lane_of
 
     async def perform(self, wanted: Iterable[Effect], revision: int = 0) -> None:
         """Perform effects; `revision` is that of the record they were decided on.
@@ -64,7 +73,7 @@ class Performer:
         return revision
 
     def _task_subject(self, task: Task) -> str:
-        return subjects.task(self._pipeline, task.stage_id, task.ticket.lane, task.ticket.rid)
+        return subjects.task(self._pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)
 
     async def _publish(self, subject: str, envelope: Task | Event, msg_id: str) -> None:
         data = codec.encode(envelope)

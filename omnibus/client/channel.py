@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 from omnibus.broker.connection import Connection, Message, Subscription
-from omnibus.broker.effects import Performer
+from omnibus.broker.effects import Performer, shared_lane
 from omnibus.client.events import Output, Result
 from omnibus.client.open_requests import OpenRequests
 from omnibus.payloads.store import PayloadStore
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.director import Director
 from omnibus.requests.record import Record
 from omnibus.wire import codec, out, subjects
-from omnibus.wire.envelope import FinalOutput
+from omnibus.wire.envelope import FinalOutput, Task
 
 _MAILBOX = 4096
 """Messages that wait for one follower. What comes beyond is dropped: text is filled in from the output, the end is read."""
@@ -30,13 +32,16 @@ class Channel:
 
     def __init__(self, connection: Connection, pipeline: str, front: str) -> None:
         self._connection, self.pipeline, self.front = connection, pipeline, front
-        self.performer = Performer(connection, pipeline)
+        self.performer = Performer(connection, pipeline, lane_of=self._lane_of)
         self.store = PayloadStore(connection, pipeline)
         self.open_requests = OpenRequests(self.performer.queue)
         self._mailboxes: dict[str, list[Mailbox]] = defaultdict(list)
         self._early: dict[str, Mailbox] = {}
         self._subscriptions: list[Subscription] = []
         self._unhook: Callable[[], None] = lambda: None
+        self._director: Director | None = None
+        self._stack = AsyncExitStack()
+        self._directing = asyncio.Lock()
 
     @classmethod
     async def open(cls, connection: Connection, pipeline: str, front: str) -> Channel:
@@ -52,6 +57,19 @@ class Channel:
         self._unhook()
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
+        await self._stack.aclose()
+
+    async def direct(self, spec: PipelineSpec) -> None:
+        """Choose replicas for the first tasks of a request as its pipeline wants; raises BrokerUnavailable."""
+        async with self._directing:
+            if self._director is not None and (self._director.spec is spec or self._director.spec == spec):
+                return
+            entries = {stage.stage_id for stage in spec.stages if not stage.input_sources}
+            await self._stack.aclose()
+            self._director = await self._stack.enter_async_context(Director(self._connection, spec, stages=entries))
+
+    def _lane_of(self, task: Task) -> str:
+        return self._director.lane(task) if self._director is not None else shared_lane(task)
 
     def expect(self, rid: str) -> None:
         """Keep what comes for a request from now on, until it is followed."""

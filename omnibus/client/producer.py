@@ -88,6 +88,7 @@ class Producer:
         """
         rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
         channel = await self.channel(spec.name)
+        await channel.direct(spec)
         record = await self._new_record(channel, spec, request, rid)
         await self._check_bounds(channel, spec, record)
         channel.expect(rid)

@@ -38,6 +38,8 @@ class LogEvent(StrEnum):
     TASK_HANDED_BACK = "task.handed_back"
     TASK_EXHAUSTED = "task.exhausted"
     """Delivered beyond the limit, and not run."""
+    TASK_BROUGHT_HOME = "task.brought_home"
+    """Moved from the lane of a dead replica to the shared lane."""
     LEASE_LOST = "lease.lost"
     """The lease was missed: the worker says nothing more about this task."""
     ACK_FAILED = "ack.failed"
@@ -61,6 +63,8 @@ class LogEvent(StrEnum):
     """No heartbeat within the timeout."""
     CLAIMS_RELEASED = "claims.released"
     """The tasks of a dead replica were given back to the queue."""
+    WITNESS_MISSING = "witness.missing"
+    """No disconnect events from the server: of a death that no supervisor reports, only the heartbeat timeout tells."""
     ENGINE_DEAD = "engine.dead"
 
     # The broker

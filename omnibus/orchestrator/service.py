@@ -18,9 +18,15 @@ from omnibus.errors import BrokerError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.forwarding import Forwarder
+from omnibus.orchestrator.homecoming import Homecoming
 from omnibus.orchestrator.intake import Intake
 from omnibus.orchestrator.journal import Journal
+from omnibus.orchestrator.witness import DisconnectWitness, SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.director import Director
+from omnibus.registry.verdict import Judge
+from omnibus.registry.view import ReplicaView
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Control
@@ -42,22 +48,36 @@ Handler = Callable[[Delivery], Awaitable[None]]
 class OrchestratorService:
     """Serves one pipeline until `run` is cancelled; what it then has in hand is finished or delivered to others."""
 
-    def __init__(self, connection: Connection, spec: PipelineSpec) -> None:
-        self._connection, self._spec = connection, spec
-        performer = Performer(connection, spec.name)
+    def __init__(self, connection: Connection, spec: PipelineSpec, *, system: SystemAccount | None = None) -> None:
+        """`system` is where disconnect events are heard; without it, the heartbeat timeout alone tells of lost hosts."""
+        self._connection, self._spec, self._system = connection, spec, system
+        self._view = ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout)
+        self._claims = ClaimBook(connection, spec.name)
+        self._director = Director(connection, spec, view=self._view)
+        performer = Performer(connection, spec.name, lane_of=self._director.lane)
         self._stopped = Cancellations()
         self._forwarder = Forwarder(performer, self._stopped, Journal(connection.metrics, spec.name))
         self._intake = Intake(connection, performer, spec)
 
     async def run(self) -> None:
-        """Serve; returns only by cancellation. Raises BrokerRefused when the pipeline is not laid out on the broker."""
+        """Serve; returns only by cancellation. Raises BrokerError when the pipeline is not laid out on the broker."""
         control = await self._connection.subscribe(subjects.ctl_all(self._spec.name), self._hear)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._view, self._claims, self._director, asyncio.TaskGroup() as group:
                 group.create_task(self._serve_events(), name="orchestrator-events")
                 group.create_task(self._serve_requests(), name="orchestrator-requests")
+                homecoming = Homecoming(self._connection, self._spec, self._view)
+                group.create_task(homecoming.run(), name="orchestrator-homecoming")
+                group.create_task(self._witness(), name="orchestrator-witness")
         finally:
             await control.unsubscribe()
+
+    async def _witness(self) -> None:
+        if self._system is None:
+            log.warning(LogEvent.WITNESS_MISSING, pipeline=self._spec.name, error="no system account is known")
+            return
+        judge = Judge(self._connection, self._spec.name, self._claims)
+        await DisconnectWitness(self._view, judge, self._connection.metrics).run(self._system)
 
     async def _serve_events(self) -> None:
         stream = subjects.work_stream(self._spec.name)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -49,18 +50,24 @@ class Registration:
         load: Load,
         on_registered: Callable[[str], Awaitable[None]],
         on_fenced: Callable[[], None],
+        refresh: Callable[[], Awaitable[None]] | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """`record` says who registers; its id and times are filled in. `timeout` is the pipeline's heartbeat timeout."""
+        """`record` says who registers; its id and times are filled in. `timeout` is the pipeline's heartbeat timeout.
+
+        `refresh` is awaited before each beat, so that `load` has what only the broker can tell.
+        """
         self._bucket = bucket
         self._record = record
         self._timeout = timeout
         self._load = load
         self._on_registered, self._on_fenced = on_registered, on_fenced
+        self._refresh = refresh
         self._metrics = metrics if metrics is not None else Metrics()
         self._told = ""  # the id that `on_registered` heard last, none after a fencing
         self._revision = 0
         self._writing = asyncio.Lock()
+        self._hurry = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
 
     @property
@@ -86,9 +93,15 @@ class Registration:
         self._record = replace(self._record, status=status)
         await self._try_beat()
 
+    def hurry(self) -> None:
+        """Beat at once, such as after a reconnect: observers saw the connection break, and wait for a sign of life."""
+        self._hurry.set()
+
     async def beat(self) -> None:
         """Write the record now; raises BrokerError."""
         async with self._writing:
+            if self._refresh is not None:
+                await self._refresh()
             self._record = replace(self._record, **self._load(), last_heartbeat=time.time())
             try:
                 self._revision = await self._update(self._revision)
@@ -98,7 +111,10 @@ class Registration:
 
     async def _beat_on(self) -> None:
         while True:
-            await asyncio.sleep(self._timeout / BEATS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout / BEATS):
+                    await self._hurry.wait()
+            self._hurry.clear()
             await self._try_beat()
 
     async def _try_beat(self) -> None:

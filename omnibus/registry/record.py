@@ -34,8 +34,10 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     connection: str = ""
     """Name of its connection to the broker, which disconnect events carry."""
     status: ReplicaStatus = ReplicaStatus.STARTING
+    directed: bool = False
+    """Whether it takes tasks from a lane of its own, too."""
     queue_length: int = 0
-    """Requests that its engine holds, running or waiting."""
+    """Requests that its engine holds, running or waiting, and tasks that wait on its own lane."""
     slots: int = 1
     in_flight: int = 0
     """Tasks in hand."""

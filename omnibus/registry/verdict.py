@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.broker.delivery import release
+from omnibus.broker.delivery import consumer_of, release
 from omnibus.errors import RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -71,6 +71,12 @@ class Judge:
         return None
 
     async def _release(self, record: ReplicaRecord) -> tuple[tuple[str, str], ...]:
-        held = self._claims.held(record)
+        """Give back what the replica took from the lanes that it shares.
+
+        Invariant: what was directed to it is never NAKed. It would wait on its own lane, which nobody reads; it is
+        brought home (`orchestrator.homecoming`).
+        """
+        own = subjects.stage_consumer(record.stage_id, record.replica)
+        held = tuple(claim for claim in self._claims.held(record) if consumer_of(claim[1]) != own)
         await asyncio.gather(*(release(self._conn, ack_subject) for _, ack_subject in held))
         return held

@@ -157,6 +157,11 @@ def tasks_filter(pipeline: str, stage_id: int, lane: str) -> str:
     return f"{_root(pipeline)}.task.{stage_id}.{check_name(lane, 'lane')}.*"
 
 
+def all_tasks_filter(pipeline: str) -> str:
+    """Tasks of all stages and lanes."""
+    return f"{_root(pipeline)}.task.*.*.*"
+
+
 def events_filter(pipeline: str) -> str:
     return f"{_root(pipeline)}.event.*.*.*"
 
@@ -164,7 +169,7 @@ def events_filter(pipeline: str) -> str:
 def work_subjects(pipeline: str) -> tuple[str, ...]:
     """What the stream of work takes."""
     root = _root(pipeline)
-    return (f"{root}.task.*.*.*", events_filter(pipeline), f"{root}.timer.*")
+    return (all_tasks_filter(pipeline), events_filter(pipeline), f"{root}.timer.*")
 
 
 def chunks_filter(pipeline: str, rid: str = "*") -> str:
@@ -220,6 +225,12 @@ def message_id(kind: str, rid: str, stage: int | str, run: int) -> str:
 
 
 # Parsing
+
+
+def home_of(subject: str, lane: str) -> str:
+    """The subject of the same task on another lane of its stage; raises InvalidRequest when it is no task's."""
+    parts = parse_task(subject)
+    return task(parts.pipeline, parts.stage_id, lane, parts.rid)
 
 
 def parse_task(subject: str) -> TaskSubject:

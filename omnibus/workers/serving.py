@@ -14,6 +14,7 @@ from omnibus.errors import BrokerError, BrokerRefused, EngineDead, RequestTooLar
 from omnibus.pipeline.route import Forwarding, Route, Target
 from omnibus.requests.advance import linear_tasks, needs_event
 from omnibus.requests.effects import Effect, PublishEvent
+from omnibus.wire import subjects
 from omnibus.wire.envelope import StageFailed, StageResult
 from omnibus.workers.assignment import Assignment, Interruption
 from omnibus.workers.engines.protocol import Engine
@@ -114,7 +115,9 @@ class TaskService:
                 await self._drop(assignment)
 
     async def _hand_back(self, assignment: Assignment) -> None:
-        await assignment.delivery.hand_back()
+        delivery = assignment.delivery
+        # What was directed to this replica goes to whoever is free: this one leaves, or is cut off.
+        await delivery.hand_back(subjects.home_of(delivery.subject, assignment.task.ticket.lane))
         self._journal.handed_back(assignment)
 
     async def _finish(self, assignment: Assignment, result: StageResult) -> None:

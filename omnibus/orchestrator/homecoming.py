@@ -1,0 +1,112 @@
+"""Directed tasks whose replica is not up are brought home: to the lane that all replicas of the stage share.
+
+They are never NAKed: that would leave them on a lane that nobody reads. Any number of orchestrators may do this at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.directed import DirectedLanes
+from omnibus.errors import BrokerError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.director import takes_directed
+from omnibus.registry.record import ReplicaRecord
+from omnibus.registry.view import ReplicaChange, ReplicaView
+from omnibus.wire import subjects
+
+Lane = tuple[int, str]
+"""Stage, and the replica that the lane belongs to."""
+
+log = get_logger(__name__)
+
+
+class Homecoming:
+    """Looks after the replicas' own lanes of one pipeline.
+
+    A lane is looked at when its replica stops taking tasks. All are at the start and, where stages are directed, once a
+    heartbeat timeout: somebody who had not heard yet that a replica left may have published to its lane afterwards.
+    """
+
+    def __init__(self, conn: Connection, spec: PipelineSpec, view: ReplicaView) -> None:
+        self._conn, self._spec, self._view = conn, spec, view
+        self._lanes = DirectedLanes(conn, spec.name)
+        self._due: set[Lane] = set()
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Look after the lanes until cancelled; outages are waited out."""
+        unhook = self._view.on_change(self._hear)
+        try:
+            await self._guarded(self._look_everywhere())
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._spec.heartbeat_timeout):
+                        await self._work_off()
+                if any(stage.lb_policy != "broker" for stage in self._spec.stages):
+                    await self._guarded(self._look_everywhere())
+        finally:
+            unhook()
+
+    def _hear(self, change: ReplicaChange) -> None:
+        record = change.after or change.before
+        if record is None or takes_directed(change.after):
+            return
+        if change.before is None or takes_directed(change.before):
+            self._due.add((record.stage_id, record.replica))
+            self._woken.set()
+
+    async def _work_off(self) -> None:
+        """Empty lanes as they become due."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._due:
+                await self._guarded(self._empty(self._due.pop()))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """What fails is done when all lanes are looked at the next time."""
+        try:
+            await work
+        except BrokerError as error:
+            log.warning(LogEvent.BROKER_ERROR, pipeline=self._spec.name, error=error.message)
+        except Exception:  # the root of this: the orchestrator must go on
+            self._conn.metrics.errors.labels(where="homecoming").inc()
+            log.exception(LogEvent.TASK_CRASHED, pipeline=self._spec.name)
+
+    async def _look_everywhere(self) -> None:
+        for lane in sorted(await self._lanes.occupied()):
+            await self._empty(lane)
+
+    async def _empty(self, lane: Lane) -> None:
+        """Bring home what is on a lane, except what its replica, still there, has in hand."""
+        stage_id, replica = lane
+        if replica in self._spec.lanes:
+            return
+        sequence, moved = 0, 0
+        while not takes_directed(record := self._record(lane)):
+            found = await self._lanes.first(stage_id, replica, sequence)
+            if found is None:
+                break
+            headers = found.headers or {}
+            sequence = int(headers["Nats-Sequence"])
+            if subjects.parse_rid(headers["Nats-Subject"]) not in _in_hand(record):
+                await self._lanes.bring_home(found, self._spec.lanes)
+                moved += 1
+        if moved:
+            log.info(LogEvent.TASK_BROUGHT_HOME, stage=stage_id, replica=replica, tasks=moved)
+
+    def _record(self, lane: Lane) -> ReplicaRecord | None:
+        stage_id, replica = lane
+        return next((record for record in self._view.replicas(stage_id) if record.replica == replica), None)
+
+
+def _in_hand(record: ReplicaRecord | None) -> Container[str]:
+    """Requests that a replica finishes before it leaves; one that was declared down has none."""
+    return frozenset(rid for rid, _ in record.claims) if record is not None else frozenset()

@@ -1,0 +1,107 @@
+"""The server's word that a replica is gone: a disconnect event, milliseconds after its process was killed.
+
+The orchestrators of a pipeline listen as one queue group, so one of them hears each event. Supervisors are the other
+witness; this one also sees a host whose supervisor died with the replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from omnibus.broker.connection import Message, connect
+from omnibus.errors import BrokerError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.verdict import Judge
+from omnibus.registry.view import ReplicaView
+from omnibus.wire import subjects
+
+AT_ONCE = "Client Closed"
+"""The reason that the server gives for a closed socket, that of a killed process among them."""
+DEBOUNCE = 0.2
+"""Seconds that a client has to come back after any other end of its connection."""
+_RETRY = 5.0
+"""Seconds between attempts to reach the system account."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemAccount:
+    """Where disconnect events are heard."""
+
+    url: str
+    """With a user of the system account."""
+    account: str
+    """The account whose clients are meant."""
+
+
+class _Client(msgspec.Struct, frozen=True):
+    name: str = ""
+
+
+class _Disconnect(msgspec.Struct, frozen=True):
+    client: _Client = _Client()
+    reason: str = ""
+
+
+class DisconnectWitness:
+    """Has the replicas of one pipeline declared down whose connection is gone."""
+
+    def __init__(self, view: ReplicaView, judge: Judge, metrics: Metrics) -> None:
+        self._view, self._judge, self._metrics = view, judge, metrics
+        self._waiting: set[asyncio.Task[None]] = set()  # bounded: one a living replica's connection
+
+    async def run(self, system: SystemAccount) -> None:
+        """Listen until cancelled. Without the system account the heartbeat timeout is what is left, and it says so."""
+        while True:
+            try:
+                await self._listen(system)
+            except BrokerError as error:
+                log.warning(LogEvent.WITNESS_MISSING, pipeline=self._view.pipeline, error=error.message)
+            await asyncio.sleep(_RETRY)
+
+    async def _listen(self, system: SystemAccount) -> None:
+        async with connect(system.url, name=f"witness-{os.getpid()}", role="observer", metrics=self._metrics) as conn:
+            queue = f"orchestrators-{self._view.pipeline}"
+            await conn.subscribe(subjects.disconnects(system.account), self._hear, queue=queue)
+            await asyncio.get_running_loop().create_future()  # until cancelled: the connection heals itself
+
+    async def _hear(self, message: Message) -> None:
+        event = msgspec.json.decode(message.data, type=_Disconnect)
+        for record in self._view.replicas():
+            if record.connection == event.client.name and record.status is not ReplicaStatus.DOWN:
+                self._start(self._testify(record, at_once=event.reason == AT_ONCE))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="testify")
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _testify(self, record: ReplicaRecord, *, at_once: bool) -> None:
+        try:
+            if not at_once:
+                await asyncio.sleep(DEBOUNCE)
+                if self._has_beaten_since(record):
+                    return
+            await self._judge.declare_down(record)
+        except BrokerError as error:
+            log.warning(LogEvent.BROKER_ERROR, stage=record.stage_id, replica=record.replica, error=error.message)
+        except Exception:  # the root of this task
+            self._metrics.errors.labels(where="witness").inc()
+            log.exception(LogEvent.TASK_CRASHED, stage=record.stage_id, replica=record.replica)
+
+    def _has_beaten_since(self, record: ReplicaRecord) -> bool:
+        """Whether a later word of the same life of a replica arrived: it beats when it is connected again."""
+        return any(
+            one.instance == record.instance and one.last_heartbeat != record.last_heartbeat
+            for one in self._view.replicas(record.stage_id)
+        )

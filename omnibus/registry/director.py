@@ -1,0 +1,78 @@
+"""On which lane a task is published: a replica's own where its stage is directed, else the shared one it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from omnibus.broker.connection import Connection
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.balancers import LoadBalancingPolicy, build_load_balancer_factory
+from omnibus.registry.info import ReplicaInfo
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.stage_pool import StagePool
+from omnibus.registry.view import ReplicaChange, ReplicaView
+from omnibus.wire.envelope import Task
+
+
+def takes_directed(record: ReplicaRecord | None) -> bool:
+    """Whether a replica takes tasks from a lane of its own, now."""
+    return record is not None and record.directed and record.status is ReplicaStatus.UP
+
+
+class Director:
+    """Chooses lanes for whoever publishes tasks of a pipeline, in an `async with`.
+
+    It watches replicas only when one of its stages is directed. Choices need not agree between publishers: a task that
+    is published twice has one message id, whatever its lane.
+    """
+
+    def __init__(
+        self,
+        conn: Connection,
+        spec: PipelineSpec,
+        *,
+        stages: Collection[int] | None = None,
+        view: ReplicaView | None = None,
+    ) -> None:
+        """`stages` are those whose tasks are published here, None: all; `view` is one that the caller has open anyway."""
+        self._conn, self.spec = conn, spec
+        self._view = view
+        self._pools = {
+            stage.stage_id: StagePool(build_load_balancer_factory(stage.lb_policy)())
+            for stage in spec.stages
+            if LoadBalancingPolicy(stage.lb_policy).directed and (stages is None or stage.stage_id in stages)
+        }
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Raises BrokerUnavailable when the replicas cannot be watched."""
+        if not self._pools:
+            return self
+        if self._view is None:
+            view = ReplicaView(self._conn, self.spec.name, timeout=self.spec.heartbeat_timeout)
+            self._view = await self._stack.enter_async_context(view)
+        self._stack.callback(self._view.on_change(self._hear))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def lane(self, task: Task) -> str:
+        """The lane of a task: the id of the chosen replica, or the task's shared lane when nobody is up to be chosen."""
+        pool = self._pools.get(task.stage_id)
+        if pool is None or self._view is None:
+            return task.ticket.lane
+        able = [ReplicaInfo.of(record) for record in self._view.replicas(task.stage_id) if takes_directed(record)]
+        chosen = pool.pick(able, task)
+        return chosen.replica if chosen is not None else task.ticket.lane
+
+    def _hear(self, change: ReplicaChange) -> None:
+        before = change.before
+        pool = self._pools.get(before.stage_id) if before is not None else None
+        if before is not None and pool is not None and not takes_directed(change.after):
+            pool.invalidate(before.replica)

@@ -1,0 +1,80 @@
+"""The lanes that one replica takes tasks from: those that its stage shares and, where tasks are directed, its own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.layout import ensure_consumer, lane_consumer, remove_consumer
+from omnibus.broker.puller import Puller
+from omnibus.errors import BrokerError
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.balancers import LoadBalancingPolicy
+from omnibus.wire import subjects
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds in which the broker must have taken the last acknowledgements for the own lane's consumer to be removed."""
+_PAUSE = 0.01
+
+
+class Lanes:
+    """Of one replica of a stage. Its own lane bears its id, and comes first: `open` it whenever the id is another."""
+
+    def __init__(self, conn: Connection, spec: PipelineSpec, stage: StageSpec) -> None:
+        self._conn, self._spec, self._stage_id = conn, spec, stage.stage_id
+        self.directed = LoadBalancingPolicy(stage.lb_policy).directed
+        """Whether there is a lane of its own."""
+        self.replica = ""
+        self.waiting = 0
+        """Tasks on its own lane that nobody has in hand, as of the last `refresh`."""
+
+    async def open(self, replica: str) -> None:
+        """Make the own lane readable; idempotent. Raises BrokerError."""
+        if self.directed:
+            timeout = self._spec.heartbeat_timeout
+            await ensure_consumer(
+                self._conn, lane_consumer(self._spec.name, self._stage_id, replica, heartbeat_timeout=timeout)
+            )
+        self.replica = replica
+
+    def puller(self) -> Puller:
+        """Takes tasks: from the own lane first, though every eighth time from a shared one, which would starve else."""
+        lanes = (self.replica, *self._spec.lanes) if self.directed else self._spec.lanes
+        consumers = [subjects.stage_consumer(self._stage_id, lane) for lane in lanes]
+        stream = subjects.work_stream(self._spec.name)
+        return Puller(self._conn, stream, consumers, favoured=self._favoured(), label=f"stage-{self._stage_id}")
+
+    async def refresh(self) -> None:
+        """Ask how many tasks wait on the own lane; raises BrokerError."""
+        if self.directed:
+            waiting, _ = await self._depth()
+            self.waiting = waiting
+
+    async def close(self) -> None:
+        """Remove the own lane's consumer, in an orderly leave with nothing in hand. What still waits there is brought home.
+
+        It stays when the broker has not taken all acknowledgements yet, which would be lost with it: the next replica of
+        the same id takes it over.
+        """
+        if not self.directed:
+            return
+        with suppress(TimeoutError, BrokerError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                while True:
+                    _, in_hand = await self._depth()
+                    if in_hand == 0:
+                        break
+                    await asyncio.sleep(_PAUSE)  # acknowledgements have no answer to wait for
+                await remove_consumer(self._conn, lane_consumer(self._spec.name, self._stage_id, self.replica))
+
+    async def _depth(self) -> tuple[int, int]:
+        """Tasks on the own lane that wait, and those that somebody has in hand."""
+        name = subjects.stage_consumer(self._stage_id, self.replica)
+        info = await self._conn.find(f"CONSUMER.INFO.{subjects.work_stream(self._spec.name)}.{name}")
+        return (info["num_pending"], info["num_ack_pending"]) if info is not None else (0, 0)
+
+    def _favoured(self) -> str | None:
+        if self.directed:
+            return subjects.stage_consumer(self._stage_id, self._spec.lanes[0])
+        return subjects.stage_consumer(self._stage_id, "batch") if "batch" in self._spec.lanes else None
