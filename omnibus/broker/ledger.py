@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.requests.record import DEAD_TTL, DONE_TTL, Record
+from omnibus.requests.record import DEAD_TTL, Record
 from omnibus.wire import codec, subjects
 
 
@@ -33,16 +34,12 @@ class Ledger:
 
     async def create(self, record: Record) -> int:
         """Create a record; raises RevisionConflict when the id is taken."""
-        return await self._bucket.create(record.rid, codec.encode(record), ttl=self._ttl(record))
+        return await self._bucket.create(record.rid, codec.encode(record), ttl=record.lifetime(time.time()))
 
     async def save(self, record: Record, revision: int) -> int:
         """Replace the record that has this revision; raises RevisionConflict when another writer was first."""
-        return await self._bucket.update(record.rid, codec.encode(record), revision, ttl=self._ttl(record))
+        return await self._bucket.update(record.rid, codec.encode(record), revision, ttl=record.lifetime(time.time()))
 
     async def keep_dead(self, record: Record) -> None:
         """Write a dead letter; twice is once."""
         await self._bucket.put(subjects.dead_letter_key(record.rid), codec.encode(record), ttl=DEAD_TTL)
-
-    @staticmethod
-    def _ttl(record: Record) -> float | None:
-        return DONE_TTL if record.state.terminal else None

@@ -10,7 +10,7 @@ from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payloads
 
 DONE_TTL = 15 * 60
-"""Seconds that the record of an ended request stays readable."""
+"""Seconds that the record of an ended request stays readable, at least."""
 DEAD_TTL = 7 * 24 * 3600
 """Seconds that a dead letter is kept."""
 
@@ -36,6 +36,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def rid(self) -> str:
         return self.ticket.rid
+
+    def lifetime(self, now: float) -> float | None:
+        """Seconds that the record is kept from `now` on (since the epoch); None for an open one: until it ends.
+
+        Invariant: an id that workers and orchestrators drop is not free. They remember it until its deadline; whoever
+        could use it anew before would be accepted and then dropped.
+        """
+        if not self.state.terminal:
+            return None
+        is_dropped = self.state is not RequestState.DONE
+        return max(DONE_TTL, self.ticket.deadline - now) if is_dropped else DONE_TTL
 
     def ended(self, state: RequestState, failure: Failure | None = None) -> Record:
         """The record in a terminal state, without what only a running request needs."""
