@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     """The nats-server binary of the embedded mode; None: the one installed beside Python, or on PATH."""
     nats_profile: Literal["dev", "balanced", "durable"] = "balanced"
     """Which file of nats/ the embedded server runs with."""
+    nats_host: str = "127.0.0.1"
+    """Where the embedded server listens: an IPv4 address of this machine, or 0.0.0.0. Whoever reaches it may use it."""
     nats_port: int = 4222
     """The port that the embedded server takes when it is free."""
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "omnibus")

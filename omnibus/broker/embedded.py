@@ -27,7 +27,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.settings import Settings
 
-_HOST = "127.0.0.1"
+_LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what the operator may ask for
 _START_DEADLINE = 20.0
 _STOP_DEADLINE = 10.0
 _LOCK_DEADLINE = 2.0  # a server whose owner was just killed needs a moment to end
@@ -40,14 +40,22 @@ log = get_logger(__name__)
 class EmbeddedServer:
     """A nats-server over one state directory; an async context manager.
 
-    It listens on loopback, on `port` when that is free and else on any. `start` and `kill` may be repeated: port and data
-    stay. Create it on the thread that lives as long as the server should: on Linux the server ends with that thread.
+    It listens on `host`, on `port` when that is free and else on any; anyone who reaches it may use it. `start` and `kill`
+    may be repeated: port and data stay. Create it on the thread that lives as long as the server should: on Linux the server
+    ends with that thread.
     """
 
     def __init__(
-        self, state_dir: Path, *, binary: Path | None = None, profile: str = "balanced", port: int = 4222
+        self,
+        state_dir: Path,
+        *,
+        binary: Path | None = None,
+        profile: str = "balanced",
+        port: int = 4222,
+        host: str = _LOOPBACK,
     ) -> None:
         self.state_dir = state_dir
+        self._host = host
         self.port = port
         self._binary, self._profile = binary, profile
         self._process: asyncio.subprocess.Process | None = None
@@ -58,17 +66,26 @@ class EmbeddedServer:
     def of(cls, settings: Settings) -> Self:
         """The server that the settings describe."""
         return cls(
-            settings.state_dir, binary=settings.nats_server, profile=settings.nats_profile, port=settings.nats_port
+            settings.state_dir,
+            binary=settings.nats_server,
+            profile=settings.nats_profile,
+            port=settings.nats_port,
+            host=settings.nats_host,
         )
 
     @property
     def url(self) -> str:
-        return f"nats://{_HOST}:{self.port}"
+        return f"nats://{self._reached_at}:{self.port}"
 
     @property
     def system_url(self) -> str:
         """With the user that may hear disconnect events."""
-        return f"nats://observer:{self._password}@{_HOST}:{self.port}"
+        return f"nats://observer:{self._password}@{self._reached_at}:{self.port}"
+
+    @property
+    def _reached_at(self) -> str:
+        """Where this machine reaches it."""
+        return _LOOPBACK if self._host == _EVERYWHERE else self._host
 
     @property
     def pid(self) -> int | None:
@@ -87,7 +104,7 @@ class EmbeddedServer:
         self._lock = await self._acquire()
         try:
             self._password = self._read_password()
-            self.port = self.port if _is_free(self.port) else free_port()
+            self.port = self.port if _is_free(self._host, self.port) else free_port(self._host)
             await self.start()
         except BaseException:
             await self.stop()
@@ -157,7 +174,7 @@ class EmbeddedServer:
     def _command(self) -> tuple[str, ...]:
         return (
             *(str(self._binary), "-c", str(profile_path(self._profile))),
-            *("-a", _HOST, "-p", str(self.port)),
+            *("-a", self._host, "-p", str(self.port)),
             *("-l", str(self.log_path)),
         )
 
@@ -169,8 +186,8 @@ class EmbeddedServer:
     def _read_password(self) -> str:
         """The observer's password: kept, so that observers come back after a restart."""
         path = self.state_dir / "observer.secret"
-        if not path.exists():
-            path.touch(mode=0o600)
+        path.touch(mode=0o600)
+        if not path.read_text().strip():  # new, or its writer was killed before it wrote
             path.write_text(f"s{secrets.token_hex(16)}")  # a letter first: the server would read digits as a number
         return path.read_text().strip()
 
@@ -179,7 +196,7 @@ class EmbeddedServer:
         while time.monotonic() < until:
             if process.returncode is not None:
                 break
-            if await _greets(self.port):
+            if await _greets(self._reached_at, self.port):
                 return
             await asyncio.sleep(0.01)  # the server has no other way to say that it is ready
         await self._end(signal.SIGKILL)
@@ -207,28 +224,31 @@ class EmbeddedServer:
             return "(no log)"
 
 
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at this moment."""
+def free_port(host: str = _LOOPBACK) -> int:
+    """A TCP port of an address of this machine that nobody listens on at this moment; ConfigError for another's address."""
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ConfigError(f"nats-server cannot listen on {host!r}: {error.strerror}", param="nats_host") from error
         return int(probe.getsockname()[1])
 
 
-def _is_free(port: int) -> bool:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port just left counts as taken
         try:
-            probe.bind((_HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True
 
 
-async def _greets(port: int) -> bool:
+async def _greets(host: str, port: int) -> bool:
     """Whether a server greets with its INFO line; it does so only once its streams are recovered."""
     try:
         async with asyncio.timeout(2):
-            reader, writer = await asyncio.open_connection(_HOST, port)
+            reader, writer = await asyncio.open_connection(host, port)
             try:
                 return (await reader.readline()).startswith(b"INFO")
             finally:

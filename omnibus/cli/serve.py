@@ -1,4 +1,4 @@
-"""`omnibus serve`: everything on this machine."""
+"""`omnibus serve`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from omnibus.cli import options
 if TYPE_CHECKING:
     from omnibus.cli.fleet import Fleet
     from omnibus.cli.readiness import Readiness
-    from omnibus.pipeline.spec import PipelineSpec, StageSpec
+    from omnibus.errors import StageStartError
+    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.registry.view import ReplicaView
     from omnibus.settings import Settings
-    from omnibus.workers.supervisor import ProcessSpec
+    from omnibus.workers.initialisation import LogicalStageInitPlan
+    from omnibus.workers.supervisor import ProcessSpec, Supervisor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +29,35 @@ class _Order:
     """What the command line asks for."""
 
     pipeline: str
+    platform: str | None
     stages: str | None
     replicas: int | None
+    stage_overrides: tuple[str, ...]
+    lb_policy: tuple[str, ...]
+    tokenizer: str | None
     no_frontdoor: bool
     grace: float
     stage_init_timeout: float
+    init_timeout: float
+    log_stats: bool
 
-    def counts(self, spec: PipelineSpec) -> dict[int, int]:
-        """Replicas to start here, by stage id; raises PipelineError for a stage that there is not."""
-        chosen: tuple[StageSpec, ...] = spec.stages
-        if self.stages is not None:
-            chosen = tuple(spec.stage(ref.strip()) for ref in self.stages.split(",") if ref.strip())
-        return {stage.stage_id: stage.num_replicas if self.replicas is None else self.replicas for stage in chosen}
+    def spec(self) -> PipelineSpec:
+        """The pipeline as it is deployed: the file, and over it what the command line changes. Raises PipelineError."""
+        from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415 commands import when they run
+        from omnibus.pipeline.overrides import apply_cli_tokenizer, lb_policies, override_stages  # noqa: PLC0415
+
+        spec = load_pipeline(self.pipeline, self.platform)
+        if self.tokenizer is not None:
+            spec = apply_cli_tokenizer(spec, self.tokenizer)
+        spec = override_stages(spec, self.stage_overrides)
+        return override_stages(spec, lb_policies(spec, self.lb_policy), "--lb-policy")
+
+    def plan(self, fleet: Fleet) -> list[LogicalStageInitPlan]:
+        """Every stage; those that are not chosen are left to workers elsewhere. Raises PipelineError, ConfigError."""
+        if self.stages is None:
+            return fleet.plan(replicas=self.replicas, allow_zero=True)
+        refs = [ref.strip() for ref in self.stages.split(",") if ref.strip()]
+        return fleet.plan({fleet.spec.stage(ref).stage_id for ref in refs}, replicas=self.replicas)
 
 
 @click.command("serve")
@@ -50,9 +70,20 @@ class _Order:
 @click.option("--nats-port", type=click.IntRange(0, 65535), help="Port of the embedded server; 0 takes a free one.")
 @click.option("--stages", metavar="LIST", help="Stages that run here, such as 0,1; by default all.")
 @options.replicas
+@options.stage_overrides
+@click.option(
+    "--lb-policy",
+    multiple=True,
+    metavar="[STAGE=]POLICY",
+    help="Who picks replicas: broker, random, round-robin or least-queue-length; may be repeated.",
+)
+@click.option("--tokenizer", metavar="PATH|NAME", help="The tokenizer of LLM stages that name none.")
+@options.platform
 @click.option("--no-frontdoor", is_flag=True, help="Without the HTTP server.")
 @options.grace
 @options.stage_init_timeout
+@options.init_timeout
+@options.log_stats
 @options.state_dir
 @options.log_level
 def command(*, api_key: tuple[str, ...], **flags: Any) -> None:
@@ -62,11 +93,10 @@ def command(*, api_key: tuple[str, ...], **flags: Any) -> None:
     names another. Ctrl-C ends everything in order; a second one kills.
     """
     from omnibus.cli.root import end_with_parent, load_settings, run, start_logging  # noqa: PLC0415
-    from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415 commands import when they run
 
     end_with_parent()
     order = _Order(**{name: flags.pop(name) for name in _Order.__slots__})
-    spec = load_pipeline(order.pipeline)
+    spec = order.spec()
     settings = load_settings(api_keys=api_key or None, **flags)
     start_logging(settings)
     run(_serve(spec, _with_free_ports(settings), order))
@@ -74,45 +104,83 @@ def command(*, api_key: tuple[str, ...], **flags: Any) -> None:
 
 async def _serve(spec: PipelineSpec, settings: Settings, order: _Order) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
-    from omnibus.cli.fleet import Fleet, supervise, witnessed  # noqa: PLC0415
+    from omnibus.cli.fleet import Fleet, log_stats, supervise, witnessed  # noqa: PLC0415
     from omnibus.cli.readiness import Readiness  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.registry.pipelines import deploy_pipeline  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 
     async with _broker(settings) as found, connected(found, role="serve") as connection:
-        await deploy_pipeline(connection, spec, replicas=found.nats_replicas)
         fleet = Fleet(
             spec=spec, settings=found, addresses=discover(found),
             grace=order.grace, stage_init_timeout=order.stage_init_timeout,
         )  # fmt: skip
+        plans = order.plan(fleet)
+        await deploy_pipeline(connection, spec, replicas=found.nats_replicas)
         async with witnessed(connection, spec) as (view, witness), asyncio.TaskGroup() as group:
             supervisor = Supervisor(
-                _processes(fleet, order), grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics
+                _processes(fleet, plans, order), grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics
             )
             readiness = Readiness(connection, spec, view, _say)
-            announcing = group.create_task(_announce(readiness, fleet, order), name="announce")
+            coming = _ComingUp(fleet, plans, order, view, supervisor)
+            beside = [group.create_task(_announce(readiness, coming), name="announce")]
+            if order.log_stats:
+                beside.append(group.create_task(log_stats(view), name="log-stats"))
             await supervise(supervisor)
-            announcing.cancel()
+            for task in beside:
+                task.cancel()
 
 
-def _processes(fleet: Fleet, order: _Order) -> list[ProcessSpec]:
+def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], order: _Order) -> list[ProcessSpec]:
     front_door = [] if order.no_frontdoor else [fleet.front_door()]
-    replicas = [
-        process
-        for stage_id, count in order.counts(fleet.spec).items()
-        for process in fleet.replicas(fleet.spec.stage(stage_id), count)
-    ]
-    return [fleet.orchestrator(), *front_door, *replicas]
+    return [fleet.orchestrator(), *front_door, *(process for plan in plans for process in fleet.replicas(plan))]
 
 
-async def _announce(readiness: Readiness, fleet: Fleet, order: _Order) -> None:
-    settings = fleet.settings
+@dataclass(frozen=True, slots=True)
+class _ComingUp:
+    """What was started, and where to see how far it is."""
+
+    fleet: Fleet
+    plans: list[LogicalStageInitPlan]
+    order: _Order
+    view: ReplicaView
+    supervisor: Supervisor
+
+
+async def _announce(readiness: Readiness, coming: _ComingUp) -> None:
+    """Say what comes up, and at last that all of it is; raises StageStartError when that takes too long."""
+    fleet, order, settings = coming.fleet, coming.order, coming.fleet.settings
     door = None if order.no_frontdoor else (settings.host, settings.port)
-    await readiness.wait(order.counts(fleet.spec), front_door=door)
-    where = f" at http://{settings.host}:{settings.port}" if door else ""
     nats_url = re.sub(r"//[^@/,]*@", "//", fleet.addresses.url)  # without a password
+    for plan in coming.plans:
+        if not plan.local:
+            stage = fleet.spec.stage(plan.stage_id).name
+            _say(f"elsewhere: omnibus worker --pipeline {fleet.spec.name} --stage {stage} --nats {nats_url}")
+    try:
+        async with asyncio.timeout(order.init_timeout):
+            wanted = {plan.stage_id: len(plan.local) for plan in coming.plans if plan.local}
+            await readiness.wait(wanted, front_door=door)
+    except TimeoutError as error:
+        raise _too_slow(coming) from error
+    where = f" at http://{settings.host}:{settings.port}" if door else ""
     _say(f"ready: {fleet.spec.name}{where}, NATS {nats_url}")
+
+
+def _too_slow(coming: _ComingUp) -> StageStartError:
+    """What is not up, and the end of what its replicas have said."""
+    from omnibus.cli.readiness import up  # noqa: PLC0415
+    from omnibus.errors import StageStartError  # noqa: PLC0415
+
+    missing, said, last_lines = [], [], coming.supervisor.last_lines
+    for plan in coming.plans:
+        ready = up(coming.view)[plan.stage_id]
+        if ready < len(plan.local):
+            missing.append(
+                f"stage {plan.stage_id} {plan.local[0].metadata.model_stage!r}: {ready} of {len(plan.local)} up"
+            )
+            said += [f"{replica.process_name} | {last_lines[replica.process_name]}" for replica in plan.local]
+    what = "; ".join(missing) or "the orchestrator or the front door does not answer"
+    return StageStartError("\n".join([f"not everything is up after {coming.order.init_timeout:g} s: {what}", *said]))
 
 
 @asynccontextmanager
