@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel, Mailbox
@@ -20,7 +21,7 @@ BEYOND_DEADLINE = 30.0
 """Seconds after a request's deadline by which its end must be known; only a broken system is slower."""
 
 
-async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncIterator[ClientEvent]:
+async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncGenerator[ClientEvent, None]:
     """Events of a request until it has ended, Ended last.
 
     `from_record`: look at the ledger first, for a request that others submitted. Ends without Ended when the record has
@@ -34,14 +35,15 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
         with channel.mailbox(ticket.rid) as box:
             if from_record:
                 box.put_nowait(None)
-            async for event in _events(channel, ticket, box):
-                yield event
+            async with aclosing(_events(channel, ticket, box)) as events:
+                async for event in events:
+                    yield event
     finally:
         if elsewhere is not None:
             await elsewhere.unsubscribe()
 
 
-async def _events(channel: Channel, ticket: Ticket, box: Mailbox) -> AsyncIterator[ClientEvent]:
+async def _events(channel: Channel, ticket: Ticket, box: Mailbox) -> AsyncGenerator[ClientEvent, None]:
     assembly = Assembly()
     until = time.monotonic() + max(ticket.deadline - time.time(), 0.0) + BEYOND_DEADLINE
     while True:

@@ -10,7 +10,8 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -44,7 +45,7 @@ class Submission:
     def rid(self) -> str:
         return self._record.rid
 
-    def events(self) -> AsyncIterator[ClientEvent]:
+    def events(self) -> AsyncGenerator[ClientEvent, None]:
         """What happens to the request, until it has ended; the last event is Ended.
 
         To be iterated once, and closed (`contextlib.aclosing`) when left early; the request goes on all the same.
@@ -53,9 +54,10 @@ class Submission:
 
     async def result(self) -> Result:
         """The result, once the request has ended; at the latest its deadline ends it."""
-        async for event in self.events():
-            if isinstance(event, Ended):
-                return event.result
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, Ended):
+                    return event.result
         raise UnknownRequest(f"request {self.rid!r} is no longer in the ledger")
 
 

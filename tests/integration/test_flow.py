@@ -153,6 +153,15 @@ async def test_follower_gives_up_when_nobody_ends_an_expired_request(
             await submission.result()
 
 
+async def test_nothing_is_kept_of_a_request_when_its_result_was_read(connection: Connection, pipeline: str) -> None:
+    spec = line(pipeline)
+    async with serving(connection, spec) as producer:
+        channel = await producer.channel(pipeline)
+        await (await producer.submit(spec, HELLO)).result()
+        assert not channel._mailboxes
+        assert not channel._early
+
+
 async def test_bounds_refuse_when_too_much_is_open(connection: Connection, pipeline: str) -> None:
     spec = line(pipeline, max_open_requests=6, max_open_per_tenant=3)
     async with serving(connection, spec, replicas=0) as producer:
