@@ -59,6 +59,12 @@ async def test_server_is_found_when_it_runs_over_the_state_directory(
     assert discover(settings).url == "nats://127.0.0.1:4222"
 
 
+async def test_observer_has_a_password_when_its_writer_was_killed_before_it_wrote(tmp_path: Path) -> None:
+    (tmp_path / "observer.secret").touch()
+    async with EmbeddedServer(tmp_path, profile="dev", port=free_port()) as server:
+        assert "observer:s" in server.system_url
+
+
 async def test_server_takes_a_free_port_when_the_wanted_one_is_taken(
     own_server: EmbeddedServer, tmp_path: Path
 ) -> None:
