@@ -14,7 +14,7 @@ import pytest
 
 from omnibus.requests.state import RequestState
 from omnibus.workers.engines.sim import expected_text
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, pipeline_of
 from tests.support.load import Load
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
@@ -76,9 +76,7 @@ class Monkey:
 async def test_every_accepted_request_ends_once_when_anything_is_killed_at_random(tmp_path: Path) -> None:
     seed = int(os.environ.get("CHAOS_SEED", secrets.randbits(32)))
     print(f"CHAOS_SEED={seed}")
-    file = tmp_path / "chaos.yaml"
-    file.write_text(PIPELINE)
-    async with Cluster(tmp_path / "cluster", file) as cluster:
+    async with Cluster(tmp_path / "cluster", pipeline_of(tmp_path, PIPELINE)) as cluster:
         async with Load(cluster.connection, cluster.spec, cluster.url, http_callers=6, raw_pause=0.1) as load:
             await load.more(20)
             await Monkey(cluster, seed).rage(SECONDS)

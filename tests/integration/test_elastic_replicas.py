@@ -13,7 +13,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
 from omnibus.workers.engines.sim import expected_text
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, pipeline_of
 from tests.support.load import Load
 from tests.support.waiting import eventually
 
@@ -46,9 +46,7 @@ class Shares:
 
 @pytest_asyncio.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    file = tmp_path / "elastic.yaml"
-    file.write_text(PIPELINE)
-    async with Cluster(tmp_path / "cluster", file) as running:
+    async with Cluster(tmp_path / "cluster", pipeline_of(tmp_path, PIPELINE)) as running:
         await running.worker(0, name="second")
         await running.wait_up({0: 2})
         yield running

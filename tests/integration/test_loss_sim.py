@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from omnibus.requests.state import RequestState
 from omnibus.workers.engines.sim import expected_text
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, pipeline_of
 from tests.support.load import Load
 
 pytestmark = pytest.mark.integration
@@ -33,9 +33,7 @@ BETWEEN = 60
 
 @pytest_asyncio.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    file = tmp_path / "chain.yaml"
-    file.write_text(PIPELINE)
-    async with Cluster(tmp_path / "cluster", file, replicas={0: 2}) as running:
+    async with Cluster(tmp_path / "cluster", pipeline_of(tmp_path, PIPELINE), replicas={0: 2}) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,19 +33,26 @@ STOP_TIMEOUT = 20.0
 _LAST_LINES = 25
 
 
+def pipeline_of(folder: Path, text: str) -> PipelineSpec:
+    """The pipeline that a YAML text describes."""
+    file = folder / "pipeline.yaml"
+    file.write_text(text)
+    return load_pipeline(str(file))
+
+
 class Cluster:
     """A served pipeline, in an `async with`: ready when entered, all of it gone at the end. Logs of a failure are printed."""
 
     def __init__(
         self,
         folder: Path,
-        pipeline: Path | str,
+        spec: PipelineSpec,
         *,
         replicas: Mapping[int, int] | None = None,
         ready: float = READY_TIMEOUT,
     ) -> None:
         """`replicas` by stage id, where they are not one; `ready` is how long everything may take to come up, seconds."""
-        self.spec: PipelineSpec = load_pipeline(str(pipeline))
+        self.spec = spec
         self.folder = folder
         self.nats = EmbeddedServer(folder / "nats", profile="balanced", port=free_port())
         self.port = free_port()
@@ -95,6 +102,7 @@ class Cluster:
         environment = {
             **os.environ,
             "OMNIBUS_NATS_URL": self.nats.url,
+            "OMNIBUS_NATS_SYSTEM_URL": self.nats.system_url,
             "OMNIBUS_STATE_DIR": str(self.folder / "state"),
             "OMNIBUS_LOG_FORMAT": "json",
             PARENT_VARIABLE: str(os.getpid()),
@@ -110,7 +118,8 @@ class Cluster:
     async def kill(self, name: str) -> None:
         """Kill a process with -9; returns when it is gone."""
         process = self._processes.pop(name)
-        process.kill()
+        with suppress(ProcessLookupError):
+            process.kill()
         async with asyncio.timeout(STOP_TIMEOUT):
             await process.wait()
 
@@ -137,8 +146,20 @@ class Cluster:
     async def wait_up(self, replicas: Mapping[int, int] | None = None) -> None:
         """Return once the replicas of each stage are up, an orchestrator listens and the front door answers."""
         readiness = Readiness(self.connection, self.spec, self.view, lambda _line: None)
-        async with asyncio.timeout(self._ready):
-            await readiness.wait(replicas or self._replicas, front_door=(HOST, self.port))
+        ready = asyncio.create_task(
+            readiness.wait(replicas or self._replicas, front_door=(HOST, self.port)), name="cluster-ready"
+        )
+        ends = {asyncio.create_task(made.wait(), name=f"end-{name}"): name for name, made in self._processes.items()}
+        try:
+            async with asyncio.timeout(self._ready):
+                await asyncio.wait({ready, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            ended = [name for task, name in ends.items() if task.done()]
+            assert not ended, f"ended by themselves: {ended}"
+            ready.result()
+        finally:
+            for task in (ready, *ends):
+                task.cancel()
+            await asyncio.gather(ready, *ends, return_exceptions=True)
 
     async def _open(self) -> None:
         self._stack.push_async_callback(self.nats.stop)

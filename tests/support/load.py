@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -27,8 +28,6 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.request import Request
 from tests.support.waiting import eventually
 
-ANSWER_WITHIN = 45.0
-"""Seconds within which every request must be answered, faults included."""
 _PAUSE = 0.05
 
 
@@ -42,10 +41,16 @@ class Load:
     http_callers: int = 12
     raw_pause: float = 0.04
     """Seconds between two raw requests."""
+    prompt: Callable[[int], str] = "request {} says hello".format
+    """The text of the n-th request."""
+    modalities: tuple[str, ...] | None = None
+    """Outputs to ask for; None: what each door gives unasked."""
+    within: float = 45.0
+    """Seconds within which every request must be answered, faults included."""
     prompts: dict[str, str] = field(default_factory=dict)
     """Of every accepted request, by id."""
-    answers: dict[str, str] = field(default_factory=dict)
-    """What HTTP callers were answered, by id."""
+    answers: dict[str, object] = field(default_factory=dict)
+    """The content that HTTP callers were answered, by id."""
     retries: int = 0
 
     def __post_init__(self) -> None:
@@ -77,10 +82,12 @@ class Load:
         """Requests whose end was written."""
         return len(self._ends)
 
-    async def more(self, count: int, timeout: float = ANSWER_WITHIN) -> None:
+    async def more(self, count: int) -> None:
         """Return once `count` more requests have ended; more than that are under way then."""
         enough = self.ended + count
-        await eventually(lambda: self.ended >= enough, timeout, what=f"{count} more requests ended, {self.ended} had")
+        await eventually(
+            lambda: self.ended >= enough, self.within, what=f"{count} more requests ended, {self.ended} had"
+        )
 
     def finish(self) -> None:
         """Send nothing new; leaving the context waits for the answers."""
@@ -88,7 +95,7 @@ class Load:
 
     async def results(self) -> dict[str, Result]:
         """Every accepted request as its record says, once it has ended; fails when one is unknown, or stays open."""
-        async with Producer(self.connection) as producer, asyncio.timeout(ANSWER_WITHIN):
+        async with Producer(self.connection) as producer, asyncio.timeout(self.within):
             found = {}
             for rid in self.prompts:
                 await eventually(lambda rid=rid: _known(producer, self.spec.name, rid), 20, what=f"a record of {rid}")
@@ -118,18 +125,20 @@ class Load:
     # Over HTTP
 
     async def _call(self) -> None:
-        async with httpx.AsyncClient(base_url=self.url, timeout=ANSWER_WITHIN) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=self.within) as client:
             while not self._finishing.is_set():
                 self._count += 1
-                await self._ask(client, f"http {self._count} says hello")
+                await self._ask(client, f"key-{self._count}", self.prompt(self._count))
 
-    async def _ask(self, client: httpx.AsyncClient, prompt: str) -> None:
+    async def _ask(self, client: httpx.AsyncClient, key: str, prompt: str) -> None:
         """One request under one key, sent until it is answered."""
-        body = {"model": self.spec.name, "messages": [{"role": "user", "content": prompt}]}
-        until = time.monotonic() + ANSWER_WITHIN
+        body: dict[str, object] = {"model": self.spec.name, "messages": [{"role": "user", "content": prompt}]}
+        if self.modalities is not None:
+            body["modalities"] = self.modalities
+        until = time.monotonic() + self.within
         while time.monotonic() < until:
             try:
-                answer = await client.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": prompt})
+                answer = await client.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": key})
             except httpx.TransportError:
                 answer = None
             if answer is not None and answer.status_code == 200:
@@ -140,20 +149,20 @@ class Load:
             assert answer is None or answer.status_code == 503, answer.text
             self.retries += 1
             await asyncio.sleep(_PAUSE)
-        raise AssertionError(f"{prompt!r} was not answered within {ANSWER_WITHIN:g} s")
+        raise AssertionError(f"{key} was not answered within {self.within:g} s")
 
     # Over the raw subject
 
     async def _publish(self) -> None:
         while not self._finishing.is_set():
             self._count += 1
-            await self._offer(f"raw-{self._count}", f"raw {self._count} says hello")
+            await self._offer(f"raw-{self._count}", self.prompt(self._count))
             await asyncio.sleep(self.raw_pause)
 
     async def _offer(self, rid: str, prompt: str) -> None:
         """One request under one id, published until it is acknowledged."""
-        data = msgspec.json.encode(Request(prompt=prompt))
-        until = time.monotonic() + ANSWER_WITHIN
+        data = msgspec.json.encode(Request(prompt=prompt, modalities=self.modalities))
+        until = time.monotonic() + self.within
         while time.monotonic() < until:
             try:
                 await self.connection.js_publish(subjects.request(self.spec.name, rid), data)
@@ -162,7 +171,7 @@ class Load:
                 continue
             self.prompts[rid] = prompt
             return
-        raise AssertionError(f"{rid} was not acknowledged within {ANSWER_WITHIN:g} s")
+        raise AssertionError(f"{rid} was not acknowledged within {self.within:g} s")
 
     def _changed(self, key: str, value: bytes | None, revision: int) -> None:
         if value is None or key.startswith("dead."):
