@@ -156,7 +156,9 @@ async def test_replica_is_silent_when_it_missed_its_lease(connection: Connection
         async with bench.replica():
             await bench.result("a")
             await bench.all_done()
-            await asyncio.sleep(HEARTBEAT_TIMEOUT / 2)  # its lease began a little later on its own clock than on the server's
+            await asyncio.sleep(
+                HEARTBEAT_TIMEOUT / 2
+            )  # its lease began a little later on its own clock than on the server's
             os.kill(process.pid, signal.SIGCONT)
             await said(process, "lease.lost")
             process.terminate()  # whatever it still had to say, it says before it has left
