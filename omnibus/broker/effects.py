@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.ledger import Ledger
+from omnibus.broker.objects import ObjectStore
 from omnibus.broker.work import WorkQueue
 from omnibus.errors import RequestTooLarge
 from omnibus.requests import effects
@@ -30,6 +31,7 @@ class Performer:
         """`lane_of` chooses the lane of each task that is published."""
         self.ledger = Ledger(connection, pipeline)
         self.queue = WorkQueue(connection, pipeline)
+        self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
         self._connection, self._pipeline = connection, pipeline
         self._lane_of = lane_of
 
@@ -66,11 +68,19 @@ class Performer:
                 await self._connection.publish(
                     subjects.ctl_all(self._pipeline), codec.encode(Cancel(rids=(rid,), until=until))
                 )  # fmt: skip
-            case effects.Purge(rid):
-                await self.queue.purge(rid)
+            case effects.Purge():
+                await self._purge(effect)
             case effects.KeepDead(record):
                 await self.ledger.keep_dead(record)
         return revision
+
+    async def _purge(self, effect: effects.Purge) -> None:
+        if effect.queued:
+            await self.queue.purge(effect.rid)
+        else:
+            await self.queue.cancel_deadline(effect.rid)
+        if effect.stored:
+            await self._objects.purge_group(effect.rid)
 
     def _task_subject(self, task: Task) -> str:
         return subjects.task(self._pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)

@@ -51,9 +51,15 @@ class ObjectStore:
         self._connection, self.name = connection, name
         self._stream = f"OBJ_{name}"
 
-    async def put(self, name: str, data: bytes | memoryview, *, deadline: float = _DEFAULT_DEADLINE) -> None:
-        """Store an object; one of the same name is replaced. It can be read only once all of it is stored."""
-        nuid = self._connection.new_inbox().rpartition(".")[2]
+    async def put(
+        self, name: str, data: bytes | memoryview, *, group: str = "", deadline: float = _DEFAULT_DEADLINE
+    ) -> None:
+        """Store an object; one of the same name is replaced. It can be read only once all of it is stored.
+
+        `group`, one token of a subject, is what `purge_group` removes together.
+        """
+        unique = self._connection.new_inbox().rpartition(".")[2]
+        nuid = f"{group}.{unique}" if group else unique
         try:
             async with asyncio.timeout(deadline):
                 old = await self._info(name)
@@ -92,6 +98,10 @@ class ObjectStore:
                 await self._purge_chunks(info.nuid)
         except TimeoutError as error:
             raise BrokerUnavailable(f"object {name} was not deleted within {deadline:g} s") from error
+
+    async def purge_group(self, group: str) -> None:
+        """Free the bytes of every object of a group, in one request; idempotent. Their metadata stays until it expires."""
+        await self._purge_chunks(f"{group}.*")
 
     async def _put_chunks(self, nuid: str, data: memoryview) -> int:
         subject = self._chunk_subject(nuid)

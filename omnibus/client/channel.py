@@ -15,8 +15,9 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.director import Director
 from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
 from omnibus.wire import codec, out, subjects
-from omnibus.wire.envelope import FinalOutput, Task
+from omnibus.wire.envelope import FinalOutput, Task, Ticket
 
 _MAILBOX = 4096
 """Messages that wait for one follower. What comes beyond is dropped: text is filled in from the output, the end is read."""
@@ -100,6 +101,13 @@ class Channel:
         return Result(
             rid=record.rid, pipeline=self.pipeline, state=record.state, created=ticket.created, deadline=ticket.deadline,
             run=ticket.run, outputs=tuple(outputs), timings=record.timings, failure=record.failure,
+        )  # fmt: skip
+
+    def result(self, ticket: Ticket, ended: out.Ended, outputs: tuple[Output, ...]) -> Result:
+        """The result of a request that is done, from what was heard of it."""
+        return Result(
+            rid=ticket.rid, pipeline=self.pipeline, state=RequestState(ended.state), created=ticket.created,
+            deadline=ticket.deadline, run=ended.run, outputs=outputs, timings=ended.timings, failure=None,
         )  # fmt: skip
 
     async def output(self, final: FinalOutput) -> Output:

@@ -12,6 +12,7 @@ from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.events import ClientEvent, Ended
 from omnibus.errors import BrokerUnavailable, DeadlineExceeded
 from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
 from omnibus.wire import out
 from omnibus.wire.envelope import Ticket
 
@@ -52,6 +53,9 @@ async def _events(channel: Channel, ticket: Ticket, box: Mailbox) -> AsyncGenera
             for event in await _heard(channel, assembly, message):
                 yield event
             continue
+        if isinstance(message, out.Ended) and _heard_all(ticket, assembly, message):
+            yield Ended(channel.result(ticket, message, assembly.outputs))
+            return
         record = await _read(channel, ticket.rid, until)
         if record is None:
             return
@@ -76,6 +80,11 @@ async def _heard(
             return list(assembly.step(message))
         case out.OutputReady(output=output):
             return list(assembly.output(await channel.output(output)))
+
+
+def _heard_all(ticket: Ticket, assembly: Assembly, ended: out.Ended) -> bool:
+    """Whether the record has nothing to tell that was not heard: every output of a request that is done."""
+    return ended.state == RequestState.DONE and len(assembly.outputs) == len(ticket.route.finals)
 
 
 async def _recorded(channel: Channel, assembly: Assembly, record: Record) -> list[ClientEvent]:

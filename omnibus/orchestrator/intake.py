@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 
@@ -50,7 +51,8 @@ class Intake:
         bound, and then refuses.
         """
         if await self._backlog.open_requests() >= self._spec.max_open_requests:
-            await delivery.nak(_PUT_BACK)
+            await asyncio.sleep(_PUT_BACK)  # holding its place among those in hand, so that few are looked at in that time
+            await delivery.nak()
             return
         rid = subjects.parse_rid(delivery.subject)
         try:

@@ -1,7 +1,7 @@
 """Where the bytes of a request are between its stages: small ones inline in the message, larger ones in the object store.
 
-An object outlives the request that made it: it is never freed by an ack, since the message may come again. The store's own
-TTL, longer than any request and its answer may live, removes it.
+They are never freed by an ack, since the message may come again, but at the request's end. What the record refers to lasts as
+long as the record; the store's own TTL, longer than any request and its answer may live, removes that and what was missed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,23 @@ class PayloadStore:
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
 
     async def put(
-        self, data: bytes, media_type: str, *, rid: str, rule: PayloadRule = PayloadRule.AUTO, limit: int = INLINE_LIMIT
+        self,
+        data: bytes,
+        media_type: str,
+        *,
+        rid: str,
+        rule: PayloadRule = PayloadRule.AUTO,
+        limit: int = INLINE_LIMIT,
+        lasting: bool = False,
     ) -> Payload:
-        """A payload of these bytes; readable from everywhere once this returns. `limit`: what AUTO keeps inline, bytes."""
+        """A payload of these bytes; readable from everywhere once this returns.
+
+        `limit` is what AUTO keeps inline, in bytes; `lasting` payloads stay when the request has ended.
+        """
         if rule is PayloadRule.INLINE or (rule is PayloadRule.AUTO and len(data) <= limit):
             return Payload.inline(data, media_type)
         key = ObjectKey(f"{rid}.{uuid.uuid4().hex}")
-        await self._objects.put(key.key, data)
+        await self._objects.put(key.key, data, group="" if lasting else rid)
         return Payload(media_type=media_type, nbytes=len(data), location=key)
 
     async def get(self, payload: Payload) -> bytes:

@@ -100,11 +100,20 @@ def fail(record: Record, failure: Failure) -> tuple[Effect, ...]:
     return _end(record, RequestState.FAILED, failure)
 
 
-def ended_effects(record: Record) -> tuple[Effect, ...]:
-    """What the end of a request brings with it, to be repeated whenever a late event finds it ended."""
+def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
+    """What the end of a request brings with it, to be repeated whenever a late event finds it ended.
+
+    What a failed request stored stays, since an operator may run it again; the store's own lifetime removes it.
+    """
+    stored = record.state is not RequestState.FAILED and _stored_anything(record)
     # What is done has nothing running any more; every other end may leave stages at work.
     stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline),)
-    return (*stop, *_tell(record, Ended(rid=record.rid, state=record.state)), Purge(record.rid))
+    ended = Ended(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
+    return (*stop, *_tell(record, ended), Purge(record.rid, queued=queued, stored=stored))
+
+
+def _stored_anything(record: Record) -> bool:
+    return record.ticket.request.location is not None or any(timing.stored for timing in record.timings)
 
 
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
@@ -113,7 +122,7 @@ def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
     told = _tell(merged, OutputReady(rid=merged.rid, output=event.final)) if event.final else ()
     if len(merged.outputs) == len(merged.ticket.route.finals):
         done = merged.ended(RequestState.DONE)
-        return (SaveRecord(done), *told, *ended_effects(done))
+        return (SaveRecord(done), *told, *ended_effects(done, queued=done.ticket.run > 1))
     # A record that already holds the event is not written again; its tasks are published again.
     save = () if merged == record else (SaveRecord(merged),)
     return (*save, *tasks, *told)

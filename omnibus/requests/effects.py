@@ -88,9 +88,13 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Remove what is queued of an ended request: tasks, events and its timer."""
+    """Remove what is left of an ended request: its timer, and where asked what is queued and what its hops stored."""
 
     rid: str
+    queued: bool = True
+    """Tasks and events; nothing is there when every stage of a first run has just finished."""
+    stored: bool = False
+    """Payloads in the object store that only its stages needed."""
 
 
 Effect = ScheduleDeadline | CreateRecord | SaveRecord | KeepDead | PublishTask | PublishEvent | Tell | Stop | Purge

@@ -44,6 +44,8 @@ class StageTiming(msgspec.Struct, frozen=True, array_like=True):
     finished: float
     bytes_in: int = 0
     bytes_out: int = 0
+    stored: int = 0
+    """Payloads that it put into the object store for the next stages."""
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from omnibus.wire.envelope import FinalOutput
+from omnibus.wire.envelope import FinalOutput, StageTiming
 from omnibus.wire.failure import Failure
 
 
@@ -53,10 +53,12 @@ class OutputReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ended"):
-    """The request is in a terminal state; read its record."""
+    """The request is in a terminal state. Whoever has not heard every output reads the record."""
 
     rid: str
     state: str
+    run: int = 1
+    timings: tuple[StageTiming, ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):

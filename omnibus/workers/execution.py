@@ -42,6 +42,7 @@ class Execution:
         sizes = (
             _nbytes(*task.inputs.values()),
             _nbytes(outputs) + sum(item.nbytes for item in (final.items if final else ())),
+            sum(payload.location is not None for payload in outputs.values()),
         )
         timing = StageTiming(task.stage_id, task.published, started, time.time(), *sizes)
         return StageResult(

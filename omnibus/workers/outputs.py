@@ -67,7 +67,7 @@ class OutputWriter:
         items = await self._files(modality, finished.outputs) if finished.outputs else ()
         stored, left = [], RECORD_INLINE_LIMIT
         for data, kind in items:
-            payload = await self._store.put(data, kind, rid=task.ticket.rid, limit=left)
+            payload = await self._store.put(data, kind, rid=task.ticket.rid, limit=left, lasting=True)
             left -= len(payload.data or b"")
             stored.append(payload)
         return FinalOutput(

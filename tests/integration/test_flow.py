@@ -99,8 +99,9 @@ async def test_large_outputs_travel_through_the_object_store(connection: Connect
     spec = PipelineSpec(name=pipeline, stages=(big, sim(1, 0, final="text")))
     async with serving(connection, spec) as producer:
         result = await (await producer.submit(spec, HELLO)).result()
-    assert result.state is RequestState.DONE
-    assert result.timings[0].bytes_out > 256 * 1024
+        assert result.state is RequestState.DONE
+        assert result.timings[0].bytes_out > 256 * 1024
+        await eventually(lambda: _stored_bytes(connection, pipeline), what="its payloads are freed at its end")
 
 
 async def test_same_id_attaches_and_another_request_conflicts(connection: Connection, pipeline: str) -> None:
@@ -236,6 +237,12 @@ async def test_malformed_event_fails_its_request_only(connection: Connection, pi
         await connection.js_publish(subjects.event(pipeline, 0, "final", poisoned.rid), b"\xc1junk")
         assert (await poisoned.result()).state is RequestState.FAILED
         assert (await healthy.result()).state is RequestState.DONE
+
+
+async def _stored_bytes(connection: Connection, pipeline: str) -> bool:
+    """Whether the object store holds no more than metadata."""
+    info = await connection.api(f"STREAM.INFO.OBJ_{subjects.payloads_bucket(pipeline)}")
+    return int(info["state"]["bytes"]) < 4096
 
 
 async def _appears(producer: Producer, pipeline: str, rid: str):

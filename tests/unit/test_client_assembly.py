@@ -48,6 +48,12 @@ def test_first_attempt_is_not_heard_any_more_when_the_second_speaks() -> None:
     assert heard(Assembly(), piece(0, "ab"), piece(0, "abc", SECOND), piece(2, "XX", FIRST)) == "abc"
 
 
+def test_second_attempt_that_says_something_else_is_not_spliced_on() -> None:
+    assembly = Assembly()
+    assert heard(assembly, piece(0, "abc"), piece(0, "aX", SECOND), piece(2, "YZ", SECOND)) == "abc"
+    assert list(assembly.output(text_output("aXYZ"))) == [OutputArrived(text_output("aXYZ"))]
+
+
 def test_output_arrives_once_and_silences_its_stage() -> None:
     assembly = Assembly()
     assert len(list(assembly.output(text_output("ab")))) == 2

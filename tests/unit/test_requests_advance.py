@@ -125,6 +125,14 @@ def test_request_is_done_when_all_its_outputs_are_recorded() -> None:
     effects = advance(result_of(record, 3), record)
     assert saved(effects).state is RequestState.DONE
     assert [type(effect) for effect in effects] == [SaveRecord, Tell, Tell, Purge]
+    assert effects[-1] == Purge("r", queued=False), "every stage has finished: only the timer is left"
+
+
+def test_end_frees_what_the_hops_stored_but_not_what_an_operator_may_run_again() -> None:
+    timings = (StageTiming(0, 1.0, 2.0, 3.0, stored=2),)
+    record = record_of(timings=timings)
+    assert cancel(record)[-1] == Purge("r", stored=True)
+    assert advance(failed_of(record, "engine_error"), record)[-1] == Purge("r", stored=False)
 
 
 @pytest.mark.parametrize("state", [state for state in RequestState if state.terminal])
