@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import Addresses
 from omnibus.errors import ConfigError
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.claims import ClaimBook
 from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
 from omnibus.settings import Settings
-from omnibus.workers.replicas import Witness, replica_processes
+from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
+from omnibus.workers.replicas import Witness, planned_processes
 from omnibus.workers.supervisor import ProcessSpec, Supervisor
 
+STATS_EVERY = 10.0
+"""Seconds between two lines of `--log-stats` about a replica."""
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,8 @@ class Fleet:
     """Seconds that a replica has to finish its tasks when it is stopped."""
     stage_init_timeout: float
     """Seconds that an engine may take to load."""
+    overrides: tuple[str, ...] = ()
+    """What the replicas started here change in their stage, other than what is deployed; `spec` has it already."""
 
     def orchestrator(self) -> ProcessSpec:
         return self._command("orchestrator", {})
@@ -48,18 +58,22 @@ class Fleet:
             env["OMNIBUS_SERVED_MODEL_NAME"] = settings.served_model_name
         return self._command("frontdoor", env)
 
-    def replicas(self, stage: StageSpec, count: int | None) -> list[ProcessSpec]:
-        """The replicas of a stage; raises ConfigError when its devices cannot be shared out so."""
+    def plan(
+        self, here: Collection[int] | None = None, *, replicas: int | None = None, allow_zero: bool = False
+    ) -> list[LogicalStageInitPlan]:
+        """`plan_stages`; raises ConfigError when the devices of a stage cannot be shared out so."""
         try:
-            processes = replica_processes(
-                self.spec, stage, count,
-                nats_url=self.addresses.url, grace=self.grace, start_timeout=self.stage_init_timeout,
-            )  # fmt: skip
+            return plan_stages(self.spec, here, replicas=replicas, allow_zero=allow_zero)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return [
-            ProcessSpec(name=each.name, argv=each.argv, env={**self._environment(), **each.env}) for each in processes
-        ]
+
+    def replicas(self, plan: LogicalStageInitPlan) -> list[ProcessSpec]:
+        """The processes of the replicas of a stage that are started here."""
+        processes = planned_processes(
+            self.spec, plan, overrides=self.overrides,
+            nats_url=self.addresses.url, grace=self.grace, start_timeout=self.stage_init_timeout,
+        )  # fmt: skip
+        return [dataclasses.replace(process, env={**self._environment(), **process.env}) for process in processes]
 
     def _command(self, name: str, env: Mapping[str, str]) -> ProcessSpec:
         argv = (sys.executable, "-m", "omnibus.cli", name, "--pipeline", self.spec.name)
@@ -91,6 +105,17 @@ async def witnessed(connection: Connection, spec: PipelineSpec) -> AsyncIterator
         ClaimBook(connection, spec.name) as claims,
     ):
         yield view, Witness(view, Judge(connection, spec.name, claims), connection.metrics)
+
+
+async def log_stats(view: ReplicaView) -> None:
+    """Log the load of every replica of the pipeline, each `STATS_EVERY` seconds, until cancelled."""
+    while True:
+        await asyncio.sleep(STATS_EVERY)
+        for record in view.replicas():
+            log.info(
+                LogEvent.REPLICA_STATS, stage=record.stage_id, replica=record.replica, status=record.status,
+                slots=record.slots, in_flight=record.in_flight, queue_length=record.queue_length,
+            )  # fmt: skip
 
 
 async def supervise(supervisor: Supervisor) -> None:

@@ -26,19 +26,44 @@ host = click.option("--host", metavar="ADDRESS", help="Where the front door list
 port = click.option("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one.")
 api_key = click.option("--api-key", multiple=True, metavar="KEY", help="A bearer token to accept; may be repeated.")
 grace = click.option(
-    "--grace", type=float, default=30.0, show_default=True, metavar="SECONDS", help="Time to finish tasks when stopped."
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time to finish tasks when stopped.",
 )
 stage_init_timeout = click.option(
     "--stage-init-timeout",
-    type=float,
+    type=click.FloatRange(min=0, min_open=True),
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for an engine to load.",
+    help="Time for one engine to load.",
 )
+init_timeout = click.option(
+    "--init-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for everything that is started here to come up.",
+)
+stage_overrides = click.option(
+    "--stage-overrides",
+    multiple=True,
+    metavar="JSON|STAGE.FIELD=VALUE",
+    help="""Change stages, such as '{"1": {"slots": 2}}' or dit.slots=2; may be repeated.""",
+)
+platform = click.option(
+    "--platform",
+    type=click.Choice(["cuda", "rocm", "npu", "cpu"]),
+    help="Which of the file's platforms is meant, instead of this machine's.",
+)
+log_stats = click.option("--log-stats", is_flag=True, help="Log the load of every replica each ten seconds.")
 replicas = click.option(
     "--replicas",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Replicas of each stage started here, instead of the pipeline's number.",
+    help="Replicas of each stage started by this command, instead of the pipeline's number.",
 )

@@ -22,12 +22,18 @@ def command() -> None:
 
 @command.command()
 @click.argument("pipeline")
-def show(pipeline: str) -> None:
-    """Draw the graph of a pipeline."""
+@options.platform
+@options.stage_overrides
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print what was merged as one file instead.")
+def show(pipeline: str, platform: str | None, stage_overrides: tuple[str, ...], as_yaml: bool) -> None:
+    """Draw the graph of a pipeline, with what its file inherits and its platform adds."""
     from omnibus.pipeline.drawing import draw_pipeline  # noqa: PLC0415 commands import when they run
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+    from omnibus.pipeline.overrides import override_stages  # noqa: PLC0415
+    from omnibus.pipeline.writing import pipeline_yaml  # noqa: PLC0415
 
-    click.echo(draw_pipeline(load_pipeline(pipeline)), nl=False)
+    spec = override_stages(load_pipeline(pipeline, platform), stage_overrides)
+    click.echo(pipeline_yaml(spec) if as_yaml else draw_pipeline(spec), nl=False)
 
 
 @command.command()
@@ -51,14 +57,15 @@ def validate(pipelines: tuple[str, ...]) -> int:
 
 @command.command()
 @click.argument("pipeline")
+@options.platform
 @options.nats
 @options.state_dir
-def deploy(pipeline: str, nats_url: str | None, state_dir: Path | None) -> None:
+def deploy(pipeline: str, platform: str | None, nats_url: str | None, state_dir: Path | None) -> None:
     """Lay the broker out for a pipeline and store it there, so that workers need only a stage."""
     from omnibus.cli.root import load_settings, run  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
 
-    spec = load_pipeline(pipeline)
+    spec = load_pipeline(pipeline, platform)
     deployment = run(_deploy(load_settings(nats_url=nats_url, state_dir=state_dir), spec))
     for change in deployment.changes:
         click.echo(str(change))

@@ -73,9 +73,14 @@ class Readiness:
         self._say("up: front door")
 
 
+def up(view: ReplicaView) -> Counter[int]:
+    """How many replicas of each stage are up."""
+    return Counter(record.stage_id for record in view.replicas() if record.status is ReplicaStatus.UP)
+
+
 def _complete(view: ReplicaView, wanted: Mapping[int, int]) -> bool:
-    up = Counter(record.stage_id for record in view.replicas() if record.status is ReplicaStatus.UP)
-    return all(up[stage_id] >= count for stage_id, count in wanted.items())
+    ready = up(view)
+    return all(ready[stage_id] >= count for stage_id, count in wanted.items())
 
 
 async def _answers(host: str, port: int) -> bool:

@@ -67,6 +67,9 @@ class _Order:
 @options.api_key
 @click.option("--served-model-name", metavar="NAME", help="A further name for the model.")
 @options.nats
+@click.option(
+    "--nats-host", metavar="ADDRESS", help="Where the embedded server listens; loopback unless told otherwise."
+)
 @click.option("--nats-port", type=click.IntRange(0, 65535), help="Port of the embedded server; 0 takes a free one.")
 @click.option("--stages", metavar="LIST", help="Stages that run here, such as 0,1; by default all.")
 @options.replicas

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnibus.errors import StageStartError
-from omnibus.workers.lineage import PARENT_VARIABLE
+from omnibus.workers.lineage import PARENT_VARIABLE, terminate_alive_proc
 
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 45.0
@@ -68,12 +68,7 @@ def serving(
 
 def stop(process: subprocess.Popen[str]) -> None:
     """End the child in order, or by force when it takes too long; its session ends with it."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    terminate_alive_proc(process, STOP_TIMEOUT, by=signal.SIGINT)
     if process.stdout is not None:
         process.stdout.close()
     with suppress(ProcessLookupError, PermissionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,21 @@ class _Order:
     pipeline: str | None
     stage: str
     replicas: int | None
+    stage_overrides: tuple[str, ...]
     grace: float
     stage_init_timeout: float
+    log_stats: bool
 
 
 @click.command("worker")
 @click.option("--stage", required=True, metavar="ID|NAME", help="Which stage.")
 @options.replicas
 @options.pipeline
+@options.stage_overrides
 @options.nats
 @options.grace
 @options.stage_init_timeout
+@options.log_stats
 @options.state_dir
 @options.log_level
 def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **order: Any) -> None:
@@ -50,16 +55,24 @@ def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **or
 async def _work(settings: Settings, order: _Order) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
-    from omnibus.cli.fleet import Fleet, supervise, witnessed  # noqa: PLC0415
+    from omnibus.cli.fleet import Fleet, log_stats, supervise, witnessed  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
+    from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 
     async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
-        spec = await find_pipeline(connection, order.pipeline, wait=START_WAIT)
+        deployed = await find_pipeline(connection, order.pipeline, wait=START_WAIT)
+        stage = deployed.stage(order.stage)
         fleet = Fleet(
-            spec=spec, settings=settings, addresses=discover(settings),
-            grace=order.grace, stage_init_timeout=order.stage_init_timeout,
+            spec=override_locally(deployed, stage.stage_id, order.stage_overrides), overrides=order.stage_overrides,
+            settings=settings, addresses=discover(settings), grace=order.grace, stage_init_timeout=order.stage_init_timeout,
         )  # fmt: skip
-        replicas = fleet.replicas(spec.stage(order.stage), order.replicas)
-        async with witnessed(connection, spec) as (_, witness):
-            await supervise(Supervisor(replicas, grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics))
+        plans = fleet.plan({stage.stage_id}, replicas=order.replicas)
+        processes = [process for plan in plans for process in fleet.replicas(plan)]
+        async with witnessed(connection, fleet.spec) as (view, witness), asyncio.TaskGroup() as group:
+            logging = [group.create_task(log_stats(view), name="log-stats")] if order.log_stats else []
+            await supervise(
+                Supervisor(processes, grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics)
+            )
+            for task in logging:
+                task.cancel()

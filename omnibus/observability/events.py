@@ -54,6 +54,8 @@ class LogEvent(StrEnum):
     REPLICA_STARTED = "replica.started"
     """Its process runs; the engine is loading."""
     REPLICA_UP = "replica.up"
+    REPLICA_STATS = "replica.stats"
+    """Its load, where `--log-stats` is on."""
     REPLICA_DRAINING = "replica.draining"
     REPLICA_DOWN = "replica.down"
     REPLICA_RESTARTING = "replica.restarting"

@@ -16,6 +16,17 @@ from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
 
 SOURCE = "--stage-overrides"
 """What errors name in the place of a file."""
+LOCAL_FIELDS = (
+    "model",
+    "revision",
+    "devices",
+    "num_replicas",
+    "slots",
+    "env",
+    "engine_args",
+    "default_sampling_params",
+)
+"""What replicas of one stage may have otherwise than the others."""
 
 
 def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOURCE) -> PipelineSpec:
@@ -25,10 +36,28 @@ def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOUR
     `1.slots=2` or `dit.engine_args.dtype=float32`, whose value is YAML. Mappings such as `engine_args` and `env` are merged
     key by key, anything else is replaced; later texts win. Raises PipelineError naming the stage's field.
     """
-    document = YamlDocument(file=source, values=msgspec.to_builtins(spec), places={})
+    values = msgspec.json.decode(msgspec.json.encode(spec))  # as a file would give them: lists, not tuples
+    document = YamlDocument(file=source, values=values, places={})
     for text in texts:
         document = merged(document, _overlay(spec, text, source))
     return build_pipeline(document)
+
+
+def override_locally(spec: PipelineSpec, stage_id: int, texts: Iterable[str], source: str = SOURCE) -> PipelineSpec:
+    """`override_stages` for the replicas of one stage of a deployed pipeline, in what concerns nobody else.
+
+    Raises PipelineError too for another stage, and for a field that others rely on.
+    """
+    changed = override_stages(spec, texts, source)
+    for before, after in zip(spec.stages, changed.stages, strict=True):
+        if before.stage_id != stage_id and before != after:
+            raise PipelineError(f"only stage {stage_id} runs here, not stage {before.stage_id}", file=source)
+        shared = [name for name in StageSpec.__struct_fields__ if name not in LOCAL_FIELDS]
+        wrong = next((name for name in shared if getattr(before, name) != getattr(after, name)), None)
+        if wrong is not None:
+            what = f"others rely on it; deploy the pipeline anew, or change one of {', '.join(LOCAL_FIELDS)}"
+            raise PipelineError(what, file=source, field=wrong)
+    return changed
 
 
 def lb_policies(spec: PipelineSpec, flags: Iterable[str]) -> list[str]:
@@ -69,7 +98,7 @@ def _stage_id(spec: PipelineSpec, ref: str, fields: Mapping[str, Any], source: s
     try:
         stage = spec.stage(ref)
     except PipelineError as error:
-        raise PipelineError(error.message, file=source) from error
+        raise PipelineError(error.message.removeprefix("stages: "), file=source) from error
     if fields.get("stage_id", stage.stage_id) != stage.stage_id:
         raise PipelineError(f"stage {ref}: its stage_id cannot be changed", file=source)
     return stage.stage_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 
 PARENT_VARIABLE = "OMNIBUS_PARENT_PID"
 """Set by a supervisor for its children."""
@@ -21,13 +22,33 @@ def die_with_parent() -> None:
     Processes that this one starts by exec (not fork) must call it themselves; a supervisor also ends the whole process
     group of a dead child, which covers those while it lives.
     """
-    _set_death_signal()
-    os.register_at_fork(after_in_child=_set_death_signal)
+    set_death_signal()
+    os.register_at_fork(after_in_child=set_death_signal)
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None and os.getppid() != int(parent):
         raise SystemExit(1)
 
 
-def _set_death_signal() -> None:
-    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+def set_death_signal(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that started it ends. Not inherited by its children."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def terminate_alive_proc(
+    process: subprocess.Popen[str] | subprocess.Popen[bytes],
+    timeout: float = 5.0,
+    *,
+    by: signal.Signals = signal.SIGTERM,
+) -> int:
+    """End a child: ask it with a signal, and kill it when it lives `timeout` seconds later. Returns its exit code.
+
+    Nothing is sent to a child that has ended; either way it is reaped. Blocks.
+    """
+    if process.poll() is None:
+        process.send_signal(by)
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()

@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from omnibus.broker.delivery import Delivery
 from omnibus.broker.effects import Performer
 from omnibus.broker.ledger import Ledger
 from omnibus.broker.puller import Puller
-from omnibus.errors import EngineDead, InvalidRequest, StageStartError
+from omnibus.errors import EngineDead, InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -34,6 +34,7 @@ from omnibus.workers.control import ControlDesk
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.execution import Execution
+from omnibus.workers.initialisation.starting import start_engine
 from omnibus.workers.inputs import JobBuilder
 from omnibus.workers.journal import Journal
 from omnibus.workers.malformed import Malformed, decode_task, reject
@@ -57,7 +58,8 @@ class ReplicaOptions:
     grace: float = 30.0
     """How long tasks may go on after `drain`; what is not done by then is handed back."""
     start_timeout: float = 300.0
-    """How long the engine may take to load."""
+    """How long the engine may take to load, and before that others to initialise one of its devices."""
+    on_loaded: Callable[[], None] = lambda: None
 
 
 class Replica:
@@ -125,14 +127,11 @@ class Replica:
 
     async def _load_engine(self) -> None:
         log.info(LogEvent.REPLICA_STARTED, stage=self._stage.stage_id, replica=self.record.replica)
-        try:
-            async with asyncio.timeout(self._options.start_timeout):
-                await self._engine.start()
-        except TimeoutError as error:
-            raise StageStartError(
-                f"stage {self._stage.name!r} replica {self.record.replica}: "
-                f"the engine did not load within {self._options.start_timeout:g} s"
-            ) from error
+        who, options = f"stage {self._stage.name!r} replica {self.record.replica}", self._options
+        await start_engine(
+            self._engine, self._stage, devices=options.devices, timeout=options.start_timeout, who=who
+        )
+        options.on_loaded()
 
     async def _serve(self) -> None:
         """Take tasks until the end is near, then see those in hand through."""

@@ -16,11 +16,16 @@ from omnibus.broker.discovery import discover
 from omnibus.errors import ConfigError, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.pipeline.overrides import override_stages
 from omnibus.registry.pipelines import load_deployed
 from omnibus.settings import Settings
+from omnibus.workers.initialisation.watchdog import Watchdog
 from omnibus.workers.lineage import die_with_parent
 from omnibus.workers.replica import Replica, ReplicaOptions
 from omnibus.workers.supervisor import FATAL_EXIT_CODE, INSTANCE_VARIABLE
+
+STUCK_AFTER = 5.0
+"""Seconds beyond every deadline of the start after which only a stuck event loop can be the reason."""
 
 log = get_logger(__name__)
 
@@ -31,7 +36,12 @@ def main() -> None:
     arguments = _parser().parse_args()
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
-    sys.exit(_outcome(arguments, settings))
+    status = _outcome(arguments, settings)
+    if status:
+        # Not by sys.exit, which waits for threads: an engine's may never come back.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _outcome(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -58,11 +68,19 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> None:
 
 
 async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str) -> None:
-    spec = await load_deployed(conn, arguments.pipeline)
+    spec = override_stages(await load_deployed(conn, arguments.pipeline), arguments.override)
+    stage, patience = spec.stage(arguments.stage), arguments.start_timeout
+    watchdog = Watchdog(f"stage {stage.name!r}", FATAL_EXIT_CODE)
     options = ReplicaOptions(
-        instance=instance, devices=arguments.devices, grace=arguments.grace, start_timeout=arguments.start_timeout
+        instance=instance,
+        devices=arguments.devices,
+        grace=arguments.grace,
+        start_timeout=patience,
+        on_loaded=watchdog.rest,
     )
-    replica = Replica(conn, spec, spec.stage(arguments.stage), options)
+    watchdog.expect("importing the engine", patience)
+    replica = Replica(conn, spec, stage, options)
+    watchdog.expect("the engine", 2 * patience + STUCK_AFTER)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, replica.drain)
@@ -77,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--devices", default="", help="what the replica sees, for its record")
     parser.add_argument("--grace", type=float, default=30.0, help="seconds to finish tasks after SIGTERM")
     parser.add_argument("--start-timeout", type=float, default=300.0, help="seconds that the engine may take to load")
+    parser.add_argument(
+        "--override", action="append", default=[], help="a change of the stage, as in --stage-overrides"
+    )
     return parser
 
 

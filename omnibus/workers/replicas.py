@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from omnibus.observability.metrics import Metrics
-from omnibus.pipeline.devices import replica_devices, visible_devices_env
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
+from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
 from omnibus.workers.supervisor import Death, ProcessSpec
 
 
@@ -26,21 +26,41 @@ def replica_processes(
 
     `num_replicas` overrides the stage's own. Raises ValueError when the devices cannot be shared out so.
     """
-    shares = replica_devices(stage, num_replicas)
-    options = {
-        "--pipeline": spec.name,
-        "--stage": str(stage.stage_id),
-        "--grace": str(grace),
-        "--start-timeout": str(start_timeout),
-    }
+    plans = plan_stages(spec, {stage.stage_id}, replicas=num_replicas)
+    plan = next(plan for plan in plans if plan.stage_id == stage.stage_id)
+    return planned_processes(spec, plan, nats_url=nats_url, grace=grace, start_timeout=start_timeout)
+
+
+def planned_processes(
+    spec: PipelineSpec,
+    plan: LogicalStageInitPlan,
+    *,
+    nats_url: str,
+    grace: float = 30.0,
+    start_timeout: float = 300.0,
+    overrides: Sequence[str] = (),
+) -> list[ProcessSpec]:
+    """The processes of a plan's local replicas; `overrides` change their stage, as the plan has it already."""
     return [
         ProcessSpec(
-            name=f"{stage.name}.{index}",
-            argv=_argv({**options, "--devices": devices}),
+            name=replica.process_name,
+            argv=[
+                *_argv(
+                    {
+                        "--pipeline": spec.name,
+                        "--stage": str(plan.stage_id),
+                        "--grace": str(grace),
+                        "--start-timeout": str(start_timeout),
+                        "--devices": replica.devices,
+                    }
+                ),
+                *(f"--override={override}" for override in overrides),
+            ],
             # The broker's address may hold a password: it goes by the environment, which others cannot read.
-            env={**stage.env, **visible_devices_env(devices), "OMNIBUS_NATS_URL": nats_url},
+            env={**replica.env, "OMNIBUS_NATS_URL": nats_url},
+            title=replica.title,
         )
-        for index, devices in enumerate(shares)
+        for replica in plan.local
     ]
 
 

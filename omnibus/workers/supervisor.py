@@ -45,6 +45,8 @@ class ProcessSpec:
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the supervisor's own environment."""
+    title: str = ""
+    """What it is, for whoever reads that it cannot start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,11 @@ class Supervisor:
         return {child.name: child.restarts for child in self._children}
 
     @property
+    def last_lines(self) -> dict[str, str]:
+        """The end of what each child has said in its present life, by name."""
+        return {child.name: child.last_lines for child in self._children}
+
+    @property
     def pids(self) -> dict[str, int]:
         """Process id by name, of children that run now."""
         return {child.name: child.process.pid for child in self._children if child.process is not None}
@@ -121,7 +128,7 @@ class Supervisor:
                 return
             await self._witness(death)
             if death.returncode == FATAL_EXIT_CODE:
-                self._failure = StageStartError(f"{child.name} cannot start:\n{child.last_lines}")
+                self._failure = StageStartError(f"{child.name} cannot start{child.title}:\n{child.last_lines}")
                 self.stop()
                 return
             quick_deaths = 0 if death.seconds >= HEALTHY_AFTER else quick_deaths + 1
@@ -174,6 +181,10 @@ class _Child:
         self.process: asyncio.subprocess.Process | None = None
         self.restarts = 0
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    @property
+    def title(self) -> str:
+        return f" ({self._spec.title})" if self._spec.title else ""
 
     @property
     def last_lines(self) -> str:

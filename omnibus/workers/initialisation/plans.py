@@ -1,0 +1,195 @@
+"""What will be started: for each stage its replicas, and for each replica its devices, environment and connectors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from omnibus.pipeline.devices import (
+    compute_replica_layout,
+    get_stage_devices_per_replica,
+    launcher_devices,
+    visible_devices_env,
+)
+from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
+
+StageType = Literal["llm", "diffusion", "codec", "custom"]
+_TYPES: Mapping[str, StageType] = {"vllm": "llm", "diffusers": "diffusion", "transformers": "codec"}
+_MASTER_HOST = "127.0.0.1"
+
+
+class LaunchMode(StrEnum):
+    """Who starts a replica."""
+
+    LOCAL = "local"
+    """This process, as a child."""
+    REMOTE = "remote"
+    """A worker elsewhere, whenever it likes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMetadata:
+    """What others need to know of a stage without its engine."""
+
+    stage_id: int
+    model_stage: str
+    """The stage's name."""
+    stage_type: StageType
+    engine_input_source: tuple[int, ...]
+    final_output: bool
+    final_output_type: str | None
+    default_sampling_params: Mapping[str, Any]
+    custom_process_input_func: str | None
+    """`module:function`."""
+    devices_per_replica: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageConnectorSpec:
+    """How a stage is joined to the others: the edges into and out of it, each with its forwarding and payload rule."""
+
+    inputs: tuple[EdgeSpec, ...]
+    outputs: tuple[EdgeSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaInitPlan:
+    """One replica of a stage, as it will be started."""
+
+    replica_id: int
+    """Its number among those of the plan. The id under which it registers is assigned then, never given."""
+    num_replicas: int
+    launch_mode: LaunchMode
+    metadata: StageMetadata
+    stage_connector_spec: StageConnectorSpec
+    devices: str
+    """As the machine numbers them; empty: whatever is visible."""
+    env: Mapping[str, str]
+    """Added to the launcher's environment: the stage's own, visibility, and MASTER_ADDR and MASTER_PORT for diffusion."""
+
+    @property
+    def process_name(self) -> str:
+        """What its process is called in logs."""
+        return f"{self.metadata.model_stage}.{self.replica_id}"
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        where = f" on devices {self.devices}" if self.devices else ""
+        stage = f"stage {self.metadata.stage_id} {self.metadata.model_stage!r}"
+        return f"{stage}, replica {self.replica_id} of {self.num_replicas}{where}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogicalStageInitPlan:
+    """All replicas of one stage."""
+
+    stage_idx: int
+    """Its place in the pipeline."""
+    stage_id: int
+    replicas: tuple[ReplicaInitPlan, ...]
+    """Of a remote stage, as many as the pipeline expects."""
+
+    @property
+    def local(self) -> tuple[ReplicaInitPlan, ...]:
+        """Those that are started here."""
+        return tuple(replica for replica in self.replicas if replica.launch_mode is LaunchMode.LOCAL)
+
+
+def extract_stage_metadata(stage: StageSpec) -> StageMetadata:
+    """The metadata of a stage of a valid pipeline."""
+    return StageMetadata(
+        stage_id=stage.stage_id,
+        model_stage=stage.name,
+        stage_type=_TYPES.get(stage.engine, "custom"),
+        engine_input_source=stage.input_sources,
+        final_output=stage.final_output,
+        final_output_type=stage.final_output_type,
+        default_sampling_params=stage.default_sampling_params,
+        custom_process_input_func=stage.input_processor,
+        devices_per_replica=get_stage_devices_per_replica(stage),
+    )
+
+
+def plan_stages(
+    spec: PipelineSpec,
+    here: Collection[int] | None = None,
+    *,
+    replicas: int | None = None,
+    allow_zero: bool = False,
+    environ: Mapping[str, str] = os.environ,
+) -> list[LogicalStageInitPlan]:
+    """A plan for each stage of a valid pipeline, in its order.
+
+    `here` are the ids of the stages that are started by this process, None for all; `replicas` overrides their number.
+    `allow_zero` lets the pipeline say that a stage has no replica here. `environ` is the launcher's, whose visible devices
+    the stages' count in. Raises ValueError when devices cannot be shared out, or are not there.
+    """
+    local = {stage.stage_id for stage in spec.stages} if here is None else set(here)
+    stages = [
+        msgspec.structs.replace(stage, num_replicas=replicas)
+        if replicas is not None and stage.stage_id in local
+        else stage
+        for stage in spec.stages
+    ]
+    counts, shares_of = compute_replica_layout(stages, allow_zero=allow_zero)
+    plans = []
+    for index, (stage, count) in enumerate(zip(stages, counts, strict=True)):
+        starts: list[_Start] = [("", {})] * count
+        if stage.stage_id in local:
+            shares = shares_of.get(index, [stage.devices] * count)
+            starts = _starts(stage, [launcher_devices(share, environ, stage.stage_id) for share in shares])
+        mode = LaunchMode.LOCAL if stage.stage_id in local else LaunchMode.REMOTE
+        planned = tuple(_plan_replicas(spec, stage, mode, starts))
+        plans.append(LogicalStageInitPlan(stage_idx=index, stage_id=stage.stage_id, replicas=planned))
+    return plans
+
+
+_Start = tuple[str, Mapping[str, str]]
+"""Devices and environment of a replica."""
+
+
+def _starts(stage: StageSpec, shares: Sequence[str]) -> list[_Start]:
+    meetings = _rendezvous(stage, len(shares))
+    return [
+        (devices, {**meeting, **stage.env, **visible_devices_env(devices)})
+        for devices, meeting in zip(shares, meetings, strict=True)
+    ]
+
+
+def _plan_replicas(
+    spec: PipelineSpec, stage: StageSpec, mode: LaunchMode, starts: Sequence[_Start]
+) -> Iterator[ReplicaInitPlan]:
+    metadata, connectors = extract_stage_metadata(stage), _connectors(spec, stage)
+    for number, (devices, env) in enumerate(starts):
+        yield ReplicaInitPlan(
+            replica_id=number, num_replicas=len(starts), launch_mode=mode, metadata=metadata,
+            stage_connector_spec=connectors, devices=devices, env=env,
+        )  # fmt: skip
+
+
+def _connectors(spec: PipelineSpec, stage: StageSpec) -> StageConnectorSpec:
+    return StageConnectorSpec(
+        inputs=tuple(spec.edge(source, stage.stage_id) for source in stage.input_sources),
+        outputs=tuple(
+            spec.edge(stage.stage_id, other.stage_id) for other in spec.stages if stage.stage_id in other.input_sources
+        ),
+    )
+
+
+def _rendezvous(stage: StageSpec, count: int) -> list[dict[str, str]]:
+    """Where the processes of each diffusion replica would meet: two replicas must not share a port."""
+    if _TYPES.get(stage.engine) != "diffusion":
+        return [{}] * count
+    with ExitStack() as held:  # all at once, so that no port is given twice
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((_MASTER_HOST, 0))
+        return [{"MASTER_ADDR": _MASTER_HOST, "MASTER_PORT": str(probe.getsockname()[1])} for probe in probes]
