@@ -119,7 +119,8 @@ def _stored_anything(record: Record) -> bool:
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
     merged = _merge(event, record)
     tasks = (*linear_tasks(event), *_ready_joins(event, merged))
-    told = _tell(merged, OutputReady(rid=merged.rid, output=event.final)) if event.final else ()
+    # What the record holds, which is the first attempt's: a follower may have missed that one.
+    told = _tell(merged, OutputReady(rid=merged.rid, output=merged.outputs[event.stage_id])) if event.final else ()
     if len(merged.outputs) == len(merged.ticket.route.finals):
         done = merged.ended(RequestState.DONE)
         return (SaveRecord(done), *told, *ended_effects(done, queued=done.ticket.run > 1))

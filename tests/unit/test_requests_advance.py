@@ -118,6 +118,8 @@ def test_first_result_of_a_stage_counts_whoever_made_it() -> None:
     second = advance(result_of(record, 0, b"second"), first)
     assert not any(isinstance(effect, SaveRecord) for effect in second)
     assert first.outputs[0].items[0].data == b"first"
+    told = [effect.message for effect in second if isinstance(effect, Tell) and isinstance(effect.message, OutputReady)]
+    assert [output.output for output in told] == [first.outputs[0]], "never another answer than the record's"
 
 
 def test_request_is_done_when_all_its_outputs_are_recorded() -> None:
