@@ -183,8 +183,12 @@ class Registration:
         return subjects.replica_key(self._record.stage_id, self._record.replica)
 
     async def _update(self, revision: int) -> int:
+        """Replace the record of this revision; 0: there is none, at most the mark of one that expired."""
         # The bucket's age limit is the heartbeat timeout, so a key needs no lifetime of its own.
-        return await self._bucket.update(self._key, codec.encode(self._record), revision)
+        data = codec.encode(self._record)
+        if revision == 0:
+            return await self._bucket.create(self._key, data)
+        return await self._bucket.update(self._key, data, revision)
 
 
 def _decoded(entry: Entry | None) -> ReplicaRecord | None:

@@ -1,0 +1,139 @@
+"""Failover: the server's disconnect events tell orchestrators of dead replicas when nobody else can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from omnibus.broker.connection import Connection, Message
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.client.producer import Producer
+from omnibus.observability.metrics import Metrics
+from omnibus.orchestrator.witness import DEBOUNCE, DisconnectWitness, SystemAccount
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.verdict import Judge
+from omnibus.registry.view import ReplicaView
+from omnibus.requests.state import RequestState
+from omnibus.wire.request import Request
+from tests.support.cluster import Cluster
+from tests.support.directed import one_stage, orchestrator, replica
+from tests.support.processes import children_of
+from tests.support.stage_bench import HEARTBEAT_TIMEOUT, stage_bench
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+HELLO = Request(prompt="a red circle")
+LATENCY, TIMEOUT = 1.0, 10.0
+
+
+@pytest_asyncio.fixture(params=["broker", "round-robin"])
+async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """Two workers of one replica each."""
+    spec = one_stage("failover", request.param, heartbeat_timeout=TIMEOUT, engine_args={"latency": LATENCY})
+    async with Cluster(tmp_path / "cluster", spec) as running:
+        await running.worker(0, name="other")
+        await running.wait_up({0: 2})
+        yield running
+
+
+async def test_task_runs_elsewhere_at_once_when_its_replica_and_its_supervisor_are_killed(cluster: Cluster) -> None:
+    """A whole group is killed with -9: no supervisor is left to report it, long before the heartbeat timeout."""
+    async with Producer(cluster.connection) as producer, ClaimBook(cluster.connection, "failover") as claims:
+        submission = await producer.submit(cluster.spec, HELLO)
+        busy = await eventually(lambda: next((one for one in cluster.view.replicas() if claims.held(one)), None))
+        group = next(group for group in _groups(cluster) if busy.pid in group)
+        for pid in group:
+            os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        result = await submission.result()
+        assert result.state is RequestState.DONE
+        assert LATENCY <= time.monotonic() - killed < LATENCY + 1.0 < TIMEOUT / 2
+        await eventually(lambda: sum(one.alive for one in cluster.view.replicas()) == 1)
+
+
+def _groups(cluster: Cluster) -> list[list[int]]:
+    """Each worker with its replicas."""
+    pids = [cluster._processes[name].pid for name in ("worker-0", "other")]
+    return [[pid, *children_of(pid, "replica_main")] for pid in pids]
+
+
+async def test_replica_is_declared_down_at_once_when_its_connection_was_closed(
+    nats_server: EmbeddedServer, connection: Connection, pipeline: str
+) -> None:
+    async with stage_bench(connection, pipeline, hang_on={"rid": "a", "attempts": [1]}) as bench:
+        system = SystemAccount(url=nats_server.system_url, account="OMNI")
+        async with (
+            orchestrator(connection, bench.spec, system=system),
+            ReplicaView(connection, pipeline, timeout=HEARTBEAT_TIMEOUT) as view,
+            bench.process("dying") as process,
+        ):
+            await view.wait_until(lambda found: any(one.status == "up" for one in found), 20)
+            process.kill()
+            killed = time.monotonic()
+            await view.wait_until(lambda found: all(one.status == "down" for one in found), HEARTBEAT_TIMEOUT)
+            assert time.monotonic() - killed < DEBOUNCE
+
+
+async def test_replica_stays_up_when_it_beats_after_its_connection_broke(connection: Connection, pipeline: str) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=30.0)
+    await ensure_layout(connection, layout_of(spec))
+    async with witness_of(connection, spec) as (witness, view), replica(connection, spec) as living:
+        await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
+        beaten = view.replicas()[0].last_heartbeat
+        await witness._hear(disconnected("test", "Read Error"))
+        living._registration.hurry()  # as its connection does when it is back
+        await eventually(lambda: not witness._waiting)
+        assert [one.status for one in view.replicas()] == ["up"]
+        assert view.replicas()[0].last_heartbeat > beaten
+
+
+async def test_replica_is_declared_down_when_its_connection_broke_and_it_is_silent(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=30.0)
+    await ensure_layout(connection, layout_of(spec))
+    async with witness_of(connection, spec) as (witness, view), replica(connection, spec) as silent:
+        await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
+        started = time.monotonic()
+        await witness._hear(disconnected("test", "Stale Connection"))
+        await view.wait_until(lambda found: any(one.status == "down" for one in found), 5)
+        assert time.monotonic() - started >= DEBOUNCE
+        silent._registration.hurry()
+        await view.wait_until(lambda found: [one.status for one in found] == ["up"], 5)  # nothing is lost by it
+
+
+async def test_nobody_is_declared_down_when_another_client_leaves(connection: Connection, pipeline: str) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=30.0)
+    await ensure_layout(connection, layout_of(spec))
+    async with witness_of(connection, spec) as (witness, view), replica(connection, spec):
+        await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
+        await witness._hear(disconnected("a front door", "Client Closed"))
+        assert not witness._waiting
+
+
+def disconnected(name: str, reason: str) -> Message:
+    """An event as the server publishes it."""
+    data = msgspec.json.encode({"client": {"name": name, "acc": "OMNI"}, "reason": reason})
+    return SimpleNamespace(data=data, subject="$SYS.ACCOUNT.OMNI.DISCONNECT", reply="", headers=None)
+
+
+@asynccontextmanager
+async def witness_of(
+    connection: Connection, spec: PipelineSpec
+) -> AsyncIterator[tuple[DisconnectWitness, ReplicaView]]:
+    async with (
+        ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view,
+        ClaimBook(connection, spec.name) as claims,
+    ):
+        yield DisconnectWitness(view, Judge(connection, spec.name, claims), Metrics()), view

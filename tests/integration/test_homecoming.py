@@ -1,0 +1,185 @@
+"""Directed tasks whose replica is not up come home to the shared lane: published there, then deleted, never NAKed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+
+import pytest
+
+from omnibus.broker.connection import Connection, Message
+from omnibus.broker.directed import DirectedLanes
+from omnibus.broker.layout import ensure_consumer, ensure_layout, lane_consumer, layout_of
+from omnibus.client.producer import Producer
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.verdict import Judge
+from omnibus.requests.state import RequestState
+from omnibus.wire import codec, subjects
+from omnibus.wire.envelope import Task
+from omnibus.wire.request import Request
+from tests.support.directed import LaneLog, lane_log, one_stage, orchestrator, replica
+from tests.support.stage_bench import make_task
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+HELLO = Request(prompt="a red circle")
+TIMEOUT = 1.0
+
+
+async def publish(connection: Connection, spec: PipelineSpec, lane: str, rid: str) -> Task:
+    """A task on a lane, as by a publisher who believes that its replica is up."""
+    task = make_task(spec, rid)
+    msg_id = subjects.message_id("task", rid, 0, 1)
+    await connection.js_publish(subjects.task(spec.name, 0, lane, rid), codec.encode(task), msg_id)
+    return task
+
+
+async def events_of(connection: Connection, spec: PipelineSpec) -> Counter[str]:
+    """Counts the events that stages publish, by request: one for each time that a task was run to the end."""
+    heard: Counter[str] = Counter()
+
+    async def hear(message: Message) -> None:
+        heard[subjects.parse_rid(message.subject)] += 1
+
+    await connection.subscribe(subjects.events_filter(spec.name), hear)
+    return heard
+
+
+async def all_home(connection: Connection, spec: PipelineSpec, log: LaneLog, rids: list[str]) -> None:
+    await eventually(lambda: all("interactive" in log.lanes_of(rid) for rid in rids), what="the tasks are home")
+    lanes = DirectedLanes(connection, spec.name)
+
+    async def left() -> bool:
+        return {lane for _, lane in await lanes.occupied()} <= {"interactive"}
+
+    await eventually(left, what="nothing on a lane of its own")
+
+
+@pytest.mark.parametrize("orchestrators", [1, 3])
+async def test_tasks_of_a_dead_replica_run_elsewhere_once_when_it_is_declared_down(
+    connection: Connection, pipeline: str, orchestrators: int
+) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=10.0)
+    await ensure_layout(connection, layout_of(spec))
+    slow = one_stage(pipeline, engine_args={"hang_on": {"rid": "."}}, heartbeat_timeout=10.0)
+    async with AsyncExitStack() as stack:
+        for _ in range(orchestrators):
+            await stack.enter_async_context(orchestrator(connection, spec))
+        claims = await stack.enter_async_context(ClaimBook(connection, pipeline))
+        producer = await stack.enter_async_context(Producer(connection))
+        log = await stack.enter_async_context(lane_log(connection, pipeline))
+        runs = await events_of(connection, spec)
+        async with replica(connection, slow, dies=True) as dying:
+            rids = [f"d{number}" for number in range(5)]
+            submitted = [await producer.submit(spec, HELLO, rid=rid) for rid in rids]
+            assert set(log.lanes(0)) == {"r0"}
+            await eventually(lambda: claims.held(dying.record))
+            dead = dying.record
+        async with replica(connection, spec):
+            redelivered = await _redelivered(connection, spec)
+            started = time.monotonic()
+            assert await Judge(connection, pipeline, claims).declare_down(dead)
+            results = await asyncio.gather(*(one.result() for one in submitted))
+            assert time.monotonic() - started < 1.0, "long before a heartbeat timeout"
+            assert {result.state for result in results} == {RequestState.DONE}
+            await all_home(connection, spec, log, rids)
+            assert await _redelivered(connection, spec) == redelivered == 0, "not NAKed"
+        assert {rid: runs[rid] for rid in rids} == dict.fromkeys(rids, 1)
+
+
+async def _redelivered(connection: Connection, spec: PipelineSpec) -> int:
+    """What the consumer of r0's lane delivers again."""
+    info = await connection.find(f"CONSUMER.INFO.{subjects.work_stream(spec.name)}.stage-0-r0")
+    return int(info["num_redelivered"]) if info is not None else 0
+
+
+async def test_tasks_of_a_silent_replica_come_home_when_its_heartbeat_expires(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=TIMEOUT)
+    hanging = one_stage(pipeline, heartbeat_timeout=TIMEOUT, engine_args={"hang_on": {"rid": "."}})
+    await ensure_layout(connection, layout_of(spec))
+    async with orchestrator(connection, spec), Producer(connection) as producer:
+        async with replica(connection, hanging, dies=True):
+            submitted = [await producer.submit(spec, HELLO) for _ in range(3)]
+        async with replica(connection, spec) as other:
+            assert other.record.replica == "r1"
+            results = await asyncio.gather(*(one.result() for one in submitted))
+            assert {result.state for result in results} == {RequestState.DONE}
+
+
+async def test_task_comes_home_when_it_is_published_to_a_lane_without_a_consumer(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=TIMEOUT)
+    await ensure_layout(connection, layout_of(spec))
+    async with orchestrator(connection, spec), replica(connection, spec), lane_log(connection, pipeline) as log:
+        runs = await events_of(connection, spec)
+        await publish(connection, spec, "r7", "late")
+        await eventually(lambda: runs["late"] == 1, 2 * TIMEOUT + 1)
+        assert log.lanes_of("late") == ["r7", "interactive"]
+        await all_home(connection, spec, log, ["late"])
+
+
+async def test_tasks_come_home_when_an_orchestrator_starts(connection: Connection, pipeline: str) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=60.0)
+    await ensure_layout(connection, layout_of(spec))
+    await ensure_consumer(connection, lane_consumer(pipeline, 0, "r3"))
+    rids = [f"left{number}" for number in range(3)]
+    for rid in rids:
+        await publish(connection, spec, "r3", rid)
+    async with lane_log(connection, pipeline) as log, orchestrator(connection, spec):
+        await all_home(connection, spec, log, rids)
+
+
+async def test_only_what_waits_comes_home_while_its_replica_finishes_the_rest(
+    connection: Connection, pipeline: str
+) -> None:
+    """A rolling restart runs nothing twice."""
+    spec = one_stage(pipeline, engine_args={"latency": 0.5}, heartbeat_timeout=10.0)
+    await ensure_layout(connection, layout_of(spec))
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(orchestrator(connection, spec))
+        producer = await stack.enter_async_context(Producer(connection))
+        log = await stack.enter_async_context(lane_log(connection, pipeline))
+        runs = await events_of(connection, spec)
+        async with replica(connection, spec, grace=5.0) as leaving:
+            rids = [f"t{number}" for number in range(3)]
+            submitted = [await producer.submit(spec, HELLO, rid=rid) for rid in rids]
+            await eventually(lambda: len(leaving._claims) == 1)
+            leaving.drain()
+            await eventually(lambda: sorted(log.lanes(0)) == ["interactive", "interactive", "r0", "r0", "r0"])
+        async with replica(connection, spec):
+            results = await asyncio.gather(*(one.result() for one in submitted))
+        assert {result.state for result in results} == {RequestState.DONE}
+        assert {rid: runs[rid] for rid in rids} == dict.fromkeys(rids, 1)
+
+
+async def test_what_cannot_be_finished_in_time_is_handed_back_to_the_shared_lane(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = one_stage(pipeline, engine_args={"latency": 3.0}, heartbeat_timeout=10.0)
+    await ensure_layout(connection, layout_of(spec))
+    async with (
+        orchestrator(connection, spec),
+        Producer(connection) as producer,
+        lane_log(connection, pipeline) as log,
+    ):
+        async with replica(connection, spec, grace=0.0) as leaving:
+            submission = await producer.submit(spec, HELLO)
+            await eventually(lambda: len(leaving._claims) == 1)
+        assert log.lanes(0) == ["r0", "interactive"]
+        await producer.cancel(pipeline, submission.rid)
+
+
+async def test_cancelled_request_is_gone_from_a_lane_of_its_own_too(connection: Connection, pipeline: str) -> None:
+    spec = one_stage(pipeline, engine_args={"hang_on": {"rid": "."}})
+    await ensure_layout(connection, layout_of(spec))
+    async with orchestrator(connection, spec), Producer(connection) as producer, replica(connection, spec):
+        submitted = [await producer.submit(spec, HELLO) for _ in range(3)]
+        for submission in submitted:
+            await producer.cancel(pipeline, submission.rid)
+        assert await DirectedLanes(connection, pipeline).occupied() == set()
