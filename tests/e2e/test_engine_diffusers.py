@@ -243,7 +243,10 @@ async def test_checkpoint_missing_when_the_folder_holds_none(tmp_path: Path) -> 
         await create(make_stage(tmp_path)).start()
 
 
-@pytest.mark.parametrize(("name", "value"), [("warp", 9), ("dtype", "int3"), ("pipeline_class", "NoSuchPipeline")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("warp", 9), ("dtype", "int3"), ("pipeline_class", "NoSuchPipeline"), ("leave_out", ["text_decoder"])],
+)
 async def test_pipeline_error_when_an_engine_argument_is_wrong(checkpoint: Path, name: str, value: object) -> None:
     with pytest.raises(PipelineError, match=name):
         await create(make_stage(checkpoint, **{name: value})).start()

@@ -95,6 +95,7 @@ def test_our_keys_are_taken_out_when_arguments_are_sorted() -> None:
         ({"lora_modules": ["a"]}, "lora_modules"),
         ({"hidden_states": [0], "kv_transfer_config": {}}, "kv_transfer_config"),
         ({"hidden_states": [0], "enable_prompt_embeds": True}, "enable_prompt_embeds"),
+        ({"hidden_states": [0], "runner": "pooling"}, "runner"),
     ],
 )
 def test_pipeline_error_naming_the_field_when_arguments_clash(arguments: dict[str, Any], field: str) -> None:

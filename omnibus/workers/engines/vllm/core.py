@@ -136,10 +136,7 @@ class VllmCore:
             name = next(iter(job.sampling))
             raise EngineRejected(f"unknown sampling parameter {name!r}: encoding takes none", param=name)
         lora, prompt = self._lora(job), await self._prompts.render(job.engine_input)
-        run.prompt_tokens, context = self._prompts.length(prompt), self._llm.model_config.max_model_len
-        if run.prompt_tokens > context:
-            message = f"the prompt has {run.prompt_tokens} tokens; the context has {context}"
-            raise EngineRejected(message, param="prompt")
+        run.prompt_tokens = self._prompts.length(prompt)
         params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
         if run.aborted:
             yield Finished(outputs={}, finish_reason="abort")
