@@ -75,7 +75,7 @@ def _with_overlay(document: YamlDocument, platform: str | None) -> YamlDocument:
     if chosen not in overlays:
         return _without(document, OVERLAYS)
     prefix = (OVERLAYS, chosen)
-    places = {path[2:]: place for path, place in document.places.items() if path[:2] == prefix}
+    places = {path[2:]: place for path, place in document.places.items() if len(path) > 2 and path[:2] == prefix}
     overlay_file, _ = document.place(prefix)
     overlay = YamlDocument(file=overlay_file, values=overlays[chosen], places=places)
     return merged(_without(document, OVERLAYS), overlay)
@@ -132,7 +132,9 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _renamed(places: Places, field: str, names: Mapping[Any, str | int]) -> Places:
-    return {
-        (field, names[path[1]], *path[2:]) if path[0] == field and len(path) > 1 and path[1] in names else path: place
-        for path, place in places.items()
-    }
+    """Places with the items of a list called otherwise."""
+    renamed = {}
+    for path, place in places.items():
+        inside = len(path) > 1 and path[0] == field and path[1] in names
+        renamed[(field, names[path[1]], *path[2:]) if inside else path] = place
+    return renamed
