@@ -26,8 +26,8 @@ heartbeat_timeout: 2s
 max_attempts: 20
 stages:
 - {stage_id: 0, name: first, engine: sim, slots: 4, engine_args: {latency: [0.0, 0.1]}}
-- {stage_id: 1, name: heavy, engine: sim, slots: 4, input_sources: [0], engine_args: {latency: [0.0, 0.2],
-   outputs: {text: text, tensor: tensor}, size: 100000}}
+- {stage_id: 1, name: heavy, engine: sim, slots: 4, input_sources: [0], lb_policy: round-robin,
+   engine_args: {latency: [0.0, 0.2], outputs: {text: text, tensor: tensor}, size: 100000}}
 - {stage_id: 2, name: join, engine: sim, slots: 4, input_sources: [0, 1], final_output: true, final_output_type: text,
    engine_args: {latency: 0.01, outputs: {text: text}}}
 edges:

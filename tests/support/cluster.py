@@ -133,7 +133,9 @@ class Cluster:
     async def kill_replica(self, stage_id: int) -> int:
         """Kill one replica of a stage with -9: its worker starts it again. Returns the dead process's id."""
         worker = self._processes[f"worker-{stage_id}"].pid
-        pid = await eventually(lambda: next(iter(children_of(worker, "replica_main")), 0), what="a replica to kill")
+        pid = await eventually(
+            lambda: next(iter(children_of(worker, "replica_main")), 0), self._ready, what="a replica to kill"
+        )
         os.kill(pid, signal.SIGKILL)
         return pid
 
