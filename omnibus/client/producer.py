@@ -65,7 +65,8 @@ class Producer:
     """Submits requests over one connection; an async context manager. Safe for many tasks of one loop."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
+        """What it submits over; its owner's."""
         self.front = f"f{secrets.token_hex(6)}"
         """Token of the `out` subject that this producer listens to."""
         self._channels: dict[str, Channel] = {}
@@ -81,17 +82,21 @@ class Producer:
             await channel.close()
         self._channels.clear()
 
-    async def submit(self, spec: PipelineSpec, request: Request, *, rid: str | None = None) -> Submission:
+    async def submit(
+        self, spec: PipelineSpec, request: Request, *, rid: str | None = None, arrival: float | None = None
+    ) -> Submission:
         """Submit a request; accepted when this returns, and then it ends exactly once.
 
         With a `rid` of one's own, submitting again attaches to the running request or to its answer. Raises a RequestError
         for what the pipeline cannot serve, RequestConflict when the id was used otherwise, Overloaded at a bound, and
         BrokerUnavailable: then it may have been accepted, and only a submission with the same id tells.
+
+        Deadline and time in the queue count from `arrival`, seconds since the epoch; by default from now.
         """
         rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
         channel = await self.channel(spec.name)
         await channel.direct(spec)
-        record = await self._new_record(channel, spec, request, rid)
+        record = await self._new_record(channel, spec, request, rid, time.time() if arrival is None else arrival)
         await self._check_bounds(channel, spec, record)
         channel.expect(rid)
         admitted = await self._admit(channel, record)
@@ -130,13 +135,15 @@ class Producer:
         """What this producer has on one pipeline, opened on first use."""
         async with self._opening:
             if pipeline not in self._channels:
-                self._channels[pipeline] = await Channel.open(self._connection, pipeline, self.front)
+                self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front)
             return self._channels[pipeline]
 
-    async def _new_record(self, channel: Channel, spec: PipelineSpec, request: Request, rid: str) -> Record:
+    async def _new_record(
+        self, channel: Channel, spec: PipelineSpec, request: Request, rid: str, arrival: float
+    ) -> Record:
         payload = await channel.store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
         return new_record(
-            spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=time.time(), front=self.front
+            spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrival, front=self.front
         )  # fmt: skip
 
     @staticmethod

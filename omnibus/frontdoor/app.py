@@ -12,11 +12,11 @@ from omnibus.client.producer import Producer
 from omnibus.frontdoor import errors
 from omnibus.frontdoor.door import Door, Options
 from omnibus.frontdoor.middleware import ApiKeys, BodyLimit, Observed
-from omnibus.frontdoor.routes import chat, completions, health, images, models, requests, speech
+from omnibus.frontdoor.routes import chat, completions, control, health, images, models, requests, speech
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 
-_ROUTERS = (chat, completions, images, speech, models, requests, health)
+_ROUTERS = (chat, completions, images, speech, models, requests, control, health)
 
 
 def create_app(

@@ -18,7 +18,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 
 REQUEST_ID = "X-Request-Id"
-GUARDED = "/v1/"
+GUARDED = ("/v1/", "/pause", "/resume", "/is_paused", "/start_profile", "/stop_profile", "/reset_prefix_cache")
 """What an API key is asked for; probes and metrics are open."""
 FAREWELL_TIMEOUT = 1.0
 """Seconds that a caller has to read that the server stops."""

@@ -39,6 +39,30 @@ def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream
     )
 
 
+def configure_quietly(level: str) -> None:
+    """Logs of a library's user: our events from `level` on, on stderr, and nothing else touched.
+
+    Does nothing where structlog is configured already: then the application decides. Raises ConfigError as above.
+    """
+    if level.lower() not in LEVELS:
+        raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}", param="log_level")
+    if structlog.is_configured():
+        return
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _plain_event,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
 def get_logger(name: str, **bound: object) -> FilteringBoundLogger:
     """A logger for one module, with fields bound to every event: `get_logger(__name__, stage=…).info(LogEvent.REPLICA_UP)`."""
     logger: FilteringBoundLogger = structlog.get_logger(name, **bound)

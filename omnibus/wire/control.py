@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from omnibus.wire.failure import Failure
+
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     """Drop these requests wherever they are, and what still arrives of them until their deadline."""
@@ -34,6 +36,9 @@ class RpcReply(msgspec.Struct, frozen=True, kw_only=True, tag="rpc-reply"):
     value: bytes | None = None
     """Packed with `codec.pack`."""
     error: str | None = None
+    """What went wrong, in words."""
+    failure: Failure | None = None
+    """The same, as the exception that it was."""
 
 
 Control = Cancel | AskClaims | Rpc

@@ -10,10 +10,11 @@ from omnibus.errors import BrokerError
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Cancel, Control, Rpc, RpcReply
+from omnibus.wire.failure import Failure
 from omnibus.workers.assignment import Interruption
 from omnibus.workers.claims import Claims
-from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.journal import Journal
+from omnibus.workers.orders import Orders
 
 RPC_TIMEOUT = 300.0
 """Seconds that a call of the engine may take; its caller waits no longer."""
@@ -26,10 +27,10 @@ class ControlDesk:
 
     def __init__(
         self, conn: Connection, pipeline: str, stage_id: int, *,
-        engine: Engine, claims: Claims, cancellations: Cancellations, journal: Journal,
+        orders: Orders, claims: Claims, cancellations: Cancellations, journal: Journal,
     ) -> None:  # fmt: skip
         self._conn, self._pipeline, self._stage_id = conn, pipeline, stage_id
-        self._engine, self._claims, self._cancellations = engine, claims, cancellations
+        self._orders, self._claims, self._cancellations = orders, claims, cancellations
         self._journal = journal
         self._subscriptions: list[Subscription] = []
         self._calls: set[asyncio.Task[None]] = set()
@@ -76,7 +77,9 @@ class ControlDesk:
         try:
             answer = RpcReply(replica=self._claims.replica, value=codec.pack(await self._called(order)))
         except Exception as error:  # noqa: BLE001 whatever the engine raises is the caller's answer
-            answer = RpcReply(replica=self._claims.replica, error=f"{type(error).__name__}: {error}")
+            answer = RpcReply(
+                replica=self._claims.replica, error=f"{type(error).__name__}: {error}", failure=Failure.of(error)
+            )
         try:
             if reply:
                 await self._conn.publish(reply, codec.encode(answer))
@@ -87,4 +90,4 @@ class ControlDesk:
         if len(self._calls) > MOST_CALLS:
             raise RuntimeError("too many calls are under way")
         async with asyncio.timeout(RPC_TIMEOUT):
-            return await self._engine.rpc(order.method, order.args, order.kwargs)
+            return await self._orders.call(order.method, order.args, order.kwargs)

@@ -23,7 +23,9 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.payloads.store import PayloadStore
+from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.director import Director
 from omnibus.registry.heartbeat import Registration
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.cancellations import Cancellations
@@ -34,10 +36,13 @@ from omnibus.workers.control import ControlDesk
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.execution import Execution
+from omnibus.workers.gate import Gate
 from omnibus.workers.initialisation.starting import start_engine
 from omnibus.workers.inputs import JobBuilder
 from omnibus.workers.journal import Journal
+from omnibus.workers.lanes import Lanes
 from omnibus.workers.malformed import Malformed, decode_task, reject
+from omnibus.workers.orders import Orders
 from omnibus.workers.outputs import OutputWriter
 from omnibus.workers.serving import TaskService
 
@@ -86,16 +91,21 @@ class Replica:
         self._journal = Journal(self._metrics, spec.name, stage.stage_id)
         self._claims = Claims(conn, spec.name, stage.stage_id)
         self._cancellations = Cancellations()
-        self._performer = Performer(conn, spec.name)
+        self._lanes = Lanes(conn, spec, stage)
+        self._director = Director(conn, spec, stages=_direct_targets(spec, stage))
+        self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
         self._ledger = Ledger(conn, spec.name)
         self._store = PayloadStore(conn, spec.name)
         self._service = self._make_service()
+        self._gate = Gate(stage.slots, self._claims, self._set_status)
         self._control = ControlDesk(
             conn, spec.name, stage.stage_id,
-            engine=self._engine, claims=self._claims, cancellations=self._cancellations, journal=self._journal,
+            orders=Orders(self._engine, self._gate), claims=self._claims,
+            cancellations=self._cancellations, journal=self._journal,
         )  # fmt: skip
         self._registration = self._make_registration()
         self._ending = asyncio.Event()
+        self._turn = asyncio.Event()  # the end is near, or the id is another
         self._engine_death: Exception | None = None
 
     @property
@@ -106,6 +116,8 @@ class Replica:
     def drain(self) -> None:
         """Take no more tasks, finish what is in hand, leave; idempotent, safe in a signal handler of the loop."""
         self._ending.set()
+        self._gate.close()
+        self._turn.set()
 
     async def run(self) -> None:
         """Serve until drained.
@@ -113,7 +125,8 @@ class Replica:
         Raises CheckpointMissing, StageStartError or another ConfigError when the engine does not start, EngineDead when it
         dies. Cancelling it leaves every task in hand to the others, as a death would.
         """
-        async with self._registration:
+        async with self._director, self._registration:
+            unhook = self._conn.on_reconnect(self._registration.hurry)
             try:
                 await self._load_engine()
                 await self._serve()
@@ -121,6 +134,7 @@ class Replica:
                 await self._registration.set_status(ReplicaStatus.ERROR)
                 raise
             finally:
+                unhook()
                 await self._control.close()
                 await self._engine.close()
         log.info(LogEvent.REPLICA_DOWN, stage=self._stage.stage_id, replica=self.record.replica)
@@ -128,30 +142,37 @@ class Replica:
     async def _load_engine(self) -> None:
         log.info(LogEvent.REPLICA_STARTED, stage=self._stage.stage_id, replica=self.record.replica)
         who, options = f"stage {self._stage.name!r} replica {self.record.replica}", self._options
-        await start_engine(
-            self._engine, self._stage, devices=options.devices, timeout=options.start_timeout, who=who
-        )
+        await start_engine(self._engine, self._stage, devices=options.devices, timeout=options.start_timeout, who=who)
         options.on_loaded()
 
     async def _serve(self) -> None:
         """Take tasks until the end is near, then see those in hand through."""
         await self._control.listen()
         async with asyncio.TaskGroup() as jobs:
-            async with self._puller() as puller:
-                puller.add_credit(self._stage.slots)
-                receiving = jobs.create_task(self._receive(puller, jobs), name="receive")
-                await self._registration.set_status(ReplicaStatus.UP)
-                log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
-                await self._ending.wait()
-                receiving.cancel()
+            while not self._ending.is_set():
+                await self._take_tasks(jobs)
             await self._finish()
+        await self._lanes.close()
         if self._engine_death is not None:
             raise EngineDead(f"stage {self._stage.name!r}: {self._engine_death}") from self._engine_death
+
+    async def _take_tasks(self, jobs: asyncio.TaskGroup) -> None:
+        """Until the end is near, or until the replica's own lane is another one."""
+        self._turn.clear()
+        async with self._lanes.puller() as puller:
+            receiving = jobs.create_task(self._receive(puller, jobs), name="receive")
+            await self._gate.open(puller)
+            log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
+            if not self._ending.is_set():
+                await self._turn.wait()
+            self._gate.close()
+            receiving.cancel()
 
     async def _receive(self, puller: Puller, jobs: asyncio.TaskGroup) -> None:
         async for delivery in puller:
             # In hand from here on, before its task has run a step: a drain must not overlook it.
-            jobs.create_task(self._work_on(self._accept(delivery), puller), name=f"task-{delivery.stream_seq}")
+            self._gate.taken()
+            jobs.create_task(self._work_on(self._accept(delivery)), name=f"task-{delivery.stream_seq}")
 
     def _accept(self, delivery: Delivery) -> Assignment | Malformed:
         try:
@@ -160,9 +181,10 @@ class Replica:
             return Malformed(delivery, error)
         assignment = Assignment(self._conn, delivery, task, self._spec.heartbeat_timeout)
         self._claims.take(assignment)
+        self._gate.admit(assignment)
         return assignment
 
-    async def _work_on(self, accepted: Assignment | Malformed, puller: Puller) -> None:
+    async def _work_on(self, accepted: Assignment | Malformed) -> None:
         """The root of one task: whatever happens to it stays here."""
         try:
             if isinstance(accepted, Malformed):
@@ -174,7 +196,7 @@ class Replica:
             self._journal.crashed("worker")  # not acknowledged: delivered again when its lease runs out
         finally:
             self._notice_death()
-            puller.add_credit(0 if self._ending.is_set() else 1)
+            self._gate.freed()
 
     async def _see_through(self, assignment: Assignment) -> None:
         try:
@@ -203,7 +225,7 @@ class Replica:
     def _notice_death(self) -> None:
         if self._engine_death is None and (death := self._engine.dead()) is not None:
             self._engine_death = death
-            self._ending.set()
+            self.drain()
 
     # What the registration asks and tells
 
@@ -211,27 +233,27 @@ class Replica:
         self._notice_death()
         stats = self._engine.stats()
         return {
-            "queue_length": stats.running + stats.waiting,
+            "queue_length": stats.running + stats.waiting + self._lanes.waiting,
             "in_flight": len(self._claims),
             "claims": self._claims.held,
         }
 
     async def _registered(self, replica: str) -> None:
+        before = self._lanes.replica
         self._claims.replica = self._service.replica = self._journal.replica = replica
+        await self._lanes.open(replica)
         if self._control.listening:
             await self._control.listen()  # under the new id
+        if self._lanes.directed and before != replica:
+            self._turn.set()
+
+    async def _set_status(self, status: ReplicaStatus) -> None:
+        await self._registration.set_status(status)
 
     def _fenced(self) -> None:
         self._claims.interrupt(Interruption.ABANDONED)
 
     # What it is made of
-
-    def _puller(self) -> Puller:
-        stage_id = self._stage.stage_id
-        consumers = [subjects.stage_consumer(stage_id, lane) for lane in self._spec.lanes]
-        favoured = subjects.stage_consumer(stage_id, "batch") if "batch" in self._spec.lanes else None
-        stream = subjects.work_stream(self._spec.name)
-        return Puller(self._conn, stream, consumers, favoured=favoured, label=f"stage-{stage_id}")
 
     def _make_service(self) -> TaskService:
         builder = JobBuilder(self._spec, self._stage, self._store)
@@ -243,11 +265,19 @@ class Replica:
         instance = self._options.instance or f"replica-{secrets.token_hex(8)}"
         record = ReplicaRecord(
             stage_id=self._stage.stage_id, replica="", instance=instance, connection=self._conn.name,
-            slots=self._stage.slots, host=socket.gethostname(), pid=os.getpid(), devices=self._options.devices,
+            directed=self._lanes.directed, slots=self._stage.slots, host=socket.gethostname(), pid=os.getpid(),
+            devices=self._options.devices,
             version=importlib.metadata.version("omnibus"),
         )  # fmt: skip
         return Registration(
             Bucket(self._conn, subjects.replicas_bucket(self._spec.name)), record,
             timeout=self._spec.heartbeat_timeout, load=self._load,
-            on_registered=self._registered, on_fenced=self._fenced, metrics=self._metrics,
+            on_registered=self._registered, on_fenced=self._fenced, refresh=self._lanes.refresh, metrics=self._metrics,
         )  # fmt: skip
+
+
+def _direct_targets(spec: PipelineSpec, stage: StageSpec) -> set[int]:
+    """Stages whose tasks this one's replicas publish themselves."""
+    return {
+        edge.target for edge in spec.edges if edge.source == stage.stage_id and edge.forwarding is Forwarding.DIRECT
+    }

@@ -1,0 +1,111 @@
+"""What can be done to the replicas of a pipeline: pause, sleep, profile, reset. By the names that vLLM has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omnibus.broker.connection import Connection
+from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc
+from omnibus.errors import InvalidRequest
+from omnibus.pipeline.spec import PipelineSpec
+
+Stages = Sequence[int] | None
+"""Stage ids; None: all stages, where a method says nothing else."""
+
+
+class Controls:
+    """Orders to the replicas that there are now, wherever they run; one that joins later knows nothing of them."""
+
+    def __init__(self, connection: Connection, spec: PipelineSpec) -> None:
+        self._connection, self._spec = connection, spec
+
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        stage_ids: Stages = None,
+    ) -> CollectiveAnswer:
+        """See `client.rpc.collective_rpc`."""
+        return await collective_rpc(
+            self._connection, self._spec, method, timeout=timeout, args=args, kwargs=kwargs, stage_ids=stage_ids
+        )
+
+    async def pause_generation(
+        self, mode: str = "abort", *, clear_cache: bool = True, stage_ids: Stages = None
+    ) -> CollectiveAnswer:
+        """Have replicas take no more tasks; returns when they have none in hand. New requests are accepted, and wait.
+
+        `abort`: tasks in hand stop at once and go back to the queue; `wait`: they are finished first. No request is lost
+        either way. `clear_cache`: forget cached prefixes, on stages that have them. Idempotent. Raises InvalidRequest for
+        another mode, EngineError when a replica does not answer.
+        """
+        answer = await self._all("pause_generation", args=(mode,), stage_ids=stage_ids)
+        cached = self._with_engine("vllm", stage_ids)
+        if clear_cache and cached:
+            await self._all("reset_prefix_cache", stage_ids=cached)
+        return answer
+
+    async def resume_generation(self, stage_ids: Stages = None) -> CollectiveAnswer:
+        """Have paused replicas take tasks again; idempotent. Raises InvalidRequest for one that is asleep."""
+        return await self._all("resume_generation", stage_ids=stage_ids)
+
+    async def is_paused(self, stage_ids: Stages = None) -> bool:
+        """Whether all replicas are paused."""
+        return all(await self._all("is_paused", stage_ids=stage_ids))
+
+    async def sleep(self, level: int = 1, *, mode: str = "abort", stage_ids: Stages = None) -> CollectiveAnswer:
+        """Have replicas give their device memory back; their tasks wait, as in a pause. All of them, or none.
+
+        What cannot be undone is refused: a level other than 1, an engine that cannot wake up. Then whoever slept already
+        is woken. Idempotent. Raises InvalidRequest, or EngineError when a replica does not answer.
+        """
+        answer = await self._call("sleep", args=(level, mode), stage_ids=stage_ids)
+        if not answer.complete:
+            await self._call("wake_up", stage_ids=stage_ids)
+            answer.raise_for_partial()
+        return answer
+
+    async def wake_up(self, stage_ids: Stages = None) -> CollectiveAnswer:
+        """Have sleeping replicas load their weights back and take tasks again; idempotent."""
+        return await self._all("wake_up", stage_ids=stage_ids)
+
+    async def is_sleeping(self, stage_ids: Stages = None) -> bool:
+        """Whether all replicas are asleep."""
+        return all(await self._all("is_sleeping", stage_ids=stage_ids))
+
+    async def start_profile(self, stage_ids: Stages = None) -> CollectiveAnswer:
+        """Start the profilers of the engines that have one (`vllm`); raises InvalidRequest when none of the stages does."""
+        return await self._all("start_profile", stage_ids=self._able("start_profile", stage_ids))
+
+    async def stop_profile(self, stage_ids: Stages = None) -> CollectiveAnswer:
+        """Stop them, and have them write what they saw."""
+        return await self._all("stop_profile", stage_ids=self._able("stop_profile", stage_ids))
+
+    async def reset_prefix_cache(self, stage_ids: Stages = None) -> CollectiveAnswer:
+        """Forget cached prefixes (`vllm`); raises InvalidRequest when none of the stages has a cache."""
+        return await self._all("reset_prefix_cache", stage_ids=self._able("reset_prefix_cache", stage_ids))
+
+    async def _call(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
+        return await self.collective_rpc(method, LONGEST_TIMEOUT, args, stage_ids=stage_ids)
+
+    async def _all(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
+        """Raises unless everybody did it."""
+        answer = await self._call(method, args=args, stage_ids=stage_ids)
+        answer.raise_for_partial()
+        return answer
+
+    def _able(self, method: str, stage_ids: Stages) -> Stages:
+        """The stages that were named, whatever they are; else those whose engine can do it."""
+        if stage_ids is not None:
+            return stage_ids
+        able = self._with_engine("vllm", None)
+        if not able:
+            raise InvalidRequest(f"no stage of pipeline {self._spec.name!r} has an engine with {method}")
+        return able
+
+    def _with_engine(self, engine: str, stage_ids: Stages) -> list[int]:
+        stages = [stage for stage in self._spec.stages if stage_ids is None or stage.stage_id in stage_ids]
+        return [stage.stage_id for stage in stages if stage.engine == engine]

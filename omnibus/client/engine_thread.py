@@ -1,0 +1,107 @@
+"""An event loop on a thread of its own, on which a session lives."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import uvloop
+
+from omnibus.client.session import Session
+from omnibus.errors import EngineDead, OmnibusError
+
+T = TypeVar("T")
+Farewell = Callable[[Exception], None]
+
+
+class EngineThread:
+    """Opens a session, and keeps it open until `stop`. Its methods are for other threads and other loops."""
+
+    def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Session]], farewell: Farewell) -> None:
+        """Returns when the session is open; raises what it raises. `farewell` is told when it is over, and why."""
+        self._opening, self._farewell = opening, farewell
+        self._opened: Future[Session] = Future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: Future[None] = Future()
+        self._end = EngineDead("the engine was shut down")
+        self._thread = threading.Thread(target=self._run, name="omnibus-engine", daemon=True)
+        self._thread.start()
+        try:
+            self.session = self._opened.result()  # bounded by the opening's own deadlines
+        except BaseException:
+            self.stop()  # the caller may have been interrupted while it waited
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether the session is open."""
+        return self._thread.is_alive() and self._loop is not None
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the session's loop and wait; raises EngineDead when it is over."""
+        try:
+            return self._start(work).result()
+        except concurrent.futures.CancelledError:
+            raise self._end from None
+
+    async def call_async(self, work: Coroutine[Any, Any, T]) -> T:
+        """The same from another loop; cancelling it cancels the work."""
+        started = self._start(work)
+        try:
+            return await asyncio.wrap_future(started)
+        except asyncio.CancelledError:
+            if self._loop is None and started.cancelled():
+                raise self._end from None
+            raise
+
+    def stop(self) -> None:
+        """Close the session in order; idempotent."""
+        if not self._stopping.done():
+            self._stopping.set_result(None)
+        self._thread.join()
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            if self._loop is not None:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # the loop was closed just now
+            work.close()
+            raise self._end from error
+        work.close()
+        raise self._end
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._main())
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 told to whoever uses the engine
+            self._fail(error)
+        finally:
+            self._loop = None
+            self._farewell(self._end)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        stopping: asyncio.Future[None] = asyncio.wrap_future(self._stopping)
+        session = asyncio.create_task(self._hold(stopping), name="session")
+        await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        self._loop = None  # what is called from now on would never run
+        if not self._opened.done():
+            session.cancel()  # stopped before it was open
+        await session
+
+    async def _hold(self, stopping: asyncio.Future[None]) -> None:
+        async with self._opening() as session:
+            self._opened.set_result(session)
+            await asyncio.shield(stopping)
+
+    def _fail(self, error: BaseException) -> None:
+        reason = error.message if isinstance(error, OmnibusError) else f"{type(error).__name__}: {error}"
+        self._end = EngineDead(f"the engine has died: {reason}")
+        if not self._opened.done():
+            self._opened.set_exception(self._end if isinstance(error, asyncio.CancelledError) else error)

@@ -1,0 +1,208 @@
+"""Omni: many prompts in, all outputs back, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from omnibus.client.asking import NamedAdapter, Prompt, Wishes, make_request
+from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.events import Output
+from omnibus.client.outputs import ABORT, OmniRequestOutput
+from omnibus.client.progress import Bar
+from omnibus.client.rpc import CollectiveAnswer
+from omnibus.client.session import Aborted
+from omnibus.client.single_stage import Target
+from omnibus.errors import Overloaded
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.admission import validate
+from omnibus.wire.envelope import StageTiming
+from omnibus.wire.failure import Failure
+from omnibus.wire.request import Request
+
+AHEAD = 2
+"""Prompts open at the same time, for each slot of the pipeline's widest stage: a deadline starts with the submission."""
+
+
+@dataclass(slots=True)
+class OmniResult:
+    """All outputs of one prompt."""
+
+    request_id: str
+    prompt: str | None
+    outputs: list[Output] = field(default_factory=list)
+    """In the order of the stages."""
+    failure: Failure | None = None
+    """Why some are missing."""
+    timings: tuple[StageTiming, ...] = ()
+
+    def output(self, modality: str) -> Output | None:
+        """The first output of a modality."""
+        return next((output for output in self.outputs if output.modality == modality), None)
+
+    @property
+    def text(self) -> str:
+        """The first text; empty when there is none."""
+        output = self.output("text")
+        return output.text if output is not None else ""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Of the first output; "abort" when the request was aborted before it had one."""
+        return self.outputs[0].finish_reason if self.outputs else ABORT if self.failure is not None else None
+
+    def raise_for_failure(self) -> None:
+        """Raise what the request failed of, an abort included."""
+        if self.failure is not None:
+            raise self.failure.exception()
+
+
+class Omni:
+    """The offline form; arguments and errors are those of AsyncOmniEngine. `close` when done, or use it in a `with`."""
+
+    def __init__(
+        self, model: Target | None = None, init_timeout: float = 600, stage_init_timeout: float = 300, **kwargs: Any
+    ) -> None:
+        self.engine = AsyncOmniEngine(model, init_timeout, stage_init_timeout, **kwargs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def spec(self) -> PipelineSpec:
+        return self.engine.spec
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params_list: Sequence[Any] | None = None,
+        *,
+        output_modalities: Sequence[str] | None = None,
+        use_tqdm: bool = True,
+        lora_request: str | NamedAdapter | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> list[OmniResult]:
+        """Run every prompt, and return their results in the same order.
+
+        `sampling_params_list` (one entry a stage) and the rest are for all of them. A progress bar is on stderr, if that
+        is a terminal and `use_tqdm` is true. A prompt that fails has a `failure` in its result, and disturbs no other.
+        Raises a RequestError for a prompt that the pipeline cannot serve, before any is run. Ctrl-C aborts what is open.
+        """
+        wishes = Wishes(
+            sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
+            trace_headers=trace_headers, priority=priority, deadline=deadline,
+        )  # fmt: skip
+        batch = _as_batch(prompts)
+        for prompt in batch:
+            validate(self.spec, make_request(self.spec, prompt, wishes))
+        rids = [uuid.uuid4().hex for _ in batch]
+        with Bar(len(batch), visible=use_tqdm) as bar:
+            try:
+                return self.engine.run(self._run_all(batch, rids, wishes, bar))
+            except KeyboardInterrupt:
+                self.abort(rids)
+                raise
+
+    def abort(self, request_ids: str | Sequence[str]) -> list[Aborted]:
+        """See AsyncOmniEngine.abort; from another thread while `generate` runs."""
+        return self.engine.abort(request_ids)
+
+    def collective_rpc(
+        self, method: str, timeout: float | None = None, args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None, stage_ids: Sequence[int] | None = None,
+    ) -> CollectiveAnswer:  # fmt: skip
+        """See AsyncOmniEngine.collective_rpc."""
+        return self.engine.collective_rpc(method, timeout, args, kwargs, stage_ids)
+
+    # Orders to all replicas: see client.controls.Controls
+
+    def pause_generation(
+        self, mode: str = "abort", *, clear_cache: bool = True, stage_ids: Sequence[int] | None = None
+    ) -> CollectiveAnswer:
+        """Replicas take no more tasks; returns when they have none in hand. No request is lost."""
+        controls = self.engine.session.controls
+        return self.engine.run(controls.pause_generation(mode, clear_cache=clear_cache, stage_ids=stage_ids))
+
+    def resume_generation(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
+        return self.engine.run(self.engine.session.controls.resume_generation(stage_ids))
+
+    def sleep(self, level: int = 1, *, mode: str = "abort", stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
+        """Replicas give their device memory back, all or none; what cannot be undone is refused."""
+        return self.engine.run(self.engine.session.controls.sleep(level, mode=mode, stage_ids=stage_ids))
+
+    def wake_up(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
+        return self.engine.run(self.engine.session.controls.wake_up(stage_ids))
+
+    def start_profile(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
+        return self.engine.run(self.engine.session.controls.start_profile(stage_ids))
+
+    def stop_profile(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
+        return self.engine.run(self.engine.session.controls.stop_profile(stage_ids))
+
+    def reset_prefix_cache(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
+        return self.engine.run(self.engine.session.controls.reset_prefix_cache(stage_ids))
+
+    def close(self) -> None:
+        """See AsyncOmniEngine.shutdown; idempotent."""
+        self.engine.shutdown()
+
+    async def _run_all(
+        self, batch: Sequence[Prompt], rids: Sequence[str], wishes: Wishes, bar: Bar
+    ) -> list[OmniResult]:
+        """On the engine's loop."""
+        room = asyncio.Semaphore(AHEAD * max(stage.slots * stage.num_replicas for stage in self.spec.stages))
+
+        async def run(rid: str, prompt: Prompt) -> OmniResult:
+            async with room:
+                result = await self._run(rid, prompt, wishes)
+            bar.advance(failed=result.failure is not None)
+            return result
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(run(rid, prompt), name=f"prompt-{rid}")
+                for rid, prompt in zip(rids, batch, strict=True)
+            ]
+        return [task.result() for task in tasks]
+
+    async def _run(self, rid: str, prompt: Prompt, wishes: Wishes) -> OmniResult:
+        result, done = OmniResult(rid, None), asyncio.Event()
+
+        async def collect(output: OmniRequestOutput) -> None:
+            _add(result, output)
+            if output.finished:
+                done.set()
+
+        while True:
+            try:
+                await self.engine.session.submit(rid, prompt, wishes, collect)
+                break
+            except Overloaded as error:  # others fill the pipeline: it is their turn
+                await asyncio.sleep(error.retry_after)
+        await done.wait()  # the request's deadline ends it at the latest
+        return result
+
+
+def _add(result: OmniResult, output: OmniRequestOutput) -> None:
+    result.prompt = output.prompt
+    if output.output is not None:
+        result.outputs.append(output.output)
+    if output.finished:
+        result.outputs.sort(key=lambda one: one.stage_id)
+        result.failure, result.timings = output.failure, output.timings
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Any]:
+    """One prompt alone is a batch of one; a list of token ids is one prompt."""
+    if isinstance(prompts, str | Mapping | Request):
+        return [prompts]
+    is_token_ids = len(prompts) > 0 and all(isinstance(one, int) for one in prompts)
+    return [prompts] if is_token_ids else prompts

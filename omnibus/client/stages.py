@@ -1,0 +1,35 @@
+"""What callers of a façade want to know of a pipeline's stages: pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+
+_TYPES = {"vllm": "llm", "diffusers": "diffusion"}
+_TASKS = {"text": "generate", "image": "text-to-image", "audio": "text-to-speech", "video": "text-to-video"}
+
+
+@dataclass(frozen=True, slots=True)
+class StageRuntimeInfo:
+    """One stage."""
+
+    final_output: bool
+    """Whether its output is delivered."""
+    final_output_type: str | None
+    """Under which modality."""
+    model_stage: str
+    """Its name."""
+    stage_type: str
+    """`llm`, `diffusion`, or the name of another engine."""
+
+
+def stage_info(stage: StageSpec) -> StageRuntimeInfo:
+    """What is known of a stage."""
+    kind = _TYPES.get(stage.engine, stage.engine)
+    return StageRuntimeInfo(stage.final_output, stage.final_output_type, stage.name, kind)
+
+
+def supported_tasks(spec: PipelineSpec) -> tuple[str, ...]:
+    """What a pipeline can do: `generate` for text, `text-to-image`, `text-to-speech`, …"""
+    return tuple(_TASKS.get(modality, modality) for modality in spec.modalities)

@@ -1,0 +1,88 @@
+"""What a replica does when it is called: some by itself, the rest is for its engine."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from omnibus.errors import InvalidRequest
+from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.gate import Gate, PauseMode
+
+SLEEP_LEVEL = 1
+"""Weights leave the device and come back. Level 2 drops them, and nothing here would load them again."""
+
+
+class Orders:
+    """Calls of one replica, by the names that vLLM has for them."""
+
+    def __init__(self, engine: Engine, gate: Gate) -> None:
+        self._engine, self._gate = engine, gate
+        self._asleep = False
+        self._own: Mapping[str, Callable[..., Awaitable[Any]]] = {
+            "pause_generation": self._pause,
+            "resume_generation": self._resume,
+            "is_paused": self._is_paused,
+            "sleep": self._sleep,
+            "wake_up": self._wake_up,
+            "is_sleeping": self._is_sleeping,
+        }
+
+    async def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Raises InvalidRequest for what does not exist or cannot be undone, and whatever the engine raises."""
+        own = self._own.get(method)
+        if own is None:
+            return await self._engine.rpc(method, args, kwargs)
+        try:
+            inspect.signature(own).bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidRequest(f"{method}: {error}") from error
+        return await own(*args, **kwargs)
+
+    async def _pause(self, mode: str = PauseMode.ABORT) -> None:
+        """Return when nothing is in hand any more."""
+        await self._gate.pause(_mode(mode))
+
+    async def _resume(self) -> None:
+        if self._asleep:
+            raise InvalidRequest("the replica is asleep: wake it up")
+        await self._gate.resume()
+
+    async def _is_paused(self) -> bool:
+        return self._gate.paused
+
+    async def _is_sleeping(self) -> bool:
+        return self._asleep
+
+    async def _sleep(self, level: int = SLEEP_LEVEL, mode: str = PauseMode.ABORT) -> None:
+        """Pause, and let the engine sleep; takes tasks again when it cannot. Idempotent."""
+        if level != SLEEP_LEVEL:
+            raise InvalidRequest(f"sleep level {level} cannot be undone here; only {SLEEP_LEVEL} can", param="level")
+        if self._asleep:
+            return
+        was_paused = self._gate.paused
+        await self._gate.pause(_mode(mode))
+        try:
+            await self._engine.rpc("sleep", (), {})
+        except BaseException:
+            if not was_paused:
+                await self._gate.resume()
+            raise
+        self._asleep = True
+
+    async def _wake_up(self) -> None:
+        """Take tasks again, also when it was paused before it slept. Idempotent."""
+        if not self._asleep:
+            return
+        await self._engine.rpc("wake_up", (), {})
+        self._asleep = False
+        await self._gate.resume()
+
+
+def _mode(name: str) -> PauseMode:
+    try:
+        return PauseMode(name)
+    except ValueError as error:
+        known = " or ".join(PauseMode)
+        raise InvalidRequest(f"mode is {known}, not {name!r}: nothing here keeps tasks frozen", param="mode") from error
