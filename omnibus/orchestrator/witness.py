@@ -25,7 +25,7 @@ from omnibus.registry.view import ReplicaView
 from omnibus.wire import subjects
 
 AT_ONCE = "Client Closed"
-"""The reason that the server gives for a closed socket, that of a killed process among them."""
+"""The reason that the server gives for a closed socket, such as a killed process's, unless data was under way to it."""
 DEBOUNCE = 0.2
 """Seconds that a client has to come back after any other end of its connection."""
 _RETRY = 5.0

@@ -16,6 +16,7 @@ from omnibus.wire import subjects
 CLOSE_TIMEOUT = 1.0
 """Seconds in which the broker must have taken the last acknowledgements for the own lane's consumer to be removed."""
 _PAUSE = 0.01
+_BRIEFLY = 12
 
 
 class Lanes:
@@ -46,10 +47,12 @@ class Lanes:
         return Puller(self._conn, stream, consumers, favoured=self._favoured(), label=f"stage-{self._stage_id}")
 
     async def refresh(self) -> None:
-        """Ask how many tasks wait on the own lane; raises BrokerError."""
-        if self.directed:
-            waiting, _ = await self._depth()
-            self.waiting = waiting
+        """Ask how many tasks wait on the own lane; without an answer the last one stands, for no heartbeat may wait long."""
+        if not self.directed:
+            return
+        with suppress(TimeoutError, BrokerError):
+            async with asyncio.timeout(self._spec.heartbeat_timeout / _BRIEFLY):
+                self.waiting, _ = await self._depth()
 
     async def close(self) -> None:
         """Remove the own lane's consumer, in an orderly leave with nothing in hand. What still waits there is brought home.
