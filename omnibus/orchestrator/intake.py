@@ -51,7 +51,8 @@ class Intake:
         bound, and then refuses.
         """
         if await self._backlog.open_requests() >= self._spec.max_open_requests:
-            await asyncio.sleep(_PUT_BACK)  # holding its place among those in hand, so that few are looked at in that time
+            # It keeps its place among those in hand meanwhile, so that few are looked at in that time.
+            await asyncio.sleep(_PUT_BACK)
             await delivery.nak()
             return
         rid = subjects.parse_rid(delivery.subject)
