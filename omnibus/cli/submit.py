@@ -88,7 +88,7 @@ async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: A
 
     submission = await producer.submit(spec, _request(spec, wish), rid=wish.rid)
     try:
-        async with aclosing(submission.events()) as events:  # type: ignore[type-var]
+        async with aclosing(submission.events()) as events:
             async for event in events:
                 answer.show(event)
                 if isinstance(event, Ended):
