@@ -11,6 +11,7 @@ import click
 from omnibus.cli import options
 
 if TYPE_CHECKING:
+    from omnibus.pipeline.spec import StageSpec
     from omnibus.settings import Settings
 
 
@@ -25,6 +26,11 @@ class _Order:
     grace: float
     stage_init_timeout: float
     log_stats: bool
+
+    def overrides(self, stage: StageSpec) -> tuple[str, ...]:
+        """All that is otherwise here than deployed: devices are shared out among the replicas of this command."""
+        number = () if self.replicas is None else (f"{stage.name}.num_replicas={self.replicas}",)
+        return (*number, *self.stage_overrides)
 
 
 @click.command("worker")
@@ -63,11 +69,12 @@ async def _work(settings: Settings, order: _Order) -> None:
     async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
         deployed = await find_pipeline(connection, order.pipeline, wait=START_WAIT)
         stage = deployed.stage(order.stage)
+        overrides = order.overrides(stage)
         fleet = Fleet(
-            spec=override_locally(deployed, stage.stage_id, order.stage_overrides), overrides=order.stage_overrides,
+            spec=override_locally(deployed, stage.stage_id, overrides), overrides=overrides,
             settings=settings, addresses=discover(settings), grace=order.grace, stage_init_timeout=order.stage_init_timeout,
         )  # fmt: skip
-        plans = fleet.plan({stage.stage_id}, replicas=order.replicas)
+        plans = fleet.plan({stage.stage_id})
         processes = [process for plan in plans for process in fleet.replicas(plan)]
         async with witnessed(connection, fleet.spec) as (view, witness), asyncio.TaskGroup() as group:
             logging = [group.create_task(log_stats(view), name="log-stats")] if order.log_stats else []
