@@ -108,9 +108,9 @@ export class Omnibus {
 
   async #bytes(payload) {
     if (payload.data) return payload.data;
-    const stored = (payload.locations ?? []).find((location) => location.type === "object");
+    const stored = payload.location?.type === "object";
     const store = stored && (await new Objm(this.connection).open(`omni-${this.pipeline}-payloads`));
-    const bytes = store && (await store.getBlob(stored.key));
+    const bytes = store && (await store.getBlob(payload.location.key));
     if (!bytes) throw new Error("an output cannot be read from here");
     return bytes;
   }

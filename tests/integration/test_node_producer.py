@@ -39,6 +39,13 @@ def test_text_image_and_audio_arrive_when_node_asks(served: Serving, client: Pat
     assert (tmp_path / "audio-2-0.wav").read_bytes().startswith(b"RIFF")
 
 
+def test_large_output_is_read_from_the_object_store_when_node_asks(served: Serving, client: Path) -> None:
+    prompt = " ".join(["ever" * 200] * 100)  # beyond what a record keeps inside
+
+    done = _submit(client, served, prompt, "--modalities", "text")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{prompt}\n")
+
+
 def test_request_of_node_is_known_by_its_id_when_it_has_ended(served: Serving, client: Path) -> None:
     assert _submit(client, served, "hello", "--modalities", "text", "--rid", "from-node").returncode == 0
 
