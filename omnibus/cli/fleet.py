@@ -107,10 +107,10 @@ async def witnessed(connection: Connection, spec: PipelineSpec) -> AsyncIterator
         yield view, Witness(view, Judge(connection, spec.name, claims), connection.metrics)
 
 
-async def log_stats(view: ReplicaView) -> None:
-    """Log the load of every replica of the pipeline, each `STATS_EVERY` seconds, until cancelled."""
+async def log_stats(view: ReplicaView, every: float = STATS_EVERY) -> None:
+    """Log the load of every replica of the pipeline, each `every` seconds, until cancelled."""
     while True:
-        await asyncio.sleep(STATS_EVERY)
+        await asyncio.sleep(every)
         for record in view.replicas():
             log.info(
                 LogEvent.REPLICA_STATS, stage=record.stage_id, replica=record.replica, status=record.status,

@@ -7,8 +7,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,22 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.cli.fleet import log_stats
 from omnibus.cli.serving import Serving, serving
 from omnibus.client.producer import Producer
 from omnibus.errors import StageStartError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import configure_logging
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.pipelines import deploy_pipeline, load_deployed
 from omnibus.registry.view import ReplicaView
 from omnibus.wire.request import Request
+from omnibus.workers.replica import Replica
 from omnibus.workers.replicas import replica_processes
 from omnibus.workers.supervisor import Supervisor
 from tests.support.served import start, write_pipeline
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -151,10 +156,10 @@ def test_what_is_not_up_is_named_when_init_takes_too_long(tmp_path: Path) -> Non
     text = REPORTING.replace("environment_stage:report", "environment_stage:Stuck")
     with (
         pytest.raises(StageStartError) as caught,
-        served(tmp_path, text, "--init-timeout", "3", "--stage-init-timeout", "50"),
+        served(tmp_path, text, "--init-timeout", "15", "--stage-init-timeout", "50"),
     ):
         pass
-    assert "not everything is up after 3 s: stage 0 'report': 0 of 2 up" in caught.value.message
+    assert "not everything is up after 15 s: stage 0 'report': 0 of 2 up" in caught.value.message
     assert "waiting for a device that never answers" in caught.value.message
     assert "Traceback" not in caught.value.message
 
@@ -217,3 +222,38 @@ def _times(journal: Path) -> Sequence[tuple[float, float]]:
 async def _deployed(nats_url: str) -> PipelineSpec:
     async with connect(nats_url, name="test") as connection:
         return await load_deployed(connection, "reporting")
+
+
+async def test_load_of_every_replica_is_logged_when_stats_are_wanted(
+    connection: Connection, pipeline: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """parity: --log-stats."""
+    spec = PipelineSpec(name=pipeline, stages=(_slow(0, "", Path(os.devnull)),), heartbeat_timeout=2.0)
+    await deploy_pipeline(connection, spec)
+    configure_logging("info", "json")
+    async with stage_replica(connection, spec), ReplicaView(connection, pipeline, timeout=2.0) as view:
+        await view.wait_until(lambda found: any(one.status == "up" for one in found), 30)
+        logging = asyncio.create_task(log_stats(view, every=0.05))
+        lines: list[str] = []
+
+        def logged() -> str:
+            lines.extend(capfd.readouterr().err.splitlines())
+            return next((line for line in lines if LogEvent.REPLICA_STATS in line), "")
+
+        line = await eventually(logged)
+        logging.cancel()
+    assert {"stage": 0, "status": "up", "slots": 1, "in_flight": 0, "queue_length": 0}.items() <= json.loads(
+        line
+    ).items()
+
+
+@asynccontextmanager
+async def stage_replica(connection: Connection, spec: PipelineSpec) -> AsyncIterator[None]:
+    """A replica of the pipeline's first stage, in this process."""
+    replica = Replica(connection, spec, spec.stages[0])
+    running = asyncio.create_task(replica.run())
+    try:
+        yield
+    finally:
+        replica.drain()
+        await running
