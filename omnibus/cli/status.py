@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from omnibus.settings import Settings
 
 _EVERY = 1.0
+_NO_SYSTEM_ACCOUNT = "no system account (OMNIBUS_NATS_SYSTEM_URL): only the heartbeat timeout tells of a lost host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Snapshot:
     depths: Mapping[str, int]
     """Messages that wait or are being worked on, by consumer of the work stream."""
     now: float
+    system_account: bool = True
+    """Whether one is known here, as the orchestrators need it to hear of lost connections."""
 
     def queued(self, stage_id: int) -> int:
         """Tasks of a stage on all its lanes, waiting or in hand."""
@@ -46,6 +49,7 @@ class Snapshot:
         return {
             "pipeline": self.spec.name,
             "events": self.depths.get(EVENTS_CONSUMER, 0),
+            "system_account": self.system_account,
             "stages": [
                 {
                     "stage_id": stage.stage_id,
@@ -62,7 +66,10 @@ class Snapshot:
         """For a terminal: a line a replica."""
         from rich.table import Table  # noqa: PLC0415
 
-        table = Table(title=self.spec.name, title_justify="left", box=None, header_style="bold")
+        caption = None if self.system_account else _NO_SYSTEM_ACCOUNT
+        table = Table(
+            title=self.spec.name, title_justify="left", caption=caption, caption_justify="left", box=None, header_style="bold"
+        )  # fmt: skip
         for column in ("stage", "queued", "replica", "status", "busy", "host", "devices", "heartbeat"):
             table.add_column(column, no_wrap=True)
         for stage in self.as_json()["stages"]:
@@ -109,6 +116,7 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
     from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
 
+    from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.registry.view import ReplicaView  # noqa: PLC0415
@@ -118,9 +126,10 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
         connection = await stack.enter_async_context(connected(settings, role="status"))
         spec = await find_pipeline(connection, pipeline)
         view = await stack.enter_async_context(ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout))
+        system_account = discover(settings).system_url is not None
         live = stack.enter_context(Live(console=console)) if watch and not as_json else None
         while True:
-            now = await _snapshot(connection, spec, view)
+            now = await _snapshot(connection, spec, view, system_account=system_account)
             if as_json:
                 click.echo(json.dumps(now.as_json()))
             elif live is not None:
@@ -132,11 +141,11 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
             await asyncio.sleep(_EVERY)
 
 
-async def _snapshot(connection: Connection, spec: PipelineSpec, view: ReplicaView) -> Snapshot:
+async def _snapshot(connection: Connection, spec: PipelineSpec, view: ReplicaView, *, system_account: bool) -> Snapshot:
     from omnibus.broker.work import WorkQueue  # noqa: PLC0415
 
     depths = await WorkQueue(connection, spec.name).depths()
-    return Snapshot(spec, view.replicas(), depths, time.time())
+    return Snapshot(spec, view.replicas(), depths, time.time(), system_account)
 
 
 async def _request(settings: Settings, pipeline: str | None, rid: str) -> None:
