@@ -1,0 +1,189 @@
+"""Omni and AsyncOmni against a running cluster: `nats=`, or OMNIBUS_NATS_URL."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from rich.console import Console
+
+from omnibus.broker.connection import Connection
+from omnibus.cli.serving import Serving, serving
+from omnibus.client.async_omni import AsyncOmni
+from omnibus.client.omni import Omni
+from omnibus.client.progress import Bar
+from omnibus.errors import EmptyPrompt, EngineRejected, InvalidRequest, PipelineError, UnsupportedModality
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.requests.state import RequestState
+from omnibus.wire.request import Request
+from tests.support.facade import PIPELINE
+from tests.support.flow import serving as served_here
+from tests.support.flow import sim
+from tests.support.served import write_pipeline
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def cluster(scratch: Path) -> Iterator[Serving]:
+    """`omnibus serve` as a process of its own."""
+    file = write_pipeline(scratch / "facade-cluster", PIPELINE)
+    with serving(str(file), "--no-frontdoor", "--nats-port", "0", state_dir=scratch / "facade-state") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def omni(cluster: Serving) -> Iterator[Omni]:
+    with Omni("facade", nats=cluster.nats_url) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def async_omni(cluster: Serving) -> AsyncIterator[AsyncOmni]:
+    async with AsyncOmni(nats=cluster.nats_url) as made:
+        yield made
+
+
+def test_results_come_in_the_order_of_the_prompts(omni: Omni) -> None:
+    prompts = [f"prompt number {index}" + " and more" * (index % 3) for index in range(40)]
+    results = omni.generate(prompts, output_modalities=["text", "image"], use_tqdm=False)
+    assert [result.text for result in results] == prompts
+    assert [result.prompt for result in results] == prompts
+    assert all(result.output("image") for result in results)
+    assert {timing.stage_id for timing in results[0].timings} == {0, 1}
+
+
+def test_one_prompt_is_a_batch_of_one(omni: Omni) -> None:
+    assert [one.text for one in omni.generate("alone", output_modalities=["text"])] == ["alone"]
+    assert [one.text for one in omni.generate([7, 8], output_modalities=["text"])] == ["7 8"]
+    assert omni.generate([]) == []
+
+
+def test_failed_prompt_disturbs_no_other(omni: Omni) -> None:
+    prompts = ["good", Request(prompt="bad", sampling_params={"writer": {"reject_on": {"rid": "."}}}), "fine"]
+    good, bad, fine = omni.generate(prompts, output_modalities=["text"])
+    assert (good.text, fine.text) == ("good", "fine")
+    with pytest.raises(EngineRejected):
+        bad.raise_for_failure()
+
+
+def test_nothing_is_run_when_a_prompt_cannot_be_served(omni: Omni) -> None:
+    with pytest.raises(EmptyPrompt):
+        omni.generate(["fine", ""])
+    with pytest.raises(UnsupportedModality):
+        omni.generate("x", output_modalities=["smell"])
+
+
+def test_bar_counts_prompts_on_a_terminal() -> None:
+    screen = io.StringIO()
+    with Bar(2, visible=True, console=Console(file=screen, force_terminal=True, width=100)) as bar:
+        bar.advance()
+        bar.advance(failed=True)
+    assert "2/2" in screen.getvalue()
+    assert "1 failed" in screen.getvalue()
+
+
+def test_bar_is_silent_when_it_is_not_wanted() -> None:
+    screen = io.StringIO()
+    with Bar(1, visible=False, console=Console(file=screen, force_terminal=True)) as bar:
+        bar.advance()
+    assert screen.getvalue() == ""
+
+
+def test_cluster_is_found_by_the_environment(cluster: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNIBUS_NATS_URL", cluster.nats_url)
+    with Omni() as omni:
+        assert omni.spec.name == "facade"
+        assert omni.generate("x", output_modalities=["text"])[0].text == "x"
+
+
+def test_unknown_pipeline_is_refused(cluster: Serving) -> None:
+    with pytest.raises(PipelineError, match="not deployed"):
+        Omni("nothing-like-it", nats=cluster.nats_url)
+
+
+def test_argument_is_refused_when_a_pipeline_has_no_use_for_it(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="'tensor_paralel_size' is not an argument"):
+        Omni(str(write_pipeline(tmp_path, PIPELINE)), tensor_paralel_size=2)
+
+
+async def test_every_output_comes_when_it_is_ready(async_omni: AsyncOmni) -> None:
+    outputs = [one async for one in async_omni.generate("one two", output_modalities=["text", "image"])]
+    assert [(one.final_output_type, one.finished) for one in outputs] == [("text", False), ("image", True)]
+
+
+async def test_text_is_streamed_when_asked(async_omni: AsyncOmni) -> None:
+    pieces = [one async for one in async_omni.generate("a b c d", output_modalities=["text"], stream=True)]
+    assert "".join(one.delta for one in pieces) == "a b c d" == pieces[-1].text
+    assert len(pieces) > 2
+
+
+async def test_many_requests_run_side_by_side(async_omni: AsyncOmni) -> None:
+    async def ask(number: int) -> str:
+        return [one.text async for one in async_omni.generate(f"n {number}", output_modalities=["text"])][-1]
+
+    assert await asyncio.gather(*map(ask, range(20))) == [f"n {number}" for number in range(20)]
+
+
+async def test_failure_is_raised(async_omni: AsyncOmni) -> None:
+    with pytest.raises(EngineRejected):
+        [one async for one in async_omni.generate("x", "reject-async", output_modalities=["text"])]
+
+
+async def test_request_is_aborted_when_its_reader_leaves(async_omni: AsyncOmni, cluster: Serving) -> None:
+    slow = [{"tokens": 2000}, None, None, None]
+    async with aclosing(async_omni.generate("w", "left", slow, output_modalities=["text"], stream=True)) as outputs:
+        async for _ in outputs:
+            break
+    (aborted,) = await async_omni.abort("left")
+    assert aborted.state is RequestState.CANCELLED
+
+
+async def test_reader_gets_the_partial_text_when_its_request_is_aborted(async_omni: AsyncOmni) -> None:
+    """Parity: abort returns the partial text."""
+    slow, seen = [{"tokens": 2000}, None, None, None], []
+    async for output in async_omni.generate("word", "stopped", slow, output_modalities=["text"], stream=True):
+        seen.append(output)
+        if len(seen) == 3:
+            await async_omni.abort(["stopped"])
+    assert seen[-1].finish_reason == "abort"
+    assert seen[-1].text == "".join(one.delta for one in seen[:-1])
+
+
+async def test_cluster_is_paused_and_resumed(async_omni: AsyncOmni) -> None:
+    await async_omni.pause_generation()
+    assert await async_omni.is_paused()
+    reading = asyncio.create_task(anext(async_omni.generate("x", output_modalities=["text"])))
+    await asyncio.wait({reading}, timeout=0.3)
+    assert not reading.done()
+    await async_omni.resume_generation()
+    assert (await reading).text == "x"
+
+
+async def test_accepted_requests_go_on_when_the_facade_is_closed(cluster: Serving, async_omni: AsyncOmni) -> None:
+    async with AsyncOmni(nats=cluster.nats_url) as brief:
+        await brief.engine.add_request_async("outlives", "one two three", final_stage_id=0)
+
+    async def done() -> bool:
+        session = async_omni.engine.session
+        result = await async_omni.engine.run_async(session._producer.result("facade", "outlives"))
+        return result.state is RequestState.DONE
+
+    await eventually(done)
+
+
+async def test_loop_stays_free_while_a_facade_lives_on_the_same_server(connection: Connection, pipeline: str) -> None:
+    """A façade beside replicas in one process: they share nothing but the broker."""
+    spec = PipelineSpec(name=pipeline, stages=(sim(0, final="text"),))
+    await deploy_pipeline(connection, spec)
+    async with served_here(connection, spec):
+        made = await asyncio.to_thread(AsyncOmni, pipeline, nats=connection.url)
+        async with made:
+            assert [one.text async for one in made.generate("hi")] == ["hi"]
