@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from omnibus.errors import ConfigError
 from omnibus.observability.events import LogEvent
-from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.observability.logging import LogFormat, configure_logging, get_logger
 from omnibus.observability.metrics import Metrics
 
 pytestmark = pytest.mark.unit
@@ -78,6 +78,23 @@ def test_traceback_is_in_the_line_when_an_exception_is_logged() -> None:
 
     (line,) = _lines(stream)
     assert "KeyError" in str(line["exception"])
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_local_variables_stay_out_when_an_exception_is_logged(log_format: LogFormat) -> None:
+    """Prompts and keys are among them."""
+    stream = io.StringIO()
+    configure_logging("info", log_format, stream=stream)
+
+    def fail(prompt: str) -> None:
+        raise ValueError(len(prompt))
+
+    try:
+        fail("".join(["a ", "private ", "thing"]))
+    except ValueError:
+        get_logger("omnibus.test").exception(LogEvent.EVENT_FAILED)
+    assert "ValueError" in stream.getvalue()
+    assert "a private thing" not in stream.getvalue()
 
 
 def test_nothing_is_written_when_the_event_is_below_the_level() -> None:
