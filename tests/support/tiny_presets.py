@@ -71,6 +71,7 @@ def make_qwen_image(folder: Path) -> diffusers.QwenImagePipeline:
         joint_attention_dim=WIDTH,
         axes_dims_rope=(8, 4, 4),
     )
+    _make_attentive(transformer)
     tokenizer = _byte_tokenizer(QWEN_SPECIALS)
     pipeline = diffusers.QwenImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
@@ -241,6 +242,14 @@ def _vision_language_model(
     }  # fmt: skip
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **named)
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _make_attentive(transformer: diffusers.QwenImageTransformer2DModel) -> None:
+    """Larger weights than it is born with, which show nothing of the prompt in the picture."""
+    for weights in transformer.parameters():
+        if weights.ndim == 2:
+            torch.nn.init.normal_(weights, std=0.2)
+    torch.nn.init.normal_(transformer.proj_out.weight, std=1.0)
 
 
 def _vae() -> diffusers.AutoencoderKL:

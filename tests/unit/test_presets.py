@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
+from omnibus.frontdoor.mapping.sampling import stage_params
 from omnibus.pipeline.loading import load_pipeline, presets
 from omnibus.presets import processors
 from omnibus.wire.request import Message, Request
@@ -49,6 +50,13 @@ def test_processors_of_preset_can_be_imported(name: str) -> None:
     for stage in load_pipeline(name).stages:
         if stage.input_processor is not None:
             assert callable(load_object(stage.input_processor, "input_processor"))
+
+
+def test_stage_that_only_encodes_gets_no_parameters() -> None:
+    given = stage_params(
+        load_pipeline("qwen-image-encoder"), None, text={"temperature": 0.5}, image={"width": 512}, seed=3
+    )
+    assert given == {"painter": {"width": 512, "seed": 3}}
 
 
 @pytest.mark.parametrize("process", [processors.rewriter_input, processors.encoder_input, processors.llasa_input])

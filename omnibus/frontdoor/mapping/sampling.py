@@ -38,7 +38,8 @@ def stage_params(
     _give(params, _text_stages(running, route), text or {})
     _give(params, _image_stages(running), image or {})
     if seed is not None:
-        _give(params, [stage for stage in running if stage.engine in SEEDED_ENGINES], {"seed": seed})
+        drawing = [stage for stage in running if stage.engine in SEEDED_ENGINES and not _only_encodes(stage)]
+        _give(params, drawing, {"seed": seed})
     return params
 
 
@@ -64,11 +65,16 @@ def overridden(
 
 
 def _text_stages(running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
-    able = [stage for stage in running if stage.engine in TEXT_ENGINES]
+    able = [stage for stage in running if stage.engine in TEXT_ENGINES and not _only_encodes(stage)]
     delivering = {stage.stage_id for stage in route.finals if stage.final == "text"}
     entries = {stage.stage_id for stage in route.entries}
     chosen = [stage for stage in able if stage.stage_id in delivering]
     return chosen or [stage for stage in able if stage.stage_id in entries]
+
+
+def _only_encodes(stage: StageSpec) -> bool:
+    """A vLLM stage that generates nothing, and so has no parameters."""
+    return stage.engine == "vllm" and stage.engine_args.get("runner") == "pooling"
 
 
 def _image_stages(running: Sequence[StageSpec]) -> list[StageSpec]:

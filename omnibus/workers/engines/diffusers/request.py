@@ -96,6 +96,9 @@ def parse_request(given: EngineInput, sampling: Mapping[str, Any], pipeline: Pip
     if negative is not None and "negative_prompt" not in pipeline.parameters:
         raise EngineRejected(f"{pipeline.name} takes no negative prompt", param="negative_prompt")
     tensors = _tensors(given.values, pipeline)
+    if negative is not None and not pipeline.has_text and "negative_prompt_embeds" not in tensors:
+        message = f"{pipeline.name} has no text encoder here; give it negative_prompt_embeds"
+        raise EngineRejected(message, param="negative_prompt")
     return ImageRequest(
         seeds=tuple(range(first, first + count)),
         prompt=_prompt(given, tensors, pipeline),
