@@ -75,6 +75,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Passed to engines that schedule by priority; lower runs earlier, as in vLLM."""
     tenant: str = "default"
     lora: str | None = None
+    cache_salt: str | None = None
+    """Keeps an LLM's prefix cache apart: only requests with the same salt share it."""
     trace: dict[str, str] = {}
     """W3C trace context headers."""
 

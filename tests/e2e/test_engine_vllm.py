@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ import transformers
 
 from omnibus.errors import CheckpointMissing, EngineRejected, InvalidRequest, StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.wire.request import ImagePart, Message, TextPart
+from omnibus.wire.request import ImagePart, Message, Request, TextPart
 from omnibus.workers.engines.media import encode_image
 from omnibus.workers.engines.protocol import EngineStats, TextDelta
 from omnibus.workers.engines.vllm.engine import VllmEngine, create
@@ -289,3 +292,28 @@ async def test_start_error_when_vllm_has_no_such_argument(checkpoint: Path) -> N
     with pytest.raises(StageStartError, match="warp"):
         await engine.start()
     await engine.close()
+
+
+async def test_vllm_gets_priority_salt_and_what_the_context_leaves(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, seen = engine._core._llm, {}
+    generate = llm.generate
+
+    def spy(prompt: Any, params: Any, rid: str, **more: Any) -> Any:
+        seen.update(prompt=prompt, params=params, **more)
+        return generate(prompt, params, rid, **more)
+
+    monkeypatch.setattr(llm, "generate", spy)
+    job = make_job(sampling={"max_tokens": 10_000, "min_tokens": 9_000, "temperature": 0.0}, token_ids=[5, 6, 7])
+    salted = dataclasses.replace(
+        job,
+        priority=3,
+        stage_input=dataclasses.replace(job.stage_input, request=Request(prompt="unused", cache_salt="mine")),
+    )
+    async with aclosing(engine.generate(salted)) as items:
+        await anext(items)
+    room = llm.model_config.max_model_len - 3
+    assert (seen["params"].max_tokens, seen["params"].min_tokens) == (room, room)
+    assert seen["priority"] == 3
+    assert seen["prompt"]["cache_salt"] == "mine"

@@ -91,6 +91,7 @@ def _common(body: AskingBody) -> dict[str, Any]:
         "deadline": body.deadline,
         "lane": body.lane or "interactive",
         "priority": body.priority or 0,
+        "cache_salt": body.cache_salt,
         "tenant": body.user or DEFAULT_TENANT,
     }
 

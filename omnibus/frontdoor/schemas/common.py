@@ -62,6 +62,8 @@ class AskingBody(Body):
     lane: Literal["interactive", "batch"] | None = None
     priority: int | None = None
     """Lower runs earlier, where the engine schedules by priority."""
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None
+    """Only requests with the same salt share an LLM's prefix cache."""
     # Open by nature: each engine has its own parameters, and validates them.
     sampling_params: dict[str, dict[str, Any]] | None = None
     """Parameters by stage name or id; they override everything else."""

@@ -143,7 +143,8 @@ class SimEngine:
             raise EngineError("told to fail")
 
     async def _compute(self, args: SimArgs, job: Job, aborted: asyncio.Event) -> AsyncIterator[Item]:
-        prompt = prompt_of(job.stage_input)
+        made = job.engine_input.text if self._stage.input_processor is not None else None
+        prompt = made if made is not None else prompt_of(job.stage_input)
         words = expected_text(prompt, args.tokens).split(" ")
         async for progress in self._wait(args, aborted):
             yield progress

@@ -108,6 +108,8 @@ class VllmCore:
     async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         sampling, lora = check_sampling(job.sampling), self._lora(job)
         prompt = await self._prompts.render(job.engine_input)
+        if (salt := job.stage_input.request.cache_salt) is not None:
+            prompt["cache_salt"] = salt
         run.prompt_tokens = self._prompts.length(prompt)
         params = self._params(fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len))
         trace = await self._trace(job)
