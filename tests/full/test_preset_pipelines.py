@@ -32,7 +32,7 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 PROMPT = "a red cat on a blue mat"
 SAMPLES_A_CODE = 320
 CLOSE = 1
-"""Of 255: what two ways of computing the same may differ by. Another prompt makes several times that, and one token more of it too."""
+"""Of 255: what two ways of computing the same may differ by. Another prompt, or a token more of it, makes several times that."""
 
 
 @pytest.fixture(autouse=True)
