@@ -128,14 +128,17 @@ class Registration:
             log.exception(LogEvent.TASK_CRASHED, stage=self._record.stage_id, replica=self._record.replica)
 
     async def _reconcile(self) -> None:
-        """Another revision is there: our own whose answer was lost, none since it expired, or somebody's verdict."""
-        entry = await self._bucket.get(self._key)
+        """Another revision is there: our own whose answer was lost, or somebody's verdict; or none, since it expired.
+
+        Whoever was silent for so long counts as dead: others have its deliveries by now, or soon.
+        """
+        entry = await self._bucket.get_confirmed(self._key)
         theirs = _decoded(entry)
-        if theirs is not None and not self._is_ours(theirs):
+        if entry is None or theirs is None or not self._is_ours(theirs):
             await self._register_afresh()
             return
         try:
-            self._revision = await self._update(entry.revision if entry is not None else 0)
+            self._revision = await self._update(entry.revision)
         except RevisionConflict:
             await self._register_afresh()
 
