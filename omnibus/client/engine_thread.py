@@ -43,11 +43,15 @@ class EngineThread:
         return self._thread.is_alive() and self._loop is not None
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run on the session's loop and wait; raises EngineDead when it is over."""
+        """Run on the session's loop and wait; raises EngineDead when it is over. Ctrl-C cancels the work."""
+        started = self._start(work)
         try:
-            return self._start(work).result()
+            return started.result()
         except concurrent.futures.CancelledError:
             raise self._end from None
+        except KeyboardInterrupt:
+            started.cancel()
+            raise
 
     async def call_async(self, work: Coroutine[Any, Any, T]) -> T:
         """The same from another loop; cancelling it cancels the work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ from omnibus.client.events import Output
 from omnibus.client.outputs import ABORT, OmniRequestOutput
 from omnibus.client.progress import Bar
 from omnibus.client.rpc import CollectiveAnswer
-from omnibus.client.session import Aborted
+from omnibus.client.session import Aborted, Sink
 from omnibus.client.single_stage import Target
-from omnibus.errors import Overloaded
+from omnibus.errors import OmnibusError, Overloaded
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import validate
 from omnibus.wire.envelope import StageTiming
@@ -181,14 +182,26 @@ class Omni:
             if output.finished:
                 done.set()
 
+        try:
+            await self._submit(rid, prompt, wishes, collect)
+        except OmnibusError as error:
+            result.failure = Failure.of(error)
+        else:
+            await done.wait()  # the request's deadline ends it at the latest
+        return result
+
+    async def _submit(self, rid: str, prompt: Prompt, wishes: Wishes, sink: Sink) -> None:
+        """Submit a prompt; while others fill the pipeline it waits, for as long as the pipeline lets a request take."""
+        until = time.monotonic() + self.spec.deadline
         while True:
             try:
-                await self.engine.session.submit(rid, prompt, wishes, collect)
-                break
-            except Overloaded as error:  # others fill the pipeline: it is their turn
+                await self.engine.session.submit(rid, prompt, wishes, sink)
+            except Overloaded as error:
+                if time.monotonic() > until:
+                    raise
                 await asyncio.sleep(error.retry_after)
-        await done.wait()  # the request's deadline ends it at the latest
-        return result
+            else:
+                return
 
 
 def _add(result: OmniResult, output: OmniRequestOutput) -> None:

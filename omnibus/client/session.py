@@ -109,18 +109,23 @@ class Session:
             log.exception(LogEvent.TASK_CRASHED, rid=submission.rid)
             await sink(narrator.lost(Failure.of(error)))
         finally:
-            self._open.pop(submission.rid, None)
+            self._forget(narrator)
 
     async def _narrate(self, submission: Submission, narrator: Narrator, sink: Sink) -> None:
         async with aclosing(submission.events()) as events:
             async for event in events:
                 for output in narrator.tell(event):
                     if output.finished:
-                        self._open.pop(submission.rid, None)  # its id is free as soon as its end is told
+                        self._forget(narrator)  # its id is free as soon as its end is told
                     await sink(output)
                     if output.finished:
                         return
         raise UnknownRequest(f"request {submission.rid!r} is no longer in the ledger")
+
+    def _forget(self, narrator: Narrator) -> None:
+        """Unless the id belongs to a later request by now."""
+        if self._open.get(narrator.request_id) is narrator:
+            del self._open[narrator.request_id]
 
 
 @asynccontextmanager

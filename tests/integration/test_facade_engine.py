@@ -126,6 +126,12 @@ def test_abort_gives_the_partial_text_and_is_idempotent(engine: AsyncOmniEngine)
     assert [one.state for one in engine.abort("slow-1")] == [RequestState.CANCELLED]
 
 
+def test_id_may_be_used_again_when_its_request_is_forgotten(engine: AsyncOmniEngine) -> None:
+    for _ in range(2):  # the same request: the second call gets the first one's answer
+        engine.add_request("again", "one two", final_stage_id=0)
+        assert outputs_of(engine, "again")[-1].text == "one two"
+
+
 def test_collective_rpc_does_not_block_adds_and_aborts(engine: AsyncOmniEngine) -> None:
     """Known defect elsewhere: a call of all replicas stops everything until it has its answers."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,7 +20,7 @@ from omnibus.cli.serving import Serving, serving
 from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.omni import Omni
 from omnibus.client.progress import Bar
-from omnibus.errors import EmptyPrompt, EngineRejected, InvalidRequest, PipelineError, UnsupportedModality
+from omnibus.errors import EmptyPrompt, EngineRejected, InvalidRequest, Overloaded, PipelineError, UnsupportedModality
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.pipelines import deploy_pipeline
 from omnibus.requests.state import RequestState
@@ -72,6 +75,29 @@ def test_failed_prompt_disturbs_no_other(omni: Omni) -> None:
     assert (good.text, fine.text) == ("good", "fine")
     with pytest.raises(EngineRejected):
         bad.raise_for_failure()
+
+
+def test_prompts_wait_for_their_turn_when_the_pipeline_is_full(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = iter([True, True, False])
+    submit = omni.engine.session.submit
+
+    async def at_first_full(*arguments: Any) -> str:
+        if next(full, False):
+            raise Overloaded(retry_after=0.01)
+        return await submit(*arguments)
+
+    monkeypatch.setattr(omni.engine.session, "submit", at_first_full)
+    assert [one.text for one in omni.generate(["a", "b"], output_modalities=["text"])] == ["a", "b"]
+
+
+def test_everything_open_is_aborted_when_the_caller_interrupts(omni: Omni) -> None:
+    prompts = [Request(prompt="w", sampling_params={"writer": {"tokens": 2000}})] * 20
+    timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        omni.generate(prompts, output_modalities=["text"])
+    assert [one.text for one in omni.generate("free", output_modalities=["text"])] == ["free"]
+    assert omni.engine.session._open == {}
 
 
 def test_nothing_is_run_when_a_prompt_cannot_be_served(omni: Omni) -> None:
