@@ -65,11 +65,13 @@ async def test_load_is_shared_and_nothing_fails_when_replicas_join_and_leave(tmp
             assert len(both) == 2
             assert min(both.values()) >= 12, "the free replica was not the one that got the next task"
 
-            flowing = asyncio.create_task(_answers(producer, spec, 120))
+            changed = asyncio.Event()
+            flowing = asyncio.create_task(_answers_until(changed, producer, spec))
             with _started("worker", "--stage", "1", "--replicas", "1", nats=served.nats_url, log=log):
                 await _up(view, 3)
                 pair.send_signal(signal.SIGTERM)
                 await _up(view, 1)
+                changed.set()
                 seen = await flowing
                 alone = await _answers(producer, spec, 4)
     assert len(seen) == 3
@@ -97,6 +99,14 @@ async def _answers(producer: Producer, spec: PipelineSpec, count: int) -> Counte
             return result.outputs[0].text
 
     return Counter(await asyncio.gather(*(ask(number) for number in range(count))))
+
+
+async def _answers_until(changed: asyncio.Event, producer: Producer, spec: PipelineSpec) -> Counter[str]:
+    """Who answers while requests keep flowing, however long starting and leaving takes."""
+    seen = await _answers(producer, spec, 40)
+    while not changed.is_set():
+        seen += await _answers(producer, spec, 40)
+    return seen
 
 
 async def _up(view: ReplicaView, count: int) -> None:
