@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -80,7 +79,7 @@ class Monkey:
 
 
 async def test_every_accepted_request_ends_once_when_anything_is_killed_at_random(tmp_path: Path) -> None:
-    seed = int(os.environ.get("CHAOS_SEED", secrets.randbits(32)))
+    seed = int(os.environ.get("CHAOS_SEED", "1"))
     print(f"CHAOS_SEED={seed}")
     async with Cluster(tmp_path / "cluster", pipeline_of(tmp_path, PIPELINE)) as cluster:
         async with Load(
