@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     log_level: str = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
     otlp_endpoint: str | None = None
-    """Where traces go; None: nowhere."""
+    """Where spans go over OTLP/gRPC, such as http://collector:4317; needs the extra `otel`. None: nowhere."""
 
     # The front door
     host: str = "127.0.0.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from omnibus.cli import options
 
 if TYPE_CHECKING:
+    from omnibus.observability.tracing import Tracing
     from omnibus.settings import Settings
 
 
@@ -27,10 +29,17 @@ def command(*, pipeline: str | None, api_key: tuple[str, ...], **flags: Any) -> 
 
     settings = load_settings(api_keys=api_key or None, **flags)
     start_logging(settings)
-    run_until_stopped(_serve(settings, pipeline))
+    run_until_stopped(_traced(settings, pipeline))
 
 
-async def _serve(settings: Settings, pipeline: str | None) -> None:
+async def _traced(settings: Settings, pipeline: str | None) -> None:
+    from omnibus.observability.tracing import open_tracing  # noqa: PLC0415 commands import when they run
+
+    with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
+        await _serve(settings, pipeline, tracing)
+
+
+async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> None:
     from omnibus.cli.deployed import DeployedPipelines, find_pipeline  # noqa: PLC0415 commands import when they run
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
@@ -48,6 +57,6 @@ async def _serve(settings: Settings, pipeline: str | None) -> None:
             aliases = {settings.served_model_name: (await find_pipeline(connection, pipeline, wait=START_WAIT)).name}
         app = create_app(
             producer, pipelines, connected=lambda: connection.connected, metrics=connection.metrics,
-            options=Options(api_keys=settings.api_keys, aliases=aliases),
+            options=Options(api_keys=settings.api_keys, aliases=aliases), tracing=tracing,
         )  # fmt: skip
         await serve(app, host=settings.host, port=settings.port)

@@ -15,6 +15,7 @@ from omnibus.frontdoor.middleware import ApiKeys, BodyLimit, Observed
 from omnibus.frontdoor.routes import chat, completions, control, health, images, models, requests, speech
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
+from omnibus.observability.tracing import NoTracing, Tracing
 
 _ROUTERS = (chat, completions, images, speech, models, requests, control, health)
 
@@ -26,6 +27,7 @@ def create_app(
     connected: Callable[[], bool],
     options: Options | None = None,
     metrics: Metrics | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The front door over a producer. The caller owns everything that is passed in, and closes it after the server.
 
@@ -49,5 +51,5 @@ def create_app(
     app.add_middleware(BodyLimit, limit=options.max_body_bytes)
     if options.api_keys:
         app.add_middleware(ApiKeys, keys=options.api_keys)
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(Observed, metrics=metrics, tracing=tracing or NoTracing())
     return app

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -16,10 +17,13 @@ from omnibus.frontdoor.identity import bearer, fresh_rid, is_known_key
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.observability.tracing import NoTracing, Tracing
 
 REQUEST_ID = "X-Request-Id"
 GUARDED = ("/v1/", "/pause", "/resume", "/is_paused", "/start_profile", "/stop_profile", "/reset_prefix_cache")
 """What an API key is asked for; probes and metrics are open."""
+TRACE_HEADERS = ("traceparent", "tracestate")
+"""W3C trace context of a caller, passed on to every stage."""
 FAREWELL_TIMEOUT = 1.0
 """Seconds that a caller has to read that the server stops."""
 _log = get_logger(__name__)
@@ -31,8 +35,8 @@ class Observed:
     The id is in `request.state.request_id`, where a route may put another one, and in the answer's `X-Request-Id`.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+        self._app, self._metrics, self._tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +58,9 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, tagged)
+            with self._span(scope) as trace:
+                state["trace"] = dict(trace)
+                await self._app(scope, receive, tagged)
         except asyncio.CancelledError:
             # The server cancels what outlasts its grace. This is the task's root: nothing is left to be cancelled,
             # and the request goes on without its caller, who can read it by its id.
@@ -69,6 +75,13 @@ class Observed:
                 await error_response(ServerFault())(scope, receive, tagged)
         finally:
             self._record(scope, status, time.perf_counter() - started)
+
+    def _span(self, scope: Scope) -> AbstractContextManager[Mapping[str, str]]:
+        """A span under the caller's own; probes and look-ups have none."""
+        headers = Headers(scope=scope)
+        caller = {name: headers[name] for name in TRACE_HEADERS if name in headers}
+        tracing = self._tracing if scope["method"] == "POST" else NoTracing()
+        return tracing.span("http", caller, {"path": scope["path"]})
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 from fastapi import Request as HttpRequest
 
 from omnibus.client.events import Result
@@ -46,6 +47,7 @@ async def submit(door: Door, http: HttpRequest, served: Served, request: Request
     key = http.headers.get(IDEMPOTENCY_KEY)
     if key is not None:
         http.state.request_id = _keyed(door, http, key, request.tenant, served.spec.name)
+    request = msgspec.structs.replace(request, trace=http.state.trace)
     try:
         submission = await door.producer.submit(served.spec, request, rid=http.state.request_id)
     except OmnibusError as error:

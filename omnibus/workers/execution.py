@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import EngineError
+from omnibus.observability.tracing import NoTracing, Tracing
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import subjects
 from omnibus.wire.envelope import StageResult, StageTiming, Task
@@ -23,18 +26,27 @@ class Execution:
     """Runs tasks of one stage on one engine; as many at the same time as the engine has slots."""
 
     def __init__(
-        self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter
-    ) -> None:
+        self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter,
+        *, tracing: Tracing | None = None,
+    ) -> None:  # fmt: skip
         self._conn, self._stage, self._engine = conn, stage, engine
-        self._builder, self._writer = builder, writer
+        self._builder, self._writer, self._tracing = builder, writer, tracing or NoTracing()
 
     async def run(self, task: Task, *, task_seq: int, delivered: int, replica: str) -> StageResult:
         """Raises a RequestError, PayloadLost, EngineError, or whatever the engine's own code raised.
 
-        Cancelling it closes the engine's generator, which frees what the job holds.
+        Cancelling it closes the engine's generator, which frees what the job holds. One span, under the request's.
         """
+        ticket = task.ticket
+        about = {"pipeline": ticket.pipeline, "stage": self._stage.name, "rid": ticket.rid, "replica": replica}
+        with self._tracing.span("stage", ticket.trace, about) as trace:
+            return await self._run(task, trace, task_seq, delivered, replica)
+
+    async def _run(
+        self, task: Task, trace: Mapping[str, str], task_seq: int, delivered: int, replica: str
+    ) -> StageResult:
         started = time.time()
-        job = await self._builder.build(task, delivered)
+        job = dataclasses.replace(await self._builder.build(task, delivered), trace=trace)
         deltas = self._deltas(task, job, Fence(task.ticket.run, task_seq, delivered))
         finished = await self._generate(job, deltas, is_final=task.ticket.route[task.stage_id].final is not None)
         outputs = await self._writer.forwarded(task, finished)

@@ -9,7 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omnibus.broker.bucket import Bucket
@@ -22,6 +22,7 @@ from omnibus.errors import EngineDead, InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.observability.tracing import NoTracing, Tracing
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -65,6 +66,7 @@ class ReplicaOptions:
     start_timeout: float = 300.0
     """How long the engine may take to load, and before that others to initialise one of its devices."""
     on_loaded: Callable[[], None] = lambda: None
+    tracing: Tracing = field(default_factory=NoTracing)
 
 
 class Replica:
@@ -258,7 +260,7 @@ class Replica:
     def _make_service(self) -> TaskService:
         builder = JobBuilder(self._spec, self._stage, self._store)
         writer = OutputWriter(self._spec, self._stage, self._engine.outputs, self._store)
-        execution = Execution(self._conn, self._stage, self._engine, builder, writer)
+        execution = Execution(self._conn, self._stage, self._engine, builder, writer, tracing=self._options.tracing)
         return TaskService(self._performer, self._engine, execution, self._journal)
 
     def _make_registration(self) -> Registration:

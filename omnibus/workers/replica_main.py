@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+from contextlib import closing
 
 import uvloop
 
@@ -16,6 +17,7 @@ from omnibus.broker.discovery import discover
 from omnibus.errors import ConfigError, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.observability.tracing import Tracing, open_tracing
 from omnibus.pipeline.overrides import override_stages
 from omnibus.registry.pipelines import load_deployed
 from omnibus.settings import Settings
@@ -63,11 +65,14 @@ def _failure(arguments: argparse.Namespace, settings: Settings) -> OmnibusError 
 async def _run(arguments: argparse.Namespace, settings: Settings) -> None:
     instance = os.environ.get(INSTANCE_VARIABLE) or f"replica-{secrets.token_hex(4)}"
     url = arguments.nats or discover(settings).url
-    async with connect(url, name=instance, role="worker", deadline=30.0, credentials=settings.nats_credentials) as conn:
-        await _serve(conn, arguments, instance)
+    with closing(open_tracing(settings.otlp_endpoint, "omnibus-worker")) as tracing:
+        async with connect(
+            url, name=instance, role="worker", deadline=30.0, credentials=settings.nats_credentials
+        ) as conn:
+            await _serve(conn, arguments, instance, tracing)
 
 
-async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str) -> None:
+async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str, tracing: Tracing) -> None:
     spec = override_stages(await load_deployed(conn, arguments.pipeline), arguments.override)
     stage, patience = spec.stage(arguments.stage), arguments.start_timeout
     watchdog = Watchdog(f"stage {stage.name!r}", FATAL_EXIT_CODE)
@@ -77,6 +82,7 @@ async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str)
         grace=arguments.grace,
         start_timeout=patience,
         on_loaded=watchdog.rest,
+        tracing=tracing,
     )
     watchdog.expect("importing the engine", patience)
     replica = Replica(conn, spec, stage, options)

@@ -16,6 +16,7 @@ from omnibus.client.producer import Producer
 from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.door import Options
 from omnibus.frontdoor.server import HttpServer
+from omnibus.observability.tracing import NoTracing, Tracing
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.workers.replica import Replica, ReplicaOptions
@@ -72,17 +73,22 @@ class FixedPipelines:
 
 @asynccontextmanager
 async def front(
-    connection: Connection, spec: PipelineSpec, options: Options | None = None, *, workers: bool = True
+    connection: Connection,
+    spec: PipelineSpec,
+    options: Options | None = None,
+    *,
+    workers: bool = True,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Front]:
     """Everything for one pipeline; without `workers`, requests are accepted and stay open."""
     await ensure_layout(connection, layout_of(spec))
     async with AsyncExitStack() as stack:
         if workers:
-            await stack.enter_async_context(_running(connection, spec))
+            await stack.enter_async_context(_running(connection, spec, tracing or NoTracing()))
         producer = await stack.enter_async_context(Producer(connection))
         app = create_app(
             producer, FixedPipelines(spec), connected=lambda: connection.connected, options=options,
-            metrics=connection.metrics,
+            metrics=connection.metrics, tracing=tracing,
         )  # fmt: skip
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0))
         key = options.api_keys[0] if options is not None and options.api_keys else "any"
@@ -96,8 +102,8 @@ async def front(
 
 
 @asynccontextmanager
-async def _running(connection: Connection, spec: PipelineSpec) -> AsyncIterator[None]:
-    replicas = [Replica(connection, spec, stage, ReplicaOptions(grace=0.1)) for stage in spec.stages]
+async def _running(connection: Connection, spec: PipelineSpec, tracing: Tracing) -> AsyncIterator[None]:
+    replicas = [Replica(connection, spec, stage, ReplicaOptions(grace=0.1, tracing=tracing)) for stage in spec.stages]
     orchestrator = asyncio.create_task(OrchestratorService(connection, spec).run(), name="orchestrator")
     running = [asyncio.create_task(replica.run(), name="replica") for replica in replicas]
     try:
