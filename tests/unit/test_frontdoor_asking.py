@@ -230,10 +230,25 @@ def test_previews_are_asked_for_when_a_stream_wants_partial_images() -> None:
     assert "previews" not in whole.sampling_params["dit"]
 
 
-@pytest.mark.parametrize("size", ["64", "64x", "0x64", "axb", "64x64x64"])
-def test_an_image_size_is_refused_when_it_is_not_width_x_height(size: str) -> None:
+@pytest.mark.parametrize("size", ["64", "64x", "0x64", "axb", "64x64x64", "4097x64", "64x99999"])
+def test_an_image_size_is_refused_when_it_is_not_width_x_height_or_too_large(size: str) -> None:
     with pytest.raises(ValidationError):
         ImageBody.model_validate({"prompt": "a cat", "size": size})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_inference_steps", 1001), ("num_inference_steps", 0), ("guidance_scale", 1001.0), ("priority", 1 << 31)],
+)
+def test_an_image_is_refused_when_a_number_is_out_of_bounds(field: str, value: float) -> None:
+    with pytest.raises(ValidationError) as refused:
+        ImageBody.model_validate({"prompt": "a cat", field: value})
+    assert refused.value.errors()[0]["loc"] == (field,)
+
+
+@pytest.mark.parametrize("size", ["auto", "4096x4096", "1x1"])
+def test_an_image_size_is_taken_when_it_is_within_bounds(size: str) -> None:
+    assert ImageBody.model_validate({"prompt": "a cat", "size": size}).size == size
 
 
 def test_image_and_speech_are_refused_when_the_text_is_blank() -> None:

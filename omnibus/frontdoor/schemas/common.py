@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 NAME_LENGTH = 256
 """Longest name of a model or a tenant, characters."""
 SEED_LIMIT = 1 << 63
+PRIORITY_LIMIT = 1 << 31
 
 
 class Body(BaseModel):
@@ -38,8 +39,10 @@ def _checker(allowed: tuple[Hashable, ...]) -> Callable[[Any], Any]:
         asks_nothing = value is None or value is False or value in ("", [], {})
         if asks_nothing or value in allowed:
             return value
-        choice = f"only {' or '.join(repr(one) for one in allowed)}" if allowed else "nothing but leaving it out"
-        raise PydanticCustomError("unsupported", "not supported here: {choice} is", {"choice": choice})
+        if not allowed:
+            raise PydanticCustomError("unsupported", "not supported; leave it out")
+        choice = " or ".join(repr(one) for one in allowed)
+        raise PydanticCustomError("unsupported", "only {choice} is supported", {"choice": choice})
 
     return check
 
@@ -60,7 +63,7 @@ class AskingBody(Body):
     deadline: Annotated[float, Field(gt=0)] | None = None
     """Seconds that the request may take."""
     lane: Literal["interactive", "batch"] | None = None
-    priority: int | None = None
+    priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, lt=PRIORITY_LIMIT)] | None = None
     """Lower runs earlier, where the engine schedules by priority."""
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     """Only requests with the same salt share an LLM's prefix cache."""
