@@ -151,7 +151,8 @@ class DiffusersEngine:
                 return batch
             self._arrived.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
 
     def _compatible(self) -> list[_Ticket]:
         """The oldest request, and those after it that may share its batch, up to `slots` images."""

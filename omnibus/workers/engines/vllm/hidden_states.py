@@ -76,7 +76,8 @@ class HiddenStatesFolder:
     async def take(self, path: str) -> np.ndarray:
         """Read and delete one request's states: (T, L, H) float32. Raises EngineError when they do not come."""
         try:
-            return await asyncio.wait_for(asyncio.to_thread(_take, path), READ_TIMEOUT)
+            async with asyncio.timeout(READ_TIMEOUT):
+                return await asyncio.to_thread(_take, path)
         except (OSError, KeyError, TimeoutError) as error:
             raise EngineError(f"the hidden states of a finished request were not written: {error}") from error
 
