@@ -55,6 +55,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="omnibus", message="%(prog)s %(version)s")
 def cli() -> None:
     """Serve omni-modality models as a pipeline of stages over NATS JetStream."""
 

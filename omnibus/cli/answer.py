@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from omnibus.client.events import Output, OutputArrived, Result, StepProgress, TextPiece
+from omnibus.errors import ConfigError
 from omnibus.pipeline.spec import PipelineSpec
 
 EXTENSIONS = {
@@ -70,14 +71,17 @@ class Answer:
                 self.keep(output)
 
     def keep(self, output: Output) -> None:
-        """Save the files of an output, once; a text stays on the screen."""
+        """Save the files of an output, once; a text stays on the screen. Raises ConfigError where nothing can be written."""
         if output.stage_id in self._saved or output.modality == "text":
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._saved[output.stage_id] = paths = self._paths(output)
-        for path, item in zip(paths, output.items, strict=True):
-            path.write_bytes(item)
-            self._say(f"{output.modality} saved as {path}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path, item in zip(paths, output.items, strict=True):
+                path.write_bytes(item)
+                self._say(f"{output.modality} saved as {path}")
+        except OSError as error:
+            raise ConfigError(f"{output.modality} cannot be saved under {self._folder}: {error.strerror}") from error
 
     def as_json(self, result: Result) -> dict[str, Any]:
         """What is left of a request, as one JSON object; its files are named, not included."""

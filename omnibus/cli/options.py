@@ -65,5 +65,5 @@ replicas = click.option(
     "--replicas",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Replicas of each stage started by this command, instead of the pipeline's number.",
+    help="Replicas of a stage started by this command, instead of the pipeline's number.",
 )

@@ -102,7 +102,10 @@ def command(*, api_key: tuple[str, ...], **flags: Any) -> None:
     spec = order.spec()
     settings = load_settings(api_keys=api_key or None, **flags)
     start_logging(settings)
-    run(_serve(spec, _with_free_ports(settings), order))
+    settings = _with_free_ports(settings)
+    if not order.no_frontdoor:
+        _check_port(settings)
+    run(_serve(spec, settings, order))
 
 
 async def _serve(spec: PipelineSpec, settings: Settings, order: _Order) -> None:
@@ -207,6 +210,13 @@ def _with_free_ports(settings: Settings) -> Settings:
 
     zero = [name for name in ("port", "nats_port") if getattr(settings, name) == 0]
     return settings.model_copy(update={name: free_port() for name in zero})
+
+
+def _check_port(settings: Settings) -> None:
+    """Raises PortTaken before anything is started: another server there would answer in the front door's place."""
+    from omnibus.frontdoor.server import listen  # noqa: PLC0415
+
+    listen(settings.host, settings.port).close()
 
 
 def _say(line: str) -> None:

@@ -127,7 +127,7 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
         spec = await find_pipeline(connection, pipeline)
         view = await stack.enter_async_context(ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout))
         system_account = discover(settings).system_url is not None
-        live = stack.enter_context(Live(console=console)) if watch and not as_json else None
+        live = stack.enter_context(Live(console=console)) if watch and not as_json and console.is_terminal else None
         while True:
             now = await _snapshot(connection, spec, view, system_account=system_account)
             if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -74,12 +75,20 @@ async def _submit(settings: Settings, pipeline: str | None, wish: _Wish) -> int:
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
 
+    _check_folder(wish.out)
     async with connected(settings, role="submit") as connection:
         spec = await find_pipeline(connection, pipeline)
         async with Producer(connection) as producer:
             with Answer(spec, wish.out, quiet=wish.as_json) as answer:
                 result = await _follow(producer, spec, wish, answer)
         return _report(result, answer, wish)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises BadParameter when nothing can be saved there, before the request is run for it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"nothing can be saved under {str(folder)!r}", param_hint="--out")
 
 
 async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: Answer) -> Result:

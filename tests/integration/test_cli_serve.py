@@ -61,6 +61,8 @@ def test_one_object_is_printed_when_json_is_wanted(served: Serving, tmp_path: Pa
         (["--lane", "batch"], 2, "has no lane 'batch'"),
         (["-p", "nothing"], 2, "'nothing' is not deployed"),
         (["-p", "nothing.yaml"], 2, "cannot be read"),
+        (["-o", "/proc/1/out"], 2, "saved under"),
+        (["-o", "/etc/hostname/out"], 2, "nothing can be saved under"),
     ],
 )
 def test_status_and_message_say_why_when_a_request_does_not_end_well(
@@ -183,7 +185,8 @@ def test_model_is_named_when_it_cannot_be_found(tmp_path: Path) -> None:
     assert "Traceback" not in caught.value.message
 
 
-def test_port_is_named_when_it_is_taken(tmp_path: Path) -> None:
+def test_port_is_named_before_anything_starts_when_it_is_taken(tmp_path: Path) -> None:
+    said: list[str] = []
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -198,10 +201,12 @@ def test_port_is_named_when_it_is_taken(tmp_path: Path) -> None:
                 "0",
                 state_dir=tmp_path / "state",
                 timeout=30,
+                say=said.append,
             ),
         ):
             pass
     assert f"port {port} on 127.0.0.1 is taken" in caught.value.message
+    assert not said
 
 
 def _state(served: Serving, rid: str) -> str:

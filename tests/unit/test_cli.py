@@ -86,7 +86,9 @@ def test_traceback_is_kept_when_the_error_is_a_bug(monkeypatch: pytest.MonkeyPat
         _status_when_a_command_raises(monkeypatch, ZeroDivisionError())
 
 
-@pytest.mark.parametrize(("args", "status"), [(["nope"], 2), (["version", "--nope"], 2), (["version"], 0), (["-h"], 0)])
+@pytest.mark.parametrize(
+    ("args", "status"), [(["nope"], 2), (["version", "--nope"], 2), (["version"], 0), (["--version"], 0), (["-h"], 0)]
+)
 def test_status_follows_usage_when_the_command_line_is_parsed(args: list[str], status: int) -> None:
     assert _status(args) == status
 
