@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
-from omnibus.errors import CheckpointMissing, EngineDead, EngineRejected, InvalidRequest, PipelineError
+from omnibus.errors import CheckpointMissing, EngineDead, EngineError, EngineRejected, InvalidRequest, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers.engine import DiffusersEngine, create
 from omnibus.workers.engines.diffusers.request import parse_request
@@ -250,6 +251,29 @@ async def test_checkpoint_missing_when_the_folder_holds_none(tmp_path: Path) -> 
 async def test_pipeline_error_when_an_engine_argument_is_wrong(checkpoint: Path, name: str, value: object) -> None:
     with pytest.raises(PipelineError, match=name):
         await create(make_stage(checkpoint, **{name: value})).start()
+
+
+class Forgetful(diffusers.SanaPipeline):
+    """A pipeline that at a guidance of 9 returns no pictures."""
+
+    @functools.wraps(diffusers.SanaPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().__call__(*args, **kwargs)
+        if kwargs["guidance_scale"] == 9:
+            result.images = None
+        return result
+
+
+async def test_pipeline_serves_on_when_it_returned_something_odd(checkpoint: Path) -> None:
+    engine = create(make_stage(checkpoint, pipeline_class=f"{__name__}:Forgetful"))
+    await engine.start()
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(EngineError, match="TypeError"):
+                await image_of(engine, image_job("odd", 1, guidance_scale=9.0))
+            assert (await image_of(engine, image_job("good", 1))).shape == (1, 32, 32, 3)
+    finally:
+        await engine.close()
 
 
 async def test_waiting_requests_end_when_the_engine_closes(checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from omnibus.errors import EngineDead, InvalidRequest, OmnibusError, StageStartError
+from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers.request import ImageRequest, Stopped, parse_request
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
@@ -138,6 +138,8 @@ class DiffusersEngine:
                 continue
             except OmnibusError as error:
                 self._fail(error)
+            except Exception as error:  # noqa: BLE001 the root of the task: an odd result ends its batch, not all after it
+                self._fail(EngineError(f"stage {self._stage.name!r}: {type(error).__name__}: {error}"))
             finally:
                 self._batch = []
 
