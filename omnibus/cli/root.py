@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 START_WAIT = 60.0
 """Seconds that a long-lived process waits for its broker when it starts."""
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -55,7 +54,14 @@ def ask(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end on uvloop. Ctrl-C cancels `work` and raises KeyboardInterrupt."""
+    """Run to the end on uvloop. Ctrl-C cancels `work` and raises KeyboardInterrupt; a second one kills."""
+    finished = _run(_stoppable(work, (signal.SIGINT,)))
+    if not finished:
+        raise KeyboardInterrupt
+    return finished[0]
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
     import uvloop  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -82,7 +88,7 @@ def run_until_stopped(work: Coroutine[Any, Any, None]) -> None:
 
     supervised = end_with_parent()
     try:
-        run(_stoppable(work))
+        _run(_stoppable(work, (signal.SIGINT, signal.SIGTERM)))
     except ConfigError as error:
         if not supervised:
             raise
@@ -90,7 +96,8 @@ def run_until_stopped(work: Coroutine[Any, Any, None]) -> None:
         sys.exit(FATAL_EXIT_CODE)
 
 
-async def _stoppable(work: Coroutine[Any, Any, None]) -> None:
+async def _stoppable(work: Coroutine[Any, Any, T], stops: Sequence[signal.Signals]) -> tuple[T] | None:
+    """What `work` returns, None when a signal cancelled it."""
     loop, stopped = asyncio.get_running_loop(), False
     task = asyncio.ensure_future(work)
 
@@ -98,17 +105,18 @@ async def _stoppable(work: Coroutine[Any, Any, None]) -> None:
         nonlocal stopped
         stopped = True
         task.cancel()
-        for number in _STOPS:
+        for number in stops:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    for number in _STOPS:
+    for number in stops:
         loop.add_signal_handler(number, stop)
     try:
-        await task
+        return (await task,)
     except asyncio.CancelledError:
         if not stopped:
             raise
+        return None
 
 
 @asynccontextmanager
