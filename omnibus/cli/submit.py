@@ -130,5 +130,7 @@ def _report(result: Result, answer: Answer, wish: _Wish) -> int:
     if wish.as_json:
         click.echo(json.dumps(answer.as_json(result)))
     elif result.failure is not None:
-        click.echo(f"omnibus: {result.state}: {result.failure.message} ({result.failure.code})", err=True)
+        click.echo(
+            f"omnibus: {result.state}: {result.failure.message} ({result.failure.code}, request {result.rid})", err=True
+        )
     return EXIT_CODES[str(result.state)]
