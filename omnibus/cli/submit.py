@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import uuid
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,21 +94,24 @@ def _check_folder(folder: Path) -> None:
 
 async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: Answer) -> Result:
     from omnibus.client.events import Ended  # noqa: PLC0415
-    from omnibus.errors import UnknownRequest  # noqa: PLC0415
+    from omnibus.errors import OmnibusError, UnknownRequest  # noqa: PLC0415
 
-    submission = await producer.submit(spec, _request(spec, wish), rid=wish.rid)
+    rid = (
+        wish.rid if wish.rid is not None else uuid.uuid4().hex
+    )  # known before it is accepted: Ctrl-C may come in the middle of that
     try:
+        submission = await producer.submit(spec, _request(spec, wish), rid=rid)
         async with aclosing(submission.events()) as events:
             async for event in events:
                 answer.show(event)
                 if isinstance(event, Ended):
                     return event.result
     except asyncio.CancelledError:
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, OmnibusError):  # it was not accepted, or its deadline ends it
             async with asyncio.timeout(_CANCEL_DEADLINE):
-                await producer.cancel(spec.name, submission.rid)
+                await producer.cancel(spec.name, rid)
         raise
-    raise UnknownRequest(f"request {submission.rid!r} is no longer in the ledger")
+    raise UnknownRequest(f"request {rid!r} is no longer in the ledger")
 
 
 def _request(spec: PipelineSpec, wish: _Wish) -> Request:
