@@ -13,7 +13,7 @@ class WorkQueue:
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._connection, self._pipeline = connection, pipeline
-        self._work, self._chunks = subjects.work_stream(pipeline), subjects.chunks_stream(pipeline)
+        self._work = subjects.work_stream(pipeline)
 
     async def schedule_deadline(self, rid: str, at: float, data: bytes = b"") -> None:
         """Have the server publish a deadline event at `at` (Unix seconds; at once when that is past).
@@ -39,10 +39,6 @@ class WorkQueue:
         """
         await self.cancel_deadline(rid)
         await self._purge(self._work, subjects.purge_filter(self._pipeline, rid))
-
-    async def purge_chunks(self, rid: str) -> None:
-        """Remove the chunks of all flows of a request. Idempotent."""
-        await self._purge(self._chunks, subjects.chunks_filter(self._pipeline, rid))
 
     async def anything_queued(self, rid: str) -> bool:
         """Whether a task or an event of the request waits or is being worked on; its timer does not count."""

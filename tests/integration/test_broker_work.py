@@ -121,15 +121,6 @@ async def test_anything_queued_counts_what_is_in_flight_but_not_the_timer(
     assert not await work.anything_queued("r")
 
 
-async def test_chunks_are_purged_when_the_request_ends(connection: Connection, pipeline: str) -> None:
-    await lay_out(connection, pipeline)
-    for rid in ("mine", "other"):
-        await connection.js_publish(subjects.chunk(pipeline, rid, "f"), b"x")
-    await WorkQueue(connection, pipeline).purge_chunks("mine")
-    info = await connection.api(f"STREAM.INFO.{subjects.chunks_stream(pipeline)}")
-    assert info["state"]["messages"] == 1
-
-
 async def test_message_is_stored_once_when_published_twice_with_one_id(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline)
     subject, msg_id = subjects.task(pipeline, 0, "interactive", "r"), subjects.message_id("task", "r", 0, 0)
