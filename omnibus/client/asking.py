@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire.request import Message, Request
+from omnibus.wire.request import Message, Request, checked
 from omnibus.workers.engines.vllm.sampling import FIELDS
 
 Prompt = str | Sequence[int] | Mapping[str, Any] | Request
@@ -45,7 +45,7 @@ class Wishes:
 
 
 def make_request(spec: PipelineSpec, prompt: Prompt, wishes: Wishes) -> Request:
-    """The request to submit; raises InvalidRequest naming the argument that cannot have an effect."""
+    """The request to submit; raises InvalidRequest naming the argument that cannot have an effect, or is of a wrong type."""
     _refuse_what_is_not_there(wishes)
     request = as_request(prompt)
     changes: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def make_request(spec: PipelineSpec, prompt: Prompt, wishes: Wishes) -> Request:
         changes |= _urgency(spec, wishes.priority)
     if wishes.deadline is not None:
         changes["deadline"] = wishes.deadline
-    return replace(request, **changes)
+    return checked(replace(request, **changes))
 
 
 def as_request(prompt: Prompt) -> Request:
@@ -149,6 +149,8 @@ def _whole(params: msgspec.Struct) -> dict[str, Any]:
 
 def _modalities(spec: PipelineSpec, wishes: Wishes) -> tuple[str, ...] | None:
     """The modalities of the stages that were asked for."""
+    if isinstance(wishes.modalities, str):
+        raise InvalidRequest(f"modalities are a list, such as [{wishes.modalities!r}]", param="modalities")
     if wishes.final_stage_id is None and wishes.final_output_stage_ids is None:
         return None if wishes.modalities is None else tuple(wishes.modalities)
     if wishes.modalities is not None:

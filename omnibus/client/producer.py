@@ -27,7 +27,7 @@ from omnibus.requests.admission import new_record
 from omnibus.requests.advance import cancel
 from omnibus.requests.record import Record
 from omnibus.wire import subjects
-from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, encode_request
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
 _CONFLICTS = 20
 """Writers that a cancellation lets pass before it gives up."""
@@ -141,9 +141,11 @@ class Producer:
     async def _new_record(
         self, channel: Channel, spec: PipelineSpec, request: Request, rid: str, arrival: float
     ) -> Record:
-        payload = await channel.store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
+        body = encode_request(request)
+        as_read = decode_request(body)  # a wrong type is refused here: constructors check none
+        payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
         return new_record(
-            spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrival, front=self.front
+            spec, as_read, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrival, front=self.front
         )  # fmt: skip
 
     @staticmethod

@@ -77,6 +77,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     lora: str | None = None
     cache_salt: str | None = None
     """Keeps an LLM's prefix cache apart: only requests with the same salt share it."""
+    affinity: str | None = None
+    """A name. Requests that have the same one go to the same replica of each directed stage while it is up."""
+    # Open by nature: each model's processor has its own.
+    mm_processor_kwargs: dict[str, Any] = {}
+    """Arguments for the processor of the media in this prompt, as in vLLM; over those of the stage's engine."""
     trace: dict[str, str] = {}
     """W3C trace context headers."""
 
@@ -90,11 +95,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_request(request: Request) -> bytes:
-    """Encode a request as MessagePack; raises InvalidRequest for what JSON may hold and MessagePack cannot."""
+    """Encode a request as MessagePack; raises InvalidRequest for what MessagePack cannot hold."""
     try:
         return msgspec.msgpack.encode(request)
-    except (OverflowError, ValueError, RecursionError) as error:  # integers beyond 64 bits, half a surrogate pair
+    except (OverflowError, TypeError, ValueError, RecursionError) as error:  # 65-bit integers, half a surrogate pair
         raise InvalidRequest(f"malformed request: {error}") from error
+
+
+def checked(request: Request) -> Request:
+    """A request made in Python as its receivers will read it; raises InvalidRequest for a value of a wrong type.
+
+    Constructors check no types, and a record that nobody can read would be a request that never ends.
+    """
+    return decode_request(encode_request(request))
 
 
 def decode_request(data: bytes) -> Request:

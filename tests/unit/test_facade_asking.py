@@ -89,12 +89,27 @@ def test_every_accepted_argument_changes_the_request() -> None:
         ({"final_output_stage_ids": []}, "final_output_stage_ids"),
         ({"final_stage_id": 1, "final_output_stage_ids": [2]}, "final_output_stage_ids"),
         ({"final_stage_id": 1, "modalities": ["text"]}, "modalities"),
+        ({"modalities": "text"}, "modalities"),
     ],
 )
 def test_argument_is_refused_by_name_when_it_would_have_no_effect(wishes: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         made(**wishes)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        ({"priority": 1.5}, r"Expected `int`, got `float` - at `\$.priority`"),
+        ({"deadline": "3"}, r"Expected `float \| null`, got `str` - at `\$.deadline`"),
+        ({"trace_headers": {"traceparent": 5}}, "Expected `str`, got `int`"),
+        ({"sampling_params_list": [{"tokens": object()}, None, None, None]}, "Encoding objects of type object"),
+    ],
+)
+def test_argument_is_refused_when_its_type_is_wrong(wishes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        made(**wishes)
 
 
 @pytest.mark.parametrize("priority", [-1, 1])
