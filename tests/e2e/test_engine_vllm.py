@@ -23,6 +23,7 @@ from omnibus.workers.engines.media import encode_image
 from omnibus.workers.engines.protocol import EngineStats, TextDelta
 from omnibus.workers.engines.vllm.engine import VllmEngine, create
 from tests.support import tiny_checkpoints
+from tests.support.greedy import greedy_ids
 from tests.support.jobs import make_job, run_job
 
 pytestmark = [
@@ -65,15 +66,6 @@ async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     yield engine
     await engine.close()
     gc.collect()  # while the filters above hold: vLLM leaves a ZeroMQ context to the collector
-
-
-def greedy_ids(model: transformers.Qwen3ForCausalLM, prompt: list[int], count: int) -> list[int]:
-    ids = torch.tensor([prompt])
-    for _ in range(count):
-        with torch.no_grad():
-            following = model(ids).logits[0, -1].argmax()
-        ids = torch.cat([ids, following.reshape(1, 1)], dim=1)
-    return ids[0, len(prompt) :].tolist()
 
 
 async def test_deltas_make_up_the_text_when_streaming(engine: VllmEngine, tokenizer) -> None:

@@ -12,7 +12,7 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import Message, TextPart
 from omnibus.workers.engines.diffusers.request import PipelineShape, parse_request
 from omnibus.workers.engines.protocol import EngineInput
-from omnibus.workers.engines.vllm.arguments import sort_arguments
+from omnibus.workers.engines.vllm.arguments import sort_arguments, with_spare_slot
 from omnibus.workers.engines.vllm.sampling import check_sampling, fit_context, rejected
 
 pytestmark = pytest.mark.unit
@@ -86,6 +86,14 @@ def test_our_keys_are_taken_out_when_arguments_are_sorted() -> None:
     assert sorted_.hidden_states == (0, 2)
     assert sorted_.skip_tokenizer
     assert sorted_.engine == {"skip_tokenizer_init": True, "seed": 1, "enable_lora": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "adapters", "slots"), [({}, 2, 3), ({"max_loras": 2}, 2, 3), ({"max_loras": 8}, 2, 8)]
+)
+def test_a_slot_stays_empty_when_adapters_are_served_on_cpu(given: dict[str, Any], adapters: int, slots: int) -> None:
+    assert with_spare_slot(given, adapters) == {"max_loras": slots}
+    assert with_spare_slot(given, 0) == given
 
 
 @pytest.mark.parametrize(

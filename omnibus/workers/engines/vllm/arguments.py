@@ -34,6 +34,17 @@ CPU_DEFAULTS: Mapping[str, Any] = {
 """Where there is no GPU; anything a stage sets wins."""
 
 
+def with_spare_slot(engine_args: Mapping[str, Any], adapters: int) -> dict[str, Any]:
+    """`engine_args` with a LoRA slot more than there are adapters; for vLLM on CPU.
+
+    There (vLLM 0.32, `lora.ops.torch_ops`) a request without an adapter is given the last slot's when others of its batch
+    have one: the slot -1 is looked up as it is. Slots are filled from the first on, so the last stays empty and adds nothing.
+    """
+    if not adapters:
+        return dict(engine_args)
+    return {**engine_args, "max_loras": max(engine_args.get("max_loras", 0), adapters + 1)}
+
+
 def environment() -> dict[str, str]:
     """What the environment should hold before vLLM is imported, unless it is set already."""
     try:

@@ -14,7 +14,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from omnibus.errors import StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
-from omnibus.workers.engines.vllm.arguments import CPU_DEFAULTS
+from omnibus.workers.engines.vllm.arguments import CPU_DEFAULTS, with_spare_slot
 from omnibus.workers.engines.vllm.executor import bound
 
 CONFIG_FILES = ("config.json", "params.json")
@@ -55,7 +55,10 @@ def start_llm(stage: StageSpec, engine_args: Mapping[str, Any], load: LoadGauge)
 
 
 def _args(stage: StageSpec, engine_args: Mapping[str, Any]) -> AsyncEngineArgs:
-    platform = CPU_DEFAULTS if current_platform.is_cpu() else {}
+    platform: Mapping[str, Any] = {}
+    if current_platform.is_cpu():
+        platform = CPU_DEFAULTS
+        engine_args = with_spare_slot(engine_args, len(stage.engine_args.get("lora_modules", {})))
     defaults = {"max_num_seqs": stage.slots, "disable_log_stats": True, "use_tqdm_on_load": False, **platform}
     try:
         return AsyncEngineArgs(**{**defaults, **engine_args})
