@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Self
 
 from omnibus.client.asking import NamedAdapter, Prompt, Wishes
 from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.outbox import Outbox
 from omnibus.client.outputs import OmniRequestOutput
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.client.session import Aborted
@@ -64,30 +67,14 @@ class AsyncOmni:
             sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
             trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
-        box, finished, rid = self.engine.new_box(), False, None
-        try:
-            rid = await self.engine.run_async(
-                self.engine.session.submit(
-                    request_id,
-                    prompt,
-                    wishes,
-                    box.put,
-                    prompt_text=prompt_text,
-                    arrival_time=arrival_time,
-                    deltas=stream,
-                )
-            )
-            while not finished:
-                output = await box.take_async(None)  # bounded by the request's deadline, and by the engine's life
-                assert output is not None
-                finished = output.finished
-                output.raise_for_failure()
-                if output.delta or output.output is not None or output.aborted:
-                    yield output
-        finally:
-            self.engine.drop_box(box)
-            if rid is not None and not finished and self.engine.is_alive():
-                await self.abort(rid)
+        rid = request_id if request_id is not None else uuid.uuid4().hex
+        box = self.engine.new_box()
+        submitting = self.engine.session.submit(
+            rid, prompt, wishes, box.put, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
+        )
+        async with aclosing(self._outputs(rid, box, submitting)) as outputs:
+            async for output in outputs:
+                yield output
 
     async def abort(self, request_ids: str | Sequence[str]) -> list[Aborted]:
         """See AsyncOmniEngine.abort."""
@@ -142,3 +129,24 @@ class AsyncOmni:
     async def close(self) -> None:
         """See AsyncOmniEngine.shutdown; idempotent."""
         await asyncio.to_thread(self.engine.shutdown)
+
+    async def _outputs(
+        self, rid: str, box: Outbox[OmniRequestOutput], submitting: Coroutine[Any, Any, str]
+    ) -> AsyncGenerator[OmniRequestOutput, None]:
+        """Submit, and give what comes; a request that is left before its end is aborted, also on its way in."""
+        finished = False
+        try:
+            await self.engine.run_async(submitting)
+            while not finished:
+                output = await box.take_async(None)  # bounded by the request's deadline, and by the engine's life
+                assert output is not None
+                finished = output.finished
+                output.raise_for_failure()
+                if output.delta or output.output is not None or output.aborted:
+                    yield output
+        except (asyncio.CancelledError, GeneratorExit):
+            if not finished and self.engine.is_alive():
+                await self.abort(rid)
+            raise
+        finally:
+            self.engine.drop_box(box)

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from omnibus.client.asking import NamedAdapter, Prompt, Wishes, make_request
+from omnibus.client.asking import NamedAdapter, Prompt, Wishes, make_request, text_of
 from omnibus.client.engine import AsyncOmniEngine
-from omnibus.client.events import Output
-from omnibus.client.outputs import ABORT, OmniRequestOutput
+from omnibus.client.events import ABORT, Output
+from omnibus.client.outputs import OmniRequestOutput
 from omnibus.client.progress import Bar
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.client.session import Aborted, Sink
@@ -22,10 +22,10 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import validate
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.failure import Failure
-from omnibus.wire.request import Request
 
 AHEAD = 2
-"""Prompts open at the same time, for each slot of the pipeline's widest stage: a deadline starts with the submission."""
+"""Prompts open at the same time, for each slot of the pipeline's widest stage: a deadline starts with the submission. Of a
+stage that workers elsewhere serve one replica is counted."""
 
 
 @dataclass(slots=True)
@@ -159,7 +159,8 @@ class Omni:
         self, batch: Sequence[Prompt], rids: Sequence[str], wishes: Wishes, bar: Bar
     ) -> list[OmniResult]:
         """On the engine's loop."""
-        room = asyncio.Semaphore(AHEAD * max(stage.slots * stage.num_replicas for stage in self.spec.stages))
+        widest = max(stage.slots * max(1, stage.num_replicas) for stage in self.spec.stages)
+        room = asyncio.Semaphore(AHEAD * widest)
 
         async def run(rid: str, prompt: Prompt) -> OmniResult:
             async with room:
@@ -175,7 +176,7 @@ class Omni:
         return [task.result() for task in tasks]
 
     async def _run(self, rid: str, prompt: Prompt, wishes: Wishes) -> OmniResult:
-        result, done = OmniResult(rid, None), asyncio.Event()
+        result, done = OmniResult(rid, text_of(prompt)), asyncio.Event()
 
         async def collect(output: OmniRequestOutput) -> None:
             _add(result, output)
@@ -205,7 +206,6 @@ class Omni:
 
 
 def _add(result: OmniResult, output: OmniRequestOutput) -> None:
-    result.prompt = output.prompt
     if output.output is not None:
         result.outputs.append(output.output)
     if output.finished:
@@ -215,7 +215,7 @@ def _add(result: OmniResult, output: OmniRequestOutput) -> None:
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Any]:
     """One prompt alone is a batch of one; a list of token ids is one prompt."""
-    if isinstance(prompts, str | Mapping | Request):
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         return [prompts]
     is_token_ids = len(prompts) > 0 and all(isinstance(one, int) for one in prompts)
     return [prompts] if is_token_ids else prompts

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from rich.console import Console
@@ -20,7 +21,15 @@ from omnibus.cli.serving import Serving, serving
 from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.omni import Omni
 from omnibus.client.progress import Bar
-from omnibus.errors import EmptyPrompt, EngineRejected, InvalidRequest, Overloaded, PipelineError, UnsupportedModality
+from omnibus.errors import (
+    EmptyPrompt,
+    EngineRejected,
+    InvalidRequest,
+    Overloaded,
+    PipelineError,
+    RequestConflict,
+    UnsupportedModality,
+)
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.pipelines import deploy_pipeline
 from omnibus.requests.state import RequestState
@@ -90,6 +99,12 @@ def test_prompts_wait_for_their_turn_when_the_pipeline_is_full(omni: Omni, monke
     assert [one.text for one in omni.generate(["a", "b"], output_modalities=["text"])] == ["a", "b"]
 
 
+def test_prompts_run_when_all_stages_are_left_to_workers_elsewhere(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = tuple(msgspec.structs.replace(stage, num_replicas=0) for stage in omni.spec.stages)
+    monkeypatch.setattr(omni.engine.session, "spec", msgspec.structs.replace(omni.spec, stages=stages))
+    assert [one.text for one in omni.generate(["a", "b"], output_modalities=["text"])] == ["a", "b"]
+
+
 def test_everything_open_is_aborted_when_the_caller_interrupts(omni: Omni) -> None:
     prompts = [Request(prompt="w", sampling_params={"writer": {"tokens": 2000}})] * 20
     timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
@@ -105,6 +120,9 @@ def test_nothing_is_run_when_a_prompt_cannot_be_served(omni: Omni) -> None:
         omni.generate(["fine", ""])
     with pytest.raises(UnsupportedModality):
         omni.generate("x", output_modalities=["smell"])
+    for prompt in (None, 5, [None]):
+        with pytest.raises(InvalidRequest, match="a prompt is a text"):
+            omni.generate(prompt)
 
 
 def test_bar_counts_prompts_on_a_terminal() -> None:
@@ -170,6 +188,37 @@ async def test_request_is_aborted_when_its_reader_leaves(async_omni: AsyncOmni, 
             break
     (aborted,) = await async_omni.abort("left")
     assert aborted.state is RequestState.CANCELLED
+
+
+async def test_request_is_aborted_when_its_reader_leaves_while_it_is_submitted(
+    async_omni: AsyncOmni, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted, producer = threading.Event(), async_omni.engine.session._producer
+    submit = producer.submit
+
+    async def never_heard_back(*arguments: Any, **more: Any) -> None:
+        await submit(*arguments, **more)
+        accepted.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(producer, "submit", never_heard_back)
+    slow = [{"tokens": 2000}, None, None, None]
+    reading = asyncio.create_task(anext(async_omni.generate("w", "way-in", slow, output_modalities=["text"])))
+    assert await asyncio.to_thread(accepted.wait, 10)
+    reading.cancel()
+    await asyncio.wait({reading}, timeout=10)
+    assert reading.cancelled()
+    result = await async_omni.engine.run_async(producer.result("facade", "way-in"))
+    assert result.state is RequestState.CANCELLED
+
+
+async def test_nothing_is_aborted_when_the_id_of_another_request_is_given(async_omni: AsyncOmni) -> None:
+    slow = [{"tokens": 2000}, None, None, None]
+    async with aclosing(async_omni.generate("w", "taken", slow, output_modalities=["text"], stream=True)) as outputs:
+        await anext(outputs)
+        with pytest.raises(RequestConflict):
+            await anext(async_omni.generate("x", "taken", output_modalities=["text"]))
+        assert not (await anext(outputs)).finished
 
 
 async def test_reader_gets_the_partial_text_when_its_request_is_aborted(async_omni: AsyncOmni) -> None:
