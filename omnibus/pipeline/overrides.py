@@ -81,7 +81,7 @@ def _with_tokenizer(stage: StageSpec, tokenizer: str) -> StageSpec:
 
 def _overlay(spec: PipelineSpec, text: str, source: str) -> YamlDocument:
     """One text as a document like a pipeline file's, so that its errors name what they would in a file."""
-    given = parse_yaml(text if _is_mapping(text) else _assignment(text, source), source)
+    given = parse_yaml(text, source) if _is_mapping(text) else _assignment(text, source)
     if not isinstance(given.values, dict):
         raise PipelineError(f"{text!r} is no mapping of stages to fields, nor STAGE.FIELD=VALUE", file=source)
     stages: list[dict[str, Any]] = []
@@ -108,14 +108,17 @@ def _is_mapping(text: str) -> bool:
     return text.lstrip().startswith("{") or ":" in text.partition("=")[0]
 
 
-def _assignment(text: str, source: str) -> str:
-    """`1.engine_args.dtype=float32` as the YAML text of the mapping it means."""
+def _assignment(text: str, source: str) -> YamlDocument:
+    """`1.engine_args.dtype=float32` as the mapping it means."""
     target, equals, value = text.partition("=")
-    *way, last = [part.strip() for part in target.split(".")]
-    if not equals or not way or not all((*way, last)):
+    way = tuple(part.strip() for part in target.split("."))
+    if not equals or len(way) == 1 or not all(way):
         raise PipelineError(f"{text!r} is not of the form STAGE.FIELD=VALUE", file=source)
-    opening = "".join(f'{{"{part}": ' for part in (*way, last))
-    return f"{opening}{value or 'null'}{'}' * (len(way) + 1)}"
+    given = parse_yaml(value.strip() or "null", source)
+    values = given.values
+    for part in reversed(way):
+        values = {part: values}
+    return YamlDocument(file=source, values=values, places=_moved(given.places, (), way))
 
 
 def _moved(places: Mapping[Path, Place], old: Path, new: Path) -> dict[Path, Place]:

@@ -57,6 +57,12 @@ def test_value_may_hold_colons_and_equals_signs_when_assigned() -> None:
     assert changed.stages[0].env == {"URL": "http://x/?a=b"}
 
 
+def test_value_may_be_a_list_of_devices_when_assigned() -> None:
+    assert override_stages(SPEC, ["1.devices=0,1"]).stages[1].devices == "0,1"
+    with pytest.raises(PipelineError, match=r"stages\[1\].devices: expected str, got int; quote it"):
+        override_stages(SPEC, ["1.devices=0"])
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
