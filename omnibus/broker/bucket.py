@@ -46,14 +46,20 @@ class Bucket:
 
     async def get_confirmed(self, key: str) -> Entry | None:
         """Like `get`, but None only when the bucket's leader says so: for decisions that absence would make final."""
-        entry = await self.get(key)
-        if entry is not None:
-            return entry
+        return await self.get(key) or await self.get_latest(key)
+
+    async def get_latest(self, key: str) -> Entry | None:
+        """The entry as the bucket's leader has it: for decisions that a write of a moment ago would change."""
         found = await self._connection.find(f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": self._prefix + key})
         if found is None or _is_marker(found["message"]):
             return None
         message = found["message"]
         return Entry(key, base64.b64decode(message.get("data", "")), int(message["seq"]))
+
+    async def revision(self, key: str) -> int:
+        """What the next write of a key must name, also where only a marker is left; 0 for a key that never was."""
+        _, revision = await self._look(key)
+        return revision
 
     async def create(self, key: str, data: bytes, ttl: float | None = None) -> int:
         """Write a key that is absent; returns its revision. Raises RevisionConflict when it is taken.
@@ -94,12 +100,15 @@ class Bucket:
             headers[_EXPECTED] = str(revision)
         await self._write(key, b"", headers)
 
-    async def keys(self) -> list[str]:
-        """All keys, those that left a marker included, in order. For operators: the answer grows with the bucket."""
+    async def keys(self, prefix: str = "") -> list[str]:
+        """All keys, or those under a `prefix` that ends in a dot, in order, also of what left a marker.
+
+        For operators: the answer grows with their number.
+        """
         subjects: dict[str, int] = {}
         total = math.inf
         while len(subjects) < total:
-            body = {"subjects_filter": f"{self._prefix}>", "offset": len(subjects)}
+            body = {"subjects_filter": f"{self._prefix}{prefix}>", "offset": len(subjects)}
             info = await self._connection.api(f"STREAM.INFO.KV_{self.name}", body)
             page = info["state"].get("subjects") or {}
             if not page:

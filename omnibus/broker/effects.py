@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from omnibus.broker.connection import Connection
+from omnibus.broker.dead_letters import DeadLetters
 from omnibus.broker.ledger import Ledger
 from omnibus.broker.objects import ObjectStore
 from omnibus.broker.work import WorkQueue
@@ -31,9 +32,12 @@ class Performer:
         """`lane_of` chooses the lane of each task that is published."""
         self.ledger = Ledger(connection, pipeline)
         self.queue = WorkQueue(connection, pipeline)
+        self.dead_letters = DeadLetters(connection, pipeline)
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
         self._connection, self._pipeline = connection, pipeline
         self._lane_of = lane_of
+        self.clock = connection.clock
+        """What deadlines are compared with."""
 
     async def perform(self, wanted: Iterable[Effect], revision: int = 0) -> None:
         """Perform effects; `revision` is that of the record they were decided on.
@@ -64,23 +68,40 @@ class Performer:
             case effects.ScheduleDeadline(rid, deadline):
                 event = DeadlinePassed(rid=rid, deadline=deadline)
                 await self.queue.schedule_deadline(rid, deadline, codec.encode(event))
-            case effects.Stop(rid, until):
-                await self._connection.publish(
-                    subjects.ctl_all(self._pipeline), codec.encode(Cancel(rids=(rid,), until=until))
-                )  # fmt: skip
+            case effects.Stop() | effects.Purge() | effects.KeepDead() | effects.DropDead():
+                await self._clear_up(effect)
+        return revision
+
+    async def _clear_up(self, effect: effects.Stop | effects.Purge | effects.KeepDead | effects.DropDead) -> None:
+        match effect:
+            case effects.Stop(rid, until, run):
+                order = Cancel(rids=(rid,), until=until, run=run)
+                await self._connection.publish(subjects.ctl_all(self._pipeline), codec.encode(order))
             case effects.Purge():
                 await self._purge(effect)
             case effects.KeepDead(record):
-                await self.ledger.keep_dead(record)
-        return revision
+                await self.dead_letters.keep(record)
+            case effects.DropDead(record):
+                await self.dead_letters.forget(record)
 
     async def _purge(self, effect: effects.Purge) -> None:
+        before = None
+        if effect.failed_run is not None:
+            # Invariant: the sequence first, then the record. While that run is the last one, all that an operator's
+            # retry publishes has later sequences: it opens the record before it publishes.
+            before = await self.queue.next_sequence()
+            if not await self._has_failed(effect.rid, effect.failed_run):
+                return
         if effect.queued:
-            await self.queue.purge(effect.rid)
+            await self.queue.purge(effect.rid, before=before)
         else:
-            await self.queue.cancel_deadline(effect.rid)
+            await self.queue.cancel_deadline(effect.rid, before=before)
         if effect.stored:
             await self._objects.purge_group(effect.rid)
+
+    async def _has_failed(self, rid: str, run: int) -> bool:
+        entry = await self.ledger.read_latest(rid)
+        return entry is not None and entry.record.has_failed(run)
 
     def _task_subject(self, task: Task) -> str:
         return subjects.task(self._pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)

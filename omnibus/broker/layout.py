@@ -13,7 +13,7 @@ from omnibus.broker.connection import Connection
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.record import DONE_TTL
+from omnibus.requests.record import DEAD_TTL, DONE_TTL
 from omnibus.wire import subjects
 
 Config = Mapping[str, Any]
@@ -94,6 +94,7 @@ def describe(
         _bucket(subjects.requests_bucket(pipeline), replicas),
         _bucket(subjects.PIPELINES_BUCKET, replicas),
         _object_store(subjects.payloads_bucket(pipeline), replicas, ttl=_nanoseconds(payload_ttl)),
+        _object_store(subjects.dead_payloads_bucket(pipeline), replicas, ttl=_nanoseconds(DEAD_TTL + _PAYLOAD_MARGIN)),
     )
     tasks = (
         lane_consumer(pipeline, stage, lane, heartbeat_timeout=heartbeat_timeout)

@@ -27,18 +27,23 @@ class WorkQueue:
         }
         await self._connection.js_publish(subjects.timer(self._pipeline, rid), data, headers=headers)
 
-    async def cancel_deadline(self, rid: str) -> None:
-        """Remove the timer; a deadline event that it has published already stays."""
-        await self._purge(self._work, subjects.timer(self._pipeline, rid))
+    async def next_sequence(self) -> int:
+        """What the next message is numbered, at least."""
+        info = await self._connection.api(f"STREAM.INFO.{self._work}")
+        return int(info["state"]["last_seq"]) + 1
 
-    async def purge(self, rid: str) -> None:
+    async def cancel_deadline(self, rid: str, *, before: int | None = None) -> None:
+        """Remove the timer, if it was set before a sequence; a deadline event that it has published already stays."""
+        await self._purge(subjects.timer(self._pipeline, rid), before)
+
+    async def purge(self, rid: str, *, before: int | None = None) -> None:
         """Remove all that is queued for a request: tasks and events of every stage and lane, and the timer. Idempotent.
 
         The timer goes first: it could fire in between, and its event goes with the rest. What a receiver holds is removed
-        too; its answer then changes nothing.
+        too; its answer then changes nothing. With `before`, what has that sequence or a later one stays.
         """
-        await self.cancel_deadline(rid)
-        await self._purge(self._work, subjects.purge_filter(self._pipeline, rid))
+        await self.cancel_deadline(rid, before=before)
+        await self._purge(subjects.purge_filter(self._pipeline, rid), before)
 
     async def anything_queued(self, rid: str) -> bool:
         """Whether a task or an event of the request waits or is being worked on; its timer does not count."""
@@ -55,5 +60,6 @@ class WorkQueue:
         info = await self._connection.api(f"CONSUMER.LIST.{self._work}", {})
         return {found["name"]: found["num_pending"] + found["num_ack_pending"] for found in info["consumers"] or ()}
 
-    async def _purge(self, stream: str, filter_subject: str) -> None:
-        await self._connection.api(f"STREAM.PURGE.{stream}", {"filter": filter_subject})
+    async def _purge(self, filter_subject: str, before: int | None) -> None:
+        bound = {} if before is None else {"seq": before}
+        await self._connection.api(f"STREAM.PURGE.{self._work}", {"filter": filter_subject, **bound})

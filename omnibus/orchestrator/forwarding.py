@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.effects import Performer
 from omnibus.broker.ledger import Entry
@@ -12,7 +10,7 @@ from omnibus.orchestrator.journal import Journal
 from omnibus.requests.advance import advance, fail, needs_record
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
-from omnibus.wire.envelope import DeadlinePassed, Event
+from omnibus.wire.envelope import AttemptFailed, DeadlinePassed, Event, event_rid
 from omnibus.wire.failure import Failure
 
 ATTEMPTS = 5
@@ -47,28 +45,33 @@ class Forwarder:
         except BrokerError as error:
             if error.retryable or delivery.num_delivered < ATTEMPTS:
                 raise
-            await self._fail(delivery, error)
+            await self._fail(delivery, error, dead=True)
         except OmnibusError as error:
             await self._fail(delivery, error)
         except Exception as error:
             if delivery.num_delivered < ATTEMPTS:
                 raise
-            await self._fail(delivery, error)
+            await self._fail(delivery, error, dead=True)
         await delivery.ack()
 
     async def _advance(self, event: Event) -> None:
         if not needs_record(event):
-            if not self._stopped.holds(_rid(event), time.time()):
+            if not self._is_stopped(event):
                 await self._performer.perform(advance(event, None))
             return
         for _ in range(CONFLICTS):
-            entry = await self._read(_rid(event))
+            entry = await self._read(event_rid(event))
             try:
                 await self._perform(event, entry)
             except RevisionConflict:
                 continue
             return
-        raise RevisionConflict(f"the record of request {_rid(event)!r} keeps changing")
+        raise RevisionConflict(f"the record of request {event_rid(event)!r} keeps changing")
+
+    def _is_stopped(self, event: Event) -> bool:
+        if isinstance(event, AttemptFailed | DeadlinePassed):
+            return False
+        return self._stopped.holds(event.ticket.rid, self._performer.clock.now(), run=event.ticket.run)
 
     async def _perform(self, event: Event, entry: Entry | None) -> None:
         record, revision = (entry.record, entry.revision) if entry is not None else (None, 0)
@@ -77,22 +80,25 @@ class Forwarder:
         self._journal.performed(effects, record)
 
     async def _precedes_record(self, event: Event) -> bool:
-        if not isinstance(event, DeadlinePassed) or time.time() > event.deadline + ADMISSION:
+        if not isinstance(event, DeadlinePassed) or self._performer.clock.now() > event.deadline + ADMISSION:
             return False
         return await self._read(event.rid) is None
 
     async def _read(self, rid: str) -> Entry | None:
         return await self._performer.ledger.read(rid)
 
-    async def _fail(self, delivery: Delivery, error: Exception) -> None:
-        """End the request that the subject names; nothing when it has ended, or is not known."""
+    async def _fail(self, delivery: Delivery, error: Exception, *, dead: bool = False) -> None:
+        """End the request that the subject names; nothing when it has ended, or is not known.
+
+        `dead`: all attempts at the event were used up, so that an operator may want to run the request again.
+        """
         rid = subjects.parse_rid(delivery.subject)
         self._journal.poisonous(delivery, error)
         for _ in range(CONFLICTS):
             entry = await self._read(rid) if subjects.is_name(rid) else None  # no record can bear another name
             if entry is None:
                 return
-            effects = fail(entry.record, Failure.of(error))
+            effects = fail(entry.record, Failure.of(error), dead=dead)
             try:
                 await self._performer.perform(effects, entry.revision)
             except RevisionConflict:
@@ -106,10 +112,6 @@ def _decode(delivery: Delivery) -> Event:
     if subjects.parse_event(delivery.subject).kind is subjects.EventKind.DEADLINE and not delivery.data:
         raise InvalidRequest("a deadline without a body")
     event: Event = codec.decode(delivery.data, Event)
-    if _rid(event) != subjects.parse_rid(delivery.subject):
-        raise InvalidRequest(f"an event of {_rid(event)!r} came on {delivery.subject!r}")
+    if event_rid(event) != subjects.parse_rid(delivery.subject):
+        raise InvalidRequest(f"an event of {event_rid(event)!r} came on {delivery.subject!r}")
     return event
-
-
-def _rid(event: Event) -> str:
-    return event.rid if isinstance(event, DeadlinePassed) else event.ticket.rid

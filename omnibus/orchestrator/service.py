@@ -7,7 +7,6 @@ only the ids of stopped requests are remembered, so that what still arrives of t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 from omnibus.broker.connection import Connection, Message
@@ -56,7 +55,7 @@ class OrchestratorService:
         self._director = Director(connection, spec, view=self._view)
         performer = Performer(connection, spec.name, lane_of=self._director.lane)
         self._stopped = Cancellations()
-        self._forwarder = Forwarder(performer, self._stopped, Journal(connection.metrics, spec.name))
+        self._forwarder = Forwarder(performer, self._stopped, Journal(connection.metrics, spec.name, connection.clock))
         self._intake = Intake(connection, performer, spec)
 
     async def run(self) -> None:
@@ -132,4 +131,4 @@ class OrchestratorService:
     async def _hear(self, message: Message) -> None:
         order: Control = codec.decode(message.data, Control)
         if isinstance(order, Cancel):
-            self._stopped.add(order.rids, max(order.until, time.time()))
+            self._stopped.add(order.rids, max(order.until, self._connection.clock.now()), run=order.run)

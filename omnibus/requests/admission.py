@@ -15,17 +15,20 @@ from omnibus.errors import EmptyPrompt, InvalidRequest, RequestConflict, Request
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.advance import entry_tasks
-from omnibus.requests.effects import CreateRecord, Effect, Purge, ScheduleDeadline
+from omnibus.requests.advance import entry_tasks, purge_of
+from omnibus.requests.effects import CreateRecord, Effect, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Message, Request, TextPart
+from omnibus.wire.subjects import check_name
 
 MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""
+MEDIA_ENGINES = frozenset({"vllm"})
+"""Engines with a processor for the media of a prompt, which takes `mm_processor_kwargs`."""
 MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
@@ -57,12 +60,14 @@ def validate(spec: PipelineSpec, request: Request) -> Route:
     for name in request.sampling_params:
         if name not in names:
             raise InvalidRequest(f"no stage {name!r} in pipeline {spec.name!r}", param=f"sampling_params.{name}")
-    return plan_route(spec, request.modalities)
+    route = plan_route(spec, request.modalities)
+    _check_effects(spec, request, route)
+    return route
 
 
 def digest(request: Request) -> str:
     """Tells two requests apart that came under one id; what does not change the answer is left out."""
-    same = msgspec.structs.replace(request, trace={}, priority=0)
+    same = msgspec.structs.replace(request, trace={}, priority=0, affinity=None)
     return hashlib.sha256(_canonical.encode(same)).hexdigest()
 
 
@@ -82,6 +87,7 @@ def new_record(
         lane=request.lane,
         priority=request.priority,
         max_attempts=spec.max_attempts,
+        affinity=request.affinity,
         trace=request.trace,
     )
     return Record(ticket=ticket, tenant=request.tenant, nonce=nonce, digest=digest(request))
@@ -134,7 +140,7 @@ def timer_effects(existing: Record) -> tuple[Effect, ...]:
     It has replaced the timer by its own: the record's is put back, or removed when the request has ended.
     """
     if existing.state.terminal:
-        return (Purge(existing.rid),)
+        return (purge_of(existing),)
     return (ScheduleDeadline(existing.rid, existing.ticket.deadline),)
 
 
@@ -152,6 +158,22 @@ def _check_prompt(spec: PipelineSpec, request: Request) -> None:
         raise RequestTooLarge(
             f"the prompt has {size} bytes; {spec.name!r} accepts {spec.max_prompt_bytes}", param="prompt"
         )
+
+
+def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
+    """Refuse what none of the stages that would run does anything with."""
+    stages = [spec.stage(stage.stage_id) for stage in route.stages]
+    if request.affinity is not None:
+        check_name(request.affinity, "affinity")
+        if all(stage.lb_policy == "broker" for stage in stages):
+            raise InvalidRequest(
+                f"affinity has no effect in pipeline {spec.name!r}: under the policy `broker` the first free replica "
+                "takes a task; give a stage another lb_policy",
+                param="affinity",
+            )
+    if request.mm_processor_kwargs and all(stage.engine not in MEDIA_ENGINES for stage in stages):
+        engines = ", ".join(dict.fromkeys(stage.engine for stage in stages))
+        raise InvalidRequest(f"no stage has a media processor: the engines are {engines}", param="mm_processor_kwargs")
 
 
 def _says_something(message: Message) -> bool:

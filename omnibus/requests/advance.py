@@ -12,10 +12,29 @@ from msgspec.structs import replace
 
 from omnibus.errors import DeadlineExceeded, PayloadLost, RequestCancelled
 from omnibus.pipeline.route import Forwarding, Route, RouteStage
-from omnibus.requests.effects import Effect, KeepDead, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop, Tell
+from omnibus.requests.effects import (
+    DropDead,
+    Effect,
+    KeepDead,
+    PublishTask,
+    Purge,
+    SaveRecord,
+    ScheduleDeadline,
+    Stop,
+    Tell,
+)
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, StageTiming, Task, Ticket
+from omnibus.wire.envelope import (
+    AttemptFailed,
+    DeadlinePassed,
+    Event,
+    StageFailed,
+    StageResult,
+    StageTiming,
+    Task,
+    Ticket,
+)
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import Ended, OutputReady
 from omnibus.wire.payload import Payloads
@@ -41,21 +60,16 @@ def advance(event: Event, record: Record | None) -> tuple[Effect, ...]:
             return tuple(linear_tasks(event))
         case _ if record is None:
             return ()  # forgotten: its end was long ago
-        case DeadlinePassed() if event.deadline < record.ticket.deadline and not record.state.terminal:
-            # The timer of an attempt to admit the same request again, which had replaced the record's own.
-            return (ScheduleDeadline(record.rid, record.ticket.deadline),)
         case DeadlinePassed():
-            return _end(record, RequestState.EXPIRED, _EXPIRED)
+            return _deadline(event, record)
+        case AttemptFailed():
+            return _note(event, record)
         case _ if record.state.terminal:
-            return (*_dead_letter(event, record), *ended_effects(record))
-        case StageFailed(failure=failure) if failure.code == PAYLOAD_LOST:
-            return _payload_lost(event, record)
-        case _ if event.ticket.run < record.ticket.run:
-            return ()  # of a run that was given up
-        case StageResult():
-            return _result(event, record)
+            return _end_again(record)
         case StageFailed():
             return _failed(event, record)
+        case StageResult():
+            return _result(event, record)
 
 
 def linear_tasks(result: StageResult, *, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> Iterator[PublishTask]:
@@ -95,9 +109,9 @@ def cancel(record: Record) -> tuple[Effect, ...]:
     return _end(record, RequestState.CANCELLED, Failure.of(RequestCancelled()))
 
 
-def fail(record: Record, failure: Failure) -> tuple[Effect, ...]:
-    """End a request as failed; an ended one stays as it is."""
-    return _end(record, RequestState.FAILED, failure)
+def fail(record: Record, failure: Failure, *, dead: bool = False) -> tuple[Effect, ...]:
+    """End a request as failed, and where asked as a dead letter; an ended one stays as it is."""
+    return _end(record if record.state.terminal else _dying(record, dead=dead), RequestState.FAILED, failure)
 
 
 def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
@@ -107,9 +121,15 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     """
     stored = record.state is not RequestState.FAILED and _stored_anything(record)
     # What is done has nothing running any more; every other end may leave stages at work.
-    stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline),)
+    stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
     ended = Ended(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
-    return (*stop, *_tell(record, ended), Purge(record.rid, queued=queued, stored=stored))
+    return (*stop, *_tell(record, ended), purge_of(record, queued=queued, stored=stored))
+
+
+def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Purge:
+    """Remove what is left of an ended request; of one that may be opened again, nothing that comes after its end."""
+    failed_run = record.ticket.run if record.state is RequestState.FAILED else None
+    return Purge(record.rid, queued=queued, stored=stored, failed_run=failed_run)
 
 
 def _stored_anything(record: Record) -> bool:
@@ -117,13 +137,15 @@ def _stored_anything(record: Record) -> bool:
 
 
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
+    if event.ticket.run < record.ticket.run:
+        return ()  # of a run that was given up
     merged = _merge(event, record)
     tasks = (*linear_tasks(event), *_ready_joins(event, merged))
     # What the record holds, which is the first attempt's: a follower may have missed that one.
     told = _tell(merged, OutputReady(rid=merged.rid, output=merged.outputs[event.stage_id])) if event.final else ()
     if len(merged.outputs) == len(merged.ticket.route.finals):
         done = merged.ended(RequestState.DONE)
-        return (SaveRecord(done), *told, *ended_effects(done, queued=done.ticket.run > 1))
+        return (SaveRecord(done), *told, *_letter(done), *ended_effects(done, queued=done.ticket.run > 1))
     # A record that already holds the event is not written again; its tasks are published again.
     save = () if merged == record else (SaveRecord(merged),)
     return (*save, *tasks, *told)
@@ -162,27 +184,58 @@ def _join_inputs(join: RouteStage, arrived: Mapping[int, Payloads]) -> dict[int,
 def _payload_lost(event: StageFailed, record: Record) -> tuple[Effect, ...]:
     lost, now = event.ticket.run, record.ticket.run
     if lost == now:
-        return redrive(record) if now < MAX_RUNS else _failed(event, record)
+        return redrive(record) if now < MAX_RUNS else _give_up(event, record)
     # Invariant: this event may have raised the run itself, and its shell died before the tasks were published.
     return tuple(entry_tasks(record.ticket, record.ticket.created)) if lost == now - 1 else ()
 
 
 def _failed(event: StageFailed, record: Record) -> tuple[Effect, ...]:
-    failed = record.ended(RequestState.FAILED, event.failure)
-    return (SaveRecord(failed), *_dead_letter(event, failed), *ended_effects(failed))
+    if event.failure.code == PAYLOAD_LOST:
+        return _payload_lost(event, record)
+    return () if event.ticket.run < record.ticket.run else _give_up(event, record)
 
 
-def _dead_letter(event: Event, record: Record) -> tuple[KeepDead, ...]:
-    """Kept also when the shell that ended the request died before it came to this."""
-    is_dead = isinstance(event, StageFailed) and event.dead and record.state is RequestState.FAILED
-    return (KeepDead(record),) if is_dead else ()
+def _give_up(event: StageFailed, record: Record) -> tuple[Effect, ...]:
+    return fail(record.noting(event.attempt), event.failure, dead=event.dead)
+
+
+def _note(event: AttemptFailed, record: Record) -> tuple[Effect, ...]:
+    """Into the history of a request that is open or has failed: the news may come after the end that they explain."""
+    noted = record.noting(event.attempt)
+    if noted is record or record.state not in (RequestState.OPEN, RequestState.FAILED):
+        return ()
+    return (SaveRecord(noted), *_letter(noted))
+
+
+def _deadline(event: DeadlinePassed, record: Record) -> tuple[Effect, ...]:
+    if event.deadline < record.ticket.deadline and not record.state.terminal:
+        # The timer of an attempt to admit the same request again, or of a run before an operator's retry.
+        return (ScheduleDeadline(record.rid, record.ticket.deadline),)
+    # A request that an operator ran again fails, so that its letter is of use once more.
+    return _end(record, RequestState.FAILED if record.dead else RequestState.EXPIRED, _EXPIRED)
 
 
 def _end(record: Record, state: RequestState, failure: Failure) -> tuple[Effect, ...]:
     if record.state.terminal:
-        return ended_effects(record)
+        return _end_again(record)
     ended = record.ended(state, failure)
-    return (SaveRecord(ended), *ended_effects(ended))
+    return (SaveRecord(ended), *_end_again(ended))
+
+
+def _end_again(record: Record) -> tuple[Effect, ...]:
+    """Everything but the write: the shell that ended the request may have died before it came to this."""
+    return (*_letter(record), *ended_effects(record))
+
+
+def _letter(record: Record) -> tuple[KeepDead | DropDead, ...]:
+    """What becomes of the dead letter at an end: kept while an operator may have use for it."""
+    if not record.dead or not record.state.terminal:
+        return ()
+    return (KeepDead(record),) if record.state is RequestState.FAILED else (DropDead(record),)
+
+
+def _dying(record: Record, *, dead: bool) -> Record:
+    return replace(record, dead=True) if dead else record
 
 
 def _tell(record: Record, message: OutputReady | Ended) -> tuple[Tell, ...]:

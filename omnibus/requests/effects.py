@@ -37,7 +37,14 @@ class SaveRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeepDead:
-    """Write the dead letter of a request whose attempts are used up."""
+    """Write the dead letter of a request whose attempts are used up; nothing when the ledger says otherwise by now."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class DropDead:
+    """Remove the dead letter of a request that was run again and has ended well, and the input that was kept for it."""
 
     record: Record
 
@@ -84,6 +91,8 @@ class Stop:
     rid: str
     until: float
     """Seconds since the epoch."""
+    run: int
+    """The run that has ended; a later one is not meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,19 @@ class Purge:
     """Tasks and events; nothing is there when every stage of a first run has just finished."""
     stored: bool = False
     """Payloads in the object store that only its stages needed."""
+    failed_run: int | None = None
+    """Set for a request that an operator may open again: nothing is removed of a later run than this one."""
 
 
-Effect = ScheduleDeadline | CreateRecord | SaveRecord | KeepDead | PublishTask | PublishEvent | Tell | Stop | Purge
+Effect = (
+    ScheduleDeadline
+    | CreateRecord
+    | SaveRecord
+    | KeepDead
+    | DropDead
+    | PublishTask
+    | PublishEvent
+    | Tell
+    | Stop
+    | Purge
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from omnibus.requests.state import RequestState, transition
+from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import FinalOutput, StageTiming, Ticket
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payloads
@@ -13,6 +14,8 @@ DONE_TTL = 15 * 60
 """Seconds that the record of an ended request stays readable, at least."""
 DEAD_TTL = 7 * 24 * 3600
 """Seconds that a dead letter is kept."""
+MOST_ATTEMPTS = 24
+"""Failed attempts that a record remembers; the oldest give way."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -32,6 +35,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Final outputs so far, by stage."""
     timings: tuple[StageTiming, ...] = ()
     failure: Failure | None = None
+    attempts: tuple[Attempt, ...] = ()
+    """Those that failed, of all its runs, in the order in which they were told of."""
+    dead: bool = False
+    """Its attempts were used up once, and its dead letter is kept."""
 
     @property
     def rid(self) -> str:
@@ -52,8 +59,29 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The record in a terminal state, without what only a running request needs."""
         return msgspec.structs.replace(self, state=transition(self.state, state), failure=failure, arrived={})
 
+    def has_failed(self, run: int) -> bool:
+        """Whether this run ended it as failed, and nobody has opened it again since."""
+        return self.state is RequestState.FAILED and self.ticket.run == run
+
+    def noting(self, attempt: Attempt | None) -> Record:
+        """The record with one more failed attempt; the same when it is known."""
+        known = {(noted.task_seq, noted.delivery) for noted in self.attempts}
+        if attempt is None or (attempt.task_seq, attempt.delivery) in known:
+            return self
+        return msgspec.structs.replace(self, attempts=(*self.attempts, attempt)[-MOST_ATTEMPTS:])
+
     def next_run(self) -> Record:
         """The record opened for another run. Outputs that were already delivered stay: they are answered once."""
         state = self.state if self.state is RequestState.OPEN else transition(self.state, RequestState.OPEN)
         ticket = msgspec.structs.replace(self.ticket, run=self.ticket.run + 1)
         return msgspec.structs.replace(self, ticket=ticket, state=state, failure=None, arrived={})
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request whose attempts were used up, kept for an operator."""
+
+    v: int = 1
+    record: Record
+    """As it failed last."""
+    died: float
+    """Seconds since the epoch."""

@@ -15,10 +15,28 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     rids: tuple[str, ...]
     until: float
     """Seconds since the epoch after which the ids may be forgotten."""
+    run: int | None = None
+    """The last run that is to be dropped: an operator may have opened a later one. None: every run."""
 
 
 class AskClaims(msgspec.Struct, frozen=True, kw_only=True, tag="ask-claims"):
     """An orchestrator has started: every replica announces its claims again."""
+
+
+class AskSaid(msgspec.Struct, frozen=True, kw_only=True, tag="ask-said"):
+    """Whoever runs this stage of the request says its text again, as Tokens on the message's reply subject.
+
+    The last of them is shorter than SAID_PAGE, and may be empty. Replicas that do not run it say nothing.
+    """
+
+    rid: str
+    stage_id: int
+    offset: int = 0
+    """Characters that need not be repeated."""
+
+
+SAID_PAGE = 64 * 1024
+"""Characters of one message that answers AskSaid, at least, but for the last."""
 
 
 class Rpc(msgspec.Struct, frozen=True, kw_only=True, tag="rpc"):
@@ -41,7 +59,7 @@ class RpcReply(msgspec.Struct, frozen=True, kw_only=True, tag="rpc-reply"):
     """The same, as the exception that it was."""
 
 
-Control = Cancel | AskClaims | Rpc
+Control = Cancel | AskClaims | AskSaid | Rpc
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim"):

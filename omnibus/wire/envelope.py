@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from omnibus.pipeline.route import Route
+from omnibus.wire.attempt import Attempt
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload, Payloads
 
@@ -22,9 +23,9 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     run: int = 1
     route: Route
     created: float
-    """Admission, seconds since the epoch."""
+    """Admission, or the operator's retry that the run belongs to; seconds since the epoch."""
     deadline: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch. This, like every time in an envelope, is by the server's clock: see `broker.clock`."""
     request: Payload
     """The producer's request, see `wire.request`."""
     front: str | None = None
@@ -32,11 +33,13 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lane: str = "interactive"
     priority: int = 0
     max_attempts: int = 5
+    affinity: str | None = None
+    """Tasks with the same key go to the same replica of a directed stage."""
     trace: dict[str, str] = {}
 
 
 class StageTiming(msgspec.Struct, frozen=True, array_like=True):
-    """When one stage had the request, seconds since the epoch on the clock of its worker."""
+    """When one stage had the request, seconds since the epoch by the server's clock."""
 
     stage_id: int
     queued: float
@@ -101,6 +104,16 @@ class StageFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     failure: Failure
     dead: bool = False
     """The attempts are used up: keep the request as a dead letter."""
+    attempt: Attempt | None = None
+    """The last attempt, when it used them up."""
+
+
+class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="attempt"):
+    """An attempt came to nothing, and its task is tried again: for the history of the request."""
+
+    v: int = VERSION
+    rid: str
+    attempt: Attempt
 
 
 class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="deadline"):
@@ -111,7 +124,7 @@ class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     deadline: float
 
 
-Event = StageResult | StageFailed | DeadlinePassed
+Event = StageResult | StageFailed | AttemptFailed | DeadlinePassed
 
 
 def event_kind(event: Event) -> str:
@@ -123,5 +136,12 @@ def event_kind(event: Event) -> str:
             return "final"
         case StageFailed():
             return "failed"
+        case AttemptFailed():
+            return "attempt"
         case DeadlinePassed():
             return "deadline"
+
+
+def event_rid(event: Event) -> str:
+    """Whose event it is."""
+    return event.rid if isinstance(event, AttemptFailed | DeadlinePassed) else event.ticket.rid

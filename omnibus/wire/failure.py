@@ -7,6 +7,10 @@ import msgspec
 from omnibus import errors
 
 
+MESSAGE_LIMIT = 4000
+"""Characters of a failure's message; an engine's may be of any size, and the failure would not fit into its envelope."""
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a request failed."""
 
@@ -18,6 +22,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replica: str | None = None
     attempts: int = 0
     """Deliveries that the failing stage used up; 0 when the failure was not about attempts."""
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MESSAGE_LIMIT:
+            msgspec.structs.force_setattr(self, "message", f"{self.message[: MESSAGE_LIMIT - 1]}…")
 
     @classmethod
     def of(cls, error: BaseException, *, stage_id: int | None = None, replica: str | None = None) -> Failure:

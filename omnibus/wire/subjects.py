@@ -35,6 +35,8 @@ class EventKind(StrEnum):
     """A stage finished whose output is delivered."""
     FAILED = "failed"
     """A stage gave up."""
+    ATTEMPT = "attempt"
+    """An attempt failed, and there will be another."""
     DEADLINE = "deadline"
     """The request's timer fired."""
 
@@ -209,19 +211,32 @@ def payloads_bucket(pipeline: str) -> str:
     return f"omni-{check_name(pipeline, 'pipeline')}-payloads"
 
 
+def dead_payloads_bucket(pipeline: str) -> str:
+    return f"omni-{check_name(pipeline, 'pipeline')}-dead"
+
+
 def replica_key(stage_id: int, replica: str) -> str:
     """Key of a replica in the coordinator."""
     return f"{stage_id}.{check_name(replica, 'replica')}"
 
 
+DEAD_LETTERS = "dead."
+"""What the keys of dead letters in the ledger begin with."""
+
+
 def dead_letter_key(rid: str) -> str:
     """Key of a dead letter in the ledger."""
-    return f"dead.{check_name(rid, 'rid')}"
+    return f"{DEAD_LETTERS}{check_name(rid, 'rid')}"
 
 
 def message_id(kind: str, rid: str, stage: int | str, run: int) -> str:
     """Deduplication id. `run` is part of it: without, dedupe would swallow a legitimate re-run."""
     return f"{kind}.{rid}.{stage}.{run}"
+
+
+def attempt_id(rid: str, task_seq: int, delivery: int) -> str:
+    """Deduplication id of the news that an attempt failed, whoever brings them."""
+    return f"attempt.{rid}.{task_seq}.{delivery}"
 
 
 # Parsing

@@ -51,11 +51,16 @@ class Claims:
             async with asyncio.timeout(timeout):
                 await self._empty.wait()
 
-    def interrupt(self, why: Interruption, rids: Container[str] | None = None) -> None:
-        """Stop what is in hand: all of it, or what belongs to these requests."""
+    def interrupt(self, why: Interruption) -> None:
+        """Stop all that is in hand."""
         for assignment in tuple(self._held):
-            if rids is None or assignment.rid in rids:
-                assignment.interrupt(why)
+            assignment.interrupt(why)
+
+    def cancel(self, rids: Container[str], run: int | None) -> None:
+        """Stop what belongs to these requests, up to a run; None: of every run."""
+        for assignment in tuple(self._held):
+            if assignment.rid in rids and (run is None or assignment.task.ticket.run <= run):
+                assignment.interrupt(Interruption.CANCELLED)
 
     async def announce(self) -> None:
         """Tell everybody what the replica holds now; one core publish, which may be lost."""

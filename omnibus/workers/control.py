@@ -1,4 +1,4 @@
-"""Orders to a replica, on core NATS: cancellations, questions for claims, calls of the engine."""
+"""Orders to a replica, on core NATS: cancellations, questions for claims and for texts, calls of the engine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from omnibus.broker.connection import Connection, Message, Subscription
 from omnibus.errors import BrokerError
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import AskClaims, Cancel, Control, Rpc, RpcReply
+from omnibus.wire.control import AskClaims, AskSaid, Cancel, Control, Rpc, RpcReply
 from omnibus.wire.failure import Failure
-from omnibus.workers.assignment import Interruption
 from omnibus.workers.claims import Claims
 from omnibus.workers.journal import Journal
 from omnibus.workers.orders import Orders
+from omnibus.workers.saying import Saying
 
 RPC_TIMEOUT = 300.0
 """Seconds that a call of the engine may take; its caller waits no longer."""
@@ -27,11 +27,11 @@ class ControlDesk:
 
     def __init__(
         self, conn: Connection, pipeline: str, stage_id: int, *,
-        orders: Orders, claims: Claims, cancellations: Cancellations, journal: Journal,
+        orders: Orders, claims: Claims, cancellations: Cancellations, journal: Journal, saying: Saying,
     ) -> None:  # fmt: skip
         self._conn, self._pipeline, self._stage_id = conn, pipeline, stage_id
         self._orders, self._claims, self._cancellations = orders, claims, cancellations
-        self._journal = journal
+        self._journal, self._saying = journal, saying
         self._subscriptions: list[Subscription] = []
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -60,12 +60,21 @@ class ControlDesk:
         order: Control = codec.decode(message.data, Control)
         match order:
             case Cancel():
-                self._cancellations.add(order.rids, order.until)
-                self._claims.interrupt(Interruption.CANCELLED, frozenset(order.rids))
+                self._cancellations.add(order.rids, order.until, run=order.run)
+                self._claims.cancel(frozenset(order.rids), order.run)
             case AskClaims():
                 await self._claims.announce()
+            case AskSaid():
+                await self._say_again(order, message.reply)
             case Rpc():
                 self._call(order, message.reply)
+
+    async def _say_again(self, order: AskSaid, reply: str) -> None:
+        said = self._saying.of(order.rid, order.stage_id)
+        if said is None or not reply:
+            return
+        for message in said.since(order.offset):
+            await self._conn.publish(reply, codec.encode(message))
 
     def _call(self, order: Rpc, reply: str) -> None:
         """Answer in a task of its own, so that a slow call delays no cancellation."""

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import secrets
 import socket
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,10 +44,8 @@ from omnibus.workers.lanes import Lanes
 from omnibus.workers.malformed import Malformed, decode_task, reject
 from omnibus.workers.orders import Orders
 from omnibus.workers.outputs import OutputWriter
+from omnibus.workers.saying import Saying
 from omnibus.workers.serving import TaskService
-
-DEAD_ENGINE_GRACE = 1.0
-"""Seconds in which jobs of a dead engine may fail by themselves before they are given back."""
 
 log = get_logger(__name__)
 
@@ -90,7 +87,7 @@ class Replica:
         self._conn, self._spec, self._stage = conn, spec, stage
         self._engine = engine if engine is not None else create_engine(stage)
         self._metrics = metrics or conn.metrics
-        self._journal = Journal(self._metrics, spec.name, stage.stage_id)
+        self._journal = Journal(self._metrics, spec.name, stage.stage_id, conn.clock)
         self._claims = Claims(conn, spec.name, stage.stage_id)
         self._cancellations = Cancellations()
         self._lanes = Lanes(conn, spec, stage)
@@ -98,16 +95,18 @@ class Replica:
         self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
         self._ledger = Ledger(conn, spec.name)
         self._store = PayloadStore(conn, spec.name)
+        self._saying = Saying()
         self._service = self._make_service()
         self._gate = Gate(stage.slots, self._claims, self._set_status)
         self._control = ControlDesk(
             conn, spec.name, stage.stage_id,
             orders=Orders(self._engine, self._gate), claims=self._claims,
-            cancellations=self._cancellations, journal=self._journal,
+            cancellations=self._cancellations, journal=self._journal, saying=self._saying,
         )  # fmt: skip
         self._registration = self._make_registration()
         self._ending = asyncio.Event()
         self._turn = asyncio.Event()  # the end is near, or the id is another
+        self._left = asyncio.Event()  # no more tasks can come
         self._engine_death: Exception | None = None
 
     @property
@@ -151,9 +150,12 @@ class Replica:
         """Take tasks until the end is near, then see those in hand through."""
         await self._control.listen()
         async with asyncio.TaskGroup() as jobs:
+            watch = jobs.create_task(self._watch_engine(), name="engine-watch")
             while not self._ending.is_set():
                 await self._take_tasks(jobs)
+            self._left.set()
             await self._finish()
+            watch.cancel()
         await self._lanes.close()
         if self._engine_death is not None:
             raise EngineDead(f"stage {self._stage.name!r}: {self._engine_death}") from self._engine_death
@@ -203,7 +205,8 @@ class Replica:
     async def _see_through(self, assignment: Assignment) -> None:
         try:
             await self._claims.announce()
-            cancelled = self._cancellations.holds(assignment.rid, time.time())
+            run = assignment.task.ticket.run
+            cancelled = self._cancellations.holds(assignment.rid, self._conn.clock.now(), run=run)
             await self._service.serve(assignment, cancelled=cancelled)
         finally:
             self._claims.release(assignment)
@@ -214,20 +217,39 @@ class Replica:
     async def _finish(self) -> None:
         """Let tasks end by themselves for a while; then stop those that are left, and give them to others."""
         if self._engine_death is not None:
+            # First of all: this ends every wait for the engine.
+            self._claims.interrupt(Interruption.RELEASED)
             log.error(LogEvent.ENGINE_DEAD, stage=self._stage.stage_id, error=str(self._engine_death))
             await self._registration.set_status(ReplicaStatus.ERROR)
-            await self._claims.wait_empty(DEAD_ENGINE_GRACE)
-            self._claims.interrupt(Interruption.RELEASED)
             return
         log.info(LogEvent.REPLICA_DRAINING, stage=self._stage.stage_id, replica=self.record.replica)
         await self._registration.set_status(ReplicaStatus.DRAINING)
         await self._claims.wait_empty(self._options.grace)
         self._claims.interrupt(Interruption.HANDED_BACK)
 
+    async def _watch_engine(self) -> None:
+        try:
+            death = await self._engine.wait_dead()
+        except Exception as error:  # noqa: BLE001 an engine that cannot even say so
+            death = error
+        self._engine_died(death)
+
     def _notice_death(self) -> None:
-        if self._engine_death is None and (death := self._engine.dead()) is not None:
+        if (death := self._engine.dead()) is not None:
+            self._engine_died(death)
+
+    def _engine_died(self, death: Exception) -> None:
+        if self._engine_death is None:
             self._engine_death = death
             self.drain()
+
+    async def _leave(self, death: Exception) -> None:
+        """End because the engine is dead; returns when no more tasks can come.
+
+        Before, what is given back might come here again, and use up its attempts on a dead engine.
+        """
+        self._engine_died(death)
+        await self._left.wait()
 
     # What the registration asks and tells
 
@@ -260,8 +282,11 @@ class Replica:
     def _make_service(self) -> TaskService:
         builder = JobBuilder(self._spec, self._stage, self._store)
         writer = OutputWriter(self._spec, self._stage, self._engine.outputs, self._store)
-        execution = Execution(self._conn, self._stage, self._engine, builder, writer, tracing=self._options.tracing)
-        return TaskService(self._performer, self._engine, execution, self._journal)
+        execution = Execution(
+            self._conn, self._stage, self._engine, builder, writer,
+            tracing=self._options.tracing, saying=self._saying,
+        )  # fmt: skip
+        return TaskService(self._performer, self._engine, execution, self._journal, leave=self._leave)
 
     def _make_registration(self) -> Registration:
         instance = self._options.instance or f"replica-{secrets.token_hex(8)}"

@@ -134,7 +134,7 @@ def test_end_frees_what_the_hops_stored_but_not_what_an_operator_may_run_again()
     timings = (StageTiming(0, 1.0, 2.0, 3.0, stored=2),)
     record = record_of(timings=timings)
     assert cancel(record)[-1] == Purge("r", stored=True)
-    assert advance(failed_of(record, "engine_error"), record)[-1] == Purge("r", stored=False)
+    assert advance(failed_of(record, "engine_error"), record)[-1] == Purge("r", stored=False, failed_run=1)
 
 
 @pytest.mark.parametrize("state", [state for state in RequestState if state.terminal])

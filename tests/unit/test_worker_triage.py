@@ -86,16 +86,26 @@ def test_cancelled_id_is_held_until_its_deadline() -> None:
     cancelled = Cancellations()
     cancelled.add(["a", "b"], until=10.0)
     cancelled.add(["a"], until=20.0)
-    assert cancelled.holds("a", 9.0)
-    assert cancelled.holds("b", 9.0)
-    assert cancelled.holds("a", 15.0)
-    assert not cancelled.holds("b", 15.0)
-    assert not cancelled.holds("a", 20.0)
+    assert cancelled.holds("a", 9.0, run=1)
+    assert cancelled.holds("b", 9.0, run=1)
+    assert cancelled.holds("a", 15.0, run=1)
+    assert not cancelled.holds("b", 15.0, run=1)
+    assert not cancelled.holds("a", 20.0, run=1)
 
 
 def test_oldest_ids_are_forgotten_when_there_are_too_many() -> None:
     cancelled = Cancellations(most=10)
     for index in range(100):
         cancelled.add([f"r{index}"], until=1000.0 + index)
-    assert not cancelled.holds("r89", 0.0)
-    assert all(cancelled.holds(f"r{index}", 0.0) for index in range(90, 100))
+    assert not cancelled.holds("r89", 0.0, run=1)
+    assert all(cancelled.holds(f"r{index}", 0.0, run=1) for index in range(90, 100))
+
+
+def test_run_that_an_operator_opened_is_not_held_when_the_failed_one_is() -> None:
+    cancelled = Cancellations()
+    cancelled.add(["a"], until=10.0, run=2)
+    cancelled.add(["a"], until=10.0, run=1)
+    assert cancelled.holds("a", 0.0, run=2)
+    assert not cancelled.holds("a", 0.0, run=3)
+    cancelled.add(["a"], until=10.0)
+    assert cancelled.holds("a", 0.0, run=3)

@@ -1,0 +1,28 @@
+"""One attempt that failed, as the history of a request keeps it."""
+
+from __future__ import annotations
+
+import msgspec
+
+MESSAGE_LIMIT = 500
+"""Characters of an error that the history keeps."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A delivery of a task that came to nothing."""
+
+    stage_id: int
+    run: int
+    task_seq: int
+    """Stream sequence of the task; with the delivery, it tells one attempt from the next."""
+    delivery: int
+    """Which delivery of the task it was, from 1."""
+    at: float
+    """When it was given up, seconds since the epoch."""
+    replica: str | None = None
+    code: str
+    message: str
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MESSAGE_LIMIT:
+            msgspec.structs.force_setattr(self, "message", f"{self.message[: MESSAGE_LIMIT - 1]}…")
