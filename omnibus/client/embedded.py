@@ -93,7 +93,13 @@ async def _server(stack: AsyncExitStack, settings: Settings, options: EmbeddedOp
 
 
 def _processes(spec: PipelineSpec, nats_url: str, options: EmbeddedOptions) -> list[ProcessSpec]:
-    """Raises ConfigError when the devices of a stage cannot be shared out."""
+    """Raises ConfigError when the devices of a stage cannot be shared out, or nobody would serve a stage."""
+    absent = [stage.name for stage in spec.stages if stage.num_replicas == 0]
+    if absent:
+        raise ConfigError(
+            f"num_replicas: 0 leaves {', '.join(absent)} to workers elsewhere, which cannot reach an embedded pipeline: "
+            "start it with `omnibus serve`, and name its broker with nats="
+        )
     environment = {"OMNIBUS_LOG_LEVEL": options.log_level, "OMNIBUS_LOG_FORMAT": "console"}
     try:
         processes = [

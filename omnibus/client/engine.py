@@ -30,7 +30,7 @@ class AsyncOmniEngine:
 
     `model` is a pipeline file, the name of a shipped pipeline, a PipelineSpec, or the folder of a checkpoint, which is
     served as one stage with `engine_args`. With `nats` (or OMNIBUS_NATS_URL) it is the name of a deployed pipeline, or None
-    for the only one, and nothing is started. `log_level` is for this process, unless it has configured structlog itself, and
+    for the only one, and nothing is started, so that there the timeouts mean nothing. `log_level` is for this process, unless it has configured structlog itself, and
     for the replicas. Everything is up when the constructor returns. Timeouts are seconds.
 
     Outputs of all requests come from `try_get_output`. Every method may be called from any thread; those that end in
@@ -47,6 +47,8 @@ class AsyncOmniEngine:
         configure_quietly(log_level)
         settings = Settings()
         nats = nats or settings.nats_url
+        if nats is not None and state_dir is not None:
+            raise InvalidRequest("state_dir is for a pipeline served from here, not for a cluster", param="state_dir")
         target = _deployed(model, engine_args) if nats is not None else _own(model, engine_args)
         options = EmbeddedOptions(
             state_dir=Path(state_dir) if state_dir is not None else None,

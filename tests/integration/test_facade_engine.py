@@ -13,7 +13,15 @@ import pytest
 
 from omnibus.client.engine import AsyncOmniEngine
 from omnibus.client.stages import StageRuntimeInfo
-from omnibus.errors import EngineDead, EngineRejected, InvalidRequest, PipelineError, RequestConflict, StageStartError
+from omnibus.errors import (
+    ConfigError,
+    EngineDead,
+    EngineRejected,
+    InvalidRequest,
+    PipelineError,
+    RequestConflict,
+    StageStartError,
+)
 from omnibus.requests.state import RequestState
 from tests.support.facade import PIPELINE, outputs_of
 from tests.support.processes import children_of
@@ -171,6 +179,18 @@ def test_start_fails_with_the_reason_when_a_stage_cannot_start(tmp_path: Path) -
                           "model: 'no_such_module:f', final_output: true, final_output_type: text}\n")  # fmt: skip
     with pytest.raises(StageStartError, match="no_such_module"):
         AsyncOmniEngine(str(file), init_timeout=60)
+
+
+def test_start_is_refused_when_nobody_would_serve_a_stage(tmp_path: Path) -> None:
+    file = write_pipeline(tmp_path, "name: headless\nstages:\n- {stage_id: 0, name: away, engine: sim, num_replicas: 0, "
+                          "final_output: true, final_output_type: text}\n")  # fmt: skip
+    with pytest.raises(ConfigError, match="num_replicas: 0 leaves away to workers elsewhere"):
+        AsyncOmniEngine(str(file))
+
+
+def test_argument_is_refused_when_a_cluster_has_no_use_for_it(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="state_dir"):
+        AsyncOmniEngine("any", nats="nats://127.0.0.1:1", state_dir=tmp_path)
 
 
 def test_engine_says_that_it_is_dead_after_its_end(tmp_path: Path) -> None:
