@@ -30,8 +30,8 @@ class AsyncOmniEngine:
 
     `model` is a pipeline file, the name of a shipped pipeline, a PipelineSpec, or the folder of a checkpoint, which is
     served as one stage with `engine_args`. With `nats` (or OMNIBUS_NATS_URL) it is the name of a deployed pipeline, or None
-    for the only one, and nothing is started, so that there the timeouts mean nothing. `log_level` is for this process, unless it has configured structlog itself, and
-    for the replicas. Everything is up when the constructor returns. Timeouts are seconds.
+    for the only one; nothing is started, and the timeouts, in seconds, mean nothing. `log_level` is for this process, unless
+    it has configured structlog itself, and for the replicas. Everything is up when the constructor returns.
 
     Outputs of all requests come from `try_get_output`. Every method may be called from any thread; those that end in
     `_async` from any event loop. `shutdown` when done, or use it in a `with`.
