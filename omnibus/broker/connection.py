@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from omnibus.broker.clock import ASK, ASK_TIMEOUT, ServerClock
 from omnibus.broker.link import Callback, Hook, Link, Subscription
 from omnibus.broker.replies import Message, Transient, status_of
 from omnibus.errors import BrokerRefused, BrokerUnavailable, RevisionConflict
@@ -61,6 +62,12 @@ _decode_ack = msgspec.json.Decoder(_Answer).decode
 
 class Connection(Link):
     """A connection to NATS with JetStream. Made by `connect`."""
+
+    def __init__(self, url: str, name: str, metrics: Metrics | None = None) -> None:
+        super().__init__(url, name, metrics)
+        self.clock = ServerClock(lambda: self.request(ASK, timeout=ASK_TIMEOUT))
+        """What deadlines are compared with."""
+        self.on_reconnect(self.clock.hurry)
 
     async def js_publish(
         self,
@@ -160,7 +167,8 @@ async def connect(
         connection.on_reconnect(on_reconnect)
     await connection.open(role=role, deadline=deadline, credentials=credentials)
     try:
-        yield connection
+        async with connection.clock.kept():
+            yield connection
     finally:
         await connection.close()
 

@@ -46,7 +46,7 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
 
 async def _events(channel: Channel, ticket: Ticket, box: Mailbox) -> AsyncGenerator[ClientEvent, None]:
     assembly = Assembly()
-    until = time.monotonic() + max(ticket.deadline - time.time(), 0.0) + BEYOND_DEADLINE
+    until = time.monotonic() + max(ticket.deadline - channel.performer.clock.now(), 0.0) + BEYOND_DEADLINE
     while True:
         message = await _next(box)
         if message is not None and not isinstance(message, out.Ended | out.Refused):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -91,12 +90,15 @@ class Producer:
         for what the pipeline cannot serve, RequestConflict when the id was used otherwise, Overloaded at a bound, and
         BrokerUnavailable: then it may have been accepted, and only a submission with the same id tells.
 
-        Deadline and time in the queue count from `arrival`, seconds since the epoch; by default from now.
+        Deadline and time in the queue count from `arrival`, seconds since the epoch by this host's clock; by default from now.
         """
         rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
         channel = await self.channel(spec.name)
         await channel.direct(spec)
-        record = await self._new_record(channel, spec, request, rid, time.time() if arrival is None else arrival)
+        clock = self.connection.clock
+        record = await self._new_record(
+            channel, spec, request, rid, clock.now() if arrival is None else clock.at(arrival)
+        )  # fmt: skip
         await self._check_bounds(channel, spec, record)
         channel.expect(rid)
         admitted = await self._admit(channel, record)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from types import MappingProxyType
 
+from omnibus.broker.clock import ServerClock
 from omnibus.broker.delivery import Delivery
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -30,8 +30,8 @@ log = get_logger(__name__)
 class Journal:
     """One line for everything that happens to a request here, and counts."""
 
-    def __init__(self, metrics: Metrics, pipeline: str) -> None:
-        self._metrics, self._pipeline = metrics, pipeline
+    def __init__(self, metrics: Metrics, pipeline: str, clock: ServerClock) -> None:
+        self._metrics, self._pipeline, self._clock = metrics, pipeline, clock
 
     def handled(self, delivery: Delivery, outcome: str) -> None:
         """An event was `forwarded`, ended its request as `poisonous`, or was put back for another try (`retried`)."""
@@ -58,7 +58,7 @@ class Journal:
                     pass
 
     def _ended(self, record: Record) -> None:
-        seconds = max(time.time() - record.ticket.created, 0.0)
+        seconds = max(self._clock.now() - record.ticket.created, 0.0)
         labels = (self._pipeline, record.state.value)
         self._metrics.requests.labels(*labels).inc()
         self._metrics.request_seconds.labels(*labels).observe(seconds)

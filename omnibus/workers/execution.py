@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any, cast
@@ -45,7 +44,7 @@ class Execution:
     async def _run(
         self, task: Task, trace: Mapping[str, str], task_seq: int, delivered: int, replica: str
     ) -> StageResult:
-        started = time.time()
+        started = self._conn.clock.now()
         job = dataclasses.replace(await self._builder.build(task, delivered), trace=trace)
         deltas = self._deltas(task, job, Fence(task.ticket.run, task_seq, delivered))
         finished = await self._generate(job, deltas, is_final=task.ticket.route[task.stage_id].final is not None)
@@ -56,7 +55,7 @@ class Execution:
             _nbytes(outputs) + sum(item.nbytes for item in (final.items if final else ())),
             sum(payload.location is not None for payload in outputs.values()),
         )
-        timing = StageTiming(task.stage_id, task.published, started, time.time(), *sizes)
+        timing = StageTiming(task.stage_id, task.published, started, self._conn.clock.now(), *sizes)
         return StageResult(
             ticket=task.ticket, stage_id=task.stage_id, replica=replica,
             outputs=outputs, final=final, timings=(*task.timings, timing),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from omnibus.broker.clock import ServerClock
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -18,15 +19,15 @@ log = get_logger(__name__)
 class Journal:
     """One line and one count for everything that happens to a task. A line names request, stage and replica."""
 
-    def __init__(self, metrics: Metrics, pipeline: str, stage_id: int) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, pipeline: str, stage_id: int, clock: ServerClock) -> None:
+        self._metrics, self._clock = metrics, clock
         self._labels = (pipeline, str(stage_id))
         self._log = log.bind(stage=stage_id)
         self.replica = ""
 
     def received(self, assignment: Assignment) -> None:
         delivered = assignment.delivery.num_delivered
-        waited = max(time.time() - assignment.task.published, 0.0)
+        waited = max(self._clock.now() - assignment.task.published, 0.0)
         self._metrics.queue_wait_seconds.labels(*self._labels).observe(waited)
         self._metrics.busy_slots.labels(*self._labels).inc()
         if delivered > 1:

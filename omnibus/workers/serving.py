@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +46,7 @@ class TaskService:
     async def serve(self, assignment: Assignment, *, cancelled: bool) -> None:
         """Decide about a task, and see it through; raises BrokerError when it must be left to be delivered again."""
         delivered = assignment.delivery.num_delivered
-        match triage(assignment.task, delivered=delivered, cancelled=cancelled, now=time.time()):
+        match triage(assignment.task, delivered=delivered, cancelled=cancelled, now=self._performer.clock.now()):
             case Verdict.DROP:
                 await self._drop(assignment)
             case Verdict.EXHAUSTED:
@@ -68,7 +67,7 @@ class TaskService:
         work = asyncio.create_task(self._execute(assignment), name=f"run-{assignment.rid}")
         try:
             either: set[asyncio.Future[Any]] = {work, assignment.interruption}
-            left = assignment.task.ticket.deadline - time.time() + BEYOND_DEADLINE
+            left = assignment.task.ticket.deadline - self._performer.clock.now() + BEYOND_DEADLINE
             done, _ = await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 assignment.interrupt(Interruption.CANCELLED)  # its end was told, and not heard here

@@ -1,0 +1,99 @@
+"""The server's time, which all deadlines are in: the server fires the timers, and clocks of other hosts may be off.
+
+Measured once a connection and now and then afterwards, against this process's monotonic clock: stepping the host's own clock
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+
+import msgspec
+
+from omnibus.broker.replies import Message
+from omnibus.errors import BrokerError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+
+ASK = "$SYS.REQ.USER.INFO"
+"""What any client may ask the server that it is connected to; the answer bears a time."""
+EVERY = 30.0
+"""Seconds between measurements: a server's clock may be stepped too."""
+TRY_EVERY = 1.0
+"""The same until the first one."""
+ASK_TIMEOUT = 1.0
+"""Seconds for an answer. It tells the time to within half of what it took."""
+SHARP = 0.25
+"""A measurement that took longer replaces none that was sharper than this, seconds."""
+
+Ask = Callable[[], Awaitable[Message]]
+
+log = get_logger(__name__)
+
+
+class _Server(msgspec.Struct):
+    time: datetime
+
+
+class _Answer(msgspec.Struct):
+    server: _Server
+
+
+class ServerClock:
+    """Tells the server's time, seconds since the epoch. Until it was measured, and where the server does not tell, the host's own."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._ahead = time.time() - time.monotonic()  # of the monotonic clock
+        self._due = asyncio.Event()
+        self.measured = False
+        """Whether it is the server's time, and no longer the host's."""
+
+    def now(self) -> float:
+        """The server's time now."""
+        return time.monotonic() + self._ahead
+
+    def at(self, moment: float) -> float:
+        """The server's time at a moment that the host's own clock has shown or will show."""
+        return self.now() + moment - time.time()
+
+    def hurry(self) -> None:
+        """Measure again soon: the connection is to another server, perhaps."""
+        self._due.set()
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Measured when entered, and again and again for as long as the context lasts."""
+        await self._measure()
+        keeping = asyncio.create_task(self._keep(), name="server-clock")
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+    async def _keep(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY if self.measured else TRY_EVERY):
+                    await self._due.wait()
+            self._due.clear()
+            await self._measure()
+
+    async def _measure(self) -> None:
+        asked = time.monotonic()
+        try:
+            answer = msgspec.json.decode((await self._ask()).data, type=_Answer)
+        except (BrokerError, msgspec.DecodeError) as error:  # an outage, or a server that does not tell
+            if not self.measured:
+                log.warning(LogEvent.BROKER_ERROR, clock="the host's own", error=str(error))
+            return
+        heard = time.monotonic()
+        if self.measured and heard - asked > SHARP:
+            return
+        self._ahead = answer.server.time.timestamp() - (asked + heard) / 2
+        self.measured = True
