@@ -12,8 +12,8 @@ from omnibus.errors import BrokerRefused, InvalidRequest
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Task
 
-_GONE = 10057
-"""Server code: the message to delete is not there any more."""
+_GONE = (10043, 10057)
+"""Server codes: the message to delete is not there any more."""
 
 
 class DirectedLanes:
@@ -65,7 +65,7 @@ class DirectedLanes:
         try:
             await self._connection.find(f"STREAM.MSG.DELETE.{self._stream}", body)
         except BrokerRefused as refused:
-            if refused.err_code != _GONE:
+            if refused.err_code not in _GONE:
                 raise
 
     async def _page(self, offset: int) -> tuple[Mapping[str, int], int]:

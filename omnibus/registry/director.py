@@ -68,7 +68,7 @@ class Director:
         if pool is None or self._view is None:
             return task.ticket.lane
         able = [ReplicaInfo.of(record) for record in self._view.replicas(task.stage_id) if takes_directed(record)]
-        chosen = pool.pick(able, task)
+        chosen = pool.pick(able, task, affinity=task.ticket.affinity)
         return chosen.replica if chosen is not None else task.ticket.lane
 
     def _hear(self, change: ReplicaChange) -> None:

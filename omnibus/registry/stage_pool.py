@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from omnibus.registry.affinity import favourite
 from omnibus.registry.balancers import LoadBalancer
 from omnibus.registry.info import ReplicaInfo
 from omnibus.registry.record import ReplicaStatus
@@ -17,8 +18,8 @@ MOST_BINDINGS = 65_536
 class StagePool:
     """Chooses a replica for each task of one stage.
 
-    What belongs together (a session, the companions of a request) has one affinity key and goes to one replica, for as
-    long as this life of it is up; then another is chosen, and the key is bound to that.
+    What belongs together (a session, the companions of a request) has one affinity key and goes to one replica while
+    that is up; then to another. Which one needs no memory (see `affinity`), unless somebody who knows better binds it.
     """
 
     def __init__(self, balancer: LoadBalancer) -> None:
@@ -30,16 +31,14 @@ class StagePool:
     ) -> ReplicaInfo | None:
         """The replica for a task, among those of `replicas` that are up; None when none is.
 
-        With an `affinity` key: the bound one while it is up, else whom the policy chooses, bound from then on.
+        With an `affinity` key: the bound one while this life of it is up, else the key's favourite, whatever the policy.
         """
         able = [replica for replica in replicas if replica.status is ReplicaStatus.UP]
-        bound = self._find(able, affinity) if affinity is not None else None
-        if bound is not None or not able:
-            return bound
-        chosen = able[self._balancer.select(task, able)]
+        if not able:
+            return None
         if affinity is not None:
-            self.bind(affinity, chosen)
-        return chosen
+            return self._find(able, affinity) or favourite(affinity, able)
+        return able[self._balancer.select(task, able)]
 
     def bind(self, affinity: str, replica: ReplicaInfo) -> None:
         """Have all tasks of a key go to this life of a replica from now on."""

@@ -92,6 +92,8 @@ def _common(body: AskingBody) -> dict[str, Any]:
         "lane": body.lane or "interactive",
         "priority": body.priority or 0,
         "cache_salt": body.cache_salt,
+        "affinity": body.affinity,
+        "mm_processor_kwargs": body.mm_processor_kwargs or {},
         "tenant": body.user or DEFAULT_TENANT,
     }
 

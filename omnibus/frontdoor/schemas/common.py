@@ -67,6 +67,10 @@ class AskingBody(Body):
     """Lower runs earlier, where the engine schedules by priority."""
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     """Only requests with the same salt share an LLM's prefix cache."""
+    affinity: str | None = None
+    """A name; requests that have the same one go to the same replicas of directed stages."""
+    mm_processor_kwargs: dict[str, Any] | None = None
+    """Arguments for the processor of the media in the prompt, as in vLLM."""
     # Open by nature: each engine has its own parameters, and validates them.
     sampling_params: dict[str, dict[str, Any]] | None = None
     """Parameters by stage name or id; they override everything else."""

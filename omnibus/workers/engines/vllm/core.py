@@ -107,7 +107,7 @@ class VllmCore:
 
     async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         sampling, lora = check_sampling(job.sampling), self._lora(job)
-        prompt = await self._prompts.render(job.engine_input)
+        prompt = await self._prompts.render(job.engine_input, self._media(job))
         if (salt := job.stage_input.request.cache_salt) is not None:
             prompt["cache_salt"] = salt
         run.prompt_tokens = self._prompts.length(prompt)
@@ -137,7 +137,7 @@ class VllmCore:
         if job.sampling:
             name = next(iter(job.sampling))
             raise EngineRejected(f"unknown sampling parameter {name!r}: encoding takes none", param=name)
-        lora, prompt = self._lora(job), await self._prompts.render(job.engine_input)
+        lora, prompt = self._lora(job), await self._prompts.render(job.engine_input, self._media(job))
         run.prompt_tokens = self._prompts.length(prompt)
         params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
         if run.aborted:
@@ -193,6 +193,15 @@ class VllmCore:
             extra["kv_transfer_params"] = {"include_output_tokens": True}
         ours = {"extra_args": extra or None, "output_kind": RequestOutputKind.DELTA, "detokenize": self._has_text}
         return SamplingParams(**{**sampling, **ours})
+
+    def _media(self, job: Job) -> dict[str, Any] | None:
+        """What the request says to its media's processor; the first stage must have one, later ones may."""
+        given = job.stage_input.request.mm_processor_kwargs
+        if not given or self._prompts.processes_media:
+            return given or None
+        if not job.stage_input.sources:
+            raise EngineRejected("this model takes no media, so it has no processor", param="mm_processor_kwargs")
+        return None
 
     def _lora(self, job: Job) -> LoRARequest | None:
         name = job.stage_input.request.lora

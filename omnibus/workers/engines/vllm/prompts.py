@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,14 +29,20 @@ class PromptRenderer:
         self._model = model_config
         self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
 
-    async def render(self, given: EngineInput) -> Any:
+    @property
+    def processes_media(self) -> bool:
+        """Whether the model has a multimodal processor."""
+        return bool(self._model.is_multimodal_model)
+
+    async def render(self, given: EngineInput, media: dict[str, Any] | None = None) -> Any:
         """A prompt ready for AsyncLLM, of the first given of messages, token ids, embeddings, text.
 
+        `media` is for the processor of the messages' media, over what the engine's own `mm_processor_kwargs` say.
         Raises EngineRejected for what this model cannot take, InvalidRequest for media that cannot be decoded.
         """
         try:
             if given.messages is not None:
-                return await self._chat(given.messages)
+                return await self._chat(given.messages, media)
             return await self._complete(given)
         except (VLLMClientError, ValueError, TypeError) as error:
             raise rejected(error) from error
@@ -46,10 +53,13 @@ class PromptRenderer:
             return int(prompt["prompt_embeds"].shape[0])
         return len(prompt["prompt_token_ids"])
 
-    async def _chat(self, messages: Sequence[Message]) -> Any:
+    async def _chat(self, messages: Sequence[Message], media: dict[str, Any] | None) -> Any:
         self._need_tokenizer("messages")
         conversation = await asyncio.to_thread(_conversation, messages)
-        _, (prompt,) = await self._renderer.render_chat_async([conversation], self._chat_params)
+        # Twice: vLLM reads the first where it finds the media, the second where it processes them.
+        params = dataclasses.replace(self._chat_params, mm_processor_kwargs=media)
+        extras = {"mm_processor_kwargs": media}
+        _, (prompt,) = await self._renderer.render_chat_async([conversation], params, prompt_extras=extras)
         return prompt
 
     async def _complete(self, given: EngineInput) -> Any:
