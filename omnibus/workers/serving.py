@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -23,10 +23,13 @@ from omnibus.workers.triage import GiveUp, Verdict, exhausted, judge, triage
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to let go of a stopped job."""
+FOR_OTHERS = (Interruption.HANDED_BACK, Interruption.RELEASED)
+"""What others are given at once: letting go of it here may take time, for an engine that hangs."""
 BEYOND_DEADLINE = 1.0
 """Seconds after which a job past its request's deadline is stopped unasked: the broadcast of its end was lost."""
 
 Outcome = StageResult | Exception | Interruption
+Leave = Callable[[Exception], Awaitable[None]]
 
 
 class TaskService:
@@ -36,8 +39,11 @@ class TaskService:
     open request always has a message in the queue. Whatever fails on the way leaves the delivery unacknowledged.
     """
 
-    def __init__(self, performer: Performer, engine: Engine, execution: Execution, journal: Journal) -> None:
-        self._performer = performer
+    def __init__(
+        self, performer: Performer, engine: Engine, execution: Execution, journal: Journal, *, leave: Leave
+    ) -> None:
+        """`leave` ends the replica when its engine is dead, and returns when no more tasks can come to it."""
+        self._performer, self._leave = performer, leave
         self._engine, self._execution = engine, execution
         self._journal = journal
         self.replica = ""
@@ -58,22 +64,28 @@ class TaskService:
         self._journal.received(assignment)
         try:
             async with assignment.lease:
-                await self._conclude(assignment, await self._attempt(assignment))
+                await self._see_through(assignment)
         finally:
             self._journal.released(assignment)
 
-    async def _attempt(self, assignment: Assignment) -> Outcome:
-        """Run the job until it ends or somebody stops it."""
+    async def _see_through(self, assignment: Assignment) -> None:
         work = asyncio.create_task(self._execute(assignment), name=f"run-{assignment.rid}")
         try:
-            either: set[asyncio.Future[Any]] = {work, assignment.interruption}
-            left = assignment.task.ticket.deadline - self._performer.clock.now() + BEYOND_DEADLINE
-            done, _ = await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                assignment.interrupt(Interruption.CANCELLED)  # its end was told, and not heard here
-            return work.result() if work.done() else assignment.interruption.result()
+            outcome = await self._attempt(assignment, work)
+            if outcome not in FOR_OTHERS:
+                await self._stop(assignment, work)
+            await self._conclude(assignment, outcome)
         finally:
             await self._stop(assignment, work)
+
+    async def _attempt(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> Outcome:
+        """Wait until the job ends or somebody stops it."""
+        either: set[asyncio.Future[Any]] = {work, assignment.interruption}
+        left = assignment.task.ticket.deadline - self._performer.clock.now() + BEYOND_DEADLINE
+        done, _ = await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            assignment.interrupt(Interruption.CANCELLED)  # its end was told, and not heard here
+        return work.result() if work.done() else assignment.interruption.result()
 
     async def _execute(self, assignment: Assignment) -> StageResult | Exception:
         delivery = assignment.delivery
@@ -88,8 +100,9 @@ class TaskService:
         if work.done():
             return
         try:
-            async with asyncio.timeout(ABORT_TIMEOUT):
-                await self._engine.abort(assignment.rid)
+            if self._engine.dead() is None:
+                async with asyncio.timeout(ABORT_TIMEOUT):
+                    await self._engine.abort(assignment.rid)
         except Exception:  # noqa: BLE001 logged and counted: an engine that fails or hangs here must not keep the slot
             self._journal.crashed("abort")
         finally:
@@ -131,6 +144,8 @@ class TaskService:
 
     async def _fail(self, assignment: Assignment, error: Exception) -> None:
         delivery = assignment.delivery
+        if isinstance(error, EngineDead):
+            await self._leave(error)
         verdict = judge(error, assignment.task, delivered=delivery.num_delivered, replica=self.replica)
         if isinstance(verdict, GiveUp):
             await self._give_up(assignment, verdict)

@@ -18,7 +18,7 @@ from omnibus.broker.puller import Puller
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import codec, subjects
-from omnibus.wire.envelope import Event, StageFailed, StageResult, Task, Ticket
+from omnibus.wire.envelope import AttemptFailed, Event, StageFailed, StageResult, Task, Ticket
 from omnibus.wire.payload import MSGPACK, Payload
 from omnibus.wire.request import Request
 from omnibus.workers.replica import Replica, ReplicaOptions
@@ -36,6 +36,8 @@ class StageBench:
         self.stage = spec.stages[0]
         self.events: dict[str, list[Event]] = defaultdict(list)
         """Taken from the queue, by request."""
+        self.attempts: dict[str, list[Event]] = defaultdict(list)
+        """News of failed attempts, by request."""
         self.published: dict[str, int] = defaultdict(int)
         """How often an event was published, by request: also what dedupe swallowed."""
 
@@ -119,25 +121,27 @@ class StageBench:
     async def _take_events(self, puller: Puller) -> None:
         async for delivery in puller:
             event: Event = codec.decode(delivery.data, Event)
-            self.events[subjects.parse_rid(delivery.subject)].append(event)
+            heard = self.attempts if isinstance(event, AttemptFailed) else self.events
+            heard[subjects.parse_rid(delivery.subject)].append(event)
             await delivery.ack()
             puller.add_credit()
 
     async def _count_published(self, message: Message) -> None:
-        self.published[subjects.parse_rid(message.subject)] += 1
+        if subjects.parse_event(message.subject).kind is not subjects.EventKind.ATTEMPT:
+            self.published[subjects.parse_rid(message.subject)] += 1
 
 
 @asynccontextmanager
 async def stage_bench(conn: Connection, pipeline: str, **settings: Any) -> AsyncIterator[StageBench]:
     """`settings` are `slots`, fields of PipelineSpec by name, and for the rest `engine_args` of the stage."""
-    slots = settings.pop("slots", 1)
+    slots, timeout = settings.pop("slots", 1), settings.pop("heartbeat_timeout", HEARTBEAT_TIMEOUT)
     fields = {name: settings.pop(name) for name in ("max_attempts", "lanes", "deadline") if name in settings}
     stage = StageSpec(
         stage_id=0, name="sim", engine="sim", slots=slots, final_output=True, final_output_type="text",
         engine_args=settings,
     )  # fmt: skip
-    spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=HEARTBEAT_TIMEOUT, **fields)
-    await ensure_layout(conn, describe(pipeline, {0: spec.lanes}, heartbeat_timeout=HEARTBEAT_TIMEOUT))
+    spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=timeout, **fields)
+    await ensure_layout(conn, describe(pipeline, {0: spec.stage_lanes}, heartbeat_timeout=timeout))
     bench = StageBench(conn, spec)
     counter = await conn.subscribe(subjects.events_filter(pipeline), bench._count_published)
     async with Puller(conn, subjects.work_stream(pipeline), [subjects.EVENTS_CONSUMER]) as puller:

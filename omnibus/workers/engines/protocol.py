@@ -124,7 +124,14 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     def dead(self) -> Exception | None:
-        """Why the engine cannot serve any more, None while it can. Checked when a job fails and at every heartbeat."""
+        """Why the engine cannot serve any more, None while it can. Checked after every job and at every heartbeat."""
+
+    async def wait_dead(self) -> Exception:
+        """Why the engine cannot serve any more, the moment that happens, whether it has jobs or not.
+
+        One that runs in a process of its own watches that. An exception that it raises counts as the reason.
+        """
+        ...
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a control method of the engine, such as `reset_prefix_cache`. Raises InvalidRequest for unknown ones."""

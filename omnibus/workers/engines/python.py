@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from omnibus.errors import CheckpointMissing, ConfigError, EngineError, InvalidRequest
+from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.death import Death
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
 from omnibus.workers.loading import load_object
 
@@ -26,6 +27,8 @@ class PythonEngine:
 
     - A function takes a StageInput, and the sampling parameters too when it has a second parameter. A class is
       instantiated once with `engine_args` (without `outputs`) and its instances are called; its `close` is called at the end.
+      One that depends on something which may die, such as a process of its own, has an async `wait_dead` that returns the
+      reason then: the replica gives its tasks to others and is started again.
     - Plain functions and generators run in threads, async ones on the replica's event loop, which they must not block.
     - What is returned, or yielded last, are the outputs: a mapping with exactly the declared names, or the value of the
       only declared one. A generator also yields str or TextDelta, delivered as they come, and joined they are the value
@@ -45,6 +48,7 @@ class PythonEngine:
         self._call: Callable[..., Any] = self._target
         self._takes_sampling = False
         self._running = 0
+        self._death = Death()
         self._aborted: dict[str, asyncio.Event] = {}
         self._threads = ThreadPoolExecutor(max(stage.slots, 1), thread_name_prefix=f"python-{stage.name}")
 
@@ -79,7 +83,13 @@ class PythonEngine:
         return EngineStats(running=self._running)
 
     def dead(self) -> Exception | None:
-        return None
+        return self._death.cause
+
+    async def wait_dead(self) -> Exception:
+        watch = getattr(self._call, "wait_dead", None)
+        if watch is not None:
+            self._death.record(EngineDead(f"stage {self._stage.name!r}: {await watch()}"))
+        return await self._death.wait()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a method that the class lists in its attribute `rpc_methods`."""

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from omnibus.errors import ConfigError, EngineError, EngineRejected, InvalidRequest
+from omnibus.errors import ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.death import Death
 from omnibus.workers.engines.protocol import (
     EngineStats,
     Finished,
@@ -27,6 +28,8 @@ from omnibus.workers.engines.protocol import (
 )
 
 CRASH_EXIT_CODE = 70
+_IDLE = ("sh", "-c", "read -r forever")
+"""A process that does nothing, and ends with whoever holds its input."""
 SAMPLE_RATE = 8000
 
 
@@ -68,6 +71,8 @@ class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Never finishes by itself."""
     outputs: dict[str, str] = msgspec.field(default_factory=lambda: {"text": "text"})
     """Declared outputs, name → kind."""
+    subprocess: bool = False
+    """Has a process of its own, as large engines do, and is dead when that is."""
     size: int = 16
     """Side of an image, elements of a tensor, samples of audio."""
     seed: int = 0
@@ -93,11 +98,16 @@ class SimEngine:
         self._args = _parse(stage.engine_args, "engine_args")
         self._random = random.Random(self._args.seed)  # noqa: S311 repeatable, not secret
         self._aborted: dict[str, asyncio.Event] = {}
-        self._dead: Exception | None = None
+        self._death = Death()
+        self._child: asyncio.subprocess.Process | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.outputs: Mapping[str, str] = self._args.outputs
 
     async def start(self) -> None:
         await asyncio.sleep(self._args.start_latency)
+        if self._args.subprocess:
+            self._child = await asyncio.create_subprocess_exec(*_IDLE, stdin=asyncio.subprocess.PIPE)
+            self._watching = asyncio.create_task(self._watch(self._child), name=f"sim-{self._child.pid}")
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         args = _parse({**self._stage.engine_args, **job.sampling}, "sampling_params", EngineRejected)
@@ -117,24 +127,36 @@ class SimEngine:
         return EngineStats(running=len(self._aborted))
 
     def dead(self) -> Exception | None:
-        return self._dead
+        return self._death.cause
+
+    async def wait_dead(self) -> Exception:
+        return await self._death.wait()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`echo` returns its arguments; `die` makes the engine dead."""
         if method == "echo":
             return [list(args), dict(kwargs)]
         if method == "die":
-            self._dead = EngineError("told to die")
+            self._death.record(EngineDead("told to die"))
             return None
         raise InvalidRequest(f"sim has no control method {method!r}; there are die, echo", param="method")
 
     async def close(self) -> None:
         for aborted in self._aborted.values():
             aborted.set()
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._child is not None and self._child.returncode is None:
+            self._child.kill()
+            await self._child.wait()
+
+    async def _watch(self, child: asyncio.subprocess.Process) -> None:
+        code = await child.wait()
+        self._death.record(EngineDead(f"stage {self._stage.name!r}: the engine's process ended with {code}"))
 
     def _misbehave(self, args: SimArgs, job: Job) -> None:
-        if self._dead is not None:
-            raise EngineError("the engine is dead")
+        if self._death.cause is not None:
+            raise self._death.cause
         if args.reject_on.hits(job):
             raise EngineRejected("told to reject this request")
         if args.crash_on.hits(job):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.death import Death
 from omnibus.workers.engines.diffusers.request import ImageRequest, Stopped, parse_request
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
 
@@ -60,7 +61,7 @@ class DiffusersEngine:
         self._waiting: list[_Ticket] = []
         self._batch: list[_Ticket] = []
         self._arrived = asyncio.Event()
-        self._dead: Exception | None = None
+        self._death = Death()
 
     async def start(self) -> None:
         """Load the pipeline; raises CheckpointMissing or StageStartError."""
@@ -74,8 +75,8 @@ class DiffusersEngine:
 
     async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
         """Progress after each step, with a preview every `previews` steps, then Finished."""
-        if self._model is None or self._dead is not None:
-            raise self._dead or EngineDead(f"stage {self._stage.name!r}: the pipeline is not running")
+        if self._model is None or self._death.cause is not None:
+            raise self._death.cause or EngineDead(f"stage {self._stage.name!r}: the pipeline is not running")
         request = parse_request(job.engine_input, job.sampling, self._model.shape)
         ticket = _Ticket(job.rid, request, asyncio.get_running_loop().time())
         self._waiting.append(ticket)
@@ -101,7 +102,10 @@ class DiffusersEngine:
         return EngineStats(running=sum(not ticket.done for ticket in self._batch), waiting=len(self._waiting))
 
     def dead(self) -> Exception | None:
-        return self._dead
+        return self._death.cause
+
+    async def wait_dead(self) -> Exception:
+        return await self._death.wait()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`sleep` moves the weights off the device, `wake_up` back; raises InvalidRequest for anything else."""
@@ -130,7 +134,7 @@ class DiffusersEngine:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def _run_batches(self) -> None:
-        while self._dead is None:
+        while self._death.cause is None:
             self._batch = await self._next_batch()
             try:
                 await self._run_batch(self._batch)
@@ -190,8 +194,8 @@ class DiffusersEngine:
     def _fail(self, failure: OmnibusError) -> None:
         """A batch's failure is that of its requests; a lost device is that of all."""
         if isinstance(failure, EngineDead):
-            self._dead = failure
-        for ticket in [*self._batch, *(self._waiting if self._dead else ())]:
+            self._death.record(failure)
+        for ticket in [*self._batch, *(self._waiting if self._death.cause else ())]:
             ticket.end(failure)
 
     def _drop(self, ticket: _Ticket) -> None:

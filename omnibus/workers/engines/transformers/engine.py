@@ -12,6 +12,7 @@ import numpy as np
 
 from omnibus.errors import EngineDead, EngineRejected, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.death import Death
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class TransformersEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"transformers-{stage.name}")
         self._decoder: Decoder | None = None
         self._runs: list[_Run] = []
-        self._dead: Exception | None = None
+        self._death = Death()
 
     async def start(self) -> None:
         """Load the model; raises CheckpointMissing or StageStartError."""
@@ -58,8 +59,8 @@ class TransformersEngine:
     async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
         """Finished, alone."""
         decoder = self._decoder
-        if decoder is None or self._dead is not None:
-            raise self._dead or EngineDead(f"stage {self._stage.name!r}: the decoder is not running")
+        if decoder is None or self._death.cause is not None:
+            raise self._death.cause or EngineDead(f"stage {self._stage.name!r}: the decoder is not running")
         if job.sampling:
             name = next(iter(job.sampling))
             raise EngineRejected(f"unknown parameter {name!r}: decoding takes none", param=name)
@@ -69,7 +70,7 @@ class TransformersEngine:
         try:
             samples = await self._decoded(decoder, checked, run)
         except EngineDead as error:
-            self._dead = error
+            self._death.record(error)
             raise
         finally:
             self._runs.remove(run)
@@ -88,7 +89,10 @@ class TransformersEngine:
         return EngineStats(running=min(jobs, 1), waiting=max(jobs - 1, 0))
 
     def dead(self) -> Exception | None:
-        return self._dead
+        return self._death.cause
+
+    async def wait_dead(self) -> Exception:
+        return await self._death.wait()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG002
         """There are no control methods; always raises InvalidRequest."""

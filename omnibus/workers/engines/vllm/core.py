@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -15,6 +16,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import resolve_model
+from omnibus.workers.engines.death import first_end
 from omnibus.workers.engines.protocol import Finished, Item, Job, TextDelta, Usage
 from omnibus.workers.engines.vllm import hidden_states
 from omnibus.workers.engines.vllm.arguments import VllmArguments
@@ -49,6 +51,13 @@ class VllmCore:
     def errored(self) -> bool:
         """Whether EngineCore is gone."""
         return bool(self._llm.errored)
+
+    async def wait_gone(self) -> None:
+        """Return when EngineCore's process has ended; where vLLM runs it elsewhere (Ray), `errored` alone tells."""
+        manager: Any = self._llm.engine_core.resources.engine_manager
+        if not hasattr(manager, "sentinels"):
+            await asyncio.Event().wait()
+        await first_end(manager.sentinels())
 
     @property
     def waiting(self) -> int:

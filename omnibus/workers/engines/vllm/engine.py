@@ -78,6 +78,10 @@ class VllmEngine:
     def dead(self) -> Exception | None:
         return self._died() if self._core is not None and self._core.errored else None
 
+    async def wait_dead(self) -> Exception:
+        await self._alive().wait_gone()
+        return self._died()
+
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a method of AsyncLLM, one of `core.RPC_METHODS`; raises InvalidRequest for others."""
         return await self._alive().rpc(method, args, kwargs)
