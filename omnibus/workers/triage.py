@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from omnibus.errors import AttemptsExhausted, EngineError, OmnibusError
+from omnibus.errors import AttemptsExhausted, EngineDead, EngineError, OmnibusError
 from omnibus.wire.envelope import Task
 from omnibus.wire.failure import Failure
 
@@ -58,7 +58,9 @@ def judge(error: Exception, task: Task, *, delivered: int, replica: str) -> Retr
     ours = error if isinstance(error, OmnibusError) else EngineError(f"{type(error).__name__}: {error}")
     again = isinstance(ours, EngineError) and ours.retryable
     if again and delivered < task.ticket.max_attempts:
-        return Retry(min(FIRST_RETRY_DELAY * 2 ** (delivered - 1), LONGEST_RETRY_DELAY))
+        # A dead engine's task goes to another replica: there is nothing to wait for.
+        dead = isinstance(ours, EngineDead)
+        return Retry(0.0 if dead else min(FIRST_RETRY_DELAY * 2 ** (delivered - 1), LONGEST_RETRY_DELAY))
     return GiveUp(_failure(ours, task, replica, attempts=delivered if again else 0), dead=again)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from typing import ClassVar
 
 from omnibus.workers.engines.protocol import StageInput
 
@@ -14,7 +15,7 @@ _CHILD = "import sys; sys.stdin.read()"
 class Answering:
     """Answers at once, but never when it is asked to hang; dead with its process."""
 
-    outputs = {"text": "text"}
+    outputs: ClassVar = {"text": "text"}
 
     def __init__(self) -> None:
         self.child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE)
