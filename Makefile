@@ -1,5 +1,5 @@
 # Each target does all its set-up: .venv is created and filled on first use.
-.PHONY: help setup demo test test-full chaos lint bench train clean
+.PHONY: help setup demo test test-full chaos soak lint bench train clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,13 +23,15 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 	@$(PYTEST) tests/integration
 	$(call say,end to end)
 	@$(PYTEST) tests/e2e
+	$(call say,chaos in short)
+	@$(PYTEST) tests/chaos
 
 test-full: test ## the same, and the scenarios and presets on real engines
 	$(call say,scenarios and presets)
 	@$(PYTEST) tests/full
 
-chaos: $(STAMP) ## kill processes at random under load; CHAOS_SECONDS, CHAOS_SEED
-	@$(PYTEST) -s tests/chaos
+chaos: $(STAMP) ## kill, hang, cut off and poison everything under load; CHAOS_SEED, CHAOS_ONLY
+	@$(BIN)/python -m tests.chaos
 
 lint: $(STAMP) ## ruff, mypy and the direction of imports
 	@$(BIN)/ruff check .

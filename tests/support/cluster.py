@@ -25,6 +25,7 @@ from omnibus.registry.pipelines import deploy_pipeline
 from omnibus.registry.view import ReplicaView
 from omnibus.workers.lineage import PARENT_VARIABLE
 from tests.support.processes import children_of
+from tests.support.three_nodes import ThreeNodes
 from tests.support.waiting import eventually
 
 HOST = "127.0.0.1"
@@ -50,11 +51,17 @@ class Cluster:
         *,
         replicas: Mapping[int, int] | None = None,
         ready: float = READY_TIMEOUT,
+        nats: EmbeddedServer | ThreeNodes | None = None,
+        orchestrators: int = 1,
     ) -> None:
-        """`replicas` by stage id, where they are not one; `ready` is how long everything may take to come up, seconds."""
+        """`replicas` by stage id, where they are not one; `ready` is how long everything may take to come up, seconds.
+
+        `nats` is entered and ended here; None: a single server.
+        """
         self.spec = spec
         self.folder = folder
-        self.nats = EmbeddedServer(folder / "nats", profile="balanced", port=free_port())
+        self.nats = nats or EmbeddedServer(folder / "nats", profile="balanced", port=free_port())
+        self.orchestrators = ("orchestrator", *(f"orchestrator-{number}" for number in range(2, orchestrators + 1)))
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.connection: Connection
@@ -82,23 +89,26 @@ class Cluster:
 
     # What runs
 
-    async def orchestrator(self, name: str = "orchestrator") -> None:
+    async def orchestrator(self, name: str = "orchestrator", env: Mapping[str, str] | None = None) -> None:
         """Start an orchestrator."""
-        await self.start(name, "orchestrator", "--pipeline", self.spec.name)
+        await self.start(name, "orchestrator", "--pipeline", self.spec.name, env=env)
 
-    async def front_door(self) -> None:
+    async def front_door(self, env: Mapping[str, str] | None = None) -> None:
         """Start the front door, always on the same port."""
-        await self.start("frontdoor", "frontdoor", "--port", str(self.port))
+        await self.start("frontdoor", "frontdoor", "--port", str(self.port), env=env)
 
-    async def worker(self, stage_id: int, replicas: int = 1, name: str = "") -> str:
-        """Start a worker of a stage; returns its name."""
+    async def worker(
+        self, stage_id: int, replicas: int | None = None, name: str = "", env: Mapping[str, str] | None = None
+    ) -> str:
+        """Start a worker of a stage, with as many replicas as at the beginning unless told; returns its name."""
         name = name or f"worker-{stage_id}"
-        words = ("--pipeline", self.spec.name, "--stage", str(stage_id), "--replicas", str(replicas), "--grace", "10")
-        await self.start(name, "worker", *words)
+        count = str(replicas or self._replicas[stage_id])
+        words = ("--pipeline", self.spec.name, "--stage", str(stage_id), "--replicas", count, "--grace", "10")
+        await self.start(name, "worker", *words, env=env)
         return name
 
-    async def start(self, name: str, *words: str) -> None:
-        """Run a command of the product under a name."""
+    async def start(self, name: str, *words: str, env: Mapping[str, str] | None = None) -> None:
+        """Run a command of the product under a name; `env` is added to its environment."""
         environment = {
             **os.environ,
             "OMNIBUS_NATS_URL": self.nats.url,
@@ -106,6 +116,7 @@ class Cluster:
             "OMNIBUS_STATE_DIR": str(self.folder / "state"),
             "OMNIBUS_LOG_FORMAT": "json",
             PARENT_VARIABLE: str(os.getpid()),
+            **(env or {}),
         }
         with self._log(name).open("ab") as log:
             self._processes[name] = await asyncio.create_subprocess_exec(
@@ -130,6 +141,14 @@ class Cluster:
         async with asyncio.timeout(STOP_TIMEOUT):
             return await process.wait()
 
+    def pid(self, name: str) -> int:
+        """Of a process that was started under this name."""
+        return self._processes[name].pid
+
+    def pids(self) -> dict[str, int]:
+        """Of everything that was started here, by name."""
+        return {name: process.pid for name, process in self._processes.items()}
+
     async def kill_replica(self, stage_id: int) -> int:
         """Kill one replica of a stage with -9: its worker starts it again. Returns the dead process's id."""
         worker = self._processes[f"worker-{stage_id}"].pid
@@ -138,6 +157,15 @@ class Cluster:
         )
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    async def end_nats(self) -> None:
+        """Stop nats-server with SIGTERM, and start it again on the same port and data."""
+        nats = self.nats
+        assert isinstance(nats, EmbeddedServer)
+        assert nats.pid is not None
+        os.kill(nats.pid, signal.SIGTERM)
+        await eventually(lambda: nats.pid is None, STOP_TIMEOUT, what="nats-server has ended")
+        await nats.start()
 
     async def kill_nats(self, outage: float = 0.0) -> None:
         """Kill nats-server with -9, and start it again `outage` seconds later on the same port and data."""
@@ -168,13 +196,14 @@ class Cluster:
         await self.nats.__aenter__()
         self._stack.push_async_callback(self.nats.kill)  # nobody needs its data
         self.connection = await self._stack.enter_async_context(connect(self.nats.url, name="cluster", role="test"))
-        await deploy_pipeline(self.connection, self.spec)
+        await deploy_pipeline(self.connection, self.spec, replicas=3 if isinstance(self.nats, ThreeNodes) else 1)
         self.view = ReplicaView(self.connection, self.spec.name, timeout=self.spec.heartbeat_timeout)
         await self._stack.enter_async_context(self.view)
         self._stack.push_async_callback(self._kill_all)
         for stage_id, replicas in self._replicas.items():
             await self.worker(stage_id, replicas)
-        await self.orchestrator()
+        for name in self.orchestrators:
+            await self.orchestrator(name)
         await self.front_door()
         await self.wait_up()
 

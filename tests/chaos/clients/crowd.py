@@ -1,0 +1,103 @@
+"""All clients of a scenario at once, each sending its next request when the last one is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from omnibus.client.producer import Producer
+from tests.chaos.arenas import Arena
+from tests.chaos.clients import http, nats
+from tests.chaos.clients.wish import Note, Size, Wish, Wishes
+from tests.chaos.history import History
+from tests.support.waiting import eventually
+
+_POOL = 200
+
+
+class Crowd:
+    """Clients at every door, in an `async with`; leaving it waits until each was told the end of its last request."""
+
+    def __init__(
+        self, arena: Arena, history: History, wishes: Wishes, *, size: Size | None = None, label: str = ""
+    ) -> None:
+        """`label` begins the names of all operations: no other scenario of the same system may have it."""
+        self._arena, self._history, self._wishes = arena, history, wishes
+        self._size = size or arena.size
+        self._label = label
+        self._finishing = asyncio.Event()
+        self._group = asyncio.TaskGroup()
+        self._stack = AsyncExitStack()
+        self._count = 0
+        self.told = 0
+        """Operations whose clients were told the end, or the acceptance where that is all a client waits for."""
+
+    async def __aenter__(self) -> Self:
+        cluster = self._arena.cluster
+        limits = httpx.Limits(max_connections=_POOL)
+        self._http = await self._stack.enter_async_context(httpx.AsyncClient(base_url=cluster.url, limits=limits))
+        self._producer = await self._stack.enter_async_context(Producer(cluster.connection))
+        await self._group.__aenter__()
+        size = self._size
+        for door, count in (("http-stream", size.http_stream), ("http", size.http), ("python", size.python)):
+            for _ in range(count):
+                self._group.create_task(self._keep_asking(door, 0.0), name=f"client-{door}")
+        for _ in range(size.raw):
+            self._group.create_task(self._keep_asking("raw", size.raw_pause), name="client-raw")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finishing.set()
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        finally:
+            await self._stack.aclose()
+
+    async def more(self, count: int) -> None:
+        """Return once `count` more operations are over."""
+        enough = self.told + count
+        within = self._arena.within
+        await eventually(lambda: self.told >= enough, within, what=f"{count} more operations, {self.told} are over")
+
+    def finish(self) -> None:
+        """Begin nothing new."""
+        self._finishing.set()
+
+    def also(self, door: str, wish: Callable[[str], Wish]) -> asyncio.Task[None]:
+        """One more operation, beside the rest."""
+        return self._group.create_task(self.once(door, wish(self._name())), name=f"client-{door}")
+
+    async def once(self, door: str, wish: Wish) -> None:
+        """One operation, to its end as its client sees it."""
+        note = Note(self._history, wish, door, within=self._arena.within)
+        await self._enter(door, note)
+        self.told += 1
+
+    def _enter(self, door: str, note: Note) -> Coroutine[Any, Any, None]:
+        cluster = self._arena.cluster
+        match door:
+            case "http-stream":
+                return http.stream(self._http, note, cluster.spec.name)
+            case "http":
+                return http.ask(self._http, note, cluster.spec.name)
+            case "python":
+                return nats.produce(self._producer, note, cluster.spec)
+            case "raw":
+                return nats.publish(cluster.connection, note, cluster.spec.name)
+        raise ValueError(door)
+
+    async def _keep_asking(self, door: str, pause: float) -> None:
+        while not self._finishing.is_set():
+            await self.once(door, self._wishes(self._name()))
+            await asyncio.sleep(pause)
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{self._label}-{self._count}"

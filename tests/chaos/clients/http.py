@@ -1,0 +1,114 @@
+"""Over HTTP: answers whole, and answers as server-sent events; retried under one Idempotency-Key."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import msgspec
+
+from tests.chaos.clients.wish import PAUSE, Note, Wish
+
+_ENDS = frozenset({499, 500, 504})
+"""Statuses of errors that only an accepted request ends with."""
+_KEY, _RID = "Idempotency-Key", "x-request-id"
+
+
+async def ask(client: httpx.AsyncClient, note: Note, model: str) -> None:
+    """Ask for the whole answer, until it is told or the client's patience ends."""
+    while note.patient:
+        try:
+            answer = await client.post(
+                "/v1/chat/completions", json=_body(note.wish, model), headers={_KEY: note.wish.op},
+                timeout=note.seconds_left,
+            )  # fmt: skip
+        except httpx.TransportError as error:
+            note.broken(repr(error))
+        else:
+            if _told(note, answer):
+                return
+        await asyncio.sleep(PAUSE)
+    note.left("no answer came in time")
+
+
+async def stream(client: httpx.AsyncClient, note: Note, model: str) -> None:
+    """Follow the answer as it is made. A stream that breaks is asked for again, and begins anew."""
+    while note.patient:
+        try:
+            async with client.stream(
+                "POST", "/v1/chat/completions", json={**_body(note.wish, model), "stream": True},
+                headers={_KEY: note.wish.op}, timeout=note.seconds_left,
+            ) as answer:  # fmt: skip
+                if answer.status_code != httpx.codes.OK:
+                    await answer.aread()
+                    if _told(note, answer):
+                        return
+                elif await _follow(note, answer):
+                    return
+        except httpx.TransportError as error:
+            note.broken(repr(error))
+        await asyncio.sleep(PAUSE)
+    note.left("no end came in time")
+
+
+async def _follow(note: Note, answer: httpx.Response) -> bool:
+    """Note a stream's pieces; whether its end was told."""
+    note.accepted(answer.headers[_RID])
+    said: list[str] = []
+    try:
+        async for line in answer.aiter_lines():
+            if note.wish.pace:
+                await asyncio.sleep(note.wish.pace)
+            if not line.startswith("data: "):
+                continue
+            if line == "data: [DONE]":
+                note.ended("done", text="".join(said))
+                return True
+            chunk = msgspec.json.decode(line[len("data: ") :])
+            if "error" in chunk:
+                return _failed(note, chunk["error"])
+            for text in _texts(chunk):
+                said.append(text)
+                note.delta(text)
+    except httpx.TransportError as error:
+        note.broken(repr(error), begun=True)
+        return False
+    note.broken("the stream ended without its end", begun=True)
+    return False
+
+
+def _texts(chunk: dict[str, Any]) -> list[str]:
+    contents = (choice["delta"].get("content") for choice in chunk["choices"])
+    return [content for content in contents if isinstance(content, str) and content]
+
+
+def _told(note: Note, answer: httpx.Response) -> bool:
+    """Note a whole answer; whether it was an end."""
+    if answer.status_code == httpx.codes.OK:
+        note.accepted(answer.headers[_RID])
+        content = answer.json()["choices"][0]["message"]["content"]
+        parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+        note.ended("done", text="".join(parts))
+        return True
+    if answer.status_code in _ENDS:
+        note.accepted(answer.headers[_RID])
+    return _failed(note, answer.json()["error"], retryable=answer.headers.get("x-should-retry") == "true")
+
+
+def _failed(note: Note, error: dict[str, Any], *, retryable: bool = False) -> bool:
+    """A retryable refusal says nothing of the request: it may have been accepted, or not."""
+    if retryable:
+        note.broken(error.get("code"))
+        return False
+    note.ended("failed", code=str(error.get("code")))
+    return True
+
+
+def _body(wish: Wish, model: str) -> dict[str, object]:
+    body: dict[str, object] = {"model": model, "messages": [{"role": "user", "content": wish.prompt}]}
+    if wish.modalities is not None:
+        body["modalities"] = wish.modalities
+    if wish.sampling:
+        body["sampling_params"] = wish.sampling
+    return body

@@ -1,0 +1,1 @@
+"""What is done to the system, one function a nemesis; `table` lists them all."""

@@ -1,0 +1,182 @@
+"""Signals to the product's processes: kill -9, SIGSTOP with SIGCONT, SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from tests.chaos.arenas import HEARTBEAT
+from tests.chaos.battle import Battle
+
+KILLS = 10
+"""Replicas that are killed, one after the other: enough tasks for a quantile."""
+BETWEEN = 12
+"""Operations that must end between two faults: each then hits a system at work."""
+RANDOM_ACTS = 10
+RESPITE = 0.4
+"""How often everything comes up again before the next act."""
+
+
+async def kill_replica(battle: Battle) -> None:
+    for _ in range(KILLS):
+        stage_id = battle.random.choice([0, 1, 2, 2])  # most have the longest in hand
+        battle.strike_replica(await battle.victim(stage_id), signal.SIGKILL)
+        await battle.crowd.more(BETWEEN)
+        await battle.cluster.wait_up()
+
+
+async def stop_replica(battle: Battle) -> None:
+    for stage_id in battle.random.sample([0, 1, 2], 2):
+        one = await battle.victim(stage_id)
+        held = tuple((rid, stage_id) for rid, _ in battle.arena.claims.held(one))
+        await battle.freeze(one.pid, f"replica {stage_id}.{one.replica}", HEARTBEAT + 1.5, held)
+        await battle.crowd.more(BETWEEN)
+        await battle.cluster.wait_up()
+
+
+async def end_replica(battle: Battle) -> None:
+    """One replica leaves in order; then its worker does, with the other one."""
+    stage_id = battle.random.choice([0, 1, 2])
+    battle.strike_replica(await battle.victim(stage_id), signal.SIGTERM)
+    await battle.crowd.more(2 * BETWEEN)
+    await _end_worker(battle, stage_id)
+
+
+async def kill_supervisor(battle: Battle) -> None:
+    """Its replicas die with it."""
+    for stage_id in battle.random.sample([0, 1, 2, 3], 2):
+        battle.note("SIGKILL", f"supervisor {stage_id}", _held(battle, stage_id))
+        await battle.cluster.kill(f"worker-{stage_id}")
+        await battle.cluster.worker(stage_id)
+        await battle.crowd.more(BETWEEN)
+        await battle.cluster.wait_up()
+
+
+async def stop_supervisor(battle: Battle) -> None:
+    """Its replicas go on, and one of them dies while nobody sees to it but the server."""
+    stage_id = battle.random.choice([0, 1, 2])
+    one = await battle.victim(stage_id)
+    pid = battle.cluster.pid(f"worker-{stage_id}")
+    battle.strike_replica(one, signal.SIGKILL)
+    await battle.freeze(pid, f"supervisor {stage_id}", HEARTBEAT + 1.0)
+    await battle.crowd.more(BETWEEN)
+
+
+async def end_supervisor(battle: Battle) -> None:
+    for stage_id in battle.random.sample([0, 1, 2, 3], 2):
+        await _end_worker(battle, stage_id)
+        await battle.crowd.more(BETWEEN)
+
+
+async def kill_orchestrator(battle: Battle) -> None:
+    """One, and later all at once."""
+    for names in (battle.cluster.orchestrators[:1], battle.cluster.orchestrators):
+        for name in names:
+            battle.note("SIGKILL", name)
+            await battle.cluster.kill(name)
+        for name in names:
+            await battle.cluster.orchestrator(name)
+        await battle.crowd.more(BETWEEN)
+        await battle.cluster.wait_up()
+
+
+async def stop_orchestrator(battle: Battle) -> None:
+    """With events in hand; the other one gets them when their lease is over."""
+    for name in battle.cluster.orchestrators:
+        await battle.freeze(battle.cluster.pid(name), name, HEARTBEAT + 1.0)
+        await battle.crowd.more(BETWEEN)
+
+
+async def end_orchestrator(battle: Battle) -> None:
+    for name in battle.cluster.orchestrators:
+        battle.note("SIGTERM", name)
+        await battle.cluster.stop(name)
+        await battle.cluster.orchestrator(name)
+        await battle.crowd.more(BETWEEN)
+
+
+async def kill_front_door(battle: Battle) -> None:
+    for _ in range(2):
+        battle.note("SIGKILL", "frontdoor")
+        await battle.cluster.kill("frontdoor")
+        await battle.cluster.front_door()
+        await battle.cluster.wait_up()
+        battle.over("frontdoor")
+        await battle.crowd.more(BETWEEN)
+
+
+async def stop_front_door(battle: Battle) -> None:
+    await battle.freeze(battle.cluster.pid("frontdoor"), "frontdoor", HEARTBEAT + 1.0)
+    await battle.crowd.more(2 * BETWEEN)
+
+
+async def end_front_door(battle: Battle) -> None:
+    battle.note("SIGTERM", "frontdoor")
+    await battle.cluster.stop("frontdoor")
+    await battle.cluster.front_door()
+    await battle.cluster.wait_up()
+    battle.over("frontdoor")
+    await battle.crowd.more(BETWEEN)
+
+
+async def two_at_once(battle: Battle) -> None:
+    """A supervisor or a replica, and something else in the same moment."""
+    for other in battle.random.sample([_nats, _orchestrators, _front_door, _replica], 3):
+        one = await battle.victim(battle.random.choice([0, 1, 2]))
+        battle.strike_replica(one, signal.SIGKILL)
+        await other(battle)
+        await battle.cluster.wait_up()
+        await battle.crowd.more(BETWEEN)
+
+
+async def at_random(battle: Battle) -> None:
+    """One thing after the other, and often before the last one is up again."""
+    acts = [_replica, _replica, _worker, _orchestrators, _front_door, _nats]
+    for _ in range(RANDOM_ACTS):
+        await battle.random.choice(acts)(battle)
+        if battle.random.random() < RESPITE:
+            await battle.cluster.wait_up()
+        await asyncio.sleep(battle.random.uniform(0.0, 1.0))  # when the next one strikes
+
+
+async def _worker(battle: Battle) -> None:
+    stage_id = battle.random.choice([0, 1, 2, 3])
+    battle.note("SIGKILL", f"supervisor {stage_id}", _held(battle, stage_id))
+    await battle.cluster.kill(f"worker-{stage_id}")
+    await battle.cluster.worker(stage_id)
+
+
+async def _nats(battle: Battle) -> None:
+    battle.note("SIGKILL", "nats-server")
+    await battle.cluster.kill_nats(outage=battle.random.uniform(0.0, 1.0))
+
+
+async def _orchestrators(battle: Battle) -> None:
+    for name in battle.cluster.orchestrators:
+        battle.note("SIGKILL", name)
+        await battle.cluster.kill(name)
+        await battle.cluster.orchestrator(name)
+
+
+async def _front_door(battle: Battle) -> None:
+    battle.note("SIGKILL", "frontdoor")
+    await battle.cluster.kill("frontdoor")
+    await battle.cluster.front_door()
+    await battle.cluster.wait_up()
+    battle.over("frontdoor")
+
+
+async def _replica(battle: Battle) -> None:
+    battle.strike_replica(await battle.victim(battle.random.choice([0, 1, 2]), busy=False), signal.SIGKILL)
+
+
+async def _end_worker(battle: Battle, stage_id: int) -> None:
+    battle.note("SIGTERM", f"supervisor {stage_id}")
+    await battle.cluster.stop(f"worker-{stage_id}")
+    await battle.cluster.worker(stage_id)
+    await battle.cluster.wait_up()
+
+
+def _held(battle: Battle, stage_id: int) -> tuple[tuple[str, int], ...]:
+    claims = battle.arena.claims
+    return tuple((rid, stage_id) for one in battle.replicas(stage_id) for rid, _ in claims.held(one))

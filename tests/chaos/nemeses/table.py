@@ -1,0 +1,68 @@
+"""All nemeses: where each strikes, and what it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tests.chaos.arenas import HEARTBEAT
+from tests.chaos.battle import Battle
+from tests.chaos.nemeses import broker, processes
+
+NOTICED = HEARTBEAT + 1.0
+"""Seconds in which a silent death must be answered."""
+LEADER = 10.0
+"""Seconds in which a cluster must answer again that lost a leader."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Of the wait from a kill to the start of the killed task elsewhere, and of the pause that all clients see; seconds."""
+
+    p50: float | None = None
+    p99: float | None = None
+    longest: float | None = None
+    pause: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nemesis:
+    """One row of the table."""
+
+    name: str
+    arena: str
+    strike: Callable[[Battle], Awaitable[None]]
+    bounds: Bounds = Bounds()
+    may_fail: frozenset[str] = frozenset()
+    """Codes of errors that requests may end with."""
+    short: bool = False
+    """Also part of the short run."""
+    timed: bool = False
+    """Its failovers are those of the totals."""
+
+
+QUICK = Bounds(p50=0.05, p99=0.25)
+
+NEMESES: tuple[Nemesis, ...] = (
+    Nemesis(name="kill-replica", arena="chain", strike=processes.kill_replica, bounds=QUICK, short=True, timed=True),
+    Nemesis(name="stop-replica", arena="chain", strike=processes.stop_replica, bounds=Bounds(longest=NOTICED)),
+    Nemesis(name="end-replica", arena="chain", strike=processes.end_replica),
+    Nemesis(name="kill-supervisor", arena="chain", strike=processes.kill_supervisor),
+    Nemesis(name="stop-supervisor", arena="chain", strike=processes.stop_supervisor),
+    Nemesis(name="end-supervisor", arena="chain", strike=processes.end_supervisor),
+    Nemesis(name="kill-orchestrator", arena="chain", strike=processes.kill_orchestrator, short=True),
+    Nemesis(name="stop-orchestrator", arena="chain", strike=processes.stop_orchestrator),
+    Nemesis(name="end-orchestrator", arena="chain", strike=processes.end_orchestrator),
+    Nemesis(name="kill-front-door", arena="chain", strike=processes.kill_front_door, short=True),
+    Nemesis(name="stop-front-door", arena="chain", strike=processes.stop_front_door),
+    Nemesis(name="end-front-door", arena="chain", strike=processes.end_front_door),
+    Nemesis(name="kill-nats", arena="chain", strike=broker.kill_nats, short=True),
+    Nemesis(name="stop-nats", arena="chain", strike=broker.stop_nats),
+    Nemesis(name="end-nats", arena="chain", strike=broker.end_nats),
+    Nemesis(name="two-at-once", arena="chain", strike=processes.two_at_once),
+    Nemesis(name="at-random", arena="chain", strike=processes.at_random),
+    Nemesis(name="kill-leader", arena="three", strike=broker.kill_leader, bounds=Bounds(pause=LEADER)),
+    Nemesis(name="stop-leader", arena="three", strike=broker.stop_leader),
+    Nemesis(name="roll-cluster", arena="three", strike=broker.roll_cluster),
+    Nemesis(name="fill-disk", arena="disk", strike=broker.fill_disk),
+)
