@@ -66,10 +66,14 @@ def error_response(error: OmnibusError) -> Response:
 
 
 def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
-    """What is wrong with a body, from pydantic's list: the problem that lies deepest, its field written as a path.
+    """What is wrong with a query or a body, from pydantic's list: the problem that lies deepest, its field written as a path.
 
     Where a field may have several shapes, pydantic reports what is wrong with each; the one that fits best gets furthest.
     """
+    for problem in problems:
+        if problem["loc"][0] == "query":
+            name = str(problem["loc"][1])
+            return InvalidRequest(f"{name}: {problem['msg']}", param=name)
     located = [(field_path(problem["loc"], body), problem) for problem in problems]
     path, problem = max(located, key=lambda pair: pair[0].count(".") + pair[0].count("["))
     if problem["type"] == "json_invalid":

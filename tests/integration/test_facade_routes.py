@@ -70,6 +70,25 @@ async def test_order_is_refused_when_it_cannot_be_carried_out(door: Front, path:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "sent", "param"),
+    [
+        ("/pause", {"params": {"stage_id": 0}}, "stage_id"),
+        ("/pause", {"params": {"stage_ids": "x"}}, "stage_ids"),
+        ("/resume", {"params": {"mode": "wait"}}, "mode"),
+        ("/v1/omni/sleep", {"json": {"stages": [0]}}, "stages"),
+        ("/v1/omni/wakeup", {"json": {"level": 2}}, "level"),
+        ("/reset_prefix_cache", {"params": {"stage": 0}}, "stage"),
+    ],
+)
+async def test_order_is_refused_by_name_when_it_says_what_nobody_reads(
+    door: Front, path: str, sent: dict[str, object], param: str
+) -> None:
+    answer = await door.http.post(path, **sent)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert (await door.http.get("/is_paused")).json() == {"is_paused": False}
+
+
 async def test_unknown_model_is_not_found(door: Front) -> None:
     assert (await door.http.post("/pause", params={"model": "none"})).status_code == 404
 

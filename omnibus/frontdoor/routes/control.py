@@ -12,75 +12,74 @@ from omnibus.client.rpc import CollectiveAnswer
 from omnibus.frontdoor.door import Door, TheDoor
 from omnibus.frontdoor.errors import JSON_TYPE
 from omnibus.frontdoor.mapping.status import error_detail
-from omnibus.frontdoor.schemas.control import ControlAnswer, ReplicaReply, SleepBody
+from omnibus.frontdoor.schemas.control import ControlAnswer, Order, PauseOrder, ReplicaReply, SleepBody, WakeBody
 from omnibus.pipeline.spec import PipelineSpec
 
 router = APIRouter()
-StageIds = Annotated[list[int] | None, Query()]
+TheOrder = Annotated[Order, Query()]
 
 
 @router.post("/v1/omni/sleep")
 async def sleep(door: TheDoor, body: SleepBody | None = None) -> Response:
     """Replicas give their device memory back, all or none; 400 for what could not be undone."""
     body = body or SleepBody()
-    spec, controls = await _controls(door, body.model)
+    spec, controls = await _controls(door, body)
     return _answer(spec, await controls.sleep(body.level, mode=body.mode, stage_ids=body.stage_ids))
 
 
 @router.post("/v1/omni/wakeup")
-async def wake_up(door: TheDoor, body: SleepBody | None = None) -> Response:
+async def wake_up(door: TheDoor, body: WakeBody | None = None) -> Response:
     """And take it again."""
-    body = body or SleepBody()
-    spec, controls = await _controls(door, body.model)
+    body = body or WakeBody()
+    spec, controls = await _controls(door, body)
     return _answer(spec, await controls.wake_up(body.stage_ids))
 
 
 @router.post("/pause")
-async def pause(
-    door: TheDoor, model: str | None = None, mode: str = "abort", clear_cache: bool = True, stage_ids: StageIds = None
-) -> Response:
+async def pause(door: TheDoor, order: Annotated[PauseOrder, Query()]) -> Response:
     """Replicas take no more tasks; answers when they have none in hand. No request is lost."""
-    spec, controls = await _controls(door, model)
-    return _answer(spec, await controls.pause_generation(mode, clear_cache=clear_cache, stage_ids=stage_ids))
+    spec, controls = await _controls(door, order)
+    said = await controls.pause_generation(order.mode, clear_cache=order.clear_cache, stage_ids=order.stage_ids)
+    return _answer(spec, said)
 
 
 @router.post("/resume")
-async def resume(door: TheDoor, model: str | None = None, stage_ids: StageIds = None) -> Response:
+async def resume(door: TheDoor, order: TheOrder) -> Response:
     """They take tasks again."""
-    spec, controls = await _controls(door, model)
-    return _answer(spec, await controls.resume_generation(stage_ids))
+    spec, controls = await _controls(door, order)
+    return _answer(spec, await controls.resume_generation(order.stage_ids))
 
 
 @router.get("/is_paused")
-async def is_paused(door: TheDoor, model: str | None = None, stage_ids: StageIds = None) -> Response:
+async def is_paused(door: TheDoor, order: TheOrder) -> Response:
     """Whether all replicas are paused."""
-    _, controls = await _controls(door, model)
-    return JSONResponse({"is_paused": await controls.is_paused(stage_ids)})
+    _, controls = await _controls(door, order)
+    return JSONResponse({"is_paused": await controls.is_paused(order.stage_ids)})
 
 
 @router.post("/start_profile")
-async def start_profile(door: TheDoor, model: str | None = None, stage_ids: StageIds = None) -> Response:
+async def start_profile(door: TheDoor, order: TheOrder) -> Response:
     """Engines that have a profiler start it."""
-    spec, controls = await _controls(door, model)
-    return _answer(spec, await controls.start_profile(stage_ids))
+    spec, controls = await _controls(door, order)
+    return _answer(spec, await controls.start_profile(order.stage_ids))
 
 
 @router.post("/stop_profile")
-async def stop_profile(door: TheDoor, model: str | None = None, stage_ids: StageIds = None) -> Response:
+async def stop_profile(door: TheDoor, order: TheOrder) -> Response:
     """And stop it."""
-    spec, controls = await _controls(door, model)
-    return _answer(spec, await controls.stop_profile(stage_ids))
+    spec, controls = await _controls(door, order)
+    return _answer(spec, await controls.stop_profile(order.stage_ids))
 
 
 @router.post("/reset_prefix_cache")
-async def reset_prefix_cache(door: TheDoor, model: str | None = None, stage_ids: StageIds = None) -> Response:
+async def reset_prefix_cache(door: TheDoor, order: TheOrder) -> Response:
     """Engines forget the prefixes that they have cached."""
-    spec, controls = await _controls(door, model)
-    return _answer(spec, await controls.reset_prefix_cache(stage_ids))
+    spec, controls = await _controls(door, order)
+    return _answer(spec, await controls.reset_prefix_cache(order.stage_ids))
 
 
-async def _controls(door: Door, model: str | None) -> tuple[PipelineSpec, Controls]:
-    spec = (await door.models.find(model)).spec
+async def _controls(door: Door, order: Order) -> tuple[PipelineSpec, Controls]:
+    spec = (await door.models.find(order.model)).spec
     return spec, Controls(door.producer.connection, spec)
 
 

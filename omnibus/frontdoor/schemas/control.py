@@ -1,19 +1,39 @@
-"""Bodies of the routes that order replicas about."""
+"""What the routes that order replicas about take and answer."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from omnibus.frontdoor.schemas.common import NAME_LENGTH, Answer, Body, ErrorDetail
+from omnibus.frontdoor.schemas.common import NAME_LENGTH, Answer, ErrorDetail
 
 
-class SleepBody(Body):
-    """`POST /v1/omni/sleep`, and without `level` and `mode` `/v1/omni/wakeup`."""
+class Order(BaseModel):
+    """Whom an order is for. It may hold nothing else: where nothing is said it means all stages, and so would a typo."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
     stage_ids: list[int] | None = None
+
+
+class PauseOrder(Order):
+    """The query of `POST /pause`."""
+
+    mode: str = "abort"
+    clear_cache: bool = True
+
+
+class WakeBody(Order):
+    """`POST /v1/omni/wakeup`."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class SleepBody(WakeBody):
+    """`POST /v1/omni/sleep`."""
+
     level: int = 1
     mode: str = "abort"
 
