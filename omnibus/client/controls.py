@@ -77,16 +77,22 @@ class Controls:
         return all(await self._all("is_sleeping", stage_ids=stage_ids))
 
     async def start_profile(self, stage_ids: Stages = None) -> CollectiveAnswer:
-        """Start the profilers of the engines that have one (`vllm`); raises InvalidRequest when none of the stages does."""
-        return await self._all("start_profile", stage_ids=self._able("start_profile", stage_ids))
+        """Start the profilers of these stages; None: of those that set one up (`vllm` with `profiler_config`).
+
+        Raises InvalidRequest when no stage does, and for a stage that was named and has none.
+        """
+        return await self._all("start_profile", stage_ids=self._profiled(stage_ids))
 
     async def stop_profile(self, stage_ids: Stages = None) -> CollectiveAnswer:
-        """Stop them, and have them write what they saw."""
-        return await self._all("stop_profile", stage_ids=self._able("stop_profile", stage_ids))
+        """Stop them, and have them write what they saw; raises as `start_profile`."""
+        return await self._all("stop_profile", stage_ids=self._profiled(stage_ids))
 
     async def reset_prefix_cache(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Forget cached prefixes (`vllm`); raises InvalidRequest when none of the stages has a cache."""
-        return await self._all("reset_prefix_cache", stage_ids=self._able("reset_prefix_cache", stage_ids))
+        able = stage_ids if stage_ids is not None else self._with_engine("vllm", None)
+        if able == []:
+            raise InvalidRequest(f"no stage of pipeline {self._spec.name!r} has an engine with reset_prefix_cache")
+        return await self._all("reset_prefix_cache", stage_ids=able)
 
     async def _call(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
         return await self.collective_rpc(method, LONGEST_TIMEOUT, args, stage_ids=stage_ids)
@@ -97,13 +103,18 @@ class Controls:
         answer.raise_for_partial()
         return answer
 
-    def _able(self, method: str, stage_ids: Stages) -> Stages:
-        """The stages that were named, whatever they are; else those whose engine can do it."""
+    def _profiled(self, stage_ids: Stages) -> Stages:
+        """The stages that were named, whatever they are; else those whose engine has a profiler."""
         if stage_ids is not None:
             return stage_ids
-        able = self._with_engine("vllm", None)
+        able = [
+            one for one in self._with_engine("vllm", None) if self._spec.stage(one).engine_args.get("profiler_config")
+        ]
         if not able:
-            raise InvalidRequest(f"no stage of pipeline {self._spec.name!r} has an engine with {method}")
+            raise InvalidRequest(
+                f"no stage of pipeline {self._spec.name!r} has a profiler: a `vllm` stage gets one by `profiler_config` "
+                "among its engine_args"
+            )
         return able
 
     def _with_engine(self, engine: str, stage_ids: Stages) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from omnibus.broker.connection import Connection
@@ -175,3 +176,16 @@ async def test_profilers_and_caches_are_refused_when_no_engine_has_them(connecti
     for order in (controls.start_profile, controls.stop_profile, controls.reset_prefix_cache):
         with pytest.raises(InvalidRequest, match="no stage of pipeline"):
             await order()
+
+
+async def test_profilers_are_started_where_they_are_set_up_only(connection: Connection, pipeline: str) -> None:
+    def llm(stage_id: int, **arguments: Any) -> StageSpec:
+        return StageSpec(stage_id=stage_id, name=f"s{stage_id}", engine="vllm", model="m", engine_args=arguments)
+
+    spec = PipelineSpec(name=pipeline, stages=(llm(0), llm(1, profiler_config={"profiler": "torch"})))
+    async with serving(connection, spec, replicas=0):
+        with pytest.raises(EngineError, match="no answer from stage 1 \\(it has no replica\\)"):
+            await Controls(connection, spec).start_profile()
+    bare = msgspec.structs.replace(spec, stages=(llm(0),))
+    with pytest.raises(InvalidRequest, match=r"no stage .* has a profiler: .*`profiler_config`"):
+        await Controls(connection, bare).stop_profile()
