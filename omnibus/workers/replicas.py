@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from omnibus.observability.metrics import Metrics
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -11,6 +12,10 @@ from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
 from omnibus.workers.supervisor import Death, ProcessSpec
+
+QUIET: Mapping[str, str] = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+"""What the environment of replicas says where neither the operator's nor the stage's does: progress bars of loaders and
+advice from one library to another would fill the log."""
 
 
 def replica_processes(
@@ -41,6 +46,7 @@ def planned_processes(
     overrides: Sequence[str] = (),
 ) -> list[ProcessSpec]:
     """The processes of a plan's local replicas; `overrides` change their stage, as the plan has it already."""
+    quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
     return [
         ProcessSpec(
             name=replica.process_name,
@@ -57,7 +63,7 @@ def planned_processes(
                 *(f"--override={override}" for override in overrides),
             ],
             # The broker's address may hold a password: it goes by the environment, which others cannot read.
-            env={**replica.env, "OMNIBUS_NATS_URL": nats_url},
+            env={**quiet, **replica.env, "OMNIBUS_NATS_URL": nats_url},
             title=replica.title,
         )
         for replica in plan.local

@@ -28,6 +28,7 @@ from omnibus.workers.initialisation import (
     terminate_alive_proc,
 )
 from omnibus.workers.initialisation.environment import engine_environment
+from omnibus.workers.replicas import replica_processes
 
 pytestmark = pytest.mark.unit
 
@@ -177,6 +178,15 @@ def test_stage_is_left_to_others_when_it_is_not_started_here() -> None:
     assert [replica.launch_mode for replica in ar.replicas] == [LaunchMode.REMOTE] * 2
     assert ar.local == ()
     assert [replica.devices for replica in dit.local] == ["0"]
+
+
+def test_replicas_are_quiet_unless_operator_or_stage_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    told = PipelineSpec(name="p", stages=(StageSpec(stage_id=0, name="s", engine="sim", env={"TQDM_DISABLE": "0"}),))
+    for spec, bars in ((SPEC, "1"), (told, "0")):
+        (first, *_) = replica_processes(spec, spec.stages[0], 1, nats_url="nats://x")
+        assert (first.env["TQDM_DISABLE"], "PYTHONWARNINGS" in first.env) == (bars, False)
 
 
 # Locks between processes
