@@ -47,16 +47,24 @@ class DirectedLanes:
             raise BrokerRefused(f"cannot read lane {lane} of stage {stage_id}: status {status}")
         return found
 
-    async def bring_home(self, found: Message, shared: Collection[str]) -> None:
+    async def reached(self, stage_id: int, lane: str) -> int:
+        """The last stream sequence that the replica of a lane was given; 0 when nobody reads it."""
+        info = await self._connection.find(
+            f"CONSUMER.INFO.{self._stream}.{subjects.stage_consumer(stage_id, lane)}"
+        )  # fmt: skip
+        return int(info["delivered"]["stream_seq"]) if info is not None else 0
+
+    async def bring_home(self, found: Message, shared: Collection[str], *, used: int) -> None:
         """Publish a task that `first` found to the shared lane that it names, then delete it where it was.
 
-        `shared` are the shared lanes of the pipeline; its first takes what names none. Idempotent, also when several do
-        it at once: all copies have the message id that a replica which hands it back would use.
+        `used` are the attempts that it has used up on its lane. `shared` are the shared lanes of the pipeline; its first
+        takes what names none. Idempotent, also when several do it at once: all copies have the message id that a replica
+        which hands it back would use.
         """
         headers = dict(found.headers or {})
         subject, sequence = headers["Nats-Subject"], int(headers["Nats-Sequence"])
         home = subjects.home_of(subject, _lane_of(found.data, shared))
-        msg_id, kept = published_again(subject, sequence, headers)
+        msg_id, kept = published_again(subject, sequence, headers, used=used)
         await self._connection.js_publish(home, found.data, msg_id, headers=kept)
         await self._delete(sequence)
 

@@ -85,11 +85,15 @@ class Homecoming:
             await self._empty(lane)
 
     async def _empty(self, lane: Lane) -> None:
-        """Bring home what is on a lane, except what its replica, still there, has in hand."""
+        """Bring home what is on a lane, except what its replica, still there, has in hand.
+
+        What the replica was given has used up one attempt and no more: replicas send home what they are given twice.
+        """
         stage_id, replica = lane
-        if replica in self._spec.lanes:
+        if replica in self._spec.stage_lanes:
             return
         sequence, moved = 0, 0
+        reached = await self._lanes.reached(stage_id, replica)
         while not takes_directed(record := self._record(lane)):
             found = await self._lanes.first(stage_id, replica, sequence)
             if found is None:
@@ -97,7 +101,7 @@ class Homecoming:
             headers = found.headers or {}
             sequence = int(headers["Nats-Sequence"])
             if subjects.parse_rid(headers["Nats-Subject"]) not in _in_hand(record):
-                await self._lanes.bring_home(found, self._spec.lanes)
+                await self._lanes.bring_home(found, self._spec.stage_lanes, used=int(sequence <= reached))
                 moved += 1
         if moved:
             log.info(LogEvent.TASK_BROUGHT_HOME, stage=stage_id, replica=replica, tasks=moved)

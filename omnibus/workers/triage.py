@@ -24,6 +24,8 @@ class Verdict(Enum):
     """Its request has ended, or ends by its deadline: acknowledge it and go on."""
     EXHAUSTED = auto()
     """Delivered beyond the limit: fail the request without running it."""
+    SEND_HOME = auto()
+    """Directed to this replica, and tried here before: the next attempt is anybody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,16 @@ class GiveUp:
     """Keep it as a dead letter: its attempts are used up."""
 
 
-def triage(task: Task, *, delivered: int, cancelled: bool, now: float) -> Verdict:
-    """Whether to run a task at its `delivered`-th delivery; `now` is seconds since the epoch."""
+def triage(task: Task, *, delivered: int, cancelled: bool, now: float, stuck: bool = False) -> Verdict:
+    """Whether to run a task at its `delivered`-th attempt; `now` is seconds since the epoch.
+
+    `stuck`: it waits on a replica's own lane, and this is not its first delivery there.
+    """
     if cancelled or task.ticket.deadline <= now:
         return Verdict.DROP
-    return Verdict.EXHAUSTED if delivered > task.ticket.max_attempts else Verdict.RUN
+    if delivered > task.ticket.max_attempts:
+        return Verdict.EXHAUSTED
+    return Verdict.SEND_HOME if stuck else Verdict.RUN
 
 
 def judge(error: Exception, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:

@@ -20,7 +20,7 @@ from omnibus.errors import CheckpointMissing, EngineRejected, InvalidRequest, St
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
 from omnibus.workers.engines.media import encode_image
-from omnibus.workers.engines.protocol import EngineStats, TextDelta
+from omnibus.workers.engines.protocol import EngineInput, EngineStats, TextDelta
 from omnibus.workers.engines.vllm.engine import VllmEngine, create
 from tests.support import tiny_checkpoints
 from tests.support.greedy import greedy_ids
@@ -309,3 +309,32 @@ async def test_vllm_gets_priority_salt_and_what_the_context_leaves(
     assert (seen["params"].max_tokens, seen["params"].min_tokens) == (room, room)
     assert seen["priority"] == 3
     assert seen["prompt"]["cache_salt"] == "mine"
+
+
+async def test_media_arguments_reach_vllms_processor_with_the_prompt(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parity: `mm_processor_kwargs` of a request. vLLM hands this prompt to the model's processor when it holds media."""
+    renderer, seen = engine._core._llm.renderer, []
+    process = renderer.process_for_engine_async
+
+    def spy(prompt: Any, *more: Any, **named: Any) -> Any:
+        seen.append(dict(prompt))
+        return process(prompt, *more, **named)
+
+    monkeypatch.setattr(renderer, "process_for_engine_async", spy)
+    given = EngineInput(messages=(Message(role="user", content="draw a red circle"),))
+    await engine._core._prompts.render(given, {"max_pixels": 64})
+    await engine._core._prompts.render(given)
+    assert [prompt.get("mm_processor_kwargs") for prompt in seen] == [{"max_pixels": 64}, None]
+
+
+async def test_media_arguments_are_refused_when_the_first_model_takes_no_media(engine: VllmEngine) -> None:
+    job = make_job(token_ids=[5, 6, 7], sampling={"max_tokens": 1})
+    asking = dataclasses.replace(job.stage_input, request=Request(prompt="x", mm_processor_kwargs={"max_pixels": 64}))
+    with pytest.raises(EngineRejected) as refused:
+        await run_job(engine, dataclasses.replace(job, stage_input=asking))
+    assert (refused.value.param, refused.value.http_status) == ("mm_processor_kwargs", 400)
+    later = dataclasses.replace(asking, sources={"eyes": {"token_ids": [5, 6, 7]}})
+    _, last = await run_job(engine, dataclasses.replace(job, stage_input=later))
+    assert last.finish_reason == "length", "a later stage passes over what was meant for another"

@@ -109,3 +109,10 @@ def test_run_that_an_operator_opened_is_not_held_when_the_failed_one_is() -> Non
     assert not cancelled.holds("a", 0.0, run=3)
     cancelled.add(["a"], until=10.0)
     assert cancelled.holds("a", 0.0, run=3)
+
+
+@pytest.mark.parametrize(
+    ("delivered", "verdict"), [(2, Verdict.SEND_HOME), (3, Verdict.SEND_HOME), (4, Verdict.EXHAUSTED)]
+)
+def test_task_is_sent_home_when_it_was_tried_on_the_lane_of_one_replica(delivered: int, verdict: Verdict) -> None:
+    assert triage(make_task(), delivered=delivered, cancelled=False, now=NOW, stuck=True) is verdict
