@@ -2,16 +2,17 @@
 
 Messages may be lost, doubled, and come from several attempts at a stage. An attempt speaks under its fence; the highest one
 counts and the rest is dropped. Text is emitted by offset, so a later attempt that says the same continues where the earlier
-one was heard last, and a gap is filled from the finished output. A later attempt that says something else is not spliced on:
-nothing more is emitted of that stage, and its output has the text that counts.
+one was heard last. Of a piece beyond a gap nothing is emitted: the replica is asked to say again what is missing, and at the
+latest the finished output has it. A later attempt that says something else is not spliced on: nothing more is emitted of
+that stage, and its output has the text that counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from omnibus.client.events import Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.events import ABORT, Output, OutputArrived, StepProgress, TextPiece
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
 
@@ -24,6 +25,8 @@ class _Stage:
 
     fence: Fence = _LOWEST
     emitted: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    """Those of the emitted text, without a gap; it may be behind the text, never ahead."""
     diverged: bool = False
     step: int = 0
     output: Output | None = None
@@ -33,6 +36,19 @@ class _Stage:
             return False
         self.fence = fence
         return True
+
+    def take(self, message: Tokens) -> str:
+        """Emit what is new in a piece that begins within what is known."""
+        known = len(self.emitted) - message.offset
+        said, piece = message.text[:known], message.text[known:]
+        self.diverged = self.emitted[message.offset : message.offset + len(said)] != said
+        if self.diverged or not piece:
+            return ""
+        self.emitted += piece
+        tokens = len(self.token_ids) - message.token_offset
+        if tokens >= 0:
+            self.token_ids.extend(message.token_ids[tokens:])
+        return piece
 
 
 @dataclass(slots=True)
@@ -44,19 +60,34 @@ class Assembly:
     def tokens(self, message: Tokens) -> Iterator[TextPiece]:
         """The part of a delta that is new and contiguous."""
         stage = self._stage(message.stage_id)
-        known = len(stage.emitted)
-        if not stage.admits(message.fence) or message.offset > known or stage.diverged:
-            return  # a gap: what follows it comes with the output
-        said, piece = message.text[: known - message.offset], message.text[known - message.offset :]
-        stage.diverged = stage.emitted[message.offset : message.offset + len(said)] != said
-        if stage.diverged:
+        if not stage.admits(message.fence) or message.offset > len(stage.emitted) or stage.diverged:
             return
-        if piece:
-            stage.emitted += piece
+        if piece := stage.take(message):
             yield TextPiece(message.stage_id, piece)
 
+    def lacks(self, message: Tokens) -> bool:
+        """Whether text before this piece was not heard, and would be of use."""
+        stage = self._stage(message.stage_id)
+        wanted = stage.output is None and not stage.diverged and message.fence >= stage.fence
+        return wanted and message.offset > len(stage.emitted)
+
+    def known(self, stage_id: int) -> int:
+        """Characters that were emitted of a stage's text."""
+        return len(self._stage(stage_id).emitted)
+
+    def heard(self, stage_id: int, fence: Fence) -> tuple[int, ...] | None:
+        """The tokens of what was emitted, for the attempt with this fence to go on from; None for one that is outdated.
+
+        Invariant: the answer and the fence are one step. What an earlier attempt said and nobody has emitted yet is dropped
+        from now on; else it would be emitted beside what the new attempt makes in its place.
+        """
+        stage = self._stage(stage_id)
+        if not stage.admits(fence) or stage.diverged:
+            return None
+        return tuple(stage.token_ids)
+
     def step(self, message: Step) -> Iterator[StepProgress]:
-        """Progress, when it is some."""
+        """Progress, when it is some: an attempt that starts again is not shown until it has come further."""
         stage = self._stage(message.stage_id)
         if stage.admits(message.fence) and message.step > stage.step:
             stage.step = message.step
@@ -67,12 +98,12 @@ class Assembly:
         stage = self._stage(output.stage_id)
         if stage.output is not None:
             return
-        stage.output = output
-        if output.media_type == TEXT and output.text.startswith(stage.emitted):
-            rest = output.text[len(stage.emitted) :]
-            stage.emitted += rest
-            if rest:
+        if output.media_type == TEXT:
+            output = _whole(output, stage.emitted)
+            if output.text.startswith(stage.emitted) and (rest := output.text[len(stage.emitted) :]):
+                stage.emitted += rest
                 yield TextPiece(output.stage_id, rest)
+        stage.output = output
         yield OutputArrived(output)
 
     def knows(self, stage_id: int) -> bool:
@@ -86,3 +117,10 @@ class Assembly:
 
     def _stage(self, stage_id: int) -> _Stage:
         return self._stages.setdefault(stage_id, _Stage())
+
+
+def _whole(output: Output, emitted: str) -> Output:
+    """An aborted text with what was said between the question for it and the end."""
+    if output.finish_reason == ABORT and emitted.startswith(output.text):
+        return replace(output, items=(emitted.encode(),))
+    return output

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, contextmanager
 
 from omnibus.broker.connection import Connection, Message, Subscription
 from omnibus.broker.effects import Performer, shared_lane
+from omnibus.client.assembly import Assembly
 from omnibus.client.events import Output, Result
 from omnibus.client.open_requests import OpenRequests
 from omnibus.payloads.store import PayloadStore
@@ -17,6 +18,7 @@ from omnibus.registry.director import Director
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, out, subjects
+from omnibus.wire.control import AskSaid
 from omnibus.wire.envelope import FinalOutput, Task, Ticket
 
 _MAILBOX = 4096
@@ -24,8 +26,21 @@ _MAILBOX = 4096
 _EARLY = 1024
 """Requests whose first messages are kept for a follower that has not come yet; the oldest give way."""
 
-Mailbox = asyncio.Queue[out.Out | None]
-"""Messages of one request; None: look at the record."""
+
+class Mailbox:
+    """What comes for one request, for one follower, and what the follower has passed on of it."""
+
+    def __init__(self) -> None:
+        self.assembly = Assembly()
+        self._queue: asyncio.Queue[out.Out | None] = asyncio.Queue(_MAILBOX)
+
+    def put(self, message: out.Out | None) -> None:
+        """A message, or None: look at the record."""
+        if not self._queue.full():
+            self._queue.put_nowait(message)
+
+    async def get(self) -> out.Out | None:
+        return await self._queue.get()
 
 
 class Channel:
@@ -76,12 +91,12 @@ class Channel:
         """Keep what comes for a request from now on, until it is followed."""
         if len(self._early) >= _EARLY:
             self._early.pop(next(iter(self._early)))
-        self._early[rid] = asyncio.Queue(_MAILBOX)
+        self._early[rid] = Mailbox()
 
     @contextmanager
     def mailbox(self, rid: str) -> Iterator[Mailbox]:
         """Hear what comes for a request."""
-        box = self._early.pop(rid, None) or asyncio.Queue(_MAILBOX)
+        box = self._early.pop(rid, None) or Mailbox()
         self._mailboxes[rid].append(box)
         try:
             yield box
@@ -93,6 +108,12 @@ class Channel:
     async def listen(self, front: str, rid: str) -> Subscription:
         """Hear also what is told to another producer about a request."""
         return await self._connection.subscribe(subjects.out(self.pipeline, front, rid), self._hear)
+
+    async def ask_said(self, rid: str, stage_id: int, offset: int) -> None:
+        """Have whoever runs this stage say its text again from there: it comes like any other. May be lost."""
+        question = AskSaid(rid=rid, stage_id=stage_id, offset=offset)
+        reply = subjects.out(self.pipeline, self.front, rid)
+        await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(question), reply=reply)
 
     async def resolve(self, record: Record) -> Result:
         """The result with its outputs read; raises PayloadLost."""
@@ -121,20 +142,27 @@ class Channel:
 
     async def _hear(self, message: Message) -> None:
         heard: out.Out = codec.decode(message.data, out.Out)
+        if isinstance(heard, out.AskHeard):
+            await self._tell_heard(heard, message.reply)
+            return
         if isinstance(heard, out.Ended):
             self.open_requests.remove(heard.rid)
-        for box in self._mailboxes.get(heard.rid, ()):
-            _put(box, heard)
-        early = self._early.get(heard.rid)
-        if early is not None:
-            _put(early, heard)
+        for box in self._boxes(heard.rid):
+            box.put(heard)
+
+    async def _tell_heard(self, question: out.AskHeard, reply: str) -> None:
+        """Answer for the follower that is furthest; without one be silent: another front may have one."""
+        answers = [box.assembly.heard(question.stage_id, question.fence) for box in self._boxes(question.rid)]
+        known = [answer for answer in answers if answer is not None]
+        data = codec.encode(out.Heard(token_ids=max(known, key=len, default=())))
+        if known and reply and len(data) <= self._connection.max_payload:
+            await self._connection.publish(reply, data)
+
+    def _boxes(self, rid: str) -> tuple[Mailbox, ...]:
+        early = self._early.get(rid)
+        return (*self._mailboxes.get(rid, ()), *((early,) if early is not None else ()))
 
     def _reconnected(self) -> None:
         for boxes in self._mailboxes.values():
             for box in boxes:
-                _put(box, None)
-
-
-def _put(box: Mailbox, message: out.Out | None) -> None:
-    if not box.full():
-        box.put_nowait(message)
+                box.put(None)

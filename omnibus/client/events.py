@@ -8,6 +8,9 @@ from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, Usage
 from omnibus.wire.failure import Failure
 
+ABORT = "abort"
+"""Finish reason of what was aborted: the output has what was made until then."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:

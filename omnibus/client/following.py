@@ -10,6 +10,7 @@ from contextlib import aclosing
 from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.events import ClientEvent, Ended
+from omnibus.client.gaps import Gaps
 from omnibus.errors import BrokerUnavailable, DeadlineExceeded
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
@@ -34,9 +35,11 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
         elsewhere = await channel.listen(ticket.front, ticket.rid)
     try:
         with channel.mailbox(ticket.rid) as box:
+            gaps = Gaps(channel, ticket)
             if from_record:
-                box.put_nowait(None)
-            async with aclosing(_events(channel, ticket, box)) as events:
+                await gaps.catch_up()  # what was said before we listened
+                box.put(None)
+            async with aclosing(_events(channel, ticket, box, gaps)) as events:
                 async for event in events:
                     yield event
     finally:
@@ -44,13 +47,13 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
             await elsewhere.unsubscribe()
 
 
-async def _events(channel: Channel, ticket: Ticket, box: Mailbox) -> AsyncGenerator[ClientEvent, None]:
-    assembly = Assembly()
+async def _events(channel: Channel, ticket: Ticket, box: Mailbox, gaps: Gaps) -> AsyncGenerator[ClientEvent, None]:
+    assembly = box.assembly
     until = time.monotonic() + max(ticket.deadline - channel.performer.clock.now(), 0.0) + BEYOND_DEADLINE
     while True:
         message = await _next(box)
-        if message is not None and not isinstance(message, out.Ended | out.Refused):
-            for event in await _heard(channel, assembly, message):
+        if isinstance(message, out.Tokens | out.Step | out.OutputReady):
+            for event in await _heard(channel, assembly, message, gaps):
                 yield event
             continue
         if isinstance(message, out.Ended) and _heard_all(ticket, assembly, message):
@@ -71,11 +74,14 @@ async def _events(channel: Channel, ticket: Ticket, box: Mailbox) -> AsyncGenera
 
 
 async def _heard(
-    channel: Channel, assembly: Assembly, message: out.Tokens | out.Step | out.OutputReady
+    channel: Channel, assembly: Assembly, message: out.Tokens | out.Step | out.OutputReady, gaps: Gaps
 ) -> list[ClientEvent]:
     match message:
         case out.Tokens():
-            return list(assembly.tokens(message))
+            pieces = list(assembly.tokens(message))
+            if assembly.lacks(message):
+                await gaps.fill(message.stage_id, assembly.known(message.stage_id))
+            return list(pieces)
         case out.Step():
             return list(assembly.step(message))
         case out.OutputReady(output=output):

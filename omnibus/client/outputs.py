@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from omnibus.client.events import ClientEvent, Ended, Output, OutputArrived, Result, StepProgress, TextPiece
+from omnibus.client.events import ABORT, ClientEvent, Ended, Output, OutputArrived, Result, StepProgress, TextPiece
 from omnibus.errors import RequestCancelled
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import TEXT
-
-ABORT = "abort"
-"""Finish reason of what was aborted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

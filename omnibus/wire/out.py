@@ -30,7 +30,10 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     offset: int
     """Characters of this attempt's text before this piece."""
     text: str
+    token_offset: int = 0
+    """Tokens of this attempt before this piece."""
     token_ids: tuple[int, ...] = ()
+    """All tokens since the last piece, up to the one that completed the text."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
@@ -68,4 +71,22 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     failure: Failure
 
 
-Out = Tokens | Step | OutputReady | Ended | Refused
+class AskHeard(msgspec.Struct, frozen=True, kw_only=True, tag="ask-heard"):
+    """A later attempt at a stage asks what has been passed on of the earlier ones, to go on from there.
+
+    Whoever answers, with a Heard on the reply subject, passes on nothing more of attempts below the fence.
+    """
+
+    rid: str
+    stage_id: int
+    fence: Fence
+
+
+class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
+    """What a follower has passed on of a stage's text."""
+
+    token_ids: tuple[int, ...] = ()
+    """From the first token on, without a gap."""
+
+
+Out = Tokens | Step | OutputReady | Ended | Refused | AskHeard

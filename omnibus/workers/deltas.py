@@ -13,7 +13,8 @@ from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.workers.engines.protocol import Progress, TextDelta
 
 MOST_PENDING = 256 * 1024
-"""Characters that wait for a connection that is behind; what comes on top is left out: offsets show the gap."""
+"""Characters that wait for a connection that is behind; what comes on top is left out: offsets show the gap, and whoever
+misses it asks for it."""
 
 log = get_logger(__name__)
 
@@ -29,6 +30,7 @@ class Deltas:
         self._conn, self._subject = conn, subject
         self._rid, self._stage_id, self._fence = rid, stage_id, fence
         self._offset = 0
+        self._token_offset = 0
         self._text: list[str] = []
         self._pending = 0
         self._token_ids: list[int] = []
@@ -57,6 +59,7 @@ class Deltas:
 
     def _add_text(self, delta: TextDelta) -> None:
         if self._pending + len(delta.text) > MOST_PENDING:
+            self._token_ids.extend(delta.token_ids)
             self._skip(len(delta.text))
             return
         self._text.append(delta.text)
@@ -66,6 +69,7 @@ class Deltas:
     def _skip(self, characters: int) -> None:
         """Leave out all that waits and this piece: what follows must not be taken for its continuation."""
         self._offset += self._pending + characters
+        self._token_offset += len(self._token_ids)
         self._text.clear()
         self._token_ids.clear()
         self._pending = 0
@@ -89,7 +93,7 @@ class Deltas:
         text = "".join(self._text)
         made = Tokens(
             rid=self._rid, stage_id=self._stage_id, fence=self._fence,
-            offset=self._offset, text=text, token_ids=tuple(self._token_ids),
+            offset=self._offset, text=text, token_offset=self._token_offset, token_ids=tuple(self._token_ids),
         )  # fmt: skip
         self._skip(0)
         return made

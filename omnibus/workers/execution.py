@@ -16,9 +16,11 @@ from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.deltas import Deltas
-from omnibus.workers.engines.protocol import Engine, Finished, Job, Progress
+from omnibus.workers.engines.protocol import Engine, Finished, Job, TextDelta
+from omnibus.workers.hearing import heard
 from omnibus.workers.inputs import JobBuilder
 from omnibus.workers.outputs import OutputWriter
+from omnibus.workers.saying import Said, Saying
 
 
 class Execution:
@@ -26,28 +28,31 @@ class Execution:
 
     def __init__(
         self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter,
-        *, tracing: Tracing | None = None,
+        *, tracing: Tracing | None = None, saying: Saying | None = None,
     ) -> None:  # fmt: skip
+        """`saying` knows what is said while it is said."""
         self._conn, self._stage, self._engine = conn, stage, engine
         self._builder, self._writer, self._tracing = builder, writer, tracing or NoTracing()
+        self._saying = saying or Saying()
 
-    async def run(self, task: Task, *, task_seq: int, delivered: int, replica: str) -> StageResult:
+    async def run(self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str) -> StageResult:
         """Raises a RequestError, PayloadLost, EngineError, or whatever the engine's own code raised.
 
-        Cancelling it closes the engine's generator, which frees what the job holds. One span, under the request's.
+        `again`: somebody had the task before, and the client may have a part of its text; the engine is asked to go on
+        after that. Cancelling it closes the engine's generator, which frees what the job holds. One span, under the
+        request's.
         """
         ticket = task.ticket
         about = {"pipeline": ticket.pipeline, "stage": self._stage.name, "rid": ticket.rid, "replica": replica}
         with self._tracing.span("stage", ticket.trace, about) as trace:
-            return await self._run(task, trace, task_seq, delivered, replica)
+            return await self._run(task, trace, Fence(ticket.run, task_seq, delivered), again, replica)
 
-    async def _run(
-        self, task: Task, trace: Mapping[str, str], task_seq: int, delivered: int, replica: str
-    ) -> StageResult:
+    async def _run(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool, replica: str) -> StageResult:
         started = self._conn.clock.now()
-        job = dataclasses.replace(await self._builder.build(task, delivered), trace=trace)
-        deltas = self._deltas(task, job, Fence(task.ticket.run, task_seq, delivered))
-        finished = await self._generate(job, deltas, is_final=task.ticket.route[task.stage_id].final is not None)
+        job = await self._job(task, trace, fence, again)
+        deltas, is_final = self._deltas(task, job, fence), task.ticket.route[task.stage_id].final is not None
+        with self._saying.kept(task.ticket.rid, task.stage_id, fence) as said:
+            finished = await self._generate(job, deltas, said if is_final else None)
         outputs = await self._writer.forwarded(task, finished)
         final = await self._writer.final(task, finished)
         sizes = (
@@ -61,7 +66,15 @@ class Execution:
             outputs=outputs, final=final, timings=(*task.timings, timing),
         )  # fmt: skip
 
-    async def _generate(self, job: Job, deltas: Deltas | None, *, is_final: bool) -> Finished:
+    async def _job(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool) -> Job:
+        job = dataclasses.replace(await self._builder.build(task, fence.delivery), trace=trace)
+        streams = job.stage_input.request.stream and task.ticket.route[task.stage_id].final == "text"
+        if streams and (again or fence.run > 1):
+            job = dataclasses.replace(job, heard=await heard(self._conn, task, fence))
+        return job
+
+    async def _generate(self, job: Job, deltas: Deltas | None, said: Said | None) -> Finished:
+        """`said` is None where nobody is told the stage's text."""
         try:
             # Engines write generate as an async generator, which the protocol's iterator does not promise.
             async with aclosing(cast("Any", self._engine.generate(job))) as items:
@@ -69,7 +82,11 @@ class Execution:
                     if isinstance(item, Finished):
                         await _closed(deltas)
                         return item
-                    if deltas is not None and (is_final or isinstance(item, Progress)):
+                    if isinstance(item, TextDelta):
+                        if said is None:
+                            continue
+                        said.add(item)
+                    if deltas is not None:
                         deltas.add(item)
         finally:
             if deltas is not None:

@@ -54,6 +54,63 @@ def test_second_attempt_that_says_something_else_is_not_spliced_on() -> None:
     assert list(assembly.output(text_output("aXYZ"))) == [OutputArrived(text_output("aXYZ"))]
 
 
+def spoken(offset: int, *words: str, first: int = 0, fence: Fence = FIRST) -> Tokens:
+    """Words, each a token whose id is its length."""
+    text, ids = "".join(words), tuple(len(word) for word in words)
+    return Tokens(rid="r", stage_id=0, fence=fence, offset=offset, text=text, token_offset=first, token_ids=ids)
+
+
+def test_tokens_of_what_was_emitted_are_known_once_each_when_pieces_overlap() -> None:
+    assembly = Assembly()
+    assert heard(assembly, spoken(0, "a", "bb"), spoken(1, "bb", "ccc", first=1)) == "abbccc"
+    assert assembly.heard(0, SECOND) == (1, 2, 3)
+
+
+def test_attempt_that_asked_is_continued_and_what_was_not_yet_read_of_the_one_before_is_dropped() -> None:
+    assembly = Assembly()
+    assert heard(assembly, spoken(0, "a", "bb")) == "abb"
+    assert assembly.heard(0, SECOND) == (1, 2)
+    assert heard(assembly, spoken(3, "ccc", first=2)) == ""
+    assert heard(assembly, spoken(0, "a", "bb", "dd", fence=SECOND)) == "dd"
+
+
+def test_attempt_that_is_outdated_is_told_nothing() -> None:
+    assembly = Assembly()
+    assert heard(assembly, spoken(0, "a", fence=SECOND)) == "a"
+    assert assembly.heard(0, FIRST) is None
+    assert heard(assembly, spoken(1, "bb", first=1, fence=SECOND)) == "bb"
+
+
+def test_nothing_is_continued_when_attempts_said_different_things() -> None:
+    assembly = Assembly()
+    assert heard(assembly, spoken(0, "a", "bb"), spoken(0, "X", fence=SECOND)) == "abb"
+    assert assembly.heard(0, Fence(1, 5, 3)) is None
+
+
+def test_gap_is_noticed_until_it_is_filled() -> None:
+    assembly = Assembly()
+    assert heard(assembly, spoken(0, "a"), spoken(3, "ccc", first=2)) == "a"
+    assert assembly.lacks(spoken(3, "ccc", first=2))
+    assert assembly.known(0) == 1
+    assert heard(assembly, spoken(0, "a", "bb", "ccc")) == "bbccc"
+    assert not assembly.lacks(spoken(3, "ccc", first=2))
+
+
+def test_gap_of_an_outdated_attempt_is_not_asked_for() -> None:
+    assembly = Assembly()
+    assert heard(assembly, spoken(0, "a", fence=SECOND)) == "a"
+    assert not assembly.lacks(spoken(3, "ccc", first=2))
+
+
+def test_aborted_text_has_all_that_was_said_when_more_was_heard_than_was_kept() -> None:
+    assembly = Assembly()
+    assert heard(assembly, piece(0, "abcd")) == "abcd"
+    kept = Output(stage_id=0, modality="text", media_type=TEXT, items=(b"ab",), finish_reason="abort")
+    (event,) = assembly.output(kept)
+    assert isinstance(event, OutputArrived)
+    assert event.output.text == "abcd"
+
+
 def test_output_arrives_once_and_silences_its_stage() -> None:
     assembly = Assembly()
     assert len(list(assembly.output(text_output("ab")))) == 2
@@ -69,6 +126,17 @@ def test_progress_never_runs_backwards() -> None:
         for event in assembly.step(Step(rid="r", stage_id=1, fence=fence, step=step, total=5))
     ]
     assert seen == [StepProgress(1, step, 5) for step in (1, 3, 4)]
+
+
+def test_previews_of_an_attempt_that_begins_again_are_not_shown_before_it_is_further() -> None:
+    assembly = Assembly()
+    told = [(2, FIRST, b"two"), (1, SECOND, b"one again"), (3, FIRST, b"three"), (3, SECOND, b"three again")]
+    seen = [
+        event
+        for step, fence, preview in told
+        for event in assembly.step(Step(rid="r", stage_id=1, fence=fence, step=step, total=5, preview=preview))
+    ]
+    assert seen == [StepProgress(1, 2, 5, b"two"), StepProgress(1, 3, 5, b"three again")]
 
 
 def test_files_are_delivered_as_they_are() -> None:

@@ -174,7 +174,7 @@ class SimEngine:
             await aborted.wait()
         said: list[str] = []
         if "text" in args.outputs.values():
-            async for delta in _speak(words, args.token_rate, aborted):
+            async for delta in _speak(words, args.token_rate, aborted, heard=len(job.heard)):
                 said.append(delta.text)
                 yield delta
         text = "".join(said)
@@ -201,8 +201,11 @@ def prompt_of(stage_input: StageInput) -> str:
     return " ".join(map(str, prompt)) if isinstance(prompt, tuple) else stage_input.request.text()
 
 
-async def _speak(words: Sequence[str], rate: float, aborted: asyncio.Event) -> AsyncIterator[TextDelta]:
-    for index, word in enumerate(words):
+async def _speak(words: Sequence[str], rate: float, aborted: asyncio.Event, *, heard: int) -> AsyncIterator[TextDelta]:
+    """One word a delta, but those that the client has already."""
+    if heard:
+        yield TextDelta(text=" ".join(words[:heard]), token_ids=tuple(range(heard)))
+    for index, word in enumerate(words[heard:], start=heard):
         if rate:
             await _pause(1 / rate, aborted)
         if aborted.is_set():

@@ -17,12 +17,13 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidReque
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.death import first_end
-from omnibus.workers.engines.protocol import Finished, Item, Job, TextDelta, Usage
+from omnibus.workers.engines.protocol import Finished, Item, Job, Usage
 from omnibus.workers.engines.vllm import hidden_states
 from omnibus.workers.engines.vllm.arguments import VllmArguments
+from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
 from omnibus.workers.engines.vllm.run import Run
-from omnibus.workers.engines.vllm.sampling import check_sampling, fit_context, rejected
+from omnibus.workers.engines.vllm.sampling import check_sampling, continues, fit_context, rejected
 from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
 
 STOP_TIMEOUT = 10.0
@@ -120,26 +121,44 @@ class VllmCore:
         if (salt := job.stage_input.request.cache_salt) is not None:
             prompt["cache_salt"] = salt
         run.prompt_tokens = self._prompts.length(prompt)
-        params = self._params(fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len))
-        trace = await self._trace(job)
+        sampling = fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len)
+        begun, trace = self._begun(job, prompt, sampling), await self._trace(job)
+        if begun is not None:
+            for delta in begun.replay():
+                yield run.take(delta.text, delta.token_ids)
+            if begun.finish_reason is not None:
+                yield await self._last(run, begun.finish_reason, await self._states_of(prompt, run))
+                return
         if run.aborted:
             yield self._finished(run, "abort")
             return
         outputs = self._llm.generate(
-            prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
-        )
-        async with aclosing(outputs):
+            prompt if begun is None else begun.prompt,
+            self._params(sampling) if begun is None else self._params(begun.rest(sampling), detokenize=False),
+            run.id, lora_request=lora, trace_headers=trace, priority=job.priority,
+        )  # fmt: skip
+        async with aclosing(outputs):  # which aborts what a stop string has ended before vLLM
             async for output in outputs:
-                part = output.outputs[0]
-                run.texts.append(part.text)
-                run.token_ids.extend(part.token_ids)
-                if part.text or part.token_ids:
-                    yield TextDelta(text=part.text, token_ids=tuple(part.token_ids))
-                if output.finished:
+                part = output.outputs[0] if begun is None else begun.read(output.outputs[0])
+                delta = run.take(part.text, part.token_ids)
+                if delta.text or delta.token_ids:
+                    yield delta
+                if part.finish_reason is not None:
                     handed_over = output.kv_transfer_params
                     if not handed_over and isinstance(part.stop_reason, str):
                         handed_over = await self._states_of(prompt, run)
-                    yield await self._last(run, part.finish_reason or "stop", handed_over)
+                    yield await self._last(run, part.finish_reason, handed_over)
+                    return
+
+    def _begun(self, job: Job, prompt: Any, sampling: Mapping[str, Any]) -> Continuation | None:
+        """The text that the client has the beginning of, where it is to be continued."""
+        vocabulary = self._llm.model_config.get_vocab_size()
+        fits = len(job.heard) <= sampling["max_tokens"] and all(0 <= token < vocabulary for token in job.heard)
+        if not (job.heard and fits and self._has_text and "prompt_token_ids" in prompt and continues(sampling)):
+            return None
+        params, renderer = self._params(sampling), self._llm.renderer
+        ends = ends_of(params, self._llm.input_processor.generation_config_fields, renderer.get_eos_token_id())
+        return Continuation(renderer.tokenizer, prompt, params, job.heard, ends)
 
     async def _encode(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         """The states of the prompt alone, of a stage that generates nothing."""
@@ -196,11 +215,15 @@ class VllmCore:
         usage = Usage(prompt_tokens=run.prompt_tokens, completion_tokens=len(run.token_ids))
         return Finished(outputs={**text, "token_ids": run.token_ids, **more}, finish_reason=reason, usage=usage)
 
-    def _params(self, sampling: Mapping[str, Any]) -> SamplingParams:
+    def _params(self, sampling: Mapping[str, Any], *, detokenize: bool = True) -> SamplingParams:
         extra = dict(sampling.get("extra_args") or {})
         if self._states is not None:
             extra["kv_transfer_params"] = {"include_output_tokens": True}
-        ours = {"extra_args": extra or None, "output_kind": RequestOutputKind.DELTA, "detokenize": self._has_text}
+        ours = {
+            "extra_args": extra or None,
+            "output_kind": RequestOutputKind.DELTA,
+            "detokenize": detokenize and self._has_text,
+        }
         return SamplingParams(**{**sampling, **ours})
 
     def _media(self, job: Job) -> dict[str, Any] | None:

@@ -36,6 +36,24 @@ FIELDS: Mapping[str, Any] = {
 """Every parameter a request may set, and its type. Names and meanings are vLLM's."""
 
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below it choose the likeliest token; vLLM's `_SAMPLING_EPS`."""
+LOOK_BACK = ("presence_penalty", "frequency_penalty", "bad_words", "extra_args")
+"""Parameters under which a token depends on which of those before it were generated, and not only on the text. A repetition
+penalty counts the prompt too; `extra_args` may set anything."""
+
+
+def continues(sampling: Mapping[str, Any]) -> bool:
+    """Whether a text is to be continued after its first tokens as after a prompt; else it is made again from the start.
+
+    Greedy texts are continued where that gives the same text. Seeded ones begin again: nothing sets a generator forward, and
+    the same seed gives the same text. Unseeded ones are continued, since a second attempt would say something else.
+    """
+    if sampling.get("temperature", 1.0) >= GREEDY_BELOW:
+        return sampling.get("seed") is None
+    return not any(sampling.get(name) for name in LOOK_BACK)
+
+
 def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Check names and types; raises EngineRejected naming the field. Ranges are vLLM's own to check."""
     checked = {name: _converted(name, value) for name, value in sampling.items()}

@@ -1,0 +1,197 @@
+"""Streams that go on: a replica, a front door or messages are lost in mid-stream, and the client reads one whole text."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from omnibus.broker.connection import Connection, Message
+from omnibus.broker.delivery import release
+from omnibus.client.events import ClientEvent, Ended, OutputArrived, StepProgress, TextPiece
+from omnibus.client.producer import Producer
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Claim
+from omnibus.wire.out import Out, Tokens
+from omnibus.wire.request import Request
+from omnibus.workers.engines.sim import expected_text
+from tests.support.cluster import Cluster, pipeline_of
+from tests.support.flow import serving, sim
+from tests.support.sse import streamed
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+PROMPT = " ".join(f"w{number:03}" for number in range(100))
+SLOW = """
+name: slow
+deadline: 60s
+heartbeat_timeout: 2s
+stages:
+- {stage_id: 0, name: writer, engine: sim, slots: 8, final_output: true, final_output_type: text,
+   engine_args: {outputs: {text: text}, token_rate: 60}}
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    folder: Path = tmp_path_factory.mktemp("streams")
+    async with Cluster(folder / "cluster", pipeline_of(folder, SLOW), replicas={0: 2}) as running:
+        yield running
+
+
+class Overheard:
+    """All deltas of a pipeline, as they cross the broker."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Tokens] = []
+
+    async def hear(self, message: Message) -> None:
+        said: Out = codec.decode(message.data, Out)
+        if isinstance(said, Tokens):
+            self.tokens.append(said)
+
+    def attempts(self) -> list[list[Tokens]]:
+        """The messages of each attempt, in the order of their fences."""
+        fences = sorted({message.fence for message in self.tokens})
+        return [[message for message in self.tokens if message.fence == fence] for fence in fences]
+
+
+async def runner_of(cluster: Cluster, rid: str) -> int:
+    """Process id of the replica that has a request in hand."""
+
+    def holder() -> int:
+        records = cluster.view.replicas(0)
+        return next((record.pid for record in records if any(held == rid for held, _ in record.claims)), 0)
+
+    return await eventually(holder, what=f"a replica that holds {rid}")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_stream_goes_on_when_its_replica_is_killed(cluster: Cluster) -> None:
+    overheard = Overheard()
+    listening = await cluster.connection.subscribe(f"omni.{cluster.spec.name}.out.*.*", overheard.hear)
+    async with (
+        httpx.AsyncClient(base_url=cluster.url, timeout=30.0) as http,
+        streamed(http, cluster.spec.name, PROMPT) as stream,
+    ):
+        await stream.read_to(len(PROMPT) // 4)
+        before = len(stream.text.split())
+        os.kill(await runner_of(cluster, stream.rid), signal.SIGKILL)
+        await stream.read()
+    await listening.unsubscribe()
+    assert (stream.text, stream.done, stream.finish_reason) == (PROMPT, True, "stop")
+    assert stream.usage is not None
+    assert stream.usage["completion_tokens"] == len(PROMPT.split())
+    _, second = overheard.attempts()
+    # The second attempt says at once what the client has, and does not make it again word by word.
+    assert len(second[0].token_ids) >= before
+    assert len(second) <= 1 + len(PROMPT.split()) - before
+    assert stream.longest_pause() < 5.0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_client_that_comes_back_reads_the_whole_text_when_the_front_door_was_killed(cluster: Cluster) -> None:
+    fields = {"sampling_params": {"writer": {"token_rate": 15}}}
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=30.0) as http:
+        async with streamed(http, cluster.spec.name, PROMPT, key="back", **fields) as stream:
+            await stream.read_to(50)
+            await cluster.kill("frontdoor")
+            with pytest.raises(httpx.RemoteProtocolError):
+                await stream.read()
+        await cluster.front_door()
+        await cluster.wait_up()
+        async with streamed(http, cluster.spec.name, PROMPT, key="back", **fields) as again:
+            await again.read_to(1)
+            status = (await http.get(f"/v1/requests/{again.rid}")).json()["status"]
+            await again.read()
+    assert status == "open"
+    assert again.rid == stream.rid
+    assert len(again.pieces[0][1]) >= len(stream.text)
+    assert len(again.pieces) > 5
+    assert (again.text, again.done) == (PROMPT, True)
+
+
+def speaker(name: str, **args: object) -> PipelineSpec:
+    return PipelineSpec(name=name, deadline=20.0, heartbeat_timeout=1.0, stages=(sim(0, final="text", **args),))
+
+
+async def test_follower_hears_what_was_said_before_it_came(connection: Connection, pipeline: str) -> None:
+    spec = speaker(pipeline, token_rate=100.0)
+    async with serving(connection, spec) as producer:
+        first = await producer.submit(spec, Request(prompt=PROMPT), rid="late")
+        async with aclosing(first.events()) as events:
+            assert isinstance(await anext(events), TextPiece)
+        async with Producer(connection) as other:
+            second = await other.submit(spec, Request(prompt=PROMPT), rid="late")
+            heard = await everything(second.events())
+    assert second.attached
+    assert texts(heard) == PROMPT
+    # Not from the output alone, with which a text comes in one piece.
+    assert sum(isinstance(event, TextPiece) for event in heard) > 5
+
+
+async def test_gap_is_filled_from_the_replica_when_messages_were_lost(connection: Connection, pipeline: str) -> None:
+    spec, overheard = speaker(pipeline, token_rate=100.0), Overheard()
+    async with serving(connection, spec) as producer:
+        channel = await producer.channel(pipeline)
+        submission = await producer.submit(spec, Request(prompt=PROMPT), rid="gap")
+        listening = await connection.subscribe(subjects.out_all(pipeline, producer.front), overheard.hear)
+        await eventually(lambda: len(overheard.tokens) > 3)
+        await channel._subscriptions.pop().unsubscribe()
+        lost = len(overheard.tokens)
+        await eventually(lambda: len(overheard.tokens) > lost + 3)
+        subject = subjects.out_all(pipeline, producer.front)
+        channel._subscriptions.append(await connection.subscribe(subject, channel._hear))
+        heard = await everything(submission.events())
+        await listening.unsubscribe()
+    assert texts(heard) == PROMPT
+    pieces = [event.text for event in heard if isinstance(event, TextPiece)]
+    assert len(pieces) > lost + 5
+    assert max(len(piece) for piece in pieces) < len(PROMPT) // 2
+
+
+async def test_progress_never_runs_backwards_when_the_stage_begins_again(connection: Connection, pipeline: str) -> None:
+    spec = PipelineSpec(
+        name=pipeline, deadline=20.0, heartbeat_timeout=1.0,
+        stages=(sim(0, outputs={"image": "image"}, final="image", steps=10, latency=0.4, hang_on={"attempts": [1]}),),
+    )  # fmt: skip
+    claims: list[Claim] = []
+
+    async def hear(message: Message) -> None:
+        claims.append(codec.decode(message.data, Claim))
+
+    async with serving(connection, spec) as producer:
+        listening = await connection.subscribe(subjects.claims(pipeline), hear)
+        submission = await producer.submit(spec, Request(prompt="a dog"), rid="steps")
+        heard: list[ClientEvent] = []
+        async with aclosing(submission.events()) as events:
+            async for event in events:
+                heard.append(event)
+                if isinstance(event, StepProgress) and event.step == 6:
+                    await release(connection, claims[0].held[0][1])  # as whoever sees a death does
+        await listening.unsubscribe()
+    steps = [event.step for event in heard if isinstance(event, StepProgress)]
+    assert len(claims) > 1, "the task ran once only"
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 10
+    assert sum(isinstance(event, OutputArrived) for event in heard) == 1
+
+
+async def everything(events: AsyncIterator[ClientEvent]) -> list[ClientEvent]:
+    async with asyncio.timeout(20.0):
+        return [event async for event in events]
+
+
+def texts(events: list[ClientEvent]) -> str:
+    assert isinstance(events[-1], Ended)
+    assert expected_text(PROMPT) == PROMPT
+    return "".join(event.text for event in events if isinstance(event, TextPiece))
