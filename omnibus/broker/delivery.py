@@ -12,6 +12,8 @@ _TOKENS = 9  # $JS ACK stream consumer delivered stream-sequence consumer-sequen
 _DOMAIN_TOKENS = 2  # newer servers insert domain and account before the stream
 _NO_HEADERS: Mapping[str, str] = {}
 _MSG_ID = "Nats-Msg-Id"
+ATTEMPTS_HEADER = "Omni-Attempts"
+"""Of a message that was published again: attempts at its work that the former copies have used up."""
 
 
 class Delivery:
@@ -50,6 +52,11 @@ class Delivery:
         """Whether somebody may have had it before: it was delivered earlier, or is a copy of a message that was."""
         return self.num_delivered > 1 or "/" in self.headers.get(_MSG_ID, "")
 
+    @property
+    def attempts(self) -> int:
+        """Which attempt at its work this delivery is: those of the messages that it is a copy of count."""
+        return self.num_delivered + _used(self.headers)
+
     async def ack(self) -> None:
         """It is done; the message leaves the queue."""
         await self._connection.publish(self.ack_subject, b"+ACK")
@@ -68,18 +75,27 @@ class Delivery:
 
         On another `subject` when one is given. Idempotent through its Msg-Id. Raises BrokerUnavailable.
         """
-        msg_id, headers = published_again(self.subject, self.stream_seq, self.headers)
+        msg_id, headers = published_again(self.subject, self.stream_seq, self.headers, used=self.num_delivered - 1)
         await self._connection.js_publish(subject or self.subject, self.data, msg_id, headers=headers)
         await self.ack()
 
 
-def published_again(subject: str, stream_seq: int, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def published_again(
+    subject: str, stream_seq: int, headers: Mapping[str, str], *, used: int
+) -> tuple[str, dict[str, str]]:
     """Msg-Id and headers of another copy of a stored message; that of the original would be taken for a duplicate.
 
-    The same for everybody: of several who publish it again, one alone counts.
+    The Msg-Id is the same for everybody: of several who publish it again, one alone counts. `used` are the attempts that
+    this message has used up.
     """
     original = headers.get(_MSG_ID, subject).partition("/")[0]
-    return f"{original}/{stream_seq}", {key: value for key, value in headers.items() if not key.startswith("Nats-")}
+    kept = {key: value for key, value in headers.items() if not key.startswith("Nats-")}
+    used += _used(headers)
+    return f"{original}/{stream_seq}", {**kept, **({ATTEMPTS_HEADER: str(used)} if used else {})}
+
+
+def _used(headers: Mapping[str, str]) -> int:
+    return int(headers.get(ATTEMPTS_HEADER, "0"))
 
 
 def consumer_of(ack_subject: str) -> str:

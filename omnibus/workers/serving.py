@@ -51,14 +51,20 @@ class TaskService:
 
     async def serve(self, assignment: Assignment, *, cancelled: bool) -> None:
         """Decide about a task, and see it through; raises BrokerError when it must be left to be delivered again."""
-        delivered = assignment.delivery.num_delivered
-        match triage(assignment.task, delivered=delivered, cancelled=cancelled, now=self._performer.clock.now()):
+        delivered, now = assignment.delivery.attempts, self._performer.clock.now()
+        match triage(assignment.task, delivered=delivered, cancelled=cancelled, now=now, stuck=self._stuck(assignment)):
             case Verdict.DROP:
                 await self._drop(assignment)
             case Verdict.EXHAUSTED:
                 await self._give_up(assignment, exhausted(assignment.task, delivered=delivered, replica=self.replica))
+            case Verdict.SEND_HOME:
+                await self._hand_back(assignment)
             case Verdict.RUN:
                 await self._run(assignment)
+
+    def _stuck(self, assignment: Assignment) -> bool:
+        delivery = assignment.delivery
+        return delivery.num_delivered > 1 and subjects.parse_task(delivery.subject).lane == self.replica
 
     async def _run(self, assignment: Assignment) -> None:
         self._journal.received(assignment)
@@ -91,7 +97,7 @@ class TaskService:
         delivery = assignment.delivery
         try:
             return await self._execution.run(
-                assignment.task, task_seq=delivery.stream_seq, delivered=delivery.num_delivered, again=delivery.again,
+                assignment.task, task_seq=delivery.stream_seq, delivered=delivery.attempts, again=delivery.again,
                 replica=self.replica,
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 whatever an engine raises is judged, logged and counted
@@ -147,11 +153,13 @@ class TaskService:
         delivery = assignment.delivery
         if isinstance(error, EngineDead):
             await self._leave(error)
-        verdict = judge(error, assignment.task, delivered=delivery.num_delivered, replica=self.replica)
+        verdict = judge(error, assignment.task, delivered=delivery.attempts, replica=self.replica)
         if isinstance(verdict, GiveUp):
-            await self._give_up(assignment, verdict)
+            await self._give_up(assignment, verdict, self._failed_attempt(assignment, error) if verdict.dead else None)
             return
         self._journal.retried(assignment, error, verdict.delay)
+        task, news = assignment.task, AttemptFailed(rid=assignment.rid, attempt=self._failed_attempt(assignment, error))
+        await self._perform(assignment, PublishEvent(news, assignment.rid, task.stage_id, task.ticket.run))
         if not assignment.abandoned:
             await delivery.nak(verdict.delay)
 
