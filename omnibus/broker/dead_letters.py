@@ -6,8 +6,6 @@ copied to an object store of its own, whose lifetime is that of the letters.
 
 from __future__ import annotations
 
-import time
-
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.ledger import Ledger
@@ -23,6 +21,7 @@ class DeadLetters:
     """The dead letters of one pipeline. All methods raise BrokerUnavailable."""
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
+        self._clock = connection.clock
         self._ledger = Ledger(connection, pipeline)
         self._bucket = Bucket(connection, subjects.requests_bucket(pipeline))
         self._payloads = ObjectStore(connection, subjects.payloads_bucket(pipeline))
@@ -55,7 +54,7 @@ class DeadLetters:
             if latest is None or await self._is_kept(latest):
                 return
             await self._keep_input(latest)
-            letter = DeadLetter(record=latest, died=time.time())
+            letter = DeadLetter(record=latest, died=self._clock.now())
             try:
                 await self._bucket.update(key, codec.encode(letter), revision, ttl=DEAD_TTL)
             except RevisionConflict:

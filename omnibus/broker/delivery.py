@@ -71,7 +71,7 @@ class Delivery:
         await self._connection.publish(self.ack_subject, b"-NAK" + suffix)
 
     async def hand_back(self, subject: str | None = None) -> None:
-        """Publish it again, then ack: for whoever may not keep it, without counting as an attempt.
+        """Publish it again, then ack: for whoever may not keep it, without counting as an attempt. Earlier ones count on.
 
         On another `subject` when one is given. Idempotent through its Msg-Id. Raises BrokerUnavailable.
         """
@@ -101,6 +101,12 @@ def _used(headers: Mapping[str, str]) -> int:
 def consumer_of(ack_subject: str) -> str:
     """The consumer that delivered what an ack subject answers."""
     return _after_stream(ack_subject.split("."))[0]
+
+
+def claimed(ack_subject: str) -> tuple[int, int]:
+    """Stream sequence and delivery count of what an ack subject answers."""
+    tokens = _after_stream(ack_subject.split("."))
+    return int(tokens[2]), int(tokens[1])
 
 
 def _after_stream(tokens: list[str]) -> list[str]:

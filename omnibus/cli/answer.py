@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from omnibus.client.events import Output, OutputArrived, Result, StepProgress, TextPiece
 from omnibus.errors import ConfigError
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.attempt import Attempt
 
 EXTENSIONS = {
     "image/png": "png",
@@ -140,6 +141,21 @@ def describe(spec: PipelineSpec, result: Result, files: Mapping[int, Sequence[Pa
             }
             for timing in result.timings
         },
+        "attempts": [describe_attempt(spec, attempt) for attempt in result.attempts],
+    }
+
+
+def describe_attempt(spec: PipelineSpec, attempt: Attempt) -> dict[str, Any]:
+    """A failed attempt as one JSON object; a stage that the pipeline has no more is named by its number."""
+    names = {stage.stage_id: stage.name for stage in spec.stages}
+    return {
+        "stage": names.get(attempt.stage_id, str(attempt.stage_id)),
+        "run": attempt.run,
+        "delivery": attempt.delivery,
+        "at": round(attempt.at, 3),
+        "replica": attempt.replica,
+        "code": attempt.code,
+        "message": attempt.message,
     }
 
 

@@ -50,7 +50,7 @@ class Channel:
         self._connection, self.pipeline, self.front = connection, pipeline, front
         self.performer = Performer(connection, pipeline, lane_of=self._lane_of)
         self.store = PayloadStore(connection, pipeline)
-        self.open_requests = OpenRequests(self.performer.queue)
+        self.open_requests = OpenRequests(self.performer.queue, connection.clock)
         self._mailboxes: dict[str, list[Mailbox]] = defaultdict(list)
         self._early: dict[str, Mailbox] = {}
         self._subscriptions: list[Subscription] = []
@@ -122,6 +122,7 @@ class Channel:
         return Result(
             rid=record.rid, pipeline=self.pipeline, state=record.state, created=ticket.created, deadline=ticket.deadline,
             run=ticket.run, outputs=tuple(outputs), timings=record.timings, failure=record.failure,
+            attempts=record.attempts,
         )  # fmt: skip
 
     def result(self, ticket: Ticket, ended: out.Ended, outputs: tuple[Output, ...]) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from omnibus.requests.state import RequestState
+from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import StageTiming, Usage
 from omnibus.wire.failure import Failure
 
@@ -71,6 +72,8 @@ class Result:
     """What is ready, in the order of the stages."""
     timings: tuple[StageTiming, ...]
     failure: Failure | None
+    attempts: tuple[Attempt, ...] = ()
+    """Those that failed, as far as anybody could tell of them; also of a request that is open, or done in the end."""
 
     def output(self, modality: str) -> Output | None:
         """The first output of a modality."""

@@ -48,7 +48,8 @@ class Journal:
         for effect in effects:
             match effect:
                 case SaveRecord(record) if record.state.terminal:
-                    self._ended(record)
+                    if before is None or not before.state.terminal:  # else its history alone has changed
+                        self._ended(record)
                 case SaveRecord(record) if before is not None and record.ticket.run > before.ticket.run:
                     self._metrics.redriven.labels(self._pipeline).inc()
                     log.warning(LogEvent.REQUEST_REDRIVEN, request=record.rid, run=record.ticket.run)

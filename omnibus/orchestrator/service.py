@@ -24,6 +24,7 @@ from omnibus.orchestrator.witness import DisconnectWitness, SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.claims import ClaimBook
 from omnibus.registry.director import Director
+from omnibus.registry.history import LostAttempts, SilenceListener
 from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
 from omnibus.requests.cancellations import Cancellations
@@ -68,6 +69,8 @@ class OrchestratorService:
                 homecoming = Homecoming(self._connection, self._spec, self._view)
                 group.create_task(homecoming.run(), name="orchestrator-homecoming")
                 group.create_task(self._witness(), name="orchestrator-witness")
+                silence = SilenceListener(self._view, self._claims, LostAttempts(self._connection, self._spec.name))
+                group.create_task(silence.run(), name="orchestrator-silence")
         finally:
             await control.unsubscribe()
 

@@ -17,6 +17,7 @@ from omnibus.errors import RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.claims import ClaimBook
+from omnibus.registry.history import DIED, LostAttempts
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
 
@@ -31,7 +32,7 @@ class Judge:
 
     def __init__(self, conn: Connection, pipeline: str, claims: ClaimBook) -> None:
         self._conn, self._pipeline = conn, pipeline
-        self._claims = claims
+        self._claims, self._lost = claims, LostAttempts(conn, pipeline)
         self._bucket = Bucket(conn, subjects.replicas_bucket(pipeline))
 
     async def declare_down(self, dead: ReplicaRecord) -> bool:
@@ -45,6 +46,7 @@ class Judge:
         if record is None:
             return False
         released = await self._release(record)
+        await self._lost.tell(record, self._claims.held(record), DIED)
         self._claims.forget(record)
         log.warning(
             LogEvent.CLAIMS_RELEASED, stage=record.stage_id, replica=record.replica, tasks=[rid for rid, _ in released]

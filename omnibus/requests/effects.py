@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from omnibus.requests.record import Record
 from omnibus.wire import subjects
-from omnibus.wire.envelope import Event, Task
+from omnibus.wire.envelope import AttemptFailed, Event, Task
 from omnibus.wire.out import Out
 
 
@@ -72,6 +72,8 @@ class PublishEvent:
 
     @property
     def msg_id(self) -> str:
+        if isinstance(self.event, AttemptFailed):
+            return subjects.attempt_id(self.rid, self.event.attempt.task_seq, self.event.attempt.delivery)
         stage = subjects.ANY_STAGE if self.stage_id is None else self.stage_id
         return subjects.message_id("event", self.rid, stage, self.run)
 

@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from msgspec.structs import replace
 
 from omnibus.errors import RequestConflict
-from omnibus.requests.advance import entry_tasks
+from omnibus.pipeline.route import Route
+from omnibus.requests.advance import entry_tasks, redrive
 from omnibus.requests.effects import CreateRecord, Effect, SaveRecord, ScheduleDeadline
 from omnibus.requests.record import DeadLetter, Record
 from omnibus.requests.state import RequestState
 from omnibus.wire.payload import Payload
 
 
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a new run does not take over from the one that failed."""
+
+    payload: Payload
+    """The request, stored anew: what the failed run referred to may be gone before this one ends."""
+    route: Route
+    """Through the pipeline as it is deployed now."""
+    max_attempts: int
+    now: float
+    """Seconds since the epoch."""
+
+
 def check_retry(letter: DeadLetter, record: Record | None) -> None:
     """Raises RequestConflict when a dead letter cannot be run again; `record` is what the ledger has under its id."""
-    if record is None or (record.nonce == letter.record.nonce and record.state is RequestState.FAILED):
+    if record is None:
         return
     if record.nonce != letter.record.nonce:
         raise RequestConflict(f"the id {record.rid!r} is another request's by now")
-    which = f"runs again already, as run {record.ticket.run}" if record.state is RequestState.OPEN else record.state
-    raise RequestConflict(f"request {record.rid!r} is not failed: it {which}")
+    if record.state is RequestState.OPEN:
+        raise RequestConflict(f"request {record.rid!r} runs again already: run {record.ticket.run} is open")
+    if record.state is not RequestState.FAILED:
+        raise RequestConflict(f"request {record.rid!r} is {record.state}; only a failed one runs again")
 
 
-def retry(letter: DeadLetter, record: Record | None, payload: Payload, now: float) -> tuple[Effect, ...]:
+def retry(letter: DeadLetter, record: Record | None, renewal: Renewal) -> tuple[Effect, ...]:
     """Effects that run a dead letter again under its own id, with as much time as it had at first. Raises as `check_retry`.
 
-    `payload` is its input, `now` seconds since the epoch. The timer is there before the record is open, so that it is never
-    open without one; and again afterwards, since a late effect of the failed run may have removed the first.
+    The timer is there before the record is open, so that it is never open without one; and again afterwards, since a late
+    effect of the failed run may have removed the first.
     """
     check_retry(letter, record)
-    again = _opened(record or letter.record, payload, now)
+    again = _opened(record or letter.record, renewal)
     timer = ScheduleDeadline(again.rid, again.ticket.deadline)
     write = CreateRecord(again) if record is None else SaveRecord(again)
-    return (timer, write, timer, *entry_tasks(again.ticket, now))
+    return (timer, write, timer, *entry_tasks(again.ticket, renewal.now))
 
 
-def _opened(record: Record, payload: Payload, now: float) -> Record:
+def resume(record: Record) -> tuple[Effect, ...]:
+    """Effects for a run that was opened and of which nothing is queued: whoever opened it died before it had published."""
+    return (ScheduleDeadline(record.rid, record.ticket.deadline), *redrive(record))
+
+
+def _opened(record: Record, renewal: Renewal) -> Record:
+    """Outputs of the failed run stay as long as the pipeline is the same: they are answered once."""
     again = record.next_run()
-    allowed = record.ticket.deadline - record.ticket.created
-    ticket = replace(again.ticket, request=payload, created=now, deadline=now + allowed)
-    return replace(again, ticket=ticket, dead=True)
+    old = record.ticket
+    ticket = replace(
+        again.ticket, request=renewal.payload, route=renewal.route, max_attempts=renewal.max_attempts,
+        created=renewal.now, deadline=renewal.now + old.deadline - old.created,
+    )  # fmt: skip
+    outputs = again.outputs if renewal.route == old.route else {}
+    return replace(again, ticket=ticket, outputs=outputs, dead=True)

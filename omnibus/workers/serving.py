@@ -14,7 +14,9 @@ from omnibus.pipeline.route import Forwarding, Route, Target
 from omnibus.requests.advance import linear_tasks, needs_event
 from omnibus.requests.effects import Effect, PublishEvent
 from omnibus.wire import subjects
-from omnibus.wire.envelope import StageFailed, StageResult
+from omnibus.wire.attempt import Attempt
+from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
+from omnibus.wire.failure import Failure
 from omnibus.workers.assignment import Assignment, Interruption
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.execution import Execution
@@ -163,9 +165,20 @@ class TaskService:
         if not assignment.abandoned:
             await delivery.nak(verdict.delay)
 
-    async def _give_up(self, assignment: Assignment, verdict: GiveUp) -> None:
+    def _failed_attempt(self, assignment: Assignment, error: Exception) -> Attempt:
+        """What the request's history keeps of a failed attempt."""
+        delivery, failure = assignment.delivery, Failure.of(error)
+        return Attempt(
+            stage_id=assignment.task.stage_id, run=assignment.task.ticket.run,
+            task_seq=delivery.stream_seq, delivery=delivery.num_delivered, at=self._performer.clock.now(),
+            replica=self.replica, code=failure.code, message=failure.message,
+        )  # fmt: skip
+
+    async def _give_up(self, assignment: Assignment, verdict: GiveUp, last: Attempt | None = None) -> None:
         task = assignment.task
-        event = StageFailed(ticket=task.ticket, stage_id=task.stage_id, failure=verdict.failure, dead=verdict.dead)
+        event = StageFailed(
+            ticket=task.ticket, stage_id=task.stage_id, failure=verdict.failure, dead=verdict.dead, attempt=last
+        )
         await self._perform(assignment, PublishEvent(event, assignment.rid, task.stage_id, task.ticket.run))
         await self._ack(assignment)
         self._journal.gave_up(assignment, verdict.failure, dead=verdict.dead)

@@ -9,8 +9,9 @@ from omnibus.errors import OmnibusError
 from omnibus.frontdoor.mapping.answering import usage
 from omnibus.frontdoor.mapping.media import to_base64
 from omnibus.frontdoor.schemas.common import ErrorDetail
-from omnibus.frontdoor.schemas.requests import OutputItem, RequestAnswer, RequestOutput, StageSeconds
+from omnibus.frontdoor.schemas.requests import FailedAttempt, OutputItem, RequestAnswer, RequestOutput, StageSeconds
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import StageTiming
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -38,6 +39,7 @@ def request_answer(result: Result, spec: PipelineSpec, model: str) -> RequestAns
         outputs=[_output(output, spec) for output in result.outputs],
         error=error_detail(result.failure.exception()) if result.failure is not None else None,
         stages=[_seconds(timing, spec) for timing in result.timings],
+        attempts=[_attempt(attempt, spec) for attempt in result.attempts],
     )
 
 
@@ -74,6 +76,13 @@ def _seconds(timing: StageTiming, spec: PipelineSpec) -> StageSeconds:
         queued=max(0.0, timing.started - timing.queued),
         running=max(0.0, timing.finished - timing.started),
     )
+
+
+def _attempt(attempt: Attempt, spec: PipelineSpec) -> FailedAttempt:
+    return FailedAttempt(
+        stage=_stage_name(spec, attempt.stage_id), run=attempt.run, delivery=attempt.delivery, at=attempt.at,
+        replica=attempt.replica, code=attempt.code, message=attempt.message,
+    )  # fmt: skip
 
 
 def _stage_name(spec: PipelineSpec, stage_id: int) -> str:

@@ -31,6 +31,20 @@ class StageSeconds(Answer):
     running: float
 
 
+class FailedAttempt(Answer):
+    """An attempt that came to nothing."""
+
+    stage: str
+    run: int
+    delivery: int
+    """Which delivery of its task it was, from 1."""
+    at: float
+    """Seconds since the epoch."""
+    replica: str | None
+    code: str
+    message: str
+
+
 class RequestAnswer(Answer):
     """A request by its id: where it is, and what it has delivered."""
 
@@ -43,3 +57,5 @@ class RequestAnswer(Answer):
     outputs: list[RequestOutput]
     error: ErrorDetail | None
     stages: list[StageSeconds]
+    attempts: list[FailedAttempt]
+    """Those that failed."""

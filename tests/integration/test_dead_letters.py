@@ -1,0 +1,205 @@
+"""Dead letters: what they tell, and what an operator does with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection
+from omnibus.broker.dead_letters import DeadLetters
+from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.broker.objects import ObjectStore
+from omnibus.client.dead_letters import DeadLetterOffice
+from omnibus.client.producer import Producer
+from omnibus.errors import InvalidRequest, PayloadLost, RequestConflict, UnknownRequest
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.history import DIED, SILENT
+from omnibus.registry.verdict import Judge
+from omnibus.requests.state import RequestState
+from omnibus.wire import subjects
+from omnibus.wire.request import ImagePart, Message, Request, TextPart
+from tests.support.directed import replica
+from tests.support.dying import HELLO, bury, faulty, healthy
+from tests.support.flow import serving, sim
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+PICTURE = ImagePart(data=bytes(300_000))  # too large for an envelope: stored apart
+LARGE = Request(messages=(Message(role="user", content=(TextPart(text="a red circle"), PICTURE)),))
+
+
+async def office_of(producer: Producer, spec: PipelineSpec) -> DeadLetterOffice:
+    return await DeadLetterOffice.open(producer, spec)
+
+
+async def kept_input(connection: Connection, pipeline: str, rid: str) -> bytes | None:
+    try:
+        return await ObjectStore(connection, subjects.dead_payloads_bucket(pipeline)).get(rid)
+    except PayloadLost:
+        return None
+
+
+async def test_letter_tells_error_and_replica_of_each_attempt_when_an_engine_fails(
+    connection: Connection, pipeline: str
+) -> None:
+    letter = await bury(connection, healthy(pipeline), "a")
+    attempts = letter.record.attempts
+    assert [(one.stage_id, one.run, one.delivery, one.code) for one in attempts] == [
+        (0, 1, 1, "engine_error"),
+        (0, 1, 2, "engine_error"),
+    ]
+    assert all(one.replica and one.message == "told to fail" for one in attempts)
+    assert attempts[0].at < attempts[1].at
+
+
+@pytest.mark.parametrize(("judged", "code"), [(True, DIED), (False, SILENT)], ids=["killed", "hung"])
+async def test_history_names_the_replica_when_it_was_lost_with_its_attempt(
+    connection: Connection, pipeline: str, judged: bool, code: str
+) -> None:
+    """Nobody but its claims can tell of a replica that is gone: to the judge, or to whoever hears its heartbeat end."""
+    spec = faulty(healthy(pipeline, heartbeat_timeout=1.0), hang_on={"rid": "^a$", "attempts": [1]})
+    async with serving(connection, spec, replicas=0) as producer, ClaimBook(connection, pipeline) as claims:
+        async with replica(connection, spec, dies=True) as lost:
+            await producer.submit(spec, HELLO, rid="a")
+            await eventually(lambda: claims.held(lost.record), what="the claim")
+            record, lost._claims.announce = lost.record, mute  # type: ignore[method-assign]
+        if judged:
+            await Judge(connection, pipeline, claims).declare_down(record)
+        async with replica(connection, faulty(spec, latency=1.0)):
+            assert (await producer.wait(pipeline, "a")).state is RequestState.DONE
+        (attempt,) = (await producer.result(pipeline, "a")).attempts
+    assert (attempt.code, attempt.delivery, attempt.replica) == (code, 1, record.replica)
+
+
+async def mute() -> None:
+    """The dead give back nothing."""
+
+
+async def test_request_finishes_under_its_own_id_when_it_is_retried(connection: Connection, pipeline: str) -> None:
+    spec = healthy(pipeline)
+    letter = await bury(connection, spec, "a", LARGE)
+    async with serving(connection, spec, replicas=0) as producer:
+        office = await office_of(producer, spec)
+        assert await office.retry("a") == 2
+        opened = await producer.result(pipeline, "a")
+        assert (opened.state, opened.run) == (RequestState.OPEN, 2)
+        allowed = letter.record.ticket.deadline - letter.record.ticket.created
+        assert opened.deadline - opened.created == pytest.approx(allowed)
+        assert opened.deadline > letter.record.ticket.deadline
+        with pytest.raises(RequestConflict, match="runs again already"):
+            await office.retry("a")
+        with pytest.raises(RequestConflict, match="cancel it first"):
+            await office.drop("a")
+    async with serving(connection, spec) as producer:
+        await producer.wait(pipeline, "a")
+        done = await producer.result(pipeline, "a")
+        assert (done.state, done.run, len(done.attempts)) == (RequestState.DONE, 2, 2)
+        await eventually(lambda: nothing_kept(connection, pipeline, "a"), what="the letter and its input are gone")
+
+
+async def test_retry_runs_when_record_and_stored_input_have_expired(connection: Connection, pipeline: str) -> None:
+    """The record lives for 15 minutes, what it refers to for little longer; the letter for seven days."""
+    spec = healthy(pipeline)
+    letter = await bury(connection, spec, "a", LARGE)
+    location = letter.record.ticket.request.location
+    assert location is not None
+    await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location.key)
+    await Bucket(connection, subjects.requests_bucket(pipeline)).delete("a")
+    async with serving(connection, spec) as producer:
+        assert await (await office_of(producer, spec)).retry("a") == 2
+        done = await producer.wait(pipeline, "a")
+    assert (done.state, done.run) == (RequestState.DONE, 2)
+    assert done.outputs[0].text
+
+
+async def test_kept_inputs_live_as_long_as_letters_and_longer_than_payloads(
+    connection: Connection, pipeline: str
+) -> None:
+    await ensure_layout(connection, layout_of(healthy(pipeline)))
+    lifetimes = [
+        (await connection.api(f"STREAM.INFO.OBJ_{bucket}"))["config"]["max_age"] / 1e9
+        for bucket in (subjects.dead_payloads_bucket(pipeline), subjects.payloads_bucket(pipeline))
+    ]
+    assert lifetimes[0] > 7 * 24 * 3600 > lifetimes[1]
+
+
+async def test_letter_is_kept_with_all_its_history_when_the_retry_fails_too(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = healthy(pipeline)
+    await bury(connection, spec, "a", LARGE)
+    async with serving(connection, faulty(spec)) as producer:
+        office = await office_of(producer, spec)
+        await office.retry("a")
+        assert (await producer.wait(pipeline, "a")).state is RequestState.FAILED
+
+        async def told() -> bool:
+            return [one.run for one in (await office.letter("a")).record.attempts] == [1, 1, 2, 2]
+
+        await eventually(told, what="four attempts in the letter")
+        assert await kept_input(connection, pipeline, "a")
+
+
+async def test_retried_request_is_a_dead_letter_again_when_its_deadline_passes(
+    connection: Connection, pipeline: str
+) -> None:
+    """Nobody served it in time: expired, it could never be run again."""
+    spec = healthy(pipeline)
+    await bury(connection, spec, "a", Request(prompt="hi", deadline=1.5))
+    async with serving(connection, spec, replicas=0) as producer:
+        office = await office_of(producer, spec)
+        await office.retry("a")
+        late = await producer.wait(pipeline, "a")
+        assert late.state is RequestState.FAILED
+        assert late.failure is not None
+        assert late.failure.code == "deadline_exceeded"
+        assert await office.retry("a") == 3
+
+
+async def test_retry_is_resumed_when_its_operator_died_before_anything_was_queued(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = healthy(pipeline)
+    await bury(connection, spec, "a")
+    async with serving(connection, spec, replicas=0) as producer:
+        office = await office_of(producer, spec)
+        await office.retry("a")
+        await (await producer.channel(pipeline)).performer.queue.purge("a")
+        assert await office.retry("a") == 3
+    async with serving(connection, spec) as producer:
+        assert (await producer.wait(pipeline, "a")).state is RequestState.DONE
+
+
+async def test_retry_is_refused_when_the_id_is_another_requests_or_the_pipeline_cannot_serve_it(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = healthy(pipeline)
+    await bury(connection, spec, "a", Request(prompt="hi", sampling_params={"s0": {}}))
+    await Bucket(connection, subjects.requests_bucket(pipeline)).delete("a")
+    renamed = PipelineSpec(name=pipeline, stages=(sim(7, final="text"),))
+    async with Producer(connection) as producer:
+        with pytest.raises(InvalidRequest, match="s0"):
+            await (await office_of(producer, renamed)).retry("a")
+        await producer.submit(spec, HELLO, rid="a")
+        with pytest.raises(RequestConflict, match="another request"):
+            await (await office_of(producer, spec)).retry("a")
+
+
+async def test_nothing_is_left_when_a_letter_is_dropped(connection: Connection, pipeline: str) -> None:
+    spec = healthy(pipeline)
+    await bury(connection, spec, "a", LARGE)
+    assert await kept_input(connection, pipeline, "a")
+    async with Producer(connection) as producer:
+        office = await office_of(producer, spec)
+        assert [letter.record.rid for letter in await office.letters()] == ["a"]
+        await office.drop("a")
+        assert await office.letters() == []
+        with pytest.raises(UnknownRequest):
+            await office.drop("a")
+    assert await nothing_kept(connection, pipeline, "a")
+
+
+async def nothing_kept(connection: Connection, pipeline: str, rid: str) -> bool:
+    letter = await DeadLetters(connection, pipeline).read(rid)
+    return letter is None and await kept_input(connection, pipeline, rid) is None
