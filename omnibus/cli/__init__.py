@@ -28,6 +28,7 @@ COMMANDS = {
     "submit": _Entry("submit", "Send a request: stream its text, save its image and audio."),
     "status": _Entry("status", "Show stages, replicas and queues, or one request."),
     "restart": _Entry("restart", "Restart the replicas of a stage, one after the other."),
+    "restart": _Entry("restart", "Restart the replicas of a stage, one after the other."),
     "cancel": _Entry("cancel", "Cancel requests by id."),
     "dead": _Entry("dead", "List, show, retry or drop requests whose attempts were used up."),
     "pipeline": _Entry("pipeline", "Show, validate, deploy or list pipelines."),

@@ -17,8 +17,9 @@ SLEEP_LEVEL = 1
 class Orders:
     """Calls of one replica, by the names that vLLM has for them."""
 
-    def __init__(self, engine: Engine, gate: Gate) -> None:
-        self._engine, self._gate = engine, gate
+    def __init__(self, engine: Engine, gate: Gate, *, restart: Callable[[], None] | None = None) -> None:
+        """`restart` has the replica leave in order and come back; None where nobody would start it again."""
+        self._engine, self._gate, self._come_back = engine, gate, restart
         self._asleep = False
         self._own: Mapping[str, Callable[..., Awaitable[Any]]] = {
             "pause_generation": self._pause,
@@ -27,6 +28,7 @@ class Orders:
             "sleep": self._sleep,
             "wake_up": self._wake_up,
             "is_sleeping": self._is_sleeping,
+            "restart": self._restart,
         }
 
     async def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -39,6 +41,12 @@ class Orders:
         except TypeError as error:
             raise InvalidRequest(f"{method}: {error}") from error
         return await own(*args, **kwargs)
+
+    async def _restart(self) -> None:
+        """Return at once; the end and the new life are seen in the coordinator. Idempotent."""
+        if self._come_back is None:
+            raise InvalidRequest("nobody would start this replica again: it runs without a supervisor")
+        self._come_back()
 
     async def _pause(self, mode: str = PauseMode.ABORT) -> None:
         """Return when nothing is in hand any more."""

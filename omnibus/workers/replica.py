@@ -62,6 +62,8 @@ class ReplicaOptions:
     """How long tasks may go on after `drain`; what is not done by then is handed back."""
     start_timeout: float = 300.0
     """How long the engine may take to load, and before that others to initialise one of its devices."""
+    supervised: bool = False
+    """Whether somebody starts it again when it says so (`Replica.comes_back`)."""
     on_loaded: Callable[[], None] = lambda: None
     tracing: Tracing = field(default_factory=NoTracing)
 
@@ -98,12 +100,15 @@ class Replica:
         self._saying = Saying()
         self._service = self._make_service()
         self._gate = Gate(stage.slots, self._claims, self._set_status)
+        come_back = self._restart if self._options.supervised else None
         self._control = ControlDesk(
             conn, spec.name, stage.stage_id,
-            orders=Orders(self._engine, self._gate), claims=self._claims,
+            orders=Orders(self._engine, self._gate, restart=come_back), claims=self._claims,
             cancellations=self._cancellations, journal=self._journal, saying=self._saying,
         )  # fmt: skip
         self._registration = self._make_registration()
+        self.comes_back = False
+        """Whether it leaves, or has left, to be started again."""
         self._ending = asyncio.Event()
         self._turn = asyncio.Event()  # the end is near, or the id is another
         self._left = asyncio.Event()  # no more tasks can come
@@ -119,6 +124,11 @@ class Replica:
         self._ending.set()
         self._gate.close()
         self._turn.set()
+
+    def hurry(self) -> None:
+        """Hand back at once what a drain would wait for; idempotent, safe in a signal handler of the loop."""
+        self.drain()
+        self._claims.interrupt(Interruption.HANDED_BACK)
 
     async def run(self) -> None:
         """Serve until drained.
@@ -226,6 +236,10 @@ class Replica:
         await self._registration.set_status(ReplicaStatus.DRAINING)
         await self._claims.wait_empty(self._options.grace)
         self._claims.interrupt(Interruption.HANDED_BACK)
+
+    def _restart(self) -> None:
+        self.comes_back = True
+        self.drain()
 
     async def _watch_engine(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import secrets
 import signal
@@ -24,7 +25,7 @@ from omnibus.settings import Settings
 from omnibus.workers.initialisation.watchdog import Watchdog
 from omnibus.workers.lineage import die_with_parent
 from omnibus.workers.replica import Replica, ReplicaOptions
-from omnibus.workers.supervisor import FATAL_EXIT_CODE, INSTANCE_VARIABLE
+from omnibus.workers.supervisor import FATAL_EXIT_CODE, INSTANCE_VARIABLE, RESTART_EXIT_CODE
 
 STUCK_AFTER = 5.0
 """Seconds beyond every deadline of the start after which only a stuck event loop can be the reason."""
@@ -33,46 +34,44 @@ log = get_logger(__name__)
 
 
 def main() -> None:
-    """Exit codes: 0 left in order; 1 died, and may be started again; 78 cannot start as it is configured."""
+    """Exit codes: 0 left in order; 1 died, and may be started again; 75 wants to be; 78 cannot start as it is configured.
+
+    SIGTERM or SIGINT drains; a second one hands back at once what is in hand.
+    """
     die_with_parent()
     arguments = _parser().parse_args()
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
     status = _outcome(arguments, settings)
-    if status:
-        # Not by sys.exit, which waits for threads: an engine's may never come back.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    # Not by sys.exit, which waits for threads: an engine's may never come back.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _outcome(arguments: argparse.Namespace, settings: Settings) -> int:
-    failure = _failure(arguments, settings)
-    if failure is None:
-        return 0
+    try:
+        comes_back = uvloop.run(_run(arguments, settings))
+    except OmnibusError as error:
+        failure = error
+    else:
+        return RESTART_EXIT_CODE if comes_back else 0
     log.error(LogEvent.REPLICA_DOWN, stage=arguments.stage, code=failure.code, error=failure.message)
     return FATAL_EXIT_CODE if isinstance(failure, ConfigError) else 1
 
 
-def _failure(arguments: argparse.Namespace, settings: Settings) -> OmnibusError | None:
-    try:
-        uvloop.run(_run(arguments, settings))
-    except OmnibusError as error:
-        return error
-    return None
-
-
-async def _run(arguments: argparse.Namespace, settings: Settings) -> None:
+async def _run(arguments: argparse.Namespace, settings: Settings) -> bool:
     instance = os.environ.get(INSTANCE_VARIABLE) or f"replica-{secrets.token_hex(4)}"
     url = arguments.nats or discover(settings).url
     with closing(open_tracing(settings.otlp_endpoint, "omnibus-worker")) as tracing:
         async with connect(
             url, name=instance, role="worker", deadline=30.0, credentials=settings.nats_credentials
         ) as conn:
-            await _serve(conn, arguments, instance, tracing)
+            return await _serve(conn, arguments, instance, tracing)
 
 
-async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str, tracing: Tracing) -> None:
+async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str, tracing: Tracing) -> bool:
+    """Whether it wants to be started again."""
     spec = override_stages(await load_deployed(conn, arguments.pipeline), arguments.override)
     stage, patience = spec.stage(arguments.stage), arguments.start_timeout
     watchdog = Watchdog(f"stage {stage.name!r}", FATAL_EXIT_CODE)
@@ -81,16 +80,26 @@ async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str,
         devices=arguments.devices,
         grace=arguments.grace,
         start_timeout=patience,
+        supervised=INSTANCE_VARIABLE in os.environ,
         on_loaded=watchdog.rest,
         tracing=tracing,
     )
     watchdog.expect("importing the engine", patience)
     replica = Replica(conn, spec, stage, options)
     watchdog.expect("the engine", 2 * patience + STUCK_AFTER)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, replica.drain)
+    _leave_on_signals(replica)
     await replica.run()
+    return replica.comes_back
+
+
+def _leave_on_signals(replica: Replica) -> None:
+    loop, stops = asyncio.get_running_loop(), itertools.count()
+
+    def stop() -> None:
+        (replica.hurry if next(stops) else replica.drain)()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
 
 
 def _parser() -> argparse.ArgumentParser:

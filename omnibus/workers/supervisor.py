@@ -26,6 +26,8 @@ INSTANCE_VARIABLE = "OMNIBUS_INSTANCE"
 """Set for each start of a child: a name that no other process ever has."""
 FATAL_EXIT_CODE = 78
 """Exit code of a child that would fail again in the same way (EX_CONFIG): it is not started again."""
+RESTART_EXIT_CODE = 75
+"""Exit code of a child that left in order and wants to be started again at once (EX_TEMPFAIL)."""
 FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0
 """Seconds before a dead child is started again; doubles with every quick death."""
 HEALTHY_AFTER = 30.0
@@ -67,8 +69,8 @@ DeathHook = Callable[[Death], Awaitable[None]]
 class Supervisor:
     """Runs children until `stop`, or until all have ended by themselves with exit code 0.
 
-    `on_death` hears of every death before the child is started again, and is given a few seconds at most. `grace` is how
-    long children have between SIGTERM and SIGKILL when they are stopped.
+    `on_death` hears of every death at once, before anything else is done about it, and is given a few seconds at most.
+    `grace` is how long children have between SIGTERM and SIGKILL when they are stopped.
     """
 
     def __init__(
@@ -89,8 +91,8 @@ class Supervisor:
     async def run(self) -> None:
         """Start all, and return when all have ended.
 
-        A child that cannot start ends the others too, and raises StageStartError with its last lines. Cancelling `run`
-        kills the children at once.
+        A child that could never start ends the others too, and raises StageStartError with its last lines; one that did
+        before is tried again. Cancelling `run` kills the children at once.
         """
         async with asyncio.TaskGroup() as group:
             stopper = group.create_task(self._stop_children(), name="supervisor-stop")
@@ -121,13 +123,14 @@ class Supervisor:
         return {child.name: child.process.pid for child in self._children if child.process is not None}
 
     async def _keep(self, child: _Child) -> None:
-        quick_deaths = 0
+        quick_deaths, lives = 0, 0
         while not self._stopping.is_set():
-            death = await child.live()
+            death, lives = await child.live(self._witness), lives + 1
             if death.returncode == 0 or self._stopping.is_set():
                 return
-            await self._witness(death)
-            if death.returncode == FATAL_EXIT_CODE:
+            if death.returncode == RESTART_EXIT_CODE:
+                continue
+            if death.returncode == FATAL_EXIT_CODE and lives == 1:
                 self._failure = StageStartError(f"{child.name} cannot start{child.title}:\n{child.last_lines}")
                 self.stop()
                 return
@@ -137,7 +140,7 @@ class Supervisor:
             await self._pause(delay)
 
     async def _witness(self, death: Death) -> None:
-        if self._on_death is None:
+        if self._on_death is None or death.returncode in (0, RESTART_EXIT_CODE):
             return
         try:
             async with asyncio.timeout(3.0):
@@ -190,8 +193,11 @@ class _Child:
     def last_lines(self) -> str:
         return "\n".join(self._lines)
 
-    async def live(self) -> Death:
-        """Start the process, pass its output on, and wait for its end; its process group ends with it."""
+    async def live(self, on_end: DeathHook) -> Death:
+        """Start the process, pass its output on, and wait for its end; its process group ends with it.
+
+        Cancelling kills it; `on_end` hears of that, too.
+        """
         instance = f"{self.name}-{secrets.token_hex(4)}".replace(" ", "-")
         started = time.monotonic()
         self._lines.clear()
@@ -206,13 +212,15 @@ class _Child:
         )
         echo = asyncio.create_task(self._echo(process), name=f"echo-{self.name}")
         try:
-            returncode = await process.wait()
+            await process.wait()
         finally:
             self.process = None
             _signal_group(process.pid, signal.SIGKILL)  # whoever it left behind, or itself when this is cancelled
-            await process.wait()
+            code, lived = await process.wait(), time.monotonic() - started
+            death = Death(name=self.name, instance=instance, returncode=code, seconds=lived)
+            await on_end(death)  # first: its output may be held open by a process that left its group
             await self._end_of(echo)
-        return Death(name=self.name, instance=instance, returncode=returncode, seconds=time.monotonic() - started)
+        return death
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, SIGKILL to the whole process group; nothing happens when the child has ended."""
