@@ -28,8 +28,6 @@ POISON = "poison"
 """What the ids of requests contain that kill every replica that runs them."""
 BROKEN = "broken"
 """What the ids of requests contain on which the engine fails every time."""
-SLICES = 400
-"""Words of a text that is long for a stream."""
 
 SIM = f"""
 name: chaos

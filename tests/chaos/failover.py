@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from tests.chaos.evidence import Evidence
-from tests.chaos.history import Ended, Event, Fault, Invoked
+from tests.chaos.history import Ended, Event, Fault
 
 
 def restarts(events: Iterable[Event], evidence: Evidence) -> tuple[float, ...]:
@@ -38,17 +39,10 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def pause(events: Iterable[Event]) -> float:
-    """The longest time from a fault to the end of a request that was sent after it; 0 without faults.
-
-    A fault after which nothing more was sent does not count.
-    """
+    """The longest time, from the first fault on, in which no client was told an end while some waited for one; seconds."""
     history = tuple(events)
-    invoked = {event.op: event.at for event in history if isinstance(event, Invoked)}
-    ends = [(invoked[event.op], event.at) for event in history if isinstance(event, Ended)]
-    waits = []
-    for fault in history:
-        if isinstance(fault, Fault):
-            after = [ended for began, ended in ends if began >= fault.at]
-            if after:
-                waits.append(min(after) - fault.at)
-    return max(waits, default=0.0)
+    first = min((event.at for event in history if isinstance(event, Fault)), default=None)
+    if first is None:
+        return 0.0
+    told = sorted(event.at for event in history if isinstance(event, Ended) and event.at > first)
+    return max((later - earlier for earlier, later in pairwise([first, *told])), default=0.0)

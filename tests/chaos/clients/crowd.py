@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -18,6 +19,7 @@ from tests.chaos.history import History
 from tests.support.waiting import eventually
 
 _POOL = 200
+_SMALL_BUFFER = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
 
 
 class Crowd:
@@ -41,6 +43,8 @@ class Crowd:
         cluster = self._arena.cluster
         limits = httpx.Limits(max_connections=_POOL)
         self._http = await self._stack.enter_async_context(httpx.AsyncClient(base_url=cluster.url, limits=limits))
+        slow = httpx.AsyncHTTPTransport(socket_options=_SMALL_BUFFER)
+        self._slow = await self._stack.enter_async_context(httpx.AsyncClient(base_url=cluster.url, transport=slow))
         self._producer = await self._stack.enter_async_context(Producer(cluster.connection))
         await self._group.__aenter__()
         size = self._size
@@ -85,6 +89,8 @@ class Crowd:
         match door:
             case "http-stream":
                 return http.stream(self._http, note, cluster.spec.name)
+            case "http-slow":
+                return http.stream(self._slow, note, cluster.spec.name)
             case "http":
                 return http.ask(self._http, note, cluster.spec.name)
             case "python":

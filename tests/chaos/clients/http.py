@@ -58,10 +58,9 @@ async def _follow(note: Note, answer: httpx.Response) -> bool:
     said: list[str] = []
     try:
         async for line in answer.aiter_lines():
-            if note.wish.pace:
-                await asyncio.sleep(note.wish.pace)
             if not line.startswith("data: "):
                 continue
+            await asyncio.sleep(note.wish.pace)  # a client that takes its time
             if line == "data: [DONE]":
                 note.ended("done", text="".join(said))
                 return True

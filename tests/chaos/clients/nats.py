@@ -19,7 +19,8 @@ from tests.chaos.clients.wish import PAUSE, Note, Wish
 
 async def publish(connection: Connection, note: Note, pipeline: str) -> None:
     """Publish until the broker has it. What becomes of it stands in the ledger."""
-    subject, data = subjects.request(pipeline, note.wish.op), msgspec.json.encode(_request(note.wish))
+    subject = subjects.request(pipeline, note.wish.op)
+    data = note.wish.body if note.wish.body is not None else msgspec.json.encode(_request(note.wish))
     while note.patient:
         try:
             await connection.js_publish(subject, data)

@@ -24,6 +24,8 @@ class Wish:
     modalities: tuple[str, ...] | None = None
     sampling: dict[str, dict[str, Any]] = field(default_factory=dict)
     doomed: bool = False
+    body: bytes | None = None
+    """Published as it is, in place of a request."""
     pace: float = 0.0
     """Seconds between two reads of a client that reads slowly."""
 

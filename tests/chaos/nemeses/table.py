@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.chaos.arenas import HEARTBEAT
 from tests.chaos.battle import Battle
-from tests.chaos.nemeses import broker, processes
+from tests.chaos.nemeses import broker, network, processes, requests
 
 NOTICED = HEARTBEAT + 1.0
 """Seconds in which a silent death must be answered."""
@@ -59,6 +59,12 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="kill-nats", arena="chain", strike=broker.kill_nats, short=True),
     Nemesis(name="stop-nats", arena="chain", strike=broker.stop_nats),
     Nemesis(name="end-nats", arena="chain", strike=broker.end_nats),
+    Nemesis(name="cut", arena="chain", strike=network.cut),
+    Nemesis(name="slow-network", arena="chain", strike=network.slow),
+    Nemesis(name="black-hole", arena="chain", strike=network.black_hole, bounds=Bounds(longest=NOTICED)),
+    Nemesis(name="poison", arena="chain", strike=requests.poison),
+    Nemesis(name="slow-consumer", arena="chain", strike=requests.slow_consumer),
+    Nemesis(name="step-clock", arena="chain", strike=requests.step_clock),
     Nemesis(name="two-at-once", arena="chain", strike=processes.two_at_once),
     Nemesis(name="at-random", arena="chain", strike=processes.at_random),
     Nemesis(name="kill-leader", arena="three", strike=broker.kill_leader, bounds=Bounds(pause=LEADER)),
