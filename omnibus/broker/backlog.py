@@ -1,31 +1,51 @@
-"""How much of a pipeline is open, for whoever admits: read off the queue, at most four times a second."""
+"""How much of a pipeline is open and how fast requests end, for whoever admits: read off the queue, four times a second."""
 
 from __future__ import annotations
 
 import time
 
 from omnibus.broker.work import WorkQueue
+from omnibus.errors import Overloaded
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.overload import Pace, messages_a_request, retry_after
 
 _FRESH = 0.25
-_MESSAGES_A_REQUEST = 2  # its timer, and a task or an event
+_MESSAGES_AT_A_TIME = 2  # of an open request: its timer, and a task or an event
 
 
 class Backlog:
-    """An estimate of the open requests of a pipeline: half of what is queued, and what was admitted here since."""
+    """An estimate of the open requests of a pipeline: half of what is queued, and what was admitted here since.
+
+    Whoever admits elsewhere is seen a quarter of a second later: together they may pass the bound by what they all admit
+    in that time. Ends are counted by the messages that leave the queue, from whichever door their requests came.
+    """
 
     def __init__(self, queue: WorkQueue) -> None:
         self._queue = queue
         self._measured, self._measured_at, self._since = 0, 0.0, 0
+        self._removals = Pace()
 
-    async def open_requests(self) -> int:
-        """Open requests now; raises BrokerUnavailable."""
+    async def take_place(self, spec: PipelineSpec) -> None:
+        """Count one more request, about to be admitted here; raises Overloaded at the bound, and BrokerUnavailable."""
+        count = await self._open_requests()
+        if count >= spec.max_open_requests:
+            raise Overloaded(
+                f"{spec.name!r} has {spec.max_open_requests} open requests, its bound; try again later",
+                retry_after=retry_after(count - spec.max_open_requests + 1, self._pace(spec)),
+            )
+        self._since += 1
+
+    async def _open_requests(self) -> int:
         now = time.monotonic()
         if now - self._measured_at > _FRESH:
             self._measured_at = now  # before the await: whoever comes meanwhile need not ask too
             self._since = 0
-            self._measured = await self._queue.messages() // _MESSAGES_A_REQUEST
+            traffic = await self._queue.traffic()
+            self._measured = traffic.messages // _MESSAGES_AT_A_TIME
+            self._removals.mark(time.monotonic(), traffic.removed)
         return self._measured + self._since
 
-    def add(self) -> None:
-        """A request was admitted here."""
-        self._since += 1
+    def _pace(self, spec: PipelineSpec) -> float | None:
+        """Ends a second; None while it is not known. Requests that need few of the stages count for less."""
+        removals = self._removals.a_second(time.monotonic())
+        return removals / messages_a_request(spec) if removals is not None else None

@@ -113,7 +113,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
     """The layout of a specification: every stage has all lanes of its pipeline. Pure."""
     return describe(
         spec.name,
-        {stage.stage_id: spec.lanes for stage in spec.stages},
+        {stage.stage_id: spec.stage_lanes for stage in spec.stages},
         heartbeat_timeout=spec.heartbeat_timeout,
         max_waiting_requests=spec.max_open_requests,
         payload_ttl=spec.deadline + DONE_TTL + _PAYLOAD_MARGIN,

@@ -12,6 +12,7 @@ heartbeats) sets it to zero and everything is asked for anew; whatever then come
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -36,8 +37,8 @@ log = get_logger(__name__)
 class Puller:
     """Deliveries of one or more consumers of a stream, as an async iterator; an async context manager.
 
-    `consumers` are in order of preference; `favoured` names the one that goes first every eighth time, so that it does
-    not starve. `step` is the least number of messages worth a request while others are outstanding: 1 for slots, more
+    `consumers` are in order of preference; every eighth time one of the `favoured` goes first, in turns, so that none of
+    them starves. `step` is the least number of messages worth a request while others are outstanding: 1 for slots, more
     where throughput counts. `surplus` gets what arrives beyond the credit; by default it is handed back. After the
     context nothing is kept: deliveries that nobody took are surplus too.
     """
@@ -48,7 +49,7 @@ class Puller:
         stream: str,
         consumers: Sequence[str],
         *,
-        favoured: str | None = None,
+        favoured: Sequence[str] = (),
         step: int = 1,
         surplus: Surplus = Delivery.hand_back,
         label: str = "",
@@ -56,7 +57,7 @@ class Puller:
         self._connection = connection
         self._lanes = tuple(Lane(stream, name, index) for index, name in enumerate(consumers))
         self._by_consumer = {lane.consumer: lane for lane in self._lanes}
-        self._favoured = self._by_consumer[favoured] if favoured is not None else None
+        self._favoured = deque(self._by_consumer[name] for name in favoured)
         self._step, self._surplus, self._label = step, surplus, label or stream
         self._credit = 0
         self._slots_served = 0
@@ -136,10 +137,17 @@ class Puller:
             return
         turns, self._slots_served = self._slots_served, self._slots_served + self._credit
         favours = self._slots_served // _FAVOUR_EVERY - turns // _FAVOUR_EVERY
-        if self._favoured is not None and favours:
-            await self._ask_lane(self._favoured, favours)
+        if favours:
+            await self._favour(favours)
         for lane in self._lanes:
             await self._ask_lane(lane, self._credit)
+
+    async def _favour(self, slots: int) -> None:
+        """Give the first of the favoured lanes that has anything these slots; the next time another begins."""
+        keeps = self._credit - slots
+        for lane in tuple(self._favoured):
+            await self._ask_lane(lane, self._credit - keeps)
+        self._favoured.rotate(-1)
 
     async def _ask_lane(self, lane: Lane, wanted: int) -> None:
         if min(wanted, self._credit) <= 0 or lane.outstanding or not lane.available:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from omnibus.broker.connection import Connection
 from omnibus.wire import subjects
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Messages of a queue, counted."""
+
+    messages: int
+    """That it holds now: tasks, events and timers."""
+    removed: int
+    """That have left it, ever."""
 
 
 class WorkQueue:
@@ -52,8 +63,12 @@ class WorkQueue:
 
     async def messages(self) -> int:
         """Everything that is queued: tasks, events and timers."""
-        info = await self._connection.api(f"STREAM.INFO.{self._work}")
-        return int(info["state"]["messages"])
+        return (await self.traffic()).messages
+
+    async def traffic(self) -> Traffic:
+        """What is queued, and what has been."""
+        state = (await self._connection.api(f"STREAM.INFO.{self._work}"))["state"]
+        return Traffic(state["messages"], state["last_seq"] - state["messages"])
 
     async def depths(self) -> dict[str, int]:
         """Messages that wait or are being worked on, by consumer: `stage-<id>-<lane>` and `events`."""

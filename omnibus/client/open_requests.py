@@ -7,53 +7,104 @@ is estimated from the queue.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter
+from dataclasses import dataclass, field
 
 from omnibus.broker.backlog import Backlog
+from omnibus.broker.clock import ServerClock
 from omnibus.broker.work import WorkQueue
 from omnibus.errors import Overloaded
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.overload import Pace, retry_after
+
+_SWEEP_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is known of an open request."""
+
+    tenant: str
+    lane: str
+    """That it asked for."""
+    deadline: float
+    """Seconds since the epoch, by the server's clock."""
+
+
+@dataclass(slots=True)
+class _Tenant:
+    open: dict[str, Place] = field(default_factory=dict)
+    lanes: Counter[str] = field(default_factory=Counter)
+    """How many asked for each."""
+    swept: float = 0.0
+    ended: int = 0
+    pace: Pace = field(default_factory=Pace)
 
 
 class OpenRequests:
     """Open requests of one pipeline, as one producer knows them."""
 
-    def __init__(self, queue: WorkQueue) -> None:
-        self._backlog = Backlog(queue)
-        self._by_tenant: dict[str, dict[str, float]] = defaultdict(dict)  # rid -> deadline
+    def __init__(self, queue: WorkQueue, clock: ServerClock) -> None:
+        self._backlog, self._clock = Backlog(queue), clock
+        self._tenants: dict[str, _Tenant] = {}
         self._tenant_of: dict[str, str] = {}
 
-    async def check(self, spec: PipelineSpec, tenant: str) -> None:
-        """Raises Overloaded when one more request would pass a bound; BrokerUnavailable when the queue cannot be read."""
-        bound = spec.max_open_per_tenant
-        if bound is not None and len(self._alive(tenant)) >= bound:
-            raise Overloaded(
-                f"tenant {tenant!r} has {bound} open requests on {spec.name!r}, its bound; try again later"
-            )
-        if await self._backlog.open_requests() >= spec.max_open_requests:
-            raise Overloaded(f"{spec.name!r} has {spec.max_open_requests} open requests, its bound; try again later")
+    async def take_place(self, spec: PipelineSpec, rid: str, place: Place) -> bool:
+        """Count a request that is about to be admitted; whether it was not counted yet.
 
-    def add(self, rid: str, tenant: str, deadline: float) -> bool:
-        """A request is being admitted; whether it was not counted yet."""
+        Raises Overloaded when it would pass a bound, and BrokerUnavailable when the queue cannot be read; then it is not
+        counted. Exact for a tenant, however many ask at the same time.
+        """
         if rid in self._tenant_of:
             return False
-        self._by_tenant[tenant][rid] = deadline
-        self._tenant_of[rid] = tenant
-        self._backlog.add()
+        self._check_tenant(spec, place.tenant)
+        tenant = self._tenants.setdefault(place.tenant, _Tenant())
+        tenant.open[rid] = place
+        tenant.lanes[place.lane] += 1
+        tenant.pace.mark(time.monotonic(), tenant.ended)
+        self._tenant_of[rid] = place.tenant
+        try:
+            await self._backlog.take_place(spec)
+        except BaseException:
+            self.remove(rid, ended=False)
+            raise
         return True
 
-    def remove(self, rid: str) -> None:
-        """A request has ended; unknown ones are ignored."""
-        tenant = self._tenant_of.pop(rid, None)
-        if tenant is None:
+    def remove(self, rid: str, *, ended: bool = True) -> None:
+        """A request has ended, or was not accepted; unknown ones are ignored."""
+        name = self._tenant_of.pop(rid, None)
+        if name is None:
             return
-        self._by_tenant[tenant].pop(rid, None)
-        if not self._by_tenant[tenant]:
-            del self._by_tenant[tenant]
+        tenant = self._tenants[name]
+        tenant.lanes[tenant.open.pop(rid).lane] -= 1
+        if ended:
+            tenant.ended += 1
+            tenant.pace.mark(time.monotonic(), tenant.ended)
+        if not tenant.open:
+            del self._tenants[name]
 
-    def _alive(self, tenant: str) -> dict[str, float]:
-        """The tenant's requests without those whose deadline passed: their end was told and not heard."""
-        now = time.time()
-        for rid in [rid for rid, deadline in self._by_tenant.get(tenant, {}).items() if deadline < now]:
+    def count(self, tenant: str, lane: str | None = None) -> int:
+        """Open requests of a tenant; those only that asked for this lane."""
+        self._sweep(tenant)
+        known = self._tenants.get(tenant)
+        if known is None:
+            return 0
+        return len(known.open) if lane is None else known.lanes[lane]
+
+    def _sweep(self, tenant: str) -> None:
+        """Remove those whose deadline passed, now and then: their end was told and not heard."""
+        known, now = self._tenants.get(tenant), self._clock.now()
+        if known is None or now - known.swept < _SWEEP_EVERY:
+            return
+        known.swept = now
+        for rid in [rid for rid, place in known.open.items() if place.deadline < now]:
             self.remove(rid)
-        return self._by_tenant.get(tenant, {})
+
+    def _check_tenant(self, spec: PipelineSpec, tenant: str) -> None:
+        bound = spec.max_open_per_tenant
+        if bound is None or (count := self.count(tenant)) < bound:
+            return
+        raise Overloaded(
+            f"tenant {tenant!r} has {bound} open requests on {spec.name!r}, its bound; try again later",
+            retry_after=retry_after(count - bound + 1, self._tenants[tenant].pace.a_second(time.monotonic())),
+        )

@@ -14,15 +14,17 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-from omnibus.broker.admission import Admitted, admit
+from omnibus.broker.admission import admit
 from omnibus.broker.connection import Connection
 from omnibus.broker.ledger import Entry
 from omnibus.client.channel import Channel
 from omnibus.client.events import ClientEvent, Ended, Result
 from omnibus.client.following import follow
+from omnibus.client.open_requests import Place
+from omnibus.client.withdrawal import cancel_raw
 from omnibus.errors import Overloaded, RevisionConflict, UnknownRequest
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.admission import new_record
+from omnibus.requests.admission import lane_of, new_record, patience, validate
 from omnibus.requests.advance import cancel
 from omnibus.requests.record import Record
 from omnibus.wire import subjects
@@ -43,6 +45,11 @@ class Submission:
     @property
     def rid(self) -> str:
         return self._record.rid
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the request's deadline, by the server's clock; 0 when that has passed."""
+        return max(self._record.ticket.deadline - self._channel.performer.clock.now(), 0.0)
 
     def events(self) -> AsyncGenerator[ClientEvent, None]:
         """What happens to the request, until it has ended; the last event is Ended.
@@ -96,18 +103,32 @@ class Producer:
         channel = await self.channel(spec.name)
         await channel.direct(spec)
         clock = self.connection.clock
-        record = await self._new_record(
-            channel, spec, request, rid, clock.now() if arrival is None else clock.at(arrival)
-        )  # fmt: skip
-        await self._check_bounds(channel, spec, record)
-        channel.expect(rid)
-        admitted = await self._admit(channel, record)
-        return Submission(channel, admitted.record, attached=admitted.attached)
+        arrived = clock.now() if arrival is None else clock.at(arrival)
+        body = encode_request(request)
+        request = decode_request(body)  # a wrong type is refused here: constructors check none
+        validate(spec, request)
+        lane = lane_of(spec, request, channel.open_requests.count(request.tenant, request.lane))
+        place = Place(request.tenant, request.lane, arrived + patience(spec, request))
+        is_new = await self._take_place(channel, spec, rid, place)
+        attached = True
+        try:
+            payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
+            record = new_record(
+                spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrived, front=self.front,
+                lane=lane,
+            )  # fmt: skip
+            channel.expect(rid)
+            admitted = await admit(channel.performer, record)
+            attached = admitted.attached
+        finally:
+            if is_new and attached:
+                channel.open_requests.remove(rid, ended=False)
+        return Submission(channel, admitted.record, attached=attached)
 
-    async def result(self, pipeline: str, rid: str) -> Result:
-        """What the ledger says now; raises UnknownRequest."""
+    async def result(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:
+        """What the ledger says now; raises UnknownRequest, also for one of another `tenant` where one is given."""
         channel = await self.channel(pipeline)
-        return await channel.resolve((await self._entry(channel, rid)).record)
+        return await channel.resolve((await self._entry(channel, rid, tenant)).record)
 
     async def attach(self, pipeline: str, rid: str) -> Submission:
         """Follow a request that anybody submitted; raises UnknownRequest."""
@@ -118,19 +139,20 @@ class Producer:
         """The result of a request that anybody submitted, once it has ended; raises UnknownRequest."""
         return await (await self.attach(pipeline, rid)).result()
 
-    async def cancel(self, pipeline: str, rid: str) -> Result:
+    async def cancel(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:
         """End a request wherever it is; returns its state after that, which is another when it had ended before.
 
-        Idempotent. Raises UnknownRequest.
+        Idempotent. Raises UnknownRequest, also for one of another `tenant` where one is given.
         """
         channel = await self.channel(pipeline)
         for _ in range(_CONFLICTS):
-            entry = await self._entry(channel, rid)
             try:
-                await channel.performer.perform(cancel(entry.record), entry.revision)
+                if not await cancel_raw(self.connection, channel.performer, pipeline, rid, tenant):
+                    entry = await self._entry(channel, rid, tenant)
+                    await channel.performer.perform(cancel(entry.record), entry.revision)
             except RevisionConflict:
                 continue
-            return await channel.resolve((await self._entry(channel, rid)).record)
+            return await channel.resolve((await self._entry(channel, rid, tenant)).record)
         raise RevisionConflict(f"the record of request {rid!r} keeps changing")
 
     async def channel(self, pipeline: str) -> Channel:
@@ -140,41 +162,22 @@ class Producer:
                 self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front)
             return self._channels[pipeline]
 
-    async def _new_record(
-        self, channel: Channel, spec: PipelineSpec, request: Request, rid: str, arrival: float
-    ) -> Record:
-        body = encode_request(request)
-        as_read = decode_request(body)  # a wrong type is refused here: constructors check none
-        payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
-        return new_record(
-            spec, as_read, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrival, front=self.front
-        )  # fmt: skip
-
     @staticmethod
-    async def _admit(channel: Channel, record: Record) -> Admitted:
-        """Admit, counted from now on: the end may be heard before this returns."""
-        is_new = channel.open_requests.add(record.rid, record.tenant, record.ticket.deadline)
-        attached = True
-        try:
-            admitted = await admit(channel.performer, record)
-            attached = admitted.attached
-        finally:
-            if is_new and attached:
-                channel.open_requests.remove(record.rid)
-        return admitted
+    async def _take_place(channel: Channel, spec: PipelineSpec, rid: str, place: Place) -> bool:
+        """Count a request from now on, for its end may be heard before it is admitted; whether it was not counted yet.
 
-    @staticmethod
-    async def _check_bounds(channel: Channel, spec: PipelineSpec, record: Record) -> None:
-        """Raises Overloaded; not for a request that was accepted before, whose client has come back."""
+        Raises Overloaded; not for a request that was accepted before, whose client has come back.
+        """
         try:
-            await channel.open_requests.check(spec, record.tenant)
+            return await channel.open_requests.take_place(spec, rid, place)
         except Overloaded:
-            if await channel.performer.ledger.read(record.rid) is None:
+            if await channel.performer.ledger.read(rid) is None:
                 raise
+            return False
 
     @staticmethod
-    async def _entry(channel: Channel, rid: str) -> Entry:
+    async def _entry(channel: Channel, rid: str, tenant: str | None = None) -> Entry:
         entry = await channel.performer.ledger.read(rid)
-        if entry is None:
+        if entry is None or tenant not in (None, entry.record.tenant):
             raise UnknownRequest(f"no request {rid!r} is known; results are kept for 15 minutes")
         return entry

@@ -29,6 +29,11 @@ def keyed_rid(api_key: str, tenant: str, pipeline: str, key: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_RID_LENGTH]
 
 
+def key_tenant(api_key: str) -> str:
+    """The tenant that an API key stands for. A hash: what is kept of a request must not tell the key."""
+    return f"key-{hashlib.sha256(api_key.encode()).hexdigest()[:16]}"
+
+
 def bearer(authorization: str | None) -> str:
     """The token of an `Authorization: Bearer …` header, "" when there is none."""
     scheme, _, token = (authorization or "").partition(" ")

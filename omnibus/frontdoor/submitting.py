@@ -11,17 +11,18 @@ import msgspec
 from fastapi import Request as HttpRequest
 
 from omnibus.client.events import Result
-from omnibus.client.following import BEYOND_DEADLINE
 from omnibus.client.producer import Submission
 from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
 from omnibus.frontdoor.door import Door
-from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, bearer, keyed_rid
+from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, bearer, key_tenant, keyed_rid
 from omnibus.frontdoor.served import Served
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.wire.request import Request
 
 CANCEL_TIMEOUT = 5.0
+BEYOND_DEADLINE = 1.0
+"""Seconds after a request's deadline in which its end is told; then its caller hears of it from here, whoever ends it when."""
 _log = get_logger(__name__)
 T = TypeVar("T")
 
@@ -44,17 +45,22 @@ class Accepted:
 
 async def submit(door: Door, http: HttpRequest, served: Served, request: Request) -> Accepted:
     """Submit under the caller's idempotency key, or else under the id of the HTTP request; raises as `Producer.submit`."""
+    tenant = tenant_of(door, http) or request.tenant
     key = http.headers.get(IDEMPOTENCY_KEY)
     if key is not None:
-        http.state.request_id = _keyed(door, http, key, request.tenant, served.spec.name)
-    request = msgspec.structs.replace(request, trace=http.state.trace)
+        http.state.request_id = _keyed(door, http, key, tenant, served.spec.name)
+    request = msgspec.structs.replace(request, tenant=tenant, trace=http.state.trace)
     try:
         submission = await door.producer.submit(served.spec, request, rid=http.state.request_id)
     except OmnibusError as error:
         door.metrics.refused.labels(served.spec.name, error.code).inc()
         raise
-    seconds = min(request.deadline or served.spec.deadline, served.spec.deadline)
-    return Accepted(submission, served, key is not None, seconds + BEYOND_DEADLINE)
+    return Accepted(submission, served, key is not None, submission.time_left + BEYOND_DEADLINE)
+
+
+def tenant_of(door: Door, http: HttpRequest) -> str | None:
+    """The tenant whose key a caller has shown, who alone may see its requests; None where no keys are asked for."""
+    return key_tenant(bearer(http.headers.get("authorization"))) if door.options.api_keys else None
 
 
 async def result_of(door: Door, http: HttpRequest, accepted: Accepted) -> Result:

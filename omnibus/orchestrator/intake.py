@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 
 from omnibus.broker.admission import admit
 from omnibus.broker.backlog import Backlog
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.effects import Performer
-from omnibus.errors import BrokerError, InvalidName, RequestError, RevisionConflict
+from omnibus.errors import (
+    BrokerError,
+    DeadlineExceeded,
+    InvalidName,
+    Overloaded,
+    RequestConflict,
+    RequestError,
+    RevisionConflict,
+)
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.admission import new_record, refused_record
+from omnibus.requests.admission import new_record, patience, resolve, unadmitted_record, validate
 from omnibus.requests.effects import Tell
 from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import Ended, Refused
-from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request, encode_request
-
-REPLY_HEADER = "Omni-Reply"
-"""Names the token of the `out` subject that the producer listens to."""
+from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
 ATTEMPTS = 5
 """Deliveries of one request after which an error that nobody foresaw ends it as failed."""
@@ -46,15 +51,10 @@ class Intake:
     async def handle(self, delivery: Delivery) -> None:
         """Admit one request; acknowledged when this returns. Raises BrokerError: then it is delivered again.
 
-        What cannot be served ends as a `failed` record under its id, or, where the id is another request's, as a refusal
-        to whoever listens. While the pipeline is at its bound, requests are put back: their stream fills up to its own
-        bound, and then refuses.
+        What cannot be served ends as a `failed` record under its id, what waited beyond its deadline as an `expired` one;
+        where the id is another request's, whoever listens is told of a refusal. While the pipeline is at its bound, requests
+        are put back: their stream fills up to its own bound, and then refuses.
         """
-        if await self._backlog.open_requests() >= self._spec.max_open_requests:
-            # It keeps its place among those in hand meanwhile, so that few are looked at in that time.
-            await asyncio.sleep(_PUT_BACK)
-            await delivery.nak()
-            return
         rid = subjects.parse_rid(delivery.subject)
         try:
             subjects.check_name(rid, "rid")
@@ -64,44 +64,71 @@ class Intake:
             return
         try:
             await self._admit(delivery, rid)
+        except Overloaded:
+            # It keeps its place among those in hand meanwhile, so that few are looked at in that time.
+            await asyncio.sleep(_PUT_BACK)
+            await delivery.nak()
+            return
+        except DeadlineExceeded as error:
+            await self._end(delivery, rid, RequestState.EXPIRED, error)
         except RequestError as error:
-            await self._refuse(delivery, rid, error)
+            await self._end(delivery, rid, RequestState.FAILED, error)
         except Exception as error:
             retryable = isinstance(error, BrokerError) and error.retryable
             if retryable or delivery.num_delivered < ATTEMPTS:
                 raise
-            await self._refuse(delivery, rid, error)
+            await self._end(delivery, rid, RequestState.FAILED, error)
         await delivery.ack()
 
     async def _admit(self, delivery: Delivery, rid: str) -> None:
-        front = _front_of(delivery)
-        admitted = await admit(self._performer, await self._record(delivery, rid, front))
-        self._backlog.add()
+        """Its time counts from its acceptance: when the broker stored it."""
+        front, request = _front_of(delivery), decode_request(delivery.data)
+        validate(self._spec, request)
+        if self._performer.clock.now() >= delivery.stored_at + patience(self._spec, request):
+            raise DeadlineExceeded
+        await self._backlog.take_place(self._spec)
+        admitted = await admit(self._performer, await self._record(delivery, rid, request, front))
         if admitted.attached and admitted.record.state.terminal:
             await self._tell(front, Ended(rid=rid, state=admitted.record.state))
 
-    async def _record(self, delivery: Delivery, rid: str, front: str | None) -> Record:
-        request = decode_request(delivery.data)
+    async def _record(self, delivery: Delivery, rid: str, request: Request, front: str | None) -> Record:
         payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
         # A redelivery is the same call: its nonce is that of the message.
         nonce = f"{delivery.stream_seq}"
         return new_record(
-            self._spec, request, rid=rid, payload=payload, nonce=nonce, now=time.time(), front=front
+            self._spec, request, rid=rid, payload=payload, nonce=nonce, now=delivery.stored_at, front=front
         )  # fmt: skip
 
-    async def _refuse(self, delivery: Delivery, rid: str, error: Exception) -> None:
+    async def _end(self, delivery: Delivery, rid: str, state: RequestState, error: Exception) -> None:
+        """End a request that was not admitted."""
         front, failure = _front_or_none(delivery), Failure.of(error)
         log.warning(LogEvent.REQUEST_REFUSED, request=rid, error=failure.message)
-        record = refused_record(self._spec, rid, failure, nonce=secrets.token_hex(8), now=time.time(), front=front)
+        record = unadmitted_record(
+            self._spec.name, rid, state, failure, data=delivery.data,
+            nonce=secrets.token_hex(8), now=self._performer.clock.now(), front=front,
+        )  # fmt: skip
         try:
             await self._performer.ledger.create(record)
         except RevisionConflict:
-            await self._tell(front, Refused(rid=rid, failure=failure))
+            await self._tell(front, await self._word_of(record))
             return
         await self._tell(front, Ended(rid=rid, state=record.state))
 
-    async def _tell(self, front: str | None, message: Ended | Refused) -> None:
-        if front is not None:
+    async def _word_of(self, mine: Record) -> Ended | Refused | None:
+        """What to say of a request whose id was taken: how the same one has ended, nothing while it is open, or a refusal."""
+        existing = await self._performer.ledger.read(mine.rid)
+        try:
+            if existing is not None:
+                resolve(existing.record, mine)
+                state = existing.record.state
+                return Ended(rid=mine.rid, state=state) if state.terminal else None
+        except RequestConflict:
+            pass
+        assert mine.failure is not None
+        return Refused(rid=mine.rid, failure=mine.failure)
+
+    async def _tell(self, front: str | None, message: Ended | Refused | None) -> None:
+        if front is not None and message is not None:
             await self._performer.perform((Tell(front, message),))
 
 

@@ -21,6 +21,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 EngineName = Literal["vllm", "diffusers", "transformers", "python", "sim"]
 LaneName = Literal["interactive", "batch"]
+OVERFLOW_LANE = "overflow"
+"""Behind `interactive` and before `batch`: for what a tenant wants beyond its share. Nobody can ask for it."""
 LbPolicy = Literal["broker", "random", "round-robin", "least-queue-length"]
 
 
@@ -92,6 +94,9 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Beyond it a new request is refused as Overloaded."""
     max_open_per_tenant: int | None = None
     """The same bound a tenant; None: only the pipeline's."""
+    tenant_share: int | None = 8
+    """Open interactive requests of one tenant beyond which its next ones take the overflow lane, so that those of other
+    tenants pass them; None: all are equal."""
     max_prompt_bytes: int = 1 << 20
     """A larger prompt is refused as RequestTooLarge."""
     heartbeat_timeout: float = 10.0
@@ -100,6 +105,12 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Deliveries of one task that may be run."""
     stages: tuple[StageSpec, ...]
     edges: tuple[EdgeSpec, ...] = ()
+
+    @property
+    def stage_lanes(self) -> tuple[str, ...]:
+        """The lanes of every stage, in the order in which they are served: those to ask for, and the overflow."""
+        first, *others = sorted(self.lanes, key=("interactive", "batch").index)
+        return (first, OVERFLOW_LANE, *others)
 
     def stage(self, ref: int | str) -> StageSpec:
         """The stage with this id or name ("1" is id 1 unless a stage is named so); PipelineError when there is none."""

@@ -70,7 +70,7 @@ def _pipeline_problems(spec: PipelineSpec) -> Iterator[Problem]:
         value: float = getattr(spec, field)
         if not least <= value <= most:
             yield Problem((field,), f"must be from {least:g} to {most:g} seconds, not {value:g}")
-    for field in ("max_open_requests", "max_open_per_tenant", "max_prompt_bytes", "max_attempts"):
+    for field in ("max_open_requests", "max_open_per_tenant", "tenant_share", "max_prompt_bytes", "max_attempts"):
         bound: int | None = getattr(spec, field)
         if bound is not None and not 1 <= bound <= MOST:
             yield Problem((field,), f"must be from 1 to {MOST}, not {bound}")

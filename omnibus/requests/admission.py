@@ -14,7 +14,7 @@ import msgspec
 from omnibus.errors import EmptyPrompt, InvalidRequest, RequestConflict, RequestTooLarge
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
-from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.advance import entry_tasks, purge_of
 from omnibus.requests.effects import CreateRecord, Effect, ScheduleDeadline
 from omnibus.requests.record import Record
@@ -22,7 +22,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload
-from omnibus.wire.request import REQUEST_MEDIA_TYPE, Message, Request, TextPart
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, Message, Request, TextPart, decode_request, encode_request
 from omnibus.wire.subjects import check_name
 
 MIN_DEADLINE = 0.001
@@ -72,19 +72,29 @@ def digest(request: Request) -> str:
 
 
 def new_record(
-    spec: PipelineSpec, request: Request, *, rid: str, payload: Payload, nonce: str, now: float, front: str | None
+    spec: PipelineSpec,
+    request: Request,
+    *,
+    rid: str,
+    payload: Payload,
+    nonce: str,
+    now: float,
+    front: str | None,
+    lane: str | None = None,
 ) -> Record:
-    """The record of a valid request. `payload` holds the encoded request, inline or by reference; raises as `validate`."""
-    seconds = spec.deadline if request.deadline is None else min(request.deadline, spec.deadline)
+    """The record of a valid request. `payload` holds the encoded request, inline or by reference; raises as `validate`.
+
+    `lane` is the one that its tasks take, by default what it asks for.
+    """
     ticket = Ticket(
         rid=rid,
         pipeline=spec.name,
         route=validate(spec, request),
         created=now,
-        deadline=now + seconds,
+        deadline=now + patience(spec, request),
         request=payload,
         front=front,
-        lane=request.lane,
+        lane=lane or request.lane,
         priority=request.priority,
         max_attempts=spec.max_attempts,
         affinity=request.affinity,
@@ -93,15 +103,46 @@ def new_record(
     return Record(ticket=ticket, tenant=request.tenant, nonce=nonce, digest=digest(request))
 
 
-def refused_record(
-    spec: PipelineSpec, rid: str, failure: Failure, *, nonce: str, now: float, front: str | None
+def patience(spec: PipelineSpec, request: Request) -> float:
+    """Seconds that a request may take: what it asks for, never more than its pipeline's."""
+    return spec.deadline if request.deadline is None else min(request.deadline, spec.deadline)
+
+
+def lane_of(spec: PipelineSpec, request: Request, others: int) -> str:
+    """The lane of a request whose tenant has `others` open that asked for the same: the overflow beyond its share.
+
+    Invariant: all that are open count, not those in the lane alone. Else each that comes anew would pass the tenant's own
+    older ones in the overflow, which would wait for as long as more come.
+    """
+    share = spec.tenant_share
+    is_beyond = share is not None and others >= share
+    return OVERFLOW_LANE if is_beyond and request.lane == "interactive" else request.lane
+
+
+def unadmitted_record(
+    pipeline: str,
+    rid: str,
+    state: RequestState,
+    failure: Failure,
+    *,
+    data: bytes,
+    nonce: str,
+    now: float,
+    front: str | None,
 ) -> Record:
-    """The record of a raw request that cannot be served: it ends as it begins, so that its producer can read why."""
+    """The record of a raw request that ends as it begins, so that its producer can read why.
+
+    Whoever sends the same `data` again finds it, where they are a request.
+    """
     empty = Payload.inline(b"", REQUEST_MEDIA_TYPE)
-    ticket = Ticket(
-        rid=rid, pipeline=spec.name, route=Route(()), created=now, deadline=now, request=empty, front=front
-    )  # fmt: skip
-    return Record(ticket=ticket, nonce=nonce, digest="", state=RequestState.FAILED, failure=failure)
+    ticket = Ticket(rid=rid, pipeline=pipeline, route=Route(()), created=now, deadline=now, request=empty, front=front)
+    same = Record(ticket=ticket, nonce=nonce, digest="", state=state, failure=failure)
+    try:
+        request = decode_request(data)
+        encode_request(request)  # JSON may hold what has no digest
+    except InvalidRequest:
+        return same
+    return msgspec.structs.replace(same, digest=digest(request), tenant=request.tenant)
 
 
 def admission_effects(record: Record) -> tuple[Effect, ...]:

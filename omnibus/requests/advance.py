@@ -103,9 +103,12 @@ def redrive(record: Record) -> tuple[Effect, ...]:
 
 
 def cancel(record: Record) -> tuple[Effect, ...]:
-    """End a request on its producer's word; an ended one stays as it is."""
+    """End a request on its producer's word; an ended one stays as it is.
+
+    One that was cancelled before is stopped once more: whoever did that may have died before anybody heard of it.
+    """
     if record.state.terminal:
-        return ()
+        return ended_effects(record) if record.state is RequestState.CANCELLED else ()
     return _end(record, RequestState.CANCELLED, Failure.of(RequestCancelled()))
 
 

@@ -13,6 +13,8 @@ from omnibus.errors import InvalidRequest
 
 REQUEST_MEDIA_TYPE = "application/vnd.omnibus.request"
 """Media type of an encoded request in a payload."""
+REPLY_HEADER = "Omni-Reply"
+"""Header of a raw request that names the token of the `out` subject that its producer listens to."""
 Lane = Literal["interactive", "batch"]
 
 

@@ -40,11 +40,11 @@ class Lanes:
         self.replica = replica
 
     def puller(self) -> Puller:
-        """Takes tasks: from the own lane first, though every eighth time from a shared one, which would starve else."""
-        lanes = (self.replica, *self._spec.lanes) if self.directed else self._spec.lanes
-        consumers = [subjects.stage_consumer(self._stage_id, lane) for lane in lanes]
-        stream = subjects.work_stream(self._spec.name)
-        return Puller(self._conn, stream, consumers, favoured=self._favoured(), label=f"stage-{self._stage_id}")
+        """Takes tasks: from the first lane that has one, though every eighth time from another, which would starve else."""
+        lanes = (self.replica, *self._spec.stage_lanes) if self.directed else self._spec.stage_lanes
+        first, *others = [subjects.stage_consumer(self._stage_id, lane) for lane in lanes]
+        stream, label = subjects.work_stream(self._spec.name), f"stage-{self._stage_id}"
+        return Puller(self._conn, stream, (first, *others), favoured=others[::-1], label=label)
 
     async def refresh(self) -> None:
         """Ask how many tasks wait on the own lane; without an answer the last one stands, for no heartbeat may wait long."""
@@ -76,8 +76,3 @@ class Lanes:
         name = subjects.stage_consumer(self._stage_id, self.replica)
         info = await self._conn.find(f"CONSUMER.INFO.{subjects.work_stream(self._spec.name)}.{name}")
         return (info["num_pending"], info["num_ack_pending"]) if info is not None else (0, 0)
-
-    def _favoured(self) -> str | None:
-        if self.directed:
-            return subjects.stage_consumer(self._stage_id, self._spec.lanes[0])
-        return subjects.stage_consumer(self._stage_id, "batch") if "batch" in self._spec.lanes else None

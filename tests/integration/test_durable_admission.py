@@ -189,7 +189,7 @@ async def test_bound_of_a_tenant_is_free_again_when_the_end_was_heard_before_the
             await eventually(lambda number=number: _accepted(producer, spec, f"r{number}"), what="room for one more")
             await producer.wait(pipeline, f"r{number}")
         channel = await producer.channel(pipeline)
-        await eventually(lambda: not channel.open_requests._alive("default"), 2, what="nothing counts as open")
+        await eventually(lambda: not channel.open_requests.count("default"), 2, what="nothing counts as open")
 
 
 async def test_record_is_found_where_it_was_written_when_another_copy_lags(

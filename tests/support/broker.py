@@ -33,9 +33,9 @@ async def publish_tasks(
 def stage_puller(
     connection: Connection, pipeline: str, lanes: Sequence[str] = ("interactive",), stage: int = 0
 ) -> Puller:
-    """The puller of a replica; a lane called batch is favoured every eighth time."""
+    """The puller of a replica; those behind the first are favoured every eighth time."""
     names = [subjects.stage_consumer(stage, lane) for lane in lanes]
-    favoured = subjects.stage_consumer(stage, "batch") if "batch" in lanes else None
+    favoured = names[:0:-1]
     return Puller(connection, subjects.work_stream(pipeline), names, favoured=favoured, label=f"stage {stage}")
 
 

@@ -1,8 +1,10 @@
-"""`GET` and `DELETE /v1/requests/{id}`: any request by its id, whoever made it and however."""
+"""`GET` and `DELETE /v1/requests/{id}`: any request by its id, however it was made; with API keys, those of the key's owner."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter, Request, Response
 
 from omnibus.client.events import Result
 from omnibus.errors import UnknownRequest
@@ -10,31 +12,33 @@ from omnibus.frontdoor.door import Door, TheDoor
 from omnibus.frontdoor.errors import JSON_TYPE
 from omnibus.frontdoor.mapping.status import request_answer
 from omnibus.frontdoor.served import Served
+from omnibus.frontdoor.submitting import tenant_of
 from omnibus.wire.subjects import check_name
 
 router = APIRouter()
 
 
 @router.get("/v1/requests/{request_id}")
-async def get_request(request_id: str, door: TheDoor, model: str | None = None) -> Response:
+async def get_request(request_id: str, http: Request, door: TheDoor, model: str | None = None) -> Response:
     """Where a request is, and what it has delivered. `model` saves looking for it in every pipeline."""
-    served, result = await _find(door, request_id, model)
+    served, result = await _find(door, request_id, model, tenant_of(door, http), door.producer.result)
     return _answer(served, result)
 
 
 @router.delete("/v1/requests/{request_id}")
-async def cancel_request(request_id: str, door: TheDoor, model: str | None = None) -> Response:
+async def cancel_request(request_id: str, http: Request, door: TheDoor, model: str | None = None) -> Response:
     """Cancel a request; the answer shows it in its terminal state, which is another when it ended before."""
-    served, _ = await _find(door, request_id, model)
-    return _answer(served, await door.producer.cancel(served.spec.name, request_id))
+    return _answer(*await _find(door, request_id, model, tenant_of(door, http), door.producer.cancel))
 
 
-async def _find(door: Door, rid: str, model: str | None) -> tuple[Served, Result]:
+async def _find(
+    door: Door, rid: str, model: str | None, tenant: str | None, ask: Callable[..., Awaitable[Result]]
+) -> tuple[Served, Result]:
     check_name(rid, "request_id")
     candidates = [await door.models.find(model)] if model is not None else await door.models.all()
     for served in candidates:
         try:
-            return served, await door.producer.result(served.spec.name, rid)
+            return served, await ask(served.spec.name, rid, tenant=tenant)
         except UnknownRequest:
             continue
     raise UnknownRequest(f"no request {rid!r} is known; answers are kept for 15 minutes", param="request_id")
