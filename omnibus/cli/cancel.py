@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @options.nats
 @options.state_dir
 def command(rids: tuple[str, ...], pipeline: str | None, nats_url: str | None, state_dir: Path | None) -> int:
-    """Cancel requests by id, and say how each has ended. Exit code 2 if any is unknown."""
+    """Cancel requests by id, and say how each has ended, and what its text had come to. Exit code 2 if any is unknown."""
     from omnibus.cli.root import ask, load_settings  # noqa: PLC0415 commands import when they run
 
     return ask(_cancel(load_settings(nats_url=nats_url, state_dir=state_dir), pipeline, rids))
@@ -28,6 +28,7 @@ def command(rids: tuple[str, ...], pipeline: str | None, nats_url: str | None, s
 async def _cancel(settings: Settings, pipeline: str | None, rids: tuple[str, ...]) -> int:
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.client.events import ABORT  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
     from omnibus.errors import RequestError  # noqa: PLC0415
 
@@ -42,4 +43,7 @@ async def _cancel(settings: Settings, pipeline: str | None, rids: tuple[str, ...
                 click.echo(f"{rid}: {error.message}", err=True)
             else:
                 click.echo(f"{rid}: {result.state}")
+                for output in result.outputs:
+                    if output.finish_reason == ABORT:
+                        click.echo(output.text)
     return 2 if unknown else 0

@@ -21,6 +21,7 @@ from omnibus.client.channel import Channel
 from omnibus.client.events import ClientEvent, Ended, Result
 from omnibus.client.following import follow
 from omnibus.client.open_requests import Place
+from omnibus.client.partial import partial_texts
 from omnibus.client.withdrawal import cancel_raw
 from omnibus.errors import Overloaded, RevisionConflict, UnknownRequest
 from omnibus.pipeline.spec import PipelineSpec
@@ -28,6 +29,7 @@ from omnibus.requests.admission import lane_of, new_record, patience, validate
 from omnibus.requests.advance import cancel
 from omnibus.requests.record import Record
 from omnibus.wire import subjects
+from omnibus.wire.envelope import FinalOutput
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
 _CONFLICTS = 20
@@ -142,18 +144,23 @@ class Producer:
     async def cancel(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:
         """End a request wherever it is; returns its state after that, which is another when it had ended before.
 
-        Idempotent. Raises UnknownRequest, also for one of another `tenant` where one is given.
+        Texts that were being made are among the outputs as far as they had come, with the finish reason "abort"; they stay
+        in the record. Idempotent. Raises UnknownRequest, also for one of another `tenant` where one is given.
         """
         channel = await self.channel(pipeline)
         for _ in range(_CONFLICTS):
             try:
                 if not await cancel_raw(self.connection, channel.performer, pipeline, rid, tenant):
                     entry = await self._entry(channel, rid, tenant)
-                    await channel.performer.perform(cancel(entry.record), entry.revision)
+                    said = await self._said(channel, entry.record)
+                    await channel.performer.perform(cancel(entry.record, said), entry.revision)
             except RevisionConflict:
                 continue
             return await channel.resolve((await self._entry(channel, rid, tenant)).record)
         raise RevisionConflict(f"the record of request {rid!r} keeps changing")
+
+    async def _said(self, channel: Channel, record: Record) -> dict[int, FinalOutput]:
+        return {} if record.state.terminal else await partial_texts(self.connection, channel.store, record)
 
     async def channel(self, pipeline: str) -> Channel:
         """What this producer has on one pipeline, opened on first use."""

@@ -40,7 +40,7 @@ class Aborted:
     state: RequestState | None
     """How the request stands now: `cancelled`, or how it had ended before; None when nobody knows it."""
     texts: dict[int, str]
-    """What this façade had heard of its texts, by stage."""
+    """What its texts had come to, by stage."""
 
 
 class Session:
@@ -92,11 +92,15 @@ class Session:
 
     async def _abort(self, rid: str) -> Aborted:
         narrator = self._open.get(rid)
+        heard = narrator.texts if narrator is not None else {}
         try:
-            state = (await self._producer.cancel(self.spec.name, rid)).state
+            result = await self._producer.cancel(self.spec.name, rid)
         except UnknownRequest:
-            state = None
-        return Aborted(rid, state, dict(narrator.texts) if narrator is not None else {})
+            return Aborted(rid, None, dict(heard))
+        kept = {output.stage_id: output.text for output in result.outputs if output.modality == "text"}
+        # Some may have been heard after the replica was asked, or not have been heard here.
+        texts = {stage: max(heard.get(stage, ""), kept.get(stage, ""), key=len) for stage in heard.keys() | kept.keys()}
+        return Aborted(rid, result.state, texts)
 
     async def _follow(self, submission: Submission, narrator: Narrator, sink: Sink) -> None:
         """The root of one request's task."""

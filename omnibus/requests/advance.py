@@ -29,6 +29,7 @@ from omnibus.wire.envelope import (
     AttemptFailed,
     DeadlinePassed,
     Event,
+    FinalOutput,
     StageFailed,
     StageResult,
     StageTiming,
@@ -43,6 +44,7 @@ MAX_RUNS = 5
 """Runs that one request may use up before a lost payload ends it."""
 PAYLOAD_LOST = PayloadLost.code
 _EXPIRED = Failure.of(DeadlineExceeded())
+_NOTHING: Mapping[int, FinalOutput] = {}
 
 
 def needs_record(event: Event) -> bool:
@@ -102,14 +104,15 @@ def redrive(record: Record) -> tuple[Effect, ...]:
     return (SaveRecord(again), *entry_tasks(again.ticket, again.ticket.created))
 
 
-def cancel(record: Record) -> tuple[Effect, ...]:
-    """End a request on its producer's word; an ended one stays as it is.
+def cancel(record: Record, partial: Mapping[int, FinalOutput] = _NOTHING) -> tuple[Effect, ...]:
+    """End a request on its producer's word, with what its texts had come to; an ended one stays as it is.
 
     One that was cancelled before is stopped once more: whoever did that may have died before anybody heard of it.
     """
     if record.state.terminal:
         return ended_effects(record) if record.state is RequestState.CANCELLED else ()
-    return _end(record, RequestState.CANCELLED, Failure.of(RequestCancelled()))
+    said = replace(record, outputs={**partial, **record.outputs})
+    return _end(said, RequestState.CANCELLED, Failure.of(RequestCancelled()))
 
 
 def fail(record: Record, failure: Failure, *, dead: bool = False) -> tuple[Effect, ...]:
