@@ -193,7 +193,7 @@ def test_cancel_stops_what_runs_and_is_idempotent() -> None:
     record = record_of()
     effects = cancel(record)
     assert [type(effect) for effect in effects] == [SaveRecord, Stop, Tell, Purge]
-    assert cancel(saved(effects)) == ()
+    assert cancel(saved(effects)) == effects[1:], "all but the write: the first canceller may have died after it"
 
 
 def test_worker_forwards_direct_edges_and_tells_only_what_is_needed() -> None:
