@@ -82,7 +82,7 @@ class DeployedPipelines:
                 bucket = subjects.PIPELINES_BUCKET
                 if await self._connection.find(f"STREAM.INFO.KV_{bucket}") is None:
                     return None
-                self._watch = await self._stack.enter_async_context(Watch(self._connection, bucket))
+                self._watch = await self._stack.enter_async_context(Watch(self._connection, bucket, keys="*"))
         return self._watch
 
 

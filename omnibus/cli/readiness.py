@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from omnibus.broker.connection import Connection
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.record import ReplicaRecord
 from omnibus.registry.view import ReplicaChange, ReplicaView
 from omnibus.wire import subjects
 
@@ -38,8 +38,8 @@ class Readiness:
         done = asyncio.Event()
 
         def hear(change: ReplicaChange) -> None:
-            came_up = change.after is not None and change.after.status is ReplicaStatus.UP
-            if came_up and (change.before is None or change.before.status is not ReplicaStatus.UP):
+            came_up = change.after is not None and change.after.ready
+            if came_up and (change.before is None or not change.before.ready):
                 self._announce(change.after, wanted)
             if _complete(self._view, wanted):
                 done.set()
@@ -53,7 +53,8 @@ class Readiness:
 
     def _announce(self, record: ReplicaRecord | None, wanted: Mapping[int, int]) -> None:
         if record is not None and record.stage_id in wanted:
-            self._say(f"up: {self._spec.stage(record.stage_id).name} {record.replica}")
+            paused = ", paused: its stage takes no tasks until it is resumed" if record.paused else ""
+            self._say(f"up: {self._spec.stage(record.stage_id).name} {record.replica}{paused}")
 
     async def _orchestrator(self) -> None:
         """An orchestrator that listens has parked a pull at the consumer of events."""
@@ -74,8 +75,8 @@ class Readiness:
 
 
 def up(view: ReplicaView) -> Counter[int]:
-    """How many replicas of each stage are up."""
-    return Counter(record.stage_id for record in view.replicas() if record.status is ReplicaStatus.UP)
+    """How many replicas of each stage are up, paused ones among them."""
+    return Counter(record.stage_id for record in view.replicas() if record.ready)
 
 
 def _complete(view: ReplicaView, wanted: Mapping[int, int]) -> bool:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from omnibus.broker.connection import Connection
     from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.registry.holds import Hold
     from omnibus.registry.record import ReplicaRecord
     from omnibus.registry.view import ReplicaView
     from omnibus.settings import Settings
@@ -38,6 +39,8 @@ class Snapshot:
     now: float
     system_account: bool = True
     """Whether one is known here, as the orchestrators need it to hear of lost connections."""
+    holds: Mapping[int, Hold] = field(default_factory=dict)
+    """What operators have decided for stages."""
 
     def queued(self, stage_id: int) -> int:
         """Tasks of a stage on all its lanes, waiting or in hand."""
@@ -55,6 +58,7 @@ class Snapshot:
                     "stage_id": stage.stage_id,
                     "name": stage.name,
                     "engine": stage.engine,
+                    "hold": self.holds[stage.stage_id].word if stage.stage_id in self.holds else None,
                     "queued": self.queued(stage.stage_id),
                     "replicas": [self._replica(one) for one in self.replicas if one.stage_id == stage.stage_id],
                 }
@@ -66,7 +70,8 @@ class Snapshot:
         """For a terminal: a line a replica."""
         from rich.table import Table  # noqa: PLC0415
 
-        caption = None if self.system_account else _NO_SYSTEM_ACCOUNT
+        held = [f"stage {self.spec.stage(one).name} is {hold.word}" for one, hold in sorted(self.holds.items())]
+        caption = "\n".join([*held, *([] if self.system_account else [_NO_SYSTEM_ACCOUNT])]) or None
         table = Table(
             title=self.spec.name, title_justify="left", caption=caption, caption_justify="left", box=None, header_style="bold"
         )  # fmt: skip
@@ -84,6 +89,7 @@ class Snapshot:
         return {
             "replica": record.replica,
             "status": str(record.status),
+            "paused": record.paused,
             "slots": record.slots,
             "in_flight": record.in_flight,
             "queue_length": record.queue_length,
@@ -143,9 +149,11 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
 
 async def _snapshot(connection: Connection, spec: PipelineSpec, view: ReplicaView, *, system_account: bool) -> Snapshot:
     from omnibus.broker.work import WorkQueue  # noqa: PLC0415
+    from omnibus.registry.holds import Holds  # noqa: PLC0415
 
     depths = await WorkQueue(connection, spec.name).depths()
-    return Snapshot(spec, view.replicas(), depths, time.time(), system_account)
+    holds = await Holds(connection, spec.name).of(stage.stage_id for stage in spec.stages)
+    return Snapshot(spec, view.replicas(), depths, time.time(), system_account, holds)
 
 
 async def _request(settings: Settings, pipeline: str | None, rid: str) -> None:
@@ -163,7 +171,7 @@ async def _request(settings: Settings, pipeline: str | None, rid: str) -> None:
 def _cells(replica: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         replica["replica"],
-        replica["status"],
+        f"{replica['status']}{', paused' if replica['paused'] else ''}",
         f"{replica['in_flight']}/{replica['slots']}",
         f"{replica['host']}:{replica['pid']}",
         replica["devices"],

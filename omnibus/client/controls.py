@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from omnibus.broker.connection import Connection
-from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc
+from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc, known_stages
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.holds import Hold, Holds
+from omnibus.workers.orders import pause_mode
 
 Stages = Sequence[int] | None
 """Stage ids; None: all stages, where a method says nothing else."""
 
 
 class Controls:
-    """Orders to the replicas that there are now, wherever they run; one that joins later knows nothing of them."""
+    """Orders to the replicas that there are, wherever they run.
+
+    A pause and a sleep are of the stage: they stand in the broker until they are undone, and replicas that join or start
+    again meanwhile obey them, too. Everything else is for the replicas that there are now.
+    """
 
     def __init__(self, connection: Connection, spec: PipelineSpec) -> None:
         self._connection, self._spec = connection, spec
+        self._holds = Holds(connection, spec.name)
 
     async def collective_rpc(
         self,
@@ -40,37 +48,50 @@ class Controls:
 
         `abort`: tasks in hand stop at once and go back to the queue; `wait`: they are finished first. No request is lost
         either way. `clear_cache`: forget cached prefixes, on stages that have them. Idempotent. Raises InvalidRequest for
-        another mode, EngineError when a replica does not answer.
+        another mode, EngineError when a replica does not answer; the pause stands then all the same.
         """
-        answer = await self._all("pause_generation", args=(mode,), stage_ids=stage_ids)
+        stages, hold = known_stages(self._spec, stage_ids), Hold(mode=pause_mode(mode))
+        held = await self._holds.of(stages)
+        await self._holds.place([one for one in stages if one not in held or not held[one].asleep], hold)
+        answer = await self._present("pause_generation", args=(mode,), stage_ids=stage_ids)
         cached = self._with_engine("vllm", stage_ids)
         if clear_cache and cached:
-            await self._all("reset_prefix_cache", stage_ids=cached)
+            await self._present("reset_prefix_cache", stage_ids=cached)
         return answer
 
     async def resume_generation(self, stage_ids: Stages = None) -> CollectiveAnswer:
-        """Have paused replicas take tasks again; idempotent. Raises InvalidRequest for one that is asleep."""
-        return await self._all("resume_generation", stage_ids=stage_ids)
+        """Have paused replicas take tasks again; idempotent. Raises InvalidRequest for a stage that is asleep."""
+        stages = known_stages(self._spec, stage_ids)
+        for stage_id, hold in (await self._holds.of(stages)).items():
+            if hold.asleep:
+                raise InvalidRequest(f"stage {stage_id} is asleep: wake it up", param="stage_ids")
+        await self._holds.lift(stages)
+        return await self._present("resume_generation", stage_ids=stage_ids)
 
     async def is_paused(self, stage_ids: Stages = None) -> bool:
-        """Whether all replicas are paused."""
-        return all(await self._all("is_paused", stage_ids=stage_ids))
+        """Whether all replicas are paused, and any that joins a stage without one would be."""
+        answer = await self._present("is_paused", stage_ids=stage_ids)
+        empty = set(known_stages(self._spec, stage_ids)) - {one.stage_id for one in answer.answers}
+        return all(answer) and empty <= (await self._holds.of(empty)).keys()
 
     async def sleep(self, level: int = 1, *, mode: str = "abort", stage_ids: Stages = None) -> CollectiveAnswer:
         """Have replicas give their device memory back; their tasks wait, as in a pause. All of them, or none.
 
         What cannot be undone is refused: a level other than 1, an engine that cannot wake up. Then whoever slept already
-        is woken. Idempotent. Raises InvalidRequest, or EngineError when a replica does not answer.
+        is woken, and all take tasks, also when they were paused before. Idempotent. Raises InvalidRequest, or EngineError when a replica does not answer.
         """
         answer = await self._call("sleep", args=(level, mode), stage_ids=stage_ids)
         if not answer.complete:
+            await self._holds.lift(known_stages(self._spec, stage_ids))
             await self._call("wake_up", stage_ids=stage_ids)
             answer.raise_for_partial()
+        await self._holds.place(known_stages(self._spec, stage_ids), Hold(asleep=True, mode=mode))
         return answer
 
     async def wake_up(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have sleeping replicas load their weights back and take tasks again; idempotent."""
-        return await self._all("wake_up", stage_ids=stage_ids)
+        await self._holds.lift(known_stages(self._spec, stage_ids))
+        return await self._present("wake_up", stage_ids=stage_ids)
 
     async def is_sleeping(self, stage_ids: Stages = None) -> bool:
         """Whether all replicas are asleep."""
@@ -100,6 +121,12 @@ class Controls:
     async def _all(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
         """Raises unless everybody did it."""
         answer = await self._call(method, args=args, stage_ids=stage_ids)
+        answer.raise_for_partial()
+        return answer
+
+    async def _present(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
+        """The same of an order that stands: a stage without replicas lacks nobody."""
+        answer = replace(await self._call(method, args=args, stage_ids=stage_ids), empty_stages=())
         answer.raise_for_partial()
         return answer
 

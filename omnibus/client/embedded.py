@@ -18,7 +18,7 @@ from omnibus.orchestrator.witness import SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.claims import ClaimBook
 from omnibus.registry.pipelines import deploy_pipeline
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.record import ReplicaRecord
 from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
 from omnibus.settings import Settings
@@ -126,7 +126,7 @@ async def _wait_up(view: ReplicaView, spec: PipelineSpec, timeout: float) -> Non
 
 
 def _missing(records: list[ReplicaRecord], spec: PipelineSpec) -> list[str]:
-    up = Counter(record.stage_id for record in records if record.status is ReplicaStatus.UP)
+    up = Counter(record.stage_id for record in records if record.ready)
     return [
         f"stage {stage.name!r} ({up[stage.stage_id]} of {stage.num_replicas} replicas)"
         for stage in spec.stages

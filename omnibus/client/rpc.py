@@ -86,7 +86,7 @@ async def collective_rpc(
     arguments that cannot be sent, BrokerUnavailable when the replicas cannot be looked up. What a replica raises, and that
     one does not answer, is part of the answer.
     """
-    stages = _stages(spec, stage_ids)
+    stages = known_stages(spec, stage_ids)
     seconds = _seconds(timeout)
     order = _encoded(Rpc(method=method, args=tuple(args), kwargs=dict(kwargs or {})))
     replicas = [record for record in await _replicas(connection, spec.name) if record.stage_id in stages]
@@ -123,7 +123,8 @@ async def _replicas(connection: Connection, pipeline: str) -> list[ReplicaRecord
     return sorted(listening, key=lambda record: (record.stage_id, len(record.replica), record.replica))
 
 
-def _stages(spec: PipelineSpec, stage_ids: Sequence[int] | None) -> tuple[int, ...]:
+def known_stages(spec: PipelineSpec, stage_ids: Sequence[int] | None) -> tuple[int, ...]:
+    """The stages that are meant, each once; raises InvalidRequest for one that there is not."""
     known = tuple(stage.stage_id for stage in spec.stages)
     if stage_ids is None:
         return known

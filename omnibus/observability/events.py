@@ -56,6 +56,8 @@ class LogEvent(StrEnum):
     REPLICA_UP = "replica.up"
     REPLICA_STATS = "replica.stats"
     """Its load, where `--log-stats` is on."""
+    REPLICA_HELD = "replica.held"
+    """Its whole stage is paused or asleep by an operator's order, and so is it."""
     REPLICA_DRAINING = "replica.draining"
     REPLICA_DOWN = "replica.down"
     REPLICA_RESTARTING = "replica.restarting"

@@ -81,7 +81,8 @@ async def list_deployed(connection: Connection) -> list[Deployed]:
     if await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is None:
         return []
     bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
-    entries = [await bucket.get(key) for key in await bucket.keys()]
+    names = [key for key in await bucket.keys() if subjects.is_name(key)]  # stages' holds are beside them
+    entries = [await bucket.get(name) for name in names]
     return [found for entry in entries if entry is not None and (found := _decoded(entry)) is not None]
 
 

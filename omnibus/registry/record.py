@@ -34,6 +34,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     connection: str = ""
     """Name of its connection to the broker, which disconnect events carry."""
     status: ReplicaStatus = ReplicaStatus.STARTING
+    paused: bool = False
+    """Whether it drains because of a pause, and will be up again; not because it leaves."""
     directed: bool = False
     """Whether it takes tasks from a lane of its own, too."""
     queue_length: int = 0
@@ -57,6 +59,11 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     @property
     def key(self) -> tuple[int, str]:
         return self.stage_id, self.replica
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes tasks, or would but for a pause."""
+        return self.status is ReplicaStatus.UP or (self.paused and self.status is ReplicaStatus.DRAINING)
 
     @property
     def alive(self) -> bool:

@@ -220,6 +220,11 @@ def replica_key(stage_id: int, replica: str) -> str:
     return f"{stage_id}.{check_name(replica, 'replica')}"
 
 
+def hold_key(pipeline: str, stage_id: int) -> str:
+    """Key of a stage's hold in the bucket of pipelines, beside the pipelines, whose names have no dots."""
+    return f"{check_name(pipeline, 'pipeline')}.hold.{stage_id}"
+
+
 DEAD_LETTERS = "dead."
 """What the keys of dead letters in the ledger begin with."""
 

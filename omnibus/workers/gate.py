@@ -43,7 +43,9 @@ class Gate:
     async def open(self, puller: Puller) -> None:
         """Take tasks from this puller, unless the replica is paused."""
         self._puller, self._coming = puller, 0
-        if not self.paused:
+        if self.paused:
+            await self._set_status(ReplicaStatus.DRAINING)
+        else:
             await self._let_in(puller)
 
     def close(self) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from omnibus.errors import InvalidRequest
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.registry.holds import Hold, HoldWatch
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.gate import Gate, PauseMode
 
 SLEEP_LEVEL = 1
 """Weights leave the device and come back. Level 2 drops them, and nothing here would load them again."""
+
+_PAUSED_FROM_THE_START = Hold(mode="")
+
+log = get_logger(__name__)
 
 
 class Orders:
@@ -21,6 +29,8 @@ class Orders:
         """`restart` has the replica leave in order and come back; None where nobody would start it again."""
         self._engine, self._gate, self._come_back = engine, gate, restart
         self._asleep = False
+        self._turning = asyncio.Lock()
+        self._obeyed: Hold | None = None
         self._own: Mapping[str, Callable[..., Awaitable[Any]]] = {
             "pause_generation": self._pause,
             "resume_generation": self._resume,
@@ -30,6 +40,27 @@ class Orders:
             "is_sleeping": self._is_sleeping,
             "restart": self._restart,
         }
+
+    def begin(self, hold: Hold | None) -> None:
+        """Know what is decided for the stage before the first task can come."""
+        if hold is not None:
+            self._gate.paused, self._obeyed = True, _PAUSED_FROM_THE_START
+
+    async def obey(self, holds: HoldWatch) -> None:
+        """Do what is decided for the whole stage, until cancelled. A replica that was told directly has done it by then."""
+        while True:
+            self._obeyed = await holds.other_than(self._obeyed)
+            try:
+                await self._follow(self._obeyed)
+            except Exception as error:  # noqa: BLE001 whatever the engine raises: the replica must go on
+                log.warning(LogEvent.REPLICA_HELD, hold=self._obeyed and self._obeyed.word, error=str(error))
+
+    async def _follow(self, hold: Hold | None) -> None:
+        if hold is None:
+            await (self._wake_up() if self._asleep else self._resume())
+            return
+        log.warning(LogEvent.REPLICA_HELD, hold=hold.word)
+        await (self._sleep(mode=hold.mode) if hold.asleep else self._pause(hold.mode))
 
     async def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Raises InvalidRequest for what does not exist or cannot be undone, and whatever the engine raises."""
@@ -50,7 +81,7 @@ class Orders:
 
     async def _pause(self, mode: str = PauseMode.ABORT) -> None:
         """Return when nothing is in hand any more."""
-        await self._gate.pause(_mode(mode))
+        await self._gate.pause(pause_mode(mode))
 
     async def _resume(self) -> None:
         if self._asleep:
@@ -67,10 +98,13 @@ class Orders:
         """Pause, and let the engine sleep; takes tasks again when it cannot. Idempotent."""
         if level != SLEEP_LEVEL:
             raise InvalidRequest(f"sleep level {level} cannot be undone here; only {SLEEP_LEVEL} can", param="level")
-        if self._asleep:
-            return
+        async with self._turning:
+            if not self._asleep:
+                await self._fall_asleep(pause_mode(mode))
+
+    async def _fall_asleep(self, mode: PauseMode) -> None:
         was_paused = self._gate.paused
-        await self._gate.pause(_mode(mode))
+        await self._gate.pause(mode)
         try:
             await self._engine.rpc("sleep", (), {})
         except BaseException:
@@ -81,14 +115,16 @@ class Orders:
 
     async def _wake_up(self) -> None:
         """Take tasks again, also when it was paused before it slept. Idempotent."""
-        if not self._asleep:
-            return
-        await self._engine.rpc("wake_up", (), {})
-        self._asleep = False
-        await self._gate.resume()
+        async with self._turning:
+            if not self._asleep:
+                return
+            await self._engine.rpc("wake_up", (), {})
+            self._asleep = False
+            await self._gate.resume()
 
 
-def _mode(name: str) -> PauseMode:
+def pause_mode(name: str) -> PauseMode:
+    """The mode of this name; raises InvalidRequest."""
     try:
         return PauseMode(name)
     except ValueError as error:

@@ -27,6 +27,7 @@ from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.director import Director
 from omnibus.registry.heartbeat import Registration
+from omnibus.registry.holds import HoldWatch
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import subjects
@@ -101,9 +102,11 @@ class Replica:
         self._service = self._make_service()
         self._gate = Gate(stage.slots, self._claims, self._set_status)
         come_back = self._restart if self._options.supervised else None
+        self._orders = Orders(self._engine, self._gate, restart=come_back)
+        self._holds = HoldWatch(conn, spec.name, stage.stage_id)
         self._control = ControlDesk(
             conn, spec.name, stage.stage_id,
-            orders=Orders(self._engine, self._gate, restart=come_back), claims=self._claims,
+            orders=self._orders, claims=self._claims,
             cancellations=self._cancellations, journal=self._journal, saying=self._saying,
         )  # fmt: skip
         self._registration = self._make_registration()
@@ -136,7 +139,7 @@ class Replica:
         Raises CheckpointMissing, StageStartError or another ConfigError when the engine does not start, EngineDead when it
         dies. Cancelling it leaves every task in hand to the others, as a death would.
         """
-        async with self._director, self._registration:
+        async with self._director, self._holds, self._registration:
             unhook = self._conn.on_reconnect(self._registration.hurry)
             try:
                 await self._load_engine()
@@ -159,6 +162,7 @@ class Replica:
     async def _serve(self) -> None:
         """Take tasks until the end is near, then see those in hand through."""
         await self._control.listen()
+        self._orders.begin(self._holds.hold)
         async with asyncio.TaskGroup() as jobs:
             watch = jobs.create_task(self._watch_engine(), name="engine-watch")
             while not self._ending.is_set():
@@ -177,9 +181,11 @@ class Replica:
             receiving = jobs.create_task(self._receive(puller, jobs), name="receive")
             await self._gate.open(puller)
             log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
+            obeying = jobs.create_task(self._orders.obey(self._holds), name="obey")
             if not self._ending.is_set():
                 await self._turn.wait()
             self._gate.close()
+            obeying.cancel()
             receiving.cancel()
 
     async def _receive(self, puller: Puller, jobs: asyncio.TaskGroup) -> None:
@@ -274,6 +280,7 @@ class Replica:
             "queue_length": stats.running + stats.waiting + self._lanes.waiting,
             "in_flight": len(self._claims),
             "claims": self._claims.held,
+            "paused": self._gate.paused,
         }
 
     async def _registered(self, replica: str) -> None:
