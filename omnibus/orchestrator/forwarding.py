@@ -10,7 +10,7 @@ from omnibus.orchestrator.journal import Journal
 from omnibus.requests.advance import advance, fail, needs_record
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
-from omnibus.wire.envelope import AttemptFailed, DeadlinePassed, Event, event_rid
+from omnibus.wire.envelope import AttemptFailed, DeadlinePassed, Event, StageFailed, StageResult, event_rid
 from omnibus.wire.failure import Failure
 
 ATTEMPTS = 5
@@ -87,6 +87,13 @@ class Forwarder:
     async def _read(self, rid: str) -> Entry | None:
         return await self._performer.ledger.read(rid)
 
+    async def _readable(self, rid: str) -> Entry | None:
+        """The record; None also for a name that none can bear, and for one that is damaged: nobody can end it."""
+        try:
+            return await self._read(rid) if subjects.is_name(rid) else None
+        except InvalidRequest:
+            return None
+
     async def _fail(self, delivery: Delivery, error: Exception, *, dead: bool = False) -> None:
         """End the request that the subject names; nothing when it has ended, or is not known.
 
@@ -95,7 +102,7 @@ class Forwarder:
         rid = subjects.parse_rid(delivery.subject)
         self._journal.poisonous(delivery, error)
         for _ in range(CONFLICTS):
-            entry = await self._read(rid) if subjects.is_name(rid) else None  # no record can bear another name
+            entry = await self._readable(rid)
             if entry is None:
                 return
             effects = fail(entry.record, Failure.of(error), dead=dead)
@@ -114,4 +121,8 @@ def _decode(delivery: Delivery) -> Event:
     event: Event = codec.decode(delivery.data, Event)
     if event_rid(event) != subjects.parse_rid(delivery.subject):
         raise InvalidRequest(f"an event of {event_rid(event)!r} came on {delivery.subject!r}")
+    if isinstance(event, StageResult | StageFailed) and all(
+        stage.stage_id != event.stage_id for stage in event.ticket.route.stages
+    ):
+        raise InvalidRequest(f"the route of {event_rid(event)!r} has no stage {event.stage_id}")
     return event

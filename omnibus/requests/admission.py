@@ -31,6 +31,8 @@ MEDIA_ENGINES = frozenset({"vllm"})
 """Engines with a processor for the media of a prompt, which takes `mm_processor_kwargs`."""
 MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
+MAX_TENANT = 256
+"""Characters of a tenant's name."""
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
@@ -52,6 +54,8 @@ def validate(spec: PipelineSpec, request: Request) -> Route:
         raise InvalidRequest(
             f"pipeline {spec.name!r} has no lane {request.lane!r}; it has {', '.join(spec.lanes)}", param="lane"
         )
+    if len(request.tenant) > MAX_TENANT:  # it is part of every record
+        raise RequestTooLarge(f"tenant may have {MAX_TENANT} characters", param="tenant")
     if len(msgspec.msgpack.encode(request.trace)) > MAX_TRACE_BYTES:  # it travels in every envelope
         raise RequestTooLarge(f"trace may have {MAX_TRACE_BYTES} bytes", param="trace")
     if request.deadline is not None and not request.deadline >= MIN_DEADLINE:

@@ -32,7 +32,7 @@ def decode(data: bytes, kind: type[T] | Any) -> T:
     """Decode a typed envelope; raises InvalidRequest when the bytes are not one."""
     try:
         return _decoder(kind).decode(data)  # type: ignore[no-any-return, arg-type]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"malformed envelope: {error}") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from omnibus.broker.effects import Performer
-from omnibus.errors import BrokerError, BrokerRefused, EngineDead, RequestTooLarge
+from omnibus.errors import BrokerError, BrokerRefused, EngineDead, EngineError, RequestTooLarge
 from omnibus.pipeline.route import Forwarding, Route, Target
 from omnibus.requests.advance import linear_tasks, needs_event
 from omnibus.requests.effects import Effect, PublishEvent
@@ -104,6 +104,8 @@ class TaskService:
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 whatever an engine raises is judged, logged and counted
             return error
+        except SystemExit as error:  # of a stage's own code: it would end the replica, and with it the tasks of others
+            return EngineError(f"the stage's code called exit({error.code})")
 
     async def _stop(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> None:
         if work.done():

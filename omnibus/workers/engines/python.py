@@ -129,7 +129,7 @@ class PythonEngine:
             yield value
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: _guarded(call))
 
     def _load(self) -> Any:
         try:
@@ -146,6 +146,14 @@ class PythonEngine:
             return dict(declared)
         final = self._stage.final_output_type
         return {final: final} if final else {"value": "json"}
+
+
+def _guarded(call: Callable[[], Any]) -> Any:
+    """No future can hold a StopIteration: whoever waits for it would wait for ever."""
+    try:
+        return call()
+    except StopIteration as error:
+        raise RuntimeError("the stage's code raised StopIteration") from error
 
 
 class _Pieces:
