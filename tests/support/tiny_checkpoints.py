@@ -15,6 +15,8 @@ WORDS = (
 )
 SPECIALS = ("<pad>", "<end>", "<user>", "<assistant>")
 END_ID = 1
+HALVES = ("Ã", "©")
+"""The two bytes of "é", each a token, as a byte-level tokenizer writes them."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -26,8 +28,11 @@ CODEBOOKS = 2
 CONDITION_WIDTH = 32
 
 
-def make_llm(folder: Path, *, vocabulary: int = 64, tokenizer: bool = True) -> Path:
-    """A Qwen3 of 3 layers × 64 with a context of 128 and, where wanted, a tokenizer with a chat template."""
+def make_llm(folder: Path, *, vocabulary: int = 64, tokenizer: bool = True, halves: bool = False) -> Path:
+    """A Qwen3 of 3 layers × 64 with a context of 128 and, where wanted, a tokenizer with a chat template.
+
+    With `halves` the last two tokens are halves of a character.
+    """
     torch.manual_seed(7)
     config = transformers.Qwen3Config(
         vocab_size=vocabulary,
@@ -46,14 +51,16 @@ def make_llm(folder: Path, *, vocabulary: int = 64, tokenizer: bool = True) -> P
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
     if tokenizer:
-        make_tokenizer(vocabulary).save_pretrained(folder)
+        make_tokenizer(vocabulary, halves=halves).save_pretrained(folder)
     return folder
 
 
-def make_tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
+def make_tokenizer(vocabulary: int, *, halves: bool = False) -> transformers.PreTrainedTokenizerFast:
     """Byte-level words, so that any ids decode to text and single spaces survive."""
     words = [*SPECIALS, *WORDS, *(f"Ġ{word}" for word in WORDS)]
     words += [f"w{i}" for i in range(vocabulary - len(words))]
+    if halves:
+        words[-len(HALVES) :] = HALVES
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
