@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import msgspec
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from omnibus.broker.clock import ASK, ASK_TIMEOUT, ServerClock
-from omnibus.broker.link import Callback, Hook, Link, Subscription
+from omnibus.broker.link import Callback, Link, Subscription
 from omnibus.broker.replies import Message, Transient, status_of
 from omnibus.errors import BrokerRefused, BrokerUnavailable, RevisionConflict
 from omnibus.observability.metrics import Metrics
@@ -152,22 +152,18 @@ async def connect(
     deadline: float = 5.0,
     credentials: Path | None = None,
     metrics: Metrics | None = None,
-    on_disconnect: Hook | None = None,
-    on_reconnect: Hook | None = None,
+    clock: bool = True,
 ) -> AsyncIterator[Connection]:
     """Connect to a server or a cluster (`url` may name several, comma-separated) for as long as the context lasts.
 
     `name` is what disconnect events carry; `role` makes the inbox prefix `_INBOX_<role>`, which permissions go by.
-    Raises BrokerUnavailable when no server answers within `deadline` seconds.
+    `clock` measures the server's time; not for a user who may publish nothing. Raises BrokerUnavailable when no server
+    answers within `deadline` seconds.
     """
     connection = Connection(url, name, metrics)
-    if on_disconnect is not None:
-        connection.on_disconnect(on_disconnect)
-    if on_reconnect is not None:
-        connection.on_reconnect(on_reconnect)
     await connection.open(role=role, deadline=deadline, credentials=credentials)
     try:
-        async with connection.clock.kept():
+        async with connection.clock.kept() if clock else nullcontext():
             yield connection
     finally:
         await connection.close()

@@ -26,8 +26,8 @@ from omnibus.wire import subjects
 
 AT_ONCE = "Client Closed"
 """The reason that the server gives for a closed socket, such as a killed process's, unless data was under way to it."""
-DEBOUNCE = 0.2
-"""Seconds that a client has to come back after any other end of its connection."""
+DEBOUNCE = 0.15
+"""Seconds that a client has to come back after any other end of its connection; measured in docs/adr/0006."""
 _RETRY = 5.0
 """Seconds between attempts to reach the system account."""
 
@@ -70,7 +70,8 @@ class DisconnectWitness:
             await asyncio.sleep(_RETRY)
 
     async def _listen(self, system: SystemAccount) -> None:
-        async with connect(system.url, name=f"witness-{os.getpid()}", role="observer", metrics=self._metrics) as conn:
+        name, metrics = f"witness-{os.getpid()}", self._metrics
+        async with connect(system.url, name=name, role="observer", metrics=metrics, clock=False) as conn:
             queue = f"orchestrators-{self._view.pipeline}"
             await conn.subscribe(subjects.disconnects(system.account), self._hear, queue=queue)
             await asyncio.get_running_loop().create_future()  # until cancelled: the connection heals itself

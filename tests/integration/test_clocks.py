@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 
-from omnibus.broker.connection import connect
+from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.observability.metrics import Metrics
+from omnibus.orchestrator.witness import DisconnectWitness, SystemAccount
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.verdict import Judge
+from omnibus.registry.view import ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving
@@ -54,6 +60,19 @@ async def test_requests_are_served_and_expire_in_time_when_the_clock_was_stepped
         late = await producer.submit(spec, Request(prompt="hi", deadline=0.6, sampling_params=hung))
         assert (await late.result()).state is RequestState.EXPIRED
         assert 0.5 < time.monotonic() - began < 10.0
+
+
+async def test_witness_asks_for_nothing_when_its_user_may_only_listen(
+    nats_server: EmbeddedServer, connection: Connection, pipeline: str
+) -> None:
+    """What is refused counts as an alarm, and would be asked for ever."""
+    metrics, view = Metrics(), ReplicaView(connection, pipeline, timeout=1.0)
+    judge = Judge(connection, pipeline, ClaimBook(connection, pipeline))
+    system = SystemAccount(url=nats_server.system_url, account="OMNI")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await DisconnectWitness(view, judge, metrics).run(system)
+    assert metrics.registry.get_sample_value("omnibus_broker_permission_denied_total") == 0
 
 
 async def test_task_is_run_when_the_workers_clock_is_ahead(
