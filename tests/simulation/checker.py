@@ -1,0 +1,220 @@
+"""What must hold in every interleaving: looked at with every write to the ledger, every task, every run and at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from omnibus.client.events import Ended, OutputArrived, Result, TextPiece
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
+from omnibus.wire import codec
+from omnibus.wire.control import Cancel
+from omnibus.wire.envelope import StageResult, Task
+from omnibus.workers.engines.protocol import Job
+from tests.simulation.streams import Stored, Stream
+
+if TYPE_CHECKING:
+    from omnibus.client.events import ClientEvent
+    from tests.simulation.broker import Broker
+
+
+class Checker:
+    """Knows the promises; collects what breaks them."""
+
+    def __init__(self, spec: PipelineSpec, broker: Broker) -> None:
+        self._spec, self._broker = spec, broker
+        self.violations: list[str] = []
+        self.accepted: dict[str, str] = {}
+        """What was accepted, with its prompt."""
+        self.records: dict[str, Record] = {}
+        """As the ledger has them."""
+        self.retried: set[str] = set()
+        """What an operator asked to be run again."""
+        self._ends: Counter[tuple[str, int]] = Counter()
+        self._told: dict[tuple[str, int], tuple[str, tuple[str, ...]]] = {}
+        self._newest: dict[tuple[str, int], str] = {}
+        self._given_back: Counter[str] = Counter()
+        self._stopped: set[tuple[str, str]] = set()
+        self.followers: dict[str, int] = {}
+        """Of requests whose end somebody waits for, how many do."""
+
+    def fail(self, what: str) -> None:
+        if what not in self.violations:
+            self.violations.append(what)
+
+    def accept(self, rid: str, prompt: str) -> None:
+        if self.accepted.setdefault(rid, prompt) != prompt:
+            self.fail(f"{rid} was accepted with two prompts")
+
+    # While it runs
+
+    def stored(self, stream: Stream, stored: Stored) -> None:
+        """Something was stored."""
+        if stream is self._broker.ledger:
+            self._written(stored)
+        elif stream is self._broker.work and ".task." in stored.subject:
+            self._queued(codec.decode(stored.data, Task))
+
+    def ran(self, stage: StageSpec, job: Job, replica: str) -> None:
+        """A replica begins with a job."""
+        self._newest[job.rid, stage.stage_id] = replica
+        if (replica, job.rid) in self._stopped:
+            self.fail(f"{job.rid}: {replica} runs stage {stage.stage_id} and had heard that it was stopped")
+        names = {self._spec.stage(source).name for source in stage.input_sources}
+        if set(job.stage_input.sources) != names:
+            self.fail(f"{job.rid}: stage {stage.stage_id} runs without all of its inputs")
+        if job.attempt > self._spec.max_attempts:
+            self.fail(f"{job.rid}: stage {stage.stage_id} runs at attempt {job.attempt}")
+
+    def is_newest(self, result: StageResult) -> bool:
+        """Whether nobody began with that stage after the one whose result it is."""
+        return self._newest.get((result.ticket.rid, result.stage_id)) == result.replica
+
+    def stopped(self, process: str, order: Cancel) -> None:
+        """A process has heard that requests are over. One that failed may be opened again."""
+        for rid in order.rids:
+            record = self.records.get(rid)
+            if record is not None and record.state in (RequestState.CANCELLED, RequestState.EXPIRED):
+                self._stopped.add((process, rid))
+
+    def given_back(self, ack_subject: str) -> None:
+        """A verdict gave a delivery back."""
+        self._given_back[ack_subject] += 1
+        if self._given_back[ack_subject] > 1:
+            self.fail(f"given back twice: {ack_subject}")
+
+    def heard(self, rid: str, events: list[ClientEvent]) -> None:
+        """What one follower was told, until its end."""
+        ended = events[-1] if events else None
+        if not isinstance(ended, Ended):
+            return
+        self._answered(rid, ended.result)
+        if ended.result.state is not RequestState.DONE:
+            return
+        for event in events:
+            if isinstance(event, OutputArrived):
+                stage = event.output.stage_id
+                if event.output.text != _text_of(ended.result, stage):
+                    self.fail(f"{rid}: a follower was told another output of stage {stage} than the answer's")
+        if not self._is_random(ended.result):
+            self._check_streams(rid, events, ended.result)
+
+    def _written(self, stored: Stored) -> None:
+        key = stored.subject.rpartition("$KV.")[2].partition(".")[2]
+        if key.startswith("dead.") or not stored.data:
+            return
+        record, before = codec.decode(stored.data, Record), self.records.get(key)
+        self.records[key] = record
+        if before is not None and _is_told_more(before, record):
+            return
+        if before is not None and before.state.terminal:
+            self._reopened(before, record)
+        if record.state.terminal:
+            self._ended(record)
+
+    def _reopened(self, before: Record, after: Record) -> None:
+        if before.state is not RequestState.FAILED or after.state is not RequestState.OPEN:
+            self.fail(f"{after.rid} went from {before.state} to {after.state}")
+        elif after.rid not in self.retried:
+            self.fail(f"{after.rid} was opened again, and nobody had asked for it")
+
+    def _ended(self, record: Record) -> None:
+        run = record.rid, record.ticket.run
+        self._ends[run] += 1
+        if self._ends[run] > 1:
+            self.fail(f"{record.rid} ended twice in run {run[1]}")
+        finals = {stage.stage_id for stage in record.ticket.route.finals}
+        if record.state is RequestState.DONE and set(record.outputs) != finals:
+            self.fail(f"{record.rid} is done without all of its outputs")
+
+    def _queued(self, task: Task) -> None:
+        wanted = set(task.ticket.route[task.stage_id].sources)
+        if set(task.inputs) != wanted:
+            self.fail(f"{task.ticket.rid}: a task of stage {task.stage_id} has not all of its inputs")
+
+    def _answered(self, rid: str, result: Result) -> None:
+        answer = result.state.value, tuple(output.text for output in result.outputs)
+        if self._told.setdefault((rid, result.run), answer) != answer:
+            self.fail(f"{rid} was answered differently in run {result.run}: {self._told[rid, result.run]}, {answer}")
+        if result.state is RequestState.DONE and self.accepted.get(rid) is not None:
+            prompt = self.accepted[rid]
+            if any(f"({prompt})" not in output.text for output in result.outputs):
+                self.fail(f"{rid} was answered with what nobody asked for")
+
+    def _check_streams(self, rid: str, events: list[ClientEvent], result: Result) -> None:
+        for stage in {event.stage_id for event in events if isinstance(event, TextPiece)}:
+            text = "".join(event.text for event in events if isinstance(event, TextPiece) and event.stage_id == stage)
+            if text != _text_of(result, stage):
+                self.fail(f"{rid}: the stream of stage {stage} said {text!r} instead of {_text_of(result, stage)!r}")
+
+    @staticmethod
+    def _is_random(result: Result) -> bool:
+        return any("#" in output.text for output in result.outputs)
+
+    # At the end
+
+    def open_ones(self) -> set[str]:
+        return {rid for rid, record in self.records.items() if not record.state.terminal}
+
+    def queued(self) -> list[str]:
+        """Subjects of tasks, events and raw requests that wait or are in hand."""
+        waiting = (*self._broker.work.messages.values(), *self._broker.requests.messages.values())
+        return [stored.subject for stored in waiting if ".timer." not in stored.subject]
+
+    def is_settled(self) -> bool:
+        """Whether everything accepted has ended and nothing is queued; timers do not count."""
+        if self.queued() or any(self.followers.values()):
+            return False
+        return all(rid in self.records and self.records[rid].state.terminal for rid in self.accepted)
+
+    def is_over(self) -> bool:
+        """Whether nothing at all is left."""
+        if any(self.followers.values()):
+            return False
+        return not self._broker.work.messages and not self._broker.requests.messages and not self.open_ones()
+
+    def check_settled(self) -> None:
+        """Healed, given time, and before any deadline: what was accepted has ended."""
+        for rid in self.accepted:
+            record = self.records.get(rid)
+            if record is None:
+                self.fail(f"{rid} was accepted, and nothing is known of it")
+            elif not record.state.terminal:
+                self.fail(f"{rid} was accepted, is open and goes nowhere: {self.queued() or 'nothing is queued'}")
+        for rid in sorted(rid for rid, waiting in self.followers.items() if waiting):
+            self.fail(f"{rid}: somebody waits for its end and is not told")
+        for subject in self.queued():
+            self.fail(f"stays queued: {subject}")
+
+    def check_over(self) -> None:
+        """Long after the deadlines."""
+        for rid in sorted(rid for rid, waiting in self.followers.items() if waiting):
+            self.fail(f"{rid}: somebody waits for its end for ever")
+        for rid in sorted(self.open_ones()):
+            self.fail(f"{rid} is open for ever")
+        for stored in (*self._broker.work.messages.values(), *self._broker.requests.messages.values()):
+            self.fail(f"left behind: {stored.subject}")
+
+    def check_payloads(self) -> None:
+        """Nothing that only hops needed is left of what did not fail. To be asked where no late writer was possible."""
+        for stored in self._broker.objects.messages.values():
+            tokens = stored.subject.split(".")
+            rid = tokens[3]
+            if tokens[2] == "C" and len(tokens) > 4 and rid in self.records and self._is_freed(rid):
+                self.fail(f"left behind: {stored.subject}")
+
+    def _is_freed(self, rid: str) -> bool:
+        return self.records[rid].state in (RequestState.DONE, RequestState.CANCELLED, RequestState.EXPIRED)
+
+
+def _is_told_more(before: Record, after: Record) -> bool:
+    """Whether a failed one only has more of its history: news of an attempt that were late."""
+    if before.state is not RequestState.FAILED or after.state is not RequestState.FAILED:
+        return False
+    return (before.ticket.run, before.failure, before.outputs) == (after.ticket.run, after.failure, after.outputs)
+
+
+def _text_of(result: Result, stage: int) -> str | None:
+    return next((output.text for output in result.outputs if output.stage_id == stage), None)

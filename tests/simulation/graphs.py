@@ -1,0 +1,49 @@
+"""The pipelines that are simulated, each as small as its point allows."""
+
+from __future__ import annotations
+
+from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
+
+HEARTBEAT = 3.0
+"""Lease of a task, virtual seconds."""
+DEADLINE = 150.0
+ATTEMPTS = 3
+
+
+def _stage(number: int, *sources: int, final: str | None = None, directed: bool = False) -> StageSpec:
+    return StageSpec(
+        stage_id=number,
+        name=f"s{number}",
+        engine="sim",
+        input_sources=sources,
+        final_output=final is not None,
+        final_output_type=final,
+        lb_policy="round-robin" if directed else "broker",
+    )
+
+
+def _direct(source: int, target: int) -> EdgeSpec:
+    return EdgeSpec(source=source, target=target, forwarding=Forwarding.DIRECT)
+
+
+def _stored(source: int, target: int, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> EdgeSpec:
+    return EdgeSpec(source=source, target=target, forwarding=forwarding, payload=PayloadRule.OBJECT)
+
+
+def _pipeline(*stages: StageSpec, edges: tuple[EdgeSpec, ...] = ()) -> PipelineSpec:
+    return PipelineSpec(
+        name="p", stages=stages, edges=edges, deadline=DEADLINE, heartbeat_timeout=HEARTBEAT, max_attempts=ATTEMPTS
+    )
+
+
+GRAPHS = {
+    "one": _pipeline(_stage(0, final="text")),
+    "line": _pipeline(_stage(0), _stage(1, 0, final="text")),
+    "stored": _pipeline(_stage(0), _stage(1, 0, final="text"), edges=(_stored(0, 1),)),
+    "direct": _pipeline(_stage(0), _stage(1, 0), _stage(2, 1, final="text"), edges=(_direct(0, 1), _direct(1, 2))),
+    "join": _pipeline(_stage(0), _stage(1, 0), _stage(2, 0), _stage(3, 1, 2, final="text"), edges=(_stored(1, 3),)),
+    "finals": _pipeline(_stage(0, final="text"), _stage(1, 0, final="json"), edges=(_direct(0, 1),)),
+    "entries": _pipeline(_stage(0), _stage(1, final="json"), _stage(2, 0, 1, final="text")),
+    "directed": _pipeline(_stage(0), _stage(1, 0, final="text", directed=True)),
+}

@@ -1,0 +1,228 @@
+"""Holes to plant: each lost, doubled or stuck a request in a sketch of this design. With any of them a seed must fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from omnibus.broker import admission
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.ledger import Ledger
+from omnibus.client import following, producer
+from omnibus.errors import RequestConflict
+from omnibus.orchestrator import forwarding
+from omnibus.orchestrator.homecoming import Homecoming
+from omnibus.registry.verdict import Judge
+from omnibus.requests import advance
+from omnibus.requests.cancellations import Cancellations
+from omnibus.requests.effects import Effect, PublishTask, ScheduleDeadline, Tell
+from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
+from omnibus.wire import codec, subjects
+from omnibus.wire.envelope import Event, StageResult
+from omnibus.wire.out import OutputReady
+from omnibus.workers import serving
+from omnibus.workers.assignment import Assignment
+from omnibus.workers.serving import TaskService
+from omnibus.workers.triage import Verdict
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+Patches = Iterable[tuple[Any, str, Any]]
+
+
+def ack_first(_world: World) -> Patches:
+    """A worker acknowledges its task, and publishes what follows from it afterwards."""
+
+    async def finish(self: TaskService, assignment: Assignment, result: StageResult) -> None:
+        await self._ack(assignment)
+        for effect in serving.following(result):
+            await self._perform(assignment, effect)
+
+    yield TaskService, "_finish", finish
+
+
+def admit_on_record(_world: World) -> Patches:
+    """A request counts as accepted when its record is there, before its task is."""
+
+    async def admit(performer: Any, record: Record) -> Any:
+        effects = admission.admission_effects(record)
+        await performer.perform([effect for effect in effects if not isinstance(effect, PublishTask)])
+        return admission.Admitted(record, attached=False)
+
+    yield producer, "admit", admit
+
+
+def message_ids_without_run(_world: World) -> Patches:
+    """Dedupe takes a re-run for a repetition."""
+    yield subjects, "message_id", lambda kind, rid, stage, _run: f"{kind}.{rid}.{stage}"
+
+
+def fenced_results(world: World) -> Patches:
+    """Only the newest attempt's result counts, though an older one's ack may have removed the task under it."""
+    real = forwarding.Forwarder._advance
+
+    async def fenced(self: Any, event: Event) -> None:
+        if isinstance(event, StageResult) and not world.checker.is_newest(event):
+            return
+        await real(self, event)
+
+    yield forwarding.Forwarder, "_advance", fenced
+
+
+def bounded_tasks(world: World) -> Patches:
+    """The stream of tasks refuses when it is full, also those who must publish there before they can acknowledge."""
+    world.broker.work.most = 2
+    return ()
+
+
+def no_nonce(_world: World) -> Patches:
+    """A creation whose acknowledgement was lost is not recognised as one's own."""
+
+    async def update(self: Bucket, key: str, data: bytes, revision: int, ttl: float | None = None) -> int:
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        return await self._write(key, data, headers if ttl is None else {**headers, "Nats-TTL": str(int(ttl))})
+
+    def resolve(existing: Record, mine: Record) -> Any:
+        raise RequestConflict(f"request id {mine.rid!r} is taken, {existing.state}")
+
+    yield Bucket, "update", update
+    yield admission, "resolve", resolve
+
+
+def two_naks_a_claim(_world: World) -> Patches:
+    """Every witness of a death gives the dead one's tasks back, whoever was first."""
+
+    async def condemn(_self: Judge, dead: Any) -> Any:
+        return dead
+
+    yield Judge, "_condemn", condemn
+
+
+def nobody_home(_world: World) -> Patches:
+    """What was directed to a replica that is gone stays on its lane."""
+
+    async def run(_self: Homecoming) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    yield Homecoming, "run", run
+
+
+def forgetful_advance(_world: World) -> Patches:
+    """An event that the record holds already has no effects: they were performed, were they not?"""
+    real = advance.advance
+
+    def decide(event: Event, record: Record | None) -> tuple[Effect, ...]:
+        is_open = isinstance(event, StageResult) and record is not None and not record.state.terminal
+        if is_open and advance._merge(event, record) == record:
+            return ()
+        return real(event, record)
+
+    yield forwarding, "advance", decide
+
+
+def no_redrive(_world: World) -> Patches:
+    """A lost payload has no consequences."""
+    yield advance, "_payload_lost", lambda _event, _record: ()
+
+
+def record_before_deadline(_world: World) -> Patches:
+    """Admission creates the record first, and schedules its deadline last."""
+    real = admission.admission_effects
+
+    def effects(record: Record) -> tuple[Effect, ...]:
+        return tuple(sorted(real(record), key=lambda effect: isinstance(effect, ScheduleDeadline)))
+
+    yield admission, "admission_effects", effects
+
+
+def dropped_deadlines(_world: World) -> Patches:
+    """A deadline that fires before its record is there is dropped."""
+
+    async def precedes(_self: Any, _event: Event) -> bool:
+        return False
+
+    yield forwarding.Forwarder, "_precedes_record", precedes
+
+
+def forgotten_cancellations(_world: World) -> Patches:
+    """What arrives of a cancelled request is served."""
+    yield Cancellations, "holds", lambda _self, *_args, **_kwargs: False
+
+
+def trust_in_dedupe(_world: World) -> Patches:
+    """Nobody looks whether a request has ended already: dedupe lets every result through once, does it not?"""
+    real = advance.advance
+
+    def decide(event: Event, record: Record | None) -> tuple[Effect, ...]:
+        if isinstance(event, StageResult) and record is not None and record.state is RequestState.DONE:
+            record = replace(record, state=RequestState.OPEN)
+        return real(event, record)
+
+    yield forwarding, "advance", decide
+
+
+def no_compare_and_set(_world: World) -> Patches:
+    """The last writer of a record wins."""
+
+    async def save(self: Ledger, record: Record, _revision: int) -> int:
+        return await self._bucket.put(record.rid, codec.encode(record))
+
+    yield Ledger, "save", save
+
+
+def shallow_purge(_world: World) -> Patches:
+    """The purge of a request misses the subjects of another depth: its tasks."""
+    yield subjects, "purge_filter", lambda pipeline, rid: f"omni.{pipeline}.event.*.*.{rid}"
+
+
+def talking_zombies(_world: World) -> Patches:
+    """Whoever missed its lease goes on as if it had not: its ack removes the task under the next one."""
+    yield Assignment, "abandoned", property(lambda _self: False)
+
+
+def endless_attempts(_world: World) -> Patches:
+    """A task is run as often as it comes."""
+    real = serving.triage
+
+    def triage(*args: Any, **kwargs: Any) -> Verdict:
+        verdict = real(*args, **kwargs)
+        return Verdict.RUN if verdict is Verdict.EXHAUSTED else verdict
+
+    yield serving, "triage", triage
+
+
+def told_what_came(_world: World) -> Patches:
+    """Followers are told the output that just came, not the one that the record holds."""
+    real = advance.advance
+
+    def decide(event: Event, record: Record | None) -> tuple[Effect, ...]:
+        def told(effect: Effect) -> Effect:
+            match effect, event:
+                case Tell(front, OutputReady(rid=rid)), StageResult(final=final) if final is not None:
+                    return Tell(front, OutputReady(rid=rid, output=final))
+            return effect
+
+        return tuple(told(effect) for effect in real(event, record))
+
+    yield forwarding, "advance", decide
+
+
+def deaf_followers(_world: World) -> Patches:
+    """Whoever waits relies on the notice of the end."""
+    yield following, "READ_EVERY", 10_000.0
+
+
+HOLES: dict[str, Callable[[World], Patches]] = {
+    hole.__name__: hole
+    for hole in (
+        ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
+        nobody_home, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines, forgotten_cancellations,
+        trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts, told_what_came,
+        deaf_followers,
+    )
+}  # fmt: skip

@@ -1,0 +1,105 @@
+"""Replicas: the product's `Replica` with an engine that says what it was given, and a registry without the noise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
+
+from omnibus.errors import EngineError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
+
+if TYPE_CHECKING:
+    from tests.simulation.loop import Process
+    from tests.simulation.world import World
+
+
+class SimEngine:
+    """Its text names the stage and all that it was given: whoever reads an answer sees how it came about."""
+
+    outputs: Mapping[str, str] = {"text": "text"}
+
+    def __init__(self, world: World, process: Process, stage: StageSpec) -> None:
+        self._world, self._process, self._stage = world, process, stage
+
+    async def generate(self, job: Job) -> AsyncIterator[Item]:
+        self._world.checker.ran(self._stage, job, self._process.name)
+        self._world.trace(self._process.name, f"runs {job.rid}, attempt {job.attempt}")
+        text = said(self._stage, job) + self._world.flavour()
+        half = len(text) // 2
+        await self._think()
+        yield _delta(text[:half])
+        if job.rid in self._world.poisonous:
+            self._world.kill(self._process, "poisoned")
+        if self._world.faults.chance(self._world.faults.engine_errors):
+            raise EngineError("out of luck")
+        await self._think()
+        yield _delta(text[half:])
+        yield Finished(outputs={"text": text})
+
+    async def abort(self, rid: str) -> None:
+        """Its generator is closed by whoever aborts."""
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def dead(self) -> Exception | None:
+        return None
+
+    async def wait_dead(self) -> Exception:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return] # it dies with its process
+
+    async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        raise NotImplementedError(method)
+
+    async def start(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    async def _think(self) -> None:
+        await asyncio.sleep(self._world.rng.choice((0.001, 0.01, 0.5, 2.0)))
+
+
+def _delta(text: str) -> TextDelta:
+    return TextDelta(text=text, token_ids=tuple(map(ord, text)))
+
+
+def said(stage: StageSpec, job: Job) -> str:
+    """What a stage makes of its inputs."""
+    sources = job.stage_input.sources
+    given = ",".join(str(sources[name]["text"]) for name in sorted(sources)) or job.stage_input.request.text()
+    return f"{stage.stage_id}({given})"
+
+
+class QuietRegistration:
+    """Takes the place of `registry.heartbeat.Registration` where nobody judges or directs: an id, and no beats."""
+
+    def __init__(
+        self, bucket: Any, record: ReplicaRecord, *, on_registered: Callable[[str], Awaitable[None]], **_: Any
+    ) -> None:
+        self.record = replace(record, replica=bucket._connection.name)
+        self._on_registered = on_registered
+
+    async def __aenter__(self) -> Self:
+        await self._on_registered(self.record.replica)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
+    async def set_status(self, status: ReplicaStatus) -> None:
+        self.record = replace(self.record, status=status)
+
+    def hurry(self) -> None:
+        return
+
+
+async def start_at_once(engine: SimEngine, *_: object, **__: object) -> None:
+    """Takes the place of `start_engine`: there are no devices to wait for."""
+    await engine.start()

@@ -1,0 +1,259 @@
+"""One interleaving: a pipeline, who serves it, who asks, what goes wrong, and what must hold all the same."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import structlog
+
+import omnibus.broker.admission
+import omnibus.orchestrator.forwarding
+import omnibus.orchestrator.service
+import omnibus.registry.view
+import omnibus.workers.lanes
+import omnibus.workers.replica
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.heartbeat import Registration
+from omnibus.wire import codec
+from omnibus.wire.control import Cancel, Control
+from omnibus.wire.request import Request
+from omnibus.workers.replica import Replica
+from tests.simulation import actors, nemesis
+from tests.simulation.broker import Broker, Wire
+from tests.simulation.checker import Checker
+from tests.simulation.connection import SimConnection
+from tests.simulation.faults import Fate, Faults
+from tests.simulation.graphs import DEADLINE, GRAPHS
+from tests.simulation.holes import HOLES
+from tests.simulation.loop import Process, VirtualLoop, virtual_time
+from tests.simulation.pulling import SimPuller
+from tests.simulation.replicas import QuietRegistration, start_at_once
+from tests.simulation.streams import Stored, Stream
+from tests.simulation.watching import SimWatch
+
+SETTLES = 70.0
+"""Seconds after everything is healed in which what was accepted ends: leases, retries and put-backs take that long."""
+_ADMISSION = 15.0
+"""Instead of a minute, in which one deadline is looked at sixty times."""
+_TAKEN_DOWN = 20.0
+"""Seconds in which a process that was killed while it was suspended is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one seed."""
+
+    seed: int
+    violations: tuple[str, ...]
+    trace: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join((*self.trace, f"seed {self.seed}:", *(f"  {what}" for what in self.violations)))
+
+
+class World:
+    """Everything there is in one interleaving."""
+
+    def __init__(self, seed: int, *, traced: bool = False, hole: str | None = None) -> None:
+        self._hole = hole
+        self.seed, self._traced, self.lines = seed, traced, list[str]()
+        self.rng = random.Random(seed)
+        self.loop = VirtualLoop()
+        self.graph = self.rng.choice(sorted(GRAPHS))
+        self.spec = GRAPHS[self.graph]
+        self.broker = Broker(self.loop, self.rng, self.spec, self.trace)
+        self.checker = Checker(self.spec, self.broker)
+        self.faults = Faults(self, self.rng)
+        self.broker.on_stored = self._stored
+        self.watches: list[SimWatch] = []
+        self.connections: dict[Process, SimConnection] = {}
+        self.poisonous: set[str] = set()
+        """Requests that kill whoever runs them."""
+        self.unserved = self.rng.choice(self.spec.stages).stage_id if self.rng.random() < 0.05 else None
+        """A stage without replicas: what needs it ends by its deadline."""
+        self.replicas: dict[Process, Replica] = {}
+        self.judges: dict[Process, ClaimBook] = {}
+        """Orchestrators, and what each has heard of claims."""
+        self.is_random = self.rng.random() < 0.3
+        """Whether engines say something else at every attempt."""
+        self.has_registry = self.graph == "directed" or self.rng.random() < 0.1
+        """Whether replicas beat, and witnesses of their deaths speak."""
+        self._flavours = 0
+        self._is_over = False
+        self._serving: dict[Process, Callable[[], None]] = {}
+
+    @property
+    def now(self) -> float:
+        return self.loop.time() + 1_700_000_000.0
+
+    def run(self) -> Outcome:
+        """See it through."""
+        with ExitStack() as stack:
+            stack.enter_context(virtual_time(self.loop, self.seed))
+            for place, name, substitute in self._substitutes():
+                stack.enter_context(patch.object(place, name, substitute))
+            if self._hole is not None:
+                for place, name, substitute in HOLES[self._hole](self):
+                    stack.enter_context(patch.object(place, name, substitute))
+            self._live()
+            self._take_down()
+        for failure in self.loop.failures:
+            self.checker.fail(f"nobody caught {failure!r}")
+        return Outcome(self.seed, tuple(self.checker.violations), tuple(self.lines))
+
+    def process(self, name: str) -> tuple[Process, SimConnection]:
+        """A new process with its connection."""
+        process = Process(self.loop, name)
+        connection = process.context.run(SimConnection, self, process, name)
+        self.connections[process] = connection
+        return process, connection
+
+    def serve(self, name: str, start: Callable[[Process, SimConnection], Any]) -> None:
+        """Run a process, and another one like it whenever it has died."""
+        if self._is_over:
+            return
+        process, connection = self.process(name)
+        self._serving[process] = lambda: self.serve(f"{name}i", start)
+        process.spawn(start(process, connection))
+
+    def kill(self, process: Process, why: str) -> None:
+        """SIGKILL. Its supervisor, where it has one, starts another a while later."""
+        if process.dead:
+            return
+        self.trace(process.name, f"dies {why}")
+        process.kill()
+        self.broker.subscriptions = [one for one in self.broker.subscriptions if one._connection.process is not process]
+        again = self._serving.pop(process, None)
+        if again is not None:
+            self.broker.at(self.loop.time() + self.rng.choice((0.05, 0.5, 4.0)), again)
+            nemesis.testify(self, process)
+
+    def leave(self, process: Process) -> None:
+        """It ended in order, and is started again."""
+        self.trace(process.name, "has left")
+        again = self._serving.pop(process, None)
+        if again is not None:
+            self.broker.at(self.loop.time() + 0.05, again)
+
+    def accept(self, rid: str, request: Request, connection: SimConnection) -> None:
+        """A producer has its acknowledgement."""
+        if not connection.process.dead:
+            self.trace(connection.name, f"{rid} is accepted")
+            self.checker.accept(rid, request.text())
+
+    @contextmanager
+    def waiting(self, rid: str, connection: SimConnection) -> Iterator[None]:
+        """Somebody waits for the end of a request."""
+        if connection.process.dead:
+            yield
+            return
+        self.checker.followers[rid] = self.checker.followers.get(rid, 0) + 1
+        try:
+            yield
+        finally:
+            self.checker.followers[rid] -= 1
+
+    @property
+    def serving(self) -> Sequence[Process]:
+        return tuple(self._serving)
+
+    def flavour(self) -> str:
+        self._flavours += 1
+        return f"#{self._flavours}" if self.is_random else ""
+
+    # What happened
+
+    def trace(self, who: str, what: str) -> None:
+        if self._traced:
+            self.lines.append(f"{self.loop.time():10.4f}  {who:<14} {what}")
+
+    def answered(self, connection: SimConnection, message: Wire) -> None:
+        """An ack or a NAK has arrived."""
+        _, _, _, consumer, count, seq, *_ = message.subject.split(".")
+        self.trace(connection.name, f"{message.data.decode()} {consumer} #{seq}, delivery {count}")
+        if message.data == b"-NAK" and connection.process in self.judges and consumer.startswith("stage-"):
+            self.checker.given_back(message.subject)
+
+    def heard(self, connection: SimConnection, message: Wire) -> None:
+        """A core message was taken in."""
+        if message.subject.endswith(".ctl.all"):
+            order: Control = codec.decode(message.data, Control)
+            if isinstance(order, Cancel):
+                self.checker.stopped(connection.process.name, order)
+
+    def told(self, who: str, subject: str, reply: Wire, fate: Fate) -> None:
+        """A request was carried out."""
+        if self._traced:
+            answer = reply.data[:120].decode(errors="replace") if not reply.headers else str(dict(reply.headers))[:120]
+            self.trace(who, f"{subject} → {answer}{'' if fate is Fate.FINE else ' (never heard)'}")
+
+    def _stored(self, stream: Stream, stored: Stored) -> None:
+        self.checker.stored(stream, stored)
+        if stream is self.broker.replicas:
+            for watch in self.watches:
+                watch.hear(stored)
+
+    # Its life
+
+    def _live(self) -> None:
+        self.trace("world", f"{self.graph}, {vars(self.faults)}")
+        actors.cast(self)
+        nemesis.begin(self)
+        self.loop.run(self.faults.lasts)
+        self._heal()
+        self._settle()
+        if self.checker.violations:
+            return
+        self.poisonous.clear()
+        if actors.retry_failed(self):
+            self._settle()
+        if not self.checker.is_over():
+            self._stop_replicas()
+            self.loop.run(self.loop.time() + DEADLINE + SETTLES, self.checker.is_over)
+            self.checker.check_over()
+
+    def _stop_replicas(self) -> None:
+        """What is open now, nobody was told is accepted: its deadline ends it without a worker."""
+        for process in [process for process in self.serving if process in self.replicas]:
+            del self._serving[process]
+            self.kill(process, "for good")
+
+    def _settle(self) -> None:
+        self.loop.run(self.loop.time() + SETTLES, self.checker.is_settled)
+        if self.unserved is None:
+            self.checker.check_settled()
+
+    def _heal(self) -> None:
+        self.trace("world", "is healed")
+        self.faults.heal()
+
+    def _take_down(self) -> None:
+        self._is_over = True
+        self._serving.clear()
+        for process in self.connections:
+            process.kill()
+        self.loop.run(self.loop.time() + _TAKEN_DOWN)
+
+    def _substitutes(self) -> tuple[tuple[Any, str, Any], ...]:
+        return (
+            (omnibus.orchestrator.service, "Puller", SimPuller),
+            (omnibus.workers.lanes, "Puller", SimPuller),
+            (omnibus.registry.view, "Watch", SimWatch),
+            (omnibus.workers.replica, "Registration", Registration if self.has_registry else QuietRegistration),
+            (omnibus.workers.replica, "start_engine", start_at_once),
+            (omnibus.orchestrator.forwarding, "ADMISSION", _ADMISSION),
+            (importlib.metadata, "version", lambda _name: "0"),  # it reads files
+        )
+
+
+def simulate(seed: int, *, traced: bool = False, hole: str | None = None) -> Outcome:
+    """Run one seed, with a hole planted if one is named; the same every time."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    return World(seed, traced=traced, hole=hole).run()
