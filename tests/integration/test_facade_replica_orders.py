@@ -189,3 +189,21 @@ async def test_profilers_are_started_where_they_are_set_up_only(connection: Conn
     bare = msgspec.structs.replace(spec, stages=(llm(0),))
     with pytest.raises(InvalidRequest, match=r"no stage .* has a profiler: .*`profiler_config`"):
         await Controls(connection, bare).stop_profile()
+
+
+@pytest.mark.parametrize("clear", [True, False])
+async def test_caches_are_cleared_with_a_pause_unless_it_says_otherwise(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, clear: bool
+) -> None:
+    spec = PipelineSpec(
+        name=pipeline, stages=(sim(0), StageSpec(stage_id=1, name="llm", engine="vllm", model="m", input_sources=(0,)))
+    )
+    controls, called = Controls(connection, spec), []
+
+    async def note(method: str, *_: Any, stage_ids: Any = None) -> CollectiveAnswer:
+        called.append((method, stage_ids))
+        return CollectiveAnswer(method, ())
+
+    monkeypatch.setattr(controls, "collective_rpc", note)
+    await controls.pause_generation(clear_cache=clear)
+    assert called == [("pause_generation", None), *([("reset_prefix_cache", [1])] if clear else [])]

@@ -1,8 +1,6 @@
-"""Input processors and Python stages for tests of graphs."""
+"""Input processors for tests of graphs."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from omnibus.workers.engines.protocol import EngineInput, StageInput
 
@@ -18,9 +16,3 @@ def break_on_poison(stage_input: StageInput) -> EngineInput:
     if "poison" in stage_input.request.text():
         raise ZeroDivisionError("a bug of a processor")
     return EngineInput(text=stage_input.request.text())
-
-
-def what_it_got(stage_input: StageInput) -> dict[str, Any]:
-    """What crossed the wire beside the prompt."""
-    request = stage_input.request
-    return {"json": {"trace": request.trace, "priority": request.priority, "sources": sorted(stage_input.sources)}}
