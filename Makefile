@@ -39,8 +39,9 @@ lint: $(STAMP) ## ruff, mypy and the direction of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP) ## what a hop costs, and how often omni-tiny is right
+bench: $(STAMP) ## what a hop costs, what a flood does to others, and how often omni-tiny is right
 	@$(BIN)/python -m bench.hops
+	@$(BIN)/python -m bench.fairness
 	@$(BIN)/python -m bench.quality
 
 train: $(STAMP) ## train omni-tiny anew, under 20 minutes on two cores
