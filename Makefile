@@ -2,6 +2,7 @@
 .PHONY: help setup demo test test-full chaos soak lint bench train clean
 
 PYTHON ?= python3
+MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -32,6 +33,9 @@ test-full: test ## the same, and the scenarios and presets on real engines
 
 chaos: $(STAMP) ## kill, hang, cut off and poison everything under load; CHAOS_SEED, CHAOS_ONLY
 	@$(BIN)/python -m tests.chaos
+
+soak: $(STAMP) ## mixed load and kills for MINUTES (30), and whether anything grows
+	@MINUTES=$(MINUTES) $(BIN)/python -m tests.chaos.soak
 
 lint: $(STAMP) ## ruff, mypy and the direction of imports
 	@$(BIN)/ruff check .

@@ -5,6 +5,8 @@ Base units (seconds, bytes); labels are bounded sets (pipeline, stage, state), n
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -51,6 +53,7 @@ class Metrics:
         self.errors = self._counter("errors", "Unexpected exceptions caught at a task's root", "where")
         self.reconnects = self._counter("broker_reconnects", "Connections to the broker re-established")
         self.permission_denied = self._counter("broker_permission_denied", "Calls that the broker refused")
+        self._gauge("asyncio_tasks", "Tasks on the event loop that is asked").set_function(_tasks)
         self.pulls_reissued = self._counter("pulls_reissued", "Pull requests sent again after a loss", "stage")
 
     def _add_http(self) -> None:
@@ -65,3 +68,11 @@ class Metrics:
 
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
         return Histogram(f"{_PREFIX}_{name}", help_text, labels, buckets=_LATENCIES, registry=self.registry)
+
+
+def _tasks() -> float:
+    """Of the running loop; 0 off any loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

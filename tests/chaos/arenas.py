@@ -24,9 +24,9 @@ HEARTBEAT = 2.0
 """Seconds of silence after which a replica of the sim pipeline counts as dead."""
 WORDS = 24
 """Of a streamed text."""
-POISON = "poison"
+POISON = "kills-its-replica"
 """What the ids of requests contain that kill every replica that runs them."""
-BROKEN = "broken"
+BROKEN = "fails-every-time"
 """What the ids of requests contain on which the engine fails every time."""
 
 SIM = f"""

@@ -36,11 +36,18 @@ class Battle:
         """Those that are up."""
         return [one for one in self.cluster.view.replicas(stage_id) if one.status is ReplicaStatus.UP]
 
+    def in_hand(self, *replicas: ReplicaRecord) -> tuple[tuple[str, int], ...]:
+        """(request id, stage) of what replicas hold, as far as they said: without what has ended since."""
+        claims, ledger = self.arena.claims, self.arena.ledger
+        return tuple(
+            (rid, one.stage_id) for one in replicas for rid, _ in claims.held(one) if not ledger.all_ended([rid])
+        )
+
     async def victim(self, stage_id: int, *, busy: bool = True) -> ReplicaRecord:
         """A replica to strike; a busy one has tasks in hand."""
 
         def found() -> ReplicaRecord | None:
-            candidates = [one for one in self.replicas(stage_id) if not busy or self.arena.claims.held(one)]
+            candidates = [one for one in self.replicas(stage_id) if not busy or self.in_hand(one)]
             return self.random.choice(candidates) if candidates else None
 
         one = await eventually(found, self.arena.within, what=f"a replica of stage {stage_id} to strike")
@@ -49,8 +56,7 @@ class Battle:
 
     def strike_replica(self, one: ReplicaRecord, number: signal.Signals) -> None:
         """Send a signal to a replica's process, and note what it had in hand."""
-        held = tuple((rid, one.stage_id) for rid, _ in self.arena.claims.held(one))
-        self.note(number.name, f"replica {one.stage_id}.{one.replica}", held)
+        self.note(number.name, f"replica {one.stage_id}.{one.replica}", self.in_hand(one))
         os.kill(one.pid, number)
 
     def strike(self, name: str, number: signal.Signals) -> None:

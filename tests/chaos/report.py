@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from tests.chaos.checker import Verdict
 from tests.chaos.failover import quantile
 from tests.chaos.scenario import Outcome
 
@@ -36,17 +37,21 @@ def row(outcome: Outcome) -> str:
 
 def totals(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Sums over all rows; failovers are those of killed replicas."""
-    verdicts = [outcome.verdict for outcome in outcomes]
     times = [value for outcome in outcomes if outcome.nemesis.timed for value in outcome.verdict.failovers]
-    sums = ("accepted", "done", "failed", "lost", "duplicated", "stream_breaks", "left_behind")
+    return sums([outcome.verdict for outcome in outcomes], times)
+
+
+def sums(verdicts: Sequence[Verdict], failovers: Sequence[float]) -> dict[str, float]:
+    """What the line of JSON says."""
+    counts = ("accepted", "done", "failed", "lost", "duplicated", "stream_breaks", "left_behind")
     return {
-        **{name: sum(getattr(verdict, name) for verdict in verdicts) for name in sums},
-        "failover_p50_ms": round(1000 * quantile(times, 0.5), 1),
-        "failover_p99_ms": round(1000 * quantile(times, 0.99), 1),
+        **{name: sum(getattr(verdict, name) for verdict in verdicts) for name in counts},
+        "failover_p50_ms": round(1000 * quantile(failovers, 0.5), 1),
+        "failover_p99_ms": round(1000 * quantile(failovers, 0.99), 1),
     }
 
 
-def json_line(numbers: dict[str, float]) -> str:
+def json_line(numbers: Mapping[str, object]) -> str:
     return msgspec.json.encode(numbers).decode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -152,3 +153,22 @@ def test_metrics_have_base_units_and_bounded_labels() -> None:
     metrics = vars(Metrics(CollectorRegistry()))
     labels = {label for metric in metrics.values() for label in getattr(metric, "_labelnames", ())}
     assert labels <= allowed
+
+
+async def test_metrics_count_the_tasks_of_the_loop_when_asked_on_one() -> None:
+    metrics = Metrics()
+    before = _tasks(metrics)
+    waiting = [asyncio.create_task(asyncio.sleep(60)) for _ in range(3)]
+    assert _tasks(metrics) == before + 3
+    for task in waiting:
+        task.cancel()
+
+
+def test_metrics_count_no_tasks_when_there_is_no_loop() -> None:
+    assert _tasks(Metrics()) == 0
+
+
+def _tasks(metrics: Metrics) -> float:
+    value = metrics.registry.get_sample_value("omnibus_asyncio_tasks")
+    assert value is not None
+    return value

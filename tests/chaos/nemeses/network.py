@@ -53,7 +53,7 @@ async def black_hole(battle: Battle) -> None:
 
 async def _for_a_while(battle: Battle, what: str, act: Callable[[], None], proxy: Proxy) -> None:
     one = _replica(battle)
-    held = tuple((rid, STAGE) for rid, _ in battle.arena.claims.held(one)) if one is not None else ()
+    held = battle.in_hand(one) if one is not None else ()
     battle.history.add(Fault(what=what, target="far side", held=held, until=time.time() + OUTAGE))
     act()
     await asyncio.sleep(OUTAGE)  # how long the network fails is what is tried
@@ -83,7 +83,7 @@ async def _far(battle: Battle) -> AsyncIterator[Proxy]:
 async def _until_busy(battle: Battle) -> None:
     def busy() -> bool:
         one = _replica(battle)
-        return one is not None and bool(battle.arena.claims.held(one))
+        return one is not None and bool(battle.in_hand(one))
 
     await eventually(busy, battle.arena.within, what="the far replica has something in hand")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 
 from tests.chaos.arenas import HEARTBEAT
 from tests.chaos.battle import Battle
+
+Act = Callable[[Battle], Awaitable[None]]
 
 KILLS = 10
 """Replicas that are killed, one after the other: enough tasks for a quantile."""
@@ -28,8 +31,7 @@ async def kill_replica(battle: Battle) -> None:
 async def stop_replica(battle: Battle) -> None:
     for stage_id in battle.random.sample([0, 1, 2], 2):
         one = await battle.victim(stage_id)
-        held = tuple((rid, stage_id) for rid, _ in battle.arena.claims.held(one))
-        await battle.freeze(one.pid, f"replica {stage_id}.{one.replica}", HEARTBEAT + 1.5, held)
+        await battle.freeze(one.pid, f"replica {stage_id}.{one.replica}", HEARTBEAT + 1.5, battle.in_hand(one))
         await battle.crowd.more(BETWEEN)
         await battle.cluster.wait_up()
 
@@ -45,7 +47,7 @@ async def end_replica(battle: Battle) -> None:
 async def kill_supervisor(battle: Battle) -> None:
     """Its replicas die with it."""
     for stage_id in battle.random.sample([0, 1, 2, 3], 2):
-        battle.note("SIGKILL", f"supervisor {stage_id}", _held(battle, stage_id))
+        battle.note("SIGKILL", f"supervisor {stage_id}", battle.in_hand(*battle.replicas(stage_id)))
         await battle.cluster.kill(f"worker-{stage_id}")
         await battle.cluster.worker(stage_id)
         await battle.crowd.more(BETWEEN)
@@ -139,9 +141,21 @@ async def at_random(battle: Battle) -> None:
         await asyncio.sleep(battle.random.uniform(0.0, 1.0))  # when the next one strikes
 
 
+def soak_acts() -> list[Act]:
+    """What may happen again and again, while the processes live on that are looked at meanwhile."""
+    return [_replica, _replica, _second_orchestrator, _nats]
+
+
+async def _second_orchestrator(battle: Battle) -> None:
+    name = battle.cluster.orchestrators[-1]
+    battle.note("SIGKILL", name)
+    await battle.cluster.kill(name)
+    await battle.cluster.orchestrator(name)
+
+
 async def _worker(battle: Battle) -> None:
     stage_id = battle.random.choice([0, 1, 2, 3])
-    battle.note("SIGKILL", f"supervisor {stage_id}", _held(battle, stage_id))
+    battle.note("SIGKILL", f"supervisor {stage_id}", battle.in_hand(*battle.replicas(stage_id)))
     await battle.cluster.kill(f"worker-{stage_id}")
     await battle.cluster.worker(stage_id)
 
@@ -175,8 +189,3 @@ async def _end_worker(battle: Battle, stage_id: int) -> None:
     await battle.cluster.stop(f"worker-{stage_id}")
     await battle.cluster.worker(stage_id)
     await battle.cluster.wait_up()
-
-
-def _held(battle: Battle, stage_id: int) -> tuple[tuple[str, int], ...]:
-    claims = battle.arena.claims
-    return tuple((rid, stage_id) for one in battle.replicas(stage_id) for rid, _ in claims.held(one))

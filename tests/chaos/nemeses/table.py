@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.chaos.arenas import HEARTBEAT
 from tests.chaos.battle import Battle
-from tests.chaos.nemeses import broker, network, processes, requests
+from tests.chaos.nemeses import broker, engines, network, processes, requests
 
 NOTICED = HEARTBEAT + 1.0
 """Seconds in which a silent death must be answered."""
@@ -71,4 +71,11 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="stop-leader", arena="three", strike=broker.stop_leader),
     Nemesis(name="roll-cluster", arena="three", strike=broker.roll_cluster),
     Nemesis(name="fill-disk", arena="disk", strike=broker.fill_disk),
+    Nemesis(name="kill-tiny-replica", arena="omni-tiny", strike=engines.kill_replica),
+    Nemesis(name="kill-engine", arena="omni-tiny", strike=engines.kill_engine),
+    Nemesis(name="stop-engine", arena="omni-tiny", strike=engines.stop_engine),
+    Nemesis(name="end-engine", arena="omni-tiny", strike=engines.end_engine),
+    Nemesis(name="kill-tiny-orch", arena="omni-tiny", strike=engines.kill_orchestrator),
+    Nemesis(name="kill-tiny-nats", arena="omni-tiny", strike=engines.kill_nats),
+    Nemesis(name="kill-tiny-door", arena="omni-tiny", strike=processes.kill_front_door),
 )

@@ -1,0 +1,1 @@
+"""`make soak`: mixed load and kills for long, and whether anything grows meanwhile."""
