@@ -91,7 +91,7 @@ class DisconnectWitness:
         try:
             if not at_once:
                 await asyncio.sleep(DEBOUNCE)
-                if self._has_beaten_since(record):
+                if self._is_back(record):
                     return
             await self._judge.declare_down(record)
         except BrokerError as error:
@@ -100,9 +100,9 @@ class DisconnectWitness:
             self._metrics.errors.labels(where="witness").inc()
             log.exception(LogEvent.TASK_CRASHED, stage=record.stage_id, replica=record.replica)
 
-    def _has_beaten_since(self, record: ReplicaRecord) -> bool:
-        """Whether a later word of the same life of a replica arrived: it beats when it is connected again."""
+    def _is_back(self, record: ReplicaRecord) -> bool:
+        """Whether the same life of a replica has beaten over another connection: it does when it is connected again."""
         return any(
-            one.instance == record.instance and one.last_heartbeat != record.last_heartbeat
+            one.instance == record.instance and one.reconnects > record.reconnects
             for one in self._view.replicas(record.stage_id)
         )

@@ -33,6 +33,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """One life of it, named like no other: its supervisor finds the record by it, and a stranger under its id is noticed."""
     connection: str = ""
     """Name of its connection to the broker, which disconnect events carry."""
+    reconnects: int = 0
+    """How often that was re-established: tells a beat after an event from one that was under way."""
     status: ReplicaStatus = ReplicaStatus.STARTING
     paused: bool = False
     """Whether it drains because of a pause, and will be up again; not because it leaves."""

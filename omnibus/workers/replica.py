@@ -280,15 +280,18 @@ class Replica:
             "queue_length": stats.running + stats.waiting + self._lanes.waiting,
             "in_flight": len(self._claims),
             "claims": self._claims.held,
+            "reconnects": self._conn.generation,
             "paused": self._gate.paused,
         }
 
     async def _registered(self, replica: str) -> None:
         before = self._lanes.replica
         self._claims.replica = self._service.replica = self._journal.replica = replica
+        self._claims.instance = self.record.instance
         await self._lanes.open(replica)
         if self._control.listening:
             await self._control.listen()  # under the new id
+            await self._claims.announce()  # what it had is others' by now
         if self._lanes.directed and before != replica:
             self._turn.set()
 
