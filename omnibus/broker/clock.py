@@ -7,6 +7,7 @@ changes nothing.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +29,7 @@ TRY_EVERY = 1.0
 ASK_TIMEOUT = 1.0
 """Seconds for an answer. It tells the time to within half of what it took."""
 SHARP = 0.25
-"""A measurement that took longer replaces none that was sharper than this, seconds."""
+"""A measurement that took longer, seconds, replaces none that was sharper."""
 
 Ask = Callable[[], Awaitable[Message]]
 
@@ -44,11 +45,12 @@ class _Answer(msgspec.Struct):
 
 
 class ServerClock:
-    """Tells the server's time, seconds since the epoch. Until it was measured, and where the server does not tell, the host's own."""
+    """Tells the server's time, seconds since the epoch; the host's own until it was measured, and where the server does not tell."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._ahead = time.time() - time.monotonic()  # of the monotonic clock
+        self._took = math.inf
         self._due = asyncio.Event()
         self.measured = False
         """Whether it is the server's time, and no longer the host's."""
@@ -93,7 +95,8 @@ class ServerClock:
                 log.warning(LogEvent.BROKER_ERROR, clock="the host's own", error=str(error))
             return
         heard = time.monotonic()
-        if self.measured and heard - asked > SHARP:
+        if heard - asked > max(SHARP, self._took):
             return
+        self._took = heard - asked
         self._ahead = answer.server.time.timestamp() - (asked + heard) / 2
         self.measured = True

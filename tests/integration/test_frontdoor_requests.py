@@ -11,10 +11,13 @@ import openai
 import pytest
 import pytest_asyncio
 
+from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
+from omnibus.broker.work import WorkQueue
 from omnibus.client.events import Result
 from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.identity import keyed_rid
+from omnibus.wire import subjects
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
 
@@ -130,15 +133,22 @@ async def test_a_request_is_cancelled_when_its_caller_leaves_the_stream(door: Fr
     await eventually(cancelled, what="cancelled")
 
 
-async def test_a_request_is_cancelled_when_its_caller_stops_waiting(door: Front) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_is_cancelled_when_its_caller_stops_waiting(
+    door: Front, connection: Connection, stream: bool
+) -> None:
+    """In a stream, before its first event."""
     before = await _cancelled_count(door)
     with pytest.raises(httpx.ReadTimeout):
-        await door.http.post("/v1/chat/completions", json=body(door, **HANG), timeout=0.5)
+        await door.http.post("/v1/chat/completions", json=body(door, stream=stream, **HANG), timeout=0.5)
 
     async def counted() -> bool:
         return await _cancelled_count(door) > before
 
     await eventually(counted, what="answered 499 to nobody")
+    (rid,) = await Bucket(connection, subjects.requests_bucket(door.spec.name)).keys()
+    assert await state_of(door, rid) == "cancelled"
+    assert await WorkQueue(connection, door.spec.name).messages() == 0
 
 
 async def test_a_request_that_misses_its_deadline_is_a_504(door: Front) -> None:
