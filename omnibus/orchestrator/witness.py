@@ -27,7 +27,7 @@ from omnibus.wire import subjects
 AT_ONCE = "Client Closed"
 """The reason that the server gives for a closed socket, such as a killed process's, unless data was under way to it."""
 DEBOUNCE = 0.15
-"""Seconds that a client has to come back after any other end of its connection; measured in docs/adr/0006."""
+"""Seconds that a client has to come back after any other end of its connection; measured in docs/adr/0008."""
 _RETRY = 5.0
 """Seconds between attempts to reach the system account."""
 
