@@ -17,7 +17,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.director import takes_directed
-from omnibus.registry.record import ReplicaRecord
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.registry.view import ReplicaChange, ReplicaView
 from omnibus.wire import subjects
 
@@ -30,8 +30,9 @@ log = get_logger(__name__)
 class Homecoming:
     """Looks after the replicas' own lanes of one pipeline.
 
-    A lane is looked at when its replica stops taking tasks. All are at the start and, where stages are directed, once a
-    heartbeat timeout: somebody who had not heard yet that a replica left may have published to its lane afterwards.
+    A lane is looked at when its replica stops taking tasks, and when one that has stopped dies. All are at the start and,
+    where stages are directed, once a heartbeat timeout: somebody who had not heard yet that a replica left may have
+    published to its lane afterwards.
     """
 
     def __init__(self, conn: Connection, spec: PipelineSpec, view: ReplicaView) -> None:
@@ -56,9 +57,9 @@ class Homecoming:
 
     def _hear(self, change: ReplicaChange) -> None:
         record = change.after or change.before
-        if record is None or takes_directed(change.after):
+        if record is None or not record.directed or takes_directed(change.after):
             return
-        if change.before is None or takes_directed(change.before):
+        if _life(change.before) != _life(change.after):  # also one that was leaving, and dies of it
             self._due.add((record.stage_id, record.replica))
             self._woken.set()
 
@@ -109,6 +110,10 @@ class Homecoming:
     def _record(self, lane: Lane) -> ReplicaRecord | None:
         stage_id, replica = lane
         return next((record for record in self._view.replicas(stage_id) if record.replica == replica), None)
+
+
+def _life(record: ReplicaRecord | None) -> tuple[str, ReplicaStatus] | None:
+    return (record.instance, record.status) if record is not None else None
 
 
 def _in_hand(record: ReplicaRecord | None) -> Container[str]:

@@ -22,7 +22,7 @@ class ClaimBook:
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
         self._conn, self._pipeline = conn, pipeline
-        self._held: dict[tuple[int, str], Held] = {}
+        self._heard: dict[tuple[int, str], Claim] = {}
         self._subscription: Subscription | None = None
 
     async def __aenter__(self) -> Self:
@@ -37,13 +37,18 @@ class ClaimBook:
             await self._subscription.unsubscribe()
 
     def held(self, record: ReplicaRecord) -> Held:
-        """What the replica said last; when it was never heard here, what its last heartbeat says."""
-        return self._held.get(record.key, record.claims)
+        """What this life of a replica said last; when it was never heard here, what its last heartbeat says.
+
+        Invariant: never what a former life under the same id said. Others have had that since, and to give it back once more
+        would take it from whoever runs it now.
+        """
+        heard = self._heard.get(record.key)
+        return heard.held if heard is not None and heard.instance == record.instance else record.claims
 
     def forget(self, record: ReplicaRecord) -> None:
         """The replica is gone, and its id may be another's soon."""
-        self._held.pop(record.key, None)
+        self._heard.pop(record.key, None)
 
     async def _hear(self, message: Message) -> None:
         claim: Claim = codec.decode(message.data, Claim)
-        self._held[claim.stage_id, claim.replica] = claim.held
+        self._heard[claim.stage_id, claim.replica] = claim

@@ -67,5 +67,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
 
     stage_id: int
     replica: str
+    instance: str = ""
+    """Which life of it."""
     held: tuple[tuple[str, str], ...]
     """(request id, ack subject) of every delivery in hand."""

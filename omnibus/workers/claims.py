@@ -24,8 +24,8 @@ class Claims:
         self._held: set[Assignment] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        self.replica = ""
-        """Whose they are."""
+        self.replica, self.instance = "", ""
+        """Whose they are, and in which life of it."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -64,5 +64,5 @@ class Claims:
 
     async def announce(self) -> None:
         """Tell everybody what the replica holds now; one core publish, which may be lost."""
-        claim = Claim(stage_id=self._stage_id, replica=self.replica, held=self.held)
+        claim = Claim(stage_id=self._stage_id, replica=self.replica, instance=self.instance, held=self.held)
         await self._conn.publish(subjects.claim(self._pipeline, self._stage_id, self.replica), codec.encode(claim))

@@ -158,6 +158,29 @@ async def test_only_what_waits_comes_home_while_its_replica_finishes_the_rest(
         assert {rid: runs[rid] for rid in rids} == dict.fromkeys(rids, 1)
 
 
+async def test_task_in_hand_comes_home_at_once_when_its_replica_dies_while_it_leaves(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=10.0)
+    hanging = one_stage(pipeline, heartbeat_timeout=10.0, engine_args={"hang_on": {"rid": "."}})
+    await ensure_layout(connection, layout_of(spec))
+    async with (
+        orchestrator(connection, spec),
+        ClaimBook(connection, pipeline) as claims,
+        Producer(connection) as producer,
+    ):
+        async with replica(connection, hanging, grace=20.0, dies=True) as leaving:
+            submission = await producer.submit(spec, HELLO)
+            await eventually(lambda: len(leaving._claims) == 1)
+            leaving.drain()
+            await eventually(lambda: leaving.record.status == "draining" and leaving.record.claims)
+            dead = leaving.record
+        async with replica(connection, spec):
+            assert await Judge(connection, pipeline, claims).declare_down(dead)
+            async with asyncio.timeout(3):  # a heartbeat timeout is 10 s
+                assert (await submission.result()).state is RequestState.DONE
+
+
 async def test_what_cannot_be_finished_in_time_is_handed_back_to_the_shared_lane(
     connection: Connection, pipeline: str
 ) -> None:
