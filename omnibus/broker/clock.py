@@ -45,7 +45,7 @@ class _Answer(msgspec.Struct):
 
 
 class ServerClock:
-    """Tells the server's time, seconds since the epoch; the host's own until it was measured, and where the server does not tell."""
+    """Tells the server's time, seconds since the epoch: until it was measured, and where no server tells, the host's own."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

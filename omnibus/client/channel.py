@@ -118,6 +118,8 @@ class Channel:
     async def resolve(self, record: Record) -> Result:
         """The result with its outputs read; raises PayloadLost."""
         ticket = record.ticket
+        if record.state.terminal:
+            self.open_requests.remove(record.rid)  # its notice may have been lost
         outputs = [await self.output(record.outputs[stage]) for stage in sorted(record.outputs)]
         return Result(
             rid=record.rid, pipeline=self.pipeline, state=record.state, created=ticket.created, deadline=ticket.deadline,

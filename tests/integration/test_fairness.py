@@ -17,6 +17,7 @@ from omnibus.errors import Overloaded
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import Request
 from tests.support.flow import serving, sim
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 FLOOD, ASKED = 240, 12
@@ -134,3 +135,23 @@ async def test_refusal_asks_for_patience_when_nothing_ends(connection: Connectio
         with pytest.raises(Overloaded) as later:
             await producer.submit(spec, Request(prompt="hi"))
     assert (at_first.value.retry_after, later.value.retry_after) == (1.0, 60.0)
+
+
+async def test_place_of_a_request_is_free_when_the_notice_of_its_end_was_lost(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = PipelineSpec(name=pipeline, stages=(sim(0, final="text"),), max_open_per_tenant=1, deadline=20.0)
+    async with serving(connection, spec) as producer:
+        channel = await producer.channel(pipeline)
+        for subscription in channel._subscriptions:
+            await subscription.unsubscribe()
+        submission = await producer.submit(spec, Request(prompt="hi", stream=False))
+
+        async def done() -> bool:
+            return (await channel.performer.ledger.read(submission.rid)).record.state.terminal  # type: ignore[union-attr]
+
+        await eventually(done)
+        with pytest.raises(Overloaded):
+            await producer.submit(spec, Request(prompt="hi"))
+        await producer.result(pipeline, submission.rid)
+        await producer.submit(spec, Request(prompt="hi"))
