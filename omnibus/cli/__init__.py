@@ -28,10 +28,9 @@ COMMANDS = {
     "submit": _Entry("submit", "Send a request: stream its text, save its image and audio."),
     "status": _Entry("status", "Show stages, replicas and queues, or one request."),
     "restart": _Entry("restart", "Restart the replicas of a stage, one after the other."),
-    "restart": _Entry("restart", "Restart the replicas of a stage, one after the other."),
     "cancel": _Entry("cancel", "Cancel requests by id."),
     "dead": _Entry("dead", "List, show, retry or drop requests whose attempts were used up."),
-    "pipeline": _Entry("pipeline", "Show, validate, deploy or list pipelines."),
+    "pipeline": _Entry("pipeline", "Show, validate, deploy, list or delete pipelines."),
     "nats": _Entry("nats", "Show or apply what the broker must hold."),
     "demo": _Entry("demo", "One sentence through omni-tiny, judged.", hidden=True),
     "version": _Entry("version", "Print the version."),
@@ -79,7 +78,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _status_of(error: BaseException) -> int:
     """Say what went wrong and return the exit code; raises what is none of ours."""
-    from omnibus.errors import ConfigError, OmnibusError, RequestError  # noqa: PLC0415 only when something failed
+    from omnibus.errors import ConfigError, OmnibusError, RequestError, StageStartError  # noqa: PLC0415 on failure only
 
     if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # from a task group
         return _status_of(error.exceptions[0])
@@ -89,6 +88,7 @@ def _status_of(error: BaseException) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, OmnibusError):
-        click.echo(f"omnibus: {' '.join(error.message.split())}", err=True)
+        has_log = isinstance(error, StageStartError)  # the last lines of a process: one below the other, the reason last
+        click.echo(f"omnibus: {error.message if has_log else ' '.join(error.message.split())}", err=True)
         return 2 if isinstance(error, (ConfigError, RequestError)) else 1
     raise error

@@ -30,11 +30,11 @@ async def _orchestrate(settings: Settings, pipeline: str | None) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415 commands import when they run
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
-    from omnibus.orchestrator.service import OrchestratorService  # noqa: PLC0415
+    from omnibus.orchestrator.deployed import DeployedOrchestrator  # noqa: PLC0415
     from omnibus.orchestrator.witness import SystemAccount  # noqa: PLC0415
 
     async with connected(settings, role="orchestrator", wait=START_WAIT) as connection:
         spec = await find_pipeline(connection, pipeline, wait=START_WAIT)
         url = discover(settings).system_url
         system = SystemAccount(url=url, account=settings.nats_account) if url is not None else None
-        await OrchestratorService(connection, spec, system=system).run()
+        await DeployedOrchestrator(connection, spec, system=system).run()

@@ -1,4 +1,4 @@
-"""`omnibus pipeline`: show, validate, deploy and list pipelines."""
+"""`omnibus pipeline`: show, validate, deploy, list and delete pipelines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group("pipeline")
 def command() -> None:
-    """Show, validate, deploy or list pipelines. PIPELINE is a file, or the name of a shipped one."""
+    """Show, validate, deploy, list or delete pipelines. PIPELINE is a file, or the name of a shipped one."""
 
 
 @command.command()
@@ -71,6 +71,27 @@ def deploy(pipeline: str, platform: str | None, nats_url: str | None, state_dir:
         click.echo(str(change))
     outcome = "deployed" if deployment.stored else "was deployed already"
     click.echo(f"{spec.name} {outcome}, revision {deployment.deployed.revision}")
+    if deployment.stored and deployment.deployed.revision > 1 and deployment.replicas:
+        replicas = f"{deployment.replicas} replica{'s' if deployment.replicas > 1 else ''}"
+        click.echo(f"{replicas} run what was deployed before: omnibus restart --all --pipeline {spec.name}")
+
+
+@command.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even while requests are open: they end without a word.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.nats
+@options.state_dir
+def delete(name: str, *, force: bool, yes: bool, nats_url: str | None, state_dir: Path | None) -> None:
+    """Remove a deployed pipeline with its answers and dead letters. Refused while requests of it are open."""
+    import sys  # noqa: PLC0415
+
+    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415
+
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"Remove {name}, its answers and its dead letters?", abort=True)
+    ask(_delete(load_settings(nats_url=nats_url, state_dir=state_dir), name, force=force))
+    click.echo(f"{name} deleted")
 
 
 @command.command("list")
@@ -99,6 +120,14 @@ async def _deploy(settings: Settings, spec: PipelineSpec) -> Deployment:
     configure_logging("warning", settings.log_format)
     async with connected(settings, role="deploy") as connection:
         return await deploy_pipeline(connection, spec, replicas=settings.nats_replicas)
+
+
+async def _delete(settings: Settings, name: str, *, force: bool) -> None:
+    from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.registry.pipelines import delete_pipeline, load_deployed  # noqa: PLC0415
+
+    async with connected(settings, role="delete") as connection:
+        await delete_pipeline(connection, await load_deployed(connection, name), force=force)
 
 
 async def _list(settings: Settings) -> list[Deployed]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.errors import ConfigError, StageStartError
-from omnibus.orchestrator.service import OrchestratorService
+from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.orchestrator.witness import SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.claims import ClaimBook
@@ -64,7 +64,7 @@ async def embedded(spec: PipelineSpec, settings: Settings, options: EmbeddedOpti
             _processes(spec, server.url, options), grace=STOP_GRACE, on_death=witness, metrics=connection.metrics
         )
         system = SystemAccount(url=server.system_url, account=settings.nats_account)
-        orchestrator = OrchestratorService(connection, spec, system=system)
+        orchestrator = DeployedOrchestrator(connection, spec, system=system)
         try:
             async with asyncio.TaskGroup() as group:
                 keepers = [

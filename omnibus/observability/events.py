@@ -87,6 +87,7 @@ class LogEvent(StrEnum):
 
     # Processes
     PIPELINE_DEPLOYED = "pipeline.deployed"
+    PIPELINE_DELETED = "pipeline.deleted"
     PIPELINE_UNREADABLE = "pipeline.unreadable"
     """Deployed by a version that writes what this one cannot read."""
     SERVER_STARTED = "server.started"

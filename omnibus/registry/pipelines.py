@@ -17,7 +17,8 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.pipeline.validation import validate
-from omnibus.wire import subjects
+from omnibus.registry.record import ReplicaRecord
+from omnibus.wire import codec, subjects
 
 log = get_logger(__name__)
 
@@ -39,6 +40,8 @@ class Deployment:
     """What the broker's layout lacked."""
     stored: bool
     """Whether the specification is new; False: this very one was deployed already."""
+    replicas: int = 0
+    """Replicas that are registered, and run what was deployed when they were started."""
 
 
 async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replicas: int = 1) -> Deployment:
@@ -57,7 +60,43 @@ async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replica
         return Deployment(Deployed(spec, found.revision), changes, stored=False)
     revision = await bucket.put(spec.name, data)
     log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=spec.name, revision=revision)
-    return Deployment(Deployed(spec, revision), changes, stored=True)
+    replicas = await _registered(connection, spec.name)
+    return Deployment(Deployed(spec, revision), changes, stored=True, replicas=replicas)
+
+
+async def _registered(connection: Connection, pipeline: str) -> int:
+    """Those that left or were declared down count for nothing."""
+    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+    entries = [await bucket.get(key) for key in await bucket.keys()]
+    records: list[ReplicaRecord] = [codec.decode(entry.value, ReplicaRecord) for entry in entries if entry is not None]
+    return sum(record.alive for record in records)
+
+
+async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: bool = False) -> None:
+    """Remove a deployed pipeline: first its specification, so that nothing more is admitted, then all that it has.
+
+    Raises PipelineError while requests of it are open, and then nothing is removed; with `force` they end with it, without
+    a word. Its answers and dead letters go in any case. Raises BrokerUnavailable; idempotent.
+    """
+    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    found = await bucket.get(spec.name)
+    if found is not None:
+        await bucket.delete(spec.name, found.revision)
+    queued = 0 if force else await _queued(connection, spec.name)
+    if queued and found is not None:
+        await bucket.create(spec.name, found.value)
+    if queued:
+        raise PipelineError(f"pipeline {spec.name!r} has open requests: {queued} messages are queued; see --force")
+    for stream in layout_of(spec).streams:
+        if stream.name != f"KV_{subjects.PIPELINES_BUCKET}":
+            await connection.find(f"STREAM.DELETE.{stream.name}")
+    log.info(LogEvent.PIPELINE_DELETED, pipeline=spec.name)
+
+
+async def _queued(connection: Connection, pipeline: str) -> int:
+    streams = (subjects.work_stream(pipeline), subjects.requests_stream(pipeline))
+    found = [await connection.find(f"STREAM.INFO.{stream}") for stream in streams]
+    return sum(int(info["state"]["messages"]) for info in found if info is not None)
 
 
 async def load_deployed(connection: Connection, name: str | None = None) -> PipelineSpec:

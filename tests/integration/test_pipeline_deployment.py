@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -14,10 +15,18 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import layout_of, plan
+from omnibus.broker.ledger import Ledger
+from omnibus.client.producer import Producer
 from omnibus.errors import InvalidName, PipelineError
+from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.pipelines import deploy_pipeline, list_deployed, load_deployed
+from omnibus.registry.pipelines import delete_pipeline, deploy_pipeline, list_deployed, load_deployed
+from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
+from omnibus.wire.request import Request
+from tests.support.directed import replica
+from tests.support.flow import sim
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -171,3 +180,61 @@ async def test_command_says_what_to_do_when_no_broker_answers(tmp_path: Path) ->
     _, err = await _omnibus("pipeline", "deploy", str(file), "--nats", "nats://127.0.0.1:9", status=1)
     assert err.startswith("omnibus: cannot reach NATS at nats://127.0.0.1:9")
     assert "OMNIBUS_NATS_URL" in err
+
+
+async def test_orchestrator_admits_by_the_new_version_when_another_is_deployed(
+    connection: Connection, pipeline: str
+) -> None:
+    """Without a restart; a request on its way goes on through the stages that it was admitted with."""
+    one = PipelineSpec(name=pipeline, stages=(sim(0, final="text"),), deadline=20.0)
+    two = PipelineSpec(name=pipeline, stages=(sim(0), sim(1, 0, final="text")), deadline=20.0)
+    await deploy_pipeline(connection, one)
+    running = asyncio.create_task(DeployedOrchestrator(connection, one).run(), name="orchestrator")
+    ledger = Ledger(connection, pipeline)
+    try:
+        await connection.js_publish(subjects.request(pipeline, "before"), b'{"prompt": "x"}')
+        await eventually(lambda: ledger.read("before"), what="admitted")
+        await deploy_pipeline(connection, two)
+        numbers = itertools.count()
+
+        async def admitted_anew() -> bool:
+            rid = f"after-{next(numbers)}"
+            await connection.js_publish(subjects.request(pipeline, rid), b'{"prompt": "x"}')
+            entry = await eventually(lambda: ledger.read(rid), 10, what="admitted")
+            return len(entry.record.ticket.route.stages) == 2
+
+        await eventually(admitted_anew, 10, what="the new version is served")
+        async with replica(connection, two, two.stages[0]), Producer(connection) as producer:
+
+            async def done() -> bool:
+                return (await producer.result(pipeline, "before")).state is RequestState.DONE
+
+            await eventually(done, 10, what="the request of the former version is done")
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_pipeline_is_deleted_with_all_it_has_unless_requests_are_open(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = _spec(pipeline)
+    await deploy_pipeline(connection, spec)
+    async with Producer(connection) as producer:
+        await producer.submit(spec, Request(prompt="x"), rid="a")
+        with pytest.raises(PipelineError, match="open requests"):
+            await delete_pipeline(connection, spec)
+        assert await load_deployed(connection, pipeline) == spec
+        await producer.cancel(pipeline, "a")
+    await delete_pipeline(connection, spec)
+    await delete_pipeline(connection, spec)
+    with pytest.raises(PipelineError, match="is not deployed"):
+        await load_deployed(connection, pipeline)
+    assert {str(change.action) for change in await plan(connection, layout_of(spec))} == {"create"}
+
+
+async def test_deployment_tells_how_many_replicas_run_the_former_version(connection: Connection, pipeline: str) -> None:
+    await deploy_pipeline(connection, _spec(pipeline))
+    async with replica(connection, _spec(pipeline)):
+        assert (await deploy_pipeline(connection, _spec(pipeline, slots=4))).replicas == 1
+    assert (await deploy_pipeline(connection, _spec(pipeline, slots=2))).replicas == 0
