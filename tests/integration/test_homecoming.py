@@ -124,6 +124,21 @@ async def test_task_comes_home_when_it_is_published_to_a_lane_without_a_consumer
         await all_home(connection, spec, log, ["late"])
 
 
+async def test_one_copy_comes_home_when_two_bring_the_same_task(connection: Connection, pipeline: str) -> None:
+    spec = one_stage(pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    await publish(connection, spec, "r7", "twice")
+    lanes = DirectedLanes(connection, pipeline)
+    found = await lanes.first(0, "r7")
+    assert found is not None
+    await lanes.bring_home(found, spec.stage_lanes, used=0)
+    await lanes.bring_home(found, spec.stage_lanes, used=0)
+    home = await lanes.first(0, "interactive")
+    assert home is not None
+    assert home.headers is not None
+    assert await lanes.first(0, "interactive", int(home.headers["Nats-Sequence"])) is None
+
+
 async def test_tasks_come_home_when_an_orchestrator_starts(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=60.0)
     await ensure_layout(connection, layout_of(spec))

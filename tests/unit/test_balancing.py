@@ -79,8 +79,7 @@ def test_value_error_when_a_queue_length_is_negative() -> None:
 def test_least_queue_length_does_not_herd_between_heartbeats() -> None:
     """Known defect of vLLM-Omni: until the next heartbeat, 5,000 of 5,000 choices fall on one replica."""
     counted = picks(LeastQueueLengthBalancer(), [replica(0, 3), replica(1, 4), replica(2, 4), replica(3, 4)], 5000)
-    assert max(counted.values()) - min(counted.values()) <= 2
-    assert counted.total() == 5000
+    assert all(1249 <= counted[index] <= 1251 for index in range(4)), counted  # one that is never chosen has no entry
 
 
 def test_choices_are_forgotten_when_the_next_heartbeat_has_counted_them() -> None:
