@@ -12,6 +12,7 @@ from omnibus.errors import PipelineError
 _PACKAGE = Path(__file__).parents[1]
 _PRESET_FOLDERS = (_PACKAGE / "_data" / "pipelines", _PACKAGE.parent / "deploy" / "pipelines")
 """Inside an installed wheel, and beside the package in a source tree."""
+_SUFFIXES = (".yaml", ".yml")
 
 
 def pipeline_file(path_or_name: str | os.PathLike[str], *, beside: Path | None = None) -> Path:
@@ -28,7 +29,7 @@ def pipeline_file(path_or_name: str | os.PathLike[str], *, beside: Path | None =
 
 def is_path(text: str) -> bool:
     """Whether this means a file, not a name."""
-    return os.sep in text or text.endswith((".yaml", ".yml"))
+    return os.sep in text or text.endswith(_SUFFIXES)
 
 
 def read_file(path: Path) -> str:
@@ -39,7 +40,9 @@ def read_file(path: Path) -> str:
         raise PipelineError("not a text file in UTF-8", file=str(path)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise PipelineError(f"cannot be read: {reason}", file=str(path)) from error
+        is_model = path.suffix not in _SUFFIXES  # such as org/name, or a checkpoint's folder
+        hint = "; a pipeline is a YAML file, and names the models of its stages" if is_model else ""
+        raise PipelineError(f"cannot be read: {reason}{hint}", file=str(path)) from error
 
 
 def presets() -> dict[str, Path]:

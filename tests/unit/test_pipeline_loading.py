@@ -254,3 +254,12 @@ def test_presets_are_listed_when_the_name_is_unknown() -> None:
 def test_every_shipped_preset_is_valid() -> None:
     for name in presets():
         assert load_pipeline(name).name
+
+
+@pytest.mark.parametrize(
+    ("given", "hinted"), [("Qwen/Qwen3-8B", True), ("/no/such/checkpoint", True), ("nothing.yaml", False)]
+)
+def test_error_says_what_a_pipeline_is_when_a_model_is_given(given: str, hinted: bool) -> None:
+    with pytest.raises(PipelineError, match="cannot be read") as caught:
+        load_pipeline(given)
+    assert ("a pipeline is a YAML file" in caught.value.message) is hinted
