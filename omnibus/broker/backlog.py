@@ -7,7 +7,7 @@ import time
 from omnibus.broker.work import WorkQueue
 from omnibus.errors import Overloaded
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.overload import Pace, messages_a_request, retry_after
+from omnibus.requests.overload import Pace, bound, messages_a_request, retry_after
 
 _FRESH = 0.25
 _MESSAGES_AT_A_TIME = 2  # of an open request: its timer, and a task or an event
@@ -25,13 +25,13 @@ class Backlog:
         self._measured, self._measured_at, self._since = 0, 0.0, 0
         self._removals = Pace()
 
-    async def take_place(self, spec: PipelineSpec) -> None:
-        """Count one more request, about to be admitted here; raises Overloaded at the bound, and BrokerUnavailable."""
-        count = await self._open_requests()
-        if count >= spec.max_open_requests:
+    async def take_place(self, spec: PipelineSpec, lane: str) -> None:
+        """Count one more request, about to be admitted to a lane; raises Overloaded at its bound, and BrokerUnavailable."""
+        count, most = await self._open_requests(), bound(spec, lane)
+        if count >= most:
             raise Overloaded(
-                f"{spec.name!r} has {spec.max_open_requests} open requests, its bound; try again later",
-                retry_after=retry_after(count - spec.max_open_requests + 1, self._pace(spec)),
+                f"{spec.name!r} has {most} open requests, its bound; try again later",
+                retry_after=retry_after(count - most + 1, self._pace(spec)),
             )
         self._since += 1
 

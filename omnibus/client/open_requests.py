@@ -25,8 +25,10 @@ class Place:
     """What is known of an open request."""
 
     tenant: str
+    asked: str
+    """The lane that it asked for."""
     lane: str
-    """That it asked for."""
+    """The one that it takes."""
     deadline: float
     """Seconds since the epoch, by the server's clock."""
 
@@ -60,11 +62,11 @@ class OpenRequests:
         self._check_tenant(spec, place.tenant)
         tenant = self._tenants.setdefault(place.tenant, _Tenant())
         tenant.open[rid] = place
-        tenant.lanes[place.lane] += 1
+        tenant.lanes[place.asked] += 1
         tenant.pace.mark(time.monotonic(), tenant.ended)
         self._tenant_of[rid] = place.tenant
         try:
-            await self._backlog.take_place(spec)
+            await self._backlog.take_place(spec, place.lane)
         except BaseException:
             self.remove(rid, ended=False)
             raise
@@ -76,7 +78,7 @@ class OpenRequests:
         if name is None:
             return
         tenant = self._tenants[name]
-        tenant.lanes[tenant.open.pop(rid).lane] -= 1
+        tenant.lanes[tenant.open.pop(rid).asked] -= 1
         if ended:
             tenant.ended += 1
             tenant.pace.mark(time.monotonic(), tenant.ended)

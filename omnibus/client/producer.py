@@ -110,7 +110,7 @@ class Producer:
         request = decode_request(body)  # a wrong type is refused here: constructors check none
         validate(spec, request)
         lane = lane_of(spec, request, channel.open_requests.count(request.tenant, request.lane))
-        place = Place(request.tenant, request.lane, arrived + patience(spec, request))
+        place = Place(request.tenant, request.lane, lane, arrived + patience(spec, request))
         is_new = await self._take_place(channel, spec, rid, place)
         attached = True
         try:

@@ -22,7 +22,7 @@ from omnibus.errors import (
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
-from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.admission import new_record, patience, resolve, unadmitted_record, validate
 from omnibus.requests.effects import Tell
 from omnibus.requests.record import Record
@@ -86,7 +86,7 @@ class Intake:
         validate(self._spec, request)
         if self._performer.clock.now() >= delivery.stored_at + patience(self._spec, request):
             raise DeadlineExceeded
-        await self._backlog.take_place(self._spec)
+        await self._backlog.take_place(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
         admitted = await admit(self._performer, await self._record(delivery, rid, request, front))
         if admitted.attached and admitted.record.state.terminal:
             await self._tell(front, Ended(rid=rid, state=admitted.record.state))

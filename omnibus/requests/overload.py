@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from omnibus.pipeline.routing import plan_route
-from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.advance import needs_event
 
 SHORTEST, LONGEST = 1.0, 60.0
@@ -24,6 +24,12 @@ def retry_after(must_end: int, pace: float | None) -> float:
     if pace is None:
         return SHORTEST
     return min(max(must_end / pace, SHORTEST), LONGEST) if pace > 0 else LONGEST
+
+
+def bound(spec: PipelineSpec, lane: str) -> int:
+    """Open requests at which one more for this lane is refused: the last tenth of room is for tenants within their share."""
+    reserved = spec.max_open_requests // 10 if lane == OVERFLOW_LANE else 0
+    return spec.max_open_requests - reserved
 
 
 def messages_a_request(spec: PipelineSpec) -> int:

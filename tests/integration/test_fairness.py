@@ -105,6 +105,18 @@ async def test_bound_of_a_tenant_is_exact_when_many_ask_at_once(connection: Conn
     assert (len(refused), len(asked)) == (15, 20)
 
 
+async def test_others_are_let_in_when_a_tenant_takes_all_the_room_that_it_is_given(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = pipeline_of(pipeline, slots=1, latency=0.0, max_open_requests=20, tenant_share=2)
+    async with serving(connection, spec, replicas=0) as producer:
+        flood = [producer.submit(spec, Request(prompt="hi", tenant="loud")) for _ in range(30)]
+        asked = await asyncio.gather(*flood, return_exceptions=True)
+        assert sum(isinstance(answer, Overloaded) for answer in asked) == 12
+        for tenant in ("quiet", "silent"):
+            await producer.submit(spec, Request(prompt="hi", tenant=tenant))
+
+
 async def test_refusal_says_how_long_it_takes_until_there_is_room(connection: Connection, pipeline: str) -> None:
     spec = pipeline_of(pipeline, slots=1, latency=0.06)
     full = msgspec.structs.replace(spec, max_open_requests=1)

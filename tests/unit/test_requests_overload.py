@@ -7,7 +7,7 @@ import pytest
 
 from omnibus.pipeline.route import Forwarding
 from omnibus.requests.admission import lane_of
-from omnibus.requests.overload import LONGEST, SHORTEST, WINDOW, Pace, messages_a_request, retry_after
+from omnibus.requests.overload import LONGEST, SHORTEST, WINDOW, Pace, bound, messages_a_request, retry_after
 from omnibus.wire.request import Request
 from tests.support.flow import line
 
@@ -70,6 +70,14 @@ def test_request_takes_the_overflow_when_its_tenant_has_its_share(
     spec = line("p", lanes=("interactive", "batch"), tenant_share=share)
     request = msgspec.structs.replace(Request(prompt="x"), lane=lane)
     assert lane_of(spec, request, others) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "lane", "expected"),
+    [(1000, "interactive", 1000), (1000, "batch", 1000), (1000, "overflow", 900), (9, "overflow", 9)],
+)
+def test_last_tenth_of_room_is_kept_from_those_beyond_their_share(most: int, lane: str, expected: int) -> None:
+    assert bound(line("p", max_open_requests=most), lane) == expected
 
 
 def test_overflow_is_served_between_interactive_and_batch() -> None:
