@@ -74,7 +74,7 @@ def _successors(found: Sequence[ReplicaRecord], record: ReplicaRecord, before: s
         one
         for one in found
         if one.instance not in before
-        and one.status is ReplicaStatus.UP
+        and one.ready
         and (one.stage_id, one.host, one.devices) == (record.stage_id, record.host, record.devices)
     ]
 

@@ -12,6 +12,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.controls import Controls
 from omnibus.client.producer import Producer
+from omnibus.client.rolling import restart_replicas
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.spec import LbPolicy, PipelineSpec
 from omnibus.registry.holds import Hold, Holds
@@ -36,7 +37,7 @@ class Fleet:
         self._running: dict[Replica, asyncio.Task[None]] = {}
 
     async def start(self, wanted: str) -> Replica:
-        made = Replica(self._connection, self._spec, self._spec.stages[0], ReplicaOptions(grace=0.1))
+        made = Replica(self._connection, self._spec, self._spec.stages[0], ReplicaOptions(grace=0.1, supervised=True))
         running = self._running[made] = asyncio.create_task(made.run(), name="replica")
         await eventually(lambda: running.done() or made.record.status == wanted, what=f"the replica is {wanted}")
         return made
@@ -67,8 +68,8 @@ async def test_replica_that_joins_or_starts_again_is_paused_until_its_stage_is_r
         second = await fleet.start("draining")
         await fleet.leave(first)
         first = await fleet.start("draining")
-        assert first.record.paused
-        assert second.record.ready, "for those who wait until everything is there"
+        for one in (first, second):
+            await eventually(lambda one=one: one.record.ready, what="it counts for those who wait until all is there")
         assert await controls.is_paused()
         waiting = await producer.submit(spec, HELLO)
         with pytest.raises(TimeoutError):
@@ -77,6 +78,19 @@ async def test_replica_that_joins_or_starts_again_is_paused_until_its_stage_is_r
         await controls.resume_generation()
         assert (await waiting.result()).state is RequestState.DONE
         assert (await fleet.start("up")).record.status == "up"
+
+
+async def test_paused_stage_can_be_restarted_and_stays_paused(connection: Connection, pipeline: str) -> None:
+    """The test is the supervisor: it starts the replica again."""
+    spec = one_stage(pipeline, "broker")
+    async with Fleet(connection, spec) as fleet:
+        first = await fleet.start("up")
+        await Controls(connection, spec).pause_generation()
+        rolling = asyncio.create_task(restart_replicas(connection, spec, 0, timeout=10), name="rolling")
+        await eventually(lambda: first.comes_back, what="the replica was told to leave")
+        await fleet.leave(first)
+        await fleet.start("draining")
+        assert await rolling == 1
 
 
 async def test_stage_without_replicas_can_be_paused_and_its_first_one_waits(
