@@ -51,6 +51,11 @@ class Params(msgspec.Struct):
         ([1, 2], Request(prompt=(1, 2))),
         ({"prompt_token_ids": [3]}, Request(prompt=(3,))),
         ({"prompt": "hi", "tenant": "t"}, Request(prompt="hi", tenant="t")),
+        ({"prompt": "hi", "affinity": "chat-7"}, Request(prompt="hi", affinity="chat-7")),
+        (
+            {"prompt": "hi", "mm_processor_kwargs": {"max_pixels": 64}},
+            Request(prompt="hi", mm_processor_kwargs={"max_pixels": 64}),
+        ),
         ({"messages": [{"role": "user", "content": "x"}]}, Request(messages=(Message(role="user", content="x"),))),
         (Request(prompt="as it is"), Request(prompt="as it is")),
     ],

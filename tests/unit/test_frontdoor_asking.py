@@ -272,3 +272,9 @@ def test_speech_and_completions_are_refused_when_the_model_cannot_do_them() -> N
 def test_speech_is_refused_when_it_asks_for_what_is_not_there(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SpeechBody.model_validate({"input": "hi", **fields})
+
+
+def test_what_steers_a_request_is_taken_from_the_body() -> None:
+    steering = {"affinity": "chat-7", "cache_salt": "mine", "mm_processor_kwargs": {"max_pixels": 64}}
+    request = chat_request(ChatBody.model_validate({"messages": [{"role": "user", "content": "hi"}], **steering}), OMNI)
+    assert {name: getattr(request, name) for name in steering} == steering
