@@ -21,6 +21,7 @@ from tests.support.tiny_adapter import adapted, make_adapter
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.timeout(300),
     pytest.mark.asyncio(loop_scope="module"),
     # vLLM and torch use each other's deprecated names while they are imported.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
