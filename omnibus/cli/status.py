@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from omnibus.settings import Settings
 
 _EVERY = 1.0
-_NO_SYSTEM_ACCOUNT = "no system account (OMNIBUS_NATS_SYSTEM_URL): only the heartbeat timeout tells of a lost host"
+_NO_SYSTEM_ACCOUNT = (
+    "no system account that lets us in (OMNIBUS_NATS_SYSTEM_URL): only the heartbeat timeout tells of a lost host"
+)
+_SYSTEM_DEADLINE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Snapshot:
     """Messages that wait or are being worked on, by consumer of the work stream."""
     now: float
     system_account: bool = True
-    """Whether one is known here, as the orchestrators need it to hear of lost connections."""
+    """Whether one is known here and lets us in, as the orchestrators need it to hear of lost connections."""
     holds: Mapping[int, Hold] = field(default_factory=dict)
     """What operators have decided for stages."""
 
@@ -132,7 +135,7 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
         connection = await stack.enter_async_context(connected(settings, role="status"))
         spec = await find_pipeline(connection, pipeline)
         view = await stack.enter_async_context(ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout))
-        system_account = discover(settings).system_url is not None
+        system_account = await reaches_system_account(discover(settings).system_url)
         live = stack.enter_context(Live(console=console)) if watch and not as_json and console.is_terminal else None
         while True:
             now = await _snapshot(connection, spec, view, system_account=system_account)
@@ -145,6 +148,20 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
             if not watch:
                 return
             await asyncio.sleep(_EVERY)
+
+
+async def reaches_system_account(url: str | None) -> bool:
+    """Whether somebody with these settings would hear of lost connections."""
+    from omnibus.broker.connection import connect  # noqa: PLC0415
+    from omnibus.errors import BrokerUnavailable  # noqa: PLC0415
+
+    if url is None:
+        return False
+    try:
+        async with connect(url, name="status", role="observer", deadline=_SYSTEM_DEADLINE):
+            return True
+    except BrokerUnavailable:
+        return False
 
 
 async def _snapshot(connection: Connection, spec: PipelineSpec, view: ReplicaView, *, system_account: bool) -> Snapshot:

@@ -198,9 +198,13 @@ async def test_observer_hears_of_a_lost_client_and_nothing_else_when_on_the_syst
             pass
         await eventually(lambda: any(b"replica-of-this-test" in data for data in heard))
         denied = observer.metrics.permission_denied
-        await observer.subscribe("$SYS.>", hear)
-        await observer.publish("omni.p.ctl.all", b"x")
-        await eventually(lambda: denied._value.get() >= 2)
+        for number, subject in enumerate(("$SYS.>", "$SYS.ACCOUNT.*.CONNECT", "omni.>", ">"), 1):
+            await observer.subscribe(subject, hear)
+            await eventually(lambda number=number: denied._value.get() >= number, what=f"{subject} is denied")
+        for subject in ("omni.p.ctl.all", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.ACCOUNT.OMNI.CONNZ"):
+            with pytest.raises(BrokerUnavailable):
+                await observer.request(subject, timeout=0.2)
+        assert denied._value.get() >= 7
 
 
 @pytest.mark.parametrize("profile", ["dev", "balanced", "durable", "cluster/node1", "cluster/node2", "cluster/node3"])

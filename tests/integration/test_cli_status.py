@@ -1,0 +1,27 @@
+"""`omnibus status` knows whether the broker would tell of lost connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.cli.status import reaches_system_account
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        (lambda server: server.system_url, True),
+        (lambda _server: None, False),
+        (lambda server: server.system_url.replace("observer:", "observer:x"), False),
+    ],
+    ids=["lets us in", "not known", "wrong password"],
+)
+async def test_system_account_counts_only_when_it_lets_us_in(
+    nats_server: EmbeddedServer, address: Callable[[EmbeddedServer], str | None], reached: bool
+) -> None:
+    assert await reaches_system_account(address(nats_server)) is reached
