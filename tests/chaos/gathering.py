@@ -44,7 +44,9 @@ class Gathering:
                 some = rids[first : first + _AT_ONCE]
                 found = await asyncio.gather(*(self._entry(producer, rid) for rid in some))
                 entries |= {rid: entry for rid, entry in zip(some, found, strict=True) if entry is not None}
-        return Evidence(ledger=entries, left=tuple(await self._left()))
+        kept = {rid for rid, entry in entries.items() if entry.state == RequestState.FAILED}
+        left = (name for name in await self._left() if _object_of(name) not in kept)
+        return Evidence(ledger=entries, left=tuple(left))
 
     def _new(self) -> set[str]:
         return self._arena.ledger.known() - self._known
@@ -86,6 +88,11 @@ class Gathering:
     async def _subjects(self, stream: str, wanted: str) -> list[str]:
         info = await self._connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": wanted})
         return list(info["state"].get("subjects") or ())
+
+
+def _object_of(name: str) -> str:
+    """The request that a stored payload belongs to: those of a failed one stay for its retry, until they expire."""
+    return name.split(".")[-2] if name.startswith("$O.") else ""
 
 
 def _started(result: Result) -> dict[int, float]:

@@ -13,6 +13,8 @@ from omnibus.wire import codec, subjects
 from tests.support.waiting import eventually
 
 _DEAD = "dead."
+_End = tuple[int, str, str, tuple[int, ...]]
+"""Run, state, error, stages with an output."""
 
 
 class LedgerWatch:
@@ -20,7 +22,7 @@ class LedgerWatch:
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._watch = Watch(connection, subjects.requests_bucket(pipeline), self._changed)
-        self._ends: dict[str, set[int]] = {}
+        self._ends: dict[str, set[_End]] = {}
 
     async def __aenter__(self) -> Self:
         await self._watch.__aenter__()
@@ -40,16 +42,19 @@ class LedgerWatch:
         return {key for key in self._watch.snapshot if not key.startswith(_DEAD)}
 
     def ends(self, rid: str) -> int:
-        """How often a request was written after it had ended, that once included."""
+        """How many different ends were written of a request. A failed one's history may still grow after its end."""
         return len(self._ends.get(rid, ()))
 
     def all_ended(self, rids: Iterable[str]) -> bool:
         """Whether the last word on every one of these is an end."""
         return all(rid in self._ends for rid in rids)
 
-    def _changed(self, key: str, value: bytes | None, revision: int) -> None:
+    def _changed(self, key: str, value: bytes | None, _revision: int) -> None:
         if value is None or key.startswith(_DEAD):
             return
         record: Record = codec.decode(value, Record)
         if record.state.terminal or key in self._ends:
-            self._ends.setdefault(key, set()).add(revision)
+            code = record.failure.code if record.failure is not None else ""
+            self._ends.setdefault(key, set()).add(
+                (record.ticket.run, record.state, code, tuple(sorted(record.outputs)))
+            )

@@ -42,9 +42,9 @@ async def fight(arena: Arena, nemesis: Nemesis, seed: int, *, keep: Path) -> Out
     gathering = Gathering(arena)
     trouble: list[str] = []
     try:
-        await _fight(arena, nemesis, seed, history)
-    except* Exception as group:  # noqa: BLE001 a scenario that does not get to its end is one of the findings
-        trouble = [f"unfinished: {error!r}" for error in _leaves(group)]
+        await _fight(arena, nemesis, seed, history, trouble)
+    except* Exception as group:  # noqa: BLE001 a client that fails is one of the findings
+        trouble += [f"unfinished: {error!r}" for error in _leaves(group)]
     accepted = {event.rid for event in history.events if isinstance(event, Accepted)}
     verdict = check(history.events, await gathering.evidence(accepted), may_fail=nemesis.may_fail)
     waited = pause(history.events)
@@ -72,7 +72,8 @@ def missed_bounds(bounds: Bounds, verdict: Verdict, waited: float) -> list[str]:
     return missed
 
 
-async def _fight(arena: Arena, nemesis: Nemesis, seed: int, history: History) -> None:
+async def _fight(arena: Arena, nemesis: Nemesis, seed: int, history: History, trouble: list[str]) -> None:
+    """Load and faults; what a nemesis could not do goes to `trouble`, and clients are told the ends of theirs all the same."""
     dice = random.Random(f"{seed} {nemesis.name}")
     label = f"{nemesis.name}-{seed}"
     async with Crowd(arena, history, arena.wishes, label=label) as crowd:
@@ -81,8 +82,9 @@ async def _fight(arena: Arena, nemesis: Nemesis, seed: int, history: History) ->
             await nemesis.strike(Battle(arena, history, crowd, dice))
             await arena.cluster.wait_up()
             await crowd.more(AFTER)
-        finally:
-            crowd.finish()
+        except Exception as error:  # noqa: BLE001 a nemesis that does not get to its end is one of the findings
+            trouble.append(f"unfinished: {error!r}")
+        crowd.finish()
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
