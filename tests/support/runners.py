@@ -1,0 +1,45 @@
+"""Which process runs a request, learned from the claims that replicas announce."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import TracebackType
+from typing import Self
+
+from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.registry.view import ReplicaView
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Claim
+from tests.support.waiting import eventually
+
+
+class Runners:
+    """Listens to the claims of a pipeline, in an `async with`."""
+
+    def __init__(self, connection: Connection, pipeline: str, view: ReplicaView) -> None:
+        self._connection, self._pipeline, self._view = connection, pipeline, view
+        self._holders: dict[tuple[int, str], str] = {}
+        self._listening: Subscription
+
+    async def __aenter__(self) -> Self:
+        self._listening = await self._connection.subscribe(subjects.claims(self._pipeline), self._hear)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._listening.unsubscribe()
+
+    async def kill(self, stage_id: int, rid: str) -> float:
+        """Kill with -9 whoever has a stage of a request in hand; returns when, in seconds of the monotonic clock."""
+        replica = await eventually(lambda: self._holders.get((stage_id, rid)), what=f"a claim on {rid}")
+        (pid,) = [record.pid for record in self._view.replicas(stage_id) if record.replica == replica]
+        os.kill(pid, signal.SIGKILL)
+        return time.monotonic()
+
+    async def _hear(self, message: Message) -> None:
+        claim: Claim = codec.decode(message.data, Claim)
+        for rid, _ack_subject in claim.held:
+            self._holders[claim.stage_id, rid] = claim.replica
