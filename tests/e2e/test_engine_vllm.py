@@ -250,7 +250,7 @@ async def test_control_methods_answer(engine: VllmEngine) -> None:
     assert await engine.rpc("is_sleeping", [], {}) is False
 
 
-@pytest.mark.parametrize("method", ["shutdown", "sleep", "no_such_thing"])
+@pytest.mark.parametrize("method", ["shutdown", "sleep", "start_profile", "stop_profile", "no_such_thing"])
 async def test_invalid_when_a_control_method_is_not_there(engine: VllmEngine, method: str) -> None:
     with pytest.raises(InvalidRequest, match=method):
         await engine.rpc(method, [], {})

@@ -96,6 +96,8 @@ class VllmCore:
             raise InvalidRequest(f"vLLM has no control method {method!r}; there are {', '.join(sorted(RPC_METHODS))}")
         if method in ("sleep", "wake_up") and not self._llm.model_config.enable_sleep_mode:
             raise InvalidRequest(f"{method} needs a GPU and `enable_sleep_mode: true` in the stage's engine_args")
+        if method in ("start_profile", "stop_profile") and self._llm.vllm_config.profiler_config.profiler is None:
+            raise InvalidRequest(f"{method} needs `profiler_config` in the stage's engine_args")
         try:
             answer = await getattr(self._llm, method)(*args, **kwargs)
         except TypeError as error:
