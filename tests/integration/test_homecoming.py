@@ -124,9 +124,15 @@ async def test_task_comes_home_when_it_is_published_to_a_lane_without_a_consumer
         await all_home(connection, spec, log, ["late"])
 
 
-async def test_one_copy_comes_home_when_two_bring_the_same_task(connection: Connection, pipeline: str) -> None:
+@pytest.mark.parametrize("older", [True, False])
+async def test_one_copy_comes_home_when_two_bring_the_same_task(
+    connection: Connection, pipeline: str, *, older: bool
+) -> None:
+    """The server has another word for a message that is gone when an older one is still there."""
     spec = one_stage(pipeline)
     await ensure_layout(connection, layout_of(spec))
+    if older:
+        await publish(connection, spec, "r8", "before")
     await publish(connection, spec, "r7", "twice")
     lanes = DirectedLanes(connection, pipeline)
     found = await lanes.first(0, "r7")
