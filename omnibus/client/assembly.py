@@ -78,13 +78,16 @@ class Assembly:
     def heard(self, stage_id: int, fence: Fence) -> tuple[int, ...] | None:
         """The tokens of what was emitted, for the attempt with this fence to go on from; None for one that is outdated.
 
+        Empty where that would serve nobody: the output is known, or earlier attempts contradict each other.
+
         Invariant: the answer and the fence are one step. What an earlier attempt said and nobody has emitted yet is dropped
         from now on; else it would be emitted beside what the new attempt makes in its place.
         """
         stage = self._stage(stage_id)
-        if not stage.admits(fence) or stage.diverged:
+        if fence < stage.fence:
             return None
-        return tuple(stage.token_ids)
+        goes_on = stage.admits(fence) and not stage.diverged
+        return tuple(stage.token_ids) if goes_on else ()
 
     def step(self, message: Step) -> Iterator[StepProgress]:
         """Progress, when it is some: an attempt that starts again is not shown until it has come further."""

@@ -84,7 +84,14 @@ def test_attempt_that_is_outdated_is_told_nothing() -> None:
 def test_nothing_is_continued_when_attempts_said_different_things() -> None:
     assembly = Assembly()
     assert heard(assembly, spoken(0, "a", "bb"), spoken(0, "X", fence=SECOND)) == "abb"
-    assert assembly.heard(0, Fence(1, 5, 3)) is None
+    assert assembly.heard(0, Fence(1, 5, 3)) == ()
+
+
+def test_nothing_is_continued_when_the_output_is_known() -> None:
+    assembly = Assembly()
+    assert heard(assembly, spoken(0, "a")) == "a"
+    assert len(list(assembly.output(text_output("a")))) == 1
+    assert assembly.heard(0, SECOND) == ()
 
 
 def test_gap_is_noticed_until_it_is_filled() -> None:

@@ -13,7 +13,7 @@ from omnibus.wire.request import Message, TextPart
 from omnibus.workers.engines.diffusers.request import PipelineShape, parse_request
 from omnibus.workers.engines.protocol import EngineInput
 from omnibus.workers.engines.vllm.arguments import sort_arguments, with_spare_slot
-from omnibus.workers.engines.vllm.sampling import check_sampling, fit_context, rejected
+from omnibus.workers.engines.vllm.sampling import check_sampling, continues, fit_context, rejected
 
 pytestmark = pytest.mark.unit
 
@@ -180,3 +180,26 @@ def test_rejected_when_the_prompt_is_empty() -> None:
     with pytest.raises(EngineRejected) as caught:
         parse_request(EngineInput(text="  "), {}, SHAPE)
     assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "goes_on"),
+    [
+        ({"temperature": 0.0}, True),
+        ({"temperature": 0.0, "seed": 3}, True),
+        ({"temperature": 0.0, "repetition_penalty": 1.2, "min_tokens": 5, "stop": ["a b"]}, True),
+        ({"temperature": 0.0, "presence_penalty": 0.5}, False),
+        ({"temperature": 0.0, "frequency_penalty": -0.5}, False),
+        ({"temperature": 0.0, "presence_penalty": 0.0}, True),
+        ({"temperature": 0.0, "bad_words": ["a b"]}, False),
+        ({"temperature": 0.0, "extra_args": {"x": 1}}, False),
+        ({"temperature": 0.7, "seed": 3}, False),
+        ({"seed": 0}, False),
+        ({}, True),
+        ({"temperature": 0.7, "presence_penalty": 0.5}, True),
+    ],
+)
+def test_text_goes_on_after_a_death_unless_it_would_change_or_can_be_made_again(
+    sampling: dict[str, Any], goes_on: bool
+) -> None:
+    assert continues(sampling) is goes_on
