@@ -77,16 +77,24 @@ class Controls:
     async def sleep(self, level: int = 1, *, mode: str = "abort", stage_ids: Stages = None) -> CollectiveAnswer:
         """Have replicas give their device memory back; their tasks wait, as in a pause. All of them, or none.
 
-        What cannot be undone is refused: a level other than 1, an engine that cannot wake up. Then whoever slept already
-        is woken, and all take tasks, also when they were paused before. Idempotent. Raises InvalidRequest, or EngineError when a replica does not answer.
+        What cannot be undone is refused: a level other than 1, an engine that cannot wake up. Then all are as they were: who
+        slept already or was paused does so still. Idempotent. Raises InvalidRequest, or EngineError when a replica does not
+        answer.
         """
+        stages = known_stages(self._spec, stage_ids)
+        before = await self._holds.of(stages)
         answer = await self._call("sleep", args=(level, mode), stage_ids=stage_ids)
         if not answer.complete:
-            await self._holds.lift(known_stages(self._spec, stage_ids))
-            await self._call("wake_up", stage_ids=stage_ids)
+            await self._undo_sleep(stages, before)
             answer.raise_for_partial()
-        await self._holds.place(known_stages(self._spec, stage_ids), Hold(asleep=True, mode=mode))
+        await self._holds.place(stages, Hold(asleep=True, mode=mode))
         return answer
+
+    async def _undo_sleep(self, stages: Sequence[int], before: Mapping[int, Hold]) -> None:
+        asleep = {stage_id for stage_id, hold in before.items() if hold.asleep}
+        await self._call("wake_up", stage_ids=[one for one in stages if one not in asleep])
+        for stage_id in before.keys() - asleep:
+            await self._call("pause_generation", args=(before[stage_id].mode,), stage_ids=[stage_id])
 
     async def wake_up(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have sleeping replicas load their weights back and take tasks again; idempotent."""

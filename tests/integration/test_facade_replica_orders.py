@@ -124,6 +124,20 @@ async def test_sleep_is_refused_when_it_cannot_be_undone(connection: Connection,
         assert len((await (await producer.submit(spec, Request(prompt="x"))).result()).outputs) == 2
 
 
+async def test_everybody_is_as_before_when_a_sleep_is_refused(connection: Connection, pipeline: str) -> None:
+    stages = (callable_stage(0), callable_stage(1), sim(2, final="json", outputs={"json": "json"}))
+    spec = PipelineSpec(name=pipeline, heartbeat_timeout=1.0, stages=stages)
+    async with serving(connection, spec):
+        controls = Controls(connection, spec)
+        await controls.pause_generation("wait", stage_ids=[0])
+        await controls.sleep(stage_ids=[1])
+        with pytest.raises(InvalidRequest, match="no control method 'sleep'"):
+            await controls.sleep()
+        assert [await controls.is_paused([stage]) for stage in (0, 1, 2)] == [True, True, False]
+        assert [await controls.is_sleeping([stage]) for stage in (0, 1, 2)] == [False, True, False]
+        assert list(await controls.collective_rpc("naps", stage_ids=[0, 1])) == [False, True]
+
+
 async def test_all_replicas_answer_at_once(connection: Connection, pipeline: str) -> None:
     """Parity: collective_rpc reaches every replica at once; one answer each."""
     spec = PipelineSpec(name=pipeline, heartbeat_timeout=1.0, stages=(callable_stage(0), callable_stage(1)))
