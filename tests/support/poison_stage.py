@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from typing import Any
 
@@ -18,6 +20,8 @@ def process(stage_input: StageInput) -> EngineInput:
             raise ZeroDivisionError("a bug of a processor")
         case "processor exits":
             sys.exit(3)
+        case "processor ends the process":
+            os._exit(3)
     return EngineInput(text=stage_input.request.text())
 
 
@@ -32,6 +36,10 @@ def first(stage_input: StageInput) -> Any:
             next(iter(()))
         case "exits":
             sys.exit(3)
+        case "ends the process":
+            os._exit(3)
+        case "is killed, as for its memory":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "sends an object":
             return object()
         case "sends a deep nest":
