@@ -47,6 +47,8 @@ class Broker:
         self.streams = {
             made.name: Stream(made.name, one_a_subject=made.name.startswith("KV_")) for made in layout.streams
         }
+        pipelines = f"KV_{subjects.PIPELINES_BUCKET}"
+        self.streams[pipelines] = Stream(pipelines, one_a_subject=True)
         self.work = self.streams[subjects.work_stream(pipeline)]
         self.requests = self.streams[subjects.requests_stream(pipeline)]
         self.ledger = self.streams[f"KV_{subjects.requests_bucket(pipeline)}"]
@@ -258,4 +260,9 @@ def _json(answer: Mapping[str, Any]) -> Wire:
 
 
 def _described(consumer: Consumer) -> dict[str, Any]:
-    return {"name": consumer.name, "num_pending": consumer.waiting(), "num_ack_pending": consumer.in_hand}
+    return {
+        "name": consumer.name,
+        "num_pending": consumer.waiting(),
+        "num_ack_pending": consumer.in_hand,
+        "delivered": {"stream_seq": consumer.reached},
+    }

@@ -110,7 +110,7 @@ class SimConnection(Connection):
         if fate is Fate.LOST:
             self.world.broker.at(arrival, lambda: _fail(answer, "it was lost"))
         else:
-            self.world.broker.at(arrival, lambda: self._ask(answer, fate, epoch, subject, data, headers))
+            self.world.broker.at(arrival, lambda: self._ask(answer, fate, epoch, Wire(subject, data, headers)))
         timer = self.world.loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
         try:
             return await answer  # type: ignore[no-any-return]
@@ -191,15 +191,14 @@ class SimConnection(Connection):
             return
         self.world.broker.core(message)
 
-    def _ask(
-        self, answer: asyncio.Future[Any], fate: Fate, epoch: int, subject: str, data: bytes, headers: Any
-    ) -> None:
+    def _ask(self, answer: asyncio.Future[Any], fate: Fate, epoch: int, question: Wire) -> None:
         if self.epoch != epoch:
             return  # the connection broke with this in its buffer
+        subject = question.subject
         if not subject.startswith("$JS.") and self.world.broker.stream_of(subject) is None:
-            self._ask_clients(answer, subject, data)
+            self._ask_clients(answer, subject, question.data)
             return
-        reply = self.world.broker.handle(subject, data, headers)
+        reply = self.world.broker.handle(subject, question.data, question.headers)
         self.world.told(self.name, subject, reply, fate)
         if self.world.faults.dies_after(self, subject):
             return

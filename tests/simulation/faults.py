@@ -43,6 +43,15 @@ class Faults:
         self.engine_errors = self._some(0.0, 0.0, 0.1, 0.5)
         self.lost_payloads = self._some(0.0, 0.0, 0.2)
 
+    def __str__(self) -> str:
+        chances = {name.strip("_"): value for name, value in vars(self).items() if isinstance(value, float) and value}
+        return f"active: {self.active}; " + ", ".join(f"{name} {value:g}" for name, value in chances.items())
+
+    @property
+    def hides_ends(self) -> bool:
+        """Whether somebody may not have heard that a request is over, and forward what is left of it once more."""
+        return self._unheard > 0.0 or self.strikes > 0.0 or self._deaths > 0.0 or self._slow > 0.0
+
     def heal(self) -> None:
         self.active = False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
 
@@ -47,3 +49,19 @@ GRAPHS = {
     "entries": _pipeline(_stage(0), _stage(1, final="json"), _stage(2, 0, 1, final="text")),
     "directed": _pipeline(_stage(0), _stage(1, 0, final="text", directed=True)),
 }
+
+
+def any_graph(rng: random.Random) -> tuple[str, PipelineSpec]:
+    """One of those above, or now and then any acyclic one of up to five stages in which every sink is final."""
+    if rng.random() < 0.8:
+        name = rng.choice(sorted(GRAPHS))
+        return name, GRAPHS[name]
+    count = rng.randint(2, 5)
+    sources = [tuple(sorted(rng.sample(range(i), min(i, rng.choice((0, 1, 1, 2)))))) for i in range(count)]
+    fed = {source for given in sources for source in given}
+    stages = [
+        _stage(i, *sources[i], final=f"m{i}" if i not in fed or rng.random() < 0.3 else None) for i in range(count)
+    ]
+    single = [(given[0], i) for i, given in enumerate(sources) if len(given) == 1]
+    edges = tuple(rng.choice((_direct, _stored))(source, target) for source, target in single if rng.random() < 0.6)
+    return "any", _pipeline(*stages, edges=edges)

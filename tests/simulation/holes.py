@@ -18,12 +18,11 @@ from omnibus.orchestrator.homecoming import Homecoming
 from omnibus.registry.verdict import Judge
 from omnibus.requests import advance
 from omnibus.requests.cancellations import Cancellations
-from omnibus.requests.effects import Effect, PublishTask, ScheduleDeadline, Tell
+from omnibus.requests.effects import Effect, PublishTask, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, StageResult
-from omnibus.wire.out import OutputReady
 from omnibus.workers import serving
 from omnibus.workers.assignment import Assignment
 from omnibus.workers.serving import TaskService
@@ -196,22 +195,6 @@ def endless_attempts(_world: World) -> Patches:
     yield serving, "triage", triage
 
 
-def told_what_came(_world: World) -> Patches:
-    """Followers are told the output that just came, not the one that the record holds."""
-    real = advance.advance
-
-    def decide(event: Event, record: Record | None) -> tuple[Effect, ...]:
-        def told(effect: Effect) -> Effect:
-            match effect, event:
-                case Tell(front, OutputReady(rid=rid)), StageResult(final=final) if final is not None:
-                    return Tell(front, OutputReady(rid=rid, output=final))
-            return effect
-
-        return tuple(told(effect) for effect in real(event, record))
-
-    yield forwarding, "advance", decide
-
-
 def deaf_followers(_world: World) -> Patches:
     """Whoever waits relies on the notice of the end."""
     yield following, "READ_EVERY", 10_000.0
@@ -222,7 +205,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
     for hole in (
         ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
         nobody_home, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines, forgotten_cancellations,
-        trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts, told_what_came,
+        trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
         deaf_followers,
     )
 }  # fmt: skip

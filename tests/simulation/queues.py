@@ -39,6 +39,11 @@ class Consumer:
     def in_hand(self) -> int:
         return len(self._pending)
 
+    @property
+    def reached(self) -> int:
+        """The last sequence that was delivered."""
+        return self._next_seq - 1
+
     def waiting(self) -> int:
         return len(self._again) + sum(1 for _ in self._stream.after(self._next_seq, self._filter))
 
