@@ -96,9 +96,9 @@ class Supervisor:
         """
         async with asyncio.TaskGroup() as group:
             stopper = group.create_task(self._stop_children(), name="supervisor-stop")
-            await asyncio.gather(
-                *(group.create_task(self._keep(child), name=f"keep-{child.name}") for child in self._children)
-            )
+            async with asyncio.TaskGroup() as keepers:  # which cancels each once: a second time would cut its end short
+                for child in self._children:
+                    keepers.create_task(self._keep(child), name=f"keep-{child.name}")
             stopper.cancel()
         if self._failure is not None:
             raise self._failure

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.wire import subjects
+from omnibus.workers import serving
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
 
@@ -52,6 +55,29 @@ async def test_hand_back_uses_up_no_attempt(connection: Connection, pipeline: st
             {"last_by_subj": subjects.task(pipeline, 0, "interactive", "a")},
         )
         assert info["message"]["seq"] > 1
+
+
+async def test_hand_back_does_not_wait_for_an_engine_that_hangs(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "ABORT_TIMEOUT", 2.0)
+    async with (
+        stage_bench(connection, pipeline, hang_on={"rid": "a"}, max_attempts=1) as bench,
+        bench.replica(grace=0.0) as leaver,
+    ):
+        leaver._engine.abort = _hang  # type: ignore[method-assign]
+        await bench.submit("a")
+        await eventually(lambda: len(leaver._claims))
+        bench.stage = replace(bench.stage, engine_args={})
+        async with bench.replica():
+            leaver.drain()
+            started = time.monotonic()
+            await bench.result("a")
+            assert time.monotonic() - started < serving.ABORT_TIMEOUT
+
+
+async def _hang(_rid: str) -> None:
+    await asyncio.Event().wait()
 
 
 async def test_two_replicas_share_the_load(connection: Connection, other_connection: Connection, pipeline: str) -> None:

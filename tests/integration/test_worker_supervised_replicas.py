@@ -98,6 +98,24 @@ async def test_replicas_leave_in_order_when_stopped(connection: Connection, pipe
         assert finished + await bench.queued() == 4
 
 
+async def test_second_signal_hands_back_at_once_what_a_drain_would_wait_for(
+    connection: Connection, pipeline: str
+) -> None:
+    async with stage_bench(connection, pipeline, max_attempts=1, heartbeat_timeout=10.0) as bench:
+        stage = with_args(bench.stage, hang_on={"rid": "^hang$"})
+        async with supervised(bench, stage, 1) as (supervisor, view):
+            (pid,) = supervisor.pids.values()
+            await bench.submit("hang")
+            await eventually(lambda: view.replicas()[0].in_flight)
+            os.kill(pid, signal.SIGTERM)
+            await view.wait_until(lambda found: found[0].status == "draining", 5)
+            os.kill(pid, signal.SIGTERM)
+            async with bench.replica() as other:
+                result = await bench.result("hang", 4)  # a drain has 5 s
+                assert result.replica == other.record.replica
+            assert supervisor.restarts == {"sim.0": 0}
+
+
 def broken(engine: EngineName, model: str = "", **engine_args: object) -> StageSpec:
     return StageSpec(
         stage_id=0, name="broken", engine=engine, model=model, engine_args=engine_args,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from omnibus.errors import StageStartError
-from omnibus.workers.supervisor import FATAL_EXIT_CODE, Death, ProcessSpec, Supervisor
+from omnibus.workers.supervisor import FATAL_EXIT_CODE, RESTART_EXIT_CODE, Death, ProcessSpec, Supervisor
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -65,6 +65,79 @@ async def test_killed_child_is_started_again_and_its_death_is_witnessed() -> Non
         assert [(death.name, death.returncode) for death in deaths] == [("child", -signal.SIGKILL)]
         assert deaths[0].instance.startswith("child-")
     assert not alive(second)
+
+
+async def test_death_is_told_at_once_when_something_left_behind_holds_the_output() -> None:
+    told = asyncio.Event()
+
+    async def witness(_death: Death) -> None:
+        told.set()
+
+    leaver = """
+    import subprocess, sys, time
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    print("left", left.pid, flush=True)
+    time.sleep(60)
+    """
+    supervisor = Supervisor([python("leaver", leaver)], on_death=witness, grace=0.1)
+    async with running(supervisor):
+        await eventually(lambda: "left" in supervisor.last_lines["leaver"], 20)
+        left = int(supervisor.last_lines["leaver"].split()[1])
+        os.kill(supervisor.pids["leaver"], signal.SIGKILL)
+        try:
+            async with asyncio.timeout(1.0):  # its output is waited for twice as long
+                await told.wait()
+        finally:
+            os.kill(left, signal.SIGKILL)
+            supervisor.stop()
+
+
+async def test_deaths_are_told_when_a_second_signal_kills() -> None:
+    """Nobody drained: others must get the tasks, whether or not the server tells of lost connections."""
+    deaths: list[Death] = []
+
+    async def witness(death: Death) -> None:
+        deaths.append(death)
+
+    supervisor = Supervisor([python("a", SLEEPER), python("b", SLEEPER)], on_death=witness)
+    run = asyncio.create_task(supervisor.run())
+    await eventually(lambda: len(supervisor.pids) == 2)
+    run.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait({run})
+    assert sorted((death.name, death.returncode) for death in deaths) == [("a", -9), ("b", -9)]
+
+
+async def test_child_that_wants_to_be_is_started_again_at_once_and_no_death_is_told(tmp_path: Path) -> None:
+    deaths: list[Death] = []
+    lives = tmp_path / "lives"
+
+    async def witness(death: Death) -> None:
+        deaths.append(death)
+
+    code = f"""
+    with open({str(lives)!r}, "a") as file:
+        file.write("x")
+    raise SystemExit({RESTART_EXIT_CODE} if len(open({str(lives)!r}).read()) < 4 else 0)
+    """
+    supervisor = Supervisor([python("rolling", code)], on_death=witness)
+    async with asyncio.timeout(20):
+        await supervisor.run()
+    assert lives.read_text() == "xxxx"
+    assert (deaths, supervisor.restarts) == ([], {"rolling": 0})
+
+
+async def test_child_that_started_once_is_tried_again_when_it_cannot(tmp_path: Path) -> None:
+    """Such as a replica after a restart: its siblings go on, and it comes back when what is missing is there."""
+    lives = tmp_path / "lives"
+    code = f"""
+    with open({str(lives)!r}, "a") as file:
+        file.write("x")
+    raise SystemExit([{RESTART_EXIT_CODE}, {FATAL_EXIT_CODE}, 0][len(open({str(lives)!r}).read()) - 1])
+    """
+    async with asyncio.timeout(20):
+        await Supervisor([python("again", code)]).run()
+    assert lives.read_text() == "xxx"
 
 
 async def test_child_that_cannot_start_is_reported_with_its_last_lines_and_ends_the_others() -> None:
