@@ -146,7 +146,6 @@ async def test_no_hold_is_left_when_a_sleep_was_refused(connection: Connection, 
     controls = Controls(connection, spec)
     async with Fleet(connection, spec) as fleet:
         replica = await fleet.start("up")
-        await controls.pause_generation()
         with pytest.raises(InvalidRequest):
             await controls.pause_generation("no such mode")
         with pytest.raises(InvalidRequest, match="no control method 'sleep'"):
