@@ -42,7 +42,7 @@ def main() -> None:
 
 
 async def run(chosen: Sequence[Nemesis], seed: int) -> list[Outcome]:
-    """Fight all, arena by arena; after one that was not clean the next has a fresh arena."""
+    """Fight all, arena by arena; after one that left anything wrong the next has a fresh arena."""
     say(f"CHAOS_SEED={seed}; one alone: make chaos CHAOS_SEED={seed} CHAOS_ONLY=<nemesis>")
     say(report.heading())
     outcomes: list[Outcome] = []
@@ -54,7 +54,7 @@ async def run(chosen: Sequence[Nemesis], seed: int) -> list[Outcome]:
 
 
 async def _fight_in(name: str, waiting: list[Nemesis], seed: int, outcomes: list[Outcome]) -> list[Nemesis]:
-    """Fight in one arena, until all are done or one was not clean; returns those that are left."""
+    """Fight in one arena, until all are done or one left something wrong; returns those that are left."""
     with tempfile.TemporaryDirectory(prefix="omnibus-chaos-", ignore_cleanup_errors=True) as folder:
         async with AsyncExitStack() as stack:
             arena: Arena = await stack.enter_async_context(ARENAS[name](Path(folder) / name))
@@ -64,6 +64,7 @@ async def _fight_in(name: str, waiting: list[Nemesis], seed: int, outcomes: list
                 say(report.row(outcome))
                 if not outcome.clean:
                     keep_logs(arena, KEEP / f"seed-{seed}" / nemesis.name)
+                if not outcome.verdict.clean:
                     return waiting[index + 1 :]
     return []
 

@@ -44,10 +44,15 @@ class Battle:
         )
 
     async def victim(self, stage_id: int, *, busy: bool = True) -> ReplicaRecord:
-        """A replica to strike; a busy one has tasks in hand."""
+        """A replica to strike; a busy one has begun a task in this moment: what it claimed before may be finished by now."""
+        before = {one.key: set(self.in_hand(one)) for one in self.replicas(stage_id)}
 
         def found() -> ReplicaRecord | None:
-            candidates = [one for one in self.replicas(stage_id) if not busy or self.in_hand(one)]
+            candidates = [
+                one
+                for one in self.replicas(stage_id)
+                if not busy or set(self.in_hand(one)) - before.setdefault(one.key, set())
+            ]
             return self.random.choice(candidates) if candidates else None
 
         one = await eventually(found, self.arena.within, what=f"a replica of stage {stage_id} to strike")

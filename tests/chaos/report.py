@@ -32,7 +32,7 @@ def row(outcome: Outcome) -> str:
         verdict.stream_breaks, verdict.left_behind, spread if times else "-", len(times), f"{1000 * outcome.pause:.0f}",
         f"{outcome.seconds:.0f}", "" if outcome.clean else "NOT CLEAN",
     ]  # fmt: skip
-    return "\n".join([_line([str(cell) for cell in cells]), *(f"    {what}" for what in verdict.complaints[:8])])
+    return "\n".join([_line([str(cell) for cell in cells]), *(f"    {what}" for what in outcome.complaints[:8])])
 
 
 def totals(outcomes: Sequence[Outcome]) -> dict[str, float]:

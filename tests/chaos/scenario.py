@@ -30,10 +30,16 @@ class Outcome:
     verdict: Verdict
     seconds: float
     pause: float
+    missed: tuple[str, ...] = ()
+    """What took longer than it may."""
 
     @property
     def clean(self) -> bool:
-        return self.verdict.clean
+        return not self.complaints
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        return (*self.verdict.complaints, *self.missed)
 
 
 async def fight(arena: Arena, nemesis: Nemesis, seed: int, *, keep: Path) -> Outcome:
@@ -48,11 +54,12 @@ async def fight(arena: Arena, nemesis: Nemesis, seed: int, *, keep: Path) -> Out
     accepted = {event.rid for event in history.events if isinstance(event, Accepted)}
     verdict = check(history.events, await gathering.evidence(accepted), may_fail=nemesis.may_fail)
     waited = pause(history.events)
-    missed = missed_bounds(nemesis.bounds, verdict, waited)
-    verdict = replace(verdict, complaints=(*trouble, *verdict.complaints, *missed))
-    if not verdict.clean:
+    verdict = replace(verdict, complaints=(*trouble, *verdict.complaints))
+    missed = tuple(missed_bounds(nemesis.bounds, verdict, waited))
+    outcome = Outcome(nemesis=nemesis, verdict=verdict, seconds=time.monotonic() - started, pause=waited, missed=missed)
+    if not outcome.clean:
         history.save(keep / f"{nemesis.name}.jsonl")
-    return Outcome(nemesis=nemesis, verdict=verdict, seconds=time.monotonic() - started, pause=waited)
+    return outcome
 
 
 def missed_bounds(bounds: Bounds, verdict: Verdict, waited: float) -> list[str]:

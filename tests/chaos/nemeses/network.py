@@ -31,7 +31,6 @@ async def cut(battle: Battle) -> None:
         proxy.drop()
         battle.note("reset", "far side")
         await battle.crowd.more(BETWEEN)
-        await _until_busy(battle)
         await _for_a_while(battle, "cut", proxy.cut, proxy)
 
 
@@ -47,13 +46,11 @@ async def slow(battle: Battle) -> None:
 async def black_hole(battle: Battle) -> None:
     """Nothing arrives and nobody is told: a lost host, until it comes back with all that it had to say."""
     async with _far(battle) as proxy:
-        await _until_busy(battle)
         await _for_a_while(battle, "black hole", proxy.black_hole, proxy)
 
 
 async def _for_a_while(battle: Battle, what: str, act: Callable[[], None], proxy: Proxy) -> None:
-    one = _replica(battle)
-    held = battle.in_hand(one) if one is not None else ()
+    held = await _held(battle)
     battle.history.add(Fault(what=what, target="far side", held=held, until=time.time() + OUTAGE))
     act()
     await asyncio.sleep(OUTAGE)  # how long the network fails is what is tried
@@ -71,7 +68,7 @@ async def _far(battle: Battle) -> AsyncIterator[Proxy]:
         env = {"OMNIBUS_NATS_URL": proxy.url, "OMNIBUS_NATS_SYSTEM_URL": system.url}
         await cluster.worker(STAGE, 1, _WORKER, env)
         await cluster.orchestrator(_ORCHESTRATOR, env)
-        await eventually(lambda: _replica(battle) is not None, battle.arena.within, what="the far replica is up")
+        await eventually(lambda: _replica(battle) is not None, 2 * battle.arena.within, what="the far replica is up")
         try:
             yield proxy
         finally:
@@ -80,12 +77,16 @@ async def _far(battle: Battle) -> AsyncIterator[Proxy]:
             await cluster.stop(_ORCHESTRATOR)
 
 
-async def _until_busy(battle: Battle) -> None:
-    def busy() -> bool:
-        one = _replica(battle)
-        return one is not None and bool(battle.in_hand(one))
+async def _held(battle: Battle) -> tuple[tuple[str, int], ...]:
+    """What the far replica has in hand, in the moment in which it begins one more task."""
 
-    await eventually(busy, battle.arena.within, what="the far replica has something in hand")
+    def held() -> set[tuple[str, int]]:
+        one = _replica(battle)
+        return set(battle.in_hand(one)) if one is not None else set()
+
+    before = held()
+    await eventually(lambda: held() - before, battle.arena.within, what="the far replica begins a task")
+    return tuple(sorted(held()))
 
 
 def _replica(battle: Battle) -> ReplicaRecord | None:

@@ -29,7 +29,7 @@ async def kill_replica(battle: Battle) -> None:
 
 
 async def stop_replica(battle: Battle) -> None:
-    for stage_id in battle.random.sample([0, 1, 2], 2):
+    for stage_id in battle.random.sample([0, 1, 2], 3):
         one = await battle.victim(stage_id)
         await battle.freeze(one.pid, f"replica {stage_id}.{one.replica}", HEARTBEAT + 1.5, battle.in_hand(one))
         await battle.crowd.more(BETWEEN)
