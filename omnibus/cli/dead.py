@@ -65,7 +65,8 @@ def show(*, rid: str, pipeline: str | None, as_json: bool, nats_url: str | None,
         return
     for name in ("request", "pipeline", "state", "died", "run", "stage", "replica", "code", "message"):
         click.echo(f"{name:<9} {_plain(name, letter[name])}")
-    silent = letter["attempts"] - len(letter["history"])
+    told = [one for one in letter["history"] if (one["run"], one["stage"]) == (letter["run"], letter["stage"])]
+    silent = letter["attempts"] - len(told)
     click.echo(f"attempts  {letter['attempts']}{f', {silent} without a word' if silent > 0 else ''}")
     if letter["history"]:
         click.echo()
@@ -209,7 +210,7 @@ def _plain(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if key in ("died", "at"):
-        return datetime.fromtimestamp(value, UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+        return datetime.fromtimestamp(value, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
     return " ".join(str(value).split())
 
 
