@@ -21,6 +21,7 @@ from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaChange, ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
+from tests.support.proxy import Proxy
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
 
@@ -258,6 +259,33 @@ async def test_restart_of_the_server_does_not_make_living_replicas_look_gone(
         await eventually(lambda: replica.record.last_heartbeat > beaten + HEARTBEAT_TIMEOUT, 5)
         assert gone(changes) == []
         assert statuses(view) == {"r0": "up"}
+
+
+async def test_replica_that_is_back_later_than_its_observer_does_not_look_gone(
+    own_server: EmbeddedServer, pipeline: str
+) -> None:
+    """Its record expires before its eyes: absence is believed only after one full timeout of connection."""
+    changes: list[ReplicaChange] = []
+    timeout = 3.0
+    async with (
+        Proxy(own_server.url) as proxy,
+        connect(own_server.url, name="observer", role="test") as conn,
+        connect(proxy.url, name="worker", role="worker") as worker,
+        stage_bench(conn, pipeline, heartbeat_timeout=timeout) as bench,
+        ReplicaView(conn, pipeline, timeout=timeout) as view,
+        bench.replica(worker),
+    ):
+        await eventually(lambda: statuses(view) == {"r0": "up"})
+        view.on_change(changes.append)
+        proxy.cut()
+        await restart(own_server, outage=1.2 * timeout)
+        await eventually(lambda: view._absent, 2 * timeout, what="the record has expired")
+        proxy.heal()
+        await eventually(
+            lambda: any(change.after is not None for change in changes), 2 * timeout, what="it beats again"
+        )
+        await eventually(lambda: not view._absent)
+        assert gone(changes) == []
 
 
 async def test_replica_that_died_during_an_outage_is_reported_gone_after_a_full_timeout(
