@@ -177,7 +177,8 @@ class World:
         """An ack or a NAK has arrived."""
         _, _, _, consumer, count, seq, *_ = message.subject.split(".")
         self.trace(connection.name, f"{message.data.decode()} {consumer} #{seq}, delivery {count}")
-        if message.data == b"-NAK" and connection.process in self.judges and consumer.startswith("stage-"):
+        is_there = int(seq) in self.broker.work.messages  # else it was acknowledged, and the NAK harms nobody
+        if message.data == b"-NAK" and is_there and connection.process in self.judges and consumer.startswith("stage-"):
             self.checker.given_back(message.subject)
 
     def heard(self, connection: SimConnection, message: Wire) -> None:
