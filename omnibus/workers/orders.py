@@ -57,7 +57,7 @@ class Orders:
 
     async def _follow(self, hold: Hold | None) -> None:
         if hold is None:
-            await (self._wake_up() if self._asleep else self._resume())
+            await self._wake_up()
             return
         log.warning(LogEvent.REPLICA_HELD, hold=hold.word)
         await (self._sleep(mode=hold.mode) if hold.asleep else self._pause(hold.mode))
@@ -114,12 +114,11 @@ class Orders:
         self._asleep = True
 
     async def _wake_up(self) -> None:
-        """Take tasks again, also when it was paused before it slept. Idempotent."""
+        """Take tasks again, also when it was paused, and did not sleep at all. Idempotent."""
         async with self._turning:
-            if not self._asleep:
-                return
-            await self._engine.rpc("wake_up", (), {})
-            self._asleep = False
+            if self._asleep:
+                await self._engine.rpc("wake_up", (), {})
+                self._asleep = False
             await self._gate.resume()
 
 
