@@ -75,7 +75,7 @@ async def disturbed(cluster: Cluster, sampling: dict[str, Any]) -> Stream:
     assert (stream.done, stream.finish_reason, stream.usage) == (True, whole.finish_reason, whole.usage)
     assert whole.usage is not None
     assert whole.usage["completion_tokens"] == LENGTH
-    print(f"{sampling}: {1000 * (min(after) - killed):.0f} ms from the kill to the next text")
+    print(f"{sampling}: {1000 * stream.longest_pause(killed):.0f} ms without text after the kill")
     return stream
 
 

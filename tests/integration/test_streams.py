@@ -87,9 +87,8 @@ async def test_stream_goes_on_when_its_replica_is_killed(cluster: Cluster) -> No
     # The second attempt says at once what the client has, and does not make it again word by word.
     assert len(second[0].token_ids) >= before
     assert len(second) <= 1 + len(PROMPT.split()) - before
-    after = next(at for at, _ in stream.pieces if at > killed)
-    print(f"{1000 * (after - killed):.0f} ms from the kill to the next text")
-    assert after - killed < 5.0
+    print(f"{1000 * stream.longest_pause(killed):.0f} ms without text after the kill")
+    assert stream.longest_pause(killed) < cluster.spec.heartbeat_timeout, "given back by the lease alone"
 
 
 @pytest.mark.asyncio(loop_scope="module")

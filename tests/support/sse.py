@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -64,9 +65,10 @@ class Stream:
                 return
         raise AssertionError(f"the stream ended after {len(self.text)} characters")
 
-    def longest_pause(self) -> float:
-        """Seconds between two pieces, at most."""
-        return max((after - before for (before, _), (after, _) in zip(self.pieces, self.pieces[1:], strict=False)))
+    def longest_pause(self, since: float = 0.0) -> float:
+        """Seconds between two pieces, at most, of which the second came after `since` on the monotonic clock."""
+        times = [at for at, _ in self.pieces]
+        return max(later - earlier for earlier, later in pairwise(times) if later > since)
 
 
 @asynccontextmanager
