@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 _TOKENS = 9  # $JS ACK stream consumer delivered stream-sequence consumer-sequence time pending
 _DOMAIN_TOKENS = 2  # newer servers insert domain and account before the stream
+_ACK = re.compile(r"\$JS\.ACK(\.[^.]+){0,2}(\.[^.]+){2}(\.\d+){5}(\.[^.]+)?")
 _NO_HEADERS: Mapping[str, str] = {}
 _MSG_ID = "Nats-Msg-Id"
 ATTEMPTS_HEADER = "Omni-Attempts"
@@ -101,6 +103,11 @@ def _used(headers: Mapping[str, str]) -> int:
 def consumer_of(ack_subject: str) -> str:
     """The consumer that delivered what an ack subject answers."""
     return _after_stream(ack_subject.split("."))[0]
+
+
+def is_ack_subject(subject: str) -> bool:
+    """Whether it answers a delivery. Whoever may announce claims can put anything into one."""
+    return _ACK.fullmatch(subject) is not None
 
 
 def claimed(ack_subject: str) -> tuple[int, int]:

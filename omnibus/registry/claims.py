@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.broker.delivery import is_ack_subject
 from omnibus.registry.record import ReplicaRecord
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Claim
@@ -43,7 +44,8 @@ class ClaimBook:
         would take it from whoever runs it now.
         """
         heard = self._heard.get(record.key)
-        return heard.held if heard is not None and heard.instance == record.instance else record.claims
+        said = heard.held if heard is not None and heard.instance == record.instance else record.claims
+        return tuple(claim for claim in said if is_ack_subject(claim[1]))
 
     def forget(self, record: ReplicaRecord) -> None:
         """The replica is gone, and its id may be another's soon."""

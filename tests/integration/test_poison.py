@@ -12,14 +12,19 @@ import pytest
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
+from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.ledger import Ledger
 from omnibus.broker.work import WorkQueue
 from omnibus.client.producer import Producer
 from omnibus.orchestrator import forwarding, service
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.claims import ClaimBook
+from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.verdict import Judge
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
+from omnibus.wire.control import Claim
 from omnibus.wire.envelope import StageResult, Ticket
 from omnibus.wire.request import Request
 from tests.support.flow import serving
@@ -197,6 +202,21 @@ async def test_others_go_on_when_tasks_cannot_be_read(connection: Connection, pi
             await connection.js_publish(subjects.task(pipeline, 1, "interactive", f"poison-{number}"), body)
         for number in range(len(bodies)):
             assert (await ended(connection, spec, f"poison-{number}")).state is RequestState.FAILED
+
+
+async def test_deaths_are_judged_when_a_claim_is_nonsense(connection: Connection, pipeline: str) -> None:
+    """Anybody who may publish claims can say anything; the judge acts on what answers a delivery."""
+    await ensure_layout(connection, layout_of(poisoned(pipeline)))
+    record = ReplicaRecord(stage_id=0, replica="r0", instance="i", host="h", pid=1, slots=1, status=ReplicaStatus.UP)
+    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+    await bucket.put(subjects.replica_key(0, "r0"), codec.encode(record))
+    async with ClaimBook(connection, pipeline) as claims:
+        said = (("a", "garbage"), ("b", ""), ("c", "$JS.ACK.x.y.z"), ("d", f"$JS.ACK.s.c.1.{10**9}.3.4.5"))
+        claim = Claim(stage_id=0, replica="r0", instance="i", held=said)
+        await connection.publish(subjects.claim(pipeline, 0, "r0"), codec.encode(claim))
+        await eventually(lambda: claims.held(record), what="the claim")
+        assert [rid for rid, _ in claims.held(record)] == ["d"]
+        assert await Judge(connection, pipeline, claims).declare_down(record)
 
 
 RAW_POISON = {
