@@ -119,10 +119,7 @@ class VllmCore:
 
     async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         sampling, lora = check_sampling(job.sampling), self._lora(job)
-        prompt = await self._prompts.render(job.engine_input, self._media(job))
-        if (salt := job.stage_input.request.cache_salt) is not None:
-            prompt["cache_salt"] = salt
-        run.prompt_tokens = self._prompts.length(prompt)
+        prompt = await self._prompted(job, run)
         sampling = fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len)
         begun, trace = self._begun(job, prompt, sampling), await self._trace(job)
         if begun is not None:
@@ -150,7 +147,15 @@ class VllmCore:
                     if not handed_over and isinstance(part.stop_reason, str):
                         handed_over = await self._states_of(prompt, run)
                     yield await self._last(run, part.finish_reason, handed_over)
-                    return
+                    if not output.finished:
+                        return
+
+    async def _prompted(self, job: Job, run: Run) -> Any:
+        prompt = await self._prompts.render(job.engine_input, self._media(job))
+        if (salt := job.stage_input.request.cache_salt) is not None:
+            prompt["cache_salt"] = salt
+        run.prompt_tokens = self._prompts.length(prompt)
+        return prompt
 
     def _begun(self, job: Job, prompt: Any, sampling: Mapping[str, Any]) -> Continuation | None:
         """The text that the client has the beginning of, where it is to be continued."""
