@@ -6,14 +6,13 @@ import asyncio
 import time
 
 EXPIRES = 30.0
-"""Seconds that a parked request lives."""
+"""Seconds that a parked request lives, unless its puller says otherwise."""
 HEARTBEAT = 2.5
 """Seconds of silence after which the server sends a sign of life to a parked request."""
 ASK_TIMEOUT = 2.0
 """Seconds in which a request that does not wait must be answered."""
 
 _SECOND = 10**9
-_PARKED = b'{"batch": %%d, "expires": %d, "idle_heartbeat": %d}' % (int(EXPIRES * _SECOND), int(HEARTBEAT * _SECOND))
 _ASKING = b'{"batch": %d, "no_wait": true}'
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
@@ -21,7 +20,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 class Lane:
     """The requests of one consumer. Touches no connection: the puller sends what `ask` and `park` make."""
 
-    def __init__(self, stream: str, consumer: str, index: int) -> None:
+    def __init__(self, stream: str, consumer: str, index: int, *, expires: float = EXPIRES) -> None:
         self.consumer = consumer
         self.subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self.outstanding = 0
@@ -30,6 +29,7 @@ class Lane:
         """Whether it may be asked now: after a failure it is left alone for a moment."""
         self.last_token, self.last_request = "", b""
         self._index, self._made = index, 0
+        self._expires, self._parked = expires, _parked(expires)
         self._tokens: dict[str, tuple[int, float]] = {}  # of each request: batch, and when it is over at the latest
         self._asking: asyncio.Future[None] | None = None
         self._heard_at = self._over_at = 0.0
@@ -43,7 +43,7 @@ class Lane:
 
     def park(self, batch: int) -> None:
         """Make a request that waits for messages."""
-        self._make(batch, _PARKED % batch, EXPIRES)
+        self._make(batch, self._parked % batch, self._expires)
 
     def knows(self, token: str) -> bool:
         """Whether the token is of a request that still counts."""
@@ -99,3 +99,9 @@ class Lane:
         self._tokens.clear()
         if self._asking is not None and not self._asking.done():
             self._asking.set_result(None)
+
+
+def _parked(expires: float) -> bytes:
+    """A request that waits so many seconds; signs of life come only where it lives long enough to need them."""
+    heartbeat = b', "idle_heartbeat": %d' % int(HEARTBEAT * _SECOND) if expires >= 2 * HEARTBEAT else b""
+    return b'{"batch": %%d, "expires": %d%s}' % (int(expires * _SECOND), heartbeat)

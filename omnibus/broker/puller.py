@@ -20,13 +20,16 @@ from typing import Self
 
 from omnibus.broker.connection import Connection, Message, Subscription, status_of
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.lane import ASK_TIMEOUT, HEARTBEAT, Lane
+from omnibus.broker.lane import ASK_TIMEOUT, EXPIRES, HEARTBEAT, Lane
 from omnibus.errors import BrokerError, BrokerUnavailable
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
 _FAVOUR_EVERY = 8
 _CLOSE_DEADLINE = 5.0
+PARKED_SHARE = 3
+"""Parked requests live this share of a lease. Invariant: those of a receiver that hangs are over before its leases are, or the
+server would give it once more what others should get."""
 _ENDED_BY_SERVER = ("404", "408")
 
 Surplus = Callable[[Delivery], Awaitable[None]]
@@ -39,8 +42,8 @@ class Puller:
 
     `consumers` are in order of preference; every eighth time one of the `favoured` goes first, in turns, so that none of
     them starves. `step` is the least number of messages worth a request while others are outstanding: 1 for slots, more
-    where throughput counts. `surplus` gets what arrives beyond the credit; by default it is handed back. After the
-    context nothing is kept: deliveries that nobody took are surplus too.
+    where throughput counts. `lease` is the consumers' ack wait, in seconds. `surplus` gets what arrives beyond the
+    credit; by default it is handed back. After the context nothing is kept: deliveries that nobody took are surplus too.
     """
 
     def __init__(
@@ -52,10 +55,13 @@ class Puller:
         favoured: Sequence[str] = (),
         step: int = 1,
         surplus: Surplus = Delivery.hand_back,
+        lease: float = PARKED_SHARE * EXPIRES,
         label: str = "",
     ) -> None:
         self._connection = connection
-        self._lanes = tuple(Lane(stream, name, index) for index, name in enumerate(consumers))
+        self._lanes = tuple(
+            Lane(stream, name, index, expires=lease / PARKED_SHARE) for index, name in enumerate(consumers)
+        )
         self._by_consumer = {lane.consumer: lane for lane in self._lanes}
         self._favoured = deque(self._by_consumer[name] for name in favoured)
         self._step, self._surplus, self._label = step, surplus, label or stream

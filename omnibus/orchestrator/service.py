@@ -83,12 +83,14 @@ class OrchestratorService:
 
     async def _serve_events(self) -> None:
         stream = subjects.work_stream(self._spec.name)
-        puller = Puller(self._connection, stream, [subjects.EVENTS_CONSUMER], step=CONCURRENCY // 8, label="events")
+        consumers, lease = [subjects.EVENTS_CONSUMER], self._spec.heartbeat_timeout
+        puller = Puller(self._connection, stream, consumers, step=CONCURRENCY // 8, lease=lease, label="events")
         await self._serve(puller, CONCURRENCY, self._forwarder.handle)
 
     async def _serve_requests(self) -> None:
         stream = subjects.requests_stream(self._spec.name)
-        puller = Puller(self._connection, stream, [subjects.REQUESTS_CONSUMER], label="requests")
+        consumers, lease = [subjects.REQUESTS_CONSUMER], self._spec.heartbeat_timeout
+        puller = Puller(self._connection, stream, consumers, lease=lease, label="requests")
         await self._serve(puller, RAW_CONCURRENCY, self._intake.handle)
 
     async def _serve(self, puller: Puller, credit: int, handle: Handler) -> None:

@@ -44,7 +44,8 @@ class Lanes:
         lanes = (self.replica, *self._spec.stage_lanes) if self.directed else self._spec.stage_lanes
         first, *others = [subjects.stage_consumer(self._stage_id, lane) for lane in lanes]
         stream, label = subjects.work_stream(self._spec.name), f"stage-{self._stage_id}"
-        return Puller(self._conn, stream, (first, *others), favoured=others[::-1], label=label)
+        lease = self._spec.heartbeat_timeout
+        return Puller(self._conn, stream, (first, *others), favoured=others[::-1], lease=lease, label=label)
 
     async def refresh(self) -> None:
         """Ask how many tasks wait on the own lane; without an answer the last one stands, for no heartbeat may wait long."""

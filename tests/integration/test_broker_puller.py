@@ -190,7 +190,8 @@ async def test_requests_are_renewed_when_the_server_forgets_them(
 ) -> None:
     monkeypatch.setattr("omnibus.broker.puller.HEARTBEAT", 0.1)
     monkeypatch.setattr("omnibus.broker.lane.HEARTBEAT", 0.1)
-    monkeypatch.setattr("omnibus.broker.lane._PARKED", b'{"batch": %d, "expires": 60000000000}')  # and no heartbeats
+    endless = b'{"batch": %d, "expires": 60000000000}'  # and no heartbeats
+    monkeypatch.setattr("omnibus.broker.lane._parked", lambda _seconds: endless)
     await lay_out(connection, pipeline)
     async with stage_puller(connection, pipeline) as puller:
         puller.add_credit()
@@ -204,7 +205,7 @@ async def test_requests_are_renewed_when_they_expire(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parked = b'{"batch": %d, "expires": 200000000, "idle_heartbeat": 50000000}'
-    monkeypatch.setattr("omnibus.broker.lane._PARKED", parked)
+    monkeypatch.setattr("omnibus.broker.lane._parked", lambda _seconds: parked)
     await lay_out(connection, pipeline)
     async with stage_puller(connection, pipeline) as puller:
         puller.add_credit(3)
