@@ -21,6 +21,7 @@ class SimPuller:
         favoured: Sequence[str] = (),  # noqa: ARG002 the order of lanes is left to chance
         step: int = 1,  # noqa: ARG002
         surplus: Callable[[Delivery], Awaitable[None]] = Delivery.hand_back,
+        lease: float = 0.0,  # noqa: ARG002 pulls do not outlive their client here
         label: str = "",  # noqa: ARG002
     ) -> None:  # fmt: skip
         self._connection = connection
