@@ -78,10 +78,9 @@ async def _heard(
 ) -> list[ClientEvent]:
     match message:
         case out.Tokens():
-            pieces = list(assembly.tokens(message))
             if assembly.lacks(message):
                 await gaps.fill(message.stage_id, assembly.known(message.stage_id))
-            return list(pieces)
+            return list(assembly.tokens(message))
         case out.Step():
             return list(assembly.step(message))
         case out.OutputReady(output=output):
