@@ -211,6 +211,8 @@ class VllmCore:
     async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
         if reason == "error":
             raise EngineError(f"stage {self._stage.name!r}: vLLM failed on the request")
+        if reason == "abort" and not run.aborted:  # EngineCore was told to end, and ends what it has: half a text
+            raise EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore ends")
         if self._states is None or reason == "abort":
             return self._finished(run, reason)
         if not handed_over:
