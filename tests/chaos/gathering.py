@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Self
 
 from omnibus.client.events import Result
 from omnibus.client.producer import Producer
@@ -22,12 +23,17 @@ _AT_ONCE = 32
 
 
 class Gathering:
-    """What was there before a scenario is not its doing: make this first."""
+    """What was there before a scenario is not its doing: make and `begin` this first."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._connection, self._pipeline = arena.cluster.connection, arena.cluster.spec.name
-        self._known, self._shm = arena.ledger.known(), shared_memory()
+        self._known, self._before = arena.ledger.known(), frozenset[str]()
+
+    async def begin(self) -> Self:
+        """Note what is there already, such as what a failed request of an earlier scenario stored."""
+        self._before = frozenset(await self._left())
+        return self
 
     async def evidence(self, accepted: Iterable[str]) -> Evidence:
         """Of all requests since, `accepted` or not; what has not ended and gone within SETTLE is found here."""
@@ -82,8 +88,8 @@ class Gathering:
             f"OBJ_{bucket}": f"$O.{bucket}.C.*.*",
         }
         found = await asyncio.gather(*(self._subjects(stream, wanted) for stream, wanted in filters.items()))
-        files = {str(file) for file in shared_memory() - self._shm}
-        return sorted({name for names in found for name in names} | files)
+        files = {str(file) for file in shared_memory()}
+        return sorted(({name for names in found for name in names} | files) - self._before)
 
     async def _subjects(self, stream: str, wanted: str) -> list[str]:
         info = await self._connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": wanted})

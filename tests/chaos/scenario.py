@@ -45,7 +45,7 @@ class Outcome:
 async def fight(arena: Arena, nemesis: Nemesis, seed: int, *, keep: Path) -> Outcome:
     """One scenario from the first request to the verdict; the history of one that is not clean is kept in a folder."""
     started, history = time.monotonic(), History()
-    gathering = Gathering(arena)
+    gathering = await Gathering(arena).begin()
     trouble: list[str] = []
     try:
         await _fight(arena, nemesis, seed, history, trouble)

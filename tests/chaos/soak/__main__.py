@@ -71,7 +71,7 @@ async def soak(seconds: float, seed: int) -> tuple[list[Verdict], dict[str, Tren
 
 async def _slice(arena: Arena, seconds: float, seed: str) -> Verdict:
     """A part of the run that is judged by itself, while its records are still there."""
-    gathering, history = Gathering(arena), History()
+    gathering, history = await Gathering(arena).begin(), History()
     async with Crowd(arena, history, arena.wishes, label=f"soak-{seed}") as crowd:
         try:
             await _rage(Battle(arena, history, crowd, random.Random(f"soak {seed}")), time.monotonic() + seconds)
