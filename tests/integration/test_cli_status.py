@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from structlog.testing import capture_logs
 
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.cli.status import reaches_system_account
@@ -25,3 +26,10 @@ async def test_system_account_counts_only_when_it_lets_us_in(
     nats_server: EmbeddedServer, address: Callable[[EmbeddedServer], str | None], reached: bool
 ) -> None:
     assert await reaches_system_account(address(nats_server)) is reached
+
+
+async def test_nothing_is_said_when_the_system_account_lets_us_in(nats_server: EmbeddedServer) -> None:
+    """Its user may hear of disconnects and do nothing else: what it is refused would be lines on the operator's screen."""
+    with capture_logs() as said:
+        assert await reaches_system_account(nats_server.system_url)
+    assert [event for event in said if event["log_level"] not in ("debug", "info")] == []
