@@ -22,6 +22,8 @@ from tests.support.three_nodes import ThreeNodes
 
 HEARTBEAT = 2.0
 """Seconds of silence after which a replica of the sim pipeline counts as dead."""
+READY = 120.0
+"""Seconds for everything to come up, on a busy machine."""
 WORDS = 24
 """Of a streamed text."""
 POISON = "kills-its-replica"
@@ -131,7 +133,7 @@ def _sim_cluster(folder: Path, nats: EmbeddedServer | ThreeNodes | None = None) 
     folder.mkdir(parents=True, exist_ok=True)
     spec = pipeline_of(folder, SIM)
     counts = {stage.stage_id: stage.num_replicas for stage in spec.stages}
-    return Cluster(folder, spec, replicas=counts, nats=nats, orchestrators=2)
+    return Cluster(folder, spec, replicas=counts, ready=READY, nats=nats, orchestrators=2)
 
 
 @asynccontextmanager
