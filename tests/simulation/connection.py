@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.replies import Message, Transient
-from omnibus.observability.metrics import Metrics
 from tests.simulation.broker import Wire
 from tests.simulation.faults import Fate
 from tests.simulation.loop import Process
+from tests.simulation.metrics import SimMetrics
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-METRICS = Metrics()
-"""Shared by all of them: nobody reads it."""
 Callback = Callable[[Any], Awaitable[None]]
 
 
@@ -56,7 +54,7 @@ class SimConnection(Connection):
     """A client of the modelled broker. What it sends arrives in order, after a while, or is lost with the connection."""
 
     def __init__(self, world: World, process: Process, name: str) -> None:
-        super().__init__("nats://model", name, METRICS)
+        super().__init__("nats://model", name, SimMetrics(self._caught))
         self.world, self.process = world, process
         self.connected_since = world.now
         self._up.set()
@@ -230,6 +228,11 @@ class SimConnection(Connection):
     def _call(hooks: list[Callable[[], None]]) -> None:
         for hook in tuple(hooks):
             hook()
+
+    def _caught(self, error: BaseException | None) -> None:
+        """The product goes on after what it did not expect; a model of it must not."""
+        if not self.process.dead:
+            self.world.checker.fail(f"{self.name} did not expect {error!r}")
 
     def _check_alive(self) -> None:
         if self.process.dead:

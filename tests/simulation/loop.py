@@ -26,7 +26,7 @@ class Process:
         self.context.run(_PROCESS.set, self)
         self.dead = False
         self.suspended_until = 0.0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: list[asyncio.Task[Any]] = []
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "main") -> asyncio.Task[Any]:
         """Run something in it; what nobody catches there is noted."""
@@ -38,8 +38,9 @@ class Process:
         """Nothing of it reaches the outside any more: its connections are dead from here on, its tasks are taken down."""
         self.dead = True
         self.suspended_until = 0.0
-        for task in sorted(self._tasks, key=lambda task: task.get_name()):
+        for task in self._tasks:
             task.cancel()
+        self._tasks.clear()
 
     def suspend(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after a while: not one instruction runs in between, while clocks and the broker go on."""
@@ -50,8 +51,7 @@ class Process:
             self._loop.failures.append(error)
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.append(task)
 
 
 class _Handle:
