@@ -38,13 +38,14 @@ class ClaimBook:
             await self._subscription.unsubscribe()
 
     def held(self, record: ReplicaRecord) -> Held:
-        """What this life of a replica said last; when it was never heard here, what its last heartbeat says.
+        """What this life of a replica said last: in its last heartbeat, or in an announcement after it.
 
         Invariant: never what a former life under the same id said. Others have had that since, and to give it back once more
         would take it from whoever runs it now.
         """
         heard = self._heard.get(record.key)
-        said = heard.held if heard is not None and heard.instance == record.instance else record.claims
+        is_later = heard is not None and heard.instance == record.instance and heard.number > record.announced
+        said = heard.held if heard is not None and is_later else record.claims
         return tuple(claim for claim in said if is_ack_subject(claim[1]))
 
     def forget(self, record: ReplicaRecord) -> None:

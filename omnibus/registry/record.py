@@ -54,6 +54,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     last_heartbeat: float = 0.0
     claims: tuple[tuple[str, str], ...] = ()
     """(request id, ack subject) of every task in hand."""
+    announced: int = 0
+    """Announcements of its claims before this: those here are newer than any of them."""
 
     verdict: str = ""
     """Of whoever declared it down; random, so that of several equal verdicts one alone wins."""

@@ -69,5 +69,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     replica: str
     instance: str = ""
     """Which life of it."""
+    number: int = 0
+    """Which of its announcements this is; its heartbeats say how many there were."""
     held: tuple[tuple[str, str], ...]
     """(request id, ack subject) of every delivery in hand."""

@@ -26,6 +26,8 @@ class Claims:
         self._empty.set()
         self.replica, self.instance = "", ""
         """Whose they are, and in which life of it."""
+        self.announced = 0
+        """How many announcements there were."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -64,5 +66,8 @@ class Claims:
 
     async def announce(self) -> None:
         """Tell everybody what the replica holds now; one core publish, which may be lost."""
-        claim = Claim(stage_id=self._stage_id, replica=self.replica, instance=self.instance, held=self.held)
+        self.announced += 1
+        claim = Claim(
+            stage_id=self._stage_id, replica=self.replica, instance=self.instance, number=self.announced, held=self.held
+        )
         await self._conn.publish(subjects.claim(self._pipeline, self._stage_id, self.replica), codec.encode(claim))

@@ -280,6 +280,7 @@ class Replica:
             "queue_length": stats.running + stats.waiting + self._lanes.waiting,
             "in_flight": len(self._claims),
             "claims": self._claims.held,
+            "announced": self._claims.announced,
             "reconnects": self._conn.generation,
             "paused": self._gate.paused,
         }

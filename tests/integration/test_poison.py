@@ -212,7 +212,7 @@ async def test_deaths_are_judged_when_a_claim_is_nonsense(connection: Connection
     await bucket.put(subjects.replica_key(0, "r0"), codec.encode(record))
     async with ClaimBook(connection, pipeline) as claims:
         said = (("a", "garbage"), ("b", ""), ("c", "$JS.ACK.x.y.z"), ("d", f"$JS.ACK.s.c.1.{10**9}.3.4.5"))
-        claim = Claim(stage_id=0, replica="r0", instance="i", held=said)
+        claim = Claim(stage_id=0, replica="r0", instance="i", number=1, held=said)
         await connection.publish(subjects.claim(pipeline, 0, "r0"), codec.encode(claim))
         await eventually(lambda: claims.held(record), what="the claim")
         assert [rid for rid, _ in claims.held(record)] == ["d"]

@@ -224,11 +224,25 @@ async def test_what_a_former_life_had_is_not_given_back_when_its_successor_dies(
     """Whoever has the task by now would lose it."""
     async with stage_bench(connection, pipeline), ClaimBook(connection, pipeline) as claims:
         held = (("a", "$JS.ACK.work.stage-0-interactive.1.7.7.0.0"),)
-        told = Claim(stage_id=0, replica="r0", instance="former", held=held)
+        told = Claim(stage_id=0, replica="r0", instance="former", number=1, held=held)
         await connection.publish(subjects.claim(pipeline, 0, "r0"), codec.encode(told))
         former = ReplicaRecord(stage_id=0, replica="r0", instance="former")
         await eventually(lambda: claims.held(former) == held)
         assert claims.held(replace(former, instance="successor")) == ()
+
+
+async def test_last_heartbeat_tells_what_is_in_hand_when_a_later_announcement_was_lost(
+    connection: Connection, pipeline: str
+) -> None:
+    """What was abandoned meanwhile is others' by now; to give it back would take it from them."""
+    abandoned, held = (("a", "$JS.ACK.work.stage-0-interactive.1.7.7.0.0"),), (("b", "$JS.ACK.work.s.1.8.8.0.0"),)
+    async with stage_bench(connection, pipeline), ClaimBook(connection, pipeline) as claims:
+        told = Claim(stage_id=0, replica="r0", instance="i", number=4, held=abandoned)
+        await connection.publish(subjects.claim(pipeline, 0, "r0"), codec.encode(told))
+        before = ReplicaRecord(stage_id=0, replica="r0", instance="i", announced=3)
+        await eventually(lambda: claims.held(before) == abandoned)
+        assert claims.held(replace(before, announced=5, claims=held)) == held
+        assert claims.held(replace(before, announced=4, claims=())) == ()
 
 
 async def test_claims_are_told_to_a_late_listener(connection: Connection, pipeline: str) -> None:
@@ -236,8 +250,8 @@ async def test_claims_are_told_to_a_late_listener(connection: Connection, pipeli
         await bench.submit("a")
         await eventually(lambda: replica.record.in_flight)
         async with ClaimBook(connection, pipeline) as claims:
-            held = await eventually(lambda: claims._held.get((0, "r0")))
-            assert [rid for rid, _ in held] == ["a"]
+            told = await eventually(lambda: claims._heard.get((0, "r0")))
+            assert [rid for rid, _ in told.held] == ["a"]
 
 
 async def test_restart_of_the_server_does_not_make_living_replicas_look_gone(
