@@ -6,7 +6,6 @@ import msgspec
 
 from omnibus import errors
 
-
 MESSAGE_LIMIT = 4000
 """Characters of a failure's message; an engine's may be of any size, and the failure would not fit into its envelope."""
 
