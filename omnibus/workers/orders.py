@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from omnibus.errors import InvalidRequest
@@ -109,7 +110,8 @@ class Orders:
             await self._engine.rpc("sleep", (), {})
         except BaseException:
             if not was_paused:
-                await self._gate.resume()
+                with suppress(InvalidRequest):  # the replica leaves; nothing else may take a cancellation's place
+                    await self._gate.resume()
             raise
         self._asleep = True
 

@@ -22,9 +22,11 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.integration
 
 
-def callable_stage(stage_id: int = 0, **fields: Any) -> StageSpec:
+def callable_stage(
+    stage_id: int = 0, *, model: str = "tests.support.callable_stage:Callable", **fields: Any
+) -> StageSpec:
     return StageSpec(
-        stage_id=stage_id, name=f"s{stage_id}", engine="python", model="tests.support.callable_stage:Callable", slots=2,
+        stage_id=stage_id, name=f"s{stage_id}", engine="python", model=model, slots=2,
         final_output=True, final_output_type="text", **fields,
     )  # fmt: skip
 

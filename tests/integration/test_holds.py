@@ -141,6 +141,17 @@ async def test_newcomer_sleeps_while_its_stage_is_asleep(connection: Connection,
         await fleet.start("up")
 
 
+async def test_replica_leaves_when_its_engine_is_still_falling_asleep(connection: Connection, pipeline: str) -> None:
+    stage = callable_stage(model="tests.support.callable_stage:Sleepless")
+    spec = PipelineSpec(name=pipeline, heartbeat_timeout=1.0, stages=(stage,))
+    async with Fleet(connection, spec) as fleet:
+        replica = await fleet.start("up")
+        await Holds(connection, pipeline).place([0], Hold(asleep=True))
+        await eventually(lambda: replica._engine._call.tries, what="the engine tries to sleep")
+        await fleet.leave(replica)
+        assert replica.record.status == "down"
+
+
 async def test_no_hold_is_left_when_a_sleep_was_refused(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, "broker")
     controls = Controls(connection, spec)

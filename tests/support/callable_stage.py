@@ -35,3 +35,15 @@ class Callable:
 
     async def naps(self) -> bool:
         return self._asleep
+
+
+class Sleepless(Callable):
+    """Tries to sleep for as long as it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+
+    async def sleep(self) -> None:
+        self.tries += 1
+        await asyncio.Event().wait()
