@@ -28,8 +28,6 @@ TRY_EVERY = 1.0
 """The same until the first one."""
 ASK_TIMEOUT = 1.0
 """Seconds for an answer. It tells the time to within half of what it took."""
-SHARP = 0.25
-"""A measurement that took longer, seconds, replaces none that was sharper."""
 
 Ask = Callable[[], Awaitable[Message]]
 
@@ -94,9 +92,12 @@ class ServerClock:
             if not self.measured:
                 log.warning(LogEvent.BROKER_ERROR, clock="the host's own", error=str(error))
             return
-        heard = time.monotonic()
-        if heard - asked > max(SHARP, self._took):
-            return
-        self._took = heard - asked
-        self._ahead = answer.server.time.timestamp() - (asked + heard) / 2
+        self._learn(answer.server.time.timestamp(), asked, time.monotonic())
         self.measured = True
+
+    def _learn(self, told: float, asked: float, heard: float) -> None:
+        """Take a measurement, unless a sharper one is known that may still be true as far as this one can tell."""
+        took, ahead = heard - asked, told - (asked + heard) / 2
+        if took > self._took and abs(ahead - self._ahead) <= took / 2:
+            return
+        self._took, self._ahead = took, ahead
