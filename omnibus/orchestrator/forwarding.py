@@ -112,6 +112,7 @@ class Forwarder:
                 continue
             self._journal.performed(effects, entry.record)
             return
+        raise RevisionConflict(f"the record of request {rid!r} keeps changing")
 
 
 def _decode(delivery: Delivery) -> Event:
