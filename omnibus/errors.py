@@ -18,6 +18,7 @@
     ├── EngineError                  500  an engine failed on a request
     │   ├── EngineDead               503  the engine's process is gone
     │   └── AttemptsExhausted        500  every attempt that was allowed failed
+    ├── ReplicaMissing               503  a replica that was asked for is not there, or does not come back
     ├── PayloadLost                  500  a referenced payload cannot be read any more
     ├── BrokerError                  503  NATS
     │   ├── BrokerUnavailable             cannot be reached
@@ -171,6 +172,14 @@ class AttemptsExhausted(EngineError):
 
     code = "attempts_exhausted"
     retryable = False
+
+
+class ReplicaMissing(OmnibusError):
+    """A replica is not there, does not answer, or has not come back."""
+
+    code = "replica_missing"
+    http_status = 503
+    retryable = True
 
 
 class PayloadLost(OmnibusError):

@@ -52,11 +52,11 @@ async def _restart(settings: Settings, pipeline: str | None, ref: str | None, ti
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.client.rolling import restart_replicas  # noqa: PLC0415
-    from omnibus.errors import StageStartError  # noqa: PLC0415
+    from omnibus.errors import ReplicaMissing  # noqa: PLC0415
 
     async with connected(settings, role="restart") as connection:
         spec = await find_pipeline(connection, pipeline)
         for stage in spec.stages if ref is None else (spec.stage(ref),):
             count = await restart_replicas(connection, spec, stage.stage_id, timeout=timeout, say=click.echo)
             if count == 0:
-                raise StageStartError(f"stage {stage.stage_id} {stage.name!r} has no replica that is up")
+                raise ReplicaMissing(f"stage {stage.stage_id} {stage.name!r} has no replica that is up")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import BrokerUnavailable, EngineError, StageStartError
+from omnibus.errors import BrokerUnavailable, ReplicaMissing
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.registry.view import ReplicaView
@@ -26,8 +26,7 @@ async def restart_replicas(
     Those that are meant are the ones up at the start. Each has `timeout` seconds, in which it finishes its tasks, or hands
     them back after its grace period, and loads its engine. Requests that find no replica meanwhile wait in the queue.
     `say` hears of each step, a line at a time. Raises InvalidRequest for a replica that nobody would start again,
-    EngineError for one that does not answer, StageStartError for one that does not come back in time; those after it are
-    left as they are.
+    ReplicaMissing for one that does not answer or does not come back in time; those after it are left as they are.
     """
     async with ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view:
         rolling = [record for record in view.replicas(stage_id) if record.status in _LISTENING]
@@ -48,7 +47,7 @@ async def _restart(
         await view.wait_until(lambda found: bool(_successors(found, record, before)), timeout)
     except TimeoutError as error:
         now = next((one.status.value for one in view.replicas() if one.instance == record.instance), "gone")
-        raise StageStartError(
+        raise ReplicaMissing(
             f"{_name(spec, record)} has not come back within {timeout:g} s: it is {now}, and nobody new is up on "
             f"{record.host}; its supervisor's log says more"
         ) from error
@@ -60,7 +59,7 @@ async def _order(connection: Connection, spec: PipelineSpec, record: ReplicaReco
     try:
         message = await connection.request(subject, order, timeout=ANSWER_TIMEOUT)
     except BrokerUnavailable as error:
-        raise EngineError(f"{_name(spec, record)} does not answer: {error.message}") from error
+        raise ReplicaMissing(f"{_name(spec, record)} does not answer: {error.message}") from error
     reply: RpcReply = codec.decode(message.data, RpcReply)
     if reply.failure is not None:
         raise reply.failure.exception()

@@ -10,7 +10,8 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.client.rolling import restart_replicas
-from omnibus.errors import InvalidRequest, StageStartError
+from omnibus.errors import InvalidRequest, ReplicaMissing
+from omnibus.registry.pipelines import deploy_pipeline
 from omnibus.requests.state import RequestState
 from omnibus.workers.engines.sim import expected_text
 from tests.support.cluster import Cluster, pipeline_of
@@ -80,10 +81,21 @@ async def test_restart_stops_with_a_word_when_a_replica_does_not_come_back(
         bench.replica() as kept,
     ):
         started = time.monotonic()
-        with pytest.raises(StageStartError, match=r"replica r0 .* not come back within 0.5 s: it is down"):
+        with pytest.raises(ReplicaMissing, match=r"replica r0 .* not come back within 0.5 s: it is down"):
             await restart_replicas(connection, bench.spec, 0, timeout=0.5, say=said.append)
         assert time.monotonic() - started < 3.0
         assert (gone.comes_back, gone.record.status) == (True, "down")
         assert kept.record.status == "up"
     assert len(said) == 1
     assert "r0" in said[0]
+
+
+async def test_restart_exits_with_1_when_a_replica_does_not_come_back(connection: Connection, pipeline: str) -> None:
+    """2 would say that the command was wrong."""
+    async with stage_bench(connection, pipeline) as bench, bench.replica(supervised=True):
+        await deploy_pipeline(connection, bench.spec)
+        words = ("restart", "--stage", "0", "--pipeline", pipeline, "--timeout", "0.2")
+        done = await asyncio.to_thread(omnibus, *words, nats=connection.url)
+    assert done.returncode == 1, done.stderr
+    assert "has not come back" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
