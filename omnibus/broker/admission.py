@@ -54,26 +54,33 @@ async def _meet(performer: Performer, existing: Entry, mine: Record) -> Admitted
         resolution = resolve(existing.record, mine)
     except RequestConflict:
         await performer.perform(timer_effects(existing.record))
+        await _look_again(performer, existing)
         raise
     if resolution is Resolution.OURS and not existing.record.state.terminal:
         after_create = [effect for effect in admission_effects(mine) if not isinstance(effect, CreateRecord)]
         await performer.perform(after_create, existing.revision)
+        await _look_again(performer, existing)
         return Admitted(existing.record, attached=False)
     await performer.perform(attach_effects(existing.record), existing.revision)
-    if not existing.record.state.terminal and not await performer.queue.anything_queued(mine.rid):
+    is_queued = existing.record.state.terminal or await performer.queue.anything_queued(mine.rid)
+    if await _look_again(performer, existing) and not is_queued:
         await _revive(performer, existing)
     log.debug(LogEvent.REQUEST_ATTACHED, request=mine.rid, state=existing.record.state.value)
     return Admitted(existing.record, attached=True)
 
 
-async def _revive(performer: Performer, existing: Entry) -> None:
-    """Nothing is queued for a record that was open: it has ended since, or its admitter died and dedupe remembers its tasks."""
-    latest = await performer.ledger.read(existing.record.rid)
-    if latest is None:
-        return
-    if latest.record.state.terminal:
+async def _look_again(performer: Performer, existing: Entry) -> bool:
+    """Whether a request is open still; one that ended meanwhile loses the timer and the tasks that were put back."""
+    if existing.record.state.terminal:
+        return False  # nothing was put back
+    latest = await performer.ledger.read_latest(existing.record.rid)
+    if latest is not None and latest.record.state.terminal:
         await performer.perform(timer_effects(latest.record))
-        return
+    return latest is not None and not latest.record.state.terminal
+
+
+async def _revive(performer: Performer, existing: Entry) -> None:
+    """Nothing was queued for an open record: its admitter died, and dedupe remembers its tasks."""
     try:
         await performer.perform(redrive(existing.record), existing.revision)
     except RevisionConflict:

@@ -36,4 +36,5 @@ async def cancel_raw(connection: Connection, performer: Performer, pipeline: str
     if front is not None:
         await performer.perform((Tell(front, Ended(rid=rid, state=record.state)),))
     await waiting.remove(rid)
+    await performer.queue.cancel_deadline(rid)  # of an orchestrator that died before it came to the record
     return True

@@ -112,6 +112,7 @@ class Intake:
         except RevisionConflict:
             await self._tell(front, await self._word_of(record))
             return
+        await self._performer.queue.cancel_deadline(rid)  # of an attempt to admit it that went wrong half-way
         await self._tell(front, Ended(rid=rid, state=record.state))
 
     async def _word_of(self, mine: Record) -> Ended | Refused | None:

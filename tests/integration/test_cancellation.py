@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -153,6 +154,19 @@ async def test_raw_request_is_cancelled_when_nobody_has_admitted_it(connection: 
         assert heard[0] == Ended(rid="raw", state="cancelled")
         with pytest.raises(UnknownRequest):
             await producer.cancel(pipeline, "nobody")
+
+
+async def test_no_timer_stays_when_a_raw_request_is_cancelled_whose_orchestrator_died(
+    connection: Connection, pipeline: str
+) -> None:
+    """The first that its admission does is to schedule the deadline."""
+    await ensure_layout(connection, layout_of(line(pipeline)))
+    queue = WorkQueue(connection, pipeline)
+    await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}')
+    await queue.schedule_deadline("raw", time.time() + 60.0)
+    async with Producer(connection) as producer:
+        await producer.cancel(pipeline, "raw")
+    assert await queue.messages() == 0
 
 
 async def test_raw_request_stays_cancelled_when_an_orchestrator_had_it_in_hand(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -149,6 +150,21 @@ async def test_open_record_with_nothing_queued_runs_again_when_somebody_attaches
     assert (submission.attached, result.state, result.run) == (True, RequestState.DONE, 2)
 
 
+@pytest.mark.parametrize(("nonce", "request_"), [("n", HELLO), ("other", HELLO), ("other", Request(prompt="another"))])
+async def test_nothing_stays_queued_when_a_request_ends_while_it_is_admitted_again(
+    performer: Performer, connection: Connection, pipeline: str, nonce: str, request_: Request
+) -> None:
+    """The same call once more, a client that came back, or another request: each puts the timer back of what it read as open."""
+    await admit(performer, record_of(line(pipeline), "mine"))
+    seen_open = await performer.ledger.read("mine")
+    assert seen_open is not None
+    async with Producer(connection) as producer:
+        await producer.cancel(pipeline, "mine")
+    with suppress(RequestConflict):
+        await _meet(performer, seen_open, record_of(line(pipeline), "mine", request_, nonce=nonce))
+    assert await performer.queue.messages() == 0
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "code"),
     [
@@ -172,9 +188,12 @@ async def test_raw_request_ends_failed_when_it_cannot_be_admitted(
 ) -> None:
     """It was acknowledged by the broker: put back or dropped, its producer would wait for ever."""
     spec, performer = line(pipeline), Performer(connection, pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    await performer.queue.schedule_deadline("bad", time.time() + 60.0)  # an earlier attempt came that far
     async with serving(connection, spec, replicas=0):
         await connection.js_publish(subjects.request(pipeline, "bad"), body, headers=headers)
         entry = await eventually(lambda: performer.ledger.read("bad"), what="a record")
+        await queue_is_empty(connection, pipeline)
     assert entry.record.state is RequestState.FAILED
     assert entry.record.failure is not None
     assert entry.record.failure.code == code

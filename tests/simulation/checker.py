@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from omnibus.client.events import Ended, OutputArrived, Result, TextPiece
@@ -33,6 +34,8 @@ class Checker:
         self.retried: set[str] = set()
         """What an operator asked to be run again."""
         self._ends: Counter[tuple[str, int]] = Counter()
+        self._ended_at: dict[str, float] = {}
+        """Seconds since the epoch."""
         self._told: dict[tuple[str, int], tuple[str, tuple[str, ...]]] = {}
         self._newest: dict[tuple[str, int], str] = {}
         self._given_back: Counter[str] = Counter()
@@ -112,6 +115,7 @@ class Checker:
         if before is not None and before.state.terminal:
             self._reopened(before, record)
         if record.state.terminal:
+            self._ended_at[record.rid] = stored.at
             self._ended(record)
 
     def _reopened(self, before: Record, after: Record) -> None:
@@ -188,14 +192,22 @@ class Checker:
         for subject in self.queued():
             self.fail(f"stays queued: {subject}")
 
+    def check_timers(self, rids: AbstractSet[str]) -> None:
+        """What has ended has none: it would fire in vain. To be asked of those whose clients did all that they were about."""
+        for stored in self._broker.work.messages.values():
+            rid = stored.subject.rpartition(".")[2]
+            if ".timer." in stored.subject and rid in rids and self.records[rid].state.terminal:
+                self.fail(f"left behind: {stored.subject}")
+
     def check_over(self, *, strict: bool) -> None:
-        """Long after the deadlines; unless `strict`, tasks may wait for a replica to drop them."""
+        """Long after the deadlines; unless `strict`, tasks that came after the end may wait for a replica to drop them."""
         for rid in sorted(rid for rid, waiting in self.followers.items() if waiting):
             self.fail(f"{rid}: somebody waits for its end for ever")
         for rid in sorted(self.open_ones()):
             self.fail(f"{rid} is open for ever")
         for stored in (*self._broker.work.messages.values(), *self._broker.requests.messages.values()):
-            if strict or ".task." not in stored.subject:
+            ended = self._ended_at.get(stored.subject.rpartition(".")[2], 0.0)
+            if strict or ".task." not in stored.subject or stored.at < ended:
                 self.fail(f"left behind: {stored.subject}")
 
     def check_payloads(self) -> None:

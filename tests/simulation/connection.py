@@ -61,7 +61,7 @@ class SimConnection(Connection):
         self._inboxes = 0
         self._there = self._here = 0.0  # when the last message of each direction arrives
         self._back_at = 0.0
-        self._open: set[asyncio.Future[Any]] = set()
+        self._open: dict[asyncio.Future[Any], None] = {}  # in order
         self.epoch = 0
 
     @property
@@ -102,7 +102,7 @@ class SimConnection(Connection):
         if not self.connected:
             raise Transient(f"not connected, cannot ask {subject}")
         answer: asyncio.Future[Any] = self.world.loop.create_future()
-        self._open.add(answer)
+        self._open[answer] = None
         fate, epoch = faults.fate(), self.epoch
         arrival = self._arrival()
         if fate is Fate.LOST:
@@ -114,7 +114,7 @@ class SimConnection(Connection):
             return await answer  # type: ignore[no-any-return]
         finally:
             timer.cancel()
-            self._open.discard(answer)
+            del self._open[answer]
 
     async def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncGenerator[Message, None]:  # type: ignore[override] # the same, written as a generator
         self._check_alive()

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from omnibus.broker import admission
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.ledger import Ledger
+from omnibus.broker.work import WorkQueue
 from omnibus.client import following, producer
 from omnibus.errors import RequestConflict
 from omnibus.orchestrator import forwarding
@@ -176,7 +177,12 @@ def no_compare_and_set(_world: World) -> Patches:
 
 def shallow_purge(_world: World) -> Patches:
     """The purge of a request misses the subjects of another depth: its tasks."""
-    yield subjects, "purge_filter", lambda pipeline, rid: f"omni.{pipeline}.event.*.*.{rid}"
+
+    async def purge(self: WorkQueue, rid: str, *, before: int | None = None) -> None:
+        await self.cancel_deadline(rid, before=before)
+        await self._purge(f"omni.{self._pipeline}.event.*.*.{rid}", before)
+
+    yield WorkQueue, "purge", purge
 
 
 def talking_zombies(_world: World) -> Patches:

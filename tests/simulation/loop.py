@@ -42,6 +42,11 @@ class Process:
             task.cancel()
         self._tasks.clear()
 
+    @property
+    def finished(self) -> bool:
+        """Whether it lives, and has nothing more to do."""
+        return not self.dead and all(task.done() for task in self._tasks)
+
     def suspend(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after a while: not one instruction runs in between, while clocks and the broker go on."""
         self.suspended_until = self._loop.time() + seconds

@@ -36,7 +36,7 @@ def _strike(world: World) -> None:
 
 def _victim(world: World) -> Process:
     alive = [process for process in world.connections if not process.dead]
-    return world.rng.choice(alive)
+    return world.rng.choice(alive or list(world.connections))
 
 
 def _cut(world: World) -> None:

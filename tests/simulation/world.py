@@ -230,6 +230,11 @@ class World:
         self.loop.run(self.loop.time() + SETTLES, self.checker.is_settled)
         if self.unserved is None:
             self.checker.check_settled()
+            self.checker.check_timers(set(self.checker.records) - self._deserted())
+
+    def _deserted(self) -> set[str]:
+        """Requests of clients that died, or are suspended still, half-way through what they would do."""
+        return {process.name.partition("-")[0] for process in self.connections if not process.finished}
 
     def _heal(self) -> None:
         self.trace("world", "is healed")
