@@ -11,6 +11,7 @@ from omnibus.broker.objects import ObjectStore
 from omnibus.broker.work import WorkQueue
 from omnibus.errors import RequestTooLarge
 from omnibus.requests import effects
+from omnibus.requests.advance import leftover_effects
 from omnibus.requests.effects import Effect
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel
@@ -48,15 +49,33 @@ class Performer:
         for effect in wanted:
             revision = await self._perform(effect, revision)
 
-    async def _perform(self, effect: Effect, revision: int) -> int:
-        """Returns the revision of the record after it."""
+    async def publish(self, effect: effects.PublishTask | effects.PublishEvent) -> bool:
+        """Publish a task or an event; whether it was news: False when the broker remembers another of the same id.
+
+        Raises BrokerUnavailable, and RequestTooLarge for an envelope above its limit.
+        """
         match effect:
             case effects.PublishTask(task):
-                await self._publish(self._task_subject(task), task, effect.msg_id)
+                return await self._publish(self._task_subject(task), task, effect.msg_id)
             case effects.PublishEvent(event, rid, stage_id):
                 stage = subjects.ANY_STAGE if stage_id is None else stage_id
                 subject = subjects.event(self._pipeline, stage, event_kind(event), rid)
-                await self._publish(subject, event, effect.msg_id)
+                return await self._publish(subject, event, effect.msg_id)
+
+    async def clear_leftovers(self, rid: str) -> None:
+        """Remove what was stored for a request when it had ended already; idempotent. Raises BrokerUnavailable.
+
+        For whoever may have stored something too late for the end's own purge. What is stored before this is called is
+        gone by then or goes with the end: the record is read where it was written.
+        """
+        entry = await self.ledger.read_latest(rid)
+        await self.perform(leftover_effects(entry.record if entry is not None else None))
+
+    async def _perform(self, effect: Effect, revision: int) -> int:
+        """Returns the revision of the record after it."""
+        match effect:
+            case effects.PublishTask() | effects.PublishEvent():
+                await self.publish(effect)
             case effects.Tell(front, message):
                 await self._connection.publish(
                     subjects.out(self._pipeline, front, message.rid), codec.encode(message)
@@ -106,8 +125,8 @@ class Performer:
     def _task_subject(self, task: Task) -> str:
         return subjects.task(self._pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)
 
-    async def _publish(self, subject: str, envelope: Task | Event, msg_id: str) -> None:
+    async def _publish(self, subject: str, envelope: Task | Event, msg_id: str) -> bool:
         data = codec.encode(envelope)
         if len(data) > ENVELOPE_LIMIT:
             raise RequestTooLarge(f"an envelope of {len(data)} bytes exceeds the limit of {ENVELOPE_LIMIT}")
-        await self._connection.js_publish(subject, data, msg_id)
+        return not (await self._connection.js_publish(subject, data, msg_id)).duplicate

@@ -43,6 +43,8 @@ class LogEvent(StrEnum):
     LEASE_LOST = "lease.lost"
     """The lease was missed: the worker says nothing more about this task."""
     ACK_FAILED = "ack.failed"
+    PAYLOADS_LEFT = "payloads.left"
+    """Stored after the request's end and not removed: they go with their store's lifetime."""
 
     # Events, as an orchestrator sees them
     EVENT_FAILED = "event.failed"

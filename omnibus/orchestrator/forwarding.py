@@ -56,7 +56,9 @@ class Forwarder:
 
     async def _advance(self, event: Event) -> None:
         if not needs_record(event):
-            if not self._is_stopped(event):
+            if self._is_stopped(event):
+                await self._performer.clear_leftovers(event_rid(event))  # stored too late for its end
+            else:
                 await self._performer.perform(advance(event, None))
             return
         for _ in range(CONFLICTS):

@@ -125,11 +125,22 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
 
     What a failed request stored stays, since an operator may run it again; the store's own lifetime removes it.
     """
-    stored = record.state is not RequestState.FAILED and _stored_anything(record)
+    stored = record.state is not RequestState.FAILED and _may_have_stored(record)
     # What is done has nothing running any more; every other end may leave stages at work.
     stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
     ended = Ended(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
     return (*stop, *_tell(record, ended), purge_of(record, queued=queued, stored=stored))
+
+
+def leftover_effects(record: Record | None) -> tuple[Effect, ...]:
+    """What whoever may have stored something after a request's end does about it.
+
+    While it is open its end will remove it, and where an operator may run it again it stays. Of an id that the ledger does
+    not know, somebody may just be storing the input.
+    """
+    if record is None or record.state in (RequestState.OPEN, RequestState.FAILED):
+        return ()
+    return (purge_of(record, queued=False, stored=True),)
 
 
 def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Purge:
@@ -138,7 +149,9 @@ def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Pu
     return Purge(record.rid, queued=queued, stored=stored, failed_run=failed_run)
 
 
-def _stored_anything(record: Record) -> bool:
+def _may_have_stored(record: Record) -> bool:
+    if record.state is not RequestState.DONE:  # stages whose results no record was written for, and those still at work
+        return True
     return record.ticket.request.location is not None or any(timing.stored for timing in record.timings)
 
 

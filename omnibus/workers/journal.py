@@ -74,6 +74,9 @@ class Journal:
         self._metrics.leases_lost.labels(*self._labels).inc()
         self._say(LogEvent.LEASE_LOST, assignment)
 
+    def left_behind(self, assignment: Assignment, error: Exception) -> None:
+        self._say(LogEvent.PAYLOADS_LEFT, assignment, error=str(error))
+
     def ack_failed(self, assignment: Assignment) -> None:
         self._metrics.acks_failed.labels("worker").inc()
         self._say(LogEvent.ACK_FAILED, assignment)

@@ -12,7 +12,7 @@ from omnibus.broker.effects import Performer
 from omnibus.errors import BrokerError, BrokerRefused, EngineDead, EngineError, RequestTooLarge
 from omnibus.pipeline.route import Forwarding, Route, Target
 from omnibus.requests.advance import linear_tasks, needs_event
-from omnibus.requests.effects import Effect, PublishEvent
+from omnibus.requests.effects import PublishEvent, PublishTask
 from omnibus.wire import subjects
 from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
@@ -85,6 +85,8 @@ class TaskService:
             await self._conclude(assignment, outcome)
         finally:
             await self._stop(assignment, work)
+            if assignment.abandoned:
+                await self._clear_leftovers(assignment)
 
     async def _attempt(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> Outcome:
         """Wait until the job ends or somebody stops it."""
@@ -186,12 +188,22 @@ class TaskService:
         self._journal.gave_up(assignment, verdict.failure, dead=verdict.dead)
 
     async def _drop(self, assignment: Assignment) -> None:
+        await self._clear_leftovers(assignment)
         await self._ack(assignment)
         self._journal.dropped(assignment)
 
-    async def _perform(self, assignment: Assignment, effect: Effect) -> None:
-        if not assignment.abandoned:
-            await self._performer.perform((effect,))
+    async def _perform(self, assignment: Assignment, effect: PublishTask | PublishEvent) -> None:
+        if assignment.abandoned:
+            return
+        if not await self._performer.publish(effect):  # another attempt was first
+            await self._clear_leftovers(assignment)
+
+    async def _clear_leftovers(self, assignment: Assignment) -> None:
+        """Remove what this attempt stored after its request's end, which nobody else would know of."""
+        try:
+            await self._performer.clear_leftovers(assignment.rid)
+        except BrokerError as error:  # the store's own lifetime removes it, then
+            self._journal.left_behind(assignment, error)
 
     async def _ack(self, assignment: Assignment) -> None:
         if assignment.abandoned:
@@ -203,7 +215,7 @@ class TaskService:
             self._journal.ack_failed(assignment)
 
 
-def following(result: StageResult) -> Iterator[Effect]:
+def following(result: StageResult) -> Iterator[PublishTask | PublishEvent]:
     """What a worker publishes for a result, in order: the tasks of its direct edges, then the event, if it needs one."""
     yield from linear_tasks(result, forwarding=Forwarding.DIRECT)
     ticket, stage_id = result.ticket, result.stage_id
