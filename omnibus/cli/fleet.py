@@ -46,7 +46,8 @@ class Fleet:
     """What the replicas started here change in their stage, other than what is deployed; `spec` has it already."""
 
     def orchestrator(self) -> ProcessSpec:
-        return self._command("orchestrator", {})
+        """It ends last: what replicas finish while they leave becomes answers through it."""
+        return dataclasses.replace(self._command("orchestrator", {}), last=True)
 
     def front_door(self) -> ProcessSpec:
         """The front door; the settings' port must not be 0, so that it comes back on the same one."""

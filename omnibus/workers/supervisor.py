@@ -32,6 +32,8 @@ FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0
 """Seconds before a dead child is started again; doubles with every quick death."""
 HEALTHY_AFTER = 30.0
 """Seconds of life after which a child's next death counts as its first."""
+LAST_GRACE = 5.0
+"""Seconds, at most, between SIGTERM and SIGKILL of those that are stopped when the others have ended."""
 LAST_LINES = 30
 """Lines of a child's output that its failure is reported with."""
 _LINE_LIMIT = 1 << 20
@@ -49,6 +51,8 @@ class ProcessSpec:
     """Added to the supervisor's own environment."""
     title: str = ""
     """What it is, for whoever reads that it cannot start."""
+    last: bool = False
+    """Whether the others need it to finish what they have: it is told to stop when they have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +127,12 @@ class Supervisor:
         return {child.name: child.process.pid for child in self._children if child.process is not None}
 
     async def _keep(self, child: _Child) -> None:
+        try:
+            await self._keep_alive(child)
+        finally:
+            child.ended.set()
+
+    async def _keep_alive(self, child: _Child) -> None:
         quick_deaths, lives = 0, 0
         while not self._stopping.is_set():
             death, lives = await child.live(self._witness), lives + 1
@@ -168,10 +178,17 @@ class Supervisor:
 
     async def _stop_children(self) -> None:
         await self._stopping.wait()
-        for child in self._children:
+        await self._end([child for child in self._children if not child.last], self._grace)
+        await self._end([child for child in self._children if child.last], min(self._grace, LAST_GRACE))
+
+    async def _end(self, children: Sequence[_Child], grace: float) -> None:
+        for child in children:
             child.signal(signal.SIGTERM)
-        await asyncio.sleep(self._grace)
-        for child in self._children:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                for child in children:
+                    await child.ended.wait()
+        for child in children:
             child.signal(signal.SIGKILL)
 
 
@@ -180,7 +197,9 @@ class _Child:
 
     def __init__(self, spec: ProcessSpec) -> None:
         self._spec = spec
-        self.name = spec.name
+        self.name, self.last = spec.name, spec.last
+        self.ended = asyncio.Event()
+        """Set when it will not be started again."""
         self.process: asyncio.subprocess.Process | None = None
         self.restarts = 0
         self._lines: deque[str] = deque(maxlen=LAST_LINES)

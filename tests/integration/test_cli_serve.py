@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +78,7 @@ def test_status_and_message_say_why_when_a_request_does_not_end_well(
 
 async def test_request_is_cancelled_when_submit_is_interrupted(served: Serving, tmp_path: Path) -> None:
     submit = start("submit", "hello", "--rid", "hang-2", nats=served.nats_url, log=tmp_path / "log")
-    await eventually(lambda: _state(served, "hang-2") == "open", 10.0)
+    await eventually(lambda: _state(served, "hang-2") == "open", 30.0)
     submit.send_signal(signal.SIGINT)
     assert submit.wait(10) == 130
     assert _state(served, "hang-2") == "cancelled"
@@ -84,7 +86,7 @@ async def test_request_is_cancelled_when_submit_is_interrupted(served: Serving, 
 
 async def test_submit_says_so_when_its_request_is_cancelled_elsewhere(served: Serving, tmp_path: Path) -> None:
     submit = start("submit", "hello", "--rid", "hang-3", nats=served.nats_url, log=tmp_path / "log")
-    await eventually(lambda: _state(served, "hang-3") == "open", 10.0)
+    await eventually(lambda: _state(served, "hang-3") == "open", 30.0)
     cancelled = omnibus("cancel", "hang-3", "never-was", nats=served.nats_url)
     assert (cancelled.returncode, cancelled.stdout) == (2, "hang-3: cancelled\n")
     assert "never-was" in cancelled.stderr
@@ -114,15 +116,18 @@ async def test_child_is_started_again_when_it_is_killed(served: Serving) -> None
     await eventually(lambda: children_of(served.pid, "orchestrator") not in ([], [orchestrator]), 10.0)
 
 
-async def test_nothing_is_left_when_serve_is_stopped(tmp_path: Path) -> None:
-    before = shared_memory()
+async def test_running_request_is_answered_and_nothing_is_left_when_serve_is_stopped(tmp_path: Path) -> None:
+    """What replicas finish while they leave becomes an answer through the orchestrator, which ends after them."""
+    before, begun = shared_memory(), threading.Event()
     with serving(
         str(write_pipeline(tmp_path)), "--port", "0", "--nats-port", "0", state_dir=tmp_path / "state"
     ) as running:
         processes = [running.pid, *children_of(running.pid)]
         assert len(processes) == 7  # itself, the broker, orchestrator, front door, three replicas
-        omnibus("submit", "hello", "-m", "text", nats=running.nats_url)
+        asking = asyncio.create_task(asyncio.to_thread(_stream, running.url, begun))
+        assert await asyncio.to_thread(begun.wait, 10.0)
         started = time.monotonic()
+    assert [line for line in await asking if "error" in line or "finish_reason" in line][-1].count('"stop"') == 1
     assert time.monotonic() - started < 20.0
     await eventually(lambda: not any(is_running(pid) for pid in processes))
     assert shared_memory() <= before
@@ -144,7 +149,7 @@ async def test_everything_is_killed_when_serve_is_interrupted_twice(tmp_path: Pa
     ) as running:
         processes = [running.pid, *children_of(running.pid)]
         hanging = start("submit", "hello", "--rid", "hang", nats=running.nats_url, log=tmp_path / "submit.log")
-        await eventually(lambda: _state(running, "hang") == "open", 10.0)
+        await eventually(lambda: _state(running, "hang") == "open", 30.0)
         started = time.monotonic()
         os.kill(running.pid, signal.SIGINT)
         await eventually(lambda: "replica.draining" in running.log.read_text(), 5.0)
@@ -209,6 +214,18 @@ def test_port_is_named_before_anything_starts_when_it_is_taken(tmp_path: Path) -
             pass
     assert f"port {port} on 127.0.0.1 is taken" in caught.value.message
     assert not said
+
+
+def _stream(url: str, begun: threading.Event) -> list[str]:
+    """The lines of an answer that takes a second; sets `begun` at the first one."""
+    words = " ".join(["word"] * 200)
+    chat = {"model": "simple", "messages": [{"role": "user", "content": words}], "modalities": ["text"], "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=chat, timeout=30.0) as answer:
+        lines = []
+        for line in answer.iter_lines():
+            begun.set()
+            lines.append(line)
+    return lines
 
 
 def _state(served: Serving, rid: str) -> str:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,30 @@ async def test_run_returns_when_all_children_have_ended_well() -> None:
     supervisor = Supervisor([python("a", "print('done')"), python("b", "pass")])
     async with asyncio.timeout(20):
         await supervisor.run()
+
+
+async def test_child_that_the_others_need_is_stopped_when_they_have_ended(tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    leaver = f"""
+        import signal, sys, time
+        def leave(*_):
+            time.sleep(float(sys.argv[1]))
+            open({str(order)!r}, "a").write(sys.argv[2])
+            sys.exit()
+        signal.signal(signal.SIGTERM, leave)
+        print("ready", flush=True)
+        time.sleep(60)
+        """
+    first, last = python("first", leaver), python("last", leaver)
+    supervisor = Supervisor(
+        [
+            replace(last, argv=[*last.argv, "0", "last"], last=True),
+            replace(first, argv=[*first.argv, "0.2", "first "]),
+        ]
+    )
+    async with running(supervisor):
+        await eventually(lambda: set(supervisor.last_lines.values()) == {"ready"})
+    assert order.read_text() == "first last"
 
 
 async def test_stop_kills_what_outlasts_the_grace(capfd: pytest.CaptureFixture[str]) -> None:
