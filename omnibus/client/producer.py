@@ -108,7 +108,7 @@ class Producer:
         arrived = clock.now() if arrival is None else clock.at(arrival)
         body = encode_request(request)
         request = decode_request(body)  # a wrong type is refused here: constructors check none
-        validate(spec, request)
+        route = validate(spec, request)
         lane = lane_of(spec, request, channel.open_requests.count(request.tenant, request.lane))
         place = Place(request.tenant, request.lane, lane, arrived + patience(spec, request))
         is_new = await self._take_place(channel, spec, rid, place)
@@ -117,7 +117,7 @@ class Producer:
             payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
             record = new_record(
                 spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrived, front=self.front,
-                lane=lane,
+                lane=lane, route=route,
             )  # fmt: skip
             channel.expect(rid)
             admitted = await admit(channel.performer, record)

@@ -75,7 +75,7 @@ def digest(request: Request) -> str:
     return hashlib.sha256(_canonical.encode(same)).hexdigest()
 
 
-def new_record(
+def new_record(  # noqa: PLR0913 what its admitter knows of a request, each by its name
     spec: PipelineSpec,
     request: Request,
     *,
@@ -85,15 +85,17 @@ def new_record(
     now: float,
     front: str | None,
     lane: str | None = None,
+    route: Route | None = None,
 ) -> Record:
-    """The record of a valid request. `payload` holds the encoded request, inline or by reference; raises as `validate`.
+    """The record of a valid request. `payload` holds the encoded request, inline or by reference.
 
-    `lane` is the one that its tasks take, by default what it asks for.
+    `lane` is the one that its tasks take, by default what it asks for. `route` is what `validate` has returned; by default
+    it is asked here, and this raises as it does.
     """
     ticket = Ticket(
         rid=rid,
         pipeline=spec.name,
-        route=validate(spec, request),
+        route=route or validate(spec, request),
         created=now,
         deadline=now + patience(spec, request),
         request=payload,
@@ -207,6 +209,8 @@ def _check_prompt(spec: PipelineSpec, request: Request) -> None:
 
 def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
     """Refuse what none of the stages that would run does anything with."""
+    if request.affinity is None and not request.mm_processor_kwargs:
+        return
     stages = [spec.stage(stage.stage_id) for stage in route.stages]
     if request.affinity is not None:
         check_name(request.affinity, "affinity")
