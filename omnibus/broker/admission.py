@@ -43,10 +43,21 @@ async def admit(performer: Performer, record: Record) -> Admitted:
             existing = await performer.ledger.read(record.rid)
             if existing is None:
                 continue  # it expired between our create and our read
+            await _let_go_of_input(performer, existing, record)
             return await _meet(performer, existing, record)
         log.debug(LogEvent.REQUEST_ACCEPTED, request=record.rid, pipeline=record.ticket.pipeline)
         return Admitted(record, attached=False)
     raise BrokerUnavailable(f"the ledger keeps changing under request {record.rid!r}")
+
+
+async def _let_go_of_input(performer: Performer, existing: Entry, mine: Record) -> None:
+    """Remove what was stored for nothing: the request is there, with an input of its own."""
+    if mine.ticket.request.location is None:
+        return
+    if existing.record.nonce != mine.nonce:
+        await performer.discard_input(mine)
+    else:  # tasks may refer to this one; so the request's end removes it, unless that was before
+        await performer.clear_leftovers(mine.rid)
 
 
 async def _meet(performer: Performer, existing: Entry, mine: Record) -> Admitted:

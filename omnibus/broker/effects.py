@@ -13,6 +13,7 @@ from omnibus.errors import RequestTooLarge
 from omnibus.requests import effects
 from omnibus.requests.advance import leftover_effects
 from omnibus.requests.effects import Effect
+from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import DeadlinePassed, Event, Task, event_kind
@@ -71,6 +72,11 @@ class Performer:
         entry = await self.ledger.read_latest(rid)
         await self.perform(leftover_effects(entry.record if entry is not None else None))
 
+    async def discard_input(self, record: Record) -> None:
+        """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""
+        if (location := record.ticket.request.location) is not None:
+            await self._objects.delete(location.key)
+
     async def _perform(self, effect: Effect, revision: int) -> int:
         """Returns the revision of the record after it."""
         match effect:
@@ -111,12 +117,13 @@ class Performer:
             before = await self.queue.next_sequence()
             if not await self._has_failed(effect.rid, effect.failed_run):
                 return
+        if effect.stored:
+            # Invariant: before the queue, which may hold the very event that has all this repeated when its shell dies.
+            await self._objects.purge_group(effect.rid)
         if effect.queued:
             await self.queue.purge(effect.rid, before=before)
         else:
             await self.queue.cancel_deadline(effect.rid, before=before)
-        if effect.stored:
-            await self._objects.purge_group(effect.rid)
 
     async def _has_failed(self, rid: str, run: int) -> bool:
         entry = await self.ledger.read_latest(rid)

@@ -9,7 +9,7 @@ from omnibus.broker.effects import Performer
 from omnibus.broker.raw import RawRequests
 from omnibus.errors import RequestCancelled
 from omnibus.requests.admission import unadmitted_record
-from omnibus.requests.effects import Tell
+from omnibus.requests.effects import Purge, Tell
 from omnibus.requests.state import RequestState
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import Ended
@@ -36,5 +36,6 @@ async def cancel_raw(connection: Connection, performer: Performer, pipeline: str
     if front is not None:
         await performer.perform((Tell(front, Ended(rid=rid, state=record.state)),))
     await waiting.remove(rid)
-    await performer.queue.cancel_deadline(rid)  # of an orchestrator that died before it came to the record
+    # Of an orchestrator that died before it came to the record.
+    await performer.perform((Purge(rid, queued=False, stored=True),))
     return True

@@ -24,7 +24,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.admission import new_record, patience, resolve, unadmitted_record, validate
-from omnibus.requests.effects import Tell
+from omnibus.requests.effects import Purge, Tell
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
@@ -112,7 +112,8 @@ class Intake:
         except RevisionConflict:
             await self._tell(front, await self._word_of(record))
             return
-        await self._performer.queue.cancel_deadline(rid)  # of an attempt to admit it that went wrong half-way
+        # Of an attempt to admit it that went wrong half-way.
+        await self._performer.perform((Purge(rid, queued=False, stored=delivery.num_delivered > 1),))
         await self._tell(front, Ended(rid=rid, state=record.state))
 
     async def _word_of(self, mine: Record) -> Ended | Refused | None:

@@ -11,6 +11,11 @@ import pytest
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
+from omnibus.broker.effects import Performer
+from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.broker.puller import Puller
+from omnibus.errors import RequestConflict
+from omnibus.orchestrator.intake import Intake
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec
@@ -19,7 +24,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import StageResult, Task
 from omnibus.wire.payload import Payload
-from omnibus.wire.request import Request
+from omnibus.wire.request import Request, encode_request
 from omnibus.workers.assignment import Interruption
 from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.flow import line, serving
@@ -27,6 +32,8 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 HELLO = Request(prompt="a red circle")
+LONG = "x" * 300_000
+"""A prompt that does not fit into a message."""
 
 
 def storing(pipeline: str, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> PipelineSpec:
@@ -155,3 +162,56 @@ async def test_what_is_stored_stays_when_an_attempt_repeats_its_own_task(connect
         async with serving(connection, spec):
             assert (await submission.result()).run == 1
         await all_is_gone(connection, pipeline)
+
+
+@pytest.mark.parametrize("end", [RequestState.DONE, RequestState.FAILED])
+async def test_input_is_not_kept_twice_when_a_request_is_submitted_again(
+    connection: Connection, pipeline: str, end: RequestState
+) -> None:
+    """Neither while it is open nor after its end, and not that of another request that wanted its id."""
+    spec, same, other = line(pipeline), Request(prompt=LONG), Request(prompt=f"not {LONG}")
+    failing = {"s0": {"reject_on": {"rid": "."}}} if end is RequestState.FAILED else {}
+    same = replace(same, sampling_params=failing)
+    async with serving(connection, spec, replicas=0) as producer:
+        await producer.submit(spec, same, rid="mine")
+        (kept,) = await stored(connection, pipeline)
+        for _ in range(2):
+            assert (await producer.submit(spec, same, rid="mine")).attached
+            with pytest.raises(RequestConflict):
+                await producer.submit(spec, other, rid="mine")
+            assert await stored(connection, pipeline) == [kept]
+        async with serving(connection, spec):
+            assert (await producer.wait(pipeline, "mine")).state is end
+        left = [kept] if end is RequestState.FAILED else []
+
+        async def settled() -> bool:
+            return await stored(connection, pipeline) == left
+
+        await eventually(settled, what="the end has removed what nobody needs")
+        assert (await producer.submit(spec, same, rid="mine")).attached
+        assert await settled()
+
+
+async def test_input_is_not_kept_when_a_raw_request_comes_again_after_its_end(
+    connection: Connection, pipeline: str
+) -> None:
+    """Whoever admitted it died before its ack; the request ran to its end meanwhile."""
+    spec = line(pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    await connection.js_publish(subjects.request(pipeline, "raw"), encode_request(Request(prompt=LONG)))
+    async with Puller(connection, subjects.requests_stream(pipeline), [subjects.REQUESTS_CONSUMER]) as puller:
+        puller.add_credit()
+        delivery = await puller.take()
+    performer = Performer(connection, pipeline)
+    intake = Intake(connection, performer, spec)
+    await intake.handle(delivery)
+
+    async def done() -> bool:
+        entry = await performer.ledger.read("raw")
+        return entry is not None and entry.record.state is RequestState.DONE
+
+    async with serving(connection, spec):
+        await eventually(done, what="it is done")
+        await all_is_gone(connection, pipeline)
+        await intake.handle(delivery)
+        assert not await stored(connection, pipeline)
