@@ -16,6 +16,7 @@ _NO_HEADERS: Mapping[str, str] = {}
 _MSG_ID = "Nats-Msg-Id"
 ATTEMPTS_HEADER = "Omni-Attempts"
 """Of a message that was published again: attempts at its work that the former copies have used up."""
+_MOST_DIGITS = 10
 
 
 class Delivery:
@@ -97,7 +98,9 @@ def published_again(
 
 
 def _used(headers: Mapping[str, str]) -> int:
-    return int(headers.get(ATTEMPTS_HEADER, "0"))
+    said = headers.get(ATTEMPTS_HEADER, "")
+    # Producers of raw requests may write anything there.
+    return int(said) if len(said) < _MOST_DIGITS and said.isdecimal() else 0
 
 
 def consumer_of(ack_subject: str) -> str:
