@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
@@ -192,31 +193,36 @@ class Checker:
         for subject in self.queued():
             self.fail(f"stays queued: {subject}")
 
-    def check_timers(self, rids: AbstractSet[str]) -> None:
-        """What has ended has none: it would fire in vain. To be asked of those whose clients did all that they were about."""
-        for stored in self._broker.work.messages.values():
-            rid = stored.subject.rpartition(".")[2]
-            if ".timer." in stored.subject and rid in rids and self.records[rid].state.terminal:
-                self.fail(f"left behind: {stored.subject}")
+    def check_over(self, *, strict: bool, except_for: AbstractSet[str]) -> None:
+        """Long after the deadlines; unless `strict`, tasks may wait for a replica to drop them.
 
-    def check_over(self, *, strict: bool) -> None:
-        """Long after the deadlines; unless `strict`, tasks that came after the end may wait for a replica to drop them."""
+        Those that came after the end, that is, and those of clients that died while they put an end to a request.
+        """
         for rid in sorted(rid for rid, waiting in self.followers.items() if waiting):
             self.fail(f"{rid}: somebody waits for its end for ever")
         for rid in sorted(self.open_ones()):
             self.fail(f"{rid} is open for ever")
         for stored in (*self._broker.work.messages.values(), *self._broker.requests.messages.values()):
-            ended = self._ended_at.get(stored.subject.rpartition(".")[2], 0.0)
-            if strict or ".task." not in stored.subject or stored.at < ended:
+            rid = stored.subject.rpartition(".")[2]
+            is_older = rid not in except_for and stored.at < self._ended_at.get(rid, 0.0)
+            if strict or ".task." not in stored.subject or is_older:
                 self.fail(f"left behind: {stored.subject}")
 
-    def check_payloads(self) -> None:
-        """Nothing that only hops needed is left of what did not fail. To be asked where no late writer was possible."""
-        for stored in self._broker.objects.messages.values():
+    def left_behind(self) -> Iterator[tuple[str, str]]:
+        """(request, subject) of timers that would fire in vain, and of payloads that only the hops of what has ended needed."""
+        for stored in (*self._broker.work.messages.values(), *self._broker.objects.messages.values()):
             tokens = stored.subject.split(".")
-            rid = tokens[3]
-            if tokens[2] == "C" and len(tokens) > 4 and rid in self.records and self._is_freed(rid):
-                self.fail(f"left behind: {stored.subject}")
+            match tokens:
+                case ["omni", _, "timer", rid] if rid in self.records and self.records[rid].state.terminal:
+                    yield rid, stored.subject
+                case ["$O", _, "C", rid, _] if rid in self.records and self._is_freed(rid):
+                    yield rid, stored.subject
+
+    def check_left_behind(self, *, except_for: AbstractSet[str]) -> None:
+        """To be asked when whoever was late has found that out, and not of requests whose clients stopped half-way."""
+        for rid, subject in self.left_behind():
+            if rid not in except_for:
+                self.fail(f"left behind: {subject}")
 
     def _is_freed(self, rid: str) -> bool:
         return self.records[rid].state in (RequestState.DONE, RequestState.CANCELLED, RequestState.EXPIRED)

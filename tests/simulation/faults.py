@@ -35,17 +35,21 @@ class Faults:
         self._lost = self._some(0.0, 0.02, 0.08)
         self._unanswered = self._some(0.0, 0.02, 0.08)
         self._deaths = self._some(0.0, 0.01, 0.03)
-        self._unheard = self._some(0.0, 0.1, 1.0)
+        self._unheard = self._some(0.0, 0.1, 0.5, 1.0)
         self._copied = self._some(0.0, 0.0, 0.1)
         self._slow = self._some(0.0, 0.05, 0.3)
         self.strikes = self._some(0.0, 0.3, 1.5)
         """Cuts, suspensions, restarts and the like, a second."""
         self.engine_errors = self._some(0.0, 0.0, 0.1, 0.5)
         self.lost_payloads = self._some(0.0, 0.0, 0.2)
+        self.forgets = rng.random() < 0.15
+        """Whether the broker forgets the id of whatever was consumed at once, as it does whenever it is killed."""
 
     def __str__(self) -> str:
         chances = {name.strip("_"): value for name, value in vars(self).items() if isinstance(value, float) and value}
-        return f"active: {self.active}; " + ", ".join(f"{name} {value:g}" for name, value in chances.items())
+        return f"active: {self.active}; forgets: {self.forgets}; " + ", ".join(
+            f"{name} {value:g}" for name, value in chances.items()
+        )
 
     @property
     def hides_ends(self) -> bool:

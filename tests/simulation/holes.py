@@ -19,11 +19,12 @@ from omnibus.orchestrator.homecoming import Homecoming
 from omnibus.registry.verdict import Judge
 from omnibus.requests import advance
 from omnibus.requests.cancellations import Cancellations
-from omnibus.requests.effects import Effect, PublishTask, ScheduleDeadline
+from omnibus.requests.effects import Effect, PublishTask, ScheduleDeadline, Tell
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, StageResult
+from omnibus.wire.out import OutputReady
 from omnibus.workers import serving
 from omnibus.workers.assignment import Assignment
 from omnibus.workers.serving import TaskService
@@ -130,6 +131,25 @@ def no_redrive(_world: World) -> Patches:
     yield advance, "_payload_lost", lambda _event, _record: ()
 
 
+def told_what_came(world: World) -> Patches:
+    """A follower is told the output that an event brings, though the record holds that of another attempt."""
+    # It takes a second attempt that says something else, after dedupe forgot the first, told to who missed that one.
+    world.is_random = world.broker.work.forgets = True
+    world.faults._unheard, world.faults._deaths = 0.5, 0.03
+    real = advance.advance
+
+    def decide(event: Event, record: Record | None) -> tuple[Effect, ...]:
+        def told(effect: Effect) -> Effect:
+            match effect, event:
+                case Tell(front, OutputReady(rid=rid)), StageResult(final=final) if final is not None:
+                    return Tell(front, OutputReady(rid=rid, output=final))
+            return effect
+
+        return tuple(told(effect) for effect in real(event, record))
+
+    yield forwarding, "advance", decide
+
+
 def record_before_deadline(_world: World) -> Patches:
     """Admission creates the record first, and schedules its deadline last."""
     real = admission.admission_effects
@@ -212,6 +232,6 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
         nobody_home, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines, forgotten_cancellations,
         trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
-        deaf_followers,
+        deaf_followers, told_what_came,
     )
 }  # fmt: skip

@@ -50,6 +50,8 @@ class Stream:
         self.messages: dict[int, Stored] = {}
         self.most = math.inf
         """Messages at which it refuses more."""
+        self.forgets = False
+        """Whether it knows ids of what it still stores only."""
         self.last_seq = 0
         self.on_removed: Callable[[int], None] = lambda _seq: None
         self._one_a_subject = one_a_subject
@@ -58,7 +60,11 @@ class Stream:
     def publish(self, subject: str, data: bytes, headers: Mapping[str, str], now: float) -> tuple[int, bool]:
         """Sequence, and whether the message was known already; raises Refusal."""
         msg_id = headers.get("Nats-Msg-Id")
-        if msg_id is not None and msg_id in self._seen:
+        if (
+            msg_id is not None
+            and msg_id in self._seen
+            and not (self.forgets and self._seen[msg_id] not in self.messages)
+        ):
             return self._seen[msg_id], True
         expected = headers.get("Nats-Expected-Last-Subject-Sequence")
         if expected is not None and int(expected) != self.last_of(subject):

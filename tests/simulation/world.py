@@ -43,6 +43,8 @@ SETTLES = 70.0
 """Seconds after everything is healed in which what was accepted ends: leases, retries and put-backs take that long."""
 _ADMISSION = 15.0
 """Instead of a minute, in which one deadline is looked at sixty times."""
+_LATE = 30.0
+"""Seconds in which whoever was suspended has ended what it was about, and found that it was too late."""
 _TAKEN_DOWN = 20.0
 """Seconds in which a process that was killed while it was suspended is gone."""
 
@@ -71,6 +73,7 @@ class World:
         self.broker = Broker(self.loop, self.rng, self.spec, self.trace)
         self.checker = Checker(self.spec, self.broker)
         self.faults = Faults(self, self.rng)
+        self.broker.work.forgets = self.faults.forgets
         self.broker.on_stored = self._stored
         self.watches: list[SimWatch] = []
         self.connections: dict[Process, SimConnection] = {}
@@ -218,7 +221,7 @@ class World:
         if not self.checker.is_over():
             self._stop_replicas()
             self.loop.run(self.loop.time() + DEADLINE + SETTLES, self.checker.is_over)
-            self.checker.check_over(strict=not self.faults.hides_ends)
+            self.checker.check_over(strict=not self.faults.hides_ends, except_for=self._deserted())
 
     def _stop_replicas(self) -> None:
         """What is open now, nobody was told is accepted: its deadline ends it without a worker."""
@@ -230,7 +233,9 @@ class World:
         self.loop.run(self.loop.time() + SETTLES, self.checker.is_settled)
         if self.unserved is None:
             self.checker.check_settled()
-            self.checker.check_timers(set(self.checker.records) - self._deserted())
+        if any(self.checker.left_behind()):
+            self.loop.run(self.loop.time() + _LATE)
+            self.checker.check_left_behind(except_for=self._deserted())
 
     def _deserted(self) -> set[str]:
         """Requests of clients that died, or are suspended still, half-way through what they would do."""
