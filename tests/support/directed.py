@@ -70,13 +70,14 @@ async def replica(
 
 
 async def die(made: Replica, running: asyncio.Task[None]) -> None:
-    """Fall silent as a process does that is killed: no last heartbeat, nothing given back."""
+    """Fall silent as a process does that is killed: no last heartbeat, nothing given back, no claim taken back."""
     made._registration.set_status = silence  # type: ignore[method-assign]
+    made._claims.announce = silence  # type: ignore[method-assign]
     running.cancel()
     await asyncio.wait({running})
 
 
-async def silence(_status: object) -> None:
+async def silence(*_words: object) -> None:
     """A dead process writes nothing."""
 
 
