@@ -42,6 +42,7 @@ class VllmCore:
         self._stage = stage
         self._loras = arguments.lora_modules
         self._load = LoadGauge()
+        self._ending = asyncio.Event()
         self._states = hidden_states.HiddenStatesFolder() if arguments.hidden_states else None
         hidden = hidden_states.engine_args(arguments.hidden_states, self._states.path) if self._states else {}
         self._llm = start_llm(stage, {**hidden, **arguments.engine}, self._load)
@@ -50,15 +51,28 @@ class VllmCore:
 
     @property
     def errored(self) -> bool:
-        """Whether EngineCore is gone."""
-        return bool(self._llm.errored)
+        """Whether EngineCore is gone, or about to be."""
+        return self._ending.is_set() or bool(self._llm.errored)
 
     async def wait_gone(self) -> None:
-        """Return when EngineCore's process has ended; where vLLM runs it elsewhere (Ray), `errored` alone tells."""
+        """Return when EngineCore's process has ended, or has shown in a job that it is about to.
+
+        Where vLLM runs it elsewhere (Ray), jobs and `errored` alone tell.
+        """
         manager: Any = self._llm.engine_core.resources.engine_manager
-        if not hasattr(manager, "sentinels"):
-            await asyncio.Event().wait()
-        await first_end(manager.sentinels())
+        signs: list[asyncio.Task[Any]] = [asyncio.create_task(self._ending.wait(), name="engine-ending")]
+        if hasattr(manager, "sentinels"):
+            signs.append(asyncio.create_task(first_end(manager.sentinels()), name="engine-end"))
+        try:
+            await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for sign in signs:
+                sign.cancel()
+            await asyncio.gather(*signs, return_exceptions=True)
+
+    def _dead(self, how: str) -> EngineDead:
+        self._ending.set()
+        return EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore {how}")
 
     @property
     def waiting(self) -> int:
@@ -81,7 +95,7 @@ class VllmCore:
         except VLLMClientError as error:
             raise rejected(error) from error
         except EngineDeadError as error:
-            raise EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore is gone") from error
+            raise self._dead("is gone") from error
         except (EngineGenerateError, GracefulHTTPError) as error:
             raise EngineError(f"stage {self._stage.name!r}: {error.__cause__ or error}") from error
 
@@ -212,7 +226,7 @@ class VllmCore:
         if reason == "error":
             raise EngineError(f"stage {self._stage.name!r}: vLLM failed on the request")
         if reason == "abort" and not run.aborted:  # EngineCore was told to end, and ends what it has: half a text
-            raise EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore ends")
+            raise self._dead("ends")
         if self._states is None or reason == "abort":
             return self._finished(run, reason)
         if not handed_over:
