@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from omnibus.wire.request import Lane, Request
 
 EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
+_BEYOND_DEADLINE = 1.0
+"""Seconds after a request's deadline in which its end is told; then it is said here, whoever ends it when."""
 _CANCEL_DEADLINE = 5.0
 
 
@@ -65,9 +67,14 @@ def command(pipeline: str | None, nats_url: str | None, state_dir: Path | None, 
     Ctrl-C cancels the request.
     """
     from omnibus.cli.root import ask, load_settings  # noqa: PLC0415 commands import when they run
+    from omnibus.errors import DeadlineExceeded  # noqa: PLC0415
 
     settings = load_settings(nats_url=nats_url, state_dir=state_dir)
-    return ask(_submit(settings, pipeline, _Wish(**wish)))
+    try:
+        return ask(_submit(settings, pipeline, _Wish(**wish)))
+    except DeadlineExceeded as error:
+        click.echo(f"omnibus: {error.message}", err=True)
+        return EXIT_CODES["expired"]
 
 
 async def _submit(settings: Settings, pipeline: str | None, wish: _Wish) -> int:
@@ -94,18 +101,21 @@ def _check_folder(folder: Path) -> None:
 
 async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: Answer) -> Result:
     from omnibus.client.events import Ended  # noqa: PLC0415
-    from omnibus.errors import OmnibusError, UnknownRequest  # noqa: PLC0415
+    from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest  # noqa: PLC0415
 
     rid = (
         wish.rid if wish.rid is not None else uuid.uuid4().hex
     )  # known before it is accepted: Ctrl-C may come in the middle of that
     try:
         submission = await producer.submit(spec, _request(spec, wish), rid=rid)
-        async with aclosing(submission.events()) as events:
+        patience = submission.time_left + _BEYOND_DEADLINE
+        async with asyncio.timeout(patience), aclosing(submission.events()) as events:
             async for event in events:
                 answer.show(event)
                 if isinstance(event, Ended):
                     return event.result
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"request {rid!r} has not ended by its deadline: no orchestrator runs") from error
     except asyncio.CancelledError:
         with suppress(TimeoutError, OmnibusError):  # it was not accepted, or its deadline ends it
             async with asyncio.timeout(_CANCEL_DEADLINE):

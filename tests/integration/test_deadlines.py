@@ -14,11 +14,13 @@ from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.identity import keyed_rid
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.pipelines import deploy_pipeline
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving
 from tests.support.front import front, omni_sim
+from tests.support.served import omnibus
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -118,3 +120,13 @@ async def _known(producer: Producer, pipeline: str, rid: str):
         return await producer.result(pipeline, rid)
     except UnknownRequest:
         return None
+
+
+async def test_submit_exits_with_4_in_time_when_no_orchestrator_is_there(connection: Connection, pipeline: str) -> None:
+    spec = line(pipeline)
+    async with serving(connection, spec, orchestrators=0, replicas=0):
+        await deploy_pipeline(connection, spec)
+        words = ("submit", "hi", "--pipeline", pipeline, "--deadline", "0.1")
+        done = await asyncio.to_thread(omnibus, *words, nats=connection.url, timeout=20.0)
+    assert done.returncode == 4, done.stderr
+    assert "no orchestrator" in done.stderr
