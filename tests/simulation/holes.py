@@ -68,7 +68,8 @@ def fenced_results(world: World) -> Patches:
     real = forwarding.Forwarder._advance
 
     async def fenced(self: Any, event: Event) -> None:
-        if isinstance(event, StageResult) and not world.checker.is_newest(event):
+        # Registered replicas bear ids that are not their processes' names: those seeds would fail for nothing.
+        if isinstance(event, StageResult) and not world.has_registry and not world.checker.is_newest(event):
             return
         await real(self, event)
 

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from unittest.mock import patch
 
-import nats.aio.client
 import structlog
 
-import omnibus.orchestrator.forwarding
-from omnibus.broker.puller import Puller
-from omnibus.broker.watch import Watch
 from omnibus.registry.claims import ClaimBook
-from omnibus.registry.heartbeat import Registration
 from omnibus.wire import codec
 from omnibus.wire.control import Cancel, Control
 from omnibus.wire.request import Request
-from omnibus.workers.initialisation.starting import start_engine
 from omnibus.workers.replica import Replica
 from tests.simulation import actors, nemesis
 from tests.simulation.broker import Broker, Wire
@@ -34,15 +25,12 @@ from tests.simulation.faults import Fate, Faults
 from tests.simulation.graphs import DEADLINE, any_graph
 from tests.simulation.holes import HOLES
 from tests.simulation.loop import Process, VirtualLoop, virtual_time
-from tests.simulation.pulling import SimPuller
-from tests.simulation.replicas import QuietRegistration, start_at_once
 from tests.simulation.streams import Stored, Stream
+from tests.simulation.substitutes import substitutes
 from tests.simulation.watching import SimWatch
 
 SETTLES = 70.0
 """Seconds after everything is healed in which what was accepted ends: leases, retries and put-backs take that long."""
-_ADMISSION = 15.0
-"""Instead of a minute, in which one deadline is looked at sixty times."""
 _LATE = 30.0
 """Seconds in which whoever was suspended has ended what it was about, and found that it was too late."""
 _TAKEN_DOWN = 20.0
@@ -100,7 +88,7 @@ class World:
         """See it through."""
         with ExitStack() as stack:
             stack.enter_context(virtual_time(self.loop, self.seed))
-            for place, name, substitute in self._substitutes():
+            for place, name, substitute in substitutes(registry=self.has_registry):
                 stack.enter_context(patch.object(place, name, substitute))
             if self._hole is not None:
                 for place, name, substitute in HOLES[self._hole](self):
@@ -251,25 +239,6 @@ class World:
         for process in self.connections:
             process.kill()
         self.loop.run(self.loop.time() + _TAKEN_DOWN)
-
-    def _substitutes(self) -> tuple[tuple[Any, str, Any], ...]:
-        return (
-            *_everywhere(Puller, SimPuller),
-            *_everywhere(Watch, SimWatch),
-            *_everywhere(start_engine, start_at_once),
-            *(() if self.has_registry else _everywhere(Registration, QuietRegistration)),
-            (omnibus.orchestrator.forwarding, "ADMISSION", _ADMISSION),
-            (importlib.metadata, "version", lambda _name: "0"),  # it reads files
-            (nats.aio.client, "Client", object),  # nobody connects
-        )
-
-
-@cache
-def _everywhere(real: Any, substitute: Any) -> tuple[tuple[Any, str, Any], ...]:
-    """All places of the product that use something by its name."""
-    name = real.__name__
-    ours = [module for key, module in sorted(sys.modules.items()) if key.startswith("omnibus.")]
-    return tuple((module, name, substitute) for module in ours if vars(module).get(name) is real)
 
 
 def simulate(seed: int, *, traced: bool = False, hole: str | None = None) -> Outcome:

@@ -1,0 +1,43 @@
+"""What of the product a model takes the place of, wherever it is used by its name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from functools import cache
+from typing import Any
+
+import nats.aio.client
+
+import omnibus.orchestrator.forwarding
+from omnibus.broker.puller import Puller
+from omnibus.broker.watch import Watch
+from omnibus.registry.heartbeat import Registration
+from omnibus.workers.initialisation.starting import start_engine
+from tests.simulation.pulling import SimPuller
+from tests.simulation.replicas import QuietRegistration, start_at_once
+from tests.simulation.watching import SimWatch
+
+_ADMISSION = 15.0
+"""Instead of a minute, in which one deadline is looked at sixty times."""
+
+
+def substitutes(*, registry: bool) -> tuple[tuple[Any, str, Any], ...]:
+    """(place, name, what takes its place); without a registry nobody beats."""
+    return (
+        *_everywhere(Puller, SimPuller),
+        *_everywhere(Watch, SimWatch),
+        *_everywhere(start_engine, start_at_once),
+        *(() if registry else _everywhere(Registration, QuietRegistration)),
+        (omnibus.orchestrator.forwarding, "ADMISSION", _ADMISSION),
+        (importlib.metadata, "version", lambda _name: "0"),  # it reads files
+        (nats.aio.client, "Client", object),  # nobody connects
+    )
+
+
+@cache
+def _everywhere(real: Any, substitute: Any) -> tuple[tuple[Any, str, Any], ...]:
+    """All places of the product that use something by its name."""
+    name = real.__name__
+    ours = [module for key, module in sorted(sys.modules.items()) if key.startswith("omnibus.")]
+    return tuple((module, name, substitute) for module in ours if vars(module).get(name) is real)
