@@ -88,7 +88,8 @@ def _status_of(error: BaseException) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, OmnibusError):
-        has_log = isinstance(error, StageStartError)  # the last lines of a process: one below the other, the reason last
+        # The last lines of a process: one below the other, the reason last.
+        has_log = isinstance(error, StageStartError)
         click.echo(f"omnibus: {error.message if has_log else ' '.join(error.message.split())}", err=True)
         return 2 if isinstance(error, (ConfigError, RequestError)) else 1
     raise error
