@@ -79,7 +79,8 @@ class VllmEngine:
         return self._died() if self._core is not None and self._core.errored else None
 
     async def wait_dead(self) -> Exception:
-        await self._alive().wait_gone()
+        if self.dead() is None:
+            await self._alive().wait_gone()
         return self._died()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
