@@ -184,10 +184,11 @@ def attach_effects(existing: Record) -> tuple[Effect, ...]:
 def timer_effects(existing: Record) -> tuple[Effect, ...]:
     """Undo what an attempt to admit did to the timer of a request that was there before.
 
-    It has replaced the timer by its own: the record's is put back, or removed when the request has ended.
+    It has replaced the timer by its own: the record's is put back, or removed when the request has ended. With the timer goes
+    all that is queued, among it perhaps the event that would have had the payloads removed: so they go too.
     """
     if existing.state.terminal:
-        return (purge_of(existing),)
+        return (purge_of(existing, stored=existing.state is not RequestState.FAILED),)
     return (ScheduleDeadline(existing.rid, existing.ticket.deadline),)
 
 

@@ -1,18 +1,21 @@
-"""The end of a request removes what it stored before what is queued, among which is the event that has a removal repeated."""
+"""What an ended request stored is removed before what is queued of it, among which is the event that has that repeated."""
 
 from __future__ import annotations
 
 import pytest
 
+from omnibus.broker.admission import admit
 from omnibus.broker.connection import Connection
 from omnibus.broker.effects import Performer
 from omnibus.broker.layout import ensure_layout, layout_of
-from omnibus.errors import BrokerUnavailable
+from omnibus.errors import BrokerUnavailable, PayloadLost
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule
 from omnibus.requests.effects import Purge
+from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.payload import TEXT
+from tests.integration.test_durable_admission import record_of
 from tests.support.flow import line
 
 pytestmark = pytest.mark.integration
@@ -36,3 +39,16 @@ async def test_event_stays_queued_when_the_payloads_of_an_ended_request_cannot_b
     assert await performer.queue.anything_queued("over")
     await performer.perform([Purge("over", stored=True)])
     assert not await performer.queue.anything_queued("over")
+
+
+async def test_payloads_are_removed_when_a_request_comes_again_whose_end_was_not_seen_through(
+    connection: Connection, pipeline: str
+) -> None:
+    spec, performer = line(pipeline), Performer(connection, pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    record, store = record_of(spec, "over"), PayloadStore(connection, pipeline)
+    await performer.ledger.create(record.ended(RequestState.DONE))
+    kept = await store.put(b"x", TEXT, rid="over", rule=PayloadRule.OBJECT)
+    await admit(performer, record_of(spec, "over", nonce="other"))
+    with pytest.raises(PayloadLost):
+        await store.get(kept)

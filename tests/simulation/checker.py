@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ class Checker:
         self._told: dict[tuple[str, int], tuple[str, tuple[str, ...]]] = {}
         self._newest: dict[tuple[str, int], str] = {}
         self._given_back: Counter[str] = Counter()
+        self.ran_by: defaultdict[str, set[str]] = defaultdict(set)
+        """What each replica has begun with."""
         self._stopped: set[tuple[str, str]] = set()
         self.followers: dict[str, int] = {}
         """Of requests whose end somebody waits for, how many do."""
@@ -64,6 +66,7 @@ class Checker:
     def ran(self, stage: StageSpec, job: Job, replica: str) -> None:
         """A replica begins with a job."""
         self._newest[job.rid, stage.stage_id] = replica
+        self.ran_by[replica].add(job.rid)
         if (replica, job.rid) in self._stopped:
             self.fail(f"{job.rid}: {replica} runs stage {stage.stage_id} and had heard that it was stopped")
         names = {self._spec.stage(source).name for source in stage.input_sources}

@@ -226,8 +226,10 @@ class World:
             self.checker.check_left_behind(except_for=self._deserted())
 
     def _deserted(self) -> set[str]:
-        """Requests of clients that died, or are suspended still, half-way through what they would do."""
-        return {process.name.partition("-")[0] for process in self.connections if not process.finished}
+        """Requests whose clients, or whoever ran them, died half-way through what they would do, or are suspended still."""
+        stopped = {process.name.partition("-")[0] for process in self.connections if not process.finished}
+        dead = (process.name for process in self.connections if process.dead)
+        return stopped.union(*(self.checker.ran_by[name] for name in dead))
 
     def _heal(self) -> None:
         self.trace("world", "is healed")
