@@ -225,7 +225,7 @@ def test_error_names_the_place_when_the_graph_is_wrong(
         ("name: x\nstages:\n", "expected array, got null"),
         ("name: x\n", "missing"),
         ("name: x\x00\n", "not valid YAML"),
-        ("name: x\nstages: " + "[" * 5000, "nested too deep"),
+        pytest.param("name: x\nstages: " + "[" * 5000, "nested too deep", id="nested"),
     ],
     ids=repr,
 )
