@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 PYTEST := $(BIN)/python -m pytest -x --durations=15
+TWO := -n 2 --dist loadfile  # side by side: these tests mostly wait
 
 help: ## what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,7 +22,7 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 	$(call say,unit)
 	@$(PYTEST) tests/unit
 	$(call say,integration)
-	@$(PYTEST) tests/integration
+	@$(PYTEST) $(TWO) tests/integration
 	$(call say,end to end)
 	@$(PYTEST) tests/e2e
 	$(call say,chaos in short)
