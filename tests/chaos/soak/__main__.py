@@ -17,7 +17,6 @@ import uvloop
 
 from omnibus.errors import BrokerError
 from omnibus.observability.logging import configure_logging
-from omnibus.requests.record import DONE_TTL
 from tests.chaos import report
 from tests.chaos.arenas import Arena, chain
 from tests.chaos.battle import Battle
@@ -26,8 +25,8 @@ from tests.chaos.clients.crowd import Crowd
 from tests.chaos.gathering import Gathering
 from tests.chaos.history import Accepted, History
 from tests.chaos.nemeses.processes import soak_acts
-from tests.chaos.soak.sampling import ALLOWANCES, sample
-from tests.chaos.soak.slopes import Allowance, Sample, Trend, trend_of
+from tests.chaos.soak.sampling import ALLOWANCES, lifetimes, sample
+from tests.chaos.soak.slopes import Sample, Trend, per_arrival, trend_of
 from tests.support.processes import children_of
 
 EVERY = 5.0
@@ -58,27 +57,33 @@ async def soak(seconds: float, seed: int) -> tuple[list[Verdict], dict[str, Tren
     """Load, faults and samples side by side; a verdict a slice, and every series' trend."""
     series: dict[str, list[Sample]] = defaultdict(list)
     verdicts: list[Verdict] = []
+    arrivals: list[float] = []
+    began = time.time()
     with tempfile.TemporaryDirectory(prefix="omnibus-soak-", ignore_cleanup_errors=True) as folder:
         async with chain(Path(folder) / "chain") as arena:
-            until = time.monotonic() + seconds
-            watching = asyncio.create_task(_watch(arena, series), name="samples")
+            until, kept = time.monotonic() + seconds, await lifetimes(arena)
+            watching = asyncio.create_task(_watch(arena, series, began), name="samples")
             while (left := until - time.monotonic()) > 0:
-                verdicts.append(await _slice(arena, min(left, SLICE), f"{seed}-{len(verdicts)}"))
+                verdict, accepted = await _slice(arena, min(left, SLICE), f"{seed}-{len(verdicts)}")
+                verdicts.append(verdict)
+                arrivals += [at - began for at in accepted]
             watching.cancel()
             await asyncio.wait({watching})
-    return verdicts, {name: trend_of(found, _allowance(name, seconds)) for name, found in series.items()}
+    for name, lifetime in kept.items():
+        series[name] = per_arrival(series[name], sorted(arrivals), lifetime)
+    return verdicts, {name: trend_of(found, ALLOWANCES[name.rpartition(" ")[2]]) for name, found in series.items()}
 
 
-async def _slice(arena: Arena, seconds: float, seed: str) -> Verdict:
-    """A part of the run that is judged by itself, while its records are still there."""
+async def _slice(arena: Arena, seconds: float, seed: str) -> tuple[Verdict, list[float]]:
+    """A part of the run that is judged by itself, while its records are still there; and when its requests were accepted."""
     gathering, history = await Gathering(arena).begin(), History()
     async with Crowd(arena, history, arena.wishes, label=f"soak-{seed}") as crowd:
         try:
             await _rage(Battle(arena, history, crowd, random.Random(f"soak {seed}")), time.monotonic() + seconds)
         finally:
             crowd.finish()
-    accepted = {event.rid for event in history.events if isinstance(event, Accepted)}
-    return check(history.events, await gathering.evidence(accepted))
+    accepted = {event.rid: event.at for event in history.events if isinstance(event, Accepted)}
+    return check(history.events, await gathering.evidence(set(accepted))), list(accepted.values())
 
 
 async def _rage(battle: Battle, until: float) -> None:
@@ -88,15 +93,15 @@ async def _rage(battle: Battle, until: float) -> None:
         await battle.cluster.wait_up()
 
 
-async def _watch(arena: Arena, series: dict[str, list[Sample]]) -> None:
-    started, lasting = time.monotonic(), _lasting(arena)
+async def _watch(arena: Arena, series: dict[str, list[Sample]], began: float) -> None:
+    lasting = _lasting(arena)
     while True:
         try:
             values = await sample(arena, lasting)
         except (BrokerError, httpx.TransportError):  # killed just now, or busy
             values = {}
         for name, value in values.items():
-            series[name].append((time.monotonic() - started, value))
+            series[name].append((time.time() - began, value))
         await asyncio.sleep(EVERY)  # the distance of two samples
 
 
@@ -108,17 +113,9 @@ def _lasting(arena: Arena) -> Mapping[str, int]:
     return {name: cluster.pid(name) for name in named} | {"painter": painter}
 
 
-def _allowance(name: str, seconds: float) -> Allowance:
-    """The ledger grows until its first records expire; a run whose second half begins before that cannot tell."""
-    kind = name.rpartition(" ")[2]
-    if kind == "ledger" and seconds / 2 < DONE_TTL:
-        return Allowance(amount=float("inf"))
-    return ALLOWANCES[kind]
-
-
 def _line(name: str, trend: Trend) -> str:
     slope, growth = f"{trend.per_hour:+14,.1f} /h", f"{trend.growth:+12,.1f} in the second half"
-    return f"{name:24} mean {trend.mean:14,.1f}   slope {slope}   {growth}   {'flat' if trend.is_flat else 'GROWS'}"
+    return f"{name:24} mean {trend.mean:14,.2f}   slope {slope}   {growth}   {'flat' if trend.is_flat else 'GROWS'}"
 
 
 if __name__ == "__main__":

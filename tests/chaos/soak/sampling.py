@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from omnibus.requests.record import DONE_TTL
 from omnibus.wire import subjects
 from tests.chaos.arenas import Arena
 from tests.chaos.soak.slopes import Allowance
@@ -24,9 +25,9 @@ ALLOWANCES: Mapping[str, Allowance] = {
     "tasks": Allowance(amount=40),
     "shm": Allowance(amount=2),
     "stream": Allowance(amount=200),
-    "ledger": Allowance(share=0.1, amount=0),
+    "ledger": Allowance(share=0.1),
 }
-"""By the last word of a series' name: bytes of memory, and counts."""
+"""By the last word of a series' name: bytes, counts, and for the ledger messages a request of the time that it keeps them."""
 
 
 async def sample(arena: Arena, lasting: Mapping[str, int]) -> dict[str, float]:
@@ -53,8 +54,15 @@ def process(pid: int) -> dict[str, float]:
     }
 
 
+async def lifetimes(arena: Arena) -> dict[str, float]:
+    """Seconds that a series of the ledger keeps what belongs to an ended request, by its name."""
+    stream = f"OBJ_{subjects.payloads_bucket(arena.cluster.spec.name)}"
+    config = (await arena.cluster.connection.api(f"STREAM.INFO.{stream}"))["config"]
+    return {"records ledger": DONE_TTL, "objects ledger": config["max_age"] / 1e9}
+
+
 async def _streams(arena: Arena) -> dict[str, float]:
-    """Messages in every stream; those of the ledger apart, which keeps its records for a quarter of an hour."""
+    """Messages in every stream; those of the ledger apart, which keeps what has ended for a while."""
     connection, pipeline = arena.cluster.connection, arena.cluster.spec.name
     streams = {
         "work stream": subjects.work_stream(pipeline),

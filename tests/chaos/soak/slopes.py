@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
@@ -39,3 +40,12 @@ def trend_of(samples: Sequence[Sample], allowance: Allowance) -> Trend:
     mean, growth = fmean(value for _, value in late), slope * (late[-1][0] - late[0][0])
     is_flat = growth <= max(allowance.share * mean, allowance.amount)
     return Trend(mean=mean, per_hour=slope * 3600, growth=growth, is_flat=is_flat)
+
+
+def per_arrival(samples: Sequence[Sample], arrivals: Sequence[float], lifetime: float) -> list[Sample]:
+    """Each value by how many arrived, at sorted times, within `lifetime` seconds before it.
+
+    What is kept for that long grows with the rate of arrivals; this does not. Samples before any arrival are left out.
+    """
+    within = [(at, value, bisect_right(arrivals, at) - bisect_right(arrivals, at - lifetime)) for at, value in samples]
+    return [(at, value / arrived) for at, value, arrived in within if arrived]
