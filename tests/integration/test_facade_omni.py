@@ -107,6 +107,7 @@ def test_prompts_run_when_all_stages_are_left_to_workers_elsewhere(omni: Omni, m
 
 def test_everything_open_is_aborted_when_the_caller_interrupts(omni: Omni) -> None:
     prompts = [Request(prompt="w", sampling_params={"writer": {"tokens": 2000}})] * 20
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background processes without it
     timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
