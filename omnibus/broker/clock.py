@@ -74,7 +74,7 @@ class ServerClock:
             yield
         finally:
             keeping.cancel()
-            await asyncio.wait([keeping])
+            await asyncio.wait([keeping], timeout=ASK_TIMEOUT)
 
     async def _keep(self) -> None:
         while True:

@@ -36,6 +36,8 @@ _OPTIONS: dict[str, Any] = {
     "max_outstanding_pings": 2,
     "pending_size": 16 << 20,
 }
+CLOSE_TIMEOUT = 5.0
+"""Seconds for what is buffered to leave when a connection is closed."""
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _PERMISSIONS = re.compile("permissions violation", re.IGNORECASE)
 
@@ -98,11 +100,17 @@ class Link:
         log.debug(LogEvent.BROKER_CONNECTED, url=self._safe_url, client=self.name)
 
     async def close(self) -> None:
-        """Send what is buffered and close; idempotent."""
+        """Send what is buffered and close, within CLOSE_TIMEOUT; idempotent."""
         self._closing = True
         self.connected_since = None
         self._replies.fail("the connection was closed")
-        await self._client.close()
+        closing = asyncio.create_task(self._client.close(), name="nats-close")
+        try:
+            done, _ = await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT)
+        finally:
+            closing.cancel()  # of no effect, unless it waits for a socket whose server is gone
+        for ended in done:
+            ended.result()
 
     @property
     def connected(self) -> bool:
