@@ -14,7 +14,7 @@ _MESSAGES_AT_A_TIME = 2  # of an open request: its timer, and a task or an event
 
 
 class Backlog:
-    """An estimate of the open requests of a pipeline: half of what is queued, and what was admitted here since.
+    """An estimate of the open requests of a pipeline: half of what is queued, and what was admitted here since or is being.
 
     Whoever admits elsewhere is seen a quarter of a second later: together they may pass the bound by what they all admit
     in that time. Ends are counted by the messages that leave the queue, from whichever door their requests came.
@@ -22,18 +22,26 @@ class Backlog:
 
     def __init__(self, queue: WorkQueue) -> None:
         self._queue = queue
-        self._measured, self._measured_at, self._since = 0, 0.0, 0
+        self._measured, self._measured_at, self._since, self._underway = 0, 0.0, 0, 0
         self._removals = Pace()
 
     async def take_place(self, spec: PipelineSpec, lane: str) -> None:
-        """Count one more request, about to be admitted to a lane; raises Overloaded at its bound, and BrokerUnavailable."""
+        """Count one more request, about to be admitted to a lane; its admission over, `settle` is to be called.
+
+        Raises Overloaded at its bound, and BrokerUnavailable; then it is not counted.
+        """
         count, most = await self._open_requests(), bound(spec, lane)
         if count >= most:
             raise Overloaded(
                 f"{spec.name!r} has {most} open requests, its bound; try again later",
                 retry_after=retry_after(count - most + 1, self._pace(spec)),
             )
-        self._since += 1
+        self._underway += 1
+
+    def settle(self, *, admitted: bool) -> None:
+        """The admission of a counted request is over, so that what it queued is seen by whoever reads the queue."""
+        self._underway -= 1
+        self._since += admitted
 
     async def _open_requests(self) -> int:
         now = time.monotonic()
@@ -43,7 +51,7 @@ class Backlog:
             traffic = await self._queue.traffic()
             self._measured = traffic.messages // _MESSAGES_AT_A_TIME
             self._removals.mark(time.monotonic(), traffic.removed)
-        return self._measured + self._since
+        return self._measured + self._since + self._underway
 
     def _pace(self, spec: PipelineSpec) -> float | None:
         """Ends a second; None while it is not known. Requests that need few of the stages count for less."""

@@ -52,7 +52,7 @@ class OpenRequests:
         self._tenant_of: dict[str, str] = {}
 
     async def take_place(self, spec: PipelineSpec, rid: str, place: Place) -> bool:
-        """Count a request that is about to be admitted; whether it was not counted yet.
+        """Count a request that is about to be admitted; whether it was not counted yet, and is to be settled.
 
         Raises Overloaded when it would pass a bound, and BrokerUnavailable when the queue cannot be read; then it is not
         counted. Exact for a tenant, however many ask at the same time.
@@ -71,6 +71,12 @@ class OpenRequests:
             self.remove(rid, ended=False)
             raise
         return True
+
+    def settle(self, rid: str, *, admitted: bool) -> None:
+        """The admission of a counted request is over; one that was not admitted counts no longer."""
+        self._backlog.settle(admitted=admitted)
+        if not admitted:
+            self.remove(rid, ended=False)
 
     def remove(self, rid: str, *, ended: bool = True) -> None:
         """A request has ended, or was not accepted; unknown ones are ignored."""

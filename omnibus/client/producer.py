@@ -123,8 +123,8 @@ class Producer:
             admitted = await admit(channel.performer, record)
             attached = admitted.attached
         finally:
-            if is_new and attached:
-                channel.open_requests.remove(rid, ended=False)
+            if is_new:
+                channel.open_requests.settle(rid, admitted=not attached)
         return Submission(channel, admitted.record, attached=attached)
 
     async def result(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:

@@ -87,8 +87,13 @@ class Intake:
         if self._performer.clock.now() >= delivery.stored_at + patience(self._spec, request):
             raise DeadlineExceeded
         await self._backlog.take_place(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
-        admitted = await admit(self._performer, await self._record(delivery, rid, request, front))
-        if admitted.attached and admitted.record.state.terminal:
+        attached = True
+        try:
+            admitted = await admit(self._performer, await self._record(delivery, rid, request, front))
+            attached = admitted.attached
+        finally:
+            self._backlog.settle(admitted=not attached)
+        if attached and admitted.record.state.terminal:
             await self._tell(front, Ended(rid=rid, state=admitted.record.state))
 
     async def _record(self, delivery: Delivery, rid: str, request: Request, front: str | None) -> Record:

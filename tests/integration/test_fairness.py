@@ -10,6 +10,7 @@ import time
 import msgspec
 import pytest
 
+from omnibus.broker import backlog
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
@@ -105,14 +106,28 @@ async def test_bound_of_a_tenant_is_exact_when_many_ask_at_once(connection: Conn
     assert (len(refused), len(asked)) == (15, 20)
 
 
+async def test_bound_of_a_pipeline_holds_when_the_queue_is_read_while_many_are_being_admitted(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "_FRESH", 0.0)  # each reads the queue, where those before it are not yet
+    spec = pipeline_of(pipeline, slots=1, latency=0.0, max_open_requests=20, tenant_share=None)
+    async with serving(connection, spec, replicas=0) as producer:
+        flood = [producer.submit(spec, Request(prompt="hi")) for _ in range(60)]
+        asked = await asyncio.gather(*flood, return_exceptions=True)
+        admitted = sum(not isinstance(answer, BaseException) for answer in asked)
+        assert 10 <= admitted <= 20
+        assert all(isinstance(answer, Overloaded) for answer in asked if isinstance(answer, BaseException))
+
+
 async def test_others_are_let_in_when_a_tenant_takes_all_the_room_that_it_is_given(
     connection: Connection, pipeline: str
 ) -> None:
     spec = pipeline_of(pipeline, slots=1, latency=0.0, max_open_requests=20, tenant_share=2)
     async with serving(connection, spec, replicas=0) as producer:
-        flood = [producer.submit(spec, Request(prompt="hi", tenant="loud")) for _ in range(30)]
-        asked = await asyncio.gather(*flood, return_exceptions=True)
-        assert sum(isinstance(answer, Overloaded) for answer in asked) == 12
+        for _ in range(18):
+            await producer.submit(spec, Request(prompt="hi", tenant="loud"))
+        with pytest.raises(Overloaded, match="18 open requests"):
+            await producer.submit(spec, Request(prompt="hi", tenant="loud"))
         for tenant in ("quiet", "silent"):
             await producer.submit(spec, Request(prompt="hi", tenant=tenant))
 
