@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,20 @@ async def test_text_ends_at_a_stop_string_that_lies_across_the_cut(engine: VllmE
         assert whole[1].outputs["text"].endswith(stop) is included
         for cut in range(1, len(whole[1].outputs["token_ids"]) + 1):
             assert_same(await said(engine, sampling, ids[:cut]), whole)
+
+
+async def test_states_are_those_of_the_text_when_vllm_was_ahead_of_its_stop_string(engine: VllmEngine) -> None:
+    free = (await said(engine, GREEDY))[1].outputs
+    stopping = {**GREEDY, "stop": [free["text"][-12:-6]]}
+    whole = await said(engine, stopping)
+    items: list[Item | Finished] = []
+    async with aclosing(engine.generate(job(stopping, tuple(free["token_ids"][:1])))) as generated:
+        async for item in generated:
+            items.append(item)
+            time.sleep(0.3)  # this loop stands still, EngineCore does not
+    *made, last = items
+    assert isinstance(last, Finished)
+    assert_same((made, last), whole)
 
 
 async def test_text_that_was_complete_is_finished_without_another_token(engine: VllmEngine) -> None:

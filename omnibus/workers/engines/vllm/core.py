@@ -231,7 +231,9 @@ class VllmCore:
             return self._finished(run, reason)
         if not handed_over:
             raise EngineError(f"stage {self._stage.name!r}: vLLM handed no hidden states over")
-        return self._finished(run, reason, hidden_states=await self._states.take(handed_over["hidden_states_path"]))
+        states = await self._states.take(handed_over["hidden_states_path"])
+        fed = run.prompt_tokens + len(run.token_ids) - 1  # vLLM may have gone on, past a stop string that we found
+        return self._finished(run, reason, hidden_states=states[:fed])
 
     def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
         text = {"text": "".join(run.texts)} if self._has_text else {}
