@@ -105,16 +105,7 @@ class Bucket:
 
         For operators: the answer grows with their number.
         """
-        subjects: dict[str, int] = {}
-        total = math.inf
-        while len(subjects) < total:
-            body = {"subjects_filter": f"{self._prefix}{prefix}>", "offset": len(subjects)}
-            info = await self._connection.api(f"STREAM.INFO.KV_{self.name}", body)
-            page = info["state"].get("subjects") or {}
-            if not page:
-                break
-            subjects |= page
-            total = info.get("total", 0)
+        subjects = await self._connection.stored_subjects(f"KV_{self.name}", f"{self._prefix}{prefix}>")
         return sorted(subject.removeprefix(self._prefix) for subject in subjects)
 
     async def _look(self, key: str) -> tuple[bytes | None, int]:

@@ -104,6 +104,19 @@ class Connection(Link):
                 return None
             raise
 
+    async def stored_subjects(self, stream: str, wanted: str) -> dict[str, int]:
+        """Messages that a stream holds, by subject, of those that the filter `wanted` takes.
+
+        The answer grows with the number of subjects. Raises BrokerUnavailable and BrokerRefused.
+        """
+        subjects: dict[str, int] = {}
+        while True:
+            info = await self.api(f"STREAM.INFO.{stream}", {"subjects_filter": wanted, "offset": len(subjects)})
+            page = info["state"].get("subjects") or {}
+            subjects |= page
+            if not page or len(subjects) >= info.get("total", 0):
+                return subjects
+
     async def retried_request(self, subject: str, data: bytes = b"", *, deadline: float = _RETRY_FOR) -> Message:
         """The first answer to a request that may safely be sent again; raises BrokerUnavailable."""
         return await self.retried(lambda: self.request(subject, data, timeout=_ATTEMPT_TIMEOUT), deadline)

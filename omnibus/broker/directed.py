@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import msgspec
 
@@ -25,14 +25,8 @@ class DirectedLanes:
 
     async def occupied(self) -> set[tuple[int, str]]:
         """Stage and lane of all tasks that are queued or in hand; the answer grows with their number."""
-        lanes: set[tuple[int, str]] = set()
-        offset = 0
-        while True:
-            page, total = await self._page(offset)
-            lanes.update(lane for subject in page if (lane := _lane_in(subject)) is not None)
-            offset += len(page)
-            if not page or offset >= total:
-                return lanes
+        found = await self._connection.stored_subjects(self._stream, subjects.all_tasks_filter(self._pipeline))
+        return {lane for subject in found if (lane := _lane_in(subject)) is not None}
 
     async def first(self, stage_id: int, lane: str, after: int = 0) -> Message | None:
         """The first task of a lane behind a stream sequence, whether anybody has it in hand or not; it stays there."""
@@ -75,11 +69,6 @@ class DirectedLanes:
         except BrokerRefused as refused:
             if refused.err_code not in _GONE:
                 raise
-
-    async def _page(self, offset: int) -> tuple[Mapping[str, int], int]:
-        body = {"subjects_filter": subjects.all_tasks_filter(self._pipeline), "offset": offset}
-        info = await self._connection.api(f"STREAM.INFO.{self._stream}", body)
-        return info["state"].get("subjects") or {}, info.get("total", 0)
 
 
 def _lane_in(subject: str) -> tuple[int, str] | None:

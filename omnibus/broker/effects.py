@@ -72,6 +72,10 @@ class Performer:
         entry = await self.ledger.read_latest(rid)
         await self.perform(leftover_effects(entry.record if entry is not None else None))
 
+    async def storing(self) -> set[str]:
+        """Requests that have payloads stored for their hops; the answer grows with their number."""
+        return await self._objects.groups()
+
     async def discard_input(self, record: Record) -> None:
         """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""
         if (location := record.ticket.request.location) is not None:

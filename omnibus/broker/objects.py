@@ -103,6 +103,11 @@ class ObjectStore:
         """Free the bytes of every object of a group, in one request; idempotent. Their metadata stays until it expires."""
         await self._purge_chunks(f"{group}.*")
 
+    async def groups(self) -> set[str]:
+        """Groups that have bytes stored; the answer grows with their number."""
+        found = await self._connection.stored_subjects(self._stream, self._chunk_subject("*.*"))
+        return {subject.split(".")[-2] for subject in found}
+
     async def _put_chunks(self, nuid: str, data: memoryview) -> int:
         subject = self._chunk_subject(nuid)
         starts = range(0, len(data), _CHUNK)

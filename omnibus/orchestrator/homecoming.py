@@ -12,9 +12,9 @@ from typing import Any
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.directed import DirectedLanes
-from omnibus.errors import BrokerError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.orchestrator.chores import guarded
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.director import takes_directed
 from omnibus.registry.record import ReplicaRecord, ReplicaStatus
@@ -73,13 +73,7 @@ class Homecoming:
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """What fails is done when all lanes are looked at the next time."""
-        try:
-            await work
-        except BrokerError as error:
-            log.warning(LogEvent.BROKER_ERROR, pipeline=self._spec.name, error=error.message)
-        except Exception:  # the root of this: the orchestrator must go on
-            self._conn.metrics.errors.labels(where="homecoming").inc()
-            log.exception(LogEvent.TASK_CRASHED, pipeline=self._spec.name)
+        await guarded(work, self._conn, self._spec.name)
 
     async def _look_everywhere(self) -> None:
         for lane in sorted(await self._lanes.occupied()):

@@ -20,6 +20,7 @@ from omnibus.orchestrator.forwarding import Forwarder
 from omnibus.orchestrator.homecoming import Homecoming
 from omnibus.orchestrator.intake import Intake
 from omnibus.orchestrator.journal import Journal
+from omnibus.orchestrator.resurrected import Resurrected
 from omnibus.orchestrator.witness import DisconnectWitness, SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.claims import ClaimBook
@@ -54,7 +55,7 @@ class OrchestratorService:
         self._view = ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout)
         self._claims = ClaimBook(connection, spec.name)
         self._director = Director(connection, spec, view=self._view)
-        performer = Performer(connection, spec.name, lane_of=self._director.lane)
+        self._performer = performer = Performer(connection, spec.name, lane_of=self._director.lane)
         self._stopped = Cancellations()
         self._forwarder = Forwarder(performer, self._stopped, Journal(connection.metrics, spec.name, connection.clock))
         self._intake = Intake(connection, performer, spec)
@@ -68,6 +69,8 @@ class OrchestratorService:
                 group.create_task(self._serve_requests(), name="orchestrator-requests")
                 homecoming = Homecoming(self._connection, self._spec, self._view)
                 group.create_task(homecoming.run(), name="orchestrator-homecoming")
+                resurrected = Resurrected(self._connection, self._spec.name, self._performer)
+                group.create_task(resurrected.run(), name="orchestrator-resurrected")
                 group.create_task(self._witness(), name="orchestrator-witness")
                 silence = SilenceListener(self._view, self._claims, LostAttempts(self._connection, self._spec.name))
                 group.create_task(silence.run(), name="orchestrator-silence")

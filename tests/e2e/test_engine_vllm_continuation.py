@@ -129,7 +129,7 @@ async def test_states_are_those_of_the_text_when_vllm_was_ahead_of_its_stop_stri
     async with aclosing(engine.generate(job(stopping, tuple(free["token_ids"][:1])))) as generated:
         async for item in generated:
             items.append(item)
-            time.sleep(0.3)  # this loop stands still, EngineCore does not
+            time.sleep(0.3)  # noqa: ASYNC251 this loop stands still, EngineCore does not
     *made, last = items
     assert isinstance(last, Finished)
     assert_same((made, last), whole)

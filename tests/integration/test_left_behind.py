@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from omnibus.broker.connection import Connection
+from omnibus.broker.connection import Connection, connect
 from omnibus.broker.effects import Performer
+from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
 from omnibus.errors import RequestConflict
@@ -215,3 +216,25 @@ async def test_input_is_not_kept_when_a_raw_request_comes_again_after_its_end(
         await all_is_gone(connection, pipeline)
         await intake.handle(delivery)
         assert not await stored(connection, pipeline)
+
+
+async def test_what_a_killed_server_brings_back_goes_and_what_is_open_stays(
+    own_server: EmbeddedServer, pipeline: str
+) -> None:
+    """It acknowledges a removal before that is in its files: now and then a payload is there again after a kill."""
+    spec = line(pipeline)
+    async with connect(own_server.url, name="test") as connection, serving(connection, spec, replicas=0) as producer:
+        async with serving(connection, spec, orchestrators=0):
+            done = await producer.submit(spec, HELLO)
+            assert (await done.result()).state is RequestState.DONE
+        await producer.submit(spec, Request(prompt=LONG), rid="open")
+        (kept,) = {subject.split(".")[-2] for subject in await stored(connection, pipeline)}
+        await PayloadStore(connection, pipeline).put(b"again", "text/plain", rid=done.rid, rule=PayloadRule.OBJECT)
+        assert len(await stored(connection, pipeline)) == 2
+        await own_server.kill()
+        await own_server.start()
+
+        async def settled() -> bool:
+            return [subject.split(".")[-2] for subject in await stored(connection, pipeline)] == [kept]
+
+        await eventually(settled, what="what the ended request had stored is gone, and no more")

@@ -1,0 +1,24 @@
+"""What an orchestrator does beside events and requests; each for as long as it runs, whatever goes wrong meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from omnibus.broker.connection import Connection
+from omnibus.errors import BrokerError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+
+log = get_logger(__name__)
+
+
+async def guarded(chore: Coroutine[Any, Any, None], connection: Connection, pipeline: str) -> None:
+    """Do one round of a chore; what fails is left to its next round."""
+    try:
+        await chore
+    except BrokerError as error:
+        log.warning(LogEvent.BROKER_ERROR, pipeline=pipeline, error=error.message)
+    except Exception:  # the root of this: the orchestrator must go on
+        connection.metrics.errors.labels(where="orchestrator").inc()
+        log.exception(LogEvent.TASK_CRASHED, pipeline=pipeline)
