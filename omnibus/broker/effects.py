@@ -63,18 +63,21 @@ class Performer:
                 subject = subjects.event(self._pipeline, stage, event_kind(event), rid)
                 return await self._publish(subject, event, effect.msg_id)
 
-    async def clear_leftovers(self, rid: str) -> None:
-        """Remove what was stored for a request when it had ended already; idempotent. Raises BrokerUnavailable.
+    async def clear_leftovers(self, rid: str, *, queued: bool = False) -> bool:
+        """Remove what was stored, and where asked queued, for a request that has ended; whether it has. Idempotent.
 
         For whoever may have stored something too late for the end's own purge. What is stored before this is called is
-        gone by then or goes with the end: the record is read where it was written.
+        gone by then or goes with the end: the record is read where it was written. Raises BrokerUnavailable.
         """
         entry = await self.ledger.read_latest(rid)
-        await self.perform(leftover_effects(entry.record if entry is not None else None))
+        record = entry.record if entry is not None else None
+        await self.perform(leftover_effects(record, queued=queued))
+        return record is None or record.state.terminal
 
-    async def storing(self) -> set[str]:
-        """Requests that have payloads stored for their hops; the answer grows with their number."""
-        return await self._objects.groups()
+    async def present(self) -> set[str]:
+        """Requests that have anything queued, or payloads stored for their hops; the answer grows with their number."""
+        found = await self.queue.present() | await self._objects.groups()
+        return {rid for rid in found if subjects.is_name(rid)}
 
     async def discard_input(self, record: Record) -> None:
         """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""

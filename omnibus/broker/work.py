@@ -65,6 +65,10 @@ class WorkQueue:
         """Everything that is queued: tasks, events and timers."""
         return (await self.traffic()).messages
 
+    async def present(self) -> set[str]:
+        """Requests that have a timer, tasks or events here; the answer grows with their number."""
+        return {subjects.parse_rid(subject) for subject in await self._connection.stored_subjects(self._work, ">")}
+
     async def traffic(self) -> Traffic:
         """What is queued, and what has been."""
         state = (await self._connection.api(f"STREAM.INFO.{self._work}"))["state"]

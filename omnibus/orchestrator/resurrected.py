@@ -1,16 +1,19 @@
 """What a killed server brings back is removed again.
 
-A nats-server that is killed may come up with messages whose removal it had acknowledged. Tasks and events among them are met
-where they are handled, and a timer fires; of stored payloads nobody would hear, and they would stay for their whole lifetime.
+A nats-server that is killed may come up with messages whose removal it had acknowledged: payloads, timers, and tasks and
+events that it will not deliver, for its consumers know them as done. Nobody would hear of them, and they would stay.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.effects import Performer
 from omnibus.orchestrator.chores import guarded
+
+_LOOK_AGAIN = 10.0
 
 
 class Resurrected:
@@ -19,19 +22,27 @@ class Resurrected:
     def __init__(self, connection: Connection, pipeline: str, performer: Performer) -> None:
         self._connection, self._pipeline, self._performer = connection, pipeline, performer
         self._due = asyncio.Event()
+        self._watched: set[str] = set()
+        """Requests that had anything when all were listed, until they have ended."""
 
     async def run(self) -> None:
         """Look after what has come back until cancelled; what an outage stops is done after it."""
+        self._due.set()
         unhook = self._connection.on_reconnect(self._due.set)
         try:
             while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN if self._watched else None):
+                        await self._due.wait()
                 await guarded(self._remove(), self._connection, self._pipeline)
-                await self._due.wait()
-                self._due.clear()
         finally:
             unhook()
 
     async def _remove(self) -> None:
-        """One after the other: open requests store things too, and their work comes first."""
-        for rid in sorted(await self._performer.storing()):
-            await self._performer.clear_leftovers(rid)
+        """One after the other: the work of open requests comes first. They are looked at again, once they may have ended."""
+        if self._due.is_set():
+            self._due.clear()
+            self._watched |= await self._performer.present()
+        for rid in sorted(self._watched):
+            if await self._performer.clear_leftovers(rid, queued=True):
+                self._watched.discard(rid)

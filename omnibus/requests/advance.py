@@ -132,15 +132,16 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     return (*stop, *_tell(record, ended), purge_of(record, queued=queued, stored=stored))
 
 
-def leftover_effects(record: Record | None) -> tuple[Effect, ...]:
-    """What whoever may have stored something after a request's end does about it.
+def leftover_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:
+    """What whoever may have stored something after a request's end, or queued it, does about it.
 
-    While it is open its end will remove it, and where an operator may run it again it stays. Of an id that the ledger does
-    not know, somebody may just be storing the input.
+    While it is open its end will remove what is stored, and where an operator may run it again that stays. Of an id that
+    the ledger does not know, somebody may just be storing the input.
     """
-    if record is None or record.state in (RequestState.OPEN, RequestState.FAILED):
+    if record is None or record.state is RequestState.OPEN:
         return ()
-    return (purge_of(record, queued=False, stored=True),)
+    stored = record.state is not RequestState.FAILED
+    return (purge_of(record, queued=queued, stored=stored),) if stored or queued else ()
 
 
 def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Purge:

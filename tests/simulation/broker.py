@@ -68,8 +68,18 @@ class Broker:
         """Do something at a virtual time, as nobody's process."""
         self.loop.call_at(when, work, context=self.loop.outside)
 
-    def restart(self) -> None:
-        """Killed and started again: files keep what was acknowledged; ids of what was consumed are forgotten."""
+    def restart(self, is_back: Callable[[], bool]) -> None:
+        """Killed and started again: files keep what was acknowledged, removals excepted where `is_back` says so.
+
+        Ids of what was consumed are forgotten.
+        """
+        for stored in (*self.objects.bring_back(is_back), *self.work.bring_back(is_back)):
+            self.trace("broker", f"has again: {stored.subject} #{stored.seq}")
+            self._schedule(stored)
+        self.forget_ids()
+
+    def forget_ids(self) -> None:
+        """What a lone server does that was killed."""
         for stream in self.streams.values():
             stream.forget_ids()
 
@@ -136,10 +146,8 @@ class Broker:
 
     def _stored(self, stream: Stream, stored: Stored) -> None:
         self.on_stored(stream, stored)
+        self._schedule(stored)
         headers = stored.headers
-        if "Nats-Schedule" in headers:
-            moment = datetime.fromisoformat(headers["Nats-Schedule"].removeprefix("@at ")).timestamp() - EPOCH
-            self.at(max(moment, self.loop.time()), lambda: self._fire(stored))
         if stream is self.replicas:  # the bucket's age limit
             self.at(self.loop.time() + HEARTBEAT, lambda: self._expire(stream, stored))
         if "Nats-TTL" in headers:
@@ -147,6 +155,11 @@ class Broker:
         for (name, _), consumer in self.consumers.items():
             if name == stream.name and consumer.wants(stored.subject):
                 consumer.offer()
+
+    def _schedule(self, stored: Stored) -> None:
+        if "Nats-Schedule" in stored.headers:
+            moment = datetime.fromisoformat(stored.headers["Nats-Schedule"].removeprefix("@at ")).timestamp() - EPOCH
+            self.at(max(moment, self.loop.time()), lambda: self._fire(stored))
 
     def _fire(self, timer: Stored) -> None:
         if self.work.remove(timer.seq):

@@ -167,8 +167,17 @@ class Checker:
         return {rid for rid, record in self.records.items() if not record.state.terminal}
 
     def queued(self) -> list[str]:
-        """Subjects of tasks, events and raw requests that wait or are in hand."""
-        waiting = (*self._broker.work.messages.values(), *self._broker.requests.messages.values())
+        """Subjects of tasks, events and raw requests that wait or are in hand.
+
+        What a killed broker has again nobody is given; it may stay for as long as its request is open.
+        """
+        undone, open_ones = self._broker.work.undone, self.open_ones()
+        work = (
+            stored
+            for stored in self._broker.work.messages.values()
+            if not (stored.seq in undone and stored.subject.rpartition(".")[2] in open_ones)
+        )
+        waiting = (*work, *self._broker.requests.messages.values())
         return [stored.subject for stored in waiting if ".timer." not in stored.subject]
 
     def is_settled(self) -> bool:

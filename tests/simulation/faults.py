@@ -42,6 +42,8 @@ class Faults:
         """Cuts, suspensions, restarts and the like, a second."""
         self.engine_errors = self._some(0.0, 0.0, 0.1, 0.5)
         self.lost_payloads = self._some(0.0, 0.0, 0.2)
+        self.undone = self._some(0.0, 0.0, 0.5)
+        """Removals that a kill of the broker undoes."""
         self.forgets = rng.random() < 0.15
         """Whether the broker forgets the id of whatever was consumed at once, as it does whenever it is killed."""
 

@@ -16,6 +16,7 @@ from omnibus.client import following, producer
 from omnibus.errors import RequestConflict
 from omnibus.orchestrator import forwarding
 from omnibus.orchestrator.homecoming import Homecoming
+from omnibus.orchestrator.resurrected import Resurrected
 from omnibus.registry.verdict import Judge
 from omnibus.requests import advance
 from omnibus.requests.cancellations import Cancellations
@@ -227,12 +228,21 @@ def deaf_followers(_world: World) -> Patches:
     yield following, "READ_EVERY", 10_000.0
 
 
+def trust_in_removals(_world: World) -> Patches:
+    """Nobody looks whether a killed broker has anything again."""
+
+    async def remove(_self: Resurrected) -> None:
+        return
+
+    yield Resurrected, "_remove", remove
+
+
 HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
         ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
         nobody_home, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines, forgotten_cancellations,
         trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
-        deaf_followers, told_what_came,
+        deaf_followers, told_what_came, trust_in_removals,
     )
 }  # fmt: skip

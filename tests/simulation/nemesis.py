@@ -58,9 +58,9 @@ def _kill(world: World) -> None:
 
 
 def _restart(world: World) -> None:
-    """Of the broker: every connection breaks, and dedupe forgets."""
+    """Of the broker: every connection breaks, dedupe forgets, and the last removals may be undone."""
     world.trace("broker", "is killed and started again")
-    world.broker.restart()
+    world.broker.restart(lambda: world.faults.chance(world.faults.undone))
     for process, connection in world.connections.items():
         if not process.dead:
             connection.cut(0.2 + world.rng.random())
@@ -68,7 +68,7 @@ def _restart(world: World) -> None:
 
 def _forget(world: World) -> None:
     world.trace("broker", "forgets message ids")
-    world.broker.restart()
+    world.broker.forget_ids()
 
 
 def _lose_payload(world: World) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 WRONG_LAST_SEQUENCE = 10071
 FULL = 10077
+_REMEMBERED = 8
+"""Removals of a stream that may be undone, the last ones."""
 
 
 class Refusal(Exception):
@@ -56,6 +59,9 @@ class Stream:
         self.on_removed: Callable[[int], None] = lambda _seq: None
         self._one_a_subject = one_a_subject
         self._seen: dict[str, int] = {}
+        self._removed: deque[Stored] = deque(maxlen=_REMEMBERED)
+        self.undone: set[int] = set()
+        """Sequences whose removal was undone."""
 
     def publish(self, subject: str, data: bytes, headers: Mapping[str, str], now: float) -> tuple[int, bool]:
         """Sequence, and whether the message was known already; raises Refusal."""
@@ -92,8 +98,10 @@ class Stream:
         return (found for found in self.messages.values() if found.seq >= seq and matches(pattern, found.subject))
 
     def remove(self, seq: int) -> bool:
-        if self.messages.pop(seq, None) is None:
+        gone = self.messages.pop(seq, None)
+        if gone is None:
             return False
+        self._removed.append(gone)
         self.on_removed(seq)
         return True
 
@@ -104,6 +112,14 @@ class Stream:
         for seq in gone:
             self.remove(seq)
         return len(gone)
+
+    def bring_back(self, chosen: Callable[[], bool]) -> list[Stored]:
+        """What a server that was killed does with removals that were not in its files; consumers know them as done."""
+        back = [stored for stored in self._removed if chosen()]
+        self._removed.clear()
+        self.undone.update(stored.seq for stored in back)
+        self.messages = dict(sorted({**self.messages, **{stored.seq: stored for stored in back}}.items()))
+        return back
 
     def forget_ids(self) -> None:
         """What a lone server does that was killed: it knows only the ids of what it still stores."""

@@ -226,8 +226,13 @@ class World:
             self.checker.check_left_behind(except_for=self._deserted())
 
     def _deserted(self) -> set[str]:
-        """Requests whose clients, or whoever ran them, died half-way through what they would do, or are suspended still."""
+        """Requests whose clients, or whoever ran them, died half-way through what they would do, or are suspended still.
+
+        Also those with a task that nobody takes: whoever does will drop it.
+        """
         stopped = {process.name.partition("-")[0] for process in self.connections if not process.finished}
+        if self.unserved is not None:
+            stopped |= {subject.rpartition(".")[2] for subject in self.checker.queued() if ".task." in subject}
         dead = (process.name for process in self.connections if process.dead)
         return stopped.union(*(self.checker.ran_by[name] for name in dead))
 
