@@ -252,7 +252,8 @@ class Link:
         return Transient(f"cannot publish on {subject}: {error}")
 
     def _advice(self, seconds: float) -> str:
-        cause = f" ({self._last_error})" if self._last_error is not None else ""
+        error = self._last_error
+        cause = f" ({str(error) or type(error).__name__})" if error is not None else ""
         return (
             f"cannot reach NATS at {self._safe_url} within {seconds:g} s{cause}: start one with `omnibus serve`, "
             "or name a running server in OMNIBUS_NATS_URL"

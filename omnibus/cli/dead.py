@@ -126,7 +126,8 @@ async def _retry(settings: Any, pipeline: str | None, rids: Sequence[str], *, wa
             run = await office.retry(rid)
             if not wait:
                 return f"open, run {run}"
-            return str((await producer.wait(spec.name, rid)).state)
+            result = await producer.wait(spec.name, rid)
+            return str(result.state) if result.failure is None else f"{result.state}, {result.failure.message}"
 
         return await _each(rids or await _ids(office), again, good=("open", "done"))
 

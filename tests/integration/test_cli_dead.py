@@ -11,7 +11,7 @@ import pytest
 from omnibus.broker.connection import Connection
 from omnibus.broker.dead_letters import DeadLetters
 from omnibus.registry.pipelines import deploy_pipeline
-from tests.support.dying import bury, healthy
+from tests.support.dying import bury, faulty, healthy
 from tests.support.flow import serving
 from tests.support.served import omnibus
 
@@ -42,6 +42,10 @@ async def test_operator_sees_runs_again_and_drops_what_died(connection: Connecti
         (1, replica, "told to fail"),
         (2, replica, "told to fail"),
     ]
+
+    async with serving(connection, faulty(spec)):
+        again = await dead(connection, pipeline, "retry", "b", "--wait")
+    assert (again.returncode, again.stdout.startswith("b: failed, "), "told to fail" in again.stdout) == (1, True, True)
 
     async with serving(connection, spec):
         again = await dead(connection, pipeline, "retry", "a", "nobody", "--wait")
