@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "omnibus")
     """Where an embedded server keeps its data, its log and its address."""
 
+    # Workers
+    hang_timeout: float = Field(default=60.0, ge=0.0, allow_inf_nan=False)
+    """Seconds without a heartbeat after which a replica whose process lives is killed and started again; 0: never."""
+
     # Logs and traces
     log_level: str = "info"
     log_format: Literal["auto", "console", "json"] = "auto"

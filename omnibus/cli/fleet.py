@@ -6,9 +6,10 @@ import asyncio
 import dataclasses
 import signal
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import Addresses
@@ -119,11 +120,20 @@ async def log_stats(view: ReplicaView, every: float = STATS_EVERY) -> None:
             )  # fmt: skip
 
 
-async def supervise(supervisor: Supervisor) -> None:
-    """Run children until all have ended. Ctrl-C or SIGTERM ends them in order, a second one kills them.
+async def supervise(supervisor: Supervisor, *beside: Coroutine[Any, Any, None]) -> None:
+    """Run children until all have ended, and other things beside them for as long.
 
-    Raises StageStartError when one cannot start, and KeyboardInterrupt after a kill.
+    Ctrl-C or SIGTERM ends the children in order, a second one kills them. Raises StageStartError when one cannot start,
+    KeyboardInterrupt after a kill, and what one beside them raises.
     """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in beside]
+        await _until_ended(supervisor)
+        for task in tasks:
+            task.cancel()
+
+
+async def _until_ended(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     running, stops = asyncio.create_task(supervisor.run(), name="supervisor"), 0
 

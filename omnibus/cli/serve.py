@@ -115,6 +115,7 @@ async def _serve(spec: PipelineSpec, settings: Settings, order: _Order) -> None:
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.registry.pipelines import deploy_pipeline  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
+    from omnibus.workers.watchdog import Watchdog  # noqa: PLC0415
 
     async with _broker(settings) as found, connected(found, role="serve") as connection:
         fleet = Fleet(
@@ -123,18 +124,15 @@ async def _serve(spec: PipelineSpec, settings: Settings, order: _Order) -> None:
         )  # fmt: skip
         plans = order.plan(fleet)
         await deploy_pipeline(connection, spec, replicas=found.nats_replicas)
-        async with witnessed(connection, spec) as (view, witness), asyncio.TaskGroup() as group:
+        async with witnessed(connection, spec) as (view, witness):
             supervisor = Supervisor(
                 _processes(fleet, plans, order), grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics
             )
             readiness = Readiness(connection, spec, view, _say)
             coming = _ComingUp(fleet, plans, order, view, supervisor)
-            beside = [group.create_task(_announce(readiness, coming), name="announce")]
-            if order.log_stats:
-                beside.append(group.create_task(log_stats(view), name="log-stats"))
-            await supervise(supervisor)
-            for task in beside:
-                task.cancel()
+            watchdog = Watchdog(view, supervisor, found.hang_timeout)
+            stats = [log_stats(view)] if order.log_stats else []
+            await supervise(supervisor, _announce(readiness, coming), watchdog.run(), *stats)
 
 
 def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], order: _Order) -> list[ProcessSpec]:

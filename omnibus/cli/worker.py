@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,7 @@ async def _work(settings: Settings, order: _Order) -> None:
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
+    from omnibus.workers.watchdog import Watchdog  # noqa: PLC0415
 
     async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
         deployed = await find_pipeline(connection, order.pipeline, wait=START_WAIT)
@@ -76,10 +76,9 @@ async def _work(settings: Settings, order: _Order) -> None:
         )  # fmt: skip
         plans = fleet.plan({stage.stage_id})
         processes = [process for plan in plans for process in fleet.replicas(plan)]
-        async with witnessed(connection, fleet.spec) as (view, witness), asyncio.TaskGroup() as group:
-            logging = [group.create_task(log_stats(view), name="log-stats")] if order.log_stats else []
-            await supervise(
-                Supervisor(processes, grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics)
-            )
-            for task in logging:
-                task.cancel()
+        async with witnessed(connection, fleet.spec) as (view, witness):
+            supervisor = Supervisor(
+                processes, grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics
+            )  # fmt: skip
+            watchdog = Watchdog(view, supervisor, settings.hang_timeout)
+            await supervise(supervisor, watchdog.run(), *([log_stats(view)] if order.log_stats else []))

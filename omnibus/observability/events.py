@@ -67,6 +67,8 @@ class LogEvent(StrEnum):
     """It found itself declared down, and registers afresh."""
     REPLICA_EXPIRED = "replica.expired"
     """No heartbeat within the timeout."""
+    REPLICA_HUNG = "replica.hung"
+    """Its process lives and has been silent for long; it is killed, to be started again."""
     CLAIMS_RELEASED = "claims.released"
     """The tasks of a dead replica were given back to the queue."""
     WITNESS_MISSING = "witness.missing"

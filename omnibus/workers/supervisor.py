@@ -126,6 +126,17 @@ class Supervisor:
         """Process id by name, of children that run now."""
         return {child.name: child.process.pid for child in self._children if child.process is not None}
 
+    @property
+    def instances(self) -> dict[str, str]:
+        """Name by instance, of children that run now."""
+        return {child.instance: child.name for child in self._children if child.process is not None}
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a child and its process group; it is started again as after any death."""
+        for child in self._children:
+            if child.name == name:
+                child.signal(signal.SIGKILL)
+
     async def _keep(self, child: _Child) -> None:
         try:
             await self._keep_alive(child)
@@ -201,6 +212,7 @@ class _Child:
         self.ended = asyncio.Event()
         """Set when it will not be started again."""
         self.process: asyncio.subprocess.Process | None = None
+        self.instance = ""
         self.restarts = 0
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -217,7 +229,7 @@ class _Child:
 
         Cancelling kills it; `on_end` hears of that, too.
         """
-        instance = f"{self.name}-{secrets.token_hex(4)}".replace(" ", "-")
+        self.instance = instance = f"{self.name}-{secrets.token_hex(4)}".replace(" ", "-")
         started = time.monotonic()
         self._lines.clear()
         self.process = process = await asyncio.create_subprocess_exec(

@@ -21,6 +21,7 @@ from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
 from omnibus.workers.replicas import Witness, replica_processes
 from omnibus.workers.supervisor import Supervisor
+from omnibus.workers.watchdog import Watchdog
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
 
@@ -73,6 +74,24 @@ async def test_task_of_a_killed_replica_runs_elsewhere_and_the_replica_comes_bac
             await view.wait_until(lambda found: sum(one.status == "up" for one in found) == 2, 20)
             assert sum(supervisor.restarts.values()) == 1
             assert victim.pid not in [one.pid for one in view.replicas() if one.alive]
+
+
+async def test_replica_that_hangs_for_good_is_started_again_and_a_healthy_one_is_left_alone(
+    connection: Connection, pipeline: str
+) -> None:
+    async with stage_bench(connection, pipeline) as bench, supervised(bench, bench.stage, 2) as (supervisor, view):
+        watching = asyncio.create_task(Watchdog(view, supervisor, 1.0).run())
+        hung = view.replicas()[0].pid
+        os.kill(hung, signal.SIGSTOP)
+
+        def is_replaced() -> bool:
+            up = [one.pid for one in view.replicas() if one.status == "up"]
+            return len(up) == 2 and hung not in up
+
+        await eventually(is_replaced, HEARTBEAT_TIMEOUT + 15.0, what="another replica in its place")
+        await asyncio.sleep(2 * HEARTBEAT_TIMEOUT)  # in which the healthy ones are looked at
+        watching.cancel()
+        assert sorted(supervisor.restarts.values()) == [0, 1]
 
 
 async def test_task_runs_again_when_its_replica_crashes_on_it(connection: Connection, pipeline: str) -> None:
