@@ -40,9 +40,10 @@ class Resurrected:
 
     async def _remove(self) -> None:
         """One after the other: the work of open requests comes first. They are looked at again, once they may have ended."""
-        if self._due.is_set():
-            self._due.clear()
-            self._watched |= await self._performer.present()
+        is_due = self._due.is_set()
+        self._due.clear()
+        present = await self._performer.present()
+        self._watched = present if is_due else self._watched & present  # what has ended since has cleared up, mostly
         for rid in sorted(self._watched):
             if await self._performer.clear_leftovers(rid, queued=True):
                 self._watched.discard(rid)
