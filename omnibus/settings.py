@@ -43,7 +43,7 @@ class Settings(BaseSettings):
 
     # Workers
     hang_timeout: float = Field(default=60.0, ge=0.0, allow_inf_nan=False)
-    """Seconds without a heartbeat after which a replica whose process lives is killed and started again; 0: never."""
+    """Seconds after its heartbeat timeout at which a silent replica whose process lives is killed, to start again; 0: never."""
 
     # Logs and traces
     log_level: str = "info"

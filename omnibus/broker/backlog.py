@@ -16,13 +16,19 @@ _MESSAGES_AT_A_TIME = 2  # of an open request: its timer, and a task or an event
 class Backlog:
     """An estimate of the open requests of a pipeline: half of what is queued, and what was admitted here since or is being.
 
+    Those whose admission is under way while the queue is read may count twice, so the bound is never passed by one door.
     Whoever admits elsewhere is seen a quarter of a second later: together they may pass the bound by what they all admit
     in that time. Ends are counted by the messages that leave the queue, from whichever door their requests came.
     """
 
     def __init__(self, queue: WorkQueue) -> None:
         self._queue = queue
-        self._measured, self._measured_at, self._since, self._underway = 0, 0.0, 0, 0
+        self._measured, self._measured_at = 0, 0.0
+        self._admitted, self._seen, self._underway = (
+            0,
+            0,
+            0,
+        )  # _seen: of those admitted, at the start of the last reading
         self._removals = Pace()
 
     async def take_place(self, spec: PipelineSpec, lane: str) -> None:
@@ -41,17 +47,17 @@ class Backlog:
     def settle(self, *, admitted: bool) -> None:
         """The admission of a counted request is over, so that what it queued is seen by whoever reads the queue."""
         self._underway -= 1
-        self._since += admitted
+        self._admitted += admitted
 
     async def _open_requests(self) -> int:
         now = time.monotonic()
         if now - self._measured_at > _FRESH:
-            self._measured_at = now  # before the await: whoever comes meanwhile need not ask too
-            self._since = 0
+            self._measured_at, seen = now, self._admitted  # whoever comes meanwhile need not ask, too
             traffic = await self._queue.traffic()
             self._measured = traffic.messages // _MESSAGES_AT_A_TIME
+            self._seen = seen
             self._removals.mark(time.monotonic(), traffic.removed)
-        return self._measured + self._since + self._underway
+        return self._measured + self._admitted - self._seen + self._underway
 
     def _pace(self, spec: PipelineSpec) -> float | None:
         """Ends a second; None while it is not known. Requests that need few of the stages count for less."""

@@ -64,20 +64,25 @@ class Performer:
                 return await self._publish(subject, event, effect.msg_id)
 
     async def clear_leftovers(self, rid: str, *, queued: bool = False) -> bool:
-        """Remove what was stored, and where asked queued, for a request that has ended; whether it has. Idempotent.
+        """Remove what is stored for a request that has ended, and what is `queued`; False when it is open. Idempotent.
 
         For whoever may have stored something too late for the end's own purge. What is stored before this is called is
-        gone by then or goes with the end: the record is read where it was written. Raises BrokerUnavailable.
+        gone by then or goes with the end: the record is read where it was written. Raises BrokerUnavailable, and
+        InvalidRequest for a damaged record.
         """
         entry = await self.ledger.read_latest(rid)
         record = entry.record if entry is not None else None
         await self.perform(leftover_effects(record, queued=queued))
         return record is None or record.state.terminal
 
-    async def present(self) -> set[str]:
-        """Requests that have anything queued, or payloads stored for their hops; the answer grows with their number."""
-        found = await self.queue.present() | await self._objects.groups()
-        return {rid for rid in found if subjects.is_name(rid)}
+    async def present(self) -> dict[str, bool]:
+        """Requests that have payloads stored for their hops, or anything queued, and whether that is so.
+
+        The answer grows with their number. Raises BrokerUnavailable.
+        """
+        queued = await self.queue.present()
+        found = queued | await self._objects.groups()
+        return {rid: rid in queued for rid in found if subjects.is_name(rid)}
 
     async def discard_input(self, record: Record) -> None:
         """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""

@@ -123,11 +123,11 @@ async def log_stats(view: ReplicaView, every: float = STATS_EVERY) -> None:
 async def supervise(supervisor: Supervisor, *beside: Coroutine[Any, Any, None]) -> None:
     """Run children until all have ended, and other things beside them for as long.
 
-    Ctrl-C or SIGTERM ends the children in order, a second one kills them. Raises StageStartError when one cannot start,
-    KeyboardInterrupt after a kill, and what one beside them raises.
+    Ctrl-C or SIGTERM ends the children in order, a second one kills them. Raises KeyboardInterrupt after a kill, and a group
+    of a StageStartError when a child cannot start, or of what one beside them raises.
     """
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one) for one in beside]
+        tasks = [group.create_task(one, name=f"beside-{number}") for number, one in enumerate(beside)]
         await _until_ended(supervisor)
         for task in tasks:
             task.cancel()

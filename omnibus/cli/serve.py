@@ -114,8 +114,8 @@ async def _serve(spec: PipelineSpec, settings: Settings, order: _Order) -> None:
     from omnibus.cli.readiness import Readiness  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.registry.pipelines import deploy_pipeline  # noqa: PLC0415
+    from omnibus.workers.hangs import HangWatch  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
-    from omnibus.workers.watchdog import Watchdog  # noqa: PLC0415
 
     async with _broker(settings) as found, connected(found, role="serve") as connection:
         fleet = Fleet(
@@ -130,9 +130,9 @@ async def _serve(spec: PipelineSpec, settings: Settings, order: _Order) -> None:
             )
             readiness = Readiness(connection, spec, view, _say)
             coming = _ComingUp(fleet, plans, order, view, supervisor)
-            watchdog = Watchdog(view, supervisor, found.hang_timeout)
+            hangs = HangWatch(connection, view, supervisor, found.hang_timeout)
             stats = [log_stats(view)] if order.log_stats else []
-            await supervise(supervisor, _announce(readiness, coming), watchdog.run(), *stats)
+            await supervise(supervisor, _announce(readiness, coming), hangs.run(), *stats)
 
 
 def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], order: _Order) -> list[ProcessSpec]:

@@ -63,8 +63,8 @@ async def _work(settings: Settings, order: _Order) -> None:
     from omnibus.cli.fleet import Fleet, log_stats, supervise, witnessed  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
+    from omnibus.workers.hangs import HangWatch  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
-    from omnibus.workers.watchdog import Watchdog  # noqa: PLC0415
 
     async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
         deployed = await find_pipeline(connection, order.pipeline, wait=START_WAIT)
@@ -80,5 +80,5 @@ async def _work(settings: Settings, order: _Order) -> None:
             supervisor = Supervisor(
                 processes, grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics
             )  # fmt: skip
-            watchdog = Watchdog(view, supervisor, settings.hang_timeout)
-            await supervise(supervisor, watchdog.run(), *([log_stats(view)] if order.log_stats else []))
+            hangs = HangWatch(connection, view, supervisor, settings.hang_timeout)
+            await supervise(supervisor, hangs.run(), *([log_stats(view)] if order.log_stats else []))

@@ -22,9 +22,9 @@ from omnibus.registry.record import ReplicaRecord
 from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
 from omnibus.settings import Settings
+from omnibus.workers.hangs import HangWatch
 from omnibus.workers.replicas import Witness, replica_processes
 from omnibus.workers.supervisor import ProcessSpec, Supervisor
-from omnibus.workers.watchdog import Watchdog
 
 GRACE = 2.0
 """Seconds that replicas have to finish their tasks when everything ends: nobody will ask for the answers."""
@@ -71,7 +71,9 @@ async def embedded(spec: PipelineSpec, settings: Settings, options: EmbeddedOpti
                 keepers = [
                     group.create_task(server.supervise(), name="nats-server"),
                     group.create_task(orchestrator.run(), name="orchestrator"),
-                    group.create_task(Watchdog(view, supervisor, settings.hang_timeout).run(), name="watchdog"),
+                    group.create_task(
+                        HangWatch(connection, view, supervisor, settings.hang_timeout).run(), name="hangs"
+                    ),
                 ]
                 supervising = group.create_task(supervisor.run(), name="supervisor")
                 await _wait_up(view, spec, options.init_timeout)

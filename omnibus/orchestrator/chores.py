@@ -13,12 +13,12 @@ from omnibus.observability.logging import get_logger
 log = get_logger(__name__)
 
 
-async def guarded(chore: Coroutine[Any, Any, None], connection: Connection, pipeline: str) -> None:
-    """Do one round of a chore; what fails is left to its next round."""
+async def guarded(chore: Coroutine[Any, Any, None], name: str, connection: Connection, pipeline: str) -> None:
+    """Do one round of the chore of this name; what fails is logged, and left to its next round."""
     try:
         await chore
     except BrokerError as error:
-        log.warning(LogEvent.BROKER_ERROR, pipeline=pipeline, error=error.message)
+        log.warning(LogEvent.BROKER_ERROR, chore=name, pipeline=pipeline, error=error.message)
     except Exception:  # the root of this: the orchestrator must go on
-        connection.metrics.errors.labels(where="orchestrator").inc()
-        log.exception(LogEvent.TASK_CRASHED, pipeline=pipeline)
+        connection.metrics.errors.labels(where=name).inc()
+        log.exception(LogEvent.TASK_CRASHED, chore=name, pipeline=pipeline)

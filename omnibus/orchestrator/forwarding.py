@@ -7,10 +7,10 @@ from omnibus.broker.effects import Performer
 from omnibus.broker.ledger import Entry
 from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, RevisionConflict
 from omnibus.orchestrator.journal import Journal
-from omnibus.requests.advance import advance, fail, needs_record
+from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
-from omnibus.wire.envelope import AttemptFailed, DeadlinePassed, Event, StageFailed, StageResult, event_rid
+from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, event_rid
 from omnibus.wire.failure import Failure
 
 ATTEMPTS = 5
@@ -55,11 +55,9 @@ class Forwarder:
         await delivery.ack()
 
     async def _advance(self, event: Event) -> None:
-        if not needs_record(event):
-            if self._is_stopped(event):
-                await self._performer.clear_leftovers(event_rid(event))  # stored too late for its end
-            else:
-                await self._performer.perform(advance(event, None))
+        if isinstance(event, StageResult) and not needs_record(event):
+            if self._is_stopped(event) or not await self._pass_on(event):
+                await self._performer.clear_leftovers(event.ticket.rid)  # stored too late for its end
             return
         for _ in range(CONFLICTS):
             entry = await self._read(event_rid(event))
@@ -70,9 +68,11 @@ class Forwarder:
             return
         raise RevisionConflict(f"the record of request {event_rid(event)!r} keeps changing")
 
-    def _is_stopped(self, event: Event) -> bool:
-        if isinstance(event, AttemptFailed | DeadlinePassed):
-            return False
+    async def _pass_on(self, event: StageResult) -> bool:
+        """Publish the tasks that follow from it; False when another attempt was first, whose end may have come since."""
+        return all([await self._performer.publish(task) for task in linear_tasks(event)])
+
+    def _is_stopped(self, event: StageResult) -> bool:
         return self._stopped.holds(event.ticket.rid, self._performer.clock.now(), run=event.ticket.run)
 
     async def _perform(self, event: Event, entry: Entry | None) -> None:

@@ -73,7 +73,7 @@ class Homecoming:
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """What fails is done when all lanes are looked at the next time."""
-        await guarded(work, self._conn, self._spec.name)
+        await guarded(work, "homecoming", self._conn, self._spec.name)
 
     async def _look_everywhere(self) -> None:
         for lane in sorted(await self._lanes.occupied()):

@@ -11,39 +11,53 @@ from contextlib import suppress
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.effects import Performer
+from omnibus.errors import InvalidRequest
 from omnibus.orchestrator.chores import guarded
 
 _LOOK_AGAIN = 10.0
 
 
 class Resurrected:
-    """Looks after one pipeline at the start, and whenever the connection is back. Any number may do this at once."""
+    """Removes what ended requests of one pipeline have again, at the start and whenever the connection is back.
+
+    Any number may do this at once. Requests that are open then are looked at again for as long as they have anything.
+    """
 
     def __init__(self, connection: Connection, pipeline: str, performer: Performer) -> None:
         self._connection, self._pipeline, self._performer = connection, pipeline, performer
-        self._due = asyncio.Event()
-        self._watched: set[str] = set()
-        """Requests that had anything when all were listed, until they have ended."""
+        self._listed = -1
+        """The generation of the connection that all was listed on."""
+        self._open: set[str] = set()
+        self._reconnected = asyncio.Event()
 
     async def run(self) -> None:
-        """Look after what has come back until cancelled; what an outage stops is done after it."""
-        self._due.set()
-        unhook = self._connection.on_reconnect(self._due.set)
+        """Look after it until cancelled; what an outage stops is done after it."""
+        unhook = self._connection.on_reconnect(self._reconnected.set)
         try:
             while True:
+                await guarded(self._look(), "resurrected", self._connection, self._pipeline)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_AGAIN if self._watched else None):
-                        await self._due.wait()
-                await guarded(self._remove(), self._connection, self._pipeline)
+                    async with asyncio.timeout(_LOOK_AGAIN if self._open or self._is_due else None):
+                        await self._reconnected.wait()
+                self._reconnected.clear()
         finally:
             unhook()
 
-    async def _remove(self) -> None:
-        """One after the other: the work of open requests comes first. They are looked at again, once they may have ended."""
-        is_due = self._due.is_set()
-        self._due.clear()
+    @property
+    def _is_due(self) -> bool:
+        return self._listed != self._connection.generation
+
+    async def _look(self) -> None:
+        """One after the other: the work of open requests comes first."""
+        generation = self._connection.generation
         present = await self._performer.present()
-        self._watched = present if is_due else self._watched & present  # what has ended since has cleared up, mostly
-        for rid in sorted(self._watched):
-            if await self._performer.clear_leftovers(rid, queued=True):
-                self._watched.discard(rid)
+        looked_at = present if self._is_due else present.keys() & self._open
+        self._open = {rid for rid in sorted(looked_at) if not await self._clear(rid, queued=present[rid])}
+        self._listed = generation
+
+    async def _clear(self, rid: str, *, queued: bool) -> bool:
+        """Whether there is no more to do about a request."""
+        try:
+            return await self._performer.clear_leftovers(rid, queued=queued)
+        except InvalidRequest:  # its record is damaged, or of a newer version; whoever meets its tasks says so
+            return True

@@ -15,7 +15,7 @@ from omnibus.errors import EmptyPrompt, InvalidRequest, RequestConflict, Request
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
-from omnibus.requests.advance import entry_tasks, purge_of
+from omnibus.requests.advance import end_again, entry_tasks
 from omnibus.requests.effects import CreateRecord, Effect, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
@@ -185,10 +185,10 @@ def timer_effects(existing: Record) -> tuple[Effect, ...]:
     """Undo what an attempt to admit did to the timer of a request that was there before.
 
     It has replaced the timer by its own: the record's is put back, or removed when the request has ended. With the timer goes
-    all that is queued, among it perhaps the event that would have had the payloads removed: so they go too.
+    all that is queued, among it perhaps the event that would have had the rest of the end done: so that is done, too.
     """
     if existing.state.terminal:
-        return (purge_of(existing, stored=existing.state is not RequestState.FAILED),)
+        return end_again(existing)
     return (ScheduleDeadline(existing.rid, existing.ticket.deadline),)
 
 

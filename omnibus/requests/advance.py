@@ -67,7 +67,7 @@ def advance(event: Event, record: Record | None) -> tuple[Effect, ...]:
         case AttemptFailed():
             return _note(event, record)
         case _ if record.state.terminal:
-            return _end_again(record)
+            return end_again(record)
         case StageFailed():
             return _failed(event, record)
         case StageResult():
@@ -110,7 +110,7 @@ def cancel(record: Record, partial: Mapping[int, FinalOutput] = _NOTHING) -> tup
     One that was cancelled before is stopped once more: whoever did that may have died before anybody heard of it.
     """
     if record.state.terminal:
-        return ended_effects(record) if record.state is RequestState.CANCELLED else ()
+        return end_again(record) if record.state is RequestState.CANCELLED else ()
     said = replace(record, outputs={**partial, **record.outputs})
     return _end(said, RequestState.CANCELLED, Failure.of(RequestCancelled()))
 
@@ -123,9 +123,10 @@ def fail(record: Record, failure: Failure, *, dead: bool = False) -> tuple[Effec
 def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     """What the end of a request brings with it, to be repeated whenever a late event finds it ended.
 
-    What a failed request stored stays, since an operator may run it again; the store's own lifetime removes it.
+    What a failed request stored stays, since an operator may run it again; the store's own lifetime removes it. Of one whose
+    queue is known to be empty, the record tells whether anything was stored.
     """
-    stored = record.state is not RequestState.FAILED and _may_have_stored(record)
+    stored = record.state is not RequestState.FAILED and (queued or _has_stored(record))
     # What is done has nothing running any more; every other end may leave stages at work.
     stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
     ended = Ended(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
@@ -133,15 +134,17 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
 
 
 def leftover_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:
-    """What whoever may have stored something after a request's end, or queued it, does about it.
+    """What is done about things of a request that are there after its end.
 
-    While it is open its end will remove what is stored, and where an operator may run it again that stays. Of an id that
-    the ledger does not know, somebody may just be storing the input.
+    Where something is `queued`, all that its end brings: it may be the very event that was to have that repeated. Otherwise
+    what is stored is removed, unless an operator may run the request again. Nothing is done while it is open, as its end
+    will do it; nor for an id that the ledger does not know, as somebody may just be storing the input.
     """
     if record is None or record.state is RequestState.OPEN:
         return ()
-    stored = record.state is not RequestState.FAILED
-    return (purge_of(record, queued=queued, stored=stored),) if stored or queued else ()
+    if queued:
+        return end_again(record)
+    return () if record.state is RequestState.FAILED else (purge_of(record, queued=False, stored=True),)
 
 
 def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Purge:
@@ -150,9 +153,7 @@ def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Pu
     return Purge(record.rid, queued=queued, stored=stored, failed_run=failed_run)
 
 
-def _may_have_stored(record: Record) -> bool:
-    if record.state is not RequestState.DONE:  # stages whose results no record was written for, and those still at work
-        return True
+def _has_stored(record: Record) -> bool:
     return record.ticket.request.location is not None or any(timing.stored for timing in record.timings)
 
 
@@ -237,13 +238,13 @@ def _deadline(event: DeadlinePassed, record: Record) -> tuple[Effect, ...]:
 
 def _end(record: Record, state: RequestState, failure: Failure) -> tuple[Effect, ...]:
     if record.state.terminal:
-        return _end_again(record)
+        return end_again(record)
     ended = record.ended(state, failure)
-    return (SaveRecord(ended), *_end_again(ended))
+    return (SaveRecord(ended), *end_again(ended))
 
 
-def _end_again(record: Record) -> tuple[Effect, ...]:
-    """Everything but the write: the shell that ended the request may have died before it came to this."""
+def end_again(record: Record) -> tuple[Effect, ...]:
+    """All of an end but the write: the shell that ended the request may have died before it came to this."""
     return (*_letter(record), *ended_effects(record))
 
 

@@ -131,10 +131,10 @@ class Supervisor:
         """Name by instance, of children that run now."""
         return {child.instance: child.name for child in self._children if child.process is not None}
 
-    def kill(self, name: str) -> None:
-        """SIGKILL a child and its process group; it is started again as after any death."""
+    def kill(self, instance: str) -> None:
+        """SIGKILL a child and its process group, while it lives this life; it is started again as after any death."""
         for child in self._children:
-            if child.name == name:
+            if child.instance == instance:
                 child.signal(signal.SIGKILL)
 
     async def _keep(self, child: _Child) -> None:

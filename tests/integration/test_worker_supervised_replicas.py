@@ -19,9 +19,9 @@ from omnibus.registry.claims import ClaimBook
 from omnibus.registry.pipelines import deploy_pipeline
 from omnibus.registry.verdict import Judge
 from omnibus.registry.view import ReplicaView
+from omnibus.workers.hangs import HangWatch
 from omnibus.workers.replicas import Witness, replica_processes
 from omnibus.workers.supervisor import Supervisor
-from omnibus.workers.watchdog import Watchdog
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
 
@@ -80,7 +80,7 @@ async def test_replica_that_hangs_for_good_is_started_again_and_a_healthy_one_is
     connection: Connection, pipeline: str
 ) -> None:
     async with stage_bench(connection, pipeline) as bench, supervised(bench, bench.stage, 2) as (supervisor, view):
-        watching = asyncio.create_task(Watchdog(view, supervisor, 1.0).run())
+        watching = asyncio.create_task(HangWatch(bench.conn, view, supervisor, 1.0).run(), name="hangs")
         hung = view.replicas()[0].pid
         os.kill(hung, signal.SIGSTOP)
 
@@ -88,10 +88,24 @@ async def test_replica_that_hangs_for_good_is_started_again_and_a_healthy_one_is
             up = [one.pid for one in view.replicas() if one.status == "up"]
             return len(up) == 2 and hung not in up
 
-        await eventually(is_replaced, HEARTBEAT_TIMEOUT + 15.0, what="another replica in its place")
-        await asyncio.sleep(2 * HEARTBEAT_TIMEOUT)  # in which the healthy ones are looked at
-        watching.cancel()
+        try:
+            await eventually(is_replaced, HEARTBEAT_TIMEOUT + 15.0, what="another replica in its place")
+        finally:
+            watching.cancel()
         assert sorted(supervisor.restarts.values()) == [0, 1]
+
+
+async def test_replica_whose_heartbeats_do_not_arrive_is_left_alone_while_it_answers(
+    connection: Connection, pipeline: str
+) -> None:
+    """As when the broker has no room for them: no replica hangs, and none may lose what its engine has loaded."""
+    async with stage_bench(connection, pipeline) as bench, supervised(bench, bench.stage, 1) as (supervisor, view):
+        (record,) = view.replicas()
+        watch = HangWatch(bench.conn, view, supervisor, 1.0)
+        assert await watch._answers(record)
+        os.kill(record.pid, signal.SIGSTOP)
+        assert not await watch._answers(record)
+        os.kill(record.pid, signal.SIGCONT)
 
 
 async def test_task_runs_again_when_its_replica_crashes_on_it(connection: Connection, pipeline: str) -> None:

@@ -204,6 +204,14 @@ class Checker:
             self.fail(f"{rid}: somebody waits for its end and is not told")
         for subject in self.queued():
             self.fail(f"stays queued: {subject}")
+        for rid, record in self.records.items():
+            is_dead = record.dead and record.state is RequestState.FAILED
+            if record.state.terminal and self._has_letter(rid) is not is_dead:
+                self.fail(f"{rid} is {record.state}, dead: {record.dead}, and its letter is {'not ' * is_dead}there")
+
+    def _has_letter(self, rid: str) -> bool:
+        found = self._broker.ledger.last(f"$KV.{self._broker.ledger.name.removeprefix('KV_')}.dead.{rid}")
+        return found is not None and bool(found.data)
 
     def check_over(self, *, strict: bool, except_for: AbstractSet[str]) -> None:
         """Long after the deadlines; unless `strict`, tasks may wait for a replica to drop them.
