@@ -231,10 +231,10 @@ def deaf_followers(_world: World) -> Patches:
 def trust_in_removals(_world: World) -> Patches:
     """Nobody looks whether a killed broker has anything again."""
 
-    async def remove(_self: Resurrected) -> None:
+    async def look(_self: Resurrected) -> None:
         return
 
-    yield Resurrected, "_remove", remove
+    yield Resurrected, "_look", look
 
 
 HOLES: dict[str, Callable[[World], Patches]] = {
