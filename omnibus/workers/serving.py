@@ -30,6 +30,11 @@ FOR_OTHERS = (Interruption.HANDED_BACK, Interruption.RELEASED)
 BEYOND_DEADLINE = 1.0
 """Seconds after which a job past its request's deadline is stopped unasked: the broadcast of its end was lost."""
 
+SETTLE = 0.1
+"""Seconds before a last attempt begins, in which others that came with it are put back."""
+_PUT_BACK = 0.25
+"""Seconds for which a slot rests whose task was put back: it might come here again at once."""
+
 Outcome = StageResult | Exception | Interruption
 Leave = Callable[[Exception], Awaitable[None]]
 
@@ -50,17 +55,27 @@ class TaskService:
         self._journal = journal
         self.replica = ""
         """Who results come from; another after the replica had to register afresh."""
+        self._is_crowded = False
+        """Whether a task at its last attempt runs here."""
 
     async def serve(self, assignment: Assignment, *, cancelled: bool) -> None:
         """Decide about a task, and see it through; raises BrokerError when it must be left to be delivered again."""
         delivered, now = assignment.delivery.attempts, self._performer.clock.now()
-        match triage(assignment.task, delivered=delivered, cancelled=cancelled, now=now, stuck=self._stuck(assignment)):
+        stuck, crowded = self._stuck(assignment), self._is_crowded
+        match triage(
+            assignment.task, delivered=delivered, cancelled=cancelled, now=now, stuck=stuck, crowded=crowded
+        ):  # fmt: skip
             case Verdict.DROP:
                 await self._drop(assignment)
             case Verdict.EXHAUSTED:
                 await self._give_up(assignment, exhausted(assignment.task, delivered=delivered, replica=self.replica))
             case Verdict.SEND_HOME:
                 await self._hand_back(assignment)
+            case Verdict.PUT_BACK:
+                await self._hand_back(assignment)
+                await asyncio.sleep(_PUT_BACK)
+            case Verdict.RUN_APART:
+                await self._run_apart(assignment)
             case Verdict.RUN:
                 await self._run(assignment)
 
@@ -75,6 +90,14 @@ class TaskService:
                 await self._see_through(assignment)
         finally:
             self._journal.released(assignment)
+
+    async def _run_apart(self, assignment: Assignment) -> None:
+        self._is_crowded = True
+        try:
+            await asyncio.sleep(SETTLE)
+            await self._run(assignment)
+        finally:
+            self._is_crowded = False
 
     async def _see_through(self, assignment: Assignment) -> None:
         work = asyncio.create_task(self._execute(assignment), name=f"run-{assignment.rid}")

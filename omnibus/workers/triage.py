@@ -26,6 +26,10 @@ class Verdict(Enum):
     """Delivered beyond the limit: fail the request without running it."""
     SEND_HOME = auto()
     """Directed to this replica, and tried here before: the next attempt is anybody's."""
+    RUN_APART = auto()
+    """At its last attempt: run it, and beside it none that is at its last, too."""
+    PUT_BACK = auto()
+    """At its last attempt, while another one that is runs here: for a replica, or a time, where none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +49,26 @@ class GiveUp:
     """Keep it as a dead letter: its attempts are used up."""
 
 
-def triage(task: Task, *, delivered: int, cancelled: bool, now: float, stuck: bool = False) -> Verdict:
+def triage(
+    task: Task, *, delivered: int, cancelled: bool, now: float, stuck: bool = False, crowded: bool = False
+) -> Verdict:
     """Whether to run a task at its `delivered`-th attempt; `now` is seconds since the epoch.
 
-    `stuck`: it waits on a replica's own lane, and this is not its first delivery there.
+    `stuck`: it waits on a replica's own lane, and this is not its first delivery there. `crowded`: a task at its last attempt
+    runs here.
+
+    Invariant: tasks at their last attempts do not share a replica. One that kills whoever runs it would take those with it
+    that had been beside it before: what a dead replica had in hand comes back together.
     """
     if cancelled or task.ticket.deadline <= now:
         return Verdict.DROP
     if delivered > task.ticket.max_attempts:
         return Verdict.EXHAUSTED
-    return Verdict.SEND_HOME if stuck else Verdict.RUN
+    if stuck:
+        return Verdict.SEND_HOME
+    if 1 < delivered == task.ticket.max_attempts:
+        return Verdict.PUT_BACK if crowded else Verdict.RUN_APART
+    return Verdict.RUN
 
 
 def judge(error: Exception, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:

@@ -76,6 +76,22 @@ async def test_task_of_a_killed_replica_runs_elsewhere_and_the_replica_comes_bac
             assert victim.pid not in [one.pid for one in view.replicas() if one.alive]
 
 
+async def test_others_survive_when_one_kills_the_replica_that_they_share_at_every_attempt(
+    connection: Connection, pipeline: str
+) -> None:
+    """What the dead replica had in hand comes back together: each would be beside the poison three times."""
+    async with stage_bench(connection, pipeline, slots=4, max_attempts=3) as bench:
+        stage = with_args(bench.stage, crash_on={"rid": "^poison$"}, latency=0.3)
+        others = ["a", "b", "c"]
+        for rid in ("poison", *others):
+            await bench.submit(rid)
+        async with supervised(bench, stage, 1) as (supervisor, _):
+            for rid in others:
+                await bench.result(rid, 30.0)
+            assert (await bench.failure("poison", 30.0)).failure.code == "attempts_exhausted"
+            assert sum(supervisor.restarts.values()) == bench.spec.max_attempts
+
+
 async def test_replica_that_hangs_for_good_is_started_again_and_a_healthy_one_is_left_alone(
     connection: Connection, pipeline: str
 ) -> None:

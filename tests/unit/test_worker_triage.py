@@ -29,7 +29,8 @@ def make_task(*, deadline: float = NOW + 60, max_attempts: int = 3) -> Task:
     ("delivered", "cancelled", "deadline", "verdict"),
     [
         (1, False, NOW + 1, Verdict.RUN),
-        (3, False, NOW + 1, Verdict.RUN),
+        (2, False, NOW + 1, Verdict.RUN),
+        (3, False, NOW + 1, Verdict.RUN_APART),
         (4, False, NOW + 1, Verdict.EXHAUSTED),
         (1, True, NOW + 1, Verdict.DROP),
         (4, True, NOW + 1, Verdict.DROP),
@@ -39,6 +40,15 @@ def make_task(*, deadline: float = NOW + 60, max_attempts: int = 3) -> Task:
 def test_triage_of_a_delivery(delivered: int, cancelled: bool, deadline: float, verdict: Verdict) -> None:
     task = make_task(deadline=deadline)
     assert triage(task, delivered=delivered, cancelled=cancelled, now=NOW) is verdict
+
+
+@pytest.mark.parametrize(
+    ("delivered", "max_attempts", "verdict"),
+    [(1, 3, Verdict.RUN), (2, 3, Verdict.RUN), (3, 3, Verdict.PUT_BACK), (2, 2, Verdict.PUT_BACK), (1, 1, Verdict.RUN)],
+)
+def test_last_attempts_do_not_share_a_replica(delivered: int, max_attempts: int, verdict: Verdict) -> None:
+    task = make_task(max_attempts=max_attempts)
+    assert triage(task, delivered=delivered, cancelled=False, now=NOW, crowded=True) is verdict
 
 
 def test_engine_error_is_retried_with_growing_delay_when_attempts_are_left() -> None:
