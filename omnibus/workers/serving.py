@@ -83,19 +83,21 @@ class TaskService:
         delivery = assignment.delivery
         return delivery.num_delivered > 1 and subjects.parse_task(delivery.subject).lane == self.replica
 
-    async def _run(self, assignment: Assignment) -> None:
+    async def _run(self, assignment: Assignment, *, settle: float = 0.0) -> None:
         self._journal.received(assignment)
         try:
             async with assignment.lease:
-                await self._see_through(assignment)
+                if settle and (await asyncio.wait({assignment.interruption}, timeout=settle))[0]:
+                    await self._conclude(assignment, assignment.interruption.result())
+                else:
+                    await self._see_through(assignment)
         finally:
             self._journal.released(assignment)
 
     async def _run_apart(self, assignment: Assignment) -> None:
         self._is_crowded = True
         try:
-            await asyncio.sleep(SETTLE)
-            await self._run(assignment)
+            await self._run(assignment, settle=SETTLE)
         finally:
             self._is_crowded = False
 
