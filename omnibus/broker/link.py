@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import nats.aio.client
 import nats.errors
 
-from omnibus.broker.replies import Message, Replies, Transient, heeding_cancellation
+from omnibus.broker.replies import CLOSED_SOCKET, Message, Replies, Transient, seen_through
 from omnibus.errors import BrokerRefused, BrokerUnavailable, ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -38,6 +38,7 @@ _OPTIONS: dict[str, Any] = {
 }
 CLOSE_TIMEOUT = 5.0
 """Seconds for what is buffered to leave when a connection is closed."""
+_CANCELLATIONS = 20
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _PERMISSIONS = re.compile("permissions violation", re.IGNORECASE)
 
@@ -109,8 +110,19 @@ class Link:
             done, _ = await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT)
         finally:
             closing.cancel()  # of no effect, unless it waits for a socket whose server is gone
+        await self._stop_reconnecting()
         for ended in done:
-            ended.result()
+            if not isinstance(ended.exception(), CLOSED_SOCKET):  # whose end it did not expect
+                ended.result()
+
+    async def _stop_reconnecting(self) -> None:
+        """Of one cancellation the client may not hear, in its `asyncio.wait_for`; and it would try for ever."""
+        trying = self._client._reconnection_task
+        for _ in range(_CANCELLATIONS):
+            if trying is None or trying.done():
+                return
+            trying.cancel()
+            await asyncio.wait({trying}, timeout=0.1)
 
     @property
     def connected(self) -> bool:
@@ -142,7 +154,7 @@ class Link:
     ) -> None:
         """Core publish: buffered, at most once; raises BrokerUnavailable when closed or when the buffer is full."""
         try:
-            await heeding_cancellation(self._client.publish(subject, data, reply=reply, headers=headers))
+            await seen_through(self._client.publish(subject, data, reply=reply, headers=headers))
         except nats.errors.Error as error:
             raise self._translated(error, subject, len(data)) from error
 
@@ -176,8 +188,10 @@ class Link:
                 log.exception(LogEvent.TASK_CRASHED, subject=message.subject, client=self.name)
 
         try:
-            subscription: Subscription = await self._client.subscribe(
-                subject, queue=queue, cb=guarded, pending_msgs_limit=65_536, pending_bytes_limit=0
+            subscription: Subscription = await seen_through(
+                self._client.subscribe(
+                    subject, queue=queue, cb=guarded, pending_msgs_limit=65_536, pending_bytes_limit=0
+                )
             )
             await self.flush()
         except nats.errors.Error as error:
@@ -191,7 +205,7 @@ class Link:
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has everything that was sent; raises BrokerUnavailable."""
         try:
-            await heeding_cancellation(self._client.flush(timeout))
+            await seen_through(self._client.flush(timeout))
         except nats.errors.Error as error:
             raise Transient(f"NATS did not answer a ping within {timeout:g} s") from error
 

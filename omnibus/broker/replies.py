@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from omnibus.errors import BrokerUnavailable
+
+CLOSED_SOCKET = (OSError, RuntimeError)
+"""What the loop raises for a socket that is closed; uvloop the second."""
+T = TypeVar("T")
 
 
 class Message(Protocol):
@@ -50,7 +54,7 @@ class Replies:
         timer = loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
         try:
             sent = self._client.publish(subject, data, reply=self._prefix + token, headers=headers)
-            await heeding_cancellation(sent)
+            await seen_through(sent)
             message = await answer
         finally:
             timer.cancel()
@@ -66,7 +70,7 @@ class Replies:
         answers = _Many()
         self._waiting[token] = answers
         try:
-            await heeding_cancellation(self._client.publish(subject, data, reply=self._prefix + token))
+            await seen_through(self._client.publish(subject, data, reply=self._prefix + token))
             while True:
                 yield _answered(await answers.next(subject, timeout), subject)
         finally:
@@ -109,17 +113,22 @@ class _Many:
         return item
 
 
-async def heeding_cancellation(work: Awaitable[None]) -> None:
-    """Await work of the client, which may swallow a cancellation; whoever cancelled would wait for ever.
+async def seen_through(work: Awaitable[T]) -> T:
+    """What work of the client gives, with two of its faults mended.
 
-    Its `asyncio.wait_for` does, before Python 3.12, when the answer comes in the same turn of the loop; and its `publish`
-    does while it waits for room in a full buffer.
+    It may swallow a cancellation, and whoever cancelled would wait for ever: its `asyncio.wait_for` does, before Python 3.12,
+    when the answer comes in the same turn of the loop, and its `publish` while it waits for room in a full buffer. And it does
+    not expect what is said of a socket that is closed, as when the server was killed: raises Transient then.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
-    await work
+    try:
+        given = await work
+    except CLOSED_SOCKET as error:
+        raise Transient(f"the connection to NATS broke: {error}") from error
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
+    return given
 
 
 def status_of(message: Message) -> str | None:

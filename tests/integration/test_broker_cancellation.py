@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.replies import heeding_cancellation
+from omnibus.broker.replies import seen_through
 
 pytestmark = pytest.mark.integration
 
@@ -19,7 +19,7 @@ async def test_cancellation_is_heeded_when_the_answer_comes_in_the_same_turn() -
     async def wait_as_the_client_does() -> None:
         await asyncio.wait_for(answer, 5.0)
 
-    task = asyncio.create_task(heeding_cancellation(wait_as_the_client_does()))
+    task = asyncio.create_task(seen_through(wait_as_the_client_does()))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     answer.set_result(None)

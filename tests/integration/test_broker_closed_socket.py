@@ -1,0 +1,43 @@
+"""A socket that was closed before the client of NATS has noticed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import uvloop
+
+from omnibus.broker.connection import connect
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.errors import BrokerUnavailable
+
+pytestmark = pytest.mark.integration
+
+
+def test_publish_fails_as_in_an_outage_when_uvloop_has_closed_the_socket(nats_server: EmbeddedServer) -> None:
+    """As it has when the server was killed: for a moment the client takes itself for connected, and its writer is dead."""
+
+    async def publish_into_a_closed_socket() -> None:
+        async with connect(nats_server.url, name="test", role="test") as connection:
+            client = connection._client
+            client._flusher_task.cancel()
+            await asyncio.sleep(0)  # in which it ends
+            client._transport._io_writer.transport.close()
+            with pytest.raises(BrokerUnavailable, match="the connection to NATS broke"):
+                await connection.publish("nowhere", b"x")
+            assert await connection.api("INFO"), "it has reconnected"
+
+    uvloop.run(publish_into_a_closed_socket())
+
+
+def test_connection_ends_when_uvloop_has_closed_the_socket(nats_server: EmbeddedServer) -> None:
+    async def leave() -> None:
+        async with connect(nats_server.url, name="test", role="test") as connection:
+            client = connection._client
+            client._flusher_task.cancel()
+            await asyncio.sleep(0)  # in which it ends
+            client._pending.append(b"PING\r\n")
+            client._pending_data_size += 6
+            client._transport._io_writer.transport.close()
+
+    uvloop.run(leave())
