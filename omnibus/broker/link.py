@@ -117,7 +117,7 @@ class Link:
 
     async def _stop_reconnecting(self) -> None:
         """Of one cancellation the client may not hear, in its `asyncio.wait_for`; and it would try for ever."""
-        trying = self._client._reconnection_task
+        trying = self._client._reconnection_task  # noqa: SLF001 it is told of nowhere else
         for _ in range(_CANCELLATIONS):
             if trying is None or trying.done():
                 return
