@@ -24,11 +24,9 @@ class Backlog:
     def __init__(self, queue: WorkQueue) -> None:
         self._queue = queue
         self._measured, self._measured_at = 0, 0.0
-        self._admitted, self._seen, self._underway = (
-            0,
-            0,
-            0,
-        )  # _seen: of those admitted, at the start of the last reading
+        self._underway, self._admitted = 0, 0
+        self._seen = 0
+        """Of those admitted, what had been when the last reading began: their messages are in it."""
         self._removals = Pace()
 
     async def take_place(self, spec: PipelineSpec, lane: str) -> None:

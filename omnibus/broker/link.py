@@ -101,7 +101,7 @@ class Link:
         log.debug(LogEvent.BROKER_CONNECTED, url=self._safe_url, client=self.name)
 
     async def close(self) -> None:
-        """Send what is buffered and close, within CLOSE_TIMEOUT; idempotent."""
+        """Send what is buffered, for CLOSE_TIMEOUT at the most, and close; idempotent."""
         self._closing = True
         self.connected_since = None
         self._replies.fail("the connection was closed")

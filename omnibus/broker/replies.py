@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from omnibus.errors import BrokerUnavailable
 
-CLOSED_SOCKET = (OSError, RuntimeError)
+CLOSED_SOCKET = (ConnectionError, RuntimeError)
 """What the loop raises for a socket that is closed; uvloop the second."""
 T = TypeVar("T")
 

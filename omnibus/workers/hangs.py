@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerUnavailable
@@ -33,7 +33,7 @@ class Absences:
         self._known: dict[str, ReplicaRecord] = {}
         self._missed: Counter[str] = Counter()
 
-    def look(self, beating: Iterable[ReplicaRecord], running: Mapping[str, str]) -> list[ReplicaRecord]:
+    def look(self, beating: Iterable[ReplicaRecord], running: Container[str]) -> list[ReplicaRecord]:
         """Those that are missing at every LOOKSth look in a row. `running` has the instances of living processes.
 
         One that is still starting is not counted: it has its start-up timeout, and may hold its event loop meanwhile.

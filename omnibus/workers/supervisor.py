@@ -127,9 +127,9 @@ class Supervisor:
         return {child.name: child.process.pid for child in self._children if child.process is not None}
 
     @property
-    def instances(self) -> dict[str, str]:
-        """Name by instance, of children that run now."""
-        return {child.instance: child.name for child in self._children if child.process is not None}
+    def instances(self) -> set[str]:
+        """Those of children that run now."""
+        return {child.instance for child in self._children if child.process is not None}
 
     def kill(self, instance: str) -> None:
         """SIGKILL a child and its process group, while it lives this life; it is started again as after any death."""

@@ -30,6 +30,24 @@ def test_publish_fails_as_in_an_outage_when_uvloop_has_closed_the_socket(nats_se
     uvloop.run(publish_into_a_closed_socket())
 
 
+async def test_client_tries_no_more_when_it_did_not_hear_the_first_cancellation(nats_server: EmbeddedServer) -> None:
+    """Its `asyncio.wait_for` may swallow one, before Python 3.12; then it would try for ever, and keep the loop from its end."""
+    heard: list[int] = []
+
+    async def try_on() -> None:
+        while len(heard) < 2:
+            try:
+                await asyncio.sleep(60.0)
+            except asyncio.CancelledError:
+                heard.append(1)
+
+    async with connect(nats_server.url, name="test", role="test") as connection:
+        trying = asyncio.create_task(try_on(), name="trying")
+        connection._client._reconnection_task = trying
+        await asyncio.sleep(0)  # in which it begins
+    assert trying.done()
+
+
 def test_connection_ends_when_uvloop_has_closed_the_socket(nats_server: EmbeddedServer) -> None:
     async def leave() -> None:
         async with connect(nats_server.url, name="test", role="test") as connection:

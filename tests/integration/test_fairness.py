@@ -119,6 +119,20 @@ async def test_bound_of_a_pipeline_holds_when_the_queue_is_read_while_many_are_b
         assert all(isinstance(answer, Overloaded) for answer in asked if isinstance(answer, BaseException))
 
 
+async def test_bound_of_a_pipeline_holds_when_many_ask_while_an_old_reading_is_renewed(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = pipeline_of(pipeline, slots=1, latency=0.0, max_open_requests=20, tenant_share=None)
+    async with serving(connection, spec, replicas=0) as producer:
+        for _ in range(20):
+            await producer.submit(spec, Request(prompt="hi"))
+        await asyncio.sleep(2 * backlog._FRESH)  # the age that has it read again
+        asked = await asyncio.gather(
+            *[producer.submit(spec, Request(prompt="hi")) for _ in range(40)], return_exceptions=True
+        )
+        assert all(isinstance(answer, Overloaded) for answer in asked)
+
+
 async def test_others_are_let_in_when_a_tenant_takes_all_the_room_that_it_is_given(
     connection: Connection, pipeline: str
 ) -> None:

@@ -8,7 +8,7 @@ from omnibus.registry.record import ReplicaRecord, ReplicaStatus
 from omnibus.workers.hangs import LOOKS, Absences
 
 pytestmark = pytest.mark.unit
-RUNNING = {"one": "stage-0-0", "two": "stage-0-1"}
+RUNNING = {"one", "two"}
 
 
 def record(instance: str, status: ReplicaStatus = ReplicaStatus.UP) -> ReplicaRecord:
@@ -51,5 +51,5 @@ def test_replica_is_left_alone_when_it_has_never_served(seen: tuple[ReplicaRecor
 def test_replica_is_left_alone_when_its_process_is_not_ours_or_has_ended() -> None:
     absences = Absences()
     looks(absences, 1, record("elsewhere"), record("one"))
-    assert absences.look([], {}) == []
+    assert absences.look([], set()) == []
     assert looks(absences, 3 * LOOKS) == []
