@@ -48,7 +48,7 @@ _NOTHING: Mapping[int, FinalOutput] = {}
 
 
 def needs_record(event: Event) -> bool:
-    """Whether `advance` must see the record: always, but for a result that only passes along linear edges."""
+    """Whether `advance` is to be asked: always, but for a result that only passes along linear edges (`linear_tasks`)."""
     if not isinstance(event, StageResult):
         return True
     stage = event.ticket.route[event.stage_id]
@@ -56,10 +56,8 @@ def needs_record(event: Event) -> bool:
 
 
 def advance(event: Event, record: Record | None) -> tuple[Effect, ...]:
-    """Effects of an event. `record` is None when it is not needed, or when the ledger has none (any more)."""
+    """Effects of an event that needs its record, which is None when the ledger has none (any more)."""
     match event:
-        case StageResult() if not needs_record(event):
-            return tuple(linear_tasks(event))
         case _ if record is None:
             return ()  # forgotten: its end was long ago
         case DeadlinePassed():
