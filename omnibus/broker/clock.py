@@ -95,9 +95,9 @@ class ServerClock:
         self._learn(answer.server.time.timestamp(), asked, time.monotonic())
         self.measured = True
 
-    def _learn(self, told: float, asked: float, heard: float) -> None:
+    def _learn(self, server_time: float, asked: float, received_at: float) -> None:
         """Take a measurement, unless a sharper one is known that may still be true as far as this one can tell."""
-        took, ahead = heard - asked, told - (asked + heard) / 2
+        took, ahead = received_at - asked, server_time - (asked + received_at) / 2
         if took > self._took and abs(ahead - self._ahead) <= took / 2:
             return
         self._took, self._ahead = took, ahead

@@ -73,7 +73,7 @@ class Delivery:
         suffix = b' {"delay": %d}' % int(delay * 1e9) if delay else b""
         await self._connection.publish(self.ack_subject, b"-NAK" + suffix)
 
-    async def hand_back(self, subject: str | None = None) -> None:
+    async def requeue(self, subject: str | None = None) -> None:
         """Publish it again, then ack: for whoever may not keep it, without counting as an attempt. Earlier ones count on.
 
         On another `subject` when one is given. Idempotent through its Msg-Id. Raises BrokerUnavailable.

@@ -32,7 +32,7 @@ class Lane:
         self._expires, self._parked = expires, _parked(expires)
         self._tokens: dict[str, tuple[int, float]] = {}  # of each request: batch, and when it is over at the latest
         self._asking: asyncio.Future[None] | None = None
-        self._heard_at = self._over_at = 0.0
+        self._received_at = self._over_at = 0.0
         self._pause = _FIRST_PAUSE
 
     def ask(self, batch: int) -> asyncio.Future[None]:
@@ -49,13 +49,13 @@ class Lane:
         """Whether the token is of a request that still counts."""
         return token in self._tokens
 
-    def heard(self) -> None:
+    def received_message(self) -> None:
         """The server gave a sign of life."""
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
 
     def received(self) -> None:
         """A message came. Which of several requests it answers cannot be seen, and does not matter."""
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         self._pause = _FIRST_PAUSE
         self._lower(1)
 
@@ -67,7 +67,7 @@ class Lane:
     def silent(self) -> bool:
         """Whether messages are awaited of a server that seems to have forgotten."""
         now = time.monotonic()
-        return self.outstanding > 0 and (now - self._heard_at > 2.5 * HEARTBEAT or now > self._over_at + HEARTBEAT)
+        return self.outstanding > 0 and (now - self._received_at > 2.5 * HEARTBEAT or now > self._over_at + HEARTBEAT)
 
     def lost(self) -> float:
         """Nothing counts as asked for any more; returns after how many seconds to make it available again."""
@@ -89,7 +89,7 @@ class Lane:
         self._made += 1
         self.last_token, self.last_request = f"{self._index}-{self._made}", request
         self._tokens[self.last_token] = (batch, now + lifetime)
-        self._heard_at, self._over_at = now, now + lifetime
+        self._received_at, self._over_at = now, now + lifetime
         self.outstanding += batch
 
     def _lower(self, by: int) -> None:

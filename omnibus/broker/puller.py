@@ -32,7 +32,7 @@ PARKED_SHARE = 3
 server would give it once more what others should get."""
 _ENDED_BY_SERVER = ("404", "408")
 
-Surplus = Callable[[Delivery], Awaitable[None]]
+Excess = Callable[[Delivery], Awaitable[None]]
 
 log = get_logger(__name__)
 
@@ -54,7 +54,7 @@ class Puller:
         *,
         favoured: Sequence[str] = (),
         step: int = 1,
-        surplus: Surplus = Delivery.hand_back,
+        excess: Excess = Delivery.requeue,
         lease: float = PARKED_SHARE * EXPIRES,
         label: str = "",
     ) -> None:
@@ -64,7 +64,7 @@ class Puller:
         )
         self._by_consumer = {lane.consumer: lane for lane in self._lanes}
         self._favoured = deque(self._by_consumer[name] for name in favoured)
-        self._step, self._surplus, self._label = step, surplus, label or stream
+        self._step, self._excess, self._label = step, excess, label or stream
         self._credit = 0
         self._slots_served = 0
         self._ready: asyncio.Queue[Delivery | Exception] = asyncio.Queue()  # bounded by the credit
@@ -179,27 +179,27 @@ class Puller:
 
     async def _receive(self, message: Message) -> None:
         if not message.reply.startswith("$JS.ACK."):
-            self._hear_status(message)
+            self._on_status(message)
             return
         delivery = Delivery(self._connection, message)
         lane = self._by_consumer[delivery.consumer]
         lane.received()
         if self._credit == 0:
-            self._give_back(delivery)
+            self._return_excess(delivery)
             return
         self._credit -= 1
         self._ready.put_nowait(delivery)
         if self._credit and not lane.outstanding:  # what `step` held back is due now
             self._wake.set()
 
-    def _hear_status(self, message: Message) -> None:
+    def _on_status(self, message: Message) -> None:
         """Statuses: 100 heartbeat, 404 nothing there, 408 expired, 409 refused or ended, 503 nobody listens."""
         token = message.subject.rpartition(".")[2]
         lane = self._lanes[int(token.partition("-")[0])]
         status = status_of(message)
         if not lane.knows(token) or status is None:
             return
-        lane.heard()
+        lane.received_message()
         if status == "100":
             return
         if status in _ENDED_BY_SERVER:
@@ -235,14 +235,14 @@ class Puller:
 
     # Giving back
 
-    def _give_back(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._guarded_surplus(delivery), name=f"surplus {self._label}")
+    def _return_excess(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._guarded_excess(delivery), name=f"surplus {self._label}")
         self._giving_back.add(task)
         task.add_done_callback(self._giving_back.discard)
 
-    async def _guarded_surplus(self, delivery: Delivery) -> None:
+    async def _guarded_excess(self, delivery: Delivery) -> None:
         try:
-            await self._surplus(delivery)
+            await self._excess(delivery)
         except Exception:  # it comes again after the ack wait
             self._connection.metrics.errors.labels(where="surplus").inc()
             log.exception(LogEvent.ACK_FAILED, subject=delivery.subject)
@@ -253,7 +253,7 @@ class Puller:
         while not self._ready.empty():
             item = self._ready.get_nowait()
             if isinstance(item, Delivery):
-                self._give_back(item)
+                self._return_excess(item)
         if self._giving_back:
             await asyncio.wait(self._giving_back)
 

@@ -57,7 +57,7 @@ class Watch:
         self._synced = asyncio.Event()
         self._restart = asyncio.Event()
         self._next_sequence = 0
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
         self._unhook: list[Callable[[], None]] = []
@@ -108,7 +108,7 @@ class Watch:
             if not self._connection.connected:
                 self._restart.clear()
                 continue  # its return starts over
-            if not self._restart.is_set() and time.monotonic() - self._heard_at < 2.5 * HEARTBEAT:
+            if not self._restart.is_set() and time.monotonic() - self._received_at < 2.5 * HEARTBEAT:
                 continue
             self._restart.clear()
             await self._resync()
@@ -132,7 +132,7 @@ class Watch:
         self._synced.clear()
         self._stale = set(self._entries)
         self._next_sequence = 1
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         self._subscription = await self._connection.subscribe(inbox, self._receive)
         config = {
             "name": name,
@@ -152,9 +152,9 @@ class Watch:
             self._complete()  # an empty bucket sends nothing
 
     async def _receive(self, message: Message) -> None:
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         if not message.reply.startswith("$JS.ACK."):
-            self._hear_heartbeat(message)
+            self._on_idle_heartbeat(message)
             return
         delivery = Delivery(self._connection, message)
         if delivery.consumer_seq != self._next_sequence:
@@ -165,7 +165,7 @@ class Watch:
         if delivery.pending == 0 and not self.synced:
             self._complete()
 
-    def _hear_heartbeat(self, message: Message) -> None:
+    def _on_idle_heartbeat(self, message: Message) -> None:
         """Heartbeats name the last sequence sent: another than ours means that something is missing."""
         last = (message.headers or {}).get("Nats-Last-Consumer")
         if status_of(message) == "100" and last is not None and int(last) >= self._next_sequence:
@@ -181,17 +181,17 @@ class Watch:
                 return
         else:
             self._entries[key] = Entry(key, value, revision)
-        self._tell(key, value, revision)
+        self._notify(key, value, revision)
 
     def _complete(self) -> None:
         for key in sorted(self._stale):
             gone = self._entries.pop(key)
-            self._tell(key, None, gone.revision)
+            self._notify(key, None, gone.revision)
         self._stale.clear()
         self._synced.set()
         log.debug(LogEvent.WATCH_RESYNCED, bucket=self._bucket, keys=len(self._entries))
 
-    def _tell(self, key: str, value: bytes | None, revision: int) -> None:
+    def _notify(self, key: str, value: bytes | None, revision: int) -> None:
         if self._on_change is not None:
             self._on_change(key, value, revision)
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from omnibus.client.events import Output, OutputArrived, Result, StepProgress, TextPiece
+from omnibus.client.request_events import Output, OutputArrived, Result, StepProgress, TextPiece
 from omnibus.errors import ConfigError
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.attempt import Attempt

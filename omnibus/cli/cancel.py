@@ -28,8 +28,8 @@ def command(rids: tuple[str, ...], pipeline: str | None, nats_url: str | None, s
 async def _cancel(settings: Settings, pipeline: str | None, rids: tuple[str, ...]) -> int:
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.client.events import ABORT  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
+    from omnibus.client.request_events import ABORT  # noqa: PLC0415
     from omnibus.errors import RequestError  # noqa: PLC0415
 
     unknown = 0

@@ -15,7 +15,7 @@ import click
 from omnibus.cli import options
 
 if TYPE_CHECKING:
-    from omnibus.client.dead_letters import DeadLetterOffice
+    from omnibus.client.dead_letter_admin import DeadLetterAdmin
     from omnibus.client.producer import Producer
     from omnibus.pipeline.spec import PipelineSpec
     from omnibus.requests.record import DeadLetter
@@ -40,13 +40,13 @@ def command() -> None:
 @options.as_json
 @options.nats
 @options.state_dir
-def list_letters(*, pipeline: str | None, as_json: bool, nats_url: str | None, state_dir: Path | None) -> None:
+def list_dead_letters(*, pipeline: str | None, as_json: bool, nats_url: str | None, state_dir: Path | None) -> None:
     """List the dead letters of a pipeline, the oldest first."""
     rows = _ask(_list(_settings(nats_url, state_dir), pipeline))
     if as_json:
         click.echo(json.dumps(rows))
     elif rows:
-        _print_table(_HEAD, [_row(letter) for letter in rows])
+        _print_table(_HEAD, [_row(dead_letter) for dead_letter in rows])
     else:
         click.echo("no dead letters")
 
@@ -59,18 +59,24 @@ def list_letters(*, pipeline: str | None, as_json: bool, nats_url: str | None, s
 @options.state_dir
 def show(*, rid: str, pipeline: str | None, as_json: bool, nats_url: str | None, state_dir: Path | None) -> None:
     """Show one dead letter: how it ended, and the error and the replica of each attempt."""
-    letter = _ask(_show(_settings(nats_url, state_dir), pipeline, rid))
+    dead_letter = _ask(_show(_settings(nats_url, state_dir), pipeline, rid))
     if as_json:
-        click.echo(json.dumps(letter, indent=2))
+        click.echo(json.dumps(dead_letter, indent=2))
         return
     for name in ("request", "pipeline", "state", "died", "run", "stage", "replica", "code", "message"):
-        click.echo(f"{name:<9} {_plain(name, letter[name])}")
-    told = [one for one in letter["history"] if (one["run"], one["stage"]) == (letter["run"], letter["stage"])]
-    silent = letter["attempts"] - len(told)
-    click.echo(f"attempts  {letter['attempts']}{f', {silent} without a word' if silent > 0 else ''}")
-    if letter["history"]:
+        click.echo(f"{name:<9} {_plain(name, dead_letter[name])}")
+    told = [
+        one
+        for one in dead_letter["history"]
+        if (one["run"], one["stage"]) == (dead_letter["run"], dead_letter["stage"])
+    ]
+    silent = dead_letter["attempts"] - len(told)
+    click.echo(f"attempts  {dead_letter['attempts']}{f', {silent} without a word' if silent > 0 else ''}")
+    if dead_letter["history"]:
         click.echo()
-        _print_table(_ATTEMPT_HEAD, [[_plain(key, one[key]) for key in _ATTEMPT_HEAD] for one in letter["history"]])
+        _print_table(
+            _ATTEMPT_HEAD, [[_plain(key, one[key]) for key in _ATTEMPT_HEAD] for one in dead_letter["history"]]
+        )
 
 
 @command.command()
@@ -101,45 +107,45 @@ def drop(
     """Remove dead letters and what is stored for them, for good. Exit code 2 if any cannot be."""
     _check_choice(rids, everything=everything)
     if not yes and sys.stdin.isatty():
-        click.confirm(f"Drop {'all dead letters' if everything else ', '.join(rids)}?", abort=True)
+        click.confirm(f"Drop {'all dead dead_letters' if everything else ', '.join(rids)}?", abort=True)
     return _ask(_drop(_settings(nats_url, state_dir), pipeline, rids))
 
 
 async def _list(settings: Any, pipeline: str | None) -> list[dict[str, Any]]:
-    async with _office(settings, pipeline) as (_, spec, office):
-        return [await _describe(spec, office, letter) for letter in await office.letters()]
+    async with _admin(settings, pipeline) as (_, spec, admin):
+        return [await _describe(spec, admin, dead_letter) for dead_letter in await admin.dead_letters()]
 
 
 async def _show(settings: Any, pipeline: str | None, rid: str) -> dict[str, Any]:
     from omnibus.cli.answer import describe_attempt  # noqa: PLC0415 commands import when they run
 
-    async with _office(settings, pipeline) as (_, spec, office):
-        letter = await office.letter(rid)
-        history = [describe_attempt(spec, attempt) for attempt in letter.record.attempts]
-        return {**await _describe(spec, office, letter), "history": history}
+    async with _admin(settings, pipeline) as (_, spec, admin):
+        dead_letter = await admin.dead_letter(rid)
+        history = [describe_attempt(spec, attempt) for attempt in dead_letter.record.attempts]
+        return {**await _describe(spec, admin, dead_letter), "history": history}
 
 
 async def _retry(settings: Any, pipeline: str | None, rids: Sequence[str], *, wait: bool) -> int:
-    async with _office(settings, pipeline) as (producer, spec, office):
+    async with _admin(settings, pipeline) as (producer, spec, admin):
 
         async def again(rid: str) -> str:
-            run = await office.retry(rid)
+            run = await admin.retry(rid)
             if not wait:
                 return f"open, run {run}"
             result = await producer.wait(spec.name, rid)
             return str(result.state) if result.failure is None else f"{result.state}, {result.failure.message}"
 
-        return await _each(rids or await _ids(office), again, good=("open", "done"))
+        return await _each(rids or await _ids(admin), again, good=("open", "done"))
 
 
 async def _drop(settings: Any, pipeline: str | None, rids: Sequence[str]) -> int:
-    async with _office(settings, pipeline) as (_, _, office):
+    async with _admin(settings, pipeline) as (_, _, admin):
 
         async def drop(rid: str) -> str:
-            await office.drop(rid)
+            await admin.drop(rid)
             return "dropped"
 
-        return await _each(rids or await _ids(office), drop, good=("dropped",))
+        return await _each(rids or await _ids(admin), drop, good=("dropped",))
 
 
 async def _each(rids: Sequence[str], work: Callable[[str], Awaitable[str]], *, good: tuple[str, ...]) -> int:
@@ -167,33 +173,31 @@ async def _each(rids: Sequence[str], work: Callable[[str], Awaitable[str]], *, g
     return max(codes)
 
 
-async def _ids(office: DeadLetterOffice) -> list[str]:
-    return [letter.record.rid for letter in await office.letters()]
+async def _ids(admin: DeadLetterAdmin) -> list[str]:
+    return [dead_letter.record.rid for dead_letter in await admin.dead_letters()]
 
 
 @asynccontextmanager
-async def _office(
-    settings: Any, pipeline: str | None
-) -> AsyncIterator[tuple[Producer, PipelineSpec, DeadLetterOffice]]:
+async def _admin(settings: Any, pipeline: str | None) -> AsyncIterator[tuple[Producer, PipelineSpec, DeadLetterAdmin]]:
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.client.dead_letters import DeadLetterOffice  # noqa: PLC0415
+    from omnibus.client.dead_letter_admin import DeadLetterAdmin  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
 
     async with connected(settings, role="dead") as connection, Producer(connection) as producer:
         spec = await find_pipeline(connection, pipeline)
-        yield producer, spec, await DeadLetterOffice.open(producer, spec)
+        yield producer, spec, await DeadLetterAdmin.open(producer, spec)
 
 
-async def _describe(spec: PipelineSpec, office: DeadLetterOffice, letter: DeadLetter) -> dict[str, Any]:
-    record, failure, state = letter.record, letter.record.failure, await office.state(letter)
+async def _describe(spec: PipelineSpec, admin: DeadLetterAdmin, dead_letter: DeadLetter) -> dict[str, Any]:
+    record, failure, state = dead_letter.record, dead_letter.record.failure, await admin.state(dead_letter)
     names = {stage.stage_id: stage.name for stage in spec.stages}
     stage_id = failure.stage_id if failure is not None else None
     return {
         "request": record.rid,
         "pipeline": spec.name,
         "state": str(state) if state is not None else "forgotten",
-        "died": round(letter.died, 3),
+        "died": round(dead_letter.died, 3),
         "run": record.ticket.run,
         "stage": None if stage_id is None else names.get(stage_id, str(stage_id)),
         "replica": failure.replica if failure is not None else None,
@@ -203,8 +207,8 @@ async def _describe(spec: PipelineSpec, office: DeadLetterOffice, letter: DeadLe
     }
 
 
-def _row(letter: dict[str, Any]) -> list[str]:
-    return [_plain(key, letter[key]) for key in _HEAD]
+def _row(dead_letter: dict[str, Any]) -> list[str]:
+    return [_plain(key, dead_letter[key]) for key in _HEAD]
 
 
 def _plain(key: str, value: Any) -> str:

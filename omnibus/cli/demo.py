@@ -132,6 +132,6 @@ def _judge(prompt: str, answer: _Answer, console: Console) -> dict[str, bool]:
         "image": judges.judge_image(prompt, answer.image),
         "audio": judges.judge_audio(prompt, answer.audio),
     }
-    for what, verdict in verdicts.items():
-        console.print(f"{what}: right" if verdict else f"{what}: wrong, {verdict.reason}")
-    return {what: bool(verdict) for what, verdict in verdicts.items()}
+    for what, failure_detector in verdicts.items():
+        console.print(f"{what}: right" if failure_detector else f"{what}: wrong, {failure_detector.reason}")
+    return {what: bool(failure_detector) for what, failure_detector in verdicts.items()}

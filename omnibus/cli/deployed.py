@@ -17,7 +17,7 @@ from omnibus.broker.watch import Watch
 from omnibus.errors import PipelineError
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.pipelines import load_deployed
+from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.wire import subjects
 
 _PAUSE = 0.25

@@ -44,7 +44,7 @@ async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> 
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
     from omnibus.frontdoor.app import create_app  # noqa: PLC0415
-    from omnibus.frontdoor.door import Options  # noqa: PLC0415
+    from omnibus.frontdoor.context import Options  # noqa: PLC0415
     from omnibus.frontdoor.server import serve  # noqa: PLC0415
 
     async with (

@@ -78,7 +78,7 @@ async def _changes(settings: Settings, pipelines: tuple[str, ...], *, perform: b
 async def _specs(connection: Connection, pipelines: tuple[str, ...]) -> list[PipelineSpec]:
     from omnibus.errors import PipelineError  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
-    from omnibus.registry.pipelines import list_deployed  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import list_deployed  # noqa: PLC0415
 
     deployed = {found.spec.name: found.spec for found in await list_deployed(connection)}
     if not pipelines and not deployed:

@@ -31,7 +31,7 @@ async def _orchestrate(settings: Settings, pipeline: str | None) -> None:
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
     from omnibus.orchestrator.deployed import DeployedOrchestrator  # noqa: PLC0415
-    from omnibus.orchestrator.witness import SystemAccount  # noqa: PLC0415
+    from omnibus.orchestrator.disconnects import SystemAccount  # noqa: PLC0415
 
     async with connected(settings, role="orchestrator", wait=START_WAIT) as connection:
         spec = await find_pipeline(connection, pipeline, wait=START_WAIT)

@@ -11,7 +11,7 @@ from omnibus.cli import options
 
 if TYPE_CHECKING:
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.pipelines import Deployed, Deployment
+    from omnibus.registry.deployed_pipelines import Deployed, Deployment
     from omnibus.settings import Settings
 
 
@@ -115,7 +115,7 @@ def list_pipelines(shipped: bool, as_json: bool, nats_url: str | None, state_dir
 async def _deploy(settings: Settings, spec: PipelineSpec) -> Deployment:
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.observability.logging import configure_logging  # noqa: PLC0415
-    from omnibus.registry.pipelines import deploy_pipeline  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
 
     configure_logging("warning", settings.log_format)
     async with connected(settings, role="deploy") as connection:
@@ -124,7 +124,7 @@ async def _deploy(settings: Settings, spec: PipelineSpec) -> Deployment:
 
 async def _delete(settings: Settings, name: str, *, force: bool) -> None:
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.registry.pipelines import delete_pipeline, load_deployed  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import delete_pipeline, load_deployed  # noqa: PLC0415
 
     async with connected(settings, role="delete") as connection:
         await delete_pipeline(connection, await load_deployed(connection, name), force=force)
@@ -133,7 +133,7 @@ async def _delete(settings: Settings, name: str, *, force: bool) -> None:
 async def _list(settings: Settings) -> list[Deployed]:
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.observability.logging import configure_logging  # noqa: PLC0415
-    from omnibus.registry.pipelines import list_deployed  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import list_deployed  # noqa: PLC0415
 
     configure_logging("warning", settings.log_format)
     async with connected(settings, role="list") as connection:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 from omnibus.broker.connection import Connection
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.record import ReplicaRecord
-from omnibus.registry.view import ReplicaChange, ReplicaView
+from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire import subjects
 
 _PAUSE = 0.05
@@ -37,14 +37,14 @@ class Readiness:
     async def _replicas(self, wanted: Mapping[int, int]) -> None:
         done = asyncio.Event()
 
-        def hear(change: ReplicaChange) -> None:
+        def on_message(change: ReplicaChange) -> None:
             came_up = change.after is not None and change.after.ready
             if came_up and (change.before is None or not change.before.ready):
                 self._announce(change.after, wanted)
             if _complete(self._view, wanted):
                 done.set()
 
-        take_off = self._view.on_change(hear)
+        take_off = self._view.on_change(on_message)
         try:
             if not _complete(self._view, wanted):
                 await done.wait()

@@ -51,7 +51,7 @@ def command(
 async def _restart(settings: Settings, pipeline: str | None, ref: str | None, timeout: float) -> None:
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.client.rolling import restart_replicas  # noqa: PLC0415
+    from omnibus.client.rolling_restart import restart_replicas  # noqa: PLC0415
     from omnibus.errors import ReplicaMissing  # noqa: PLC0415
 
     async with connected(settings, role="restart") as connection:

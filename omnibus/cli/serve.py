@@ -14,18 +14,18 @@ import click
 from omnibus.cli import options
 
 if TYPE_CHECKING:
-    from omnibus.cli.fleet import Fleet
+    from omnibus.cli.process_group import Fleet
     from omnibus.cli.readiness import Readiness
     from omnibus.errors import StageStartError
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.view import ReplicaView
+    from omnibus.registry.replica_view import ReplicaView
     from omnibus.settings import Settings
     from omnibus.workers.initialisation import LogicalStageInitPlan
     from omnibus.workers.supervisor import ProcessSpec, Supervisor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
+class _Arguments:
     """What the command line asks for."""
 
     pipeline: str
@@ -98,45 +98,48 @@ def command(*, api_key: tuple[str, ...], **flags: Any) -> None:
     from omnibus.cli.root import end_with_parent, load_settings, run, start_logging  # noqa: PLC0415
 
     end_with_parent()
-    order = _Order(**{name: flags.pop(name) for name in _Order.__slots__})
-    spec = order.spec()
+    arguments = _Arguments(**{name: flags.pop(name) for name in _Arguments.__slots__})
+    spec = arguments.spec()
     settings = load_settings(api_keys=api_key or None, **flags)
     start_logging(settings)
     settings = _with_free_ports(settings)
-    if not order.no_frontdoor:
+    if not arguments.no_frontdoor:
         _check_port(settings)
-    run(_serve(spec, settings, order))
+    run(_serve(spec, settings, arguments))
 
 
-async def _serve(spec: PipelineSpec, settings: Settings, order: _Order) -> None:
+async def _serve(spec: PipelineSpec, settings: Settings, arguments: _Arguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
-    from omnibus.cli.fleet import Fleet, log_stats, supervise, witnessed  # noqa: PLC0415
+    from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
     from omnibus.cli.readiness import Readiness  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.registry.pipelines import deploy_pipeline  # noqa: PLC0415
-    from omnibus.workers.hangs import HangWatch  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
+    from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 
     async with _broker(settings) as found, connected(found, role="serve") as connection:
         fleet = Fleet(
             spec=spec, settings=found, addresses=discover(found),
-            grace=order.grace, stage_init_timeout=order.stage_init_timeout,
+            grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
         )  # fmt: skip
-        plans = order.plan(fleet)
+        plans = arguments.plan(fleet)
         await deploy_pipeline(connection, spec, replicas=found.nats_replicas)
-        async with witnessed(connection, spec) as (view, witness):
+        async with with_death_reporter(connection, spec) as (view, death_reporter):
             supervisor = Supervisor(
-                _processes(fleet, plans, order), grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics
+                _processes(fleet, plans, arguments),
+                grace=arguments.grace + 5.0,
+                on_death=death_reporter,
+                metrics=connection.metrics,
             )
             readiness = Readiness(connection, spec, view, _say)
-            coming = _ComingUp(fleet, plans, order, view, supervisor)
+            coming = _ComingUp(fleet, plans, arguments, view, supervisor)
             hangs = HangWatch(connection, view, supervisor, found.hang_timeout)
-            stats = [log_stats(view)] if order.log_stats else []
+            stats = [log_stats(view)] if arguments.log_stats else []
             await supervise(supervisor, _announce(readiness, coming), hangs.run(), *stats)
 
 
-def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], order: _Order) -> list[ProcessSpec]:
-    front_door = [] if order.no_frontdoor else [fleet.front_door()]
+def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], arguments: _Arguments) -> list[ProcessSpec]:
+    front_door = [] if arguments.no_frontdoor else [fleet.front_door()]
     return [fleet.orchestrator(), *front_door, *(process for plan in plans for process in fleet.replicas(plan))]
 
 
@@ -146,27 +149,27 @@ class _ComingUp:
 
     fleet: Fleet
     plans: list[LogicalStageInitPlan]
-    order: _Order
+    arguments: _Arguments
     view: ReplicaView
     supervisor: Supervisor
 
 
 async def _announce(readiness: Readiness, coming: _ComingUp) -> None:
     """Say what comes up, and at last that all of it is; raises StageStartError when that takes too long."""
-    fleet, order, settings = coming.fleet, coming.order, coming.fleet.settings
-    door = None if order.no_frontdoor else (settings.host, settings.port)
+    fleet, arguments, settings = coming.fleet, coming.arguments, coming.fleet.settings
+    front_door = None if arguments.no_frontdoor else (settings.host, settings.port)
     nats_url = re.sub(r"//[^@/,]*@", "//", fleet.addresses.url)  # without a password
     for plan in coming.plans:
         if not plan.local:
             stage = fleet.spec.stage(plan.stage_id).name
             _say(f"elsewhere: omnibus worker --pipeline {fleet.spec.name} --stage {stage} --nats {nats_url}")
     try:
-        async with asyncio.timeout(order.init_timeout):
+        async with asyncio.timeout(arguments.init_timeout):
             wanted = {plan.stage_id: len(plan.local) for plan in coming.plans if plan.local}
-            await readiness.wait(wanted, front_door=door)
+            await readiness.wait(wanted, front_door=front_door)
     except TimeoutError as error:
         raise _too_slow(coming) from error
-    where = f" at http://{settings.host}:{settings.port}" if door else ""
+    where = f" at http://{settings.host}:{settings.port}" if front_door else ""
     _say(f"ready: {fleet.spec.name}{where}, NATS {nats_url}")
 
 
@@ -184,7 +187,9 @@ def _too_slow(coming: _ComingUp) -> StageStartError:
             )
             said += [f"{replica.process_name} | {last_lines[replica.process_name]}" for replica in plan.local]
     what = "; ".join(missing) or "the orchestrator or the front door does not answer"
-    return StageStartError("\n".join([f"not everything is up after {coming.order.init_timeout:g} s: {what}", *said]))
+    return StageStartError(
+        "\n".join([f"not everything is up after {coming.arguments.init_timeout:g} s: {what}", *said])
+    )
 
 
 @asynccontextmanager

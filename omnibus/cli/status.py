@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from omnibus.broker.connection import Connection
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.holds import Hold
-    from omnibus.registry.record import ReplicaRecord
-    from omnibus.registry.view import ReplicaView
+    from omnibus.registry.pause_state import PauseState
+    from omnibus.registry.replica_record import ReplicaRecord
+    from omnibus.registry.replica_view import ReplicaView
     from omnibus.settings import Settings
 
 _EVERY = 1.0
@@ -42,7 +42,7 @@ class Snapshot:
     now: float
     system_account: bool = True
     """Whether one is known here and lets us in, as the orchestrators need it to hear of lost connections."""
-    holds: Mapping[int, Hold] = field(default_factory=dict)
+    pause_states: Mapping[int, PauseState] = field(default_factory=dict)
     """What operators have decided for stages."""
 
     def queued(self, stage_id: int) -> int:
@@ -61,7 +61,7 @@ class Snapshot:
                     "stage_id": stage.stage_id,
                     "name": stage.name,
                     "engine": stage.engine,
-                    "hold": self.holds[stage.stage_id].word if stage.stage_id in self.holds else None,
+                    "hold": self.pause_states[stage.stage_id].word if stage.stage_id in self.pause_states else None,
                     "queued": self.queued(stage.stage_id),
                     "replicas": [self._replica(one) for one in self.replicas if one.stage_id == stage.stage_id],
                 }
@@ -73,7 +73,9 @@ class Snapshot:
         """For a terminal: a line a replica."""
         from rich.table import Table  # noqa: PLC0415
 
-        held = [f"stage {self.spec.stage(one).name} is {hold.word}" for one, hold in sorted(self.holds.items())]
+        held = [
+            f"stage {self.spec.stage(one).name} is {state.word}" for one, state in sorted(self.pause_states.items())
+        ]
         caption = "\n".join([*held, *([] if self.system_account else [_NO_SYSTEM_ACCOUNT])]) or None
         table = Table(
             title=self.spec.name, title_justify="left", caption=caption, caption_justify="left", box=None, header_style="bold"
@@ -128,7 +130,7 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.registry.view import ReplicaView  # noqa: PLC0415
+    from omnibus.registry.replica_view import ReplicaView  # noqa: PLC0415
 
     console = Console()
     async with AsyncExitStack() as stack:
@@ -165,12 +167,12 @@ async def reaches_system_account(url: str | None) -> bool:
 
 
 async def _snapshot(connection: Connection, spec: PipelineSpec, view: ReplicaView, *, system_account: bool) -> Snapshot:
-    from omnibus.broker.work import WorkQueue  # noqa: PLC0415
-    from omnibus.registry.holds import Holds  # noqa: PLC0415
+    from omnibus.ledger.work_queue import WorkQueue  # noqa: PLC0415
+    from omnibus.registry.pause_state import PauseStates  # noqa: PLC0415
 
     depths = await WorkQueue(connection, spec.name).depths()
-    holds = await Holds(connection, spec.name).of(stage.stage_id for stage in spec.stages)
-    return Snapshot(spec, view.replicas(), depths, time.time(), system_account, holds)
+    pause_states = await PauseStates(connection, spec.name).of(stage.stage_id for stage in spec.stages)
+    return Snapshot(spec, view.replicas(), depths, time.time(), system_account, pause_states)
 
 
 async def _request(settings: Settings, pipeline: str | None, rid: str) -> None:

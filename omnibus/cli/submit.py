@@ -18,8 +18,8 @@ from omnibus.cli import options
 
 if TYPE_CHECKING:
     from omnibus.cli.answer import Answer
-    from omnibus.client.events import Result
     from omnibus.client.producer import Producer
+    from omnibus.client.request_events import Result
     from omnibus.pipeline.spec import PipelineSpec
     from omnibus.settings import Settings
     from omnibus.wire.request import Lane, Request
@@ -31,7 +31,7 @@ _CANCEL_DEADLINE = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
+class _Arguments:
     """What the command line asks for."""
 
     prompt: str
@@ -60,7 +60,7 @@ class _Wish:
               help="Which queue of each stage.")  # fmt: skip
 @click.option("--seed", type=int, help="Seed of every stage that draws random numbers.")
 @click.option("--no-stream", "stream", flag_value=False, default=True, help="Show the text only when it is whole.")
-def command(pipeline: str | None, nats_url: str | None, state_dir: Path | None, **wish: Any) -> int:
+def command(pipeline: str | None, nats_url: str | None, state_dir: Path | None, **arguments: Any) -> int:
     """Send PROMPT to a pipeline: stream its text, save its images and audio.
 
     PROMPT "-" is read from stdin. Exit code 0 when the request is done, 1 failed, 2 refused, 3 cancelled, 4 expired.
@@ -71,25 +71,25 @@ def command(pipeline: str | None, nats_url: str | None, state_dir: Path | None, 
 
     settings = load_settings(nats_url=nats_url, state_dir=state_dir)
     try:
-        return ask(_submit(settings, pipeline, _Wish(**wish)))
+        return ask(_submit(settings, pipeline, _Arguments(**arguments)))
     except DeadlineExceeded as error:
         click.echo(f"omnibus: {error.message}", err=True)
         return EXIT_CODES["expired"]
 
 
-async def _submit(settings: Settings, pipeline: str | None, wish: _Wish) -> int:
+async def _submit(settings: Settings, pipeline: str | None, arguments: _Arguments) -> int:
     from omnibus.cli.answer import Answer  # noqa: PLC0415
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
 
-    _check_folder(wish.out)
+    _check_folder(arguments.out)
     async with connected(settings, role="submit") as connection:
         spec = await find_pipeline(connection, pipeline)
         async with Producer(connection) as producer:
-            with Answer(spec, wish.out, quiet=wish.as_json) as answer:
-                result = await _follow(producer, spec, wish, answer)
-        return _report(result, answer, wish)
+            with Answer(spec, arguments.out, quiet=arguments.as_json) as answer:
+                result = await _follow(producer, spec, arguments, answer)
+        return _report(result, answer, arguments)
 
 
 def _check_folder(folder: Path) -> None:
@@ -99,17 +99,17 @@ def _check_folder(folder: Path) -> None:
         raise click.BadParameter(f"nothing can be saved under {str(folder)!r}", param_hint="--out")
 
 
-async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: Answer) -> Result:
-    from omnibus.client.events import Ended  # noqa: PLC0415
+async def _follow(producer: Producer, spec: PipelineSpec, arguments: _Arguments, answer: Answer) -> Result:
+    from omnibus.client.request_events import Ended  # noqa: PLC0415
     from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest  # noqa: PLC0415
 
     rid = (
-        wish.rid if wish.rid is not None else uuid.uuid4().hex
+        arguments.rid if arguments.rid is not None else uuid.uuid4().hex
     )  # known before it is accepted: Ctrl-C may come in the middle of that
     try:
-        submission = await producer.submit(spec, _request(spec, wish), rid=rid)
-        patience = submission.time_left + _BEYOND_DEADLINE
-        async with asyncio.timeout(patience), aclosing(submission.events()) as events:
+        submission = await producer.submit(spec, _request(spec, arguments), rid=rid)
+        timeout = submission.time_left + _BEYOND_DEADLINE
+        async with asyncio.timeout(timeout), aclosing(submission.events()) as events:
             async for event in events:
                 answer.show(event)
                 if isinstance(event, Ended):
@@ -124,24 +124,24 @@ async def _follow(producer: Producer, spec: PipelineSpec, wish: _Wish, answer: A
     raise UnknownRequest(f"request {rid!r} is no longer in the ledger")
 
 
-def _request(spec: PipelineSpec, wish: _Wish) -> Request:
+def _request(spec: PipelineSpec, arguments: _Arguments) -> Request:
     from omnibus.frontdoor.mapping.sampling import stage_params  # noqa: PLC0415
     from omnibus.wire.request import Request  # noqa: PLC0415
 
-    prompt = sys.stdin.read() if wish.prompt == "-" else wish.prompt
-    modalities = tuple(wish.modalities.split(",")) if wish.modalities else None
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    modalities = tuple(arguments.modalities.split(",")) if arguments.modalities else None
     return Request(
         prompt=prompt,
         modalities=modalities,
-        sampling_params=stage_params(spec, modalities, seed=wish.seed),
-        stream=wish.stream,
-        deadline=wish.deadline,
-        lane=wish.lane,
+        sampling_params=stage_params(spec, modalities, seed=arguments.seed),
+        stream=arguments.stream,
+        deadline=arguments.deadline,
+        lane=arguments.lane,
     )
 
 
-def _report(result: Result, answer: Answer, wish: _Wish) -> int:
-    if wish.as_json:
+def _report(result: Result, answer: Answer, arguments: _Arguments) -> int:
+    if arguments.as_json:
         click.echo(json.dumps(answer.as_json(result)))
     elif result.failure is not None:
         click.echo(

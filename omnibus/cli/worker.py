@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
+class _Arguments:
     """What the command line asks for."""
 
     pipeline: str | None
@@ -43,7 +43,7 @@ class _Order:
 @options.log_stats
 @options.state_dir
 @options.log_level
-def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **order: Any) -> None:
+def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **arguments: Any) -> None:
     """Run replicas of one stage of a deployed pipeline, here: a process each, started again when it dies.
 
     It may be started before the broker and before the pipeline is deployed, and stopped at any time: SIGTERM or Ctrl-C
@@ -54,31 +54,32 @@ def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **or
     end_with_parent()
     settings = load_settings(nats_url=nats_url, state_dir=state_dir, log_level=log_level)
     start_logging(settings)
-    run(_work(settings, _Order(**order)))
+    run(_work(settings, _Arguments(**arguments)))
 
 
-async def _work(settings: Settings, order: _Order) -> None:
+async def _work(settings: Settings, arguments: _Arguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
-    from omnibus.cli.fleet import Fleet, log_stats, supervise, witnessed  # noqa: PLC0415
+    from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
-    from omnibus.workers.hangs import HangWatch  # noqa: PLC0415
+    from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 
     async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
-        deployed = await find_pipeline(connection, order.pipeline, wait=START_WAIT)
-        stage = deployed.stage(order.stage)
-        overrides = order.overrides(stage)
+        deployed = await find_pipeline(connection, arguments.pipeline, wait=START_WAIT)
+        stage = deployed.stage(arguments.stage)
+        overrides = arguments.overrides(stage)
         fleet = Fleet(
             spec=override_locally(deployed, stage.stage_id, overrides), overrides=overrides,
-            settings=settings, addresses=discover(settings), grace=order.grace, stage_init_timeout=order.stage_init_timeout,
+            settings=settings, addresses=discover(settings),
+            grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
         )  # fmt: skip
         plans = fleet.plan({stage.stage_id})
         processes = [process for plan in plans for process in fleet.replicas(plan)]
-        async with witnessed(connection, fleet.spec) as (view, witness):
+        async with with_death_reporter(connection, fleet.spec) as (view, death_reporter):
             supervisor = Supervisor(
-                processes, grace=order.grace + 5.0, on_death=witness, metrics=connection.metrics
+                processes, grace=arguments.grace + 5.0, on_death=death_reporter, metrics=connection.metrics
             )  # fmt: skip
             hangs = HangWatch(connection, view, supervisor, settings.hang_timeout)
-            await supervise(supervisor, hangs.run(), *([log_stats(view)] if order.log_stats else []))
+            await supervise(supervisor, hangs.run(), *([log_stats(view)] if arguments.log_stats else []))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from omnibus.client.events import ABORT, Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.request_events import ABORT, Output, OutputArrived, StepProgress, TextPiece
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
 
@@ -75,7 +75,7 @@ class Assembly:
         """Characters that were emitted of a stage's text."""
         return len(self._stage(stage_id).emitted)
 
-    def heard(self, stage_id: int, fence: Fence) -> tuple[int, ...] | None:
+    def received(self, stage_id: int, fence: Fence) -> tuple[int, ...] | None:
         """The tokens of what was emitted, for the attempt with this fence to go on from; None for one that is outdated.
 
         Empty where that would serve nobody: the output is known, or earlier attempts contradict each other.

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Self
 
-from omnibus.client.asking import NamedAdapter, Prompt, Wishes
 from omnibus.client.engine import AsyncOmniEngine
-from omnibus.client.outbox import Outbox
-from omnibus.client.outputs import OmniRequestOutput
+from omnibus.client.output_queue import OutputQueue
+from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments
+from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.client.session import Aborted
 from omnibus.client.single_stage import Target
@@ -63,14 +63,14 @@ class AsyncOmni:
         Raises as add_request does, and what the request failed of. An aborted request raises nothing: its last output has
         `finish_reason` "abort" and, of a text, what had been heard.
         """
-        wishes = Wishes(
+        arguments = RequestArguments(
             sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
             trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
         rid = request_id if request_id is not None else uuid.uuid4().hex
         box = self.engine.new_box()
         submitting = self.engine.session.submit(
-            rid, prompt, wishes, box.put, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
+            rid, prompt, arguments, box.put, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
         )
         async with aclosing(self._outputs(rid, box, submitting)) as outputs:
             async for output in outputs:
@@ -131,7 +131,7 @@ class AsyncOmni:
         await asyncio.to_thread(self.engine.shutdown)
 
     async def _outputs(
-        self, rid: str, box: Outbox[OmniRequestOutput], submitting: Coroutine[Any, Any, str]
+        self, rid: str, box: OutputQueue[OmniRequestOutput], submitting: Coroutine[Any, Any, str]
     ) -> AsyncGenerator[OmniRequestOutput, None]:
         """Submit, and give what comes; a request that is left before its end is aborted, also on its way in."""
         finished = False

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
 from omnibus.broker.connection import Connection, Message, Subscription
-from omnibus.broker.effects import Performer, shared_lane
 from omnibus.client.assembly import Assembly
-from omnibus.client.events import Output, Result
 from omnibus.client.open_requests import OpenRequests
+from omnibus.client.request_events import Output, Result
+from omnibus.ledger.performer import Performer, shared_lane
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.director import Director
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, out, subjects
-from omnibus.wire.control import AskSaid
+from omnibus.wire.control import AskSentText
 from omnibus.wire.envelope import FinalOutput, Task, Ticket
 
 _MAILBOX = 4096
@@ -64,7 +64,7 @@ class Channel:
         """Listen; raises BrokerUnavailable."""
         channel = cls(connection, pipeline, front)
         subject = subjects.out_all(pipeline, front)
-        channel._subscriptions.append(await connection.subscribe(subject, channel._hear))
+        channel._subscriptions.append(await connection.subscribe(subject, channel._on_message))
         channel._unhook = connection.on_reconnect(channel._reconnected)
         return channel
 
@@ -107,11 +107,11 @@ class Channel:
 
     async def listen(self, front: str, rid: str) -> Subscription:
         """Hear also what is told to another producer about a request."""
-        return await self._connection.subscribe(subjects.out(self.pipeline, front, rid), self._hear)
+        return await self._connection.subscribe(subjects.out(self.pipeline, front, rid), self._on_message)
 
-    async def ask_said(self, rid: str, stage_id: int, offset: int) -> None:
+    async def ask_sent_text(self, rid: str, stage_id: int, offset: int) -> None:
         """Have whoever runs this stage say its text again from there: it comes like any other. May be lost."""
-        question = AskSaid(rid=rid, stage_id=stage_id, offset=offset)
+        question = AskSentText(rid=rid, stage_id=stage_id, offset=offset)
         reply = subjects.out(self.pipeline, self.front, rid)
         await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(question), reply=reply)
 
@@ -143,21 +143,21 @@ class Channel:
             finish_reason=final.finish_reason, usage=final.usage,
         )  # fmt: skip
 
-    async def _hear(self, message: Message) -> None:
-        heard: out.Out = codec.decode(message.data, out.Out)
-        if isinstance(heard, out.AskHeard):
-            await self._tell_heard(heard, message.reply)
+    async def _on_message(self, message: Message) -> None:
+        received: out.Out = codec.decode(message.data, out.Out)
+        if isinstance(received, out.AskReceived):
+            await self._send_received(received, message.reply)
             return
-        if isinstance(heard, out.Ended):
-            self.open_requests.remove(heard.rid)
-        for box in self._boxes(heard.rid):
-            box.put(heard)
+        if isinstance(received, out.Ended):
+            self.open_requests.remove(received.rid)
+        for box in self._boxes(received.rid):
+            box.put(received)
 
-    async def _tell_heard(self, question: out.AskHeard, reply: str) -> None:
+    async def _send_received(self, question: out.AskReceived, reply: str) -> None:
         """Answer for the follower that is furthest; without one be silent: another front may have one."""
-        answers = [box.assembly.heard(question.stage_id, question.fence) for box in self._boxes(question.rid)]
+        answers = [box.assembly.received(question.stage_id, question.fence) for box in self._boxes(question.rid)]
         known = [answer for answer in answers if answer is not None]
-        data = codec.encode(out.Heard(token_ids=max(known, key=len, default=())))
+        data = codec.encode(out.Received(token_ids=max(known, key=len, default=())))
         if known and reply and len(data) <= self._connection.max_payload:
             await self._connection.publish(reply, data)
 

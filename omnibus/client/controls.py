@@ -10,8 +10,8 @@ from omnibus.broker.connection import Connection
 from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc, known_stages
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.holds import Hold, Holds
-from omnibus.workers.orders import pause_mode
+from omnibus.registry.pause_state import PauseState, PauseStates
+from omnibus.workers.control_handlers import pause_mode
 
 Stages = Sequence[int] | None
 """Stage ids; None: all stages, where a method says nothing else."""
@@ -26,7 +26,7 @@ class Controls:
 
     def __init__(self, connection: Connection, spec: PipelineSpec) -> None:
         self._connection, self._spec = connection, spec
-        self._holds = Holds(connection, spec.name)
+        self._pause_states = PauseStates(connection, spec.name)
 
     async def collective_rpc(
         self,
@@ -50,9 +50,9 @@ class Controls:
         either way. `clear_cache`: forget cached prefixes, on stages that have them. Idempotent. Raises InvalidRequest for
         another mode, EngineError when a replica does not answer; the pause stands then all the same.
         """
-        stages, hold = known_stages(self._spec, stage_ids), Hold(mode=pause_mode(mode))
-        held = await self._holds.of(stages)
-        await self._holds.place([one for one in stages if one not in held or not held[one].asleep], hold)
+        stages, pause_state = known_stages(self._spec, stage_ids), PauseState(mode=pause_mode(mode))
+        held = await self._pause_states.of(stages)
+        await self._pause_states.place([one for one in stages if one not in held or not held[one].asleep], pause_state)
         answer = await self._present("pause_generation", args=(mode,), stage_ids=stage_ids)
         cached = self._with_engine("vllm", stage_ids)
         if clear_cache and cached:
@@ -62,17 +62,17 @@ class Controls:
     async def resume_generation(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have paused replicas take tasks again; idempotent. Raises InvalidRequest for a stage that is asleep."""
         stages = known_stages(self._spec, stage_ids)
-        for stage_id, hold in (await self._holds.of(stages)).items():
-            if hold.asleep:
+        for stage_id, pause_state in (await self._pause_states.of(stages)).items():
+            if pause_state.asleep:
                 raise InvalidRequest(f"stage {stage_id} is asleep: wake it up", param="stage_ids")
-        await self._holds.lift(stages)
+        await self._pause_states.lift(stages)
         return await self._present("resume_generation", stage_ids=stage_ids)
 
     async def is_paused(self, stage_ids: Stages = None) -> bool:
         """Whether all replicas are paused, and any that joins a stage without one would be."""
         answer = await self._present("is_paused", stage_ids=stage_ids)
         empty = set(known_stages(self._spec, stage_ids)) - {one.stage_id for one in answer.answers}
-        return all(answer) and empty <= (await self._holds.of(empty)).keys()
+        return all(answer) and empty <= (await self._pause_states.of(empty)).keys()
 
     async def sleep(self, level: int = 1, *, mode: str = "abort", stage_ids: Stages = None) -> CollectiveAnswer:
         """Have replicas give their device memory back; their tasks wait, as in a pause. All of them, or none.
@@ -82,23 +82,23 @@ class Controls:
         answer.
         """
         stages = known_stages(self._spec, stage_ids)
-        before = await self._holds.of(stages)
+        before = await self._pause_states.of(stages)
         answer = await self._call("sleep", args=(level, mode), stage_ids=stage_ids)
         if not answer.complete:
             await self._undo_sleep(stages, before)
             answer.raise_for_partial()
-        await self._holds.place(stages, Hold(asleep=True, mode=mode))
+        await self._pause_states.place(stages, PauseState(asleep=True, mode=mode))
         return answer
 
-    async def _undo_sleep(self, stages: Sequence[int], before: Mapping[int, Hold]) -> None:
-        asleep = {stage_id for stage_id, hold in before.items() if hold.asleep}
+    async def _undo_sleep(self, stages: Sequence[int], before: Mapping[int, PauseState]) -> None:
+        asleep = {stage_id for stage_id, pause_state in before.items() if pause_state.asleep}
         await self._call("wake_up", stage_ids=[one for one in stages if one not in asleep])
         for stage_id in before.keys() - asleep:
             await self._call("pause_generation", args=(before[stage_id].mode,), stage_ids=[stage_id])
 
     async def wake_up(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have sleeping replicas load their weights back and take tasks again; idempotent."""
-        await self._holds.lift(known_stages(self._spec, stage_ids))
+        await self._pause_states.lift(known_stages(self._spec, stage_ids))
         return await self._present("wake_up", stage_ids=stage_ids)
 
     async def is_sleeping(self, stage_ids: Stages = None) -> bool:

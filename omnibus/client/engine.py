@@ -8,15 +8,15 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from omnibus.client.asking import NamedAdapter, Prompt, Wishes
-from omnibus.client.embedded import EmbeddedOptions
+from omnibus.client.embedded_pipeline import EmbeddedOptions
 from omnibus.client.engine_thread import EngineThread
-from omnibus.client.outbox import Outbox
-from omnibus.client.outputs import OmniRequestOutput
+from omnibus.client.output_queue import OutputQueue
+from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments
+from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.client.session import Aborted, Session, open_session
 from omnibus.client.single_stage import Target, pipeline_for
-from omnibus.client.stages import StageRuntimeInfo, stage_info, supported_tasks
+from omnibus.client.stage_info import StageRuntimeInfo, stage_info, supported_tasks
 from omnibus.errors import EngineDead, InvalidRequest
 from omnibus.observability.logging import configure_quietly
 from omnibus.pipeline.spec import PipelineSpec
@@ -54,10 +54,10 @@ class AsyncOmniEngine:
             state_dir=Path(state_dir) if state_dir is not None else None,
             init_timeout=init_timeout, stage_init_timeout=stage_init_timeout, log_level=log_level,
         )  # fmt: skip
-        self._boxes: set[Outbox[OmniRequestOutput]] = set()
+        self._boxes: set[OutputQueue[OmniRequestOutput]] = set()
         self._outputs = self.new_box()
         self._thread = EngineThread(
-            lambda: open_session(target, settings, nats=nats, options=options), farewell=self._close_boxes
+            lambda: open_session(target, settings, nats=nats, options=options), shutdown_hook=self._close_boxes
         )
         atexit.register(self.shutdown)
 
@@ -134,12 +134,12 @@ class AsyncOmniEngine:
         Raises InvalidRequest naming an argument that would have no effect, `data_parallel_rank` and `resumable` always;
         any RequestError for what the pipeline cannot serve; RequestConflict for an id that is in use; Overloaded.
         """
-        wishes = Wishes(
+        arguments = RequestArguments(
             sampling_params_list=sampling_params_list, final_stage_id=final_stage_id,
             final_output_stage_ids=final_output_stage_ids, lora_request=lora_request, trace_headers=trace_headers,
             priority=priority, data_parallel_rank=data_parallel_rank, resumable=resumable,
         )  # fmt: skip
-        self.run(self._add(request_id, prompt, wishes, prompt_text, arrival_time))
+        self.run(self._add(request_id, prompt, arguments, prompt_text, arrival_time))
 
     async def add_request_async(  # noqa: PLR0913, PLR0917 vLLM's signature
         self,
@@ -158,12 +158,12 @@ class AsyncOmniEngine:
         resumable: bool = False,
     ) -> None:
         """See `add_request`."""
-        wishes = Wishes(
+        arguments = RequestArguments(
             sampling_params_list=sampling_params_list, final_stage_id=final_stage_id,
             final_output_stage_ids=final_output_stage_ids, lora_request=lora_request, trace_headers=trace_headers,
             priority=priority, data_parallel_rank=data_parallel_rank, resumable=resumable,
         )  # fmt: skip
-        await self.run_async(self._add(request_id, prompt, wishes, prompt_text, arrival_time))
+        await self.run_async(self._add(request_id, prompt, arguments, prompt_text, arrival_time))
 
     def add_streaming_update(self, request_id: str, *_: Any, **__: Any) -> None:
         """Always raises InvalidRequest: requests take no further input yet."""
@@ -226,22 +226,22 @@ class AsyncOmniEngine:
         """The same, without blocking the caller's loop."""
         return await self._thread.call_async(work)
 
-    def new_box(self) -> Outbox[OmniRequestOutput]:
+    def new_box(self) -> OutputQueue[OmniRequestOutput]:
         """A queue of outputs that is closed with the engine."""
-        box: Outbox[OmniRequestOutput] = Outbox()
+        box: OutputQueue[OmniRequestOutput] = OutputQueue()
         self._boxes.add(box)
         return box
 
-    def drop_box(self, box: Outbox[OmniRequestOutput]) -> None:
+    def drop_box(self, box: OutputQueue[OmniRequestOutput]) -> None:
         """Nobody takes from it any more."""
         self._boxes.discard(box)
         box.close(EngineDead("nobody takes these outputs any more"))
 
     async def _add(
-        self, rid: str, prompt: Prompt, wishes: Wishes, prompt_text: str | None, arrival_time: float | None
+        self, rid: str, prompt: Prompt, arguments: RequestArguments, prompt_text: str | None, arrival_time: float | None
     ) -> None:
         await self.session.submit(
-            rid, prompt, wishes, self._outputs.put, prompt_text=prompt_text, arrival_time=arrival_time
+            rid, prompt, arguments, self._outputs.put, prompt_text=prompt_text, arrival_time=arrival_time
         )
 
     def _close_boxes(self, reason: Exception) -> None:

@@ -16,15 +16,17 @@ from omnibus.client.session import Session
 from omnibus.errors import EngineDead, OmnibusError
 
 T = TypeVar("T")
-Farewell = Callable[[Exception], None]
+ShutdownHook = Callable[[Exception], None]
 
 
 class EngineThread:
     """Opens a session, and keeps it open until `stop`. Its methods are for other threads and other loops."""
 
-    def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Session]], farewell: Farewell) -> None:
+    def __init__(
+        self, opening: Callable[[], AbstractAsyncContextManager[Session]], shutdown_hook: ShutdownHook
+    ) -> None:
         """Returns when the session is open; raises what it raises. `farewell` is told when it is over, and why."""
-        self._opening, self._farewell = opening, farewell
+        self._opening, self._shutdown_hook = opening, shutdown_hook
         self._opened: Future[Session] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: Future[None] = Future()
@@ -87,7 +89,7 @@ class EngineThread:
             self._fail(error)
         finally:
             self._loop = None
-            self._farewell(self._end)
+            self._shutdown_hook(self._end)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -9,8 +9,8 @@ from contextlib import aclosing
 
 from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel, Mailbox
-from omnibus.client.events import ClientEvent, Ended
 from omnibus.client.gaps import Gaps
+from omnibus.client.request_events import ClientEvent, Ended
 from omnibus.errors import BrokerUnavailable, DeadlineExceeded
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
@@ -53,10 +53,10 @@ async def _events(channel: Channel, ticket: Ticket, box: Mailbox, gaps: Gaps) ->
     while True:
         message = await _next(box)
         if isinstance(message, out.Tokens | out.Step | out.OutputReady):
-            for event in await _heard(channel, assembly, message, gaps):
+            for event in await _received(channel, assembly, message, gaps):
                 yield event
             continue
-        if isinstance(message, out.Ended) and _heard_all(ticket, assembly, message):
+        if isinstance(message, out.Ended) and _received_all(ticket, assembly, message):
             yield Ended(channel.result(ticket, message, assembly.outputs))
             return
         record = await _read(channel, ticket.rid, until)
@@ -73,7 +73,7 @@ async def _events(channel: Channel, ticket: Ticket, box: Mailbox, gaps: Gaps) ->
             )
 
 
-async def _heard(
+async def _received(
     channel: Channel, assembly: Assembly, message: out.Tokens | out.Step | out.OutputReady, gaps: Gaps
 ) -> list[ClientEvent]:
     match message:
@@ -87,7 +87,7 @@ async def _heard(
             return list(assembly.output(await channel.output(output)))
 
 
-def _heard_all(ticket: Ticket, assembly: Assembly, ended: out.Ended) -> bool:
+def _received_all(ticket: Ticket, assembly: Assembly, ended: out.Ended) -> bool:
     """Whether the record has nothing to tell that was not heard: every output of a request that is done."""
     return ended.state == RequestState.DONE and len(assembly.outputs) == len(ticket.route.finals)
 

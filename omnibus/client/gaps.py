@@ -42,7 +42,7 @@ class Gaps:
             return
         self._asked[stage_id] = (known, now)
         with _tolerated(self._ticket.rid):
-            await self._channel.ask_said(self._ticket.rid, stage_id, known)
+            await self._channel.ask_sent_text(self._ticket.rid, stage_id, known)
 
 
 @contextmanager

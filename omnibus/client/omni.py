@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from omnibus.client.asking import NamedAdapter, Prompt, Wishes, make_request, text_of
 from omnibus.client.engine import AsyncOmniEngine
-from omnibus.client.events import ABORT, Output
-from omnibus.client.outputs import OmniRequestOutput
-from omnibus.client.progress import Bar
+from omnibus.client.progress_bar import Bar
+from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments, make_request, text_of
+from omnibus.client.request_events import ABORT, Output
+from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.client.session import Aborted, Sink
 from omnibus.client.single_stage import Target
@@ -97,17 +97,17 @@ class Omni:
         is a terminal and `use_tqdm` is true. A prompt that fails has a `failure` in its result, and disturbs no other.
         Raises a RequestError for a prompt that the pipeline cannot serve, before any is run. Ctrl-C aborts what is open.
         """
-        wishes = Wishes(
+        arguments = RequestArguments(
             sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
             trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
         batch = _as_batch(prompts)
         for prompt in batch:
-            validate(self.spec, make_request(self.spec, prompt, wishes))
+            validate(self.spec, make_request(self.spec, prompt, arguments))
         rids = [uuid.uuid4().hex for _ in batch]
         with Bar(len(batch), visible=use_tqdm) as bar:
             try:
-                return self.engine.run(self._run_all(batch, rids, wishes, bar))
+                return self.engine.run(self._run_all(batch, rids, arguments, bar))
             except KeyboardInterrupt:
                 self.abort(rids)
                 raise
@@ -156,7 +156,7 @@ class Omni:
         self.engine.shutdown()
 
     async def _run_all(
-        self, batch: Sequence[Prompt], rids: Sequence[str], wishes: Wishes, bar: Bar
+        self, batch: Sequence[Prompt], rids: Sequence[str], arguments: RequestArguments, bar: Bar
     ) -> list[OmniResult]:
         """On the engine's loop."""
         widest = max(stage.slots * max(1, stage.num_replicas) for stage in self.spec.stages)
@@ -164,7 +164,7 @@ class Omni:
 
         async def run(rid: str, prompt: Prompt) -> OmniResult:
             async with room:
-                result = await self._run(rid, prompt, wishes)
+                result = await self._run(rid, prompt, arguments)
             bar.advance(failed=result.failure is not None)
             return result
 
@@ -175,7 +175,7 @@ class Omni:
             ]
         return [task.result() for task in tasks]
 
-    async def _run(self, rid: str, prompt: Prompt, wishes: Wishes) -> OmniResult:
+    async def _run(self, rid: str, prompt: Prompt, arguments: RequestArguments) -> OmniResult:
         result, done = OmniResult(rid, text_of(prompt)), asyncio.Event()
 
         async def collect(output: OmniRequestOutput) -> None:
@@ -184,19 +184,19 @@ class Omni:
                 done.set()
 
         try:
-            await self._submit(rid, prompt, wishes, collect)
+            await self._submit(rid, prompt, arguments, collect)
         except OmnibusError as error:
             result.failure = Failure.of(error)
         else:
             await done.wait()  # the request's deadline ends it at the latest
         return result
 
-    async def _submit(self, rid: str, prompt: Prompt, wishes: Wishes, sink: Sink) -> None:
+    async def _submit(self, rid: str, prompt: Prompt, arguments: RequestArguments, sink: Sink) -> None:
         """Submit a prompt; while others fill the pipeline it waits, for as long as the pipeline lets a request take."""
         until = time.monotonic() + self.spec.deadline
         while True:
             try:
-                await self.engine.session.submit(rid, prompt, wishes, sink)
+                await self.engine.session.submit(rid, prompt, arguments, sink)
             except Overloaded as error:
                 if time.monotonic() > until:
                     raise

@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from omnibus.broker.backlog import Backlog
 from omnibus.broker.clock import ServerClock
-from omnibus.broker.work import WorkQueue
 from omnibus.errors import Overloaded
+from omnibus.ledger.backlog import Backlog
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.overload import Pace, retry_after
 
@@ -21,7 +21,7 @@ _SWEEP_EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QuotaSlot:
     """What is known of an open request."""
 
     tenant: str
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(slots=True)
 class _Tenant:
-    open: dict[str, Place] = field(default_factory=dict)
+    open: dict[str, QuotaSlot] = field(default_factory=dict)
     lanes: Counter[str] = field(default_factory=Counter)
     """How many asked for each."""
     swept: float = 0.0
@@ -51,7 +51,7 @@ class OpenRequests:
         self._tenants: dict[str, _Tenant] = {}
         self._tenant_of: dict[str, str] = {}
 
-    async def take_place(self, spec: PipelineSpec, rid: str, place: Place) -> bool:
+    async def take_slot(self, spec: PipelineSpec, rid: str, slot: QuotaSlot) -> bool:
         """Count a request that is about to be admitted; whether it was not counted yet, and is to be settled.
 
         Raises Overloaded when it would pass a bound, and BrokerUnavailable when the queue cannot be read; then it is not
@@ -59,14 +59,14 @@ class OpenRequests:
         """
         if rid in self._tenant_of:
             return False
-        self._check_tenant(spec, place.tenant)
-        tenant = self._tenants.setdefault(place.tenant, _Tenant())
-        tenant.open[rid] = place
-        tenant.lanes[place.asked] += 1
+        self._check_tenant(spec, slot.tenant)
+        tenant = self._tenants.setdefault(slot.tenant, _Tenant())
+        tenant.open[rid] = slot
+        tenant.lanes[slot.asked] += 1
         tenant.pace.mark(time.monotonic(), tenant.ended)
-        self._tenant_of[rid] = place.tenant
+        self._tenant_of[rid] = slot.tenant
         try:
-            await self._backlog.take_place(spec, place.lane)
+            await self._backlog.take_slot(spec, slot.lane)
         except BaseException:
             self.remove(rid, ended=False)
             raise
@@ -105,7 +105,7 @@ class OpenRequests:
         if known is None or now - known.swept < _SWEEP_EVERY:
             return
         known.swept = now
-        for rid in [rid for rid, place in known.open.items() if place.deadline < now]:
+        for rid in [rid for rid, slot in known.open.items() if slot.deadline < now]:
             self.remove(rid)
 
     def _check_tenant(self, spec: PipelineSpec, tenant: str) -> None:

@@ -14,18 +14,18 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-from omnibus.broker.admission import admit
 from omnibus.broker.connection import Connection
-from omnibus.broker.ledger import Entry
 from omnibus.client.channel import Channel
-from omnibus.client.events import ClientEvent, Ended, Result
 from omnibus.client.following import follow
-from omnibus.client.open_requests import Place
-from omnibus.client.partial import partial_texts
-from omnibus.client.withdrawal import cancel_raw
+from omnibus.client.open_requests import QuotaSlot
+from omnibus.client.partial_texts import partial_texts
+from omnibus.client.raw_cancellation import cancel_raw
+from omnibus.client.request_events import ClientEvent, Ended, Result
 from omnibus.errors import Overloaded, RevisionConflict, UnknownRequest
+from omnibus.ledger.acceptance import admit
+from omnibus.ledger.records import Entry
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.admission import lane_of, new_record, patience, validate
+from omnibus.requests.admission import lane_of, new_record, timeout_of, validate
 from omnibus.requests.advance import cancel
 from omnibus.requests.record import Record
 from omnibus.wire import subjects
@@ -110,8 +110,8 @@ class Producer:
         request = decode_request(body)  # a wrong type is refused here: constructors check none
         route = validate(spec, request)
         lane = lane_of(spec, request, channel.open_requests.count(request.tenant, request.lane))
-        place = Place(request.tenant, request.lane, lane, arrived + patience(spec, request))
-        is_new = await self._take_place(channel, spec, rid, place)
+        slot = QuotaSlot(request.tenant, request.lane, lane, arrived + timeout_of(spec, request))
+        is_new = await self._take_slot(channel, spec, rid, slot)
         attached = True
         try:
             payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
@@ -170,13 +170,13 @@ class Producer:
             return self._channels[pipeline]
 
     @staticmethod
-    async def _take_place(channel: Channel, spec: PipelineSpec, rid: str, place: Place) -> bool:
+    async def _take_slot(channel: Channel, spec: PipelineSpec, rid: str, slot: QuotaSlot) -> bool:
         """Count a request from now on, for its end may be heard before it is admitted; whether it was not counted yet.
 
         Raises Overloaded; not for a request that was accepted before, whose client has come back.
         """
         try:
-            return await channel.open_requests.take_place(spec, rid, place)
+            return await channel.open_requests.take_slot(spec, rid, slot)
         except Overloaded:
             if await channel.performer.ledger.read(rid) is None:
                 raise

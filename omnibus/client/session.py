@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import cast
 
 from omnibus.broker.connection import Connection, connect
-from omnibus.client.asking import Prompt, Wishes, final_stages, make_request, text_of
 from omnibus.client.controls import Controls
-from omnibus.client.embedded import EmbeddedOptions, embedded
-from omnibus.client.outputs import Narrator, OmniRequestOutput
+from omnibus.client.embedded_pipeline import EmbeddedOptions, embedded
 from omnibus.client.producer import Producer, Submission
+from omnibus.client.request_arguments import Prompt, RequestArguments, final_stages, make_request, text_of
+from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
 from omnibus.errors import InvalidRequest, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.pipelines import load_deployed
+from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.requests.state import RequestState
 from omnibus.settings import Settings
 from omnibus.wire.failure import Failure
@@ -51,11 +51,11 @@ class Session:
         self.controls = Controls(connection, spec)
         self._metrics = connection.metrics
         self._producer = producer
-        self._open: dict[str, Narrator] = {}
+        self._open: dict[str, OutputAdapter] = {}
         self._followers: set[asyncio.Task[None]] = set()
 
     async def submit(
-        self, request_id: str | None, prompt: Prompt, wishes: Wishes, sink: Sink, *,
+        self, request_id: str | None, prompt: Prompt, arguments: RequestArguments, sink: Sink, *,
         prompt_text: str | None = None, arrival_time: float | None = None, deltas: bool = False,
     ) -> str:  # fmt: skip
         """Submit a request, whose outputs go to `sink`; returns its id when it is accepted. Raises as Producer.submit does.
@@ -64,17 +64,17 @@ class Session:
         `arrival_time`, seconds since the epoch.
         """
         rid = request_id if request_id is not None else uuid.uuid4().hex
-        request = make_request(self.spec, prompt, wishes)
+        request = make_request(self.spec, prompt, arguments)
         types = {stage: self.spec.stage(stage).final_output_type or "" for stage in final_stages(self.spec, request)}
         if rid in self._open:
             raise RequestConflict(f"request {rid!r} is running already", param="request_id")
-        narrator = self._open[rid] = Narrator(rid, prompt_text or text_of(prompt), types, deltas)
+        output_adapter = self._open[rid] = OutputAdapter(rid, prompt_text or text_of(prompt), types, deltas)
         try:
             submission = await self._producer.submit(self.spec, request, rid=rid, arrival=_checked(arrival_time))
         except BaseException:
             del self._open[rid]
             raise
-        follower = asyncio.create_task(self._follow(submission, narrator, sink), name=f"follow-{rid}")
+        follower = asyncio.create_task(self._follow(submission, output_adapter, sink), name=f"follow-{rid}")
         self._followers.add(follower)
         follower.add_done_callback(self._followers.discard)
         return rid
@@ -91,45 +91,47 @@ class Session:
             await asyncio.wait(self._followers)
 
     async def _abort(self, rid: str) -> Aborted:
-        narrator = self._open.get(rid)
-        heard = narrator.texts if narrator is not None else {}
+        output_adapter = self._open.get(rid)
+        received = output_adapter.texts if output_adapter is not None else {}
         try:
             result = await self._producer.cancel(self.spec.name, rid)
         except UnknownRequest:
-            return Aborted(rid, None, dict(heard))
+            return Aborted(rid, None, dict(received))
         kept = {output.stage_id: output.text for output in result.outputs if output.modality == "text"}
         # Some may have been heard after the replica was asked, or not have been heard here.
-        texts = {stage: max(heard.get(stage, ""), kept.get(stage, ""), key=len) for stage in heard.keys() | kept.keys()}
+        texts = {
+            stage: max(received.get(stage, ""), kept.get(stage, ""), key=len) for stage in received.keys() | kept.keys()
+        }
         return Aborted(rid, result.state, texts)
 
-    async def _follow(self, submission: Submission, narrator: Narrator, sink: Sink) -> None:
+    async def _follow(self, submission: Submission, output_adapter: OutputAdapter, sink: Sink) -> None:
         """The root of one request's task."""
         try:
-            await self._narrate(submission, narrator, sink)
+            await self._adapt(submission, output_adapter, sink)
         except OmnibusError as error:
-            await sink(narrator.lost(Failure.of(error)))
+            await sink(output_adapter.lost(Failure.of(error)))
         except Exception as error:  # whoever waits must hear of it
             self._metrics.errors.labels(where="session").inc()
             log.exception(LogEvent.TASK_CRASHED, rid=submission.rid)
-            await sink(narrator.lost(Failure.of(error)))
+            await sink(output_adapter.lost(Failure.of(error)))
         finally:
-            self._forget(narrator)
+            self._forget(output_adapter)
 
-    async def _narrate(self, submission: Submission, narrator: Narrator, sink: Sink) -> None:
+    async def _adapt(self, submission: Submission, output_adapter: OutputAdapter, sink: Sink) -> None:
         async with aclosing(submission.events()) as events:
             async for event in events:
-                for output in narrator.tell(event):
+                for output in output_adapter.notify(event):
                     if output.finished:
-                        self._forget(narrator)  # its id is free as soon as its end is told
+                        self._forget(output_adapter)  # its id is free as soon as its end is told
                     await sink(output)
                     if output.finished:
                         return
         raise UnknownRequest(f"request {submission.rid!r} is no longer in the ledger")
 
-    def _forget(self, narrator: Narrator) -> None:
+    def _forget(self, output_adapter: OutputAdapter) -> None:
         """Unless the id belongs to a later request by now."""
-        if self._open.get(narrator.request_id) is narrator:
-            del self._open[narrator.request_id]
+        if self._open.get(output_adapter.request_id) is output_adapter:
+            del self._open[output_adapter.request_id]
 
 
 @asynccontextmanager

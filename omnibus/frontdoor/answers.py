@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fastapi import Response
 
-from omnibus.client.events import Output, Result
+from omnibus.client.request_events import Output, Result
 from omnibus.frontdoor.errors import JSON_TYPE
 from omnibus.frontdoor.mapping.status import server_timing
 from omnibus.frontdoor.schemas.common import Answer

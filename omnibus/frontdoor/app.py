@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from omnibus.client.producer import Producer
 from omnibus.frontdoor import errors
-from omnibus.frontdoor.door import Door, Options
+from omnibus.frontdoor.context import FrontDoorContext, Options
 from omnibus.frontdoor.middleware import ApiKeys, BodyLimit, Observed
 from omnibus.frontdoor.routes import chat, completions, control, health, images, models, requests, speech
 from omnibus.frontdoor.served import Pipelines, ServedModels
@@ -36,7 +36,7 @@ def create_app(
     options = options if options is not None else Options()
     metrics = metrics if metrics is not None else Metrics()
     app = FastAPI(title="Omnibus", version=version("omnibus"))
-    app.state.door = Door(
+    app.state.context = FrontDoorContext(
         producer=producer,
         models=ServedModels(pipelines, options.aliases),
         options=options,

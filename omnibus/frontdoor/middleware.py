@@ -24,7 +24,7 @@ GUARDED = ("/v1/", "/pause", "/resume", "/is_paused", "/start_profile", "/stop_p
 """What an API key is asked for; probes and metrics are open."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context of a caller, passed on to every stage."""
-FAREWELL_TIMEOUT = 1.0
+SHUTDOWN_HOOK_TIMEOUT = 1.0
 """Seconds that a caller has to read that the server stops."""
 _log = get_logger(__name__)
 
@@ -65,7 +65,7 @@ class Observed:
             # The server cancels what outlasts its grace. This is the task's root: nothing is left to be cancelled,
             # and the request goes on without its caller, who can read it by its id.
             if streams:
-                await _say_farewell(send)
+                await _send_shutdown_notice(send)
             elif not status:
                 await error_response(ShuttingDown())(scope, receive, tagged)
         except Exception:  # noqa: BLE001 the root of a request's task
@@ -98,9 +98,9 @@ class Observed:
         )
 
 
-async def _say_farewell(send: Send) -> None:
+async def _send_shutdown_notice(send: Send) -> None:
     body = f"data: {error_json(ShuttingDown())}\n\ndata: [DONE]\n\n".encode()
-    async with asyncio.timeout(FAREWELL_TIMEOUT):
+    async with asyncio.timeout(SHUTDOWN_HOOK_TIMEOUT):
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 

@@ -11,9 +11,9 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from omnibus.client.events import ClientEvent, Ended
+from omnibus.client.request_events import ClientEvent, Ended
 from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest
-from omnibus.frontdoor.door import Door
+from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.errors import ServerFault, error_json
 from omnibus.frontdoor.schemas.common import Answer
 from omnibus.frontdoor.submitting import Accepted, abandon, unless_gone
@@ -35,7 +35,7 @@ class Lookahead:
 
     def __init__(self, accepted: Accepted) -> None:
         self._events = aiter(accepted.submission.events())
-        self._until = asyncio.get_running_loop().time() + accepted.patience
+        self._until = asyncio.get_running_loop().time() + accepted.timeout
         self._next: asyncio.Task[ClientEvent] | None = None
         self._has_ended = False
 
@@ -77,11 +77,11 @@ class Lookahead:
         return event
 
 
-async def first_seen(door: Door, http: HttpRequest, accepted: Accepted) -> Lookahead:
+async def first_seen(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Lookahead:
     """Wait a little for the first event: a request that ends at once with an error raises it, and has its own status."""
     events = Lookahead(accepted)
     try:
-        first = await unless_gone(door, http, accepted, events.peek(door.options.first_event_wait))
+        first = await unless_gone(context, http, accepted, events.peek(context.options.first_event_wait))
         if isinstance(first, Ended):
             first.result.raise_for_state()
     except BaseException:
@@ -90,22 +90,24 @@ async def first_seen(door: Door, http: HttpRequest, accepted: Accepted) -> Looka
     return events
 
 
-def event_stream(door: Door, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
+def event_stream(
+    context: FrontDoorContext, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]
+) -> EventSourceResponse:
     """A response that sends the pieces as they come."""
-    return _EventStream(door, accepted, _framed(door, accepted, pieces))
+    return _EventStream(context, accepted, _framed(context, accepted, pieces))
 
 
 class _EventStream(EventSourceResponse):
     """A stream whose caller, when it goes away or stops reading, takes its request along."""
 
-    def __init__(self, door: Door, accepted: Accepted, content: AsyncIterator[ServerSentEvent]) -> None:
-        self._door, self._accepted = door, accepted
+    def __init__(self, context: FrontDoorContext, accepted: Accepted, content: AsyncIterator[ServerSentEvent]) -> None:
+        self._context, self._accepted = context, accepted
         super().__init__(
             content,
-            ping=door.options.ping_interval,
+            ping=context.options.ping_interval,
             sep=_SEPARATOR,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep=_SEPARATOR),
-            send_timeout=door.options.send_timeout,
+            send_timeout=context.options.send_timeout,
             client_close_handler_callable=self._abandoned,
         )
 
@@ -113,14 +115,14 @@ class _EventStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            await abandon(self._door, self._accepted)
+            await abandon(self._context, self._accepted)
 
     async def _abandoned(self, _message: Message) -> None:
-        await abandon(self._door, self._accepted)
+        await abandon(self._context, self._accepted)
 
 
 async def _framed(
-    door: Door, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]
+    context: FrontDoorContext, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]
 ) -> AsyncIterator[ServerSentEvent]:
     try:
         async with aclosing(pieces):  # type: ignore[type-var]
@@ -129,7 +131,7 @@ async def _framed(
     except OmnibusError as error:
         yield ServerSentEvent(error_json(error), sep=_SEPARATOR)
     except Exception:  # noqa: BLE001 the root of a stream; its status is out already
-        door.metrics.errors.labels("frontdoor").inc()
+        context.metrics.errors.labels("frontdoor").inc()
         _log.exception(LogEvent.TASK_CRASHED, rid=accepted.rid, where="stream")
         yield ServerSentEvent(error_json(ServerFault()), sep=_SEPARATOR)
     yield _DONE

@@ -10,10 +10,10 @@ from typing import TypeVar
 import msgspec
 from fastapi import Request as HttpRequest
 
-from omnibus.client.events import Result
 from omnibus.client.producer import Submission
+from omnibus.client.request_events import Result
 from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
-from omnibus.frontdoor.door import Door
+from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, bearer, key_tenant, keyed_rid
 from omnibus.frontdoor.served import Served
 from omnibus.observability.events import LogEvent
@@ -35,7 +35,7 @@ class Accepted:
     served: Served
     keyed: bool
     """Sent with an idempotency key: it goes on without its caller, who can come back for the answer."""
-    patience: float
+    timeout: float
     """Seconds within which it must have ended."""
 
     @property
@@ -43,37 +43,37 @@ class Accepted:
         return self.submission.rid
 
 
-async def submit(door: Door, http: HttpRequest, served: Served, request: Request) -> Accepted:
+async def submit(context: FrontDoorContext, http: HttpRequest, served: Served, request: Request) -> Accepted:
     """Submit under the caller's idempotency key, or else under the id of the HTTP request; raises as `Producer.submit`."""
-    tenant = tenant_of(door, http) or request.tenant
+    tenant = tenant_of(context, http) or request.tenant
     key = http.headers.get(IDEMPOTENCY_KEY)
     if key is not None:
-        http.state.request_id = _keyed(door, http, key, tenant, served.spec.name)
+        http.state.request_id = _keyed(context, http, key, tenant, served.spec.name)
     request = msgspec.structs.replace(request, tenant=tenant, trace=http.state.trace)
     try:
-        submission = await door.producer.submit(served.spec, request, rid=http.state.request_id)
+        submission = await context.producer.submit(served.spec, request, rid=http.state.request_id)
     except OmnibusError as error:
-        door.metrics.refused.labels(served.spec.name, error.code).inc()
+        context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise
     return Accepted(submission, served, key is not None, submission.time_left + BEYOND_DEADLINE)
 
 
-def tenant_of(door: Door, http: HttpRequest) -> str | None:
+def tenant_of(context: FrontDoorContext, http: HttpRequest) -> str | None:
     """The tenant whose key a caller has shown, who alone may see its requests; None where no keys are asked for."""
-    return key_tenant(bearer(http.headers.get("authorization"))) if door.options.api_keys else None
+    return key_tenant(bearer(http.headers.get("authorization"))) if context.options.api_keys else None
 
 
-async def result_of(door: Door, http: HttpRequest, accepted: Accepted) -> Result:
+async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Result:
     """The result of a request that succeeded; raises the error of one that did not.
 
     A caller that goes away cancels its request, unless it has an idempotency key.
     """
-    result = await unless_gone(door, http, accepted, _patiently(accepted))
+    result = await unless_gone(context, http, accepted, _within_deadline(accepted))
     result.raise_for_state()
     return result
 
 
-async def unless_gone(door: Door, http: HttpRequest, accepted: Accepted, work: Awaitable[T]) -> T:
+async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, work: Awaitable[T]) -> T:
     """What `work` gives; when the caller goes away first, `abandon` and RequestCancelled."""
     working = asyncio.ensure_future(work)
     watching = asyncio.create_task(_disconnected(http), name=f"watch-caller-{accepted.rid}")
@@ -81,7 +81,7 @@ async def unless_gone(door: Door, http: HttpRequest, accepted: Accepted, work: A
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        await abandon(door, accepted)
+        await abandon(context, accepted)
         raise RequestCancelled("the caller went away")
     finally:
         working.cancel()
@@ -89,7 +89,7 @@ async def unless_gone(door: Door, http: HttpRequest, accepted: Accepted, work: A
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def abandon(door: Door, accepted: Accepted) -> None:
+async def abandon(context: FrontDoorContext, accepted: Accepted) -> None:
     """Cancel a request whose caller is gone, unless it has an idempotency key.
 
     Where the broker does not answer, the request ends by itself or by its deadline.
@@ -98,14 +98,14 @@ async def abandon(door: Door, accepted: Accepted) -> None:
         return
     try:
         async with asyncio.timeout(CANCEL_TIMEOUT):
-            await door.producer.cancel(accepted.served.spec.name, accepted.rid)
+            await context.producer.cancel(accepted.served.spec.name, accepted.rid)
     except (OmnibusError, TimeoutError) as error:
         _log.warning(LogEvent.REQUEST_CANCELLED, rid=accepted.rid, failed=str(error))
 
 
-async def _patiently(accepted: Accepted) -> Result:
+async def _within_deadline(accepted: Accepted) -> Result:
     try:
-        async with asyncio.timeout(accepted.patience):
+        async with asyncio.timeout(accepted.timeout):
             return await accepted.submission.result()
     except TimeoutError as error:
         raise DeadlineExceeded from error
@@ -116,8 +116,8 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-def _keyed(door: Door, http: HttpRequest, key: str, tenant: str, pipeline: str) -> str:
+def _keyed(context: FrontDoorContext, http: HttpRequest, key: str, tenant: str, pipeline: str) -> str:
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters", param=IDEMPOTENCY_KEY)
-    api_key = bearer(http.headers.get("authorization")) if door.options.api_keys else ""
+    api_key = bearer(http.headers.get("authorization")) if context.options.api_keys else ""
     return keyed_rid(api_key, tenant, pipeline, key)

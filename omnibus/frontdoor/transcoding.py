@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from omnibus.client.events import Output
+from omnibus.client.request_events import Output
 from omnibus.errors import EngineError
 
 PCM_RATE = 24_000

@@ -13,8 +13,8 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.watch import Watch
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.orchestrator.disconnects import SystemAccount
 from omnibus.orchestrator.service import OrchestratorService
-from omnibus.orchestrator.witness import SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
 
@@ -32,7 +32,7 @@ class DeployedOrchestrator:
     async def run(self) -> None:
         """Serve; returns only by cancellation. Raises as OrchestratorService does."""
         bucket, keys = subjects.PIPELINES_BUCKET, self._spec.name
-        async with Watch(self._connection, bucket, self._hear, keys=keys):
+        async with Watch(self._connection, bucket, self._on_message, keys=keys):
             while True:
                 self._changed.clear()
                 await self._serve(OrchestratorService(self._connection, self._spec, system=self._system))
@@ -50,7 +50,7 @@ class DeployedOrchestrator:
                 task.cancel()
             await asyncio.wait({serving, changing})
 
-    def _hear(self, _key: str, value: bytes | None, revision: int) -> None:
+    def _on_message(self, _key: str, value: bytes | None, revision: int) -> None:
         """One that was deleted is served on: requests of it may still be open."""
         if value is None:
             return

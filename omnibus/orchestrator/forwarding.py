@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.effects import Performer
-from omnibus.broker.ledger import Entry
 from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, RevisionConflict
-from omnibus.orchestrator.journal import Journal
+from omnibus.ledger.performer import Performer
+from omnibus.ledger.records import Entry
+from omnibus.orchestrator.event_telemetry import Journal
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
@@ -17,7 +17,7 @@ ATTEMPTS = 5
 """Deliveries of one event after which its request is ended as failed."""
 ADMISSION = 60.0
 """Seconds past a deadline in which its request may still be on the way into the ledger: every step of that is retried."""
-_LOOK_AGAIN = 1.0
+_RECHECK_INTERVAL = 1.0
 CONFLICTS = 50
 """Writers that one event lets pass before it is left to be delivered again."""
 
@@ -25,8 +25,8 @@ CONFLICTS = 50
 class Forwarder:
     """Handles the events of one pipeline."""
 
-    def __init__(self, performer: Performer, stopped: Cancellations, journal: Journal) -> None:
-        self._performer, self._stopped, self._journal = performer, stopped, journal
+    def __init__(self, performer: Performer, stopped: Cancellations, telemetry: Journal) -> None:
+        self._performer, self._stopped, self._telemetry = performer, stopped, telemetry
 
     async def handle(self, delivery: Delivery) -> None:
         """Handle one event; acknowledged when this returns. Raises BrokerError, and then it must be delivered again.
@@ -37,11 +37,11 @@ class Forwarder:
         try:
             event = _decode(delivery)
             if await self._precedes_record(event):
-                await delivery.nak(_LOOK_AGAIN)
-                self._journal.handled(delivery, "retried")
+                await delivery.nak(_RECHECK_INTERVAL)
+                self._telemetry.handled(delivery, "retried")
                 return
             await self._advance(event)
-            self._journal.handled(delivery, "forwarded")
+            self._telemetry.handled(delivery, "forwarded")
         except BrokerError as error:
             if error.retryable or delivery.num_delivered < ATTEMPTS:
                 raise
@@ -57,7 +57,7 @@ class Forwarder:
     async def _advance(self, event: Event) -> None:
         if isinstance(event, StageResult) and not needs_record(event):
             if self._is_stopped(event) or not await self._pass_on(event):
-                await self._performer.clear_leftovers(event.ticket.rid)  # stored too late for its end
+                await self._performer.clear_orphans(event.ticket.rid)  # stored too late for its end
             return
         for _ in range(CONFLICTS):
             entry = await self._read(event_rid(event))
@@ -79,7 +79,7 @@ class Forwarder:
         record, revision = (entry.record, entry.revision) if entry is not None else (None, 0)
         effects = advance(event, record)
         await self._performer.perform(effects, revision)
-        self._journal.performed(effects, record)
+        self._telemetry.performed(effects, record)
 
     async def _precedes_record(self, event: Event) -> bool:
         if not isinstance(event, DeadlinePassed) or self._performer.clock.now() > event.deadline + ADMISSION:
@@ -102,7 +102,7 @@ class Forwarder:
         `dead`: all attempts at the event were used up, so that an operator may want to run the request again.
         """
         rid = subjects.parse_rid(delivery.subject)
-        self._journal.poisonous(delivery, error)
+        self._telemetry.poisonous(delivery, error)
         for _ in range(CONFLICTS):
             entry = await self._readable(rid)
             if entry is None:
@@ -112,7 +112,7 @@ class Forwarder:
                 await self._performer.perform(effects, entry.revision)
             except RevisionConflict:
                 continue
-            self._journal.performed(effects, entry.record)
+            self._telemetry.performed(effects, entry.record)
             return
         raise RevisionConflict(f"the record of request {rid!r} keeps changing")
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from omnibus.broker.admission import admit
-from omnibus.broker.backlog import Backlog
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.effects import Performer
 from omnibus.errors import (
     BrokerError,
     DeadlineExceeded,
@@ -19,12 +16,15 @@ from omnibus.errors import (
     RequestError,
     RevisionConflict,
 )
+from omnibus.ledger.acceptance import admit
+from omnibus.ledger.backlog import Backlog
+from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
-from omnibus.requests.admission import new_record, patience, resolve, unadmitted_record, validate
-from omnibus.requests.effects import Purge, Tell
+from omnibus.requests.admission import new_record, resolve, timeout_of, unadmitted_record, validate
+from omnibus.requests.effects import Notify, Purge
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
@@ -84,9 +84,9 @@ class Intake:
         """Its time counts from its acceptance: when the broker stored it."""
         front, request = _front_of(delivery), decode_request(delivery.data)
         validate(self._spec, request)
-        if self._performer.clock.now() >= delivery.stored_at + patience(self._spec, request):
+        if self._performer.clock.now() >= delivery.stored_at + timeout_of(self._spec, request):
             raise DeadlineExceeded
-        await self._backlog.take_place(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
+        await self._backlog.take_slot(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
         attached = True
         try:
             admitted = await admit(self._performer, await self._record(delivery, rid, request, front))
@@ -94,7 +94,7 @@ class Intake:
         finally:
             self._backlog.settle(admitted=not attached)
         if attached and admitted.record.state.terminal:
-            await self._tell(front, Ended(rid=rid, state=admitted.record.state))
+            await self._notify(front, Ended(rid=rid, state=admitted.record.state))
 
     async def _record(self, delivery: Delivery, rid: str, request: Request, front: str | None) -> Record:
         payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
@@ -115,11 +115,11 @@ class Intake:
         try:
             await self._performer.ledger.create(record)
         except RevisionConflict:
-            await self._tell(front, await self._word_of(record))
+            await self._notify(front, await self._word_of(record))
             return
         # Of an attempt to admit it that went wrong half-way.
         await self._performer.perform((Purge(rid, queued=False, stored=delivery.num_delivered > 1),))
-        await self._tell(front, Ended(rid=rid, state=record.state))
+        await self._notify(front, Ended(rid=rid, state=record.state))
 
     async def _word_of(self, mine: Record) -> Ended | Refused | None:
         """What to say of a request whose id was taken: how the same one has ended, nothing while it is open, or a refusal."""
@@ -134,9 +134,9 @@ class Intake:
         assert mine.failure is not None
         return Refused(rid=mine.rid, failure=mine.failure)
 
-    async def _tell(self, front: str | None, message: Ended | Refused | None) -> None:
+    async def _notify(self, front: str | None, message: Ended | Refused | None) -> None:
         if front is not None and message is not None:
-            await self._performer.perform((Tell(front, message),))
+            await self._performer.perform((Notify(front, message),))
 
 
 def _front_of(delivery: Delivery) -> str | None:

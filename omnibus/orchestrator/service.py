@@ -11,23 +11,23 @@ from collections.abc import Awaitable, Callable
 
 from omnibus.broker.connection import Connection, Message
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.effects import Performer
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerError
+from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
+from omnibus.orchestrator.event_telemetry import Journal
 from omnibus.orchestrator.forwarding import Forwarder
-from omnibus.orchestrator.homecoming import Homecoming
 from omnibus.orchestrator.intake import Intake
-from omnibus.orchestrator.journal import Journal
-from omnibus.orchestrator.resurrected import Resurrected
-from omnibus.orchestrator.witness import DisconnectWitness, SystemAccount
+from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
+from omnibus.orchestrator.rerouting import Rerouting
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claims import ClaimBook
+from omnibus.registry.claim_book import ClaimBook
 from omnibus.registry.director import Director
-from omnibus.registry.history import LostAttempts, SilenceListener
-from omnibus.registry.verdict import Judge
-from omnibus.registry.view import ReplicaView
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.lost_attempts import LostAttempts, SilenceListener
+from omnibus.registry.replica_view import ReplicaView
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Control
@@ -62,27 +62,27 @@ class OrchestratorService:
 
     async def run(self) -> None:
         """Serve; returns only by cancellation. Raises BrokerError when the pipeline is not laid out on the broker."""
-        control = await self._connection.subscribe(subjects.ctl_all(self._spec.name), self._hear)
+        control = await self._connection.subscribe(subjects.ctl_all(self._spec.name), self._on_message)
         try:
             async with self._view, self._claims, self._director, asyncio.TaskGroup() as group:
                 group.create_task(self._serve_events(), name="orchestrator-events")
                 group.create_task(self._serve_requests(), name="orchestrator-requests")
-                homecoming = Homecoming(self._connection, self._spec, self._view)
-                group.create_task(homecoming.run(), name="orchestrator-homecoming")
-                resurrected = Resurrected(self._connection, self._spec.name, self._performer)
-                group.create_task(resurrected.run(), name="orchestrator-resurrected")
-                group.create_task(self._witness(), name="orchestrator-witness")
+                rerouting = Rerouting(self._connection, self._spec, self._view)
+                group.create_task(rerouting.run(), name="orchestrator-homecoming")
+                orphan_cleanup = OrphanCleanup(self._connection, self._spec.name, self._performer)
+                group.create_task(orphan_cleanup.run(), name="orchestrator-resurrected")
+                group.create_task(self._death_reporter(), name="orchestrator-witness")
                 silence = SilenceListener(self._view, self._claims, LostAttempts(self._connection, self._spec.name))
                 group.create_task(silence.run(), name="orchestrator-silence")
         finally:
             await control.unsubscribe()
 
-    async def _witness(self) -> None:
+    async def _death_reporter(self) -> None:
         if self._system is None:
-            log.warning(LogEvent.WITNESS_MISSING, pipeline=self._spec.name, error="no system account is known")
+            log.warning(LogEvent.DISCONNECTS_UNHEARD, pipeline=self._spec.name, error="no system account is known")
             return
-        judge = Judge(self._connection, self._spec.name, self._claims)
-        await DisconnectWitness(self._view, judge, self._connection.metrics).run(self._system)
+        detector = FailureDetector(self._connection, self._spec.name, self._claims)
+        await DisconnectListener(self._view, detector, self._connection.metrics).run(self._system)
 
     async def _serve_events(self) -> None:
         stream = subjects.work_stream(self._spec.name)
@@ -136,7 +136,7 @@ class OrchestratorService:
         except BrokerError:  # delivered again after the ack wait, then
             log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
 
-    async def _hear(self, message: Message) -> None:
+    async def _on_message(self, message: Message) -> None:
         order: Control = codec.decode(message.data, Control)
         if isinstance(order, Cancel):
             self._stopped.add(order.rids, max(order.until, self._connection.clock.now()), run=order.run)

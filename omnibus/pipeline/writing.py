@@ -12,15 +12,15 @@ from omnibus.pipeline.spec import PipelineSpec
 
 def pipeline_yaml(spec: PipelineSpec) -> str:
     """One file that says all of it, without defaults; loading it gives the same specification."""
-    values = _told(spec)
+    values = _notified(spec)
     for name in ("stages", "edges"):
         if name in values:
-            values[name] = [_told(part) for part in getattr(spec, name)]
+            values[name] = [_notified(part) for part in getattr(spec, name)]
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
-def _told(struct: msgspec.Struct) -> dict[str, Any]:
+def _notified(struct: msgspec.Struct) -> dict[str, Any]:
     """Its fields without those that have their default."""
     told = {}
     for field in msgspec.structs.fields(struct):

@@ -15,9 +15,9 @@ from typing import Self
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.registry.heartbeat import Registration
-from omnibus.registry.info import ReplicaEvent, ReplicaInfo, ReplicaList
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.view import ReplicaView
+from omnibus.registry.replica_info import ReplicaEvent, ReplicaInfo, ReplicaList
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_view import ReplicaView
 from omnibus.wire import subjects
 
 
@@ -34,8 +34,8 @@ class OmniCoordClientForStage:
         queue_length: Callable[[], int] | None = None,
     ) -> None:
         """`heartbeat_timeout` is the pipeline's; `queue_length` is asked at every beat, without it `update_info` tells."""
-        self._told = 0
-        self._queue_length = queue_length if queue_length is not None else lambda: self._told
+        self._notified = 0
+        self._queue_length = queue_length if queue_length is not None else lambda: self._notified
         record = ReplicaRecord(
             stage_id=stage_id, replica="", instance=f"replica-{secrets.token_hex(8)}", connection=conn.name,
             status=ReplicaStatus.UP,
@@ -71,7 +71,7 @@ class OmniCoordClientForStage:
         if not self._open:
             raise RuntimeError("the client is closed")
         if queue_length is not None:
-            self._told = queue_length
+            self._notified = queue_length
         await self._registration.set_status(status if status is not None else self._registration.record.status)
 
     async def close(self) -> None:

@@ -10,10 +10,10 @@ from typing import Self
 from omnibus.broker.connection import Connection
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.balancers import LoadBalancingPolicy, build_load_balancer_factory
-from omnibus.registry.info import ReplicaInfo
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_info import ReplicaInfo
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_view import ReplicaChange, ReplicaView
 from omnibus.registry.stage_pool import StagePool
-from omnibus.registry.view import ReplicaChange, ReplicaView
 from omnibus.wire.envelope import Task
 
 
@@ -54,7 +54,7 @@ class Director:
         if self._view is None:
             view = ReplicaView(self._conn, self.spec.name, timeout=self.spec.heartbeat_timeout)
             self._view = await self._stack.enter_async_context(view)
-        self._stack.callback(self._view.on_change(self._hear))
+        self._stack.callback(self._view.on_change(self._on_message))
         return self
 
     async def __aexit__(
@@ -71,7 +71,7 @@ class Director:
         chosen = pool.pick(able, task, affinity=task.ticket.affinity)
         return chosen.replica if chosen is not None else task.ticket.lane
 
-    def _hear(self, change: ReplicaChange) -> None:
+    def _on_message(self, change: ReplicaChange) -> None:
         before = change.before
         pool = self._pools.get(before.stage_id) if before is not None else None
         if before is not None and pool is not None and not takes_directed(change.after):

@@ -17,7 +17,7 @@ from omnibus.errors import BrokerError, RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
 
 BEATS = 6
@@ -64,7 +64,7 @@ class Registration:
         self._on_registered, self._on_fenced = on_registered, on_fenced
         self._refresh = refresh
         self._metrics = metrics if metrics is not None else Metrics()
-        self._told = ""  # the id that `on_registered` heard last, none after a fencing
+        self._notified = ""  # the id that `on_registered` heard last, none after a fencing
         self._revision = 0
         self._writing = asyncio.Lock()
         self._hurry = asyncio.Event()
@@ -77,7 +77,7 @@ class Registration:
 
     async def __aenter__(self) -> Self:
         await self._claim()
-        await self._tell_id()
+        await self._notify_id()
         self._beating = asyncio.create_task(self._beat_on(), name=f"heartbeat-{self._record.replica}")
         return self
 
@@ -107,7 +107,7 @@ class Registration:
                 self._revision = await self._update(self._revision)
             except RevisionConflict:
                 await self._reconcile()
-            await self._tell_id()
+            await self._notify_id()
 
     async def _beat_on(self) -> None:
         while True:
@@ -151,7 +151,7 @@ class Registration:
         if self._record.status is ReplicaStatus.DOWN:
             return  # somebody else wrote it first
         log.warning(LogEvent.REPLICA_FENCED, stage=self._record.stage_id, replica=self._record.replica)
-        self._told = ""
+        self._notified = ""
         self._on_fenced()
         self._record = replace(self._record, **self._load())
         await self._claim()
@@ -163,11 +163,11 @@ class Registration:
             if await self._take():
                 break
 
-    async def _tell_id(self) -> None:
+    async def _notify_id(self) -> None:
         """After every beat, not only after a claim: the time for a beat may end between the two."""
-        if self._told != self._record.replica:
+        if self._notified != self._record.replica:
             await self._on_registered(self._record.replica)
-            self._told = self._record.replica
+            self._notified = self._record.replica
 
     async def _take(self) -> bool:
         """Whether the id was free, and is ours now."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from omnibus.registry.affinity import favourite
 from omnibus.registry.balancers import LoadBalancer
-from omnibus.registry.info import ReplicaInfo
-from omnibus.registry.record import ReplicaStatus
+from omnibus.registry.replica_info import ReplicaInfo
+from omnibus.registry.replica_record import ReplicaStatus
 from omnibus.wire.envelope import Task
 
 MOST_BINDINGS = 65_536

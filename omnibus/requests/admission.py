@@ -97,7 +97,7 @@ def new_record(  # noqa: PLR0913 what its admitter knows of a request, each by i
         pipeline=spec.name,
         route=route or validate(spec, request),
         created=now,
-        deadline=now + patience(spec, request),
+        deadline=now + timeout_of(spec, request),
         request=payload,
         front=front,
         lane=lane or request.lane,
@@ -109,7 +109,7 @@ def new_record(  # noqa: PLR0913 what its admitter knows of a request, each by i
     return Record(ticket=ticket, tenant=request.tenant, nonce=nonce, digest=digest(request))
 
 
-def patience(spec: PipelineSpec, request: Request) -> float:
+def timeout_of(spec: PipelineSpec, request: Request) -> float:
     """Seconds that a request may take: what it asks for, never more than its pipeline's."""
     return spec.deadline if request.deadline is None else min(request.deadline, spec.deadline)
 

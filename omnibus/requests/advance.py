@@ -16,12 +16,12 @@ from omnibus.requests.effects import (
     DropDead,
     Effect,
     KeepDead,
+    Notify,
     PublishTask,
     Purge,
     SaveRecord,
     ScheduleDeadline,
     Stop,
-    Tell,
 )
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
@@ -128,10 +128,10 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     # What is done has nothing running any more; every other end may leave stages at work.
     stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
     ended = Ended(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
-    return (*stop, *_tell(record, ended), purge_of(record, queued=queued, stored=stored))
+    return (*stop, *_notify(record, ended), purge_of(record, queued=queued, stored=stored))
 
 
-def leftover_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:
+def orphan_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:
     """What is done about things of a request that are there after its end.
 
     Where something is `queued`, all that its end brings: it may be the very event that was to have that repeated. Otherwise
@@ -161,13 +161,15 @@ def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
     merged = _merge(event, record)
     tasks = (*linear_tasks(event), *_ready_joins(event, merged))
     # What the record holds, which is the first attempt's: a follower may have missed that one.
-    told = _tell(merged, OutputReady(rid=merged.rid, output=merged.outputs[event.stage_id])) if event.final else ()
+    notified = (
+        _notify(merged, OutputReady(rid=merged.rid, output=merged.outputs[event.stage_id])) if event.final else ()
+    )
     if len(merged.outputs) == len(merged.ticket.route.finals):
         done = merged.ended(RequestState.DONE)
-        return (SaveRecord(done), *told, *_letter(done), *ended_effects(done, queued=done.ticket.run > 1))
+        return (SaveRecord(done), *notified, *_dead_letter(done), *ended_effects(done, queued=done.ticket.run > 1))
     # A record that already holds the event is not written again; its tasks are published again.
     save = () if merged == record else (SaveRecord(merged),)
-    return (*save, *tasks, *told)
+    return (*save, *tasks, *notified)
 
 
 def _merge(event: StageResult, record: Record) -> Record:
@@ -223,7 +225,7 @@ def _note(event: AttemptFailed, record: Record) -> tuple[Effect, ...]:
     noted = record.noting(event.attempt)
     if noted is record or record.state not in (RequestState.OPEN, RequestState.FAILED):
         return ()
-    return (SaveRecord(noted), *_letter(noted))
+    return (SaveRecord(noted), *_dead_letter(noted))
 
 
 def _deadline(event: DeadlinePassed, record: Record) -> tuple[Effect, ...]:
@@ -243,10 +245,10 @@ def _end(record: Record, state: RequestState, failure: Failure) -> tuple[Effect,
 
 def end_again(record: Record) -> tuple[Effect, ...]:
     """All of an end but the write: the shell that ended the request may have died before it came to this."""
-    return (*_letter(record), *ended_effects(record))
+    return (*_dead_letter(record), *ended_effects(record))
 
 
-def _letter(record: Record) -> tuple[KeepDead | DropDead, ...]:
+def _dead_letter(record: Record) -> tuple[KeepDead | DropDead, ...]:
     """What becomes of the dead letter at an end: kept while an operator may have use for it."""
     if not record.dead or not record.state.terminal:
         return ()
@@ -257,9 +259,9 @@ def _dying(record: Record, *, dead: bool) -> Record:
     return replace(record, dead=True) if dead else record
 
 
-def _tell(record: Record, message: OutputReady | Ended) -> tuple[Tell, ...]:
+def _notify(record: Record, message: OutputReady | Ended) -> tuple[Notify, ...]:
     front = record.ticket.front
-    return () if front is None else (Tell(front, message),)
+    return () if front is None else (Notify(front, message),)
 
 
 def _task(ticket: Ticket, stage_id: int, inputs: dict[int, Payloads], timings: tuple[StageTiming, ...]) -> PublishTask:

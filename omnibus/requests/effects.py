@@ -79,7 +79,7 @@ class PublishEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class Notify:
     """Publish to whoever waits for the request, on core NATS; may be lost."""
 
     front: str
@@ -118,7 +118,7 @@ Effect = (
     | DropDead
     | PublishTask
     | PublishEvent
-    | Tell
+    | Notify
     | Stop
     | Purge
 )

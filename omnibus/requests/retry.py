@@ -28,11 +28,11 @@ class Renewal:
     """Seconds since the epoch."""
 
 
-def check_retry(letter: DeadLetter, record: Record | None) -> None:
+def check_retry(dead_letter: DeadLetter, record: Record | None) -> None:
     """Raises RequestConflict when a dead letter cannot be run again; `record` is what the ledger has under its id."""
     if record is None:
         return
-    if record.nonce != letter.record.nonce:
+    if record.nonce != dead_letter.record.nonce:
         raise RequestConflict(f"the id {record.rid!r} is another request's by now")
     if record.state is RequestState.OPEN:
         raise RequestConflict(f"request {record.rid!r} runs again already: run {record.ticket.run} is open")
@@ -40,14 +40,14 @@ def check_retry(letter: DeadLetter, record: Record | None) -> None:
         raise RequestConflict(f"request {record.rid!r} is {record.state}; only a failed one runs again")
 
 
-def retry(letter: DeadLetter, record: Record | None, renewal: Renewal) -> tuple[Effect, ...]:
+def retry(dead_letter: DeadLetter, record: Record | None, renewal: Renewal) -> tuple[Effect, ...]:
     """Effects that run a dead letter again under its own id, with as much time as it had at first. Raises as `check_retry`.
 
     The timer is there before the record is open, so that it is never open without one; and again afterwards, since a late
     effect of the failed run may have removed the first.
     """
-    check_retry(letter, record)
-    again = _opened(record or letter.record, renewal)
+    check_retry(dead_letter, record)
+    again = _opened(record or dead_letter.record, renewal)
     timer = ScheduleDeadline(again.rid, again.ticket.deadline)
     write = CreateRecord(again) if record is None else SaveRecord(again)
     return (timer, write, timer, *entry_tasks(again.ticket, renewal.now))

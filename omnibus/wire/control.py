@@ -23,10 +23,10 @@ class AskClaims(msgspec.Struct, frozen=True, kw_only=True, tag="ask-claims"):
     """An orchestrator has started: every replica announces its claims again."""
 
 
-class AskSaid(msgspec.Struct, frozen=True, kw_only=True, tag="ask-said"):
+class AskSentText(msgspec.Struct, frozen=True, kw_only=True, tag="ask-sent-text"):
     """Whoever runs this stage of the request says its text again, as Tokens on the message's reply subject.
 
-    The last of them is shorter than SAID_PAGE, and may be empty. Replicas that do not run it say nothing.
+    The last of them is shorter than SENT_TEXT_PAGE, and may be empty. Replicas that do not run it say nothing.
     """
 
     rid: str
@@ -35,8 +35,8 @@ class AskSaid(msgspec.Struct, frozen=True, kw_only=True, tag="ask-said"):
     """Characters that need not be repeated."""
 
 
-SAID_PAGE = 64 * 1024
-"""Characters of one message that answers AskSaid, at least, but for the last."""
+SENT_TEXT_PAGE = 64 * 1024
+"""Characters of one message that answers AskSentText, at least, but for the last."""
 
 
 class Rpc(msgspec.Struct, frozen=True, kw_only=True, tag="rpc"):
@@ -59,7 +59,7 @@ class RpcReply(msgspec.Struct, frozen=True, kw_only=True, tag="rpc-reply"):
     """The same, as the exception that it was."""
 
 
-Control = Cancel | AskClaims | AskSaid | Rpc
+Control = Cancel | AskClaims | AskSentText | Rpc
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim"):

@@ -71,7 +71,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     failure: Failure
 
 
-class AskHeard(msgspec.Struct, frozen=True, kw_only=True, tag="ask-heard"):
+class AskReceived(msgspec.Struct, frozen=True, kw_only=True, tag="ask-received"):
     """A later attempt at a stage asks what has been passed on of the earlier ones, to go on from there.
 
     Whoever answers, with a Heard on the reply subject, passes on nothing more of attempts below the fence.
@@ -82,11 +82,11 @@ class AskHeard(msgspec.Struct, frozen=True, kw_only=True, tag="ask-heard"):
     fence: Fence
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True, tag="heard"):
+class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
     """What a follower has passed on of a stage's text."""
 
     token_ids: tuple[int, ...] = ()
     """From the first token on, without a gap."""
 
 
-Out = Tokens | Step | OutputReady | Ended | Refused | AskHeard
+Out = Tokens | Step | OutputReady | Ended | Refused | AskReceived

@@ -220,7 +220,7 @@ def replica_key(stage_id: int, replica: str) -> str:
     return f"{stage_id}.{check_name(replica, 'replica')}"
 
 
-def hold_key(pipeline: str, stage_id: int) -> str:
+def pause_key(pipeline: str, stage_id: int) -> str:
     """Key of a stage's hold in the bucket of pipelines, beside the pipelines, whose names have no dots."""
     return f"{check_name(pipeline, 'pipeline')}.hold.{stage_id}"
 
@@ -247,7 +247,7 @@ def attempt_id(rid: str, task_seq: int, delivery: int) -> str:
 # Parsing
 
 
-def home_of(subject: str, lane: str) -> str:
+def shared_lane_of(subject: str, lane: str) -> str:
     """The subject of the same task on another lane of its stage; raises InvalidRequest when it is no task's."""
     parts = parse_task(subject)
     return task(parts.pipeline, parts.stage_id, lane, parts.rid)

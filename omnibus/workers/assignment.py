@@ -17,7 +17,7 @@ class Interruption(Enum):
 
     CANCELLED = auto()
     """Its request has ended: the delivery is acknowledged and nothing is published."""
-    HANDED_BACK = auto()
+    REQUEUED = auto()
     """The replica leaves: the task is published again, then acknowledged, which uses up no attempt."""
     RELEASED = auto()
     """The engine is dead: the delivery is given back at once, which uses up the attempt."""

@@ -17,10 +17,10 @@ from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.deltas import Deltas
 from omnibus.workers.engines.protocol import Engine, Finished, Job, TextDelta
-from omnibus.workers.hearing import heard
-from omnibus.workers.inputs import JobBuilder
-from omnibus.workers.outputs import OutputWriter
-from omnibus.workers.saying import Said, Saying
+from omnibus.workers.job_builder import JobBuilder
+from omnibus.workers.output_writer import OutputWriter
+from omnibus.workers.received_tokens import received
+from omnibus.workers.sent_text import SentText, SentTexts
 
 
 class Execution:
@@ -28,12 +28,12 @@ class Execution:
 
     def __init__(
         self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter,
-        *, tracing: Tracing | None = None, saying: Saying | None = None,
+        *, tracing: Tracing | None = None, sent_texts: SentTexts | None = None,
     ) -> None:  # fmt: skip
         """`saying` knows what is said while it is said."""
         self._conn, self._stage, self._engine = conn, stage, engine
         self._builder, self._writer, self._tracing = builder, writer, tracing or NoTracing()
-        self._saying = saying or Saying()
+        self._sent_texts = sent_texts or SentTexts()
 
     async def run(self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str) -> StageResult:
         """Raises a RequestError, PayloadLost, EngineError, or whatever the engine's own code raised.
@@ -51,8 +51,8 @@ class Execution:
         started = self._conn.clock.now()
         job = await self._job(task, trace, fence, again)
         deltas, is_final = self._deltas(task, job, fence), task.ticket.route[task.stage_id].final is not None
-        with self._saying.kept(task.ticket.rid, task.stage_id, fence) as said:
-            finished = await self._generate(job, deltas, said if is_final else None)
+        with self._sent_texts.kept(task.ticket.rid, task.stage_id, fence) as sent_text:
+            finished = await self._generate(job, deltas, sent_text if is_final else None)
         outputs = await self._writer.forwarded(task, finished)
         final = await self._writer.final(task, finished)
         sizes = (
@@ -70,10 +70,10 @@ class Execution:
         job = dataclasses.replace(await self._builder.build(task, fence.delivery), trace=trace)
         streams = job.stage_input.request.stream and task.ticket.route[task.stage_id].final == "text"
         if streams and (again or fence.run > 1):
-            job = dataclasses.replace(job, heard=await heard(self._conn, task, fence))
+            job = dataclasses.replace(job, received=await received(self._conn, task, fence))
         return job
 
-    async def _generate(self, job: Job, deltas: Deltas | None, said: Said | None) -> Finished:
+    async def _generate(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
         """`said` is None where nobody is told the stage's text."""
         try:
             # Engines write generate as an async generator, which the protocol's iterator does not promise.
@@ -83,9 +83,9 @@ class Execution:
                         await _closed(deltas)
                         return item
                     if isinstance(item, TextDelta):
-                        if said is None:
+                        if sent_text is None:
                             continue
-                        said.add(item)
+                        sent_text.add(item)
                     if deltas is not None:
                         deltas.add(item)
         finally:

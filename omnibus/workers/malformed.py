@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.effects import Performer
-from omnibus.broker.ledger import Ledger
 from omnibus.errors import InvalidRequest
+from omnibus.ledger.performer import Performer
+from omnibus.ledger.records import Ledger
 from omnibus.requests.effects import PublishEvent
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import VERSION, StageFailed, Task

@@ -14,10 +14,10 @@ from typing import Any
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.effects import Performer
-from omnibus.broker.ledger import Ledger
 from omnibus.broker.puller import Puller
 from omnibus.errors import EngineDead, InvalidRequest
+from omnibus.ledger.performer import Performer
+from omnibus.ledger.records import Ledger
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -27,26 +27,26 @@ from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.director import Director
 from omnibus.registry.heartbeat import Registration
-from omnibus.registry.holds import HoldWatch
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.pause_state import PauseWatch
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import subjects
 from omnibus.workers.assignment import Assignment, Interruption
 from omnibus.workers.claims import Claims
-from omnibus.workers.control import ControlDesk
+from omnibus.workers.control_handlers import ControlHandlers
+from omnibus.workers.control_subscriber import ControlSubscriber
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.execution import Execution
-from omnibus.workers.gate import Gate
 from omnibus.workers.initialisation.starting import start_engine
-from omnibus.workers.inputs import JobBuilder
-from omnibus.workers.journal import Journal
+from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.lanes import Lanes
 from omnibus.workers.malformed import Malformed, decode_task, reject
-from omnibus.workers.orders import Orders
-from omnibus.workers.outputs import OutputWriter
-from omnibus.workers.saying import Saying
-from omnibus.workers.serving import TaskService
+from omnibus.workers.output_writer import OutputWriter
+from omnibus.workers.sent_text import SentTexts
+from omnibus.workers.task_service import TaskService
+from omnibus.workers.task_slots import TaskSlots
+from omnibus.workers.task_telemetry import Journal
 
 log = get_logger(__name__)
 
@@ -90,7 +90,7 @@ class Replica:
         self._conn, self._spec, self._stage = conn, spec, stage
         self._engine = engine if engine is not None else create_engine(stage)
         self._metrics = metrics or conn.metrics
-        self._journal = Journal(self._metrics, spec.name, stage.stage_id, conn.clock)
+        self._telemetry = Journal(self._metrics, spec.name, stage.stage_id, conn.clock)
         self._claims = Claims(conn, spec.name, stage.stage_id)
         self._cancellations = Cancellations()
         self._lanes = Lanes(conn, spec, stage)
@@ -98,16 +98,16 @@ class Replica:
         self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
         self._ledger = Ledger(conn, spec.name)
         self._store = PayloadStore(conn, spec.name)
-        self._saying = Saying()
+        self._sent_texts = SentTexts()
         self._service = self._make_service()
-        self._gate = Gate(stage.slots, self._claims, self._set_status)
+        self._slots = TaskSlots(stage.slots, self._claims, self._set_status)
         come_back = self._restart if self._options.supervised else None
-        self._orders = Orders(self._engine, self._gate, restart=come_back)
-        self._holds = HoldWatch(conn, spec.name, stage.stage_id)
-        self._control = ControlDesk(
+        self._handlers = ControlHandlers(self._engine, self._slots, restart=come_back)
+        self._pause_states = PauseWatch(conn, spec.name, stage.stage_id)
+        self._control = ControlSubscriber(
             conn, spec.name, stage.stage_id,
-            orders=self._orders, claims=self._claims,
-            cancellations=self._cancellations, journal=self._journal, saying=self._saying,
+            handlers=self._handlers, claims=self._claims,
+            cancellations=self._cancellations, telemetry=self._telemetry, sent_texts=self._sent_texts,
         )  # fmt: skip
         self._registration = self._make_registration()
         self.comes_back = False
@@ -125,13 +125,13 @@ class Replica:
     def drain(self) -> None:
         """Take no more tasks, finish what is in hand, leave; idempotent, safe in a signal handler of the loop."""
         self._ending.set()
-        self._gate.close()
+        self._slots.close()
         self._turn.set()
 
     def hurry(self) -> None:
         """Hand back at once what a drain would wait for; idempotent, safe in a signal handler of the loop."""
         self.drain()
-        self._claims.interrupt(Interruption.HANDED_BACK)
+        self._claims.interrupt(Interruption.REQUEUED)
 
     async def run(self) -> None:
         """Serve until drained.
@@ -139,7 +139,7 @@ class Replica:
         Raises CheckpointMissing, StageStartError or another ConfigError when the engine does not start, EngineDead when it
         dies. Cancelling it leaves every task in hand to the others, as a death would.
         """
-        async with self._director, self._holds, self._registration:
+        async with self._director, self._pause_states, self._registration:
             unhook = self._conn.on_reconnect(self._registration.hurry)
             try:
                 await self._load_engine()
@@ -162,7 +162,7 @@ class Replica:
     async def _serve(self) -> None:
         """Take tasks until the end is near, then see those in hand through."""
         await self._control.listen()
-        self._orders.begin(self._holds.hold)
+        self._handlers.begin(self._pause_states.pause_state)
         async with asyncio.TaskGroup() as jobs:
             watch = jobs.create_task(self._watch_engine(), name="engine-watch")
             while not self._ending.is_set():
@@ -179,19 +179,19 @@ class Replica:
         self._turn.clear()
         async with self._lanes.puller() as puller:
             receiving = jobs.create_task(self._receive(puller, jobs), name="receive")
-            await self._gate.open(puller)
+            await self._slots.open(puller)
             log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
-            obeying = jobs.create_task(self._orders.obey(self._holds), name="obey")
+            reconciling = jobs.create_task(self._handlers.reconcile(self._pause_states), name="obey")
             if not self._ending.is_set():
                 await self._turn.wait()
-            self._gate.close()
-            obeying.cancel()
+            self._slots.close()
+            reconciling.cancel()
             receiving.cancel()
 
     async def _receive(self, puller: Puller, jobs: asyncio.TaskGroup) -> None:
         async for delivery in puller:
             # In hand from here on, before its task has run a step: a drain must not overlook it.
-            self._gate.taken()
+            self._slots.taken()
             jobs.create_task(self._work_on(self._accept(delivery)), name=f"task-{delivery.stream_seq}")
 
     def _accept(self, delivery: Delivery) -> Assignment | Malformed:
@@ -201,22 +201,22 @@ class Replica:
             return Malformed(delivery, error)
         assignment = Assignment(self._conn, delivery, task, self._spec.heartbeat_timeout)
         self._claims.take(assignment)
-        self._gate.admit(assignment)
+        self._slots.admit(assignment)
         return assignment
 
     async def _work_on(self, accepted: Assignment | Malformed) -> None:
         """The root of one task: whatever happens to it stays here."""
         try:
             if isinstance(accepted, Malformed):
-                self._journal.malformed(accepted)
+                self._telemetry.malformed(accepted)
                 await reject(accepted, ledger=self._ledger, performer=self._performer, replica=self.record.replica)
             else:
                 await self._see_through(accepted)
         except Exception:  # noqa: BLE001 logged and counted by the journal
-            self._journal.crashed("worker")  # not acknowledged: delivered again when its lease runs out
+            self._telemetry.crashed("worker")  # not acknowledged: delivered again when its lease runs out
         finally:
             self._notice_death()
-            self._gate.freed()
+            self._slots.freed()
 
     async def _see_through(self, assignment: Assignment) -> None:
         try:
@@ -241,7 +241,7 @@ class Replica:
         log.info(LogEvent.REPLICA_DRAINING, stage=self._stage.stage_id, replica=self.record.replica)
         await self._registration.set_status(ReplicaStatus.DRAINING)
         await self._claims.wait_empty(self._options.grace)
-        self._claims.interrupt(Interruption.HANDED_BACK)
+        self._claims.interrupt(Interruption.REQUEUED)
 
     def _restart(self) -> None:
         self.comes_back = True
@@ -282,12 +282,12 @@ class Replica:
             "claims": self._claims.held,
             "announced": self._claims.announced,
             "reconnects": self._conn.generation,
-            "paused": self._gate.paused,
+            "paused": self._slots.paused,
         }
 
     async def _registered(self, replica: str) -> None:
         before = self._lanes.replica
-        self._claims.replica = self._service.replica = self._journal.replica = replica
+        self._claims.replica = self._service.replica = self._telemetry.replica = replica
         self._claims.instance = self.record.instance
         await self._lanes.open(replica)
         if self._control.listening:
@@ -309,9 +309,9 @@ class Replica:
         writer = OutputWriter(self._spec, self._stage, self._engine.outputs, self._store)
         execution = Execution(
             self._conn, self._stage, self._engine, builder, writer,
-            tracing=self._options.tracing, saying=self._saying,
+            tracing=self._options.tracing, sent_texts=self._sent_texts,
         )  # fmt: skip
-        return TaskService(self._performer, self._engine, execution, self._journal, leave=self._leave)
+        return TaskService(self._performer, self._engine, execution, self._telemetry, leave=self._leave)
 
     def _make_registration(self) -> Registration:
         instance = self._options.instance or f"replica-{secrets.token_hex(8)}"

@@ -20,7 +20,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
 from omnibus.observability.tracing import Tracing, open_tracing
 from omnibus.pipeline.overrides import override_stages
-from omnibus.registry.pipelines import load_deployed
+from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.settings import Settings
 from omnibus.workers.initialisation.watchdog import Watchdog
 from omnibus.workers.lineage import die_with_parent

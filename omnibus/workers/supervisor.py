@@ -146,7 +146,7 @@ class Supervisor:
     async def _keep_alive(self, child: _Child) -> None:
         quick_deaths, lives = 0, 0
         while not self._stopping.is_set():
-            death, lives = await child.live(self._witness), lives + 1
+            death, lives = await child.live(self._death_reporter), lives + 1
             if death.returncode == 0 or self._stopping.is_set():
                 return
             if death.returncode == RESTART_EXIT_CODE:
@@ -160,7 +160,7 @@ class Supervisor:
             self._report(child, death, delay)
             await self._pause(delay)
 
-    async def _witness(self, death: Death) -> None:
+    async def _death_reporter(self, death: Death) -> None:
         if self._on_death is None or death.returncode in (0, RESTART_EXIT_CODE):
             return
         try:

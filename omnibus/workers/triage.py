@@ -16,7 +16,7 @@ FIRST_RETRY_DELAY = 0.1
 LONGEST_RETRY_DELAY = 5.0
 
 
-class Verdict(Enum):
+class Disposition(Enum):
     """What a replica does with a task that it received."""
 
     RUN = auto()
@@ -24,9 +24,9 @@ class Verdict(Enum):
     """Its request has ended, or ends by its deadline: acknowledge it and go on."""
     EXHAUSTED = auto()
     """Delivered beyond the limit: fail the request without running it."""
-    SEND_HOME = auto()
+    REROUTE = auto()
     """Directed to this replica, and tried here before: the next attempt is anybody's."""
-    RUN_APART = auto()
+    RUN_ISOLATED = auto()
     """At its last attempt: run it, and beside it none that is at its last, too."""
     PUT_BACK = auto()
     """At its last attempt, while another one that is runs here: for a replica, or a time, where none does."""
@@ -50,8 +50,8 @@ class GiveUp:
 
 
 def triage(
-    task: Task, *, delivered: int, cancelled: bool, now: float, stuck: bool = False, crowded: bool = False
-) -> Verdict:
+    task: Task, *, delivered: int, cancelled: bool, now: float, stuck: bool = False, has_last_attempt: bool = False
+) -> Disposition:
     """Whether to run a task at its `delivered`-th attempt; `now` is seconds since the epoch.
 
     `stuck`: it waits on a replica's own lane, and this is not its first delivery there. `crowded`: a task at its last attempt
@@ -61,17 +61,17 @@ def triage(
     that had been beside it before: what a dead replica had in hand comes back together.
     """
     if cancelled or task.ticket.deadline <= now:
-        return Verdict.DROP
+        return Disposition.DROP
     if delivered > task.ticket.max_attempts:
-        return Verdict.EXHAUSTED
+        return Disposition.EXHAUSTED
     if stuck:
-        return Verdict.SEND_HOME
+        return Disposition.REROUTE
     if 1 < delivered == task.ticket.max_attempts:
-        return Verdict.PUT_BACK if crowded else Verdict.RUN_APART
-    return Verdict.RUN
+        return Disposition.PUT_BACK if has_last_attempt else Disposition.RUN_ISOLATED
+    return Disposition.RUN
 
 
-def judge(error: Exception, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:
+def after_failure(error: Exception, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:
     """What a failed attempt means. Errors outside our tree count as the engine's.
 
     A lost payload is not tried again here: only a new run of the whole request can make it anew.

@@ -13,9 +13,9 @@ import uvloop
 
 from omnibus.observability.logging import configure_logging
 from tests.chaos import report
-from tests.chaos.arenas import ARENAS, Arena
 from tests.chaos.nemeses.table import NEMESES, Nemesis
 from tests.chaos.scenario import Outcome, fight
+from tests.chaos.setups import ARENAS, Arena
 
 LEAST_ACCEPTED = 2000
 """Requests that a whole run must have had accepted, to say anything."""

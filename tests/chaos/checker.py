@@ -75,9 +75,11 @@ def check(events: Iterable[Event], evidence: Evidence, *, may_fail: frozenset[st
     """
     history = tuple(events)
     operations = operations_of(history)
-    door_deaths = [event for event in history if isinstance(event, Fault) and event.target.startswith("frontdoor")]
+    front_door_deaths = [
+        event for event in history if isinstance(event, Fault) and event.target.startswith("frontdoor")
+    ]
     findings = [
-        *(finding for op in operations.values() for finding in _judge(op, evidence, door_deaths, may_fail)),
+        *(finding for op in operations.values() for finding in _judge(op, evidence, front_door_deaths, may_fail)),
         *_judge_ledger(evidence),
         *(_Finding("left_behind", name) for name in evidence.left),
     ]
@@ -115,7 +117,9 @@ def operations_of(events: Iterable[Event]) -> dict[str, Operation]:
     return operations
 
 
-def _judge(op: Operation, evidence: Evidence, door_deaths: list[Fault], may_fail: frozenset[str]) -> Iterator[_Finding]:
+def _judge(
+    op: Operation, evidence: Evidence, front_door_deaths: list[Fault], may_fail: frozenset[str]
+) -> Iterator[_Finding]:
     name = op.invoked.op
     if len(op.rids) > 1:
         yield _Finding("duplicated", f"{name} became {sorted(op.rids)}")
@@ -128,7 +132,7 @@ def _judge(op: Operation, evidence: Evidence, door_deaths: list[Fault], may_fail
         entry = evidence.ledger.get(rid)
         yield from _judge_end(op, rid, entry, may_fail)
     yield from _judge_answer(op, entry)
-    yield from _judge_stream(op, entry, door_deaths)
+    yield from _judge_stream(op, entry, front_door_deaths)
 
 
 def _judge_end(op: Operation, rid: str, entry: Entry | None, may_fail: frozenset[str]) -> Iterator[_Finding]:
@@ -162,14 +166,14 @@ def _judge_answer(op: Operation, entry: Entry | None) -> Iterator[_Finding]:
             yield _Finding("wrong", f"{op.invoked.op} was told {end.state}, the ledger says {entry.state}")
 
 
-def _judge_stream(op: Operation, entry: Entry | None, door_deaths: list[Fault]) -> Iterator[_Finding]:
+def _judge_stream(op: Operation, entry: Entry | None, front_door_deaths: list[Fault]) -> Iterator[_Finding]:
     must = op.invoked.expects if op.invoked.expects is not None else (entry.text if entry is not None else None)
     ended = {end.attempt for end in op.ends if end.state == DONE}
     for attempt, pieces in op.pieces.items():
         for flaw in () if must is None else flaws_of(must, pieces, complete=attempt in ended):
             yield _Finding(flaw.value, f"{op.invoked.op}, attempt {attempt}: {''.join(pieces)!r}")
     for broken in op.broken:
-        if broken.begun and not any(_covers(death, op, broken) for death in door_deaths):
+        if broken.begun and not any(_covers(death, op, broken) for death in front_door_deaths):
             yield _Finding("broken", f"{op.invoked.op}, attempt {broken.attempt}: {broken.why}")
 
 

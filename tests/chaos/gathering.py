@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Self
 
-from omnibus.client.events import Result
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import Result
 from omnibus.errors import UnknownRequest
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
-from tests.chaos.arenas import Arena
 from tests.chaos.evidence import Entry, Evidence
+from tests.chaos.setups import Arena
 from tests.support.served import shared_memory
 from tests.support.waiting import eventually
 

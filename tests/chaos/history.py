@@ -20,7 +20,7 @@ class Invoked(_Event):
     """A client begins an operation."""
 
     op: str
-    door: str
+    front_door: str
     """How it comes in: http-stream, http, raw, python."""
     expects: str | None = None
     """The text that must come out; None: what the ledger says."""

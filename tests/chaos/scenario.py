@@ -7,14 +7,14 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.chaos.arenas import Arena
-from tests.chaos.battle import Battle
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients.crowd import Crowd
 from tests.chaos.failover import pause, quantile
 from tests.chaos.gathering import Gathering
 from tests.chaos.history import Accepted, History
 from tests.chaos.nemeses.table import Bounds, Nemesis
+from tests.chaos.row import Battle
+from tests.chaos.setups import Arena
 
 WARM = 10
 """Operations before a nemesis strikes."""
@@ -83,7 +83,7 @@ async def _fight(arena: Arena, nemesis: Nemesis, seed: int, history: History, tr
     """Load and faults; what a nemesis could not do goes to `trouble`, and clients are told the ends of theirs all the same."""
     dice = random.Random(f"{seed} {nemesis.name}")
     label = f"{nemesis.name}-{seed}"
-    async with Crowd(arena, history, arena.wishes, label=label) as crowd:
+    async with Crowd(arena, history, arena.arguments, label=label) as crowd:
         try:
             await crowd.more(WARM)
             await nemesis.strike(Battle(arena, history, crowd, dice))

@@ -26,7 +26,7 @@ def life(
 ) -> list[Event]:
     """A streamed operation from beginning to end."""
     return [
-        Invoked(at=9.0, op="a", door="http-stream", expects=TEXT, doomed=doomed),
+        Invoked(at=9.0, op="a", front_door="http-stream", expects=TEXT, doomed=doomed),
         Accepted(at=9.1, op="a", rid="r"),
         *(Delta(at=9.2, op="a", attempt=0, text=piece) for piece in pieces),
         *also,
@@ -63,7 +63,7 @@ def test_request_is_lost_when_its_client_was_never_told() -> None:
 
 
 def test_client_is_unanswered_when_nothing_was_accepted_in_time() -> None:
-    verdict = check([Invoked(at=1.0, op="a", door="raw"), Left(at=50.0, op="a", why="late")], Evidence(ledger={}))
+    verdict = check([Invoked(at=1.0, op="a", front_door="raw"), Left(at=50.0, op="a", why="late")], Evidence(ledger={}))
     assert (verdict.accepted, verdict.lost, verdict.clean) == (0, 0, False)
 
 

@@ -50,14 +50,14 @@ async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     gc.collect()  # while the filters above hold: vLLM leaves a ZeroMQ context to the collector
 
 
-def job(sampling: dict[str, Any], heard: tuple[int, ...] = ()) -> Job:
-    return dataclasses.replace(make_job("text", sampling, text=PROMPT), heard=heard)
+def job(sampling: dict[str, Any], received: tuple[int, ...] = ()) -> Job:
+    return dataclasses.replace(make_job("text", sampling, text=PROMPT), received=received)
 
 
 async def said(
-    engine: VllmEngine, sampling: dict[str, Any], heard: tuple[int, ...] = ()
+    engine: VllmEngine, sampling: dict[str, Any], received: tuple[int, ...] = ()
 ) -> tuple[list[Item], Finished]:
-    return await run_job(engine, job(sampling, heard))
+    return await run_job(engine, job(sampling, received))
 
 
 def spoken(items: list[Item]) -> str:
@@ -155,10 +155,10 @@ async def test_seeded_text_is_made_again_and_is_the_same(engine: VllmEngine) -> 
 
 async def test_unseeded_text_goes_on_after_what_was_heard(engine: VllmEngine) -> None:
     sampling = {**GREEDY, "temperature": 1.0}
-    heard = tuple((await said(engine, sampling))[1].outputs["token_ids"][:10])
-    items, last = await said(engine, sampling, heard)
-    assert first_delta((items, last)).token_ids == heard
-    assert tuple(last.outputs["token_ids"][:10]) == heard
+    received = tuple((await said(engine, sampling))[1].outputs["token_ids"][:10])
+    items, last = await said(engine, sampling, received)
+    assert first_delta((items, last)).token_ids == received
+    assert tuple(last.outputs["token_ids"][:10]) == received
     assert len(last.outputs["token_ids"]) == GREEDY["max_tokens"]
     assert last.outputs["text"] == spoken(items)
 

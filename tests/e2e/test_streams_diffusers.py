@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from omnibus.client.events import ClientEvent, Ended, OutputArrived, StepProgress
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import ClientEvent, Ended, OutputArrived, StepProgress
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from tests.support import tiny_presets

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from omnibus.client.events import Result
+from omnibus.client.request_events import Result
 from omnibus.omni_tiny.grammar import sample_prompts
 from omnibus.omni_tiny.judges import judge_audio, judge_image, judge_text
 from omnibus.pipeline.loading import load_pipeline

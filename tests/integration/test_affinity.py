@@ -90,11 +90,11 @@ async def test_only_the_keys_of_a_dead_replica_move(connection: Connection, pipe
 
 async def test_key_given_over_http_sticks_or_is_refused_by_name(connection: Connection, pipeline: str) -> None:
     spec = with_fields(one_stage(pipeline), deadline=20.0)
-    async with front(connection, spec) as door, lane_log(connection, pipeline) as log:
+    async with front(connection, spec) as front_door, lane_log(connection, pipeline) as log:
         body = {"model": pipeline, "messages": [{"role": "user", "content": "hi"}]}
-        answered = await door.http.post("/v1/chat/completions", json={**body, "affinity": "chat-1"})
+        answered = await front_door.http.post("/v1/chat/completions", json={**body, "affinity": "chat-1"})
         assert answered.status_code == 200
         assert Counter(log.lanes(0)) == {"r0": 1}
         for param, value in (("affinity", "a b"), ("mm_processor_kwargs", {"fps": 1})):
-            refused = await door.http.post("/v1/chat/completions", json={**body, param: value})
+            refused = await front_door.http.post("/v1/chat/completions", json={**body, param: value})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)

@@ -189,17 +189,17 @@ async def test_observer_hears_of_a_lost_client_and_nothing_else_when_on_the_syst
 ) -> None:
     heard: list[bytes] = []
 
-    async def hear(message: object) -> None:
+    async def on_message(message: object) -> None:
         heard.append(message.data)  # type: ignore[attr-defined]
 
     async with connect(nats_server.system_url, name="observer", role="observer") as observer:
-        await observer.subscribe(subjects.disconnects("OMNI"), hear, queue="orchestrators")
+        await observer.subscribe(subjects.disconnects("OMNI"), on_message, queue="orchestrators")
         async with connect(nats_server.url, name="replica-of-this-test"):
             pass
         await eventually(lambda: any(b"replica-of-this-test" in data for data in heard))
         denied = observer.metrics.permission_denied
         for number, subject in enumerate(("$SYS.>", "$SYS.ACCOUNT.*.CONNECT", "omni.>", ">"), 1):
-            await observer.subscribe(subject, hear)
+            await observer.subscribe(subject, on_message)
             await eventually(lambda number=number: denied._value.get() >= number, what=f"{subject} is denied")
         for subject in ("omni.p.ctl.all", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.ACCOUNT.OMNI.CONNZ"):
             with pytest.raises(BrokerUnavailable):

@@ -107,7 +107,7 @@ async def test_handed_back_message_is_stored_again_when_its_id_is_known(connecti
             puller.add_credit()
             delivery = await asyncio.wait_for(puller.take(), 2)
             assert delivery.num_delivered == 1
-            await delivery.hand_back()
+            await delivery.requeue()
     assert await queued(connection, pipeline) == 1
 
 

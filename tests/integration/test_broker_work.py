@@ -12,8 +12,8 @@ from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.objects import ObjectStore
 from omnibus.broker.puller import Puller
-from omnibus.broker.work import WorkQueue
 from omnibus.errors import BrokerRefused, PayloadLost
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import subjects
 from tests.support.broker import lay_out, publish_tasks, queued, stage_puller, take_all
 

@@ -9,10 +9,10 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
-from omnibus.broker.raw import RawRequests
-from omnibus.broker.work import WorkQueue
 from omnibus.client.producer import Producer
 from omnibus.errors import UnknownRequest
+from omnibus.ledger.raw_requests import RawRequests
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
@@ -139,11 +139,11 @@ async def test_raw_request_is_cancelled_when_nobody_has_admitted_it(connection: 
     await ensure_layout(connection, layout_of(spec))
     heard: list[Out] = []
 
-    async def hear(message: object) -> None:
+    async def on_message(message: object) -> None:
         heard.append(codec.decode(message.data, Out))  # type: ignore[attr-defined]
 
     async with Producer(connection) as producer:
-        await connection.subscribe(subjects.out(pipeline, "me", "raw"), hear)
+        await connection.subscribe(subjects.out(pipeline, "me", "raw"), on_message)
         headers = {"Omni-Reply": "me"}
         await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}', headers=headers)
         with pytest.raises(UnknownRequest):
@@ -202,11 +202,11 @@ async def test_cancelling_again_stops_what_a_canceller_left_running_when_it_died
     spec = one_slot(pipeline)
     orders: list[Control] = []
 
-    async def hear(message: object) -> None:
+    async def on_message(message: object) -> None:
         orders.append(codec.decode(message.data, Control))  # type: ignore[attr-defined]
 
     async with serving(connection, spec) as producer:
-        await connection.subscribe(subjects.ctl_all(pipeline), hear)
+        await connection.subscribe(subjects.ctl_all(pipeline), on_message)
         await producer.submit(spec, HELLO, rid="stuck")
         channel = await producer.channel(pipeline)
         entry = await channel.performer.ledger.read("stuck")

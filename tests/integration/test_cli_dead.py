@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.dead_letters import DeadLetters
-from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.ledger.dead_letters import DeadLetters
+from omnibus.registry.deployed_pipelines import deploy_pipeline
 from tests.support.dying import bury, faulty, healthy
 from tests.support.flow import serving
 from tests.support.served import omnibus
@@ -26,9 +26,9 @@ async def dead(connection: Connection, pipeline: str, *words: str) -> subprocess
 async def test_operator_sees_runs_again_and_drops_what_died(connection: Connection, pipeline: str) -> None:
     spec = healthy(pipeline)
     await deploy_pipeline(connection, spec)
-    letter = await bury(connection, spec, "a")
+    dead_letter = await bury(connection, spec, "a")
     await bury(connection, spec, "b")
-    replica = letter.record.attempts[0].replica
+    replica = dead_letter.record.attempts[0].replica
 
     listed, shown = await asyncio.gather(
         dead(connection, pipeline, "list"), dead(connection, pipeline, "show", "a", "--json")

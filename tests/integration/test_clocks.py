@@ -10,10 +10,10 @@ import pytest
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.observability.metrics import Metrics
-from omnibus.orchestrator.witness import DisconnectWitness, SystemAccount
-from omnibus.registry.claims import ClaimBook
-from omnibus.registry.verdict import Judge
-from omnibus.registry.view import ReplicaView
+from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_view import ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving
@@ -67,11 +67,11 @@ async def test_witness_asks_for_nothing_when_its_user_may_only_listen(
 ) -> None:
     """What is refused counts as an alarm, and would be asked for ever."""
     metrics, view = Metrics(), ReplicaView(connection, pipeline, timeout=1.0)
-    judge = Judge(connection, pipeline, ClaimBook(connection, pipeline))
+    detector = FailureDetector(connection, pipeline, ClaimBook(connection, pipeline))
     system = SystemAccount(url=nats_server.system_url, account="OMNI")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await DisconnectWitness(view, judge, metrics).run(system)
+            await DisconnectListener(view, detector, metrics).run(system)
     assert metrics.registry.get_sample_value("omnibus_broker_permission_denied_total") == 0
 
 

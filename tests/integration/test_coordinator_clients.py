@@ -6,8 +6,8 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.registry.coordinator import OmniCoordClientForHub, OmniCoordClientForStage
-from omnibus.registry.info import ReplicaEvent, ReplicaEventType
-from omnibus.registry.record import ReplicaStatus
+from omnibus.registry.replica_info import ReplicaEvent, ReplicaEventType
+from omnibus.registry.replica_record import ReplicaStatus
 from tests.support.broker import lay_out
 from tests.support.waiting import eventually
 
@@ -37,11 +37,11 @@ async def test_queue_length_is_asked_at_every_beat(connection: Connection, pipel
     lengths = iter(range(1, 100))
     seen: list[int] = []
 
-    def hear(event: ReplicaEvent) -> None:
+    def on_message(event: ReplicaEvent) -> None:
         seen.append(event.replica.queue_length)
 
     async with (
-        OmniCoordClientForHub(connection, pipeline, heartbeat_timeout=1.0, on_event=hear),
+        OmniCoordClientForHub(connection, pipeline, heartbeat_timeout=1.0, on_event=on_message),
         OmniCoordClientForStage(connection, pipeline, 0, heartbeat_timeout=1.0, queue_length=lambda: next(lengths)),
     ):
         await eventually(lambda: len(seen) >= 4)

@@ -19,11 +19,11 @@ from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.observability.metrics import Metrics
-from omnibus.orchestrator.witness import DEBOUNCE, DisconnectWitness, SystemAccount
+from omnibus.orchestrator.disconnects import DEBOUNCE, DisconnectListener, SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claims import ClaimBook
-from omnibus.registry.verdict import Judge
-from omnibus.registry.view import ReplicaView
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_view import ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Claim
@@ -92,13 +92,13 @@ async def test_replica_is_declared_down_long_before_its_heartbeat_expires_when_i
 async def test_replica_stays_up_when_it_beats_after_its_connection_broke(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=30.0)
     await ensure_layout(connection, layout_of(spec))
-    async with witness_of(connection, spec) as (witness, view), replica(connection, spec) as living:
+    async with detector_of(connection, spec) as (listener, view), replica(connection, spec) as living:
         await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
         beaten = view.replicas()[0].last_heartbeat
-        await witness._hear(disconnected("test", "Read Error"))
+        await listener._on_message(disconnected("test", "Read Error"))
         connection.generation += 1
         living._registration.hurry()  # as its connection does when it is back
-        await eventually(lambda: not witness._waiting)
+        await eventually(lambda: not listener._waiting)
         assert [one.status for one in view.replicas()] == ["up"]
         assert view.replicas()[0].last_heartbeat > beaten
 
@@ -110,10 +110,10 @@ async def test_replica_is_declared_down_when_its_connection_is_gone_and_it_is_si
     """At once for a socket that was closed; after any other end the client has a moment to come back."""
     spec = one_stage(pipeline, heartbeat_timeout=30.0)
     await ensure_layout(connection, layout_of(spec))
-    async with witness_of(connection, spec) as (witness, view), replica(connection, spec) as silent:
+    async with detector_of(connection, spec) as (listener, view), replica(connection, spec) as silent:
         await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
         started = time.monotonic()
-        await witness._hear(disconnected("test", reason))
+        await listener._on_message(disconnected("test", reason))
         if wait:
             await silent._registration.beat()  # was under way when the connection ended: no sign of life
         await view.wait_until(lambda found: any(one.status == "down" for one in found), 5)
@@ -125,10 +125,10 @@ async def test_replica_is_declared_down_when_its_connection_is_gone_and_it_is_si
 async def test_nobody_is_declared_down_when_another_client_leaves(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=30.0)
     await ensure_layout(connection, layout_of(spec))
-    async with witness_of(connection, spec) as (witness, view), replica(connection, spec):
+    async with detector_of(connection, spec) as (listener, view), replica(connection, spec):
         await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
-        await witness._hear(disconnected("a front door", "Client Closed"))
-        assert not witness._waiting
+        await listener._on_message(disconnected("a front door", "Client Closed"))
+        assert not listener._waiting
 
 
 async def test_task_runs_elsewhere_within_the_bound_when_its_replica_is_killed_with_data_in_flight(
@@ -172,12 +172,12 @@ async def heard_claims(connection: Connection, pipeline: str) -> AsyncIterator[l
     """Who said that it has tasks in hand, each time one says so anew."""
     said: list[str] = []
 
-    async def hear(message: Message) -> None:
+    async def on_message(message: Message) -> None:
         claim: Claim = codec.decode(message.data, Claim)
         if claim.held and claim.replica not in said:
             said.append(claim.replica)
 
-    subscription = await connection.subscribe(subjects.claims(pipeline), hear)
+    subscription = await connection.subscribe(subjects.claims(pipeline), on_message)
     yield said
     await subscription.unsubscribe()
 
@@ -187,12 +187,12 @@ async def disconnects(server: EmbeddedServer) -> AsyncIterator[dict[str, str]]:
     """Why connections ended, by the client's name."""
     reasons: dict[str, str] = {}
 
-    async def hear(message: Message) -> None:
+    async def on_message(message: Message) -> None:
         event = msgspec.json.decode(message.data)
         reasons[event["client"].get("name", "")] = event["reason"]
 
     async with connect(server.system_url, name="listener", role="observer") as observer:
-        await observer.subscribe(subjects.disconnects("OMNI"), hear)
+        await observer.subscribe(subjects.disconnects("OMNI"), on_message)
         yield reasons
 
 
@@ -203,11 +203,11 @@ def disconnected(name: str, reason: str) -> Message:
 
 
 @asynccontextmanager
-async def witness_of(
+async def detector_of(
     connection: Connection, spec: PipelineSpec
-) -> AsyncIterator[tuple[DisconnectWitness, ReplicaView]]:
+) -> AsyncIterator[tuple[DisconnectListener, ReplicaView]]:
     async with (
         ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view,
         ClaimBook(connection, spec.name) as claims,
     ):
-        yield DisconnectWitness(view, Judge(connection, spec.name, claims), Metrics()), view
+        yield DisconnectListener(view, FailureDetector(connection, spec.name, claims), Metrics()), view

@@ -6,16 +6,16 @@ import pytest
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.broker.dead_letters import DeadLetters
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.objects import ObjectStore
-from omnibus.client.dead_letters import DeadLetterOffice
+from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer
 from omnibus.errors import InvalidRequest, PayloadLost, RequestConflict, UnknownRequest
+from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claims import ClaimBook
-from omnibus.registry.history import DIED, SILENT
-from omnibus.registry.verdict import Judge
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.lost_attempts import DIED, SILENT
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
@@ -29,8 +29,8 @@ PICTURE = ImagePart(data=bytes(300_000))  # too large for an envelope: stored ap
 LARGE = Request(messages=(Message(role="user", content=(TextPart(text="a red circle"), PICTURE)),))
 
 
-async def office_of(producer: Producer, spec: PipelineSpec) -> DeadLetterOffice:
-    return await DeadLetterOffice.open(producer, spec)
+async def office_of(producer: Producer, spec: PipelineSpec) -> DeadLetterAdmin:
+    return await DeadLetterAdmin.open(producer, spec)
 
 
 async def kept_input(connection: Connection, pipeline: str, rid: str) -> bytes | None:
@@ -43,8 +43,8 @@ async def kept_input(connection: Connection, pipeline: str, rid: str) -> bytes |
 async def test_letter_tells_error_and_replica_of_each_attempt_when_an_engine_fails(
     connection: Connection, pipeline: str
 ) -> None:
-    letter = await bury(connection, healthy(pipeline), "a")
-    attempts = letter.record.attempts
+    dead_letter = await bury(connection, healthy(pipeline), "a")
+    attempts = dead_letter.record.attempts
     assert [(one.stage_id, one.run, one.delivery, one.code) for one in attempts] == [
         (0, 1, 1, "engine_error"),
         (0, 1, 2, "engine_error"),
@@ -65,7 +65,7 @@ async def test_history_names_the_replica_when_it_was_lost_with_its_attempt(
             await eventually(lambda: claims.held(lost.record), what="the claim")
             record, lost._claims.announce = lost.record, mute  # type: ignore[method-assign]
         if judged:
-            await Judge(connection, pipeline, claims).declare_down(record)
+            await FailureDetector(connection, pipeline, claims).mark_down(record)
         async with replica(connection, faulty(spec, latency=1.0)):
             assert (await producer.wait(pipeline, "a")).state is RequestState.DONE
         (attempt,) = (await producer.result(pipeline, "a")).attempts
@@ -78,19 +78,19 @@ async def mute() -> None:
 
 async def test_request_finishes_under_its_own_id_when_it_is_retried(connection: Connection, pipeline: str) -> None:
     spec = healthy(pipeline)
-    letter = await bury(connection, spec, "a", LARGE)
+    dead_letter = await bury(connection, spec, "a", LARGE)
     async with serving(connection, spec, replicas=0) as producer:
-        office = await office_of(producer, spec)
-        assert await office.retry("a") == 2
+        admin = await office_of(producer, spec)
+        assert await admin.retry("a") == 2
         opened = await producer.result(pipeline, "a")
         assert (opened.state, opened.run) == (RequestState.OPEN, 2)
-        allowed = letter.record.ticket.deadline - letter.record.ticket.created
+        allowed = dead_letter.record.ticket.deadline - dead_letter.record.ticket.created
         assert opened.deadline - opened.created == pytest.approx(allowed)
-        assert opened.deadline > letter.record.ticket.deadline
+        assert opened.deadline > dead_letter.record.ticket.deadline
         with pytest.raises(RequestConflict, match="runs again already"):
-            await office.retry("a")
+            await admin.retry("a")
         with pytest.raises(RequestConflict, match="cancel it first"):
-            await office.drop("a")
+            await admin.drop("a")
     async with serving(connection, spec) as producer:
         await producer.wait(pipeline, "a")
         done = await producer.result(pipeline, "a")
@@ -101,8 +101,8 @@ async def test_request_finishes_under_its_own_id_when_it_is_retried(connection: 
 async def test_retry_runs_when_record_and_stored_input_have_expired(connection: Connection, pipeline: str) -> None:
     """The record lives for 15 minutes, what it refers to for little longer; the letter for seven days."""
     spec = healthy(pipeline)
-    letter = await bury(connection, spec, "a", LARGE)
-    location = letter.record.ticket.request.location
+    dead_letter = await bury(connection, spec, "a", LARGE)
+    location = dead_letter.record.ticket.request.location
     assert location is not None
     await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location.key)
     await Bucket(connection, subjects.requests_bucket(pipeline)).delete("a")
@@ -130,12 +130,12 @@ async def test_letter_is_kept_with_all_its_history_when_the_retry_fails_too(
     spec = healthy(pipeline)
     await bury(connection, spec, "a", LARGE)
     async with serving(connection, faulty(spec)) as producer:
-        office = await office_of(producer, spec)
-        await office.retry("a")
+        admin = await office_of(producer, spec)
+        await admin.retry("a")
         assert (await producer.wait(pipeline, "a")).state is RequestState.FAILED
 
         async def told() -> bool:
-            return [one.run for one in (await office.letter("a")).record.attempts] == [1, 1, 2, 2]
+            return [one.run for one in (await admin.dead_letter("a")).record.attempts] == [1, 1, 2, 2]
 
         await eventually(told, what="four attempts in the letter")
         assert await kept_input(connection, pipeline, "a")
@@ -148,13 +148,13 @@ async def test_retried_request_is_a_dead_letter_again_when_its_deadline_passes(
     spec = healthy(pipeline)
     await bury(connection, spec, "a", Request(prompt="hi", deadline=1.5))
     async with serving(connection, spec, replicas=0) as producer:
-        office = await office_of(producer, spec)
-        await office.retry("a")
+        admin = await office_of(producer, spec)
+        await admin.retry("a")
         late = await producer.wait(pipeline, "a")
         assert late.state is RequestState.FAILED
         assert late.failure is not None
         assert late.failure.code == "deadline_exceeded"
-        assert await office.retry("a") == 3
+        assert await admin.retry("a") == 3
 
 
 async def test_retry_is_resumed_when_its_operator_died_before_anything_was_queued(
@@ -163,10 +163,10 @@ async def test_retry_is_resumed_when_its_operator_died_before_anything_was_queue
     spec = healthy(pipeline)
     await bury(connection, spec, "a")
     async with serving(connection, spec, replicas=0) as producer:
-        office = await office_of(producer, spec)
-        await office.retry("a")
+        admin = await office_of(producer, spec)
+        await admin.retry("a")
         await (await producer.channel(pipeline)).performer.queue.purge("a")
-        assert await office.retry("a") == 3
+        assert await admin.retry("a") == 3
     async with serving(connection, spec) as producer:
         assert (await producer.wait(pipeline, "a")).state is RequestState.DONE
 
@@ -191,15 +191,15 @@ async def test_nothing_is_left_when_a_letter_is_dropped(connection: Connection, 
     await bury(connection, spec, "a", LARGE)
     assert await kept_input(connection, pipeline, "a")
     async with Producer(connection) as producer:
-        office = await office_of(producer, spec)
-        assert [letter.record.rid for letter in await office.letters()] == ["a"]
-        await office.drop("a")
-        assert await office.letters() == []
+        admin = await office_of(producer, spec)
+        assert [dead_letter.record.rid for dead_letter in await admin.dead_letters()] == ["a"]
+        await admin.drop("a")
+        assert await admin.dead_letters() == []
         with pytest.raises(UnknownRequest):
-            await office.drop("a")
+            await admin.drop("a")
     assert await nothing_kept(connection, pipeline, "a")
 
 
 async def nothing_kept(connection: Connection, pipeline: str, rid: str) -> bool:
-    letter = await DeadLetters(connection, pipeline).read(rid)
-    return letter is None and await kept_input(connection, pipeline, rid) is None
+    dead_letter = await DeadLetters(connection, pipeline).read(rid)
+    return dead_letter is None and await kept_input(connection, pipeline, rid) is None

@@ -14,7 +14,7 @@ from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.identity import keyed_rid
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import Request
@@ -54,25 +54,25 @@ async def test_caller_has_a_504_in_time_when_no_orchestrator_is_there_and_the_en
     connection: Connection, pipeline: str, stream: bool
 ) -> None:
     spec = omni_sim(pipeline)
-    async with front(connection, spec, workers=False) as door:
+    async with front(connection, spec, workers=False) as front_door:
         body = {
             "model": pipeline, "messages": [{"role": "user", "content": "hi"}], "deadline": 0.4, "stream": stream
         }  # fmt: skip
         headers = {"Idempotency-Key": "late"}
         began = time.monotonic()
-        answer = await door.http.post("/v1/chat/completions", json=body, headers=headers)
+        answer = await front_door.http.post("/v1/chat/completions", json=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert time.monotonic() - began < 4.0
         began = time.monotonic()
-        again = await door.http.post("/v1/chat/completions", json=body, headers=headers)
+        again = await front_door.http.post("/v1/chat/completions", json=body, headers=headers)
         assert again.status_code == 504
         assert time.monotonic() - began < 3.0, "counted from its own deadline"
         rid = keyed_rid("", "default", pipeline, "late")
-        assert await ended(door.producer, pipeline, rid) is None, "nobody has ended it"
+        assert await ended(front_door.producer, pipeline, rid) is None, "nobody has ended it"
         orchestrator = asyncio.create_task(OrchestratorService(connection, spec).run())
         try:
-            await eventually(lambda: ended(door.producer, pipeline, rid), what="its end")
-            assert await ended(door.producer, pipeline, rid) == "expired"
+            await eventually(lambda: ended(front_door.producer, pipeline, rid), what="its end")
+            assert await ended(front_door.producer, pipeline, rid) == "expired"
         finally:
             orchestrator.cancel()
             await asyncio.gather(orchestrator, return_exceptions=True)

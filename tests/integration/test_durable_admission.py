@@ -9,15 +9,15 @@ from contextlib import suppress
 import pytest
 import pytest_asyncio
 
-from omnibus.broker.admission import _meet, admit
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.effects import Performer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
-from omnibus.broker.work import WorkQueue
 from omnibus.client.producer import Producer
 from omnibus.errors import Overloaded, RequestConflict
+from omnibus.ledger.acceptance import _resolve_conflict, admit
+from omnibus.ledger.performer import Performer
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator.intake import Intake
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import admission_effects, new_record
@@ -130,7 +130,7 @@ async def test_nothing_stays_queued_when_a_request_ends_while_somebody_attaches(
     assert seen_open is not None
     async with Producer(connection) as producer:
         assert (await producer.cancel(pipeline, "mine")).state is RequestState.CANCELLED
-        await _meet(performer, seen_open, record_of(line(pipeline), "mine", nonce="other"))
+        await _resolve_conflict(performer, seen_open, record_of(line(pipeline), "mine", nonce="other"))
         assert (await producer.result(pipeline, "mine")).run == 1
     await queue_is_empty(connection, pipeline)
 
@@ -161,7 +161,7 @@ async def test_nothing_stays_queued_when_a_request_ends_while_it_is_admitted_aga
     async with Producer(connection) as producer:
         await producer.cancel(pipeline, "mine")
     with suppress(RequestConflict):
-        await _meet(performer, seen_open, record_of(line(pipeline), "mine", request_, nonce=nonce))
+        await _resolve_conflict(performer, seen_open, record_of(line(pipeline), "mine", request_, nonce=nonce))
     assert await performer.queue.messages() == 0
 
 

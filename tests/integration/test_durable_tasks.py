@@ -15,8 +15,8 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.objects import ObjectStore
-from omnibus.broker.work import WorkQueue
 from omnibus.client.following import READ_EVERY
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec
 from omnibus.requests.advance import entry_tasks

@@ -36,7 +36,7 @@ class Shares:
         self.by_replica: Counter[str] = Counter()
         self._seen: set[str] = set()
 
-    async def hear(self, message: object) -> None:
+    async def on_message(self, message: object) -> None:
         claim = codec.decode(message.data, Claim)  # type: ignore[attr-defined]
         for _, ack_subject in claim.held:
             if ack_subject not in self._seen:
@@ -54,7 +54,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 async def test_no_request_fails_when_a_third_replica_joins_and_the_first_leaves(cluster: Cluster) -> None:
     shares = Shares()
-    await cluster.connection.subscribe(subjects.claims(cluster.spec.name), shares.hear)
+    await cluster.connection.subscribe(subjects.claims(cluster.spec.name), shares.on_message)
     async with Load(cluster.connection, cluster.spec, cluster.url, http_callers=6) as load:
         await load.more(60)
         both = Counter(shares.by_replica)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from omnibus.client.engine import AsyncOmniEngine
-from omnibus.client.stages import StageRuntimeInfo
+from omnibus.client.stage_info import StageRuntimeInfo
 from omnibus.errors import (
     ConfigError,
     EngineDead,

@@ -20,7 +20,7 @@ from omnibus.broker.connection import Connection
 from omnibus.cli.serving import Serving, serving
 from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.omni import Omni
-from omnibus.client.progress import Bar
+from omnibus.client.progress_bar import Bar
 from omnibus.errors import (
     EmptyPrompt,
     EngineRejected,
@@ -31,7 +31,7 @@ from omnibus.errors import (
     UnsupportedModality,
 )
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from tests.support.facade import PIPELINE

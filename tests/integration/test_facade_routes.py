@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from omnibus.broker.connection import Connection
-from omnibus.frontdoor.door import Options
+from omnibus.frontdoor.context import Options
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.front import Front, front
 
@@ -24,29 +24,29 @@ def spec_of(name: str) -> PipelineSpec:
 
 
 @pytest_asyncio.fixture
-async def door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
     async with front(connection, spec_of(pipeline)) as made:
         yield made
 
 
-async def test_replicas_are_paused_and_resumed(door: Front) -> None:
+async def test_replicas_are_paused_and_resumed(front_door: Front) -> None:
     """Parity: /pause and /resume, as vLLM has them."""
-    paused = await door.http.post("/pause", params={"mode": "wait"})
+    paused = await front_door.http.post("/pause", params={"mode": "wait"})
     assert (paused.status_code, paused.json()["complete"]) == (200, True)
     assert paused.json()["replicas"] == [{"stage": "only", "replica": "r0", "value": None, "error": None}]
-    assert (await door.http.get("/is_paused")).json() == {"is_paused": True}
-    assert (await door.http.post("/resume", params={"stage_ids": [0]})).status_code == 200
-    assert (await door.http.get("/is_paused")).json() == {"is_paused": False}
+    assert (await front_door.http.get("/is_paused")).json() == {"is_paused": True}
+    assert (await front_door.http.post("/resume", params={"stage_ids": [0]})).status_code == 200
+    assert (await front_door.http.get("/is_paused")).json() == {"is_paused": False}
 
 
-async def test_replicas_sleep_and_wake_up(door: Front) -> None:
+async def test_replicas_sleep_and_wake_up(front_door: Front) -> None:
     """Parity: /v1/omni/sleep and /v1/omni/wakeup."""
-    asleep = await door.http.post("/v1/omni/sleep", json={"stage_ids": [0], "level": 1})
+    asleep = await front_door.http.post("/v1/omni/sleep", json={"stage_ids": [0], "level": 1})
     assert (asleep.status_code, asleep.json()["method"]) == (200, "sleep")
-    assert (await door.http.post("/resume")).status_code == 400
-    assert (await door.http.post("/v1/omni/wakeup")).status_code == 200
-    answer = await door.openai.chat.completions.create(
-        model=door.spec.name, messages=[{"role": "user", "content": "hi"}]
+    assert (await front_door.http.post("/resume")).status_code == 400
+    assert (await front_door.http.post("/v1/omni/wakeup")).status_code == 200
+    answer = await front_door.openai.chat.completions.create(
+        model=front_door.spec.name, messages=[{"role": "user", "content": "hi"}]
     )
     assert answer.choices[0].message.content
 
@@ -64,8 +64,10 @@ async def test_replicas_sleep_and_wake_up(door: Front) -> None:
         ("/reset_prefix_cache", {"params": {"stage_ids": [0]}}),
     ],
 )
-async def test_order_is_refused_when_it_cannot_be_carried_out(door: Front, path: str, sent: dict[str, object]) -> None:
-    answer = await door.http.post(path, **sent)
+async def test_order_is_refused_when_it_cannot_be_carried_out(
+    front_door: Front, path: str, sent: dict[str, object]
+) -> None:
+    answer = await front_door.http.post(path, **sent)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
@@ -82,20 +84,20 @@ async def test_order_is_refused_when_it_cannot_be_carried_out(door: Front, path:
     ],
 )
 async def test_order_is_refused_by_name_when_it_says_what_nobody_reads(
-    door: Front, path: str, sent: dict[str, object], param: str
+    front_door: Front, path: str, sent: dict[str, object], param: str
 ) -> None:
-    answer = await door.http.post(path, **sent)
+    answer = await front_door.http.post(path, **sent)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert (await door.http.get("/is_paused")).json() == {"is_paused": False}
+    assert (await front_door.http.get("/is_paused")).json() == {"is_paused": False}
 
 
-async def test_unknown_model_is_not_found(door: Front) -> None:
-    assert (await door.http.post("/pause", params={"model": "none"})).status_code == 404
+async def test_unknown_model_is_not_found(front_door: Front) -> None:
+    assert (await front_door.http.post("/pause", params={"model": "none"})).status_code == 404
 
 
 async def test_orders_need_a_key_when_the_door_has_one(connection: Connection, pipeline: str) -> None:
-    async with front(connection, spec_of(pipeline), Options(api_keys=("secret",))) as door:
+    async with front(connection, spec_of(pipeline), Options(api_keys=("secret",))) as front_door:
         for path in ("/pause", "/resume", "/start_profile", "/stop_profile", "/reset_prefix_cache", "/v1/omni/sleep"):
-            refused = await door.http.post(path, headers={"Authorization": "Bearer wrong"})
+            refused = await front_door.http.post(path, headers={"Authorization": "Bearer wrong"})
             assert refused.status_code == 401, path
-        assert (await door.http.post("/pause")).status_code == 200
+        assert (await front_door.http.post("/pause")).status_code == 200

@@ -14,12 +14,12 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.orchestrator import witness as witnessing
-from omnibus.orchestrator.witness import DisconnectWitness, SystemAccount
-from omnibus.registry.claims import ClaimBook
-from omnibus.registry.record import ReplicaRecord
-from omnibus.registry.verdict import Judge
-from omnibus.registry.view import ReplicaView
+from omnibus.orchestrator import disconnects
+from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.replica_view import ReplicaView
 from tests.support.proxy import Proxy
 from tests.support.stage_bench import REPLICA_PROCESS, StageBench, stage_bench
 from tests.support.waiting import eventually
@@ -46,12 +46,14 @@ async def replica_behind(proxy: Proxy, bench: StageBench, name: str) -> AsyncIte
 
 
 @asynccontextmanager
-async def witness(server: EmbeddedServer, connection: Connection, view: ReplicaView) -> AsyncIterator[None]:
+async def listener(server: EmbeddedServer, connection: Connection, view: ReplicaView) -> AsyncIterator[None]:
     """Who hears of lost connections, and nothing else of an orchestrator: the bench takes the events."""
     system = SystemAccount(url=server.system_url, account="OMNI")
     async with ClaimBook(connection, view.pipeline) as claims:
-        judge = Judge(connection, view.pipeline, claims)
-        listening = asyncio.create_task(DisconnectWitness(view, judge, connection.metrics).run(system), name="witness")
+        detector = FailureDetector(connection, view.pipeline, claims)
+        listening = asyncio.create_task(
+            DisconnectListener(view, detector, connection.metrics).run(system), name="witness"
+        )
         yield
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
@@ -105,11 +107,11 @@ async def test_living_replica_keeps_its_task_when_its_connection_is_reset_for_a_
     nats_server: EmbeddedServer, connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server tells the witness of a lost client, which is back before it is believed; longer here, for slow machines."""
-    monkeypatch.setattr(witnessing, "DEBOUNCE", 1.0)
+    monkeypatch.setattr(disconnects, "DEBOUNCE", 1.0)
     async with (
         stage_bench(connection, pipeline, heartbeat_timeout=TIMEOUT, max_attempts=1, latency=2.0) as bench,
         ReplicaView(connection, pipeline, timeout=TIMEOUT) as view,
-        witness(nats_server, connection, view),
+        listener(nats_server, connection, view),
         Proxy(nats_server.url) as proxy,
         replica_behind(proxy, bench, f"living-{pipeline}"),
     ):

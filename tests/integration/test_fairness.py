@@ -10,11 +10,11 @@ import time
 import msgspec
 import pytest
 
-from omnibus.broker import backlog
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.errors import Overloaded
+from omnibus.ledger import backlog
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request

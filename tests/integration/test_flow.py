@@ -9,10 +9,9 @@ import msgspec
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.work import WorkQueue
 from omnibus.client import following
-from omnibus.client.events import Ended, OutputArrived, TextPiece
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import Ended, OutputArrived, TextPiece
 from omnibus.errors import (
     DeadlineExceeded,
     EmptyPrompt,
@@ -23,6 +22,7 @@ from omnibus.errors import (
     UnknownRequest,
     UnsupportedModality,
 )
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState

@@ -15,7 +15,7 @@ from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.errors import PortTaken
 from omnibus.frontdoor.app import create_app
-from omnibus.frontdoor.door import Options
+from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.server import HttpServer
 from omnibus.pipeline.spec import PipelineSpec
 from tests.support.front import FixedPipelines, Front, front, omni_sim
@@ -27,7 +27,7 @@ LIMIT = 200_000
 
 
 @pytest_asyncio.fixture
-async def door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
     """Without workers: whatever is refused is refused before anything is queued."""
     spec = omni_sim(pipeline)
     small = PipelineSpec(name=spec.name, stages=spec.stages, max_prompt_bytes=1000)
@@ -71,9 +71,9 @@ BAD_INPUT: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-async def test_bad_input_is_refused_with_a_typed_error(door: Front, name: str) -> None:
+async def test_bad_input_is_refused_with_a_typed_error(front_door: Front, name: str) -> None:
     path, fields, status, code, param = BAD_INPUT[name]
-    answer = await door.http.post(path, json={"model": door.spec.name, **fields})
+    answer = await front_door.http.post(path, json={"model": front_door.spec.name, **fields})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
     assert error["type"] == "invalid_request_error"
@@ -90,8 +90,8 @@ async def test_bad_input_is_refused_with_a_typed_error(door: Front, name: str) -
         (b"", "application/json"),
     ],
 )
-async def test_a_body_that_is_no_json_object_is_refused(door: Front, content: bytes, content_type: str) -> None:
-    answer = await door.http.post(CHAT, content=content, headers={"content-type": content_type})
+async def test_a_body_that_is_no_json_object_is_refused(front_door: Front, content: bytes, content_type: str) -> None:
+    answer = await front_door.http.post(CHAT, content=content, headers={"content-type": content_type})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
 
 
@@ -107,40 +107,40 @@ async def test_a_body_that_is_no_json_object_is_refused(door: Front, content: by
     ],
 )
 async def test_a_wrong_address_is_refused_with_a_typed_error(
-    door: Front, method: str, path: str, status: int, code: str
+    front_door: Front, method: str, path: str, status: int, code: str
 ) -> None:
-    answer = await door.http.request(method, path)
+    answer = await front_door.http.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert answer.headers["x-request-id"]
 
 
-async def test_an_idempotency_key_is_refused_when_it_is_too_long(door: Front) -> None:
-    body = {"model": door.spec.name, "messages": says("hi")}
-    answer = await door.http.post(CHAT, json=body, headers={"Idempotency-Key": "k" * 256})
+async def test_an_idempotency_key_is_refused_when_it_is_too_long(front_door: Front) -> None:
+    body = {"model": front_door.spec.name, "messages": says("hi")}
+    answer = await front_door.http.post(CHAT, json=body, headers={"Idempotency-Key": "k" * 256})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
-async def test_a_body_without_a_length_is_refused_as_soon_as_it_is_too_large(door: Front) -> None:
+async def test_a_body_without_a_length_is_refused_as_soon_as_it_is_too_large(front_door: Front) -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield b'{"model": "'
         for _ in range(LIMIT // 1000 + 1):
             yield b"x" * 1000
 
-    answer = await door.http.post(CHAT, content=endless(), headers={"content-type": "application/json"})
+    answer = await front_door.http.post(CHAT, content=endless(), headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
 async def test_v1_is_closed_and_probes_are_open_when_there_are_api_keys(connection: Connection, pipeline: str) -> None:
-    async with front(connection, omni_sim(pipeline), Options(api_keys=("secret",)), workers=False) as door:
+    async with front(connection, omni_sim(pipeline), Options(api_keys=("secret",)), workers=False) as front_door:
         stranger = {"Authorization": "Bearer guess"}
-        refused = await door.http.get("/v1/models", headers=stranger)
+        refused = await front_door.http.get("/v1/models", headers=stranger)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert refused.headers["x-request-id"]
-        assert (await door.http.get("/v1/models")).status_code == 200
+        assert (await front_door.http.get("/v1/models")).status_code == 200
         for path in ("/live", "/health", "/ready", "/metrics", "/version"):
-            assert (await door.http.get(path, headers=stranger)).status_code == 200
+            assert (await front_door.http.get(path, headers=stranger)).status_code == 200
         with pytest.raises(openai.AuthenticationError):
-            await door.openai.with_options(api_key="guess").models.list()
+            await front_door.openai.with_options(api_key="guess").models.list()
 
 
 async def test_probes_say_503_and_requests_fail_typed_when_the_broker_is_gone(
@@ -148,54 +148,56 @@ async def test_probes_say_503_and_requests_fail_typed_when_the_broker_is_gone(
 ) -> None:
     async with (
         connect(own_server.url, name="test") as connection,
-        front(connection, omni_sim(pipeline), workers=False) as door,
+        front(connection, omni_sim(pipeline), workers=False) as front_door,
     ):
-        assert (await door.http.get("/ready")).json() == {"status": "ok", "broker": True, "pipelines": True}
+        assert (await front_door.http.get("/ready")).json() == {"status": "ok", "broker": True, "pipelines": True}
         await own_server.kill()
         await eventually(lambda: not connection.connected, what="disconnected")
-        assert (await door.http.get("/live")).status_code == 200
+        assert (await front_door.http.get("/live")).status_code == 200
         for path in ("/health", "/ready"):
-            assert (await door.http.get(path)).status_code == 503
-        answer = await door.http.post(CHAT, json={"model": door.spec.name, "messages": says("hi")})
+            assert (await front_door.http.get(path)).status_code == 503
+        answer = await front_door.http.post(CHAT, json={"model": front_door.spec.name, "messages": says("hi")})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
         await own_server.start()
         await eventually(lambda: connection.connected, what="connected again", timeout=10.0)
-        assert (await door.http.get("/ready")).status_code == 200
+        assert (await front_door.http.get("/ready")).status_code == 200
 
 
-async def test_a_taken_port_is_a_typed_error(door: Front) -> None:
-    second = HttpServer(create_app(door.producer, FixedPipelines(), connected=lambda: True), port=door.server.port)
-    with pytest.raises(PortTaken, match=str(door.server.port)):
+async def test_a_taken_port_is_a_typed_error(front_door: Front) -> None:
+    second = HttpServer(
+        create_app(front_door.producer, FixedPipelines(), connected=lambda: True), port=front_door.server.port
+    )
+    with pytest.raises(PortTaken, match=str(front_door.server.port)):
         await second.__aenter__()
 
 
-async def test_what_nobody_expected_is_a_500_with_an_id_and_a_count(door: Front) -> None:
+async def test_what_nobody_expected_is_a_500_with_an_id_and_a_count(front_door: Front) -> None:
     async def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    door.producer.submit = broken  # type: ignore[method-assign]
-    answer = await door.http.post(CHAT, json={"model": door.spec.name, "messages": says("hi")})
+    front_door.producer.submit = broken  # type: ignore[method-assign]
+    answer = await front_door.http.post(CHAT, json={"model": front_door.spec.name, "messages": says("hi")})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "a bug" not in answer.text
     assert answer.headers["x-request-id"]
-    assert 'omnibus_errors_total{where="frontdoor"}' in (await door.http.get("/metrics")).text
+    assert 'omnibus_errors_total{where="frontdoor"}' in (await front_door.http.get("/metrics")).text
 
 
 async def test_a_stream_is_told_and_its_request_goes_on_when_the_server_stops(
     connection: Connection, pipeline: str
 ) -> None:
     spec = omni_sim(pipeline, token_rate=4.0)
-    async with front(connection, spec) as door:
-        stream = await door.openai.chat.completions.create(
+    async with front(connection, spec) as front_door:
+        stream = await front_door.openai.chat.completions.create(
             model=spec.name, messages=says("one two three four five six seven eight nine ten"), stream=True
         )
         rid = stream.response.headers["x-request-id"]
-        stopping = asyncio.create_task(door.server.stop())
+        stopping = asyncio.create_task(front_door.server.stop())
         with pytest.raises(openai.APIError) as told:
             await _read(stream)
         await stopping
         assert told.value.code == "shutting_down"
-        result = await door.producer.wait(spec.name, rid)
+        result = await front_door.producer.wait(spec.name, rid)
         assert result.state.value == "done"
 
 

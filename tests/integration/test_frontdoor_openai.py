@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletionChunk
 from PIL import Image
 
 from omnibus.broker.connection import Connection
-from omnibus.frontdoor.door import Options
+from omnibus.frontdoor.context import Options
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.front import STEPS, Front, front, omni_sim
 
@@ -26,7 +26,7 @@ WORDS = "a red circle left of a blue square"
 
 
 @pytest_asyncio.fixture
-async def door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
     async with front(connection, omni_sim(pipeline), Options(aliases={f"{pipeline}-alias": pipeline})) as made:
         yield made
 
@@ -37,8 +37,8 @@ def image_of(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-async def test_chat_answers_with_text_alone_when_modalities_are_left_out(door: Front) -> None:
-    raw = await door.openai.chat.completions.with_raw_response.create(model=door.spec.name, messages=ASK)
+async def test_chat_answers_with_text_alone_when_modalities_are_left_out(front_door: Front) -> None:
+    raw = await front_door.openai.chat.completions.with_raw_response.create(model=front_door.spec.name, messages=ASK)
     answer = raw.parse()
     assert answer.choices[0].message.content == WORDS
     assert answer.choices[0].finish_reason == "stop"
@@ -49,9 +49,9 @@ async def test_chat_answers_with_text_alone_when_modalities_are_left_out(door: F
     assert "painter" not in timing
 
 
-async def test_chat_answers_with_text_image_and_audio_when_asked(door: Front) -> None:
-    answer = await door.openai.chat.completions.create(
-        model=door.spec.name,
+async def test_chat_answers_with_text_image_and_audio_when_asked(front_door: Front) -> None:
+    answer = await front_door.openai.chat.completions.create(
+        model=front_door.spec.name,
         messages=ASK,
         modalities=["text", "image", "audio"],
         audio={"voice": "alloy", "format": "flac"},
@@ -66,9 +66,9 @@ async def test_chat_answers_with_text_image_and_audio_when_asked(door: Front) ->
     assert message.audio.transcript == WORDS
 
 
-async def test_chat_streams_text_in_pieces_then_every_other_output_once(door: Front) -> None:
-    stream = await door.openai.chat.completions.create(
-        model=door.spec.name,
+async def test_chat_streams_text_in_pieces_then_every_other_output_once(front_door: Front) -> None:
+    stream = await front_door.openai.chat.completions.create(
+        model=front_door.spec.name,
         messages=ASK,
         modalities=["text", "image", "audio"],
         stream=True,
@@ -89,84 +89,86 @@ async def test_chat_streams_text_in_pieces_then_every_other_output_once(door: Fr
     assert chunks[-1].usage.total_tokens == 16
 
 
-async def test_the_accumulating_helper_understands_the_stream(door: Front) -> None:
-    async with door.openai.chat.completions.stream(model=door.spec.name, messages=ASK) as stream:
+async def test_the_accumulating_helper_understands_the_stream(front_door: Front) -> None:
+    async with front_door.openai.chat.completions.stream(model=front_door.spec.name, messages=ASK) as stream:
         completion = await stream.get_final_completion()
     assert completion.choices[0].message.content == WORDS
 
 
-async def test_completions_continue_a_prompt_streamed_and_not(door: Front) -> None:
-    whole = await door.openai.completions.create(model=door.spec.name, prompt="one two")
-    stream = await door.openai.completions.create(model=door.spec.name, prompt="one two", stream=True)
+async def test_completions_continue_a_prompt_streamed_and_not(front_door: Front) -> None:
+    whole = await front_door.openai.completions.create(model=front_door.spec.name, prompt="one two")
+    stream = await front_door.openai.completions.create(model=front_door.spec.name, prompt="one two", stream=True)
     pieces = [chunk.choices[0].text async for chunk in stream]
-    by_ids = await door.openai.completions.create(model=door.spec.name, prompt=[7, 8, 9])
+    by_ids = await front_door.openai.completions.create(model=front_door.spec.name, prompt=[7, 8, 9])
     assert whole.choices[0].text == "one two" == "".join(pieces)
     assert len(pieces) > 1
     assert by_ids.choices[0].text == "7 8 9"
 
 
-async def test_images_are_painted_as_base64_and_as_data_urls(door: Front) -> None:
-    as_data = await door.openai.images.generate(model=door.spec.name, prompt=WORDS)
-    as_url = await door.openai.images.generate(model=door.spec.name, prompt=WORDS, response_format="url")
-    as_webp = await door.openai.images.generate(model=door.spec.name, prompt=WORDS, output_format="webp")
+async def test_images_are_painted_as_base64_and_as_data_urls(front_door: Front) -> None:
+    as_data = await front_door.openai.images.generate(model=front_door.spec.name, prompt=WORDS)
+    as_url = await front_door.openai.images.generate(model=front_door.spec.name, prompt=WORDS, response_format="url")
+    as_webp = await front_door.openai.images.generate(model=front_door.spec.name, prompt=WORDS, output_format="webp")
     picture = Image.open(io.BytesIO(base64.b64decode(as_data.data[0].b64_json)))
     assert (picture.format, picture.size) == ("PNG", (16, 16))
     assert image_of(as_url.data[0].url).tobytes() == picture.tobytes()
     assert Image.open(io.BytesIO(base64.b64decode(as_webp.data[0].b64_json))).format == "WEBP"
 
 
-async def test_images_stream_to_a_completed_event(door: Front) -> None:
-    stream = await door.openai.images.generate(model=door.spec.name, prompt=WORDS, stream=True, partial_images=STEPS)
+async def test_images_stream_to_a_completed_event(front_door: Front) -> None:
+    stream = await front_door.openai.images.generate(
+        model=front_door.spec.name, prompt=WORDS, stream=True, partial_images=STEPS
+    )
     events = [event async for event in stream]
     assert events[-1].type == "image_generation.completed"
     assert Image.open(io.BytesIO(base64.b64decode(events[-1].b64_json))).size == (16, 16)
 
 
-async def test_speech_is_a_file_in_the_wanted_format(door: Front) -> None:
-    ask = {"model": door.spec.name, "voice": "alloy", "input": WORDS}
-    wav = await door.openai.audio.speech.create(**ask, response_format="wav")
-    pcm = await door.openai.audio.speech.create(**ask, response_format="pcm")
-    mp3 = await door.openai.audio.speech.create(**ask)
+async def test_speech_is_a_file_in_the_wanted_format(front_door: Front) -> None:
+    ask = {"model": front_door.spec.name, "voice": "alloy", "input": WORDS}
+    wav = await front_door.openai.audio.speech.create(**ask, response_format="wav")
+    pcm = await front_door.openai.audio.speech.create(**ask, response_format="pcm")
+    mp3 = await front_door.openai.audio.speech.create(**ask)
     samples, rate = soundfile.read(io.BytesIO(wav.content))
     assert (len(samples), rate) == (800, 8000)
     assert len(np.frombuffer(pcm.content, dtype="<i2")) == 2400
     assert mp3.response.headers["content-type"] == "audio/mpeg"
 
 
-async def test_models_are_listed_and_found_under_both_names(door: Front) -> None:
-    alias = f"{door.spec.name}-alias"
-    assert [model.id async for model in door.openai.models.list()] == [alias]
-    assert (await door.openai.models.retrieve(alias)).model_extra["modalities"] == ["text", "image", "audio"]
-    assert (await door.openai.models.retrieve(door.spec.name)).id == door.spec.name
-    answer = await door.openai.chat.completions.create(model=alias, messages=ASK)
+async def test_models_are_listed_and_found_under_both_names(front_door: Front) -> None:
+    alias = f"{front_door.spec.name}-alias"
+    assert [model.id async for model in front_door.openai.models.list()] == [alias]
+    assert (await front_door.openai.models.retrieve(alias)).model_extra["modalities"] == ["text", "image", "audio"]
+    assert (await front_door.openai.models.retrieve(front_door.spec.name)).id == front_door.spec.name
+    answer = await front_door.openai.chat.completions.create(model=alias, messages=ASK)
     assert answer.model == alias
 
 
-async def test_sampling_params_reach_the_stage_that_they_name(door: Front) -> None:
-    by_name = await door.openai.chat.completions.create(
-        model=door.spec.name, messages=ASK, extra_body={"sampling_params": {"writer": {"tokens": 2}}}
+async def test_sampling_params_reach_the_stage_that_they_name(front_door: Front) -> None:
+    by_name = await front_door.openai.chat.completions.create(
+        model=front_door.spec.name, messages=ASK, extra_body={"sampling_params": {"writer": {"tokens": 2}}}
     )
-    by_order = await door.openai.chat.completions.create(
-        model=door.spec.name, messages=ASK, extra_body={"sampling_params_list": [{"tokens": 3}, None, None]}
+    by_order = await front_door.openai.chat.completions.create(
+        model=front_door.spec.name, messages=ASK, extra_body={"sampling_params_list": [{"tokens": 3}, None, None]}
     )
     assert by_name.choices[0].message.content == "a red"
     assert by_order.choices[0].message.content == "a red circle"
 
 
-async def test_a_stage_that_rejects_gives_its_own_400_streamed_or_not(door: Front) -> None:
+async def test_a_stage_that_rejects_gives_its_own_400_streamed_or_not(front_door: Front) -> None:
     reject = {"sampling_params": {"writer": {"reject_on": {"rid": "."}}}}
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as refused:
-            await door.openai.chat.completions.create(
-                model=door.spec.name, messages=ASK, stream=stream, extra_body=reject
+            await front_door.openai.chat.completions.create(
+                model=front_door.spec.name, messages=ASK, stream=stream, extra_body=reject
             )
         assert refused.value.code == "engine_rejected"
 
 
-async def test_an_error_in_mid_stream_is_raised_by_the_client(door: Front) -> None:
+async def test_an_error_in_mid_stream_is_raised_by_the_client(front_door: Front) -> None:
     reject = {"sampling_params": {"painter": {"reject_on": {"rid": "."}}}}
-    stream = await door.openai.chat.completions.create(
-        model=door.spec.name, messages=ASK, modalities=["text", "image"], stream=True, extra_body=reject
+    stream = await front_door.openai.chat.completions.create(
+        model=front_door.spec.name, messages=ASK, modalities=["text", "image"], stream=True, extra_body=reject
     )
     said: list[str] = []
     with pytest.raises(openai.APIError, match="told to reject") as failed:
@@ -196,8 +198,8 @@ async def test_media_of_a_chat_reach_the_first_stage(connection: Connection, pip
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "input_audio", "input_audio": {"data": base64.b64encode(sound.getvalue()).decode(), "format": "wav"}},
     ]
-    async with front(connection, spec) as door:
-        answer = await door.openai.chat.completions.create(
+    async with front(connection, spec) as front_door:
+        answer = await front_door.openai.chat.completions.create(
             model=pipeline, messages=[{"role": "user", "content": content}]
         )
     assert answer.choices[0].message.content == "what is this; image 300x400; audio 1.5 s"

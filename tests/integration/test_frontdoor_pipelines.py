@@ -9,7 +9,7 @@ from omnibus.broker.embedded import EmbeddedServer
 from omnibus.cli.deployed import DeployedPipelines
 from omnibus.errors import InvalidRequest, UnknownModel
 from omnibus.frontdoor.served import ServedModels
-from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.registry.deployed_pipelines import deploy_pipeline
 from tests.support.front import omni_sim
 from tests.support.waiting import eventually
 

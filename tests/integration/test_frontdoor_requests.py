@@ -13,10 +13,10 @@ import pytest_asyncio
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.broker.work import WorkQueue
-from omnibus.client.events import Result
+from omnibus.client.request_events import Result
 from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.identity import keyed_rid
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import subjects
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
@@ -27,60 +27,62 @@ HANG = {"sampling_params": {"writer": {"hang_on": {"rid": "."}}}}
 
 
 @pytest_asyncio.fixture
-async def door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
     async with front(connection, omni_sim(pipeline)) as made:
         yield made
 
 
-def body(door: Front, text: str = "hello there", **fields: Any) -> dict[str, Any]:
-    return {"model": door.spec.name, "messages": [{"role": "user", "content": text}], **fields}
+def body(front_door: Front, text: str = "hello there", **fields: Any) -> dict[str, Any]:
+    return {"model": front_door.spec.name, "messages": [{"role": "user", "content": text}], **fields}
 
 
-def rid_of(door: Front, key: str) -> str:
-    return keyed_rid("", "default", door.spec.name, key)
+def rid_of(front_door: Front, key: str) -> str:
+    return keyed_rid("", "default", front_door.spec.name, key)
 
 
-async def state_of(door: Front, rid: str) -> str | None:
+async def state_of(front_door: Front, rid: str) -> str | None:
     try:
-        result: Result = await door.producer.result(door.spec.name, rid)
+        result: Result = await front_door.producer.result(front_door.spec.name, rid)
     except UnknownRequest:
         return None
     return result.state.value
 
 
-async def test_a_finished_request_is_read_by_its_id(door: Front) -> None:
-    answered = await door.http.post("/v1/chat/completions", json=body(door, modalities=["text", "audio"]))
-    read = await door.http.get(f"/v1/requests/{answered.headers['x-request-id']}")
+async def test_a_finished_request_is_read_by_its_id(front_door: Front) -> None:
+    answered = await front_door.http.post("/v1/chat/completions", json=body(front_door, modalities=["text", "audio"]))
+    read = await front_door.http.get(f"/v1/requests/{answered.headers['x-request-id']}")
     record = read.json()
-    assert (read.status_code, record["status"], record["model"]) == (200, "done", door.spec.name)
+    assert (read.status_code, record["status"], record["model"]) == (200, "done", front_door.spec.name)
     by_modality = {output["modality"]: output for output in record["outputs"]}
     assert by_modality["text"]["items"] == [{"media_type": "text/plain", "text": "hello there"}]
     assert by_modality["audio"]["items"][0]["media_type"] == "audio/wav"
     assert {stage["stage"] for stage in record["stages"]} == {"writer", "speaker"}
 
 
-async def test_the_same_key_gives_the_same_answer_and_another_body_a_conflict(door: Front) -> None:
+async def test_the_same_key_gives_the_same_answer_and_another_body_a_conflict(front_door: Front) -> None:
     headers = {"Idempotency-Key": "order 7/ä".encode("latin-1")}
-    first = await door.http.post("/v1/chat/completions", json=body(door), headers=headers)
-    again = await door.http.post("/v1/chat/completions", json=body(door), headers=headers)
-    other = await door.http.post("/v1/chat/completions", json=body(door, "something else"), headers=headers)
+    first = await front_door.http.post("/v1/chat/completions", json=body(front_door), headers=headers)
+    again = await front_door.http.post("/v1/chat/completions", json=body(front_door), headers=headers)
+    other = await front_door.http.post("/v1/chat/completions", json=body(front_door, "something else"), headers=headers)
     assert first.json() == again.json()
     assert first.headers["x-request-id"] == again.headers["x-request-id"]
     assert (other.status_code, other.json()["error"]["code"]) == (409, "request_conflict")
 
 
-async def test_the_same_key_joins_the_running_request_when_it_is_not_done(door: Front) -> None:
-    slow = body(door, "one two three four", sampling_params={"writer": {"latency": 0.3}})
+async def test_the_same_key_joins_the_running_request_when_it_is_not_done(front_door: Front) -> None:
+    slow = body(front_door, "one two three four", sampling_params={"writer": {"latency": 0.3}})
     headers = {"Idempotency-Key": "join"}
-    both = await asyncio.gather(*(door.http.post("/v1/chat/completions", json=slow, headers=headers) for _ in range(2)))
+    both = await asyncio.gather(
+        *(front_door.http.post("/v1/chat/completions", json=slow, headers=headers) for _ in range(2))
+    )
     assert [answer.status_code for answer in both] == [200, 200]
     assert both[0].json() == both[1].json()
 
 
-async def test_a_repeated_stream_says_the_whole_text_when_the_request_is_done(door: Front) -> None:
-    ask = body(door, "one two three", stream=True)
+async def test_a_repeated_stream_says_the_whole_text_when_the_request_is_done(front_door: Front) -> None:
+    ask = body(front_door, "one two three", stream=True)
     headers = {"Idempotency-Key": "streamed"}
-    client = door.openai.with_options(default_headers=headers)
+    client = front_door.openai.with_options(default_headers=headers)
     texts = []
     for _ in range(2):
         stream = await client.chat.completions.create(**ask)
@@ -88,86 +90,89 @@ async def test_a_repeated_stream_says_the_whole_text_when_the_request_is_done(do
     assert texts == ["one two three", "one two three"]
 
 
-async def test_cancelling_is_acknowledged_and_seen_by_the_waiting_caller(door: Front) -> None:
+async def test_cancelling_is_acknowledged_and_seen_by_the_waiting_caller(front_door: Front) -> None:
     headers = {"Idempotency-Key": "cancel me"}
-    waiting = asyncio.create_task(door.http.post("/v1/chat/completions", json=body(door, **HANG), headers=headers))
-    rid = rid_of(door, "cancel me")
-    await eventually(lambda: state_of(door, rid), what="accepted")
-    cancelled = await door.http.delete(f"/v1/requests/{rid}")
+    waiting = asyncio.create_task(
+        front_door.http.post("/v1/chat/completions", json=body(front_door, **HANG), headers=headers)
+    )
+    rid = rid_of(front_door, "cancel me")
+    await eventually(lambda: state_of(front_door, rid), what="accepted")
+    cancelled = await front_door.http.delete(f"/v1/requests/{rid}")
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
     answer = await waiting
     assert (answer.status_code, answer.json()["error"]["code"]) == (499, "cancelled")
-    again = await door.http.delete(f"/v1/requests/{rid}")
+    again = await front_door.http.delete(f"/v1/requests/{rid}")
     assert again.json()["status"] == "cancelled"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_goes_on_without_its_caller_when_it_has_a_key(door: Front, stream: bool) -> None:
-    slow = body(door, "still here", stream=stream, sampling_params={"writer": {"latency": 0.5}})
+async def test_a_request_goes_on_without_its_caller_when_it_has_a_key(front_door: Front, stream: bool) -> None:
+    slow = body(front_door, "still here", stream=stream, sampling_params={"writer": {"latency": 0.5}})
     headers = {"Idempotency-Key": f"later {stream}"}
-    rid = rid_of(door, f"later {stream}")
-    calling = asyncio.create_task(door.http.post("/v1/chat/completions", json=slow, headers=headers))
-    await eventually(lambda: state_of(door, rid), what="accepted")
+    rid = rid_of(front_door, f"later {stream}")
+    calling = asyncio.create_task(front_door.http.post("/v1/chat/completions", json=slow, headers=headers))
+    await eventually(lambda: state_of(front_door, rid), what="accepted")
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
 
     async def done() -> bool:
-        return await state_of(door, rid) == "done"
+        return await state_of(front_door, rid) == "done"
 
     await eventually(done, what="done without its caller")
-    answer = await door.http.post("/v1/chat/completions", json=slow, headers=headers)
-    read = await door.http.get(f"/v1/requests/{answer.headers['x-request-id']}")
+    answer = await front_door.http.post("/v1/chat/completions", json=slow, headers=headers)
+    read = await front_door.http.get(f"/v1/requests/{answer.headers['x-request-id']}")
     assert answer.status_code == 200
     assert read.json()["outputs"][0]["items"][0]["text"] == "still here"
 
 
-async def test_a_request_is_cancelled_when_its_caller_leaves_the_stream(door: Front) -> None:
+async def test_a_request_is_cancelled_when_its_caller_leaves_the_stream(front_door: Front) -> None:
     slow = {"sampling_params": {"writer": {"token_rate": 2.0}}}
-    stream = await door.openai.chat.completions.create(**body(door, "one two three four", stream=True), extra_body=slow)
+    asked = body(front_door, "one two three four", stream=True)
+    stream = await front_door.openai.chat.completions.create(**asked, extra_body=slow)
     rid = stream.response.headers["x-request-id"]
     await stream.close()
 
     async def cancelled() -> bool:
-        return await state_of(door, rid) == "cancelled"
+        return await state_of(front_door, rid) == "cancelled"
 
     await eventually(cancelled, what="cancelled")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_is_cancelled_when_its_caller_stops_waiting(
-    door: Front, connection: Connection, stream: bool
+    front_door: Front, connection: Connection, stream: bool
 ) -> None:
     """In a stream, before its first event."""
-    before = await _cancelled_count(door)
+    before = await _cancelled_count(front_door)
     with pytest.raises(httpx.ReadTimeout):
-        await door.http.post("/v1/chat/completions", json=body(door, stream=stream, **HANG), timeout=0.5)
+        await front_door.http.post("/v1/chat/completions", json=body(front_door, stream=stream, **HANG), timeout=0.5)
 
     async def counted() -> bool:
-        return await _cancelled_count(door) > before
+        return await _cancelled_count(front_door) > before
 
     await eventually(counted, what="answered 499 to nobody")
-    (rid,) = await Bucket(connection, subjects.requests_bucket(door.spec.name)).keys()
-    assert await state_of(door, rid) == "cancelled"
-    assert await WorkQueue(connection, door.spec.name).messages() == 0
+    (rid,) = await Bucket(connection, subjects.requests_bucket(front_door.spec.name)).keys()
+    assert await state_of(front_door, rid) == "cancelled"
+    assert await WorkQueue(connection, front_door.spec.name).messages() == 0
 
 
-async def test_a_request_that_misses_its_deadline_is_a_504(door: Front) -> None:
+async def test_a_request_that_misses_its_deadline_is_a_504(front_door: Front) -> None:
     with pytest.raises(openai.APIStatusError) as expired:
-        await door.openai.chat.completions.create(**body(door), extra_body={"deadline": 0.3, **HANG})
+        await front_door.openai.chat.completions.create(**body(front_door), extra_body={"deadline": 0.3, **HANG})
     assert (expired.value.status_code, expired.value.code) == (504, "deadline_exceeded")
 
 
 async def test_overload_is_a_429_with_retry_after(connection: Connection, pipeline: str) -> None:
     spec = omni_sim(pipeline)
     full = type(spec)(name=spec.name, stages=spec.stages, deadline=30.0, max_open_requests=1)
-    async with front(connection, full, workers=False) as door:
+    async with front(connection, full, workers=False) as front_door:
         first = asyncio.create_task(
-            door.http.post("/v1/chat/completions", json=body(door), headers={"Idempotency-Key": "1"})
+            front_door.http.post("/v1/chat/completions", json=body(front_door), headers={"Idempotency-Key": "1"})
         )
-        await eventually(lambda: state_of(door, rid_of(door, "1")), what="accepted")
+        await eventually(lambda: state_of(front_door, rid_of(front_door, "1")), what="accepted")
 
         async def refused() -> httpx.Response | None:
-            answer = await door.http.post("/v1/chat/completions", json=body(door), timeout=1.0)
+            answer = await front_door.http.post("/v1/chat/completions", json=body(front_door), timeout=1.0)
             return answer if answer.status_code == 429 else None
 
         answer = await eventually(refused, what="429")
@@ -178,8 +183,8 @@ async def test_overload_is_a_429_with_retry_after(connection: Connection, pipeli
     assert answer.json()["error"]["code"] == "overloaded"
 
 
-async def _cancelled_count(door: Front) -> float:
-    metrics = (await door.http.get("/metrics")).text
+async def _cancelled_count(front_door: Front) -> float:
+    metrics = (await front_door.http.get("/metrics")).text
     line = next(
         (line for line in metrics.splitlines() if 'chat/completions",status="499"' in line and "_total" in line), "x 0"
     )

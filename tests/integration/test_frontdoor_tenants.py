@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.frontdoor.door import Options
+from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.identity import key_tenant
 from omnibus.requests.record import Record
 from omnibus.wire.request import Request
@@ -17,32 +17,34 @@ pytestmark = pytest.mark.integration
 
 async def test_request_is_its_keys_owners_alone_when_there_are_api_keys(connection: Connection, pipeline: str) -> None:
     options = Options(api_keys=("ours", "theirs"))
-    async with front(connection, omni_sim(pipeline), options, workers=False) as door:
-        rid = (await door.producer.submit(door.spec, Request(prompt="hi", tenant=key_tenant("ours")))).rid
+    async with front(connection, omni_sim(pipeline), options, workers=False) as front_door:
+        rid = (await front_door.producer.submit(front_door.spec, Request(prompt="hi", tenant=key_tenant("ours")))).rid
         theirs = {"Authorization": "Bearer theirs"}
         for method in ("GET", "DELETE"):
-            refused = await door.http.request(method, f"/v1/requests/{rid}", headers=theirs)
+            refused = await front_door.http.request(method, f"/v1/requests/{rid}", headers=theirs)
             assert (refused.status_code, refused.json()["error"]["code"]) == (404, "request_not_found")
-        assert (await door.http.get(f"/v1/requests/{rid}")).json()["status"] == "open"
-        assert (await door.http.delete(f"/v1/requests/{rid}")).json()["status"] == "cancelled"
+        assert (await front_door.http.get(f"/v1/requests/{rid}")).json()["status"] == "open"
+        assert (await front_door.http.delete(f"/v1/requests/{rid}")).json()["status"] == "cancelled"
 
 
 async def test_callers_key_is_the_tenant_whatever_user_it_names(connection: Connection, pipeline: str) -> None:
     spec = msgspec.structs.replace(omni_sim(pipeline), max_open_per_tenant=1)
     body = {"model": pipeline, "messages": [{"role": "user", "content": "hi"}], "deadline": 0.5}
-    async with front(connection, spec, Options(api_keys=("ours", "theirs")), workers=False) as door:
-        held = await door.producer.submit(spec, Request(prompt="hi", tenant=key_tenant("ours")))
-        refused = await door.http.post("/v1/chat/completions", json={**body, "user": "somebody new"})
+    async with front(connection, spec, Options(api_keys=("ours", "theirs")), workers=False) as front_door:
+        held = await front_door.producer.submit(spec, Request(prompt="hi", tenant=key_tenant("ours")))
+        refused = await front_door.http.post("/v1/chat/completions", json={**body, "user": "somebody new"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        taken = await door.http.post("/v1/chat/completions", json=body, headers={"Authorization": "Bearer theirs"})
+        taken = await front_door.http.post(
+            "/v1/chat/completions", json=body, headers={"Authorization": "Bearer theirs"}
+        )
         assert taken.status_code == 504, "accepted, though nobody works"
-        assert key_tenant("ours") == (await _record(door, held.rid)).tenant
+        assert key_tenant("ours") == (await _record(front_door, held.rid)).tenant
         assert "ours" not in key_tenant("ours").removeprefix("key-")
 
 
-async def _record(door: Front, rid: str) -> Record:
-    channel = await door.producer.channel(door.spec.name)
+async def _record(front_door: Front, rid: str) -> Record:
+    channel = await front_door.producer.channel(front_door.spec.name)
     entry = await channel.performer.ledger.read(rid)
     assert entry is not None
     return entry.record

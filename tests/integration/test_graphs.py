@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.ledger import Ledger
-from omnibus.client.events import Result
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import Result
+from omnibus.ledger.records import Ledger
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
@@ -53,10 +53,10 @@ async def test_every_stage_has_its_own_sampling_parameters(connection: Connectio
     first = replace(sim(0, final="text"), default_sampling_params={"tokens": 2})
     second = replace(sim(1, 0, final="text"), default_sampling_params={"tokens": 5})
     spec = PipelineSpec(name=pipeline, stages=(first, second))
-    wishes = {"s0": {"tokens": 3}, "1": {"tokens": 7}}
+    arguments = {"s0": {"tokens": 3}, "1": {"tokens": 7}}
     async with serving(connection, spec) as producer:
         default = await (await producer.submit(spec, Request(prompt="a"))).result()
-        asked = await (await producer.submit(spec, Request(prompt="a", sampling_params=wishes))).result()
+        asked = await (await producer.submit(spec, Request(prompt="a", sampling_params=arguments))).result()
     assert [len(output.text.split()) for output in default.outputs] == [2, 5]
     assert [len(output.text.split()) for output in asked.outputs] == [3, 7]
 

@@ -128,10 +128,10 @@ async def test_client_of_the_broker_comes_back_when_its_connection_was_dropped(
         await eventually(lambda: behind.generation == 1)
         heard = asyncio.Event()
 
-        async def hear(_message: object) -> None:
+        async def on_message(_message: object) -> None:
             heard.set()
 
-        await connection.subscribe(f"{pipeline}.hello", hear)
+        await connection.subscribe(f"{pipeline}.hello", on_message)
         await behind.publish(f"{pipeline}.hello")
         async with asyncio.timeout(5):
             await heard.wait()

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from omnibus.broker.connection import Connection
-from omnibus.client.events import Ended, OutputArrived, TextPiece
+from omnibus.client.request_events import Ended, OutputArrived, TextPiece
 from omnibus.requests.state import RequestState
 from omnibus.wire.out import Tokens
 from omnibus.wire.payload import RECORD_INLINE_LIMIT
@@ -25,14 +25,14 @@ PROMPT = " ".join(f"w{number:03}" for number in range(400))
 
 
 @pytest_asyncio.fixture
-async def door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
     async with front(connection, omni_sim(pipeline, token_rate=200.0)) as made:
         yield made
 
 
-async def test_what_was_said_is_in_the_answer_and_in_the_record_when_a_stream_is_cancelled(door: Front) -> None:
+async def test_what_was_said_is_in_the_answer_and_in_the_record_when_a_stream_is_cancelled(front_door: Front) -> None:
     request = Request(prompt=PROMPT, modalities=("text",))
-    submission = await door.producer.submit(door.spec, request, rid="told")
+    submission = await front_door.producer.submit(front_door.spec, request, rid="told")
     pieces = ""
     async with aclosing(submission.events()) as events:
         async for event in events:
@@ -40,7 +40,7 @@ async def test_what_was_said_is_in_the_answer_and_in_the_record_when_a_stream_is
                 pieces += event.text
             if len(pieces) > 50:
                 break
-        cancelled = (await door.http.delete("/v1/requests/told")).json()
+        cancelled = (await front_door.http.delete("/v1/requests/told")).json()
         rest = [event async for event in events]
     said = cancelled["outputs"][0]["items"][0]["text"]
     assert cancelled["status"] == "cancelled"
@@ -48,8 +48,8 @@ async def test_what_was_said_is_in_the_answer_and_in_the_record_when_a_stream_is
     assert cancelled["outputs"][0]["usage"]["completion_tokens"] == len(said.split())
     assert PROMPT.startswith(said)
     assert len(said) >= len(pieces)
-    again = (await door.http.delete("/v1/requests/told")).json()
-    read = (await door.http.get("/v1/requests/told")).json()
+    again = (await front_door.http.delete("/v1/requests/told")).json()
+    read = (await front_door.http.get("/v1/requests/told")).json()
     assert again["outputs"] == read["outputs"] == cancelled["outputs"]
     # Whoever follows has all pieces of the text, and then the text.
     assert isinstance(rest[-1], Ended)
@@ -58,17 +58,19 @@ async def test_what_was_said_is_in_the_answer_and_in_the_record_when_a_stream_is
     assert arrived.text.startswith(said)
 
 
-async def test_what_was_said_is_told_when_nobody_streams(door: Front) -> None:
-    await door.producer.submit(door.spec, Request(prompt=PROMPT, modalities=("text",), stream=False), rid="quiet")
-    cancelled = await eventually(lambda: cancelled_with_text(door, "quiet"))
+async def test_what_was_said_is_told_when_nobody_streams(front_door: Front) -> None:
+    await front_door.producer.submit(
+        front_door.spec, Request(prompt=PROMPT, modalities=("text",), stream=False), rid="quiet"
+    )
+    cancelled = await eventually(lambda: cancelled_with_text(front_door, "quiet"))
     assert PROMPT.startswith(cancelled)
 
 
-async def cancelled_with_text(door: Front, rid: str) -> str:
+async def cancelled_with_text(front_door: Front, rid: str) -> str:
     """Cancel once the replica has something to say of it."""
-    channel = await door.producer.channel(door.spec.name)
+    channel = await front_door.producer.channel(front_door.spec.name)
     with channel.mailbox(rid) as box:
-        await channel.ask_said(rid, 0, 0)
+        await channel.ask_sent_text(rid, 0, 0)
         try:
             async with asyncio.timeout(0.5):
                 message = await box.get()
@@ -76,7 +78,7 @@ async def cancelled_with_text(door: Front, rid: str) -> str:
             return ""
     if not isinstance(message, Tokens) or not message.text:
         return ""
-    result = await door.producer.cancel(door.spec.name, rid)
+    result = await front_door.producer.cancel(front_door.spec.name, rid)
     return result.outputs[0].text
 
 

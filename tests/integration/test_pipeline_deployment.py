@@ -15,12 +15,12 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import layout_of, plan
-from omnibus.broker.ledger import Ledger
 from omnibus.client.producer import Producer
 from omnibus.errors import InvalidName, PipelineError
+from omnibus.ledger.records import Ledger
 from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.pipelines import delete_pipeline, deploy_pipeline, list_deployed, load_deployed
+from omnibus.registry.deployed_pipelines import delete_pipeline, deploy_pipeline, list_deployed, load_deployed
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import Request

@@ -13,14 +13,14 @@ import pytest
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
-from omnibus.broker.ledger import Ledger
-from omnibus.broker.work import WorkQueue
 from omnibus.client.producer import Producer
+from omnibus.ledger.records import Ledger
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import forwarding, service
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.claims import ClaimBook
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.verdict import Judge
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
@@ -216,7 +216,7 @@ async def test_deaths_are_judged_when_a_claim_is_nonsense(connection: Connection
         await connection.publish(subjects.claim(pipeline, 0, "r0"), codec.encode(claim))
         await eventually(lambda: claims.held(record), what="the claim")
         assert [rid for rid, _ in claims.held(record)] == ["d"]
-        assert await Judge(connection, pipeline, claims).declare_down(record)
+        assert await FailureDetector(connection, pipeline, claims).mark_down(record)
 
 
 RAW_POISON = {

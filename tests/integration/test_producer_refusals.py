@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.work import WorkQueue
 from omnibus.errors import InvalidRequest, UnknownRequest
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from omnibus.broker.admission import admit
 from omnibus.broker.connection import Connection
-from omnibus.broker.effects import Performer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.errors import BrokerUnavailable, PayloadLost
+from omnibus.ledger.acceptance import admit
+from omnibus.ledger.performer import Performer
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule
 from omnibus.requests.effects import Purge

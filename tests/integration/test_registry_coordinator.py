@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.registry.claims import ClaimBook
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.failure_detector import FailureDetector
 from omnibus.registry.heartbeat import Registration
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.verdict import Judge
-from omnibus.registry.view import ReplicaChange, ReplicaView
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
 from tests.support.proxy import Proxy
@@ -117,11 +117,11 @@ async def test_replica_hears_its_new_id_when_its_registration_was_interrupted(
     async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one:
         bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
         other = replace(one.registration.record, instance="other", status=ReplicaStatus.UP)
-        hear, one.registration._on_registered = one.registration._on_registered, _never
+        on_message, one.registration._on_registered = one.registration._on_registered, _never
         await bucket.put(subjects.replica_key(0, "r0"), codec.encode(other))
         await eventually(lambda: one.fenced)
         await eventually(lambda: one.registration.record.replica == "r1")
-        one.registration._on_registered = hear
+        one.registration._on_registered = on_message
         await eventually(lambda: one.ids == ["r0", "r1"])
 
 
@@ -160,7 +160,7 @@ async def test_replica_registers_afresh_when_it_was_declared_down(connection: Co
     ):
         await one.registration.set_status(ReplicaStatus.UP)
         await view.wait_until(lambda found: len(found) == 1, 2)
-        assert await Judge(connection, pipeline, claims).declare_down(view.replicas()[0])
+        assert await FailureDetector(connection, pipeline, claims).mark_down(view.replicas()[0])
         await eventually(lambda: one.fenced)
         await eventually(lambda: statuses(view) == {"r0": "up"})
         assert one.ids == ["r0", "r0"]
@@ -182,9 +182,9 @@ async def test_one_witness_of_many_wins_the_verdict(connection: Connection, pipe
         ClaimBook(connection, pipeline) as claims,
         registered(bench, "a") as one,
     ):
-        judges = [Judge(connection, pipeline, claims) for _ in range(5)]
+        judges = [FailureDetector(connection, pipeline, claims) for _ in range(5)]
         record = one.registration.record
-        verdicts = await asyncio.gather(*(judge.declare_down(record) for judge in judges))
+        verdicts = await asyncio.gather(*(detector.mark_down(record) for detector in judges))
         assert sorted(verdicts) == [False, False, False, False, True]
 
 
@@ -194,7 +194,7 @@ async def test_verdict_does_not_hit_a_successor(connection: Connection, pipeline
             dead = replace(old.registration.record, status=ReplicaStatus.UP)
         async with registered(bench, "new") as new:
             assert new.ids == ["r0"]
-            assert not await Judge(connection, pipeline, claims).declare_down(dead)
+            assert not await FailureDetector(connection, pipeline, claims).mark_down(dead)
             assert new.fenced == 0
 
 
@@ -213,7 +213,7 @@ async def test_dead_replicas_task_runs_elsewhere_at_once_after_the_verdict(
         await process.wait()
         async with bench.replica():
             started = time.monotonic()
-            assert await Judge(connection, pipeline, claims).declare_down(dead)
+            assert await FailureDetector(connection, pipeline, claims).mark_down(dead)
             await bench.result("a")
             assert time.monotonic() - started < HEARTBEAT_TIMEOUT / 2
 
@@ -250,7 +250,7 @@ async def test_claims_are_told_to_a_late_listener(connection: Connection, pipeli
         await bench.submit("a")
         await eventually(lambda: replica.record.in_flight)
         async with ClaimBook(connection, pipeline) as claims:
-            told = await eventually(lambda: claims._heard.get((0, "r0")))
+            told = await eventually(lambda: claims._announced.get((0, "r0")))
             assert [rid for rid, _ in told.held] == ["a"]
 
 

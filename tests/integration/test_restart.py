@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.client.rolling import restart_replicas
+from omnibus.client.rolling_restart import restart_replicas
 from omnibus.errors import InvalidRequest, ReplicaMissing
-from omnibus.registry.pipelines import deploy_pipeline
+from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.requests.state import RequestState
 from omnibus.workers.engines.sim import expected_text
 from tests.support.cluster import Cluster, pipeline_of

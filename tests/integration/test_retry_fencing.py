@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from omnibus.broker.admission import _meet
 from omnibus.broker.connection import Connection
-from omnibus.broker.dead_letters import DeadLetters
-from omnibus.broker.effects import Performer
-from omnibus.broker.work import WorkQueue
-from omnibus.client.dead_letters import DeadLetterOffice
+from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer
+from omnibus.ledger.acceptance import _resolve_conflict
+from omnibus.ledger.dead_letters import DeadLetters
+from omnibus.ledger.performer import Performer
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.advance import ended_effects
-from omnibus.requests.effects import KeepDead, Stop, Tell
+from omnibus.requests.effects import KeepDead, Notify, Stop
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import DeadlinePassed, StageFailed
@@ -29,8 +29,8 @@ TIMER_AND_TASK = 2
 
 
 async def reopen(producer: Producer, spec: PipelineSpec, rid: str = "a") -> None:
-    office = await DeadLetterOffice.open(producer, spec)
-    assert await office.retry(rid) == 2
+    admin = await DeadLetterAdmin.open(producer, spec)
+    assert await admin.retry(rid) == 2
 
 
 async def queued(connection: Connection, pipeline: str) -> int:
@@ -63,12 +63,12 @@ async def test_retried_run_keeps_its_task_and_timer_when_the_purge_of_the_failed
 ) -> None:
     """An orchestrator that was stopped at any moment of it, and goes on when the operator has been there."""
     spec = healthy(pipeline)
-    letter = await bury(connection, spec, "a")
+    dead_letter = await bury(connection, spec, "a")
     late = Performer(connection, pipeline)
     owner = late if moment == "_has_failed" else late.queue
     async with Producer(connection) as producer:
         monkeypatch.setattr(owner, moment, before(getattr(owner, moment), lambda: reopen(producer, spec)))
-        await late.perform(ended_effects(letter.record))
+        await late.perform(ended_effects(dead_letter.record))
         assert (await producer.result(pipeline, "a")).state is RequestState.OPEN
     assert await queued(connection, pipeline) == TIMER_AND_TASK
     await finishes(connection, spec)
@@ -77,11 +77,11 @@ async def test_retried_run_keeps_its_task_and_timer_when_the_purge_of_the_failed
 async def test_what_is_left_of_a_failed_run_is_purged_while_nobody_has_opened_it_again(
     connection: Connection, pipeline: str
 ) -> None:
-    letter = await bury(connection, healthy(pipeline), "a")
+    dead_letter = await bury(connection, healthy(pipeline), "a")
     late = Performer(connection, pipeline)
-    await late.queue.schedule_deadline("a", letter.record.ticket.deadline)
+    await late.queue.schedule_deadline("a", dead_letter.record.ticket.deadline)
     await connection.js_publish(subjects.task(pipeline, 0, "interactive", "a"), b"left behind")
-    await late.perform(ended_effects(letter.record))
+    await late.perform(ended_effects(dead_letter.record))
     assert await queued(connection, pipeline) == 0
 
 
@@ -90,9 +90,9 @@ async def test_retried_run_goes_on_when_the_stop_of_the_failed_one_comes_late(
 ) -> None:
     """Told to workers and orchestrators before the retry, and again while it runs."""
     spec = healthy(pipeline)
-    letter = await bury(connection, spec, "a")
-    late, effects = Performer(connection, pipeline), ended_effects(letter.record)
-    stop = [effect for effect in effects if isinstance(effect, Stop | Tell)]
+    dead_letter = await bury(connection, spec, "a")
+    late, effects = Performer(connection, pipeline), ended_effects(dead_letter.record)
+    stop = [effect for effect in effects if isinstance(effect, Stop | Notify)]
     async with serving(connection, spec) as producer:
         await late.perform(stop)
         await connection.flush()
@@ -106,8 +106,8 @@ async def test_late_events_of_the_failed_run_change_nothing_of_the_retried_one(
     connection: Connection, pipeline: str
 ) -> None:
     spec = healthy(pipeline)
-    letter = await bury(connection, spec, "a")
-    ticket, failure = letter.record.ticket, letter.record.failure
+    dead_letter = await bury(connection, spec, "a")
+    ticket, failure = dead_letter.record.ticket, dead_letter.record.failure
     assert failure is not None
     async with serving(connection, spec, replicas=0) as producer:
         await reopen(producer, spec)
@@ -131,7 +131,7 @@ async def test_letter_of_a_request_that_is_done_does_not_come_back_when_its_writ
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     spec = healthy(pipeline)
-    letter = await bury(connection, spec, "a")
+    dead_letter = await bury(connection, spec, "a")
     late = Performer(connection, pipeline)
 
     async def run_to_its_end() -> None:
@@ -142,7 +142,7 @@ async def test_letter_of_a_request_that_is_done_does_not_come_back_when_its_writ
 
     monkeypatch.setattr(late.dead_letters, moment, before(getattr(late.dead_letters, moment), run_to_its_end))
     monkeypatch.setattr(late.dead_letters, "_is_kept", _never) if moment != "_is_kept" else None
-    await late.perform([KeepDead(letter.record)])
+    await late.perform([KeepDead(dead_letter.record)])
     assert await gone(connection, pipeline)
 
 
@@ -165,7 +165,7 @@ async def test_retried_run_keeps_its_task_and_timer_when_a_client_that_saw_it_fa
     assert seen is not None
     async with Producer(connection) as producer:
         await reopen(producer, spec)
-        await _meet(late, seen, seen.record)
+        await _resolve_conflict(late, seen, seen.record)
         assert await queued(connection, pipeline) == TIMER_AND_TASK
     await finishes(connection, spec)
 

@@ -16,7 +16,7 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.cli.fleet import log_stats
+from omnibus.cli.process_group import log_stats
 from omnibus.cli.serving import Serving, serving
 from omnibus.client.producer import Producer
 from omnibus.errors import StageStartError
@@ -24,11 +24,11 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.pipelines import deploy_pipeline, load_deployed
-from omnibus.registry.view import ReplicaView
+from omnibus.registry.deployed_pipelines import deploy_pipeline, load_deployed
+from omnibus.registry.replica_view import ReplicaView
 from omnibus.wire.request import Request
 from omnibus.workers.replica import Replica
-from omnibus.workers.replicas import replica_processes
+from omnibus.workers.replica_processes import replica_processes
 from omnibus.workers.supervisor import Supervisor
 from tests.support.served import start, write_pipeline
 from tests.support.waiting import eventually
@@ -169,8 +169,8 @@ async def test_engines_load_one_after_the_other_when_they_share_a_device(
     connection: Connection, pipeline: str, tmp_path: Path, devices: str, overlap: bool
 ) -> None:
     """parity: device locks between processes, held while a device initialises."""
-    journal = tmp_path / "journal"
-    stages = tuple(_slow(number, devices, journal) for number in range(2))
+    telemetry = tmp_path / "journal"
+    stages = tuple(_slow(number, devices, telemetry) for number in range(2))
     spec = PipelineSpec(name=pipeline, stages=stages, heartbeat_timeout=2.0)
     await deploy_pipeline(connection, spec)
     processes = [process for stage in stages for process in replica_processes(spec, stage, nats_url=connection.url)]
@@ -181,7 +181,7 @@ async def test_engines_load_one_after_the_other_when_they_share_a_device(
     supervisor.stop()
     async with asyncio.timeout(20):
         await running
-    (_, first_end), (second_start, _) = _times(journal)
+    (_, first_end), (second_start, _) = _times(telemetry)
     assert (second_start < first_end) is overlap
 
 
@@ -204,17 +204,17 @@ async def test_worker_is_refused_when_it_overrides_what_others_rely_on(
     assert "--stage-overrides: lb_policy: others rely on it" in log.read_text()
 
 
-def _slow(stage_id: int, devices: str, journal: Path) -> StageSpec:
+def _slow(stage_id: int, devices: str, telemetry: Path) -> StageSpec:
     return StageSpec(
         stage_id=stage_id, name=f"slow{stage_id}", engine="python", model="tests.support.environment_stage:Slow",
-        devices=devices and f"{devices}-{os.getpid()}", engine_args={"journal": str(journal), "seconds": 2.0},
+        devices=devices and f"{devices}-{os.getpid()}", engine_args={"journal": str(telemetry), "seconds": 2.0},
         final_output=True, final_output_type=f"text{stage_id}",
     )  # fmt: skip
 
 
-def _times(journal: Path) -> Sequence[tuple[float, float]]:
+def _times(telemetry: Path) -> Sequence[tuple[float, float]]:
     """When each load began and ended, the first first."""
-    spans = sorted(tuple(float(word) for word in line.split()) for line in journal.read_text().splitlines())
+    spans = sorted(tuple(float(word) for word in line.split()) for line in telemetry.read_text().splitlines())
     assert all(start < time.monotonic() for start, _ in spans)
     return [(span[0], span[1]) for span in spans]
 

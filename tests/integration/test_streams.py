@@ -14,8 +14,8 @@ import pytest_asyncio
 from omnibus.broker.connection import Connection, Message
 from omnibus.broker.delivery import release
 from omnibus.broker.embedded import free_port
-from omnibus.client.events import ClientEvent, Ended, OutputArrived, StepProgress, TextPiece
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import ClientEvent, Ended, OutputArrived, StepProgress, TextPiece
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
@@ -49,13 +49,13 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         yield running
 
 
-class Overheard:
+class Eavesdropper:
     """All deltas of a pipeline, as they cross the broker."""
 
     def __init__(self) -> None:
         self.tokens: list[Tokens] = []
 
-    async def hear(self, message: Message) -> None:
+    async def on_message(self, message: Message) -> None:
         said: Out = codec.decode(message.data, Out)
         if isinstance(said, Tokens):
             self.tokens.append(said)
@@ -68,8 +68,8 @@ class Overheard:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_stream_goes_on_when_its_replica_is_killed(cluster: Cluster) -> None:
-    overheard = Overheard()
-    listening = await cluster.connection.subscribe(f"omni.{cluster.spec.name}.out.*.*", overheard.hear)
+    overheard = Eavesdropper()
+    listening = await cluster.connection.subscribe(f"omni.{cluster.spec.name}.out.*.*", overheard.on_message)
     async with (
         httpx.AsyncClient(base_url=cluster.url, timeout=30.0) as http,
         Runners(cluster.connection, cluster.spec.name, cluster.view) as runners,
@@ -142,48 +142,48 @@ async def test_follower_hears_what_was_said_before_it_came(connection: Connectio
             assert isinstance(await anext(events), TextPiece)
         async with Producer(connection) as other:
             second = await other.submit(spec, Request(prompt=PROMPT), rid="late")
-            heard = await everything(second.events())
+            received = await everything(second.events())
     assert second.attached
-    assert texts(heard) == PROMPT
+    assert texts(received) == PROMPT
     # Not from the output alone, with which a text comes in one piece.
-    assert sum(isinstance(event, TextPiece) for event in heard) > 5
+    assert sum(isinstance(event, TextPiece) for event in received) > 5
 
 
 async def test_stream_goes_on_when_its_task_is_handed_back(connection: Connection, pipeline: str) -> None:
-    spec, overheard = speaker(pipeline, token_rate=100.0), Overheard()
+    spec, overheard = speaker(pipeline, token_rate=100.0), Eavesdropper()
     async with serving(connection, spec, replicas=0) as producer, asyncio.TaskGroup() as group:
         leaving, staying = (Replica(connection, spec, spec.stages[0], ReplicaOptions(grace=0.1)) for _ in range(2))
         group.create_task(leaving.run())
-        listening = await connection.subscribe(subjects.out_all(pipeline, producer.front), overheard.hear)
+        listening = await connection.subscribe(subjects.out_all(pipeline, producer.front), overheard.on_message)
         submission = await producer.submit(spec, Request(prompt=PROMPT), rid="moved")
         following = group.create_task(everything(submission.events()))
         await eventually(lambda: len(overheard.tokens) > 20)
         group.create_task(staying.run())
         leaving.drain()
-        heard = await following
+        received = await following
         staying.drain()
         await listening.unsubscribe()
-    assert texts(heard) == PROMPT
+    assert texts(received) == PROMPT
     _, second = overheard.attempts()
     assert len(second[0].token_ids) > 20
 
 
 async def test_gap_is_filled_from_the_replica_when_messages_were_lost(connection: Connection, pipeline: str) -> None:
-    spec, overheard = speaker(pipeline, token_rate=100.0), Overheard()
+    spec, overheard = speaker(pipeline, token_rate=100.0), Eavesdropper()
     async with serving(connection, spec) as producer:
         channel = await producer.channel(pipeline)
         submission = await producer.submit(spec, Request(prompt=PROMPT), rid="gap")
-        listening = await connection.subscribe(subjects.out_all(pipeline, producer.front), overheard.hear)
+        listening = await connection.subscribe(subjects.out_all(pipeline, producer.front), overheard.on_message)
         await eventually(lambda: len(overheard.tokens) > 3)
         await channel._subscriptions.pop().unsubscribe()
         lost = len(overheard.tokens)
         await eventually(lambda: len(overheard.tokens) > lost + 3)
         subject = subjects.out_all(pipeline, producer.front)
-        channel._subscriptions.append(await connection.subscribe(subject, channel._hear))
-        heard = await everything(submission.events())
+        channel._subscriptions.append(await connection.subscribe(subject, channel._on_message))
+        received = await everything(submission.events())
         await listening.unsubscribe()
-    assert texts(heard) == PROMPT
-    pieces = [event.text for event in heard if isinstance(event, TextPiece)]
+    assert texts(received) == PROMPT
+    pieces = [event.text for event in received if isinstance(event, TextPiece)]
     assert len(pieces) > lost + 5
     assert max(len(piece) for piece in pieces) < len(PROMPT) // 2
 
@@ -195,24 +195,24 @@ async def test_progress_never_runs_backwards_when_the_stage_begins_again(connect
     )  # fmt: skip
     claims: list[Claim] = []
 
-    async def hear(message: Message) -> None:
+    async def on_message(message: Message) -> None:
         claims.append(codec.decode(message.data, Claim))
 
     async with serving(connection, spec) as producer:
-        listening = await connection.subscribe(subjects.claims(pipeline), hear)
+        listening = await connection.subscribe(subjects.claims(pipeline), on_message)
         submission = await producer.submit(spec, Request(prompt="a dog"), rid="steps")
-        heard: list[ClientEvent] = []
+        received: list[ClientEvent] = []
         async with aclosing(submission.events()) as events:
             async for event in events:
-                heard.append(event)
+                received.append(event)
                 if isinstance(event, StepProgress) and event.step == 6:
                     await release(connection, claims[0].held[0][1])  # as whoever sees a death does
         await listening.unsubscribe()
-    steps = [event.step for event in heard if isinstance(event, StepProgress)]
+    steps = [event.step for event in received if isinstance(event, StepProgress)]
     assert len(claims) > 1, "the task ran once only"
     assert steps == sorted(set(steps))
     assert steps[-1] == 10
-    assert sum(isinstance(event, OutputArrived) for event in heard) == 1
+    assert sum(isinstance(event, OutputArrived) for event in received) == 1
 
 
 async def everything(events: AsyncIterator[ClientEvent]) -> list[ClientEvent]:

@@ -21,12 +21,12 @@ CHAT = {"messages": [{"role": "user", "content": "a red circle"}], "modalities":
 async def test_stages_join_the_callers_trace_when_it_sends_one(connection: Connection, pipeline: str) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    async with front(connection, omni_sim(pipeline), tracing=OpenTelemetryTracing(provider)) as door:
-        answer = await door.http.post(
+    async with front(connection, omni_sim(pipeline), tracing=OpenTelemetryTracing(provider)) as front_door:
+        answer = await front_door.http.post(
             "/v1/chat/completions", json=CHAT, headers={"traceparent": f"00-{TRACE}-{SPAN}-01"}
         )
         assert answer.status_code == 200, answer.text
-        await door.http.get("/v1/models")  # a look-up has no span
+        await front_door.http.get("/v1/models")  # a look-up has no span
         spans = await eventually(lambda: len(exporter.get_finished_spans()) >= 3 and exporter.get_finished_spans())
 
     (http,) = [span for span in spans if span.name == "http"]

@@ -8,13 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Callback, Connection, Message
-from omnibus.broker.ledger import Ledger
-from omnibus.registry.claims import ClaimBook
+from omnibus.ledger.records import Ledger
+from omnibus.registry.claim_book import ClaimBook
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Claim
 from omnibus.wire.payload import MSGPACK, ObjectKey, Payload
-from omnibus.workers import serving
+from omnibus.workers import task_service as serving
 from tests.support.stage_bench import StageBench, make_task, stage_bench
 from tests.support.waiting import eventually
 
@@ -57,10 +57,10 @@ async def test_task_that_was_given_back_is_claimed_no_more(connection: Connectio
 
 
 def _append_size(heard: list[int]) -> Callback:
-    async def hear(message: Message) -> None:
+    async def on_message(message: Message) -> None:
         heard.append(len(codec.decode(message.data, Claim).held))
 
-    return hear
+    return on_message
 
 
 async def test_request_ends_dead_when_every_attempt_fails(connection: Connection, pipeline: str) -> None:

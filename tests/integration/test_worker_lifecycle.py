@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.wire import subjects
-from omnibus.workers import serving
+from omnibus.workers import task_service as serving
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
 

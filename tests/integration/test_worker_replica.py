@@ -46,11 +46,11 @@ async def test_task_is_run_and_its_result_published_and_acknowledged(connection:
 async def test_deltas_arrive_in_order_and_without_gaps(connection: Connection, pipeline: str) -> None:
     heard: list[Tokens] = []
 
-    async def hear(message: Message) -> None:
+    async def on_message(message: Message) -> None:
         heard.append(codec.decode(message.data, Out))
 
     async with stage_bench(connection, pipeline, tokens=50, token_rate=1000.0) as bench, bench.replica():
-        await connection.subscribe(subjects.out_all(pipeline, "front"), hear)
+        await connection.subscribe(subjects.out_all(pipeline, "front"), on_message)
         await bench.submit("a", "one two three", front="front")
         result = await bench.result("a")
     assert "".join(delta.text for delta in heard) == text_of(result)
@@ -63,11 +63,11 @@ async def test_deltas_arrive_in_order_and_without_gaps(connection: Connection, p
 async def test_no_deltas_when_the_request_does_not_stream(connection: Connection, pipeline: str) -> None:
     heard: list[Message] = []
 
-    async def hear(message: Message) -> None:
+    async def on_message(message: Message) -> None:
         heard.append(message)
 
     async with stage_bench(connection, pipeline) as bench, bench.replica():
-        await connection.subscribe(subjects.out_all(pipeline, "front"), hear)
+        await connection.subscribe(subjects.out_all(pipeline, "front"), on_message)
         await bench.submit("a", front="front", request=Request(prompt="x", stream=False))
         await bench.result("a")
     assert heard == []

@@ -15,12 +15,12 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection
 from omnibus.errors import StageStartError
 from omnibus.pipeline.spec import EngineName, PipelineSpec, StageSpec
-from omnibus.registry.claims import ClaimBook
-from omnibus.registry.pipelines import deploy_pipeline
-from omnibus.registry.verdict import Judge
-from omnibus.registry.view import ReplicaView
-from omnibus.workers.hangs import HangWatch
-from omnibus.workers.replicas import Witness, replica_processes
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.deployed_pipelines import deploy_pipeline
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_view import ReplicaView
+from omnibus.workers.hang_detector import HangWatch
+from omnibus.workers.replica_processes import DeathReporter, replica_processes
 from omnibus.workers.supervisor import Supervisor
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
@@ -39,9 +39,9 @@ async def supervised(
         ReplicaView(bench.conn, spec.name, timeout=HEARTBEAT_TIMEOUT) as view,
         ClaimBook(bench.conn, spec.name) as claims,
     ):
-        witness = Witness(view, Judge(bench.conn, spec.name, claims), bench.conn.metrics)
+        listener = DeathReporter(view, FailureDetector(bench.conn, spec.name, claims), bench.conn.metrics)
         supervisor = Supervisor(
-            replica_processes(spec, stage, replicas, nats_url=bench.conn.url, grace=5), grace=10, on_death=witness
+            replica_processes(spec, stage, replicas, nats_url=bench.conn.url, grace=5), grace=10, on_death=listener
         )
         running = asyncio.create_task(supervisor.run())
         try:

@@ -53,10 +53,10 @@ async def running(supervisor: Supervisor) -> AsyncIterator[asyncio.Task[None]]:
 async def test_killed_child_is_started_again_and_its_death_is_witnessed() -> None:
     deaths: list[Death] = []
 
-    async def witness(death: Death) -> None:
+    async def listener(death: Death) -> None:
         deaths.append(death)
 
-    supervisor = Supervisor([python("child", SLEEPER)], on_death=witness, grace=5)
+    supervisor = Supervisor([python("child", SLEEPER)], on_death=listener, grace=5)
     async with running(supervisor):
         first = await eventually(lambda: supervisor.pids.get("child"))
         os.kill(first, signal.SIGKILL)
@@ -71,7 +71,7 @@ async def test_killed_child_is_started_again_and_its_death_is_witnessed() -> Non
 async def test_death_is_told_at_once_when_something_left_behind_holds_the_output() -> None:
     told = asyncio.Event()
 
-    async def witness(_death: Death) -> None:
+    async def listener(_death: Death) -> None:
         told.set()
 
     leaver = """
@@ -80,7 +80,7 @@ async def test_death_is_told_at_once_when_something_left_behind_holds_the_output
     print("left", left.pid, flush=True)
     time.sleep(60)
     """
-    supervisor = Supervisor([python("leaver", leaver)], on_death=witness, grace=0.1)
+    supervisor = Supervisor([python("leaver", leaver)], on_death=listener, grace=0.1)
     async with running(supervisor):
         await eventually(lambda: "left" in supervisor.last_lines["leaver"], 20)
         left = int(supervisor.last_lines["leaver"].split()[1])
@@ -97,10 +97,10 @@ async def test_deaths_are_told_when_a_second_signal_kills() -> None:
     """Nobody drained: others must get the tasks, whether or not the server tells of lost connections."""
     deaths: list[Death] = []
 
-    async def witness(death: Death) -> None:
+    async def listener(death: Death) -> None:
         deaths.append(death)
 
-    supervisor = Supervisor([python("a", SLEEPER), python("b", SLEEPER)], on_death=witness)
+    supervisor = Supervisor([python("a", SLEEPER), python("b", SLEEPER)], on_death=listener)
     run = asyncio.create_task(supervisor.run())
     await eventually(lambda: len(supervisor.pids) == 2)
     run.cancel()
@@ -113,7 +113,7 @@ async def test_child_that_wants_to_be_is_started_again_at_once_and_no_death_is_t
     deaths: list[Death] = []
     lives = tmp_path / "lives"
 
-    async def witness(death: Death) -> None:
+    async def listener(death: Death) -> None:
         deaths.append(death)
 
     code = f"""
@@ -121,7 +121,7 @@ async def test_child_that_wants_to_be_is_started_again_at_once_and_no_death_is_t
         file.write("x")
     raise SystemExit({RESTART_EXIT_CODE} if len(open({str(lives)!r}).read()) < 4 else 0)
     """
-    supervisor = Supervisor([python("rolling", code)], on_death=witness)
+    supervisor = Supervisor([python("rolling", code)], on_death=listener)
     async with asyncio.timeout(20):
         await supervisor.run()
     assert lives.read_text() == "xxxx"
@@ -196,10 +196,10 @@ async def test_backoff_grows_when_a_child_keeps_dying() -> None:
     supervisor = Supervisor([python("dying", "raise SystemExit(1)")])
     deaths: list[float] = []
 
-    async def witness(_death: Death) -> None:
+    async def listener(_death: Death) -> None:
         deaths.append(asyncio.get_running_loop().time())
 
-    supervisor = Supervisor([python("dying", "import os; os._exit(1)")], on_death=witness)
+    supervisor = Supervisor([python("dying", "import os; os._exit(1)")], on_death=listener)
     async with running(supervisor):
         await eventually(lambda: len(deaths) >= 4, 15)
     gaps = [later - earlier for earlier, later in itertools.pairwise(deaths)]

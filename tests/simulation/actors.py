@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
-from omnibus.client.dead_letters import DeadLetterOffice
-from omnibus.client.events import ClientEvent
+from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer, Submission
+from omnibus.client.request_events import ClientEvent
 from omnibus.errors import BrokerError, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import StageSpec
@@ -148,7 +148,7 @@ def retry_failed(world: World) -> bool:
 async def retry(world: World, connection: SimConnection, rid: str) -> None:
     """`omnibus dead retry`: failed → open, as a new run."""
     async with Producer(connection) as producer:
-        office = await DeadLetterOffice.open(producer, world.spec)
+        admin = await DeadLetterAdmin.open(producer, world.spec)
         world.checker.retried.add(rid)
         with suppress(OmnibusError):  # such as UnknownRequest: it failed of something that leaves no letter
-            await office.retry(rid)
+            await admin.retry(rid)

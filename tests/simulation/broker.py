@@ -114,7 +114,7 @@ class Broker:
             return
         for subscription in self.subscriptions:
             if matches(subscription.subject, message.subject):
-                subscription.hear(message)
+                subscription.on_message(message)
 
     def is_heard(self, subject: str) -> bool:
         return any(matches(subscription.subject, subject) for subscription in self.subscriptions)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from omnibus.client.events import Ended, OutputArrived, Result, TextPiece
+from omnibus.client.request_events import Ended, OutputArrived, Result, TextPiece
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
@@ -18,7 +18,7 @@ from omnibus.workers.engines.protocol import Job
 from tests.simulation.streams import Stored, Stream
 
 if TYPE_CHECKING:
-    from omnibus.client.events import ClientEvent
+    from omnibus.client.request_events import ClientEvent
     from tests.simulation.broker import Broker
 
 
@@ -37,7 +37,7 @@ class Checker:
         self._ends: Counter[tuple[str, int]] = Counter()
         self._ended_at: dict[str, float] = {}
         """Seconds since the epoch."""
-        self._told: dict[tuple[str, int], tuple[str, tuple[str, ...]]] = {}
+        self._notified: dict[tuple[str, int], tuple[str, tuple[str, ...]]] = {}
         self._newest: dict[tuple[str, int], str] = {}
         self._given_back: Counter[str] = Counter()
         self.ran_by: defaultdict[str, set[str]] = defaultdict(set)
@@ -114,7 +114,7 @@ class Checker:
             return
         record, before = codec.decode(stored.data, Record), self.records.get(key)
         self.records[key] = record
-        if before is not None and _is_told_more(before, record):
+        if before is not None and _is_notified_more(before, record):
             return
         if before is not None and before.state.terminal:
             self._reopened(before, record)
@@ -144,8 +144,10 @@ class Checker:
 
     def _answered(self, rid: str, result: Result) -> None:
         answer = result.state.value, tuple(output.text for output in result.outputs)
-        if self._told.setdefault((rid, result.run), answer) != answer:
-            self.fail(f"{rid} was answered differently in run {result.run}: {self._told[rid, result.run]}, {answer}")
+        if self._notified.setdefault((rid, result.run), answer) != answer:
+            self.fail(
+                f"{rid} was answered differently in run {result.run}: {self._notified[rid, result.run]}, {answer}"
+            )
         if result.state is RequestState.DONE and self.accepted.get(rid) is not None:
             prompt = self.accepted[rid]
             if any(f"({prompt})" not in output.text for output in result.outputs):
@@ -206,10 +208,10 @@ class Checker:
             self.fail(f"stays queued: {subject}")
         for rid, record in self.records.items():
             is_dead = record.dead and record.state is RequestState.FAILED
-            if record.state.terminal and self._has_letter(rid) is not is_dead:
+            if record.state.terminal and self._has_dead_letter(rid) is not is_dead:
                 self.fail(f"{rid} is {record.state}, dead: {record.dead}, and its letter is {'not ' * is_dead}there")
 
-    def _has_letter(self, rid: str) -> bool:
+    def _has_dead_letter(self, rid: str) -> bool:
         found = self._broker.ledger.last(f"$KV.{self._broker.ledger.name.removeprefix('KV_')}.dead.{rid}")
         return found is not None and bool(found.data)
 
@@ -248,7 +250,7 @@ class Checker:
         return self.records[rid].state in (RequestState.DONE, RequestState.CANCELLED, RequestState.EXPIRED)
 
 
-def _is_told_more(before: Record, after: Record) -> bool:
+def _is_notified_more(before: Record, after: Record) -> bool:
     """Whether a failed one only has more of its history: news of an attempt that were late."""
     if before.state is not RequestState.FAILED or after.state is not RequestState.FAILED:
         return False

@@ -27,7 +27,7 @@ class SimSubscription:
         self._waiting: list[Wire] = []
         self._busy: asyncio.Task[None] | None = None
 
-    def hear(self, message: Wire) -> None:
+    def on_message(self, message: Wire) -> None:
         """The broker passes a message on; it may be lost, or come twice."""
         for _ in range(self._connection.world.faults.copies()):
             self._connection.arrive(lambda: self._receive(message))

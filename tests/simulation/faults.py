@@ -35,7 +35,7 @@ class Faults:
         self._lost = self._some(0.0, 0.02, 0.08)
         self._unanswered = self._some(0.0, 0.02, 0.08)
         self._deaths = self._some(0.0, 0.01, 0.03)
-        self._unheard = self._some(0.0, 0.1, 0.5, 1.0)
+        self._unreceived = self._some(0.0, 0.1, 0.5, 1.0)
         self._copied = self._some(0.0, 0.0, 0.1)
         self._slow = self._some(0.0, 0.05, 0.3)
         self.strikes = self._some(0.0, 0.3, 1.5)
@@ -56,7 +56,7 @@ class Faults:
     @property
     def hides_ends(self) -> bool:
         """Whether somebody may not have heard that a request is over, and forward what is left of it once more."""
-        return self._unheard > 0.0 or self.strikes > 0.0 or self._deaths > 0.0 or self._slow > 0.0
+        return self._unreceived > 0.0 or self.strikes > 0.0 or self._deaths > 0.0 or self._slow > 0.0
 
     def heal(self) -> None:
         self.active = False
@@ -76,7 +76,7 @@ class Faults:
         return Fate.UNANSWERED if self.chance(self._unanswered) else Fate.FINE
 
     def loses_core(self) -> bool:
-        return self.chance(self._unheard)
+        return self.chance(self._unreceived)
 
     def copies(self) -> int:
         return 2 if self.chance(self._copied) else 1

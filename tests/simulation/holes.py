@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from omnibus.broker import admission
 from omnibus.broker.bucket import Bucket
-from omnibus.broker.ledger import Ledger
-from omnibus.broker.work import WorkQueue
 from omnibus.client import following, producer
 from omnibus.errors import RequestConflict
+from omnibus.ledger import acceptance as admission
+from omnibus.ledger.records import Ledger
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import forwarding
-from omnibus.orchestrator.homecoming import Homecoming
-from omnibus.orchestrator.resurrected import Resurrected
-from omnibus.registry.verdict import Judge
+from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
+from omnibus.orchestrator.rerouting import Rerouting
+from omnibus.registry.failure_detector import FailureDetector
 from omnibus.requests import advance
 from omnibus.requests.cancellations import Cancellations
-from omnibus.requests.effects import Effect, PublishTask, ScheduleDeadline, Tell
+from omnibus.requests.effects import Effect, Notify, PublishTask, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, StageResult
 from omnibus.wire.out import OutputReady
-from omnibus.workers import serving
+from omnibus.workers import task_service as serving
 from omnibus.workers.assignment import Assignment
-from omnibus.workers.serving import TaskService
-from omnibus.workers.triage import Verdict
+from omnibus.workers.task_service import TaskService
+from omnibus.workers.triage import Disposition
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -100,19 +100,19 @@ def no_nonce(_world: World) -> Patches:
 def two_naks_a_claim(_world: World) -> Patches:
     """Every witness of a death gives the dead one's tasks back, whoever was first."""
 
-    async def condemn(_self: Judge, dead: Any) -> Any:
+    async def write_down(_self: FailureDetector, dead: Any) -> Any:
         return dead
 
-    yield Judge, "_condemn", condemn
+    yield FailureDetector, "_write_down", write_down
 
 
 def nobody_home(_world: World) -> Patches:
     """What was directed to a replica that is gone stays on its lane."""
 
-    async def run(_self: Homecoming) -> None:
+    async def run(_self: Rerouting) -> None:
         await asyncio.get_running_loop().create_future()
 
-    yield Homecoming, "run", run
+    yield Rerouting, "run", run
 
 
 def forgetful_advance(_world: World) -> Patches:
@@ -133,18 +133,18 @@ def no_redrive(_world: World) -> Patches:
     yield advance, "_payload_lost", lambda _event, _record: ()
 
 
-def told_what_came(world: World) -> Patches:
+def notified_what_came(world: World) -> Patches:
     """A follower is told the output that an event brings, though the record holds that of another attempt."""
     # It takes a second attempt that says something else, after dedupe forgot the first, told to who missed that one.
     world.is_random = world.broker.work.forgets = True
-    world.faults._unheard, world.faults._deaths = 0.5, 0.03
+    world.faults._unreceived, world.faults._deaths = 0.5, 0.03
     real = advance.advance
 
     def decide(event: Event, record: Record | None) -> tuple[Effect, ...]:
         def told(effect: Effect) -> Effect:
             match effect, event:
-                case Tell(front, OutputReady(rid=rid)), StageResult(final=final) if final is not None:
-                    return Tell(front, OutputReady(rid=rid, output=final))
+                case Notify(front, OutputReady(rid=rid)), StageResult(final=final) if final is not None:
+                    return Notify(front, OutputReady(rid=rid, output=final))
             return effect
 
         return tuple(told(effect) for effect in real(event, record))
@@ -216,9 +216,9 @@ def endless_attempts(_world: World) -> Patches:
     """A task is run as often as it comes."""
     real = serving.triage
 
-    def triage(*args: Any, **kwargs: Any) -> Verdict:
-        verdict = real(*args, **kwargs)
-        return Verdict.RUN if verdict is Verdict.EXHAUSTED else verdict
+    def triage(*args: Any, **kwargs: Any) -> Disposition:
+        disposition = real(*args, **kwargs)
+        return Disposition.RUN if disposition is Disposition.EXHAUSTED else disposition
 
     yield serving, "triage", triage
 
@@ -231,10 +231,10 @@ def deaf_followers(_world: World) -> Patches:
 def trust_in_removals(_world: World) -> Patches:
     """Nobody looks whether a killed broker has anything again."""
 
-    async def look(_self: Resurrected) -> None:
+    async def look(_self: OrphanCleanup) -> None:
         return
 
-    yield Resurrected, "_look", look
+    yield OrphanCleanup, "_look", look
 
 
 HOLES: dict[str, Callable[[World], Patches]] = {
@@ -243,6 +243,6 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
         nobody_home, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines, forgotten_cancellations,
         trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
-        deaf_followers, told_what_came, trust_in_removals,
+        deaf_followers, notified_what_came, trust_in_removals,
     )
 }  # fmt: skip

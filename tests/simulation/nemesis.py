@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from omnibus.errors import BrokerError
-from omnibus.registry.record import ReplicaRecord
-from omnibus.registry.verdict import Judge
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_record import ReplicaRecord
 from omnibus.wire import codec
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def _slander(world: World) -> None:
     """A verdict on a replica that lives."""
     replicas = [process for process in world.serving if process in world.replicas]
     if replicas:
-        testify(world, world.rng.choice(replicas))
+        mark_down(world, world.rng.choice(replicas))
 
 
-def testify(world: World, process: Process) -> None:
+def mark_down(world: World, process: Process) -> None:
     """Two witnesses tell the orchestrators of a death; each asks for a verdict."""
     if not world.has_registry:
         return
@@ -103,18 +103,18 @@ def testify(world: World, process: Process) -> None:
         if stored.data and (record := codec.decode(stored.data, ReplicaRecord)).instance == process.name
     ]
     for record in records:
-        world.broker.at(world.loop.time() + _WITNESS, lambda record=record: _judge(world, record))
+        world.broker.at(world.loop.time() + _WITNESS, lambda record=record: _detector(world, record))
 
 
-def _judge(world: World, record: ReplicaRecord) -> None:
+def _detector(world: World, record: ReplicaRecord) -> None:
     for process, claims in world.judges.items():
         if not process.dead:
-            judge = Judge(world.connections[process], world.spec.name, claims)
-            process.spawn(_declare(judge, record), "verdict")
+            detector = FailureDetector(world.connections[process], world.spec.name, claims)
+            process.spawn(_declare(detector, record), "verdict")
 
 
-async def _declare(judge: Judge, record: ReplicaRecord) -> None:
+async def _declare(detector: FailureDetector, record: ReplicaRecord) -> None:
     try:
-        await judge.declare_down(record)
+        await detector.mark_down(record)
     except BrokerError:
         return  # the lease ends

@@ -20,14 +20,14 @@ class SimPuller:
         self, connection: SimConnection, stream: str, consumers: Sequence[str], *,
         favoured: Sequence[str] = (),  # noqa: ARG002 the order of lanes is left to chance
         step: int = 1,  # noqa: ARG002
-        surplus: Callable[[Delivery], Awaitable[None]] = Delivery.hand_back,
+        excess: Callable[[Delivery], Awaitable[None]] = Delivery.requeue,
         lease: float = 0.0,  # noqa: ARG002 pulls do not outlive their client here
         label: str = "",  # noqa: ARG002
     ) -> None:  # fmt: skip
         self._connection = connection
         self._consumers = [connection.world.broker.consumers[stream, name] for name in consumers]
         self._coming = dict.fromkeys(consumers, 0)
-        self._surplus = surplus
+        self._excess = excess
         self._epoch = connection.epoch
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue()
         self.credit = 0
@@ -44,7 +44,7 @@ class SimPuller:
         for consumer in self._consumers:
             consumer.pullers.remove(self)
         while not self._ready.empty():
-            self._hand_back(self._ready.get_nowait())
+            self._requeue(self._ready.get_nowait())
 
     def add_credit(self, slots: int = 1) -> None:
         self.credit += slots
@@ -94,13 +94,13 @@ class SimPuller:
             self.credit -= 1
             self._ready.put_nowait(delivery)
         else:
-            self._hand_back(delivery)
+            self._requeue(delivery)
 
-    def _hand_back(self, delivery: Delivery) -> None:
-        self._connection.process.spawn(self._give_back(delivery), "hand-back")
+    def _requeue(self, delivery: Delivery) -> None:
+        self._connection.process.spawn(self._return_excess(delivery), "hand-back")
 
-    async def _give_back(self, delivery: Delivery) -> None:
+    async def _return_excess(self, delivery: Delivery) -> None:
         try:
-            await self._surplus(delivery)
+            await self._excess(delivery)
         except BrokerError:
             return  # delivered again when its lease ends

@@ -65,7 +65,7 @@ class Consumer:
         elif word.startswith(b"+WPI"):
             self._renew(seq)
         elif word.startswith(b"-NAK") and seq in self._pending:
-            self._give_back(seq, _delay_of(word))
+            self._return_excess(seq, _delay_of(word))
 
     def forget(self, seq: int) -> None:
         """The message has left the stream."""
@@ -108,9 +108,9 @@ class Consumer:
         pending = self._pending.get(seq)
         if pending is not None and pending.ends == ends:
             self._broker.trace("broker", f"lease ends: {self.name} #{seq}")
-            self._give_back(seq, 0.0)
+            self._return_excess(seq, 0.0)
 
-    def _give_back(self, seq: int, delay: float) -> None:
+    def _return_excess(self, seq: int, delay: float) -> None:
         if delay > 0.0:
             self._lend(seq, self._broker.loop.time() + delay)
             return

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from omnibus.errors import EngineError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
 
 if TYPE_CHECKING:

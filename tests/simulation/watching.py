@@ -31,7 +31,7 @@ class SimWatch:
     async def __aexit__(self, *_: object) -> None:
         self._connection.world.watches.remove(self)
 
-    def hear(self, stored: Stored) -> None:
+    def on_message(self, stored: Stored) -> None:
         """Something was written to some bucket."""
         if matches(self._filter, stored.subject):
             self._connection.arrive(lambda: self._tell(stored))

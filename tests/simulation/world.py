@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import structlog
 
-from omnibus.registry.claims import ClaimBook
+from omnibus.registry.claim_book import ClaimBook
 from omnibus.wire import codec
 from omnibus.wire.control import Cancel, Control
 from omnibus.wire.request import Request
@@ -124,7 +124,7 @@ class World:
         again = self._serving.pop(process, None)
         if again is not None:
             self.broker.at(self.loop.time() + self.rng.choice((0.05, 0.5, 4.0)), again)
-            nemesis.testify(self, process)
+            nemesis.mark_down(self, process)
 
     def leave(self, process: Process) -> None:
         """It ended in order, and is started again."""
@@ -190,7 +190,7 @@ class World:
         self.checker.stored(stream, stored)
         if stream is self.broker.replicas:
             for watch in self.watches:
-                watch.hear(stored)
+                watch.on_message(stored)
 
     # Its life
 

@@ -21,8 +21,8 @@ from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.cli.readiness import Readiness
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.pipelines import deploy_pipeline
-from omnibus.registry.view import ReplicaView
+from omnibus.registry.deployed_pipelines import deploy_pipeline
+from omnibus.registry.replica_view import ReplicaView
 from omnibus.workers.lineage import PARENT_VARIABLE
 from tests.support.processes import children_of
 from tests.support.three_nodes import ThreeNodes

@@ -10,8 +10,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection, Message
+from omnibus.orchestrator.disconnects import SystemAccount
 from omnibus.orchestrator.service import OrchestratorService
-from omnibus.orchestrator.witness import SystemAccount
 from omnibus.pipeline.spec import LbPolicy, PipelineSpec, StageSpec
 from omnibus.wire import subjects
 from omnibus.workers.replica import Replica, ReplicaOptions
@@ -38,7 +38,7 @@ class LaneLog:
     def lanes_of(self, rid: str) -> list[str]:
         return [lane for _, lane, of in self.tasks if of == rid]
 
-    async def hear(self, message: Message) -> None:
+    async def on_message(self, message: Message) -> None:
         parsed = subjects.parse_task(message.subject)
         self.tasks.append((parsed.stage_id, parsed.lane, parsed.rid))
 
@@ -46,7 +46,7 @@ class LaneLog:
 @asynccontextmanager
 async def lane_log(connection: Connection, pipeline: str) -> AsyncIterator[LaneLog]:
     log = LaneLog()
-    subscription = await connection.subscribe(subjects.all_tasks_filter(pipeline), log.hear)
+    subscription = await connection.subscribe(subjects.all_tasks_filter(pipeline), log.on_message)
     yield log
     await subscription.unsubscribe()
 

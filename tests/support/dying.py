@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.dead_letters import DeadLetters
+from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import DeadLetter
 from omnibus.requests.state import RequestState

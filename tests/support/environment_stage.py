@@ -24,10 +24,10 @@ class Slow:
 
     outputs = {"text": "text"}  # noqa: RUF012 read by the engine as it is
 
-    def __init__(self, journal: str, seconds: float) -> None:
+    def __init__(self, telemetry: str, seconds: float) -> None:
         started = time.monotonic()
         time.sleep(seconds)
-        with Path(journal).open("a") as file:
+        with Path(telemetry).open("a") as file:
             file.write(f"{started} {time.monotonic()}\n")
 
     def __call__(self, _stage_input: StageInput) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnibus.client.engine import AsyncOmniEngine
-from omnibus.client.outputs import OmniRequestOutput
+from omnibus.client.request_outputs import OmniRequestOutput
 
 PIPELINE = """
 name: facade

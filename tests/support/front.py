@@ -14,7 +14,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.frontdoor.app import create_app
-from omnibus.frontdoor.door import Options
+from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.server import HttpServer
 from omnibus.observability.tracing import NoTracing, Tracing
 from omnibus.orchestrator.service import OrchestratorService

@@ -18,10 +18,10 @@ import msgspec
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.watch import Watch
-from omnibus.broker.work import WorkQueue
-from omnibus.client.events import Result
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import Result
 from omnibus.errors import BrokerUnavailable, UnknownRequest
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects

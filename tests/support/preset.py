@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from omnibus.client.events import Result
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import Result
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import Request

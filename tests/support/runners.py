@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection, Message, Subscription
-from omnibus.registry.view import ReplicaView
+from omnibus.registry.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
 from tests.support.waiting import eventually
@@ -24,7 +24,7 @@ class Runners:
         self._listening: Subscription
 
     async def __aenter__(self) -> Self:
-        self._listening = await self._connection.subscribe(subjects.claims(self._pipeline), self._hear)
+        self._listening = await self._connection.subscribe(subjects.claims(self._pipeline), self._on_message)
         return self
 
     async def __aexit__(
@@ -39,7 +39,7 @@ class Runners:
         os.kill(pid, signal.SIGKILL)
         return time.monotonic()
 
-    async def _hear(self, message: Message) -> None:
+    async def _on_message(self, message: Message) -> None:
         claim: Claim = codec.decode(message.data, Claim)
         for rid, _ack_subject in claim.held:
             self._holders[claim.stage_id, rid] = claim.replica

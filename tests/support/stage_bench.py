@@ -121,8 +121,8 @@ class StageBench:
     async def _take_events(self, puller: Puller) -> None:
         async for delivery in puller:
             event: Event = codec.decode(delivery.data, Event)
-            heard = self.attempts if isinstance(event, AttemptFailed) else self.events
-            heard[subjects.parse_rid(delivery.subject)].append(event)
+            received = self.attempts if isinstance(event, AttemptFailed) else self.events
+            received[subjects.parse_rid(delivery.subject)].append(event)
             await delivery.ack()
             puller.add_credit()
 

@@ -12,7 +12,7 @@ from omnibus.errors import InvalidName, InvalidRequest
 from omnibus.pipeline.spec import LbPolicy, PipelineSpec
 from omnibus.registry.affinity import favourite
 from omnibus.registry.balancers import RoundRobinBalancer
-from omnibus.registry.info import ReplicaInfo
+from omnibus.registry.replica_info import ReplicaInfo
 from omnibus.registry.stage_pool import StagePool
 from omnibus.requests.admission import digest, new_record, validate
 from omnibus.wire.payload import TEXT, Payload

@@ -17,8 +17,8 @@ from omnibus.registry.balancers import (
     RoundRobinBalancer,
     build_load_balancer_factory,
 )
-from omnibus.registry.info import ReplicaEvent, ReplicaEventType, ReplicaInfo, ReplicaList
-from omnibus.registry.record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_info import ReplicaEvent, ReplicaEventType, ReplicaInfo, ReplicaList
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.registry.stage_pool import MOST_BINDINGS, StagePool
 
 pytestmark = pytest.mark.unit

@@ -68,7 +68,7 @@ def test_lane_is_silent_when_a_parked_request_is_not_heard_of(clock: list[float]
     assert not lane.silent()
     clock[0] += lane_module.HEARTBEAT
     assert lane.silent()
-    lane.heard()
+    lane.received_message()
     assert not lane.silent()
     lane.received()
     clock[0] += 1000
@@ -79,7 +79,7 @@ def test_lane_is_silent_when_every_request_should_be_over(clock: list[float]) ->
     lane = Lane("S", "c", 0)
     lane.park(1)
     clock[0] += lane_module.EXPIRES + 2 * lane_module.HEARTBEAT
-    lane.heard()
+    lane.received_message()
     assert lane.silent()
 
 

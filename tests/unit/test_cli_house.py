@@ -44,7 +44,7 @@ def test_no_heavy_engine_is_imported_when_all_of_the_core_is() -> None:
         for found in pkgutil.walk_packages([str(ROOT / "omnibus" / folder)], f"omnibus.{folder}.")
         if not found.name.endswith("__main__")
     ]
-    modules += ["omnibus.workers.supervisor", "omnibus.workers.replicas", "omnibus.workers.replica"]
+    modules += ["omnibus.workers.supervisor", "omnibus.workers.replica_processes", "omnibus.workers.replica"]
     done = _run(sys.executable, "-c", f"import sys, {', '.join(modules)}; print(*sys.modules)")
     assert not {module.partition(".")[0] for module in done.stdout.split()} & HEAVY
 

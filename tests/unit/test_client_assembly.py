@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omnibus.client.assembly import Assembly
-from omnibus.client.events import Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.request_events import Output, OutputArrived, StepProgress, TextPiece
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import PNG, TEXT
 
@@ -17,7 +17,7 @@ def piece(offset: int, text: str, fence: Fence = FIRST) -> Tokens:
     return Tokens(rid="r", stage_id=0, fence=fence, offset=offset, text=text)
 
 
-def heard(assembly: Assembly, *messages: Tokens) -> str:
+def received(assembly: Assembly, *messages: Tokens) -> str:
     return "".join(found.text for message in messages for found in assembly.tokens(message))
 
 
@@ -26,31 +26,31 @@ def text_output(text: str) -> Output:
 
 
 def test_pieces_pass_as_they_come() -> None:
-    assert heard(Assembly(), piece(0, "ab"), piece(2, "cd")) == "abcd"
+    assert received(Assembly(), piece(0, "ab"), piece(2, "cd")) == "abcd"
 
 
 def test_repeated_and_overlapping_pieces_are_trimmed() -> None:
-    assert heard(Assembly(), piece(0, "ab"), piece(0, "ab"), piece(1, "bcd")) == "abcd"
+    assert received(Assembly(), piece(0, "ab"), piece(0, "ab"), piece(1, "bcd")) == "abcd"
 
 
 def test_piece_after_a_gap_waits_for_the_output_that_fills_it() -> None:
     assembly = Assembly()
-    assert heard(assembly, piece(0, "ab"), piece(4, "ef")) == "ab"
+    assert received(assembly, piece(0, "ab"), piece(4, "ef")) == "ab"
     events = list(assembly.output(text_output("abcdef")))
     assert events == [TextPiece(0, "cdef"), OutputArrived(text_output("abcdef"))]
 
 
 def test_second_attempt_continues_where_the_first_was_heard_last() -> None:
-    assert heard(Assembly(), piece(0, "abc"), piece(0, "ab", SECOND), piece(2, "cd", SECOND)) == "abcd"
+    assert received(Assembly(), piece(0, "abc"), piece(0, "ab", SECOND), piece(2, "cd", SECOND)) == "abcd"
 
 
 def test_first_attempt_is_not_heard_any_more_when_the_second_speaks() -> None:
-    assert heard(Assembly(), piece(0, "ab"), piece(0, "abc", SECOND), piece(2, "XX", FIRST)) == "abc"
+    assert received(Assembly(), piece(0, "ab"), piece(0, "abc", SECOND), piece(2, "XX", FIRST)) == "abc"
 
 
 def test_second_attempt_that_says_something_else_is_not_spliced_on() -> None:
     assembly = Assembly()
-    assert heard(assembly, piece(0, "abc"), piece(0, "aX", SECOND), piece(2, "YZ", SECOND)) == "abc"
+    assert received(assembly, piece(0, "abc"), piece(0, "aX", SECOND), piece(2, "YZ", SECOND)) == "abc"
     assert list(assembly.output(text_output("aXYZ"))) == [OutputArrived(text_output("aXYZ"))]
 
 
@@ -62,56 +62,56 @@ def spoken(offset: int, *words: str, first: int = 0, fence: Fence = FIRST) -> To
 
 def test_tokens_of_what_was_emitted_are_known_once_each_when_pieces_overlap() -> None:
     assembly = Assembly()
-    assert heard(assembly, spoken(0, "a", "bb"), spoken(1, "bb", "ccc", first=1)) == "abbccc"
-    assert assembly.heard(0, SECOND) == (1, 2, 3)
+    assert received(assembly, spoken(0, "a", "bb"), spoken(1, "bb", "ccc", first=1)) == "abbccc"
+    assert assembly.received(0, SECOND) == (1, 2, 3)
 
 
 def test_attempt_that_asked_is_continued_and_what_was_not_yet_read_of_the_one_before_is_dropped() -> None:
     assembly = Assembly()
-    assert heard(assembly, spoken(0, "a", "bb")) == "abb"
-    assert assembly.heard(0, SECOND) == (1, 2)
-    assert heard(assembly, spoken(3, "ccc", first=2)) == ""
-    assert heard(assembly, spoken(0, "a", "bb", "dd", fence=SECOND)) == "dd"
+    assert received(assembly, spoken(0, "a", "bb")) == "abb"
+    assert assembly.received(0, SECOND) == (1, 2)
+    assert received(assembly, spoken(3, "ccc", first=2)) == ""
+    assert received(assembly, spoken(0, "a", "bb", "dd", fence=SECOND)) == "dd"
 
 
 def test_attempt_that_is_outdated_is_told_nothing() -> None:
     assembly = Assembly()
-    assert heard(assembly, spoken(0, "a", fence=SECOND)) == "a"
-    assert assembly.heard(0, FIRST) is None
-    assert heard(assembly, spoken(1, "bb", first=1, fence=SECOND)) == "bb"
+    assert received(assembly, spoken(0, "a", fence=SECOND)) == "a"
+    assert assembly.received(0, FIRST) is None
+    assert received(assembly, spoken(1, "bb", first=1, fence=SECOND)) == "bb"
 
 
 def test_nothing_is_continued_when_attempts_said_different_things() -> None:
     assembly = Assembly()
-    assert heard(assembly, spoken(0, "a", "bb"), spoken(0, "X", fence=SECOND)) == "abb"
-    assert assembly.heard(0, Fence(1, 5, 3)) == ()
+    assert received(assembly, spoken(0, "a", "bb"), spoken(0, "X", fence=SECOND)) == "abb"
+    assert assembly.received(0, Fence(1, 5, 3)) == ()
 
 
 def test_nothing_is_continued_when_the_output_is_known() -> None:
     assembly = Assembly()
-    assert heard(assembly, spoken(0, "a")) == "a"
+    assert received(assembly, spoken(0, "a")) == "a"
     assert len(list(assembly.output(text_output("a")))) == 1
-    assert assembly.heard(0, SECOND) == ()
+    assert assembly.received(0, SECOND) == ()
 
 
 def test_gap_is_noticed_until_it_is_filled() -> None:
     assembly = Assembly()
-    assert heard(assembly, spoken(0, "a"), spoken(3, "ccc", first=2)) == "a"
+    assert received(assembly, spoken(0, "a"), spoken(3, "ccc", first=2)) == "a"
     assert assembly.lacks(spoken(3, "ccc", first=2))
     assert assembly.known(0) == 1
-    assert heard(assembly, spoken(0, "a", "bb", "ccc")) == "bbccc"
+    assert received(assembly, spoken(0, "a", "bb", "ccc")) == "bbccc"
     assert not assembly.lacks(spoken(3, "ccc", first=2))
 
 
 def test_gap_of_an_outdated_attempt_is_not_asked_for() -> None:
     assembly = Assembly()
-    assert heard(assembly, spoken(0, "a", fence=SECOND)) == "a"
+    assert received(assembly, spoken(0, "a", fence=SECOND)) == "a"
     assert not assembly.lacks(spoken(3, "ccc", first=2))
 
 
 def test_aborted_text_has_all_that_was_said_when_more_was_heard_than_was_kept() -> None:
     assembly = Assembly()
-    assert heard(assembly, piece(0, "abcd")) == "abcd"
+    assert received(assembly, piece(0, "abcd")) == "abcd"
     kept = Output(stage_id=0, modality="text", media_type=TEXT, items=(b"ab",), finish_reason="abort")
     (event,) = assembly.output(kept)
     assert isinstance(event, OutputArrived)
@@ -122,7 +122,7 @@ def test_output_arrives_once_and_silences_its_stage() -> None:
     assembly = Assembly()
     assert len(list(assembly.output(text_output("ab")))) == 2
     assert list(assembly.output(text_output("ab"))) == []
-    assert heard(assembly, piece(2, "late", SECOND)) == ""
+    assert received(assembly, piece(2, "late", SECOND)) == ""
 
 
 def test_progress_never_runs_backwards() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omnibus.client.events import Output, Result, TextPiece
+from omnibus.client.request_events import Output, Result, TextPiece
 from omnibus.errors import EngineError
 from omnibus.frontdoor.mapping.answering import Head, chat_completion, completion, images
 from omnibus.frontdoor.mapping.previews import Previews

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omnibus.client.events import Output
+from omnibus.client.request_events import Output
 from omnibus.errors import EngineError
 from omnibus.frontdoor.transcoding import PCM_RATE, encode_audio, encode_image, resample, transcoded
 from omnibus.wire.envelope import Usage

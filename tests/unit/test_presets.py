@@ -14,7 +14,7 @@ from omnibus.pipeline.loading import load_pipeline, presets
 from omnibus.presets import processors
 from omnibus.wire.request import Message, Request
 from omnibus.workers.engines.protocol import EngineInput, StageInput
-from omnibus.workers.loading import load_object
+from omnibus.workers.object_loading import load_object
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.requests.admission import Resolution, digest, new_record, resolve
 from omnibus.requests.advance import MAX_RUNS, advance, cancel, linear_tasks, needs_event, needs_record, redrive
-from omnibus.requests.effects import KeepDead, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop, Tell
+from omnibus.requests.effects import KeepDead, Notify, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop
 from omnibus.requests.record import DONE_TTL, Record
 from omnibus.requests.state import TRANSITIONS, IllegalTransition, RequestState, transition
 from omnibus.wire.envelope import DeadlinePassed, FinalOutput, StageFailed, StageResult, StageTiming
@@ -82,7 +82,7 @@ def test_result_of_a_linear_edge_needs_no_record() -> None:
 def test_final_output_is_recorded_before_the_next_tasks_are_published() -> None:
     record = record_of()
     effects = advance(result_of(record, 0), record)
-    assert [type(effect) for effect in effects] == [SaveRecord, PublishTask, Tell]
+    assert [type(effect) for effect in effects] == [SaveRecord, PublishTask, Notify]
     assert tasks(effects) == [1], "stage 2 is the worker's to forward"
     assert isinstance(effects[-1].message, OutputReady)
 
@@ -118,7 +118,9 @@ def test_first_result_of_a_stage_counts_whoever_made_it() -> None:
     second = advance(result_of(record, 0, b"second"), first)
     assert not any(isinstance(effect, SaveRecord) for effect in second)
     assert first.outputs[0].items[0].data == b"first"
-    told = [effect.message for effect in second if isinstance(effect, Tell) and isinstance(effect.message, OutputReady)]
+    told = [
+        effect.message for effect in second if isinstance(effect, Notify) and isinstance(effect.message, OutputReady)
+    ]
     assert [output.output for output in told] == [first.outputs[0]], "never another answer than the record's"
 
 
@@ -126,7 +128,7 @@ def test_request_is_done_when_all_its_outputs_are_recorded() -> None:
     record = record_of(outputs={0: result_of(record_of(), 0).final})
     effects = advance(result_of(record, 3), record)
     assert saved(effects).state is RequestState.DONE
-    assert [type(effect) for effect in effects] == [SaveRecord, Tell, Tell, Purge]
+    assert [type(effect) for effect in effects] == [SaveRecord, Notify, Notify, Purge]
     assert effects[-1] == Purge("r", queued=False), "every stage has finished: only the timer is left"
 
 
@@ -144,7 +146,7 @@ def test_late_event_repeats_the_end_and_changes_nothing(state: RequestState) -> 
         effects = advance(event, record)
         assert not any(isinstance(effect, SaveRecord | PublishTask) for effect in effects)
         assert isinstance(effects[-1], Purge)
-        assert any(isinstance(effect, Tell) and isinstance(effect.message, Ended) for effect in effects)
+        assert any(isinstance(effect, Notify) and isinstance(effect.message, Ended) for effect in effects)
 
 
 def test_result_of_an_abandoned_run_is_dropped() -> None:
@@ -192,7 +194,7 @@ def test_deadline_of_another_admission_puts_the_own_timer_back() -> None:
 def test_cancel_stops_what_runs_and_is_idempotent() -> None:
     record = record_of()
     effects = cancel(record)
-    assert [type(effect) for effect in effects] == [SaveRecord, Stop, Tell, Purge]
+    assert [type(effect) for effect in effects] == [SaveRecord, Stop, Notify, Purge]
     assert cancel(saved(effects)) == effects[1:], "all but the write: the first canceller may have died after it"
 
 

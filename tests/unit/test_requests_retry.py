@@ -38,7 +38,7 @@ def renewal(route: Route = ROUTE) -> Renewal:
     return Renewal(payload=INPUT, route=route, max_attempts=3, now=1000.0)
 
 
-def letter_of(record: Record) -> DeadLetter:
+def dead_letter_of(record: Record) -> DeadLetter:
     return DeadLetter(record=record, died=200.0)
 
 
@@ -53,7 +53,7 @@ def written(effects: tuple[Effect, ...]) -> Record:
 
 def test_retry_opens_the_record_between_two_timers_and_publishes_afterwards() -> None:
     record = failed_record()
-    effects = retry(letter_of(record), record, renewal())
+    effects = retry(dead_letter_of(record), record, renewal())
     assert [type(effect) for effect in effects] == [ScheduleDeadline, SaveRecord, ScheduleDeadline, PublishTask]
     again = written(effects)
     assert (again.state, again.failure, again.dead) == (RequestState.OPEN, None, True)
@@ -64,15 +64,15 @@ def test_retry_opens_the_record_between_two_timers_and_publishes_afterwards() ->
 
 
 def test_retry_creates_the_record_when_it_has_expired() -> None:
-    effects = retry(letter_of(failed_record()), None, renewal())
+    effects = retry(dead_letter_of(failed_record()), None, renewal())
     assert isinstance(effects[1], CreateRecord)
     assert written(effects).ticket.run == 2
 
 
 def test_outputs_are_kept_when_the_route_is_the_same_and_not_otherwise() -> None:
     record = failed_record(outputs={0: OUTPUT})
-    assert written(retry(letter_of(record), record, renewal())).outputs == {0: OUTPUT}
-    assert written(retry(letter_of(record), record, renewal(OTHER_ROUTE))).outputs == {}
+    assert written(retry(dead_letter_of(record), record, renewal())).outputs == {0: OUTPUT}
+    assert written(retry(dead_letter_of(record), record, renewal(OTHER_ROUTE))).outputs == {}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_outputs_are_kept_when_the_route_is_the_same_and_not_otherwise() -> None
 )
 def test_retry_is_refused_when_the_record_says_otherwise(fields: dict[str, object], why: str) -> None:
     with pytest.raises(RequestConflict, match=why):
-        retry(letter_of(failed_record()), failed_record(**fields), renewal())
+        retry(dead_letter_of(failed_record()), failed_record(**fields), renewal())
 
 
 def test_resumed_run_is_another_one_with_its_timer() -> None:

@@ -28,7 +28,7 @@ from omnibus.workers.initialisation import (
     terminate_alive_proc,
 )
 from omnibus.workers.initialisation.environment import engine_environment
-from omnibus.workers.replicas import replica_processes
+from omnibus.workers.replica_processes import replica_processes
 
 pytestmark = pytest.mark.unit
 

@@ -22,9 +22,9 @@ from omnibus.wire.payload import JSON, MSGPACK, PNG, TEXT, WAV, Payload
 from omnibus.wire.request import Message, Request
 from omnibus.workers.deltas import MOST_PENDING, Deltas
 from omnibus.workers.engines.protocol import Progress, StageInput, TextDelta
-from omnibus.workers.inputs import default_input, merged_sampling, unpacked
-from omnibus.workers.outputs import encoded
-from omnibus.workers.serving import following
+from omnibus.workers.job_builder import default_input, merged_sampling, unpacked
+from omnibus.workers.output_writer import encoded
+from omnibus.workers.task_service import following
 
 pytestmark = pytest.mark.unit
 

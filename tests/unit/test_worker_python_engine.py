@@ -47,8 +47,8 @@ def spell(stage_input: StageInput) -> Iterator[str | Progress]:
 
 
 async def spell_async(stage_input: StageInput) -> AsyncIterator[object]:
-    for letter in stage_input.request.text():
-        yield letter
+    for dead_letter in stage_input.request.text():
+        yield dead_letter
     yield {"text": "given", "length": 3}
 
 

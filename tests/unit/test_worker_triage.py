@@ -9,7 +9,7 @@ from omnibus.pipeline.route import Route, RouteStage
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire.envelope import Task, Ticket
 from omnibus.wire.payload import TEXT, Payload
-from omnibus.workers.triage import GiveUp, Retry, Verdict, exhausted, judge, triage
+from omnibus.workers.triage import Disposition, GiveUp, Retry, after_failure, exhausted, triage
 
 pytestmark = pytest.mark.unit
 
@@ -26,35 +26,41 @@ def make_task(*, deadline: float = NOW + 60, max_attempts: int = 3) -> Task:
 
 
 @pytest.mark.parametrize(
-    ("delivered", "cancelled", "deadline", "verdict"),
+    ("delivered", "cancelled", "deadline", "disposition"),
     [
-        (1, False, NOW + 1, Verdict.RUN),
-        (2, False, NOW + 1, Verdict.RUN),
-        (3, False, NOW + 1, Verdict.RUN_APART),
-        (4, False, NOW + 1, Verdict.EXHAUSTED),
-        (1, True, NOW + 1, Verdict.DROP),
-        (4, True, NOW + 1, Verdict.DROP),
-        (1, False, NOW, Verdict.DROP),
+        (1, False, NOW + 1, Disposition.RUN),
+        (2, False, NOW + 1, Disposition.RUN),
+        (3, False, NOW + 1, Disposition.RUN_ISOLATED),
+        (4, False, NOW + 1, Disposition.EXHAUSTED),
+        (1, True, NOW + 1, Disposition.DROP),
+        (4, True, NOW + 1, Disposition.DROP),
+        (1, False, NOW, Disposition.DROP),
     ],
 )
-def test_triage_of_a_delivery(delivered: int, cancelled: bool, deadline: float, verdict: Verdict) -> None:
+def test_triage_of_a_delivery(delivered: int, cancelled: bool, deadline: float, disposition: Disposition) -> None:
     task = make_task(deadline=deadline)
-    assert triage(task, delivered=delivered, cancelled=cancelled, now=NOW) is verdict
+    assert triage(task, delivered=delivered, cancelled=cancelled, now=NOW) is disposition
 
 
 @pytest.mark.parametrize(
-    ("delivered", "max_attempts", "verdict"),
-    [(1, 3, Verdict.RUN), (2, 3, Verdict.RUN), (3, 3, Verdict.PUT_BACK), (2, 2, Verdict.PUT_BACK), (1, 1, Verdict.RUN)],
+    ("delivered", "max_attempts", "disposition"),
+    [
+        (1, 3, Disposition.RUN),
+        (2, 3, Disposition.RUN),
+        (3, 3, Disposition.PUT_BACK),
+        (2, 2, Disposition.PUT_BACK),
+        (1, 1, Disposition.RUN),
+    ],
 )
-def test_last_attempts_do_not_share_a_replica(delivered: int, max_attempts: int, verdict: Verdict) -> None:
+def test_last_attempts_do_not_share_a_replica(delivered: int, max_attempts: int, disposition: Disposition) -> None:
     task = make_task(max_attempts=max_attempts)
-    assert triage(task, delivered=delivered, cancelled=False, now=NOW, crowded=True) is verdict
+    assert triage(task, delivered=delivered, cancelled=False, now=NOW, has_last_attempt=True) is disposition
 
 
 def test_engine_error_is_retried_with_growing_delay_when_attempts_are_left() -> None:
     task = make_task(max_attempts=20)
-    verdicts = [judge(EngineError("x"), task, delivered=n, replica="r0") for n in range(1, 20)]
-    delays = [verdict.delay for verdict in verdicts if isinstance(verdict, Retry)]
+    verdicts = [after_failure(EngineError("x"), task, delivered=n, replica="r0") for n in range(1, 20)]
+    delays = [disposition.delay for disposition in verdicts if isinstance(disposition, Retry)]
     assert len(delays) == 19
     assert delays == sorted(delays)
     assert delays[0] < 0.2
@@ -62,34 +68,34 @@ def test_engine_error_is_retried_with_growing_delay_when_attempts_are_left() -> 
 
 
 def test_engine_error_ends_the_request_as_dead_when_it_was_the_last_attempt() -> None:
-    verdict = judge(EngineError("broken"), make_task(), delivered=3, replica="r7")
-    assert isinstance(verdict, GiveUp)
-    assert verdict.dead
-    failure = verdict.failure
+    disposition = after_failure(EngineError("broken"), make_task(), delivered=3, replica="r7")
+    assert isinstance(disposition, GiveUp)
+    assert disposition.dead
+    failure = disposition.failure
     assert (failure.code, failure.attempts, failure.stage_id, failure.replica) == ("engine_error", 3, 0, "r7")
 
 
 def test_foreign_exception_counts_as_engine_error() -> None:
-    assert isinstance(judge(ValueError("bug"), make_task(), delivered=1, replica="r0"), Retry)
-    verdict = judge(ValueError("bug"), make_task(), delivered=3, replica="r0")
-    assert isinstance(verdict, GiveUp)
-    assert verdict.failure.message == "ValueError: bug"
+    assert isinstance(after_failure(ValueError("bug"), make_task(), delivered=1, replica="r0"), Retry)
+    disposition = after_failure(ValueError("bug"), make_task(), delivered=3, replica="r0")
+    assert isinstance(disposition, GiveUp)
+    assert disposition.failure.message == "ValueError: bug"
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(EngineRejected("no"), 400), (InvalidRequest("no"), 400), (PayloadLost("gone"), 500)]
 )
 def test_error_of_the_request_ends_it_at_once_and_not_as_dead(error: Exception, status: int) -> None:
-    verdict = judge(error, make_task(), delivered=1, replica="r0")
-    assert isinstance(verdict, GiveUp)
-    assert not verdict.dead
-    assert (verdict.failure.http_status, verdict.failure.attempts) == (status, 0)
+    disposition = after_failure(error, make_task(), delivered=1, replica="r0")
+    assert isinstance(disposition, GiveUp)
+    assert not disposition.dead
+    assert (disposition.failure.http_status, disposition.failure.attempts) == (status, 0)
 
 
 def test_exhausted_tells_how_many_attempts_were_used() -> None:
-    verdict = exhausted(make_task(), delivered=4, replica="r0")
-    assert verdict.dead
-    assert (verdict.failure.code, verdict.failure.attempts) == (AttemptsExhausted.code, 3)
+    disposition = exhausted(make_task(), delivered=4, replica="r0")
+    assert disposition.dead
+    assert (disposition.failure.code, disposition.failure.attempts) == (AttemptsExhausted.code, 3)
 
 
 def test_cancelled_id_is_held_until_its_deadline() -> None:
@@ -122,7 +128,9 @@ def test_run_that_an_operator_opened_is_not_held_when_the_failed_one_is() -> Non
 
 
 @pytest.mark.parametrize(
-    ("delivered", "verdict"), [(2, Verdict.SEND_HOME), (3, Verdict.SEND_HOME), (4, Verdict.EXHAUSTED)]
+    ("delivered", "disposition"), [(2, Disposition.REROUTE), (3, Disposition.REROUTE), (4, Disposition.EXHAUSTED)]
 )
-def test_task_is_sent_home_when_it_was_tried_on_the_lane_of_one_replica(delivered: int, verdict: Verdict) -> None:
-    assert triage(make_task(), delivered=delivered, cancelled=False, now=NOW, stuck=True) is verdict
+def test_task_is_sent_home_when_it_was_tried_on_the_lane_of_one_replica(
+    delivered: int, disposition: Disposition
+) -> None:
+    assert triage(make_task(), delivered=delivered, cancelled=False, now=NOW, stuck=True) is disposition

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from omnibus.client.events import Output, Result
+from omnibus.client.request_events import Output, Result
 from omnibus.frontdoor.mapping.media import file_name, to_base64, to_data_url
 from omnibus.frontdoor.schemas.chat import (
     AudioOut,
@@ -75,12 +75,12 @@ def content_parts(output: Output) -> list[ContentOut]:
     ]
 
 
-def audio(head: Head, output: Output, said: str) -> AudioOut:
+def audio(head: Head, output: Output, answer: str) -> AudioOut:
     """A sound of a chat; its id is the request's."""
     return AudioOut(
         id=f"audio-{head.rid}",
         data=to_base64(output.items[0]),
-        transcript=said,
+        transcript=answer,
         expires_at=head.created + DONE_TTL,
     )
 

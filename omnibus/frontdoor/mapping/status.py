@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from omnibus.client.events import Output, Result
+from omnibus.client.request_events import Output, Result
 from omnibus.errors import OmnibusError
 from omnibus.frontdoor.mapping.answering import usage
 from omnibus.frontdoor.mapping.media import to_base64

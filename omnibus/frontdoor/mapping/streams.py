@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnibus.client.events import Output, TextPiece
+from omnibus.client.request_events import Output, TextPiece
 from omnibus.frontdoor.mapping.answering import (
     Head,
     audio,

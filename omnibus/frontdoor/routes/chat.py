@@ -9,9 +9,9 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 from sse_starlette.event import ServerSentEvent
 
-from omnibus.client.events import Ended, OutputArrived, TextPiece
+from omnibus.client.request_events import Ended, OutputArrived, TextPiece
 from omnibus.frontdoor.answers import answered, transcoded_all
-from omnibus.frontdoor.door import TheDoor
+from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.mapping.answering import Head, chat_completion, head_of
 from omnibus.frontdoor.mapping.asking import chat_request
 from omnibus.frontdoor.mapping.streams import ChatStream, live_stage
@@ -25,22 +25,22 @@ router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
-async def create_chat_completion(body: ChatBody, http: Request, door: TheDoor) -> Response:
+async def create_chat_completion(body: ChatBody, http: Request, context: Context) -> Response:
     """Answer a chat with text, images and sound."""
-    served = await door.models.find(body.model)
+    served = await context.models.find(body.model)
     request = chat_request(body, served.spec)
-    accepted = await submit(door, http, served, request)
+    accepted = await submit(context, http, served, request)
     audio = body.audio.format if body.audio is not None else "wav"
     if not body.stream:
-        result = await result_of(door, http, accepted)
+        result = await result_of(context, http, accepted)
         outputs = await transcoded_all(result.outputs, audio=audio)
         return answered(chat_completion(head_of(result, served.model), outputs), result, served.spec)
     head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
     live = live_stage(plan_route(served.spec, request.modalities))
     include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     stream = ChatStream(head, live, include_usage=include_usage)
-    events = await first_seen(door, http, accepted)
-    return event_stream(door, accepted, _pieces(events, stream, audio))
+    events = await first_seen(context, http, accepted)
+    return event_stream(context, accepted, _pieces(events, stream, audio))
 
 
 async def _pieces(events: Lookahead, stream: ChatStream, audio: str) -> AsyncIterator[ServerSentEvent]:

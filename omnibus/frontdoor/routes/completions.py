@@ -9,9 +9,9 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 from sse_starlette.event import ServerSentEvent
 
-from omnibus.client.events import Ended, TextPiece
+from omnibus.client.request_events import Ended, TextPiece
 from omnibus.frontdoor.answers import answered
-from omnibus.frontdoor.door import TheDoor
+from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.mapping.answering import Head, completion, head_of
 from omnibus.frontdoor.mapping.asking import completion_request
 from omnibus.frontdoor.mapping.streams import CompletionStream, live_stage
@@ -24,20 +24,20 @@ router = APIRouter()
 
 
 @router.post("/v1/completions")
-async def create_completion(body: CompletionBody, http: Request, door: TheDoor) -> Response:
+async def create_completion(body: CompletionBody, http: Request, context: Context) -> Response:
     """Continue a prompt."""
-    served = await door.models.find(body.model)
+    served = await context.models.find(body.model)
     request = completion_request(body, served.spec)
-    accepted = await submit(door, http, served, request)
+    accepted = await submit(context, http, served, request)
     if not body.stream:
-        result = await result_of(door, http, accepted)
+        result = await result_of(context, http, accepted)
         return answered(completion(head_of(result, served.model), result.outputs), result, served.spec)
     head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
     live = live_stage(plan_route(served.spec, request.modalities))
     include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     stream = CompletionStream(head, live, include_usage=include_usage)
-    events = await first_seen(door, http, accepted)
-    return event_stream(door, accepted, _pieces(events, stream))
+    events = await first_seen(context, http, accepted)
+    return event_stream(context, accepted, _pieces(events, stream))
 
 
 async def _pieces(events: Lookahead, stream: CompletionStream) -> AsyncIterator[ServerSentEvent]:

@@ -9,90 +9,90 @@ from fastapi.responses import JSONResponse
 
 from omnibus.client.controls import Controls
 from omnibus.client.rpc import CollectiveAnswer
-from omnibus.frontdoor.door import Door, TheDoor
+from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.errors import JSON_TYPE
 from omnibus.frontdoor.mapping.status import error_detail
-from omnibus.frontdoor.schemas.control import ControlAnswer, Order, PauseOrder, ReplicaReply, SleepBody, WakeBody
+from omnibus.frontdoor.schemas.control import ControlAnswer, ControlBody, PauseBody, ReplicaReply, SleepBody, WakeBody
 from omnibus.pipeline.spec import PipelineSpec
 
 router = APIRouter()
-TheOrder = Annotated[Order, Query()]
+TheControlBody = Annotated[ControlBody, Query()]
 
 
 @router.post("/v1/omni/sleep")
-async def sleep(door: TheDoor, body: SleepBody | None = None) -> Response:
+async def sleep(context: Context, body: SleepBody | None = None) -> Response:
     """Replicas give their device memory back, all or none; 400 for what could not be undone."""
     body = body or SleepBody()
-    spec, controls = await _controls(door, body)
+    spec, controls = await _controls(context, body)
     return _answer(spec, await controls.sleep(body.level, mode=body.mode, stage_ids=body.stage_ids))
 
 
 @router.post("/v1/omni/wakeup")
-async def wake_up(door: TheDoor, body: WakeBody | None = None) -> Response:
+async def wake_up(context: Context, body: WakeBody | None = None) -> Response:
     """And take it again."""
     body = body or WakeBody()
-    spec, controls = await _controls(door, body)
+    spec, controls = await _controls(context, body)
     return _answer(spec, await controls.wake_up(body.stage_ids))
 
 
 @router.post("/pause")
-async def pause(door: TheDoor, order: Annotated[PauseOrder, Query()]) -> Response:
+async def pause(context: Context, body: Annotated[PauseBody, Query()]) -> Response:
     """Replicas take no more tasks; answers when they have none in hand. No request is lost."""
-    spec, controls = await _controls(door, order)
-    said = await controls.pause_generation(order.mode, clear_cache=order.clear_cache, stage_ids=order.stage_ids)
-    return _answer(spec, said)
+    spec, controls = await _controls(context, body)
+    answer = await controls.pause_generation(body.mode, clear_cache=body.clear_cache, stage_ids=body.stage_ids)
+    return _answer(spec, answer)
 
 
 @router.post("/resume")
-async def resume(door: TheDoor, order: TheOrder) -> Response:
+async def resume(context: Context, body: TheControlBody) -> Response:
     """They take tasks again."""
-    spec, controls = await _controls(door, order)
-    return _answer(spec, await controls.resume_generation(order.stage_ids))
+    spec, controls = await _controls(context, body)
+    return _answer(spec, await controls.resume_generation(body.stage_ids))
 
 
 @router.get("/is_paused")
-async def is_paused(door: TheDoor, order: TheOrder) -> Response:
+async def is_paused(context: Context, body: TheControlBody) -> Response:
     """Whether all replicas are paused."""
-    _, controls = await _controls(door, order)
-    return JSONResponse({"is_paused": await controls.is_paused(order.stage_ids)})
+    _, controls = await _controls(context, body)
+    return JSONResponse({"is_paused": await controls.is_paused(body.stage_ids)})
 
 
 @router.post("/start_profile")
-async def start_profile(door: TheDoor, order: TheOrder) -> Response:
+async def start_profile(context: Context, body: TheControlBody) -> Response:
     """Engines that have a profiler start it."""
-    spec, controls = await _controls(door, order)
-    return _answer(spec, await controls.start_profile(order.stage_ids))
+    spec, controls = await _controls(context, body)
+    return _answer(spec, await controls.start_profile(body.stage_ids))
 
 
 @router.post("/stop_profile")
-async def stop_profile(door: TheDoor, order: TheOrder) -> Response:
+async def stop_profile(context: Context, body: TheControlBody) -> Response:
     """And stop it."""
-    spec, controls = await _controls(door, order)
-    return _answer(spec, await controls.stop_profile(order.stage_ids))
+    spec, controls = await _controls(context, body)
+    return _answer(spec, await controls.stop_profile(body.stage_ids))
 
 
 @router.post("/reset_prefix_cache")
-async def reset_prefix_cache(door: TheDoor, order: TheOrder) -> Response:
+async def reset_prefix_cache(context: Context, body: TheControlBody) -> Response:
     """Engines forget the prefixes that they have cached."""
-    spec, controls = await _controls(door, order)
-    return _answer(spec, await controls.reset_prefix_cache(order.stage_ids))
+    spec, controls = await _controls(context, body)
+    return _answer(spec, await controls.reset_prefix_cache(body.stage_ids))
 
 
-async def _controls(door: Door, order: Order) -> tuple[PipelineSpec, Controls]:
-    spec = (await door.models.find(order.model)).spec
-    return spec, Controls(door.producer.connection, spec)
+async def _controls(context: FrontDoorContext, body: ControlBody) -> tuple[PipelineSpec, Controls]:
+    spec = (await context.models.find(body.model)).spec
+    return spec, Controls(context.producer.connection, spec)
 
 
-def _answer(spec: PipelineSpec, said: CollectiveAnswer) -> Response:
+def _answer(spec: PipelineSpec, answer: CollectiveAnswer) -> Response:
     replies = [
         ReplicaReply(
             stage=spec.stage(answer.stage_id).name, replica=answer.replica, value=answer.value,
             error=error_detail(answer.failure.exception()) if answer.failure is not None else None,
         )
-        for answer in said.answers
+        for answer in answer.answers
     ]  # fmt: skip
     body = ControlAnswer(
-        object="control", method=said.method, complete=said.complete, replicas=replies,
-        unanswered=[f"{spec.stage(stage_id).name}.{replica}" for stage_id, replica in said.unanswered],
+        object="control", method=answer.method, complete=answer.complete, replicas=replies,
+        unanswered=[f"{spec.stage(stage_id).name}.{replica}" for stage_id, replica in answer.unanswered],
     )  # fmt: skip
     return Response(body.json_text(), media_type=JSON_TYPE)

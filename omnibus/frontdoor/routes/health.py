@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from omnibus.errors import OmnibusError
-from omnibus.frontdoor.door import Door, TheDoor
+from omnibus.frontdoor.context import Context, FrontDoorContext
 
 PROBE_TIMEOUT = 2.0
 router = APIRouter()
@@ -22,21 +22,21 @@ async def live() -> Response:
 
 
 @router.get("/health")
-async def health(door: TheDoor) -> Response:
+async def health(context: Context) -> Response:
     """The broker can be reached; 503 else."""
-    return _status({"broker": door.connected()})
+    return _status({"broker": context.connected()})
 
 
 @router.get("/ready")
-async def ready(door: TheDoor) -> Response:
+async def ready(context: Context) -> Response:
     """Requests can be accepted: the broker can be reached and a pipeline is deployed; 503 else."""
-    return _status({"broker": door.connected(), "pipelines": await _has_pipelines(door)})
+    return _status({"broker": context.connected(), "pipelines": await _has_pipelines(context)})
 
 
 @router.get("/metrics")
-async def metrics(door: TheDoor) -> Response:
+async def metrics(context: Context) -> Response:
     """Prometheus' text format."""
-    return Response(door.metrics.exposition(), media_type=door.metrics.content_type)
+    return Response(context.metrics.exposition(), media_type=context.metrics.content_type)
 
 
 @router.get("/version")
@@ -44,10 +44,10 @@ async def get_version() -> Response:
     return JSONResponse({"version": version("omnibus")})
 
 
-async def _has_pipelines(door: Door) -> bool:
+async def _has_pipelines(context: FrontDoorContext) -> bool:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
-            return bool(await door.models.all())
+            return bool(await context.models.all())
     except (OmnibusError, TimeoutError):
         return False
 

@@ -9,10 +9,10 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 from sse_starlette.event import ServerSentEvent
 
-from omnibus.client.events import Ended, Result, StepProgress
+from omnibus.client.request_events import Ended, Result, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.answers import answered, transcoded_all
-from omnibus.frontdoor.door import TheDoor
+from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.mapping.answering import head_of, image_usage, images
 from omnibus.frontdoor.mapping.asking import image_request
 from omnibus.frontdoor.mapping.media import to_base64
@@ -25,21 +25,21 @@ router = APIRouter()
 
 
 @router.post("/v1/images/generations")
-async def generate_images(body: ImageBody, http: Request, door: TheDoor) -> Response:
+async def generate_images(body: ImageBody, http: Request, context: Context) -> Response:
     """Paint images from a prompt."""
     if body.stream and body.response_format == "url":
         raise InvalidRequest("a stream of images is b64_json", param="response_format")
-    served = await door.models.find(body.model, modality="image")
-    accepted = await submit(door, http, served, image_request(body, served.spec))
+    served = await context.models.find(body.model, modality="image")
+    accepted = await submit(context, http, served, image_request(body, served.spec))
     image_format = body.output_format or "png"
     if not body.stream:
-        result = await result_of(door, http, accepted)
+        result = await result_of(context, http, accepted)
         outputs = await transcoded_all(result.outputs, image=image_format)
         head, as_urls = head_of(result, served.model), body.response_format == "url"
         return answered(images(head, outputs, as_urls=as_urls, image_format=image_format), result, served.spec)
     previews = Previews(body.partial_images or 0)
-    events = await first_seen(door, http, accepted)
-    return event_stream(door, accepted, _pieces(events, previews, image_format))
+    events = await first_seen(context, http, accepted)
+    return event_stream(context, accepted, _pieces(events, previews, image_format))
 
 
 async def _pieces(events: Lookahead, previews: Previews, image_format: str) -> AsyncIterator[ServerSentEvent]:

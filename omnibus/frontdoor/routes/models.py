@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from omnibus.frontdoor.door import Door, TheDoor
+from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.errors import JSON_TYPE
 from omnibus.frontdoor.schemas.models import Model, ModelList
 from omnibus.frontdoor.served import Served
@@ -13,23 +13,23 @@ router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(door: TheDoor) -> Response:
+async def list_models(context: Context) -> Response:
     """Every deployed pipeline."""
-    models = [_model(door, served) for served in await door.models.all()]
+    models = [_model(context, served) for served in await context.models.all()]
     return Response(ModelList(object="list", data=models).json_text(), media_type=JSON_TYPE)
 
 
 @router.get("/v1/models/{model:path}")
-async def get_model(model: str, door: TheDoor) -> Response:
+async def get_model(model: str, context: Context) -> Response:
     """One of them."""
-    return Response(_model(door, await door.models.find(model)).json_text(), media_type=JSON_TYPE)
+    return Response(_model(context, await context.models.find(model)).json_text(), media_type=JSON_TYPE)
 
 
-def _model(door: Door, served: Served) -> Model:
+def _model(context: FrontDoorContext, served: Served) -> Model:
     return Model(
         id=served.model,
         object="model",
-        created=door.started,
+        created=context.started,
         owned_by="omnibus",
         root=served.spec.name,
         modalities=list(served.spec.modalities),

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Request, Response
 
-from omnibus.client.events import Result
+from omnibus.client.request_events import Result
 from omnibus.errors import UnknownRequest
-from omnibus.frontdoor.door import Door, TheDoor
+from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.errors import JSON_TYPE
 from omnibus.frontdoor.mapping.status import request_answer
 from omnibus.frontdoor.served import Served
@@ -19,23 +19,23 @@ router = APIRouter()
 
 
 @router.get("/v1/requests/{request_id}")
-async def get_request(request_id: str, http: Request, door: TheDoor, model: str | None = None) -> Response:
+async def get_request(request_id: str, http: Request, context: Context, model: str | None = None) -> Response:
     """Where a request is, and what it has delivered. `model` saves looking for it in every pipeline."""
-    served, result = await _find(door, request_id, model, tenant_of(door, http), door.producer.result)
+    served, result = await _find(context, request_id, model, tenant_of(context, http), context.producer.result)
     return _answer(served, result)
 
 
 @router.delete("/v1/requests/{request_id}")
-async def cancel_request(request_id: str, http: Request, door: TheDoor, model: str | None = None) -> Response:
+async def cancel_request(request_id: str, http: Request, context: Context, model: str | None = None) -> Response:
     """Cancel a request; the answer shows it in its terminal state, which is another when it ended before."""
-    return _answer(*await _find(door, request_id, model, tenant_of(door, http), door.producer.cancel))
+    return _answer(*await _find(context, request_id, model, tenant_of(context, http), context.producer.cancel))
 
 
 async def _find(
-    door: Door, rid: str, model: str | None, tenant: str | None, ask: Callable[..., Awaitable[Result]]
+    context: FrontDoorContext, rid: str, model: str | None, tenant: str | None, ask: Callable[..., Awaitable[Result]]
 ) -> tuple[Served, Result]:
     check_name(rid, "request_id")
-    candidates = [await door.models.find(model)] if model is not None else await door.models.all()
+    candidates = [await context.models.find(model)] if model is not None else await context.models.all()
     for served in candidates:
         try:
             return served, await ask(served.spec.name, rid, tenant=tenant)

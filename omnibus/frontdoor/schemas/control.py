@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from omnibus.frontdoor.schemas.common import NAME_LENGTH, Answer, ErrorDetail
 
 
-class Order(BaseModel):
+class ControlBody(BaseModel):
     """Whom an order is for. It may hold nothing else: where nothing is said it means all stages, and so would a typo."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -18,14 +18,14 @@ class Order(BaseModel):
     stage_ids: list[int] | None = None
 
 
-class PauseOrder(Order):
+class PauseBody(ControlBody):
     """The query of `POST /pause`."""
 
     mode: str = "abort"
     clear_cache: bool = True
 
 
-class WakeBody(Order):
+class WakeBody(ControlBody):
     """`POST /v1/omni/wakeup`."""
 
     model_config = ConfigDict(strict=True)

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from omnibus.errors import ConfigError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import Engine, EngineFactory
-from omnibus.workers.loading import load_object
+from omnibus.workers.object_loading import load_object
 
 ENTRY_POINTS = "omnibus.engines"
 

@@ -52,7 +52,7 @@ class Job:
     """The stage's defaults overridden by the request's."""
     attempt: int = 1
     """Delivery of the task that this execution belongs to; 1 is the first."""
-    heard: tuple[int, ...] = ()
+    received: tuple[int, ...] = ()
     """Token ids that an earlier execution made and the client has. An engine that can go on after them does, and yields
     them first, with their text; one that cannot begins again, and of what it repeats the client sees nothing."""
     priority: int = 0

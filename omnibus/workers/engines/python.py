@@ -10,9 +10,9 @@ from typing import Any
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.death import Death
+from omnibus.workers.engines.engine_death import Death
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
-from omnibus.workers.loading import load_object
+from omnibus.workers.object_loading import load_object
 
 _END = object()
 

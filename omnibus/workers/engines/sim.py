@@ -15,7 +15,7 @@ import numpy as np
 
 from omnibus.errors import ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.death import Death
+from omnibus.workers.engines.engine_death import Death
 from omnibus.workers.engines.protocol import (
     EngineStats,
     Finished,
@@ -172,12 +172,12 @@ class SimEngine:
             yield progress
         if args.hang_on.hits(job):
             await aborted.wait()
-        said: list[str] = []
+        sent_text: list[str] = []
         if "text" in args.outputs.values():
-            async for delta in _speak(words, args.token_rate, aborted, heard=len(job.heard)):
-                said.append(delta.text)
+            async for delta in _speak(words, args.token_rate, aborted, received=len(job.received)):
+                sent_text.append(delta.text)
                 yield delta
-        text = "".join(said)
+        text = "".join(sent_text)
         usage = Usage(prompt_tokens=len(prompt.split()), completion_tokens=len(text.split()))
         outputs = {name: _value(kind, text or " ".join(words), args) for name, kind in args.outputs.items()}
         yield Finished(outputs=outputs, finish_reason="abort" if aborted.is_set() else "stop", usage=usage)
@@ -201,11 +201,13 @@ def prompt_of(stage_input: StageInput) -> str:
     return " ".join(map(str, prompt)) if isinstance(prompt, tuple) else stage_input.request.text()
 
 
-async def _speak(words: Sequence[str], rate: float, aborted: asyncio.Event, *, heard: int) -> AsyncIterator[TextDelta]:
+async def _speak(
+    words: Sequence[str], rate: float, aborted: asyncio.Event, *, received: int
+) -> AsyncIterator[TextDelta]:
     """One word a delta, but those that the client has already."""
-    if heard:
-        yield TextDelta(text=" ".join(words[:heard]), token_ids=tuple(range(heard)))
-    for index, word in enumerate(words[heard:], start=heard):
+    if received:
+        yield TextDelta(text=" ".join(words[:received]), token_ids=tuple(range(received)))
+    for index, word in enumerate(words[received:], start=received):
         if rate:
             await _pause(1 / rate, aborted)
         if aborted.is_set():

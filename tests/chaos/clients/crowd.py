@@ -12,10 +12,10 @@ from typing import Any, Self
 import httpx
 
 from omnibus.client.producer import Producer
-from tests.chaos.arenas import Arena
 from tests.chaos.clients import http, nats
-from tests.chaos.clients.wish import Note, Size, Wish, Wishes
+from tests.chaos.clients.planned_request import Note, RequestArguments, Size, Wish
 from tests.chaos.history import History
+from tests.chaos.setups import Arena
 from tests.support.waiting import eventually
 
 _POOL = 200
@@ -26,10 +26,10 @@ class Crowd:
     """Clients at every door, in an `async with`; leaving it waits until each was told the end of its last request."""
 
     def __init__(
-        self, arena: Arena, history: History, wishes: Wishes, *, size: Size | None = None, label: str = ""
+        self, arena: Arena, history: History, arguments: RequestArguments, *, size: Size | None = None, label: str = ""
     ) -> None:
         """`label` begins the names of all operations: no other scenario of the same system may have it."""
-        self._arena, self._history, self._wishes = arena, history, wishes
+        self._arena, self._history, self._wishes = arena, history, arguments
         self._size = size or arena.size
         self._label = label
         self._finishing = asyncio.Event()
@@ -48,9 +48,9 @@ class Crowd:
         self._producer = await self._stack.enter_async_context(Producer(cluster.connection))
         await self._group.__aenter__()
         size = self._size
-        for door, count in (("http-stream", size.http_stream), ("http", size.http), ("python", size.python)):
+        for front_door, count in (("http-stream", size.http_stream), ("http", size.http), ("python", size.python)):
             for _ in range(count):
-                self._group.create_task(self._keep_asking(door, 0.0), name=f"client-{door}")
+                self._group.create_task(self._keep_asking(front_door, 0.0), name=f"client-{front_door}")
         for _ in range(size.raw):
             self._group.create_task(self._keep_asking("raw", size.raw_pause), name="client-raw")
         return self
@@ -74,19 +74,19 @@ class Crowd:
         """Begin nothing new."""
         self._finishing.set()
 
-    def also(self, door: str, wish: Callable[[str], Wish]) -> asyncio.Task[None]:
+    def also(self, front_door: str, wish: Callable[[str], Wish]) -> asyncio.Task[None]:
         """One more operation, beside the rest."""
-        return self._group.create_task(self.once(door, wish(self._name())), name=f"client-{door}")
+        return self._group.create_task(self.once(front_door, wish(self._name())), name=f"client-{front_door}")
 
-    async def once(self, door: str, wish: Wish) -> None:
+    async def once(self, front_door: str, wish: Wish) -> None:
         """One operation, to its end as its client sees it."""
-        note = Note(self._history, wish, door, within=self._arena.within)
-        await self._enter(door, note)
+        note = Note(self._history, wish, front_door, within=self._arena.within)
+        await self._enter(front_door, note)
         self.told += 1
 
-    def _enter(self, door: str, note: Note) -> Coroutine[Any, Any, None]:
+    def _enter(self, front_door: str, note: Note) -> Coroutine[Any, Any, None]:
         cluster = self._arena.cluster
-        match door:
+        match front_door:
             case "http-stream":
                 return http.stream(self._http, note, cluster.spec.name)
             case "http-slow":
@@ -97,11 +97,11 @@ class Crowd:
                 return nats.produce(self._producer, note, cluster.spec)
             case "raw":
                 return nats.publish(cluster.connection, note, cluster.spec.name)
-        raise ValueError(door)
+        raise ValueError(front_door)
 
-    async def _keep_asking(self, door: str, pause: float) -> None:
+    async def _keep_asking(self, front_door: str, pause: float) -> None:
         while not self._finishing.is_set():
-            await self.once(door, self._wishes(self._name()))
+            await self.once(front_door, self._wishes(self._name()))
             await asyncio.sleep(pause)
 
     def _name(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from tests.chaos.clients.wish import PAUSE, Note, Wish
+from tests.chaos.clients.planned_request import PAUSE, Note, Wish
 
 _ENDS = frozenset({499, 500, 504})
 """Statuses of errors that only an accepted request ends with."""
@@ -26,7 +26,7 @@ async def ask(client: httpx.AsyncClient, note: Note, model: str) -> None:
         except httpx.TransportError as error:
             note.broken(repr(error))
         else:
-            if _told(note, answer):
+            if _notified(note, answer):
                 return
         await asyncio.sleep(PAUSE)
     note.left("no answer came in time")
@@ -42,7 +42,7 @@ async def stream(client: httpx.AsyncClient, note: Note, model: str) -> None:
             ) as answer:  # fmt: skip
                 if answer.status_code != httpx.codes.OK:
                     await answer.aread()
-                    if _told(note, answer):
+                    if _notified(note, answer):
                         return
                 elif await _follow(note, answer):
                     return
@@ -82,7 +82,7 @@ def _texts(chunk: dict[str, Any]) -> list[str]:
     return [content for content in contents if isinstance(content, str) and content]
 
 
-def _told(note: Note, answer: httpx.Response) -> bool:
+def _notified(note: Note, answer: httpx.Response) -> bool:
     """Note a whole answer; whether it was an end."""
     if answer.status_code == httpx.codes.OK:
         note.accepted(answer.headers[_RID])

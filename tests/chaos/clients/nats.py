@@ -8,13 +8,13 @@ from contextlib import aclosing
 import msgspec
 
 from omnibus.broker.connection import Connection
-from omnibus.client.events import Ended, Result, TextPiece
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import Ended, Result, TextPiece
 from omnibus.errors import OmnibusError
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
 from omnibus.wire.request import Request
-from tests.chaos.clients.wish import PAUSE, Note, Wish
+from tests.chaos.clients.planned_request import PAUSE, Note, Wish
 
 
 async def publish(connection: Connection, note: Note, pipeline: str) -> None:

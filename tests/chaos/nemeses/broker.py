@@ -6,9 +6,9 @@ import asyncio
 import signal
 
 from omnibus.wire import subjects
-from tests.chaos.arenas import HEARTBEAT
-from tests.chaos.battle import Battle
 from tests.chaos.nemeses.processes import BETWEEN
+from tests.chaos.row import Battle
+from tests.chaos.setups import HEARTBEAT
 from tests.support.small_disk import empty, fill
 from tests.support.three_nodes import NODES, ThreeNodes
 from tests.support.waiting import eventually

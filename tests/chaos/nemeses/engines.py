@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from tests.chaos.battle import Battle
+from tests.chaos.row import Battle
 from tests.support.processes import children_of
 from tests.support.waiting import eventually
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from omnibus.registry.record import ReplicaRecord
-from tests.chaos.arenas import HEARTBEAT
-from tests.chaos.battle import Battle
+from omnibus.registry.replica_record import ReplicaRecord
 from tests.chaos.history import Fault
 from tests.chaos.nemeses.processes import BETWEEN
+from tests.chaos.row import Battle
+from tests.chaos.setups import HEARTBEAT
 from tests.support.processes import children_of
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually

@@ -6,8 +6,8 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 
-from tests.chaos.arenas import HEARTBEAT
-from tests.chaos.battle import Battle
+from tests.chaos.row import Battle
+from tests.chaos.setups import HEARTBEAT
 
 Act = Callable[[Battle], Awaitable[None]]
 

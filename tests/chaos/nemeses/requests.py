@@ -10,10 +10,10 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from omnibus.wire import subjects
-from tests.chaos.arenas import BROKEN, POISON, sim_wish
-from tests.chaos.battle import Battle
-from tests.chaos.clients.wish import Wish
+from tests.chaos.clients.planned_request import Wish
 from tests.chaos.nemeses.processes import BETWEEN
+from tests.chaos.row import Battle
+from tests.chaos.setups import BROKEN, POISON, sim_wish
 from tests.support.clock_step import ClockStep
 
 GARBAGE = b"\xc1 no request"
@@ -24,9 +24,9 @@ HOUR = 3600
 
 async def poison(battle: Battle) -> None:
     """Requests that kill every replica that runs them, that fail at every attempt, and that are none."""
-    for door, name in (("python", POISON), ("raw", BROKEN), ("python", BROKEN)):
-        battle.note(name, f"{door} request")
-        await battle.crowd.also(door, lambda op, name=name: doomed(f"{op}-{name}"))
+    for front_door, name in (("python", POISON), ("raw", BROKEN), ("python", BROKEN)):
+        battle.note(name, f"{front_door} request")
+        await battle.crowd.also(front_door, lambda op, name=name: doomed(f"{op}-{name}"))
         await battle.crowd.more(BETWEEN)
     battle.note("garbage", "raw request")
     await battle.crowd.also("raw", lambda op: replace(doomed(op), body=GARBAGE))
@@ -45,12 +45,12 @@ async def slow_consumer(battle: Battle) -> None:
 async def step_clock(battle: Battle) -> None:
     """Of the front door's host: an hour ahead, an hour behind, and right again."""
     clock = ClockStep(battle.cluster.folder)
-    await _restart_door(battle, clock.env)
+    await _restart_front_door(battle, clock.env)
     for seconds in (HOUR, -HOUR, 0):
         battle.note(f"clock {seconds:+d} s", "client")
         clock.set(seconds)
         await battle.crowd.more(2 * BETWEEN)
-    await _restart_door(battle, {})
+    await _restart_front_door(battle, {})
 
 
 def doomed(op: str) -> Wish:
@@ -65,7 +65,7 @@ def long_wish(op: str) -> Wish:
     )
 
 
-async def _restart_door(battle: Battle, env: Mapping[str, str]) -> None:
+async def _restart_front_door(battle: Battle, env: Mapping[str, str]) -> None:
     battle.note("SIGTERM", "frontdoor")
     await battle.cluster.stop("frontdoor")
     await battle.cluster.front_door(env)

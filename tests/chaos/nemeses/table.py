@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.chaos.arenas import HEARTBEAT
-from tests.chaos.battle import Battle
 from tests.chaos.nemeses import broker, engines, network, processes, requests
+from tests.chaos.row import Battle
+from tests.chaos.setups import HEARTBEAT
 
 NOTICED = HEARTBEAT + 1.0
 """Seconds in which a silent death must be answered."""

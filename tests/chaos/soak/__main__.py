@@ -18,13 +18,13 @@ import uvloop
 from omnibus.errors import BrokerError
 from omnibus.observability.logging import configure_logging
 from tests.chaos import report
-from tests.chaos.arenas import Arena, chain
-from tests.chaos.battle import Battle
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients.crowd import Crowd
 from tests.chaos.gathering import Gathering
 from tests.chaos.history import Accepted, History
 from tests.chaos.nemeses.processes import soak_acts
+from tests.chaos.row import Battle
+from tests.chaos.setups import Arena, chain
 from tests.chaos.soak.sampling import ALLOWANCES, lifetimes, sample
 from tests.chaos.soak.slopes import Sample, Trend, per_arrival, trend_of
 from tests.support.processes import children_of
@@ -77,7 +77,7 @@ async def soak(seconds: float, seed: int) -> tuple[list[Verdict], dict[str, Tren
 async def _slice(arena: Arena, seconds: float, seed: str) -> tuple[Verdict, list[float]]:
     """A part of the run that is judged by itself, while its records are still there; and when its requests were accepted."""
     gathering, history = await Gathering(arena).begin(), History()
-    async with Crowd(arena, history, arena.wishes, label=f"soak-{seed}") as crowd:
+    async with Crowd(arena, history, arena.arguments, label=f"soak-{seed}") as crowd:
         try:
             await _rage(Battle(arena, history, crowd, random.Random(f"soak {seed}")), time.monotonic() + seconds)
         finally:

@@ -11,7 +11,7 @@ import httpx
 
 from omnibus.requests.record import DONE_TTL
 from omnibus.wire import subjects
-from tests.chaos.arenas import Arena
+from tests.chaos.setups import Arena
 from tests.chaos.soak.slopes import Allowance
 from tests.support.served import shared_memory
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.death import Death
 from omnibus.workers.engines.diffusers.request import ImageRequest, Stopped, parse_request
+from omnibus.workers.engines.engine_death import Death
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 
 from omnibus.errors import EngineDead, EngineRejected, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.death import Death
+from omnibus.workers.engines.engine_death import Death
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job
 
 if TYPE_CHECKING:

@@ -29,12 +29,12 @@ class Continuation:
         tokenizer: Any,
         prompt: Mapping[str, Any],
         params: SamplingParams,
-        heard: Sequence[int],
+        received: Sequence[int],
         ends: frozenset[int],
     ) -> None:
         """`params` are those of the whole text; `ends` are the tokens that end it."""
         self._prompt, self._params = prompt, params
-        self._heard, self._ends = list(heard), ends
+        self._received, self._ends = list(received), ends
         self._text = IncrementalDetokenizer.from_new_request(tokenizer, _as_begun(prompt, params))
         self.finish_reason: str | None = None
         """Set by `replay` when nothing is missing of the text; its maker died before it could say so."""
@@ -42,19 +42,19 @@ class Continuation:
     @property
     def prompt(self) -> dict[str, Any]:
         """What vLLM is fed."""
-        return {**self._prompt, "prompt_token_ids": [*self._prompt["prompt_token_ids"], *self._heard]}
+        return {**self._prompt, "prompt_token_ids": [*self._prompt["prompt_token_ids"], *self._received]}
 
     def rest(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
         """The sampling parameters of what is left."""
-        done = len(self._heard)
+        done = len(self._received)
         fewest = max(sampling.get("min_tokens", 0) - done, 0)
         return {**sampling, "max_tokens": sampling["max_tokens"] - done, "min_tokens": fewest, "stop": None}
 
     def replay(self) -> Iterator[TextDelta]:
         """What was heard, with its text as it was."""
-        for start in range(0, len(self._heard), SLICE):
-            tokens = self._heard[start : start + SLICE]
-            is_last = start + SLICE >= len(self._heard)
+        for start in range(0, len(self._received), SLICE):
+            tokens = self._received[start : start + SLICE]
+            is_last = start + SLICE >= len(self._received)
             reason = self._reason_after(tokens[-1]) if is_last else None
             text, tokens, self.finish_reason, _ = self._read(tokens, reason)
             yield TextDelta(text=text, token_ids=tuple(tokens))
@@ -80,7 +80,7 @@ class Continuation:
         """As vLLM's scheduler decides after each token."""
         if last in self._ends:
             return "stop"
-        return "length" if len(self._heard) >= (self._params.max_tokens or 0) else None
+        return "length" if len(self._received) >= (self._params.max_tokens or 0) else None
 
 
 def ends_of(params: SamplingParams, generation_config: dict[str, Any], eos: int | None) -> frozenset[int]:

@@ -16,7 +16,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import resolve_model
-from omnibus.workers.engines.death import first_end
+from omnibus.workers.engines.engine_death import first_end
 from omnibus.workers.engines.protocol import Finished, Item, Job, Usage
 from omnibus.workers.engines.vllm import hidden_states
 from omnibus.workers.engines.vllm.arguments import VllmArguments
@@ -174,12 +174,12 @@ class VllmCore:
     def _begun(self, job: Job, prompt: Any, sampling: Mapping[str, Any]) -> Continuation | None:
         """The text that the client has the beginning of, where it is to be continued."""
         vocabulary = self._llm.model_config.get_vocab_size()
-        fits = len(job.heard) <= sampling["max_tokens"] and all(0 <= token < vocabulary for token in job.heard)
-        if not (job.heard and fits and self._has_text and "prompt_token_ids" in prompt and continues(sampling)):
+        fits = len(job.received) <= sampling["max_tokens"] and all(0 <= token < vocabulary for token in job.received)
+        if not (job.received and fits and self._has_text and "prompt_token_ids" in prompt and continues(sampling)):
             return None
         params, renderer = self._params(sampling), self._llm.renderer
         ends = ends_of(params, self._llm.input_processor.generation_config_fields, renderer.get_eos_token_id())
-        return Continuation(renderer.tokenizer, prompt, params, job.heard, ends)
+        return Continuation(renderer.tokenizer, prompt, params, job.received, ends)
 
     async def _encode(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         """The states of the prompt alone, of a stage that generates nothing."""

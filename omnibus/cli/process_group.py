@@ -1,0 +1,160 @@
+"""The processes of a served pipeline, and how they are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+import sys
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.discovery import Addresses
+from omnibus.errors import ConfigError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_view import ReplicaView
+from omnibus.settings import Settings
+from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
+from omnibus.workers.replica_processes import DeathReporter, planned_processes
+from omnibus.workers.supervisor import ProcessSpec, Supervisor
+
+STATS_EVERY = 10.0
+"""Seconds between two lines of `--log-stats` about a replica."""
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """How the processes of one deployed pipeline are started."""
+
+    spec: PipelineSpec
+    settings: Settings
+    addresses: Addresses
+    grace: float
+    """Seconds that a replica has to finish its tasks when it is stopped."""
+    stage_init_timeout: float
+    """Seconds that an engine may take to load."""
+    overrides: tuple[str, ...] = ()
+    """What the replicas started here change in their stage, other than what is deployed; `spec` has it already."""
+
+    def orchestrator(self) -> ProcessSpec:
+        """It ends last: what replicas finish while they leave becomes answers through it."""
+        return dataclasses.replace(self._command("orchestrator", {}), last=True)
+
+    def front_door(self) -> ProcessSpec:
+        """The front door; the settings' port must not be 0, so that it comes back on the same one."""
+        settings = self.settings
+        env = {"OMNIBUS_HOST": settings.host, "OMNIBUS_PORT": str(settings.port)}
+        if settings.api_keys:  # by the environment, which other users cannot read
+            env["OMNIBUS_API_KEYS"] = ",".join(settings.api_keys)
+        if settings.served_model_name:
+            env["OMNIBUS_SERVED_MODEL_NAME"] = settings.served_model_name
+        return self._command("frontdoor", env)
+
+    def plan(
+        self, here: Collection[int] | None = None, *, replicas: int | None = None, allow_zero: bool = False
+    ) -> list[LogicalStageInitPlan]:
+        """`plan_stages`; raises ConfigError when the devices of a stage cannot be shared out so."""
+        try:
+            return plan_stages(self.spec, here, replicas=replicas, allow_zero=allow_zero)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def replicas(self, plan: LogicalStageInitPlan) -> list[ProcessSpec]:
+        """The processes of the replicas of a stage that are started here."""
+        processes = planned_processes(
+            self.spec, plan, overrides=self.overrides,
+            nats_url=self.addresses.url, grace=self.grace, start_timeout=self.stage_init_timeout,
+        )  # fmt: skip
+        return [dataclasses.replace(process, env={**self._environment(), **process.env}) for process in processes]
+
+    def _command(self, name: str, env: Mapping[str, str]) -> ProcessSpec:
+        argv = (sys.executable, "-m", "omnibus.cli", name, "--pipeline", self.spec.name)
+        return ProcessSpec(name=name, argv=argv, env={**self._environment(), **env})
+
+    def _environment(self) -> dict[str, str]:
+        env = {
+            "OMNIBUS_NATS_URL": self.addresses.url,
+            "OMNIBUS_STATE_DIR": str(self.settings.state_dir),
+            "OMNIBUS_LOG_LEVEL": self.settings.log_level,
+            "OMNIBUS_LOG_FORMAT": self._log_format(),
+        }
+        if self.addresses.system_url is not None:
+            env["OMNIBUS_NATS_SYSTEM_URL"] = self.addresses.system_url
+        return env
+
+    def _log_format(self) -> str:
+        """Decided here: a child writes to a pipe, whatever its lines are shown on in the end."""
+        if self.settings.log_format != "auto":
+            return self.settings.log_format
+        return "console" if sys.stderr.isatty() else "json"
+
+
+@asynccontextmanager
+async def with_death_reporter(
+    connection: Connection, spec: PipelineSpec
+) -> AsyncIterator[tuple[ReplicaView, DeathReporter]]:
+    """What a supervisor of replicas needs: a view of them, and whom to tell of the dead."""
+    async with (
+        ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view,
+        ClaimBook(connection, spec.name) as claims,
+    ):
+        yield view, DeathReporter(view, FailureDetector(connection, spec.name, claims), connection.metrics)
+
+
+async def log_stats(view: ReplicaView, every: float = STATS_EVERY) -> None:
+    """Log the load of every replica of the pipeline, each `every` seconds, until cancelled."""
+    while True:
+        await asyncio.sleep(every)
+        for record in view.replicas():
+            log.info(
+                LogEvent.REPLICA_STATS, stage=record.stage_id, replica=record.replica, status=record.status,
+                slots=record.slots, in_flight=record.in_flight, queue_length=record.queue_length,
+            )  # fmt: skip
+
+
+async def supervise(supervisor: Supervisor, *beside: Coroutine[Any, Any, None]) -> None:
+    """Run children until all have ended, and other things beside them for as long.
+
+    Ctrl-C or SIGTERM ends the children in order, a second one kills them. Raises KeyboardInterrupt after a kill, and a group
+    of a StageStartError when a child cannot start, or of what one beside them raises.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one, name=f"beside-{number}") for number, one in enumerate(beside)]
+        await _until_ended(supervisor)
+        for task in tasks:
+            task.cancel()
+
+
+async def _until_ended(supervisor: Supervisor) -> None:
+    loop = asyncio.get_running_loop()
+    running, stops = asyncio.create_task(supervisor.run(), name="supervisor"), 0
+
+    def stop() -> None:
+        nonlocal stops
+        stops += 1
+        if stops == 1:
+            supervisor.stop()
+        else:
+            running.cancel()
+
+    for number in _STOPS:
+        loop.add_signal_handler(number, stop)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if stops > 1:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for number in _STOPS:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,110 @@
+"""The dead letters of one pipeline, for an operator: read them, run them again under their own ids, or drop them."""
+
+from __future__ import annotations
+
+from omnibus.client.channel import Channel
+from omnibus.client.producer import Producer
+from omnibus.errors import RequestConflict, RevisionConflict, UnknownRequest
+from omnibus.ledger.dead_letters import DeadLetters
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.admission import timer_effects, validate
+from omnibus.requests.record import DeadLetter, Record
+from omnibus.requests.retry import Renewal, check_retry, resume, retry
+from omnibus.requests.state import RequestState
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request
+
+_CONFLICTS = 10
+
+
+class DeadLetterAdmin:
+    """Made by `open`. Every method raises BrokerUnavailable."""
+
+    def __init__(self, channel: Channel, spec: PipelineSpec) -> None:
+        self._channel, self._spec = channel, spec
+        self._performer = channel.performer
+        self._dead_letters: DeadLetters = channel.performer.dead_letters
+
+    @classmethod
+    async def open(cls, producer: Producer, spec: PipelineSpec) -> DeadLetterAdmin:
+        """The office of a deployed pipeline, through which its requests run again as it is now."""
+        channel = await producer.channel(spec.name)
+        await channel.direct(spec)
+        return cls(channel, spec)
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """All of them, the oldest first; the answer grows with their number."""
+        found = [await self._dead_letters.read(rid) for rid in await self._dead_letters.ids()]
+        return sorted(
+            (dead_letter for dead_letter in found if dead_letter is not None), key=lambda dead_letter: dead_letter.died
+        )
+
+    async def dead_letter(self, rid: str) -> DeadLetter:
+        """One of them; raises UnknownRequest."""
+        dead_letter = await self._dead_letters.read(rid)
+        if dead_letter is None:
+            raise UnknownRequest(f"no dead letter {rid!r} in pipeline {self._spec.name!r}")
+        return dead_letter
+
+    async def state(self, dead_letter: DeadLetter) -> RequestState | None:
+        """How its request stands now; None when its record has expired, or is another request's."""
+        record = await self._record(dead_letter.record.rid)
+        return record.state if record is not None and record.nonce == dead_letter.record.nonce else None
+
+    async def retry(self, rid: str) -> int:
+        """Run a request again under its own id, with as much time as it had; returns the number of the run.
+
+        The letter stays until the request has ended well. Raises UnknownRequest; RequestConflict when the request is not failed
+        (any more) or its id is another's by now; another RequestError when the pipeline cannot serve it as it is deployed
+        now; PayloadLost when its input is gone.
+        """
+        dead_letter = await self.dead_letter(rid)
+        renewal = await self._renewal(dead_letter)
+        for _ in range(_CONFLICTS):
+            entry = await self._performer.ledger.read_latest(rid)
+            record, revision = (entry.record, entry.revision) if entry is not None else (None, 0)
+            try:
+                if record is not None and await self._is_stranded(dead_letter, record):
+                    await self._performer.perform(resume(record), revision)
+                    return record.ticket.run + 1
+                await self._performer.perform(retry(dead_letter, record, renewal), revision)
+            except RevisionConflict:
+                await self._put_timer_back(rid)
+                continue
+            return (record or dead_letter.record).ticket.run + 1
+        raise RevisionConflict(f"the record of request {rid!r} keeps changing")
+
+    async def drop(self, rid: str) -> None:
+        """Remove a letter and the input that is kept for it, for good.
+
+        Raises UnknownRequest; RequestConflict while its request runs again.
+        """
+        dead_letter = await self.dead_letter(rid)
+        if await self.state(dead_letter) is RequestState.OPEN:
+            raise RequestConflict(f"request {rid!r} runs again; cancel it first")
+        await self._dead_letters.forget(dead_letter.record)
+
+    async def _renewal(self, dead_letter: DeadLetter) -> Renewal:
+        check_retry(dead_letter, await self._idle_record(dead_letter))
+        data = await self._dead_letters.input(dead_letter)
+        route = validate(self._spec, decode_request(data))
+        payload = await self._channel.store.put(data, REQUEST_MEDIA_TYPE, rid=dead_letter.record.rid)
+        return Renewal(payload, route, self._spec.max_attempts, self._performer.clock.now())
+
+    async def _idle_record(self, dead_letter: DeadLetter) -> Record | None:
+        """The record, None also where an earlier retry left it open with nothing queued."""
+        record = await self._record(dead_letter.record.rid)
+        return None if record is not None and await self._is_stranded(dead_letter, record) else record
+
+    async def _is_stranded(self, dead_letter: DeadLetter, record: Record) -> bool:
+        is_open = record.nonce == dead_letter.record.nonce and record.state is RequestState.OPEN
+        return is_open and not await self._performer.queue.anything_queued(record.rid)
+
+    async def _put_timer_back(self, rid: str) -> None:
+        """Somebody was first: theirs is the timer that counts."""
+        record = await self._record(rid)
+        if record is not None:
+            await self._performer.perform(timer_effects(record))
+
+    async def _record(self, rid: str) -> Record | None:
+        entry = await self._performer.ledger.read_latest(rid)
+        return entry.record if entry is not None else None

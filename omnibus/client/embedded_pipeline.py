@@ -1,0 +1,146 @@
+"""A pipeline of one's own: broker, orchestrator and replicas, as long as a context lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnibus.broker.connection import Connection, connect
+from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.errors import ConfigError, StageStartError
+from omnibus.orchestrator.deployed import DeployedOrchestrator
+from omnibus.orchestrator.disconnects import SystemAccount
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.deployed_pipelines import deploy_pipeline
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.replica_view import ReplicaView
+from omnibus.settings import Settings
+from omnibus.workers.hang_detector import HangWatch
+from omnibus.workers.replica_processes import DeathReporter, replica_processes
+from omnibus.workers.supervisor import ProcessSpec, Supervisor
+
+GRACE = 2.0
+"""Seconds that replicas have to finish their tasks when everything ends: nobody will ask for the answers."""
+STOP_GRACE = 25.0
+"""Seconds until a replica that does not end is killed; an engine needs some of them to let its memory go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedOptions:
+    """How an embedded pipeline is started. Durations are seconds."""
+
+    state_dir: Path | None = None
+    """Where the broker keeps its data; None: a folder that is removed at the end."""
+    init_timeout: float = 600.0
+    """How long everything may take to come up."""
+    stage_init_timeout: float = 300.0
+    """How long one engine may take to load."""
+    log_level: str = "warning"
+    """What replicas log on stderr."""
+
+
+@asynccontextmanager
+async def embedded(spec: PipelineSpec, settings: Settings, options: EmbeddedOptions) -> AsyncIterator[Connection]:
+    """Serve a pipeline from this process; yields a connection to its broker once every replica is up.
+
+    The orchestrator runs here, each replica in a process of its own, which dies with this thread. Raises StageStartError
+    naming the stages that are not up in time or cannot start, ConfigError, PipelineError, ServerBinaryError. When a replica
+    can no longer be started later on, the context's body is cancelled, and StageStartError raised.
+    """
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(await _server(stack, settings, options))
+        connection = await stack.enter_async_context(connect(server.url, name="omnibus-embedded", role="embedded"))
+        await deploy_pipeline(connection, spec)
+        view = await stack.enter_async_context(ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout))
+        claims = await stack.enter_async_context(ClaimBook(connection, spec.name))
+        death_reporter = DeathReporter(view, FailureDetector(connection, spec.name, claims), connection.metrics)
+        supervisor = Supervisor(
+            _processes(spec, server.url, options), grace=STOP_GRACE, on_death=death_reporter, metrics=connection.metrics
+        )
+        system = SystemAccount(url=server.system_url, account=settings.nats_account)
+        orchestrator = DeployedOrchestrator(connection, spec, system=system)
+        try:
+            async with asyncio.TaskGroup() as group:
+                keepers = [
+                    group.create_task(server.supervise(), name="nats-server"),
+                    group.create_task(orchestrator.run(), name="orchestrator"),
+                    group.create_task(
+                        HangWatch(connection, view, supervisor, settings.hang_timeout).run(), name="hangs"
+                    ),
+                ]
+                supervising = group.create_task(supervisor.run(), name="supervisor")
+                await _wait_up(view, spec, options.init_timeout)
+                try:
+                    yield connection
+                finally:
+                    supervisor.stop()
+                    await asyncio.wait({supervising})
+                    for keeper in keepers:
+                        keeper.cancel()
+        except BaseExceptionGroup as group_error:
+            raise _first(group_error) from group_error
+
+
+async def _server(stack: AsyncExitStack, settings: Settings, options: EmbeddedOptions) -> EmbeddedServer:
+    state_dir = options.state_dir
+    if state_dir is None:
+        folder = tempfile.TemporaryDirectory(prefix="omnibus-embedded-", ignore_cleanup_errors=True)
+        state_dir = Path(stack.enter_context(folder))
+    return EmbeddedServer(state_dir, binary=settings.nats_server, profile=settings.nats_profile, port=free_port())
+
+
+def _processes(spec: PipelineSpec, nats_url: str, options: EmbeddedOptions) -> list[ProcessSpec]:
+    """Raises ConfigError when the devices of a stage cannot be shared out, or nobody would serve a stage."""
+    absent = [stage.name for stage in spec.stages if stage.num_replicas == 0]
+    if absent:
+        raise ConfigError(
+            f"num_replicas: 0 leaves {', '.join(absent)} to workers elsewhere, which cannot reach an embedded pipeline: "
+            "start it with `omnibus serve`, and name its broker with nats="
+        )
+    environment = {"OMNIBUS_LOG_LEVEL": options.log_level, "OMNIBUS_LOG_FORMAT": "console"}
+    try:
+        processes = [
+            process
+            for stage in spec.stages
+            for process in replica_processes(
+                spec, stage, nats_url=nats_url, grace=GRACE, start_timeout=options.stage_init_timeout
+            )
+        ]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return [ProcessSpec(name=one.name, argv=one.argv, env={**environment, **one.env}) for one in processes]
+
+
+async def _wait_up(view: ReplicaView, spec: PipelineSpec, timeout: float) -> None:
+    def complete(records: list[ReplicaRecord]) -> bool:
+        return not _missing(records, spec)
+
+    try:
+        await view.wait_until(complete, timeout)
+    except TimeoutError as error:
+        late = ", ".join(_missing(view.replicas(), spec))
+        raise StageStartError(f"pipeline {spec.name!r} was not up within {timeout:g} s; missing: {late}") from error
+
+
+def _missing(records: list[ReplicaRecord], spec: PipelineSpec) -> list[str]:
+    up = Counter(record.stage_id for record in records if record.ready)
+    return [
+        f"stage {stage.name!r} ({up[stage.stage_id]} of {stage.num_replicas} replicas)"
+        for stage in spec.stages
+        if up[stage.stage_id] < stage.num_replicas
+    ]
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first plain exception of a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,209 @@
+"""From the arguments of a façade to a Request: pure. Every argument has an effect, or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from omnibus.errors import InvalidRequest
+from omnibus.pipeline.routing import plan_route
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.wire.request import Message, Request, checked
+from omnibus.workers.engines.vllm.sampling import FIELDS
+
+Prompt = str | Sequence[int] | Mapping[str, Any] | Request
+"""A text; token ids of the first stage; `{"prompt": …}`, `{"prompt_token_ids": …}` or `{"messages": …}`, with any further
+field of a Request; or a Request."""
+_FINALS = "final_output_stage_ids"
+
+
+class NamedAdapter(Protocol):
+    """A LoRA request of vLLM: the name counts, the stage's `lora_modules` say where it is."""
+
+    lora_name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestArguments:
+    """What a façade was asked for besides the prompt, under vLLM's names. None: nothing was said."""
+
+    sampling_params_list: Sequence[Any] | None = None
+    """One a stage, in the order of the stages: a mapping, a SamplingParams, or None for the stage's defaults."""
+    modalities: Sequence[str] | None = None
+    final_stage_id: int | None = None
+    final_output_stage_ids: Sequence[int] | None = None
+    lora_request: str | NamedAdapter | None = None
+    trace_headers: Mapping[str, str] | None = None
+    priority: int = 0
+    data_parallel_rank: int | None = None
+    resumable: bool = False
+    deadline: float | None = None
+
+
+def make_request(spec: PipelineSpec, prompt: Prompt, arguments: RequestArguments) -> Request:
+    """The request to submit; raises InvalidRequest naming the argument that cannot have an effect, or is of a wrong type."""
+    _refuse_what_is_not_there(arguments)
+    request = as_request(prompt)
+    changes: dict[str, Any] = {}
+    if arguments.sampling_params_list is not None:
+        changes["sampling_params"] = _sampling(spec, arguments.sampling_params_list)
+    modalities = _modalities(spec, arguments)
+    if modalities is not None:
+        changes["modalities"] = modalities
+    if arguments.lora_request is not None:
+        changes["lora"] = _lora(spec, arguments.lora_request)
+    if arguments.trace_headers is not None:
+        changes["trace"] = dict(arguments.trace_headers)
+    if arguments.priority:
+        changes |= _urgency(spec, arguments.priority)
+    if arguments.deadline is not None:
+        changes["deadline"] = arguments.deadline
+    return checked(replace(request, **changes))
+
+
+def as_request(prompt: Prompt) -> Request:
+    """A prompt in any of its forms; raises InvalidRequest."""
+    if isinstance(prompt, Request):
+        return prompt
+    if isinstance(prompt, str):
+        return Request(prompt=prompt)
+    if isinstance(prompt, Mapping):
+        return _from_mapping(prompt)
+    try:
+        return Request(prompt=msgspec.convert(list(prompt), tuple[int, ...]))
+    except (TypeError, msgspec.ValidationError) as error:
+        raise InvalidRequest(
+            f"a prompt is a text, token ids, a mapping or a Request: {error}", param="prompt"
+        ) from error
+
+
+def text_of(prompt: Prompt) -> str | None:
+    """The text of a prompt; None when it is token ids."""
+    request = as_request(prompt)
+    return None if isinstance(request.prompt, tuple) else request.text()
+
+
+def final_stages(spec: PipelineSpec, request: Request) -> tuple[int, ...]:
+    """The stages whose outputs a request brings."""
+    return tuple(stage.stage_id for stage in plan_route(spec, request.modalities).finals)
+
+
+def _from_mapping(prompt: Mapping[str, Any]) -> Request:
+    fields = dict(prompt)
+    if "prompt_token_ids" in fields:
+        fields["prompt"] = tuple(fields.pop("prompt_token_ids"))
+    unknown = sorted(fields.keys() - set(Request.__struct_fields__))
+    if unknown:
+        raise InvalidRequest(f"a prompt has no field {unknown[0]!r}", param=unknown[0])
+    try:
+        fields["messages"] = msgspec.convert(fields.get("messages"), tuple[Message, ...] | None)
+        return msgspec.convert(fields, Request)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"prompt: {error}", param="prompt") from error
+
+
+def _refuse_what_is_not_there(arguments: RequestArguments) -> None:
+    if arguments.data_parallel_rank is not None:
+        raise InvalidRequest("replicas are chosen by the broker: there are no ranks", param="data_parallel_rank")
+    if arguments.resumable:
+        raise InvalidRequest("streaming input is not there yet: send the whole prompt", param="resumable")
+
+
+def _sampling(spec: PipelineSpec, given: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    if isinstance(given, str | Mapping) or len(given) != len(spec.stages):
+        names = ", ".join(stage.name for stage in spec.stages)
+        raise InvalidRequest(
+            f"sampling_params_list has one entry a stage, {len(spec.stages)} for {names}", param="sampling_params_list"
+        )
+    pairs = zip(spec.stages, given, strict=True)
+    return {stage.name: _as_mapping(stage, params) for stage, params in pairs if params is not None}
+
+
+def _as_mapping(stage: StageSpec, params: Any) -> dict[str, Any]:
+    if isinstance(params, Mapping):
+        return dict(params)
+    if isinstance(params, msgspec.Struct):
+        return _whole(params)
+    raise InvalidRequest(
+        f"sampling parameters of stage {stage.name!r} are a mapping or a SamplingParams", param="sampling_params_list"
+    )
+
+
+def _whole(params: msgspec.Struct) -> dict[str, Any]:
+    """All that a SamplingParams says: it replaces the stage's defaults, also where it has vLLM's own.
+
+    A field that stages do not take goes along when it was set, to be refused by name.
+    """
+    default = type(params)()
+    fields = [name for name in params.__struct_fields__ if not name.startswith("_")]
+    return {
+        name: getattr(params, name)
+        for name in fields
+        if name in FIELDS or getattr(params, name) != getattr(default, name)
+    }
+
+
+def _modalities(spec: PipelineSpec, arguments: RequestArguments) -> tuple[str, ...] | None:
+    """The modalities of the stages that were asked for."""
+    if isinstance(arguments.modalities, str):
+        raise InvalidRequest(f"modalities are a list, such as [{arguments.modalities!r}]", param="modalities")
+    if arguments.final_stage_id is None and arguments.final_output_stage_ids is None:
+        return None if arguments.modalities is None else tuple(arguments.modalities)
+    if arguments.modalities is not None:
+        raise InvalidRequest("name modalities or final stages, not both", param="modalities")
+    wanted = _wanted_stages(spec, arguments.final_stage_id, arguments.final_output_stage_ids)
+    types = dict.fromkeys(stage.final_output_type or "" for stage in spec.stages if stage.stage_id in wanted)
+    brought = {stage.stage_id for stage in plan_route(spec, tuple(types)).finals}
+    if brought != wanted:
+        twins = ", ".join(map(str, sorted(brought - wanted)))
+        raise InvalidRequest(f"stage {twins} delivers the same modality and cannot be left out", param=_FINALS)
+    return tuple(types)
+
+
+def _wanted_stages(spec: PipelineSpec, last: int | None, given: Sequence[int] | None) -> set[int]:
+    """The final stages that were named; with `last` alone, it and every final stage that it needs."""
+    finals = {stage.stage_id for stage in spec.stages if stage.final_output}
+    for name, ids in (("final_stage_id", [] if last is None else [last]), (_FINALS, given or [])):
+        for stage_id in ids:
+            if stage_id not in finals:
+                raise InvalidRequest(f"stage {stage_id!r} delivers nothing; {sorted(finals)} do", param=name)
+    reachable = finals if last is None else finals & _with_ancestors(spec, last)
+    if given is None:
+        return reachable
+    beyond = set(given) - reachable
+    if beyond or not given:
+        raise InvalidRequest(f"stages {sorted(beyond)} do not lead to stage {last}", param=_FINALS)
+    return set(given)
+
+
+def _with_ancestors(spec: PipelineSpec, stage_id: int) -> set[int]:
+    found = {stage_id}
+    for source in spec.stage(stage_id).input_sources:
+        found |= _with_ancestors(spec, source)
+    return found
+
+
+def _lora(spec: PipelineSpec, adapter: str | NamedAdapter) -> str:
+    name = adapter if isinstance(adapter, str) else adapter.lora_name
+    known = sorted({one for stage in spec.stages for one in stage.engine_args.get("lora_modules", {})})
+    if name not in known:
+        listed = ", ".join(known) or "none"
+        raise InvalidRequest(f"no stage has a LoRA adapter {name!r}; there are: {listed}", param="lora_request")
+    return name
+
+
+def _urgency(spec: PipelineSpec, priority: int) -> dict[str, Any]:
+    """A lower number runs earlier, as in vLLM; one above 0 may wait in the batch lane."""
+    waits = priority > 0 and "batch" in spec.lanes
+    schedules = any(stage.engine_args.get("scheduling_policy") == "priority" for stage in spec.stages)
+    if not waits and not schedules:
+        raise InvalidRequest(
+            f"priority has no effect in pipeline {spec.name!r}: it needs the lane `batch`, or a vLLM stage with "
+            "`scheduling_policy: priority`",
+            param="priority",
+        )
+    return {"priority": priority, **({"lane": "batch"} if waits else {})}

@@ -1,0 +1,129 @@
+"""What the façades give for a request, and how it is made of the request's events: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from omnibus.client.request_events import (
+    ABORT,
+    ClientEvent,
+    Ended,
+    Output,
+    OutputArrived,
+    Result,
+    StepProgress,
+    TextPiece,
+)
+from omnibus.errors import RequestCancelled
+from omnibus.requests.state import RequestState
+from omnibus.wire.envelope import StageTiming
+from omnibus.wire.failure import Failure
+from omnibus.wire.payload import TEXT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OmniRequestOutput:
+    """One output of a request, or the next piece of one."""
+
+    request_id: str
+    prompt: str | None
+    """The prompt's text, where it is known."""
+    stage_id: int | None = None
+    """None when the request ended without this output belonging to a stage."""
+    final_output_type: str | None = None
+    """Modality."""
+    delta: str = ""
+    """The next piece of a text; then `output` is None."""
+    output: Output | None = None
+    """The whole output: its bytes, finish reason and tokens."""
+    finished: bool = False
+    """Nothing follows for this request."""
+    failure: Failure | None = None
+    """Why it ended, unless it is done."""
+    timings: tuple[StageTiming, ...] = ()
+    """Of every stage, with the last output; the first time in a queue starts at the request's arrival."""
+
+    @property
+    def text(self) -> str:
+        """The text, or its next piece."""
+        return self.output.text if self.output is not None else self.delta
+
+    @property
+    def aborted(self) -> bool:
+        """The request was aborted; a text then holds what had been heard of it."""
+        return self.failure is not None and self.failure.code == RequestCancelled.code
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the output is complete, None while it is not."""
+        if self.output is not None:
+            return self.output.finish_reason
+        return ABORT if self.aborted else None
+
+    def raise_for_failure(self) -> None:
+        """Raise what the request failed of; nothing for one that was aborted, or goes well."""
+        if self.failure is not None and not self.aborted:
+            raise self.failure.exception()
+
+
+@dataclass(slots=True)
+class OutputAdapter:
+    """Turns the events of one request into its outputs; the last one is held back until the request has ended."""
+
+    request_id: str
+    prompt: str | None
+    final_types: Mapping[int, str]
+    """Modality of each stage whose output is expected."""
+    deltas: bool = False
+    """Whether pieces of text are outputs too."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """What was heard of each stage's text."""
+    _held: OmniRequestOutput | None = None
+    _delivered: set[int] = field(default_factory=set)
+
+    def notify(self, event: ClientEvent) -> Iterator[OmniRequestOutput]:
+        """The outputs that follow from an event."""
+        match event:
+            case TextPiece(stage_id, text):
+                self.texts[stage_id] = self.texts.get(stage_id, "") + text
+                if self.deltas:
+                    yield self._of(stage_id, delta=text)
+            case OutputArrived(output):
+                self._delivered.add(output.stage_id)
+                yield from self._release()
+                self._held = self._of(output.stage_id, output=output)
+            case Ended(result):
+                yield from self._end(result)
+            case StepProgress():
+                return
+
+    def lost(self, failure: Failure) -> OmniRequestOutput:
+        """The last output of a request whose end cannot be read."""
+        return OmniRequestOutput(request_id=self.request_id, prompt=self.prompt, finished=True, failure=failure)
+
+    def _end(self, result: Result) -> Iterator[OmniRequestOutput]:
+        if result.state is RequestState.CANCELLED:
+            for stage_id in sorted(self.texts.keys() - self._delivered):
+                yield from self._release()
+                self._held = self._of(stage_id, output=_partial(stage_id, self.texts[stage_id]))
+        elif result.failure is not None:
+            yield from self._release()
+        self._held = self._held or self._of(None)
+        last, self._held = self._held, None
+        yield replace(last, finished=True, failure=result.failure, timings=result.timings)
+
+    def _release(self) -> Iterator[OmniRequestOutput]:
+        if self._held is not None:
+            yield self._held
+            self._held = None
+
+    def _of(self, stage_id: int | None, *, delta: str = "", output: Output | None = None) -> OmniRequestOutput:
+        return OmniRequestOutput(
+            request_id=self.request_id, prompt=self.prompt, stage_id=stage_id, delta=delta, output=output,
+            final_output_type=None if stage_id is None else self.final_types.get(stage_id),
+        )  # fmt: skip
+
+
+def _partial(stage_id: int, text: str) -> Output:
+    return Output(stage_id, "text", TEXT, (text.encode(),), finish_reason=ABORT)

@@ -1,0 +1,56 @@
+"""What every route works with, made once by `create_app` and found on the application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from omnibus.client.producer import Producer
+from omnibus.frontdoor.served import ServedModels
+from omnibus.observability.metrics import Metrics
+
+DEFAULT_MAX_BODY = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What an operator sets. Durations are seconds."""
+
+    api_keys: tuple[str, ...] = ()
+    """Accepted bearer tokens; empty: everybody may ask."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Names that pipelines are served by, name → pipeline."""
+    max_body_bytes: int = DEFAULT_MAX_BODY
+    """A larger body is refused with 413 before it is read."""
+    ping_interval: float = 15.0
+    """Silence in a stream after which a comment is sent, so that proxies keep it open."""
+    first_event_wait: float = 10.0
+    """How long a stream's status waits for the first event: a refusal within it still has its own 4xx."""
+    send_timeout: float = 60.0
+    """A caller that reads nothing for so long counts as gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontDoorContext:
+    """The front door's parts."""
+
+    producer: Producer
+    models: ServedModels
+    options: Options
+    metrics: Metrics
+    connected: Callable[[], bool]
+    """Whether the broker can be reached now."""
+    started: int
+    """Seconds since the epoch."""
+
+
+def _context_of(request: Request) -> FrontDoorContext:
+    context: FrontDoorContext = request.app.state.context
+    return context
+
+
+Context = Annotated[FrontDoorContext, Depends(_context_of)]
+"""A route's parameter of this type is the application's door."""

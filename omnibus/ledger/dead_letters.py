@@ -1,0 +1,94 @@
+"""Dead letters: requests whose attempts are used up, in the ledger's bucket, and their stored inputs apart.
+
+A letter outlives the request's record and everything that its pipeline stores for it. So an input that is not inline is
+copied to an object store of its own, whose lifetime is that of the letters.
+"""
+
+from __future__ import annotations
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection
+from omnibus.broker.objects import ObjectStore
+from omnibus.errors import PayloadLost, RevisionConflict
+from omnibus.ledger.records import Ledger
+from omnibus.requests.record import DEAD_TTL, DeadLetter, Record
+from omnibus.wire import codec, subjects
+
+_CONFLICTS = 10
+
+
+class DeadLetters:
+    """The dead letters of one pipeline. All methods raise BrokerUnavailable."""
+
+    def __init__(self, connection: Connection, pipeline: str) -> None:
+        self._clock = connection.clock
+        self._ledger = Ledger(connection, pipeline)
+        self._bucket = Bucket(connection, subjects.requests_bucket(pipeline))
+        self._payloads = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+        self._inputs = ObjectStore(connection, subjects.dead_payloads_bucket(pipeline))
+
+    async def ids(self) -> list[str]:
+        """Requests that may have a letter, in order; the answer grows with their number."""
+        return [key.removeprefix(subjects.DEAD_LETTERS) for key in await self._bucket.keys(subjects.DEAD_LETTERS)]
+
+    async def read(self, rid: str) -> DeadLetter | None:
+        """The letter; None when there is none (any more)."""
+        entry = await self._bucket.get_confirmed(subjects.dead_letter_key(rid))
+        return codec.decode(entry.value, DeadLetter) if entry is not None else None
+
+    async def input(self, dead_letter: DeadLetter) -> bytes:
+        """The request that it keeps, encoded; raises PayloadLost."""
+        payload = dead_letter.record.ticket.request
+        return payload.data if payload.data is not None else await self._inputs.get(dead_letter.record.rid)
+
+    async def keep(self, record: Record) -> None:
+        """Write the letter of a failed request; nothing when an operator has opened it again since. Twice is once.
+
+        Invariant: whoever was stopped on its way here must not bring back the letter of a request that has ended well
+        meanwhile. So the letter's revision is taken before the record is looked at, and named in the write.
+        """
+        key = subjects.dead_letter_key(record.rid)
+        for _ in range(_CONFLICTS):
+            revision = await self._bucket.revision(key)
+            latest = await self._failed(record)
+            if latest is None or await self._is_kept(latest):
+                return
+            await self._keep_input(latest)
+            dead_letter = DeadLetter(record=latest, died=self._clock.now())
+            try:
+                await self._bucket.update(key, codec.encode(dead_letter), revision, ttl=DEAD_TTL)
+            except RevisionConflict:
+                continue
+            return
+        raise RevisionConflict(f"the dead letter of request {record.rid!r} keeps changing")
+
+    async def forget(self, record: Record) -> None:
+        """Remove the letter of a request that has ended otherwise; that of a later request under its id stays."""
+        key = subjects.dead_letter_key(record.rid)
+        revision = await self._bucket.revision(key)
+        dead_letter = await self.read(record.rid)
+        if dead_letter is None or dead_letter.record.nonce != record.nonce:
+            return
+        try:
+            await self._bucket.delete(key, revision)
+        except RevisionConflict:
+            return  # somebody else removed it, or wrote a later one
+        await self._inputs.delete(record.rid)
+
+    async def _failed(self, record: Record) -> Record | None:
+        """The record as the ledger has it now; None when that run of it is not the last one any more."""
+        entry = await self._ledger.read_latest(record.rid)
+        return entry.record if entry is not None and entry.record.has_failed(record.ticket.run) else None
+
+    async def _is_kept(self, record: Record) -> bool:
+        dead_letter = await self.read(record.rid)
+        return dead_letter is not None and dead_letter.record == record
+
+    async def _keep_input(self, record: Record) -> None:
+        location = record.ticket.request.location
+        if location is None:
+            return
+        try:
+            await self._inputs.put(record.rid, await self._payloads.get(location.key))
+        except PayloadLost:
+            return  # the letter says how it ended all the same

@@ -1,0 +1,151 @@
+"""The shell that performs effects: in order, each acknowledged before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from omnibus.broker.connection import Connection
+from omnibus.broker.objects import ObjectStore
+from omnibus.errors import RequestTooLarge
+from omnibus.ledger.dead_letters import DeadLetters
+from omnibus.ledger.records import Ledger
+from omnibus.ledger.work_queue import WorkQueue
+from omnibus.requests import effects
+from omnibus.requests.advance import orphan_effects
+from omnibus.requests.effects import Effect
+from omnibus.requests.record import Record
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Cancel
+from omnibus.wire.envelope import DeadlinePassed, Event, Task, event_kind
+from omnibus.wire.payload import ENVELOPE_LIMIT
+
+LaneOf = Callable[[Task], str]
+
+
+def shared_lane(task: Task) -> str:
+    """The lane that the request asks for, which all replicas of a stage share."""
+    return task.ticket.lane
+
+
+class Performer:
+    """Performs effects on one pipeline. Every effect may be performed again, so a failed run is repeated from the start."""
+
+    def __init__(self, connection: Connection, pipeline: str, *, lane_of: LaneOf = shared_lane) -> None:
+        """`lane_of` chooses the lane of each task that is published."""
+        self.ledger = Ledger(connection, pipeline)
+        self.queue = WorkQueue(connection, pipeline)
+        self.dead_letters = DeadLetters(connection, pipeline)
+        self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+        self._connection, self._pipeline = connection, pipeline
+        self._lane_of = lane_of
+        self.clock = connection.clock
+        """What deadlines are compared with."""
+
+    async def perform(self, wanted: Iterable[Effect], revision: int = 0) -> None:
+        """Perform effects; `revision` is that of the record they were decided on.
+
+        Raises RevisionConflict when the record has changed meanwhile: read it and decide again. Raises BrokerUnavailable,
+        and RequestTooLarge for an envelope above its limit.
+        """
+        for effect in wanted:
+            revision = await self._perform(effect, revision)
+
+    async def publish(self, effect: effects.PublishTask | effects.PublishEvent) -> bool:
+        """Publish a task or an event; whether it was news: False when the broker remembers another of the same id.
+
+        Raises BrokerUnavailable, and RequestTooLarge for an envelope above its limit.
+        """
+        match effect:
+            case effects.PublishTask(task):
+                return await self._publish(self._task_subject(task), task, effect.msg_id)
+            case effects.PublishEvent(event, rid, stage_id):
+                stage = subjects.ANY_STAGE if stage_id is None else stage_id
+                subject = subjects.event(self._pipeline, stage, event_kind(event), rid)
+                return await self._publish(subject, event, effect.msg_id)
+
+    async def clear_orphans(self, rid: str, *, queued: bool = False) -> bool:
+        """Remove what is stored for a request that has ended, and what is `queued`; False when it is open. Idempotent.
+
+        For whoever may have stored something too late for the end's own purge. What is stored before this is called is
+        gone by then or goes with the end: the record is read where it was written. Raises BrokerUnavailable, and
+        InvalidRequest for a damaged record.
+        """
+        entry = await self.ledger.read_latest(rid)
+        record = entry.record if entry is not None else None
+        await self.perform(orphan_effects(record, queued=queued))
+        return record is None or record.state.terminal
+
+    async def present(self) -> dict[str, bool]:
+        """Requests that have payloads stored for their hops, or anything queued, and whether that is so.
+
+        The answer grows with their number. Raises BrokerUnavailable.
+        """
+        queued = await self.queue.present()
+        found = queued | await self._objects.groups()
+        return {rid: rid in queued for rid in found if subjects.is_name(rid)}
+
+    async def discard_input(self, record: Record) -> None:
+        """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""
+        if (location := record.ticket.request.location) is not None:
+            await self._objects.delete(location.key)
+
+    async def _perform(self, effect: Effect, revision: int) -> int:
+        """Returns the revision of the record after it."""
+        match effect:
+            case effects.PublishTask() | effects.PublishEvent():
+                await self.publish(effect)
+            case effects.Notify(front, message):
+                await self._connection.publish(
+                    subjects.out(self._pipeline, front, message.rid), codec.encode(message)
+                )  # fmt: skip
+            case effects.SaveRecord(record):
+                return await self.ledger.save(record, revision)
+            case effects.CreateRecord(record):
+                return await self.ledger.create(record)
+            case effects.ScheduleDeadline(rid, deadline):
+                event = DeadlinePassed(rid=rid, deadline=deadline)
+                await self.queue.schedule_deadline(rid, deadline, codec.encode(event))
+            case effects.Stop() | effects.Purge() | effects.KeepDead() | effects.DropDead():
+                await self._clear_up(effect)
+        return revision
+
+    async def _clear_up(self, effect: effects.Stop | effects.Purge | effects.KeepDead | effects.DropDead) -> None:
+        match effect:
+            case effects.Stop(rid, until, run):
+                order = Cancel(rids=(rid,), until=until, run=run)
+                await self._connection.publish(subjects.ctl_all(self._pipeline), codec.encode(order))
+            case effects.Purge():
+                await self._purge(effect)
+            case effects.KeepDead(record):
+                await self.dead_letters.keep(record)
+            case effects.DropDead(record):
+                await self.dead_letters.forget(record)
+
+    async def _purge(self, effect: effects.Purge) -> None:
+        before = None
+        if effect.failed_run is not None:
+            # Invariant: the sequence first, then the record. While that run is the last one, all that an operator's
+            # retry publishes has later sequences: it opens the record before it publishes.
+            before = await self.queue.next_sequence()
+            if not await self._has_failed(effect.rid, effect.failed_run):
+                return
+        if effect.stored:
+            # Invariant: before the queue, which may hold the very event that has all this repeated when its shell dies.
+            await self._objects.purge_group(effect.rid)
+        if effect.queued:
+            await self.queue.purge(effect.rid, before=before)
+        else:
+            await self.queue.cancel_deadline(effect.rid, before=before)
+
+    async def _has_failed(self, rid: str, run: int) -> bool:
+        entry = await self.ledger.read_latest(rid)
+        return entry is not None and entry.record.has_failed(run)
+
+    def _task_subject(self, task: Task) -> str:
+        return subjects.task(self._pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)
+
+    async def _publish(self, subject: str, envelope: Task | Event, msg_id: str) -> bool:
+        data = codec.encode(envelope)
+        if len(data) > ENVELOPE_LIMIT:
+            raise RequestTooLarge(f"an envelope of {len(data)} bytes exceeds the limit of {ENVELOPE_LIMIT}")
+        return not (await self._connection.js_publish(subject, data, msg_id)).duplicate

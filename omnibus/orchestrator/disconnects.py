@@ -1,0 +1,108 @@
+"""The server's word that a replica is gone: a disconnect event, milliseconds after its process was killed.
+
+The orchestrators of a pipeline listen as one queue group, so one of them hears each event. Supervisors are the other
+witness; this one also sees a host whose supervisor died with the replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from omnibus.broker.connection import Message, connect
+from omnibus.errors import BrokerError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_view import ReplicaView
+from omnibus.wire import subjects
+
+AT_ONCE = "Client Closed"
+"""The reason that the server gives for a closed socket, such as a killed process's, unless data was under way to it."""
+DEBOUNCE = 0.15
+"""Seconds that a client has to come back after any other end of its connection; measured in docs/adr/0008."""
+_RETRY = 5.0
+"""Seconds between attempts to reach the system account."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemAccount:
+    """Where disconnect events are heard."""
+
+    url: str
+    """With a user of the system account."""
+    account: str
+    """The account whose clients are meant."""
+
+
+class _Client(msgspec.Struct, frozen=True):
+    name: str = ""
+
+
+class _Disconnect(msgspec.Struct, frozen=True):
+    client: _Client = _Client()
+    reason: str = ""
+
+
+class DisconnectListener:
+    """Has the replicas of one pipeline declared down whose connection is gone."""
+
+    def __init__(self, view: ReplicaView, detector: FailureDetector, metrics: Metrics) -> None:
+        self._view, self._detector, self._metrics = view, detector, metrics
+        self._waiting: set[asyncio.Task[None]] = set()  # bounded: one a living replica's connection
+
+    async def run(self, system: SystemAccount) -> None:
+        """Listen until cancelled. Without the system account the heartbeat timeout is what is left, and it says so."""
+        while True:
+            try:
+                await self._listen(system)
+            except BrokerError as error:
+                log.warning(LogEvent.DISCONNECTS_UNHEARD, pipeline=self._view.pipeline, error=error.message)
+            await asyncio.sleep(_RETRY)
+
+    async def _listen(self, system: SystemAccount) -> None:
+        name, metrics = f"witness-{os.getpid()}", self._metrics
+        async with connect(system.url, name=name, role="observer", metrics=metrics, clock=False) as conn:
+            queue = f"orchestrators-{self._view.pipeline}"
+            await conn.subscribe(subjects.disconnects(system.account), self._on_message, queue=queue)
+            await asyncio.get_running_loop().create_future()  # until cancelled: the connection heals itself
+
+    async def _on_message(self, message: Message) -> None:
+        event = msgspec.json.decode(message.data, type=_Disconnect)
+        for record in self._view.replicas():
+            if record.connection == event.client.name and record.status is not ReplicaStatus.DOWN:
+                self._start(self._mark_down(record, at_once=event.reason == AT_ONCE))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="testify")
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _mark_down(self, record: ReplicaRecord, *, at_once: bool) -> None:
+        try:
+            if not at_once:
+                await asyncio.sleep(DEBOUNCE)
+                if self._is_back(record):
+                    return
+            await self._detector.mark_down(record)
+        except BrokerError as error:
+            log.warning(LogEvent.BROKER_ERROR, stage=record.stage_id, replica=record.replica, error=error.message)
+        except Exception:  # the root of this task
+            self._metrics.errors.labels(where="witness").inc()
+            log.exception(LogEvent.TASK_CRASHED, stage=record.stage_id, replica=record.replica)
+
+    def _is_back(self, record: ReplicaRecord) -> bool:
+        """Whether the same life of a replica has beaten over another connection: it does when it is connected again."""
+        return any(
+            one.instance == record.instance and one.reconnects > record.reconnects
+            for one in self._view.replicas(record.stage_id)
+        )

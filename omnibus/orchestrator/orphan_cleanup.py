@@ -1,0 +1,63 @@
+"""What a killed server brings back is removed again.
+
+A nats-server that is killed may come up with messages whose removal it had acknowledged: payloads, timers, and tasks and
+events that it will not deliver, for its consumers know them as done. Nobody would hear of them, and they would stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from omnibus.broker.connection import Connection
+from omnibus.errors import InvalidRequest
+from omnibus.ledger.performer import Performer
+from omnibus.orchestrator.chores import guarded
+
+_RECHECK_INTERVAL = 10.0
+
+
+class OrphanCleanup:
+    """Removes what ended requests of one pipeline have again, at the start and whenever the connection is back.
+
+    Any number may do this at once. Requests that are open then are looked at again for as long as they have anything.
+    """
+
+    def __init__(self, connection: Connection, pipeline: str, performer: Performer) -> None:
+        self._connection, self._pipeline, self._performer = connection, pipeline, performer
+        self._listed = -1
+        """The generation of the connection that all was listed on."""
+        self._open: set[str] = set()
+        self._reconnected = asyncio.Event()
+
+    async def run(self) -> None:
+        """Look after it until cancelled; what an outage stops is done after it."""
+        unhook = self._connection.on_reconnect(self._reconnected.set)
+        try:
+            while True:
+                await guarded(self._look(), "resurrected", self._connection, self._pipeline)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_RECHECK_INTERVAL if self._open or self._is_due else None):
+                        await self._reconnected.wait()
+                self._reconnected.clear()
+        finally:
+            unhook()
+
+    @property
+    def _is_due(self) -> bool:
+        return self._listed != self._connection.generation
+
+    async def _look(self) -> None:
+        """One after the other: the work of open requests comes first."""
+        generation = self._connection.generation
+        present = await self._performer.present()
+        looked_at = present if self._is_due else present.keys() & self._open
+        self._open = {rid for rid in sorted(looked_at) if not await self._clear(rid, queued=present[rid])}
+        self._listed = generation
+
+    async def _clear(self, rid: str, *, queued: bool) -> bool:
+        """Whether there is no more to do about a request."""
+        try:
+            return await self._performer.clear_orphans(rid, queued=queued)
+        except InvalidRequest:  # its record is damaged, or of a newer version; whoever meets its tasks says so
+            return True

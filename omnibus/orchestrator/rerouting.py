@@ -1,0 +1,115 @@
+"""Directed tasks whose replica is not up are brought home: to the lane that all replicas of the stage share.
+
+They are never NAKed: that would leave them on a lane that nobody reads. Any number of orchestrators may do this at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from omnibus.broker.connection import Connection
+from omnibus.ledger.directed_lanes import DirectedLanes
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.orchestrator.chores import guarded
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.director import takes_directed
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.replica_view import ReplicaChange, ReplicaView
+from omnibus.wire import subjects
+
+Lane = tuple[int, str]
+"""Stage, and the replica that the lane belongs to."""
+
+log = get_logger(__name__)
+
+
+class Rerouting:
+    """Looks after the replicas' own lanes of one pipeline.
+
+    A lane is looked at when its replica stops taking tasks, and when one that has stopped dies. All are at the start and,
+    where stages are directed, once a heartbeat timeout: somebody who had not heard yet that a replica left may have
+    published to its lane afterwards.
+    """
+
+    def __init__(self, conn: Connection, spec: PipelineSpec, view: ReplicaView) -> None:
+        self._conn, self._spec, self._view = conn, spec, view
+        self._lanes = DirectedLanes(conn, spec.name)
+        self._due: set[Lane] = set()
+        self._woken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Look after the lanes until cancelled; outages are waited out."""
+        unhook = self._view.on_change(self._on_message)
+        try:
+            await self._guarded(self._look_everywhere())
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._spec.heartbeat_timeout):
+                        await self._work_off()
+                if any(stage.lb_policy != "broker" for stage in self._spec.stages):
+                    await self._guarded(self._look_everywhere())
+        finally:
+            unhook()
+
+    def _on_message(self, change: ReplicaChange) -> None:
+        record = change.after or change.before
+        if record is None or not record.directed or takes_directed(change.after):
+            return
+        if _life(change.before) != _life(change.after):  # also one that was leaving, and dies of it
+            self._due.add((record.stage_id, record.replica))
+            self._woken.set()
+
+    async def _work_off(self) -> None:
+        """Empty lanes as they become due."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._due:
+                await self._guarded(self._empty(self._due.pop()))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """What fails is done when all lanes are looked at the next time."""
+        await guarded(work, "homecoming", self._conn, self._spec.name)
+
+    async def _look_everywhere(self) -> None:
+        for lane in sorted(await self._lanes.occupied()):
+            await self._empty(lane)
+
+    async def _empty(self, lane: Lane) -> None:
+        """Bring home what is on a lane, except what its replica, still there, has in hand.
+
+        What the replica was given has used up one attempt and no more: replicas send home what they are given twice.
+        """
+        stage_id, replica = lane
+        if replica in self._spec.stage_lanes:
+            return
+        sequence, moved = 0, 0
+        reached = await self._lanes.reached(stage_id, replica)
+        while not takes_directed(record := self._record(lane)):
+            found = await self._lanes.first(stage_id, replica, sequence)
+            if found is None:
+                break
+            headers = found.headers or {}
+            sequence = int(headers["Nats-Sequence"])
+            if subjects.parse_rid(headers["Nats-Subject"]) not in _in_hand(record):
+                await self._lanes.reroute(found, self._spec.stage_lanes, used=int(sequence <= reached))
+                moved += 1
+        if moved:
+            log.info(LogEvent.TASK_REROUTED, stage=stage_id, replica=replica, tasks=moved)
+
+    def _record(self, lane: Lane) -> ReplicaRecord | None:
+        stage_id, replica = lane
+        return next((record for record in self._view.replicas(stage_id) if record.replica == replica), None)
+
+
+def _life(record: ReplicaRecord | None) -> tuple[str, ReplicaStatus] | None:
+    return (record.instance, record.status) if record is not None else None
+
+
+def _in_hand(record: ReplicaRecord | None) -> Container[str]:
+    """Requests that a replica finishes before it leaves; one that was declared down has none."""
+    return frozenset(rid for rid, _ in record.claims) if record is not None else frozenset()

@@ -1,0 +1,143 @@
+"""Deployed pipelines: their specifications in a bucket, so that a worker needs only a stage.
+
+A specification is stored as MessagePack under its name; the entry's revision tells one deployment from the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from omnibus.broker.bucket import Bucket, Entry
+from omnibus.broker.connection import Connection
+from omnibus.broker.layout import Change, ensure_layout, layout_of
+from omnibus.errors import PipelineError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.validation import validate
+from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.wire import codec, subjects
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A pipeline as it is deployed."""
+
+    spec: PipelineSpec
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What `deploy_pipeline` did."""
+
+    deployed: Deployed
+    changes: tuple[Change, ...]
+    """What the broker's layout lacked."""
+    stored: bool
+    """Whether the specification is new; False: this very one was deployed already."""
+    replicas: int = 0
+    """Replicas that are registered, and run what was deployed when they were started."""
+
+
+async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replicas: int = 1) -> Deployment:
+    """Lay the broker out for a pipeline, with so many copies of everything, and store its specification last.
+
+    Idempotent: the same specification keeps its revision. Nothing is deleted: what a former version needed stays.
+    Raises PipelineError for a senseless specification, BrokerRefused for a setting that cannot be changed in place,
+    BrokerUnavailable.
+    """
+    validate(spec)
+    changes = tuple(await ensure_layout(connection, layout_of(spec, replicas=replicas)))
+    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    data = msgspec.msgpack.encode(spec)
+    found = await bucket.get(spec.name)
+    if found is not None and found.value == data:
+        return Deployment(Deployed(spec, found.revision), changes, stored=False)
+    revision = await bucket.put(spec.name, data)
+    log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=spec.name, revision=revision)
+    replicas = await _registered(connection, spec.name)
+    return Deployment(Deployed(spec, revision), changes, stored=True, replicas=replicas)
+
+
+async def _registered(connection: Connection, pipeline: str) -> int:
+    """Those that left or were declared down count for nothing."""
+    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+    entries = [await bucket.get(key) for key in await bucket.keys()]
+    records: list[ReplicaRecord] = [codec.decode(entry.value, ReplicaRecord) for entry in entries if entry is not None]
+    return sum(record.alive for record in records)
+
+
+async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: bool = False) -> None:
+    """Remove a deployed pipeline: first its specification, so that nothing more is admitted, then all that it has.
+
+    Raises PipelineError while requests of it are open, and then nothing is removed; with `force` they end with it, without
+    a word. Its answers and dead letters go in any case. Raises BrokerUnavailable; idempotent.
+    """
+    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    found = await bucket.get(spec.name)
+    if found is not None:
+        await bucket.delete(spec.name, found.revision)
+    queued = 0 if force else await _queued(connection, spec.name)
+    if queued and found is not None:
+        await bucket.create(spec.name, found.value)
+    if queued:
+        raise PipelineError(f"pipeline {spec.name!r} has open requests: {queued} messages are queued; see --force")
+    for stream in layout_of(spec).streams:
+        if stream.name != f"KV_{subjects.PIPELINES_BUCKET}":
+            await connection.find(f"STREAM.DELETE.{stream.name}")
+    log.info(LogEvent.PIPELINE_DELETED, pipeline=spec.name)
+
+
+async def _queued(connection: Connection, pipeline: str) -> int:
+    streams = (subjects.work_stream(pipeline), subjects.requests_stream(pipeline))
+    found = [await connection.find(f"STREAM.INFO.{stream}") for stream in streams]
+    return sum(int(info["state"]["messages"]) for info in found if info is not None)
+
+
+async def load_deployed(connection: Connection, name: str | None = None) -> PipelineSpec:
+    """The deployed pipeline of this name; without a name the only one there is.
+
+    Raises PipelineError, listing what is deployed, when there is no such one or the choice is not clear.
+    """
+    if name is not None:
+        subjects.check_name(name, "pipeline")
+    deployed = {found.spec.name: found.spec for found in await list_deployed(connection)}
+    if name is None and len(deployed) == 1:
+        return next(iter(deployed.values()))
+    if name is not None and name in deployed:
+        return deployed[name]
+    raise PipelineError(_advice(name, list(deployed)))
+
+
+async def list_deployed(connection: Connection) -> list[Deployed]:
+    """All deployed pipelines, by name; those that this version cannot read are left out, with a warning."""
+    # Asked first: a read from a bucket that does not exist looks like an outage, and is retried for seconds.
+    if await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is None:
+        return []
+    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    names = [key for key in await bucket.keys() if subjects.is_name(key)]  # stages' holds are beside them
+    entries = [await bucket.get(name) for name in names]
+    return [found for entry in entries if entry is not None and (found := _decoded(entry)) is not None]
+
+
+def _decoded(entry: Entry) -> Deployed | None:
+    if entry.value is None:
+        return None
+    try:
+        return Deployed(msgspec.msgpack.decode(entry.value, type=PipelineSpec), entry.revision)
+    except msgspec.DecodeError as error:
+        log.warning(LogEvent.PIPELINE_UNREADABLE, pipeline=entry.key, error=str(error))
+        return None
+
+
+def _advice(name: str | None, deployed: list[str]) -> str:
+    if name is None and deployed:
+        return f"several pipelines are deployed, so name one: {', '.join(deployed)}"
+    which = "no pipeline is deployed" if name is None else f"pipeline {name!r} is not deployed"
+    listed = f"; deployed are {', '.join(deployed)}" if deployed else ""
+    return f"{which}{listed}; run `omnibus pipeline deploy` or `omnibus serve` first"

@@ -1,0 +1,84 @@
+"""The verdict on a dead replica: one compare-and-set, and whoever wins it gives the dead replica's tasks back.
+
+Witnesses are its supervisor and the server's disconnect events; both may speak, and several orchestrators may hear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from msgspec.structs import replace
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection
+from omnibus.broker.delivery import consumer_of, release
+from omnibus.errors import RevisionConflict
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.lost_attempts import DIED, LostAttempts
+from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.wire import codec, subjects
+
+_TRIES = 5
+"""A dying replica may still have written a heartbeat while it was judged."""
+
+log = get_logger(__name__)
+
+
+class FailureDetector:
+    """Declares replicas of one pipeline down."""
+
+    def __init__(self, conn: Connection, pipeline: str, claims: ClaimBook) -> None:
+        self._conn, self._pipeline = conn, pipeline
+        self._claims, self._lost = claims, LostAttempts(conn, pipeline)
+        self._bucket = Bucket(conn, subjects.replicas_bucket(pipeline))
+
+    async def mark_down(self, dead: ReplicaRecord) -> bool:
+        """Record that this life of a replica is over; True for the one caller whose word it was.
+
+        That one has also given its tasks back to the queue, one NAK a claim, so that others get them at once. A replica that
+        lives all the same finds out at its next heartbeat. False when it was down already, has left, or its id belongs
+        to another by now. Raises BrokerError.
+        """
+        record = await self._write_down(dead)
+        if record is None:
+            return False
+        released = await self._release(record)
+        await self._lost.notify(record, self._claims.held(record), DIED)
+        self._claims.forget(record)
+        log.warning(
+            LogEvent.CLAIMS_RELEASED, stage=record.stage_id, replica=record.replica, tasks=[rid for rid, _ in released]
+        )
+        return True
+
+    async def _write_down(self, dead: ReplicaRecord) -> ReplicaRecord | None:
+        """The record as it stood when this caller, and nobody else, wrote `down` over it."""
+        key = subjects.replica_key(dead.stage_id, dead.replica)
+        for _ in range(_TRIES):
+            entry = await self._bucket.get(key)
+            if entry is None or entry.value is None:
+                return None
+            found: ReplicaRecord = codec.decode(entry.value, ReplicaRecord)
+            if found.instance != dead.instance or found.status is ReplicaStatus.DOWN:
+                return None
+            try:
+                # The nonce matters: the bucket takes a writer that finds its very bytes in place for the first one.
+                down = replace(found, status=ReplicaStatus.DOWN, claims=(), failure_detector=secrets.token_hex(8))
+                await self._bucket.update(key, codec.encode(down), entry.revision)
+            except RevisionConflict:
+                continue
+            return found
+        return None
+
+    async def _release(self, record: ReplicaRecord) -> tuple[tuple[str, str], ...]:
+        """Give back what the replica took from the lanes that it shares.
+
+        Invariant: what was directed to it is never NAKed. It would wait on its own lane, which nobody reads; it is
+        brought home (`orchestrator.rerouting`).
+        """
+        own = subjects.stage_consumer(record.stage_id, record.replica)
+        held = tuple(claim for claim in self._claims.held(record) if consumer_of(claim[1]) != own)
+        await asyncio.gather(*(release(self._conn, ack_subject) for _, ack_subject in held))
+        return held

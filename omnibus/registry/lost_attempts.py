@@ -1,0 +1,98 @@
+"""The attempts that a replica took with it, told to the requests they belonged to.
+
+An engine's fault is told by its replica. Of a death or a hang only the claims of the dead tell: the judge that gave them back
+passes them on, and every orchestrator those of a replica that just fell silent. Several may tell the same; one message counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from omnibus.broker.connection import Connection, status_of
+from omnibus.broker.delivery import claimed
+from omnibus.errors import BrokerError, InvalidRequest
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.registry.claim_book import ClaimBook, Held
+from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.replica_view import ReplicaChange, ReplicaView
+from omnibus.wire import codec, subjects
+from omnibus.wire.attempt import Attempt
+from omnibus.wire.envelope import AttemptFailed, Task
+
+DIED = "replica_died"
+SILENT = "replica_silent"
+_MESSAGES = {
+    DIED: "the replica died",
+    SILENT: "the replica hung, or its host was lost: no heartbeat within the timeout",
+}
+_MOST_DUE = 1024
+"""Silent replicas whose claims wait to be told; what comes beyond leaves no history."""
+
+log = get_logger(__name__)
+
+
+class LostAttempts:
+    """Tells of the attempts that ended with a replica. What cannot be told is logged: nothing depends on it."""
+
+    def __init__(self, conn: Connection, pipeline: str) -> None:
+        self._conn, self._pipeline = conn, pipeline
+        self._stream = subjects.work_stream(pipeline)
+
+    async def notify(self, record: ReplicaRecord, held: Held, code: str) -> None:
+        """Have all that a lost replica claimed, and that is not done, noted as failed attempts. Idempotent."""
+        notified = await asyncio.gather(*(self._notify(record, *claim, code) for claim in held), return_exceptions=True)
+        for error in notified:
+            if isinstance(error, BrokerError | InvalidRequest):
+                log.warning(LogEvent.BROKER_ERROR, pipeline=self._pipeline, error=error.message)
+            elif error is not None:
+                raise error
+
+    async def _notify(self, record: ReplicaRecord, rid: str, ack_subject: str, code: str) -> None:
+        task_seq, delivery = claimed(ack_subject)
+        task = await self._task(rid, task_seq)
+        if task is None:
+            return  # acknowledged: the claim was stale, or another replica has finished it already
+        attempt = Attempt(
+            stage_id=record.stage_id, run=task.ticket.run, task_seq=task_seq, delivery=delivery,
+            at=self._conn.clock.now(), replica=record.replica, code=code, message=_MESSAGES[code],
+        )  # fmt: skip
+        subject = subjects.event(self._pipeline, record.stage_id, subjects.EventKind.ATTEMPT, rid)
+        event = codec.encode(AttemptFailed(rid=rid, attempt=attempt))
+        await self._conn.js_publish(subject, event, subjects.attempt_id(rid, task_seq, delivery))
+
+    async def _task(self, rid: str, task_seq: int) -> Task | None:
+        body = msgspec.json.encode({"seq": task_seq})
+        found = await self._conn.retried_request(f"$JS.API.DIRECT.GET.{self._stream}", body)
+        if status_of(found) is not None and not found.data:
+            return None
+        task: Task = codec.decode(found.data, Task)
+        return task if task.ticket.rid == rid else None
+
+
+class SilenceListener:
+    """Tells of the attempts of replicas whose heartbeat ended without a verdict."""
+
+    def __init__(self, view: ReplicaView, claims: ClaimBook, lost: LostAttempts) -> None:
+        self._view, self._claims, self._lost = view, claims, lost
+        self._due: asyncio.Queue[tuple[ReplicaRecord, Held]] = asyncio.Queue(_MOST_DUE)
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        unhook = self._view.on_change(self._on_message)
+        try:
+            while True:
+                record, held = await self._due.get()
+                await self._lost.notify(record, held, SILENT)
+        finally:
+            unhook()
+
+    def _on_message(self, change: ReplicaChange) -> None:
+        """Of one that was declared down the judge tells; one that left in order holds nothing."""
+        if change.before is None or change.after is not None:
+            return
+        held = self._claims.held(change.before)
+        if held and not self._due.full():
+            self._due.put_nowait((change.before, held))

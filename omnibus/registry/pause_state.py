@@ -1,0 +1,105 @@
+"""What operators have decided for whole stages: that they pause, or sleep. Kept in the broker until it is undone.
+
+So a replica that joins later, or starts again, does as the others do; a restart of everything changes nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection
+from omnibus.broker.watch import Watch
+from omnibus.errors import InvalidRequest
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.wire import codec, subjects
+
+log = get_logger(__name__)
+
+
+class PauseState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Replicas of a stage take no tasks."""
+
+    v: int = 1
+    asleep: bool = False
+    """And their engines have given the device memory back."""
+    mode: str = "abort"
+    """What became of the tasks in hand."""
+
+    @property
+    def word(self) -> str:
+        """For people."""
+        return "asleep" if self.asleep else "paused"
+
+
+class PauseStates:
+    """The holds of one pipeline. Every method raises BrokerUnavailable after about ten seconds of retries."""
+
+    def __init__(self, conn: Connection, pipeline: str) -> None:
+        self._bucket, self._pipeline = Bucket(conn, subjects.PIPELINES_BUCKET), pipeline
+
+    async def place(self, stage_ids: Iterable[int], pause_state: PauseState) -> None:
+        """Have a hold stand for these stages, in place of another."""
+        for stage_id in stage_ids:
+            await self._bucket.put(subjects.pause_key(self._pipeline, stage_id), codec.encode(pause_state))
+
+    async def lift(self, stage_ids: Iterable[int]) -> None:
+        """Have none stand any more; idempotent."""
+        for stage_id in await self.of(stage_ids):
+            await self._bucket.delete(subjects.pause_key(self._pipeline, stage_id))
+
+    async def of(self, stage_ids: Iterable[int]) -> dict[int, PauseState]:
+        """The holds that stand, by stage."""
+        ids = tuple(stage_ids)
+        entries = await asyncio.gather(*(self._bucket.get(subjects.pause_key(self._pipeline, one)) for one in ids))
+        pause_states = (
+            (one, _decoded(entry.value if entry else None)) for one, entry in zip(ids, entries, strict=True)
+        )
+        return {stage_id: pause_state for stage_id, pause_state in pause_states if pause_state is not None}
+
+
+class PauseWatch:
+    """The hold of one stage as it stands now, in an `async with`; known from the start."""
+
+    def __init__(self, conn: Connection, pipeline: str, stage_id: int) -> None:
+        self.pause_state: PauseState | None = None
+        self._changed = asyncio.Event()
+        key = subjects.pause_key(pipeline, stage_id)
+        self._watch = Watch(conn, subjects.PIPELINES_BUCKET, self._on_message, keys=key)
+
+    async def __aenter__(self) -> Self:
+        """Raises BrokerUnavailable."""
+        await self._watch.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._watch.__aexit__(kind, error, trace)
+
+    async def other_than(self, known: PauseState | None) -> PauseState | None:
+        """The hold, as soon as it is not this one; what comes and goes meanwhile may be missed."""
+        while self.pause_state == known:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.pause_state
+
+    def _on_message(self, _key: str, value: bytes | None, _revision: int) -> None:
+        self.pause_state = _decoded(value)
+        self._changed.set()
+
+
+def _decoded(value: bytes | None) -> PauseState | None:
+    if value is None:
+        return None
+    try:
+        return codec.decode(value, PauseState)
+    except InvalidRequest as error:  # of a newer version: that a hold stands is what matters
+        log.warning(LogEvent.BROKER_ERROR, error=error.message)
+        return PauseState()

@@ -1,0 +1,75 @@
+"""What the coordinator knows of one replica."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class ReplicaStatus(StrEnum):
+    """What a replica is doing."""
+
+    STARTING = "starting"
+    """Its engine is loading."""
+    UP = "up"
+    """It takes tasks."""
+    DRAINING = "draining"
+    """It finishes what it has, and takes no more."""
+    ERROR = "error"
+    """Its engine is dead; its process ends."""
+    DOWN = "down"
+    """It has left, or was declared dead; its id is free."""
+
+
+class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One replica, written by itself at every heartbeat and, when it died, once by whoever declares it down."""
+
+    v: int = 1
+    stage_id: int
+    replica: str
+    """Unique in its stage while it lives."""
+    instance: str
+    """One life of it, named like no other: its supervisor finds the record by it, and a stranger under its id is noticed."""
+    connection: str = ""
+    """Name of its connection to the broker, which disconnect events carry."""
+    reconnects: int = 0
+    """How often that was re-established: tells a beat after an event from one that was under way."""
+    status: ReplicaStatus = ReplicaStatus.STARTING
+    paused: bool = False
+    """Whether it drains because of a pause, and will be up again; not because it leaves."""
+    directed: bool = False
+    """Whether it takes tasks from a lane of its own, too."""
+    queue_length: int = 0
+    """Requests that its engine holds, running or waiting, and tasks that wait on its own lane."""
+    slots: int = 1
+    in_flight: int = 0
+    """Tasks in hand."""
+    host: str = ""
+    pid: int = 0
+    devices: str = ""
+    version: str = ""
+    registered_at: float = 0.0
+    """Seconds since the epoch, on the replica's clock."""
+    last_heartbeat: float = 0.0
+    claims: tuple[tuple[str, str], ...] = ()
+    """(request id, ack subject) of every task in hand."""
+    announced: int = 0
+    """Announcements of its claims before this: those here are newer than any of them."""
+
+    failure_detector: str = ""
+    """Of whoever declared it down; random, so that of several equal verdicts one alone wins."""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return self.stage_id, self.replica
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes tasks, or would but for a pause."""
+        return self.status is ReplicaStatus.UP or (self.paused and self.status is ReplicaStatus.DRAINING)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it works on tasks, or is about to."""
+        return self.status in (ReplicaStatus.STARTING, ReplicaStatus.UP, ReplicaStatus.DRAINING)

@@ -1,0 +1,133 @@
+"""What a replica does when it is called: some by itself, the rest is for its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from omnibus.errors import InvalidRequest
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.registry.pause_state import PauseState, PauseWatch
+from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.task_slots import PauseMode, TaskSlots
+
+SLEEP_LEVEL = 1
+"""Weights leave the device and come back. Level 2 drops them, and nothing here would load them again."""
+
+_PAUSED_FROM_THE_START = PauseState(mode="")
+
+log = get_logger(__name__)
+
+
+class ControlHandlers:
+    """Calls of one replica, by the names that vLLM has for them."""
+
+    def __init__(self, engine: Engine, gate: TaskSlots, *, restart: Callable[[], None] | None = None) -> None:
+        """`restart` has the replica leave in order and come back; None where nobody would start it again."""
+        self._engine, self._gate, self._come_back = engine, gate, restart
+        self._asleep = False
+        self._turning = asyncio.Lock()
+        self._applied: PauseState | None = None
+        self._own: Mapping[str, Callable[..., Awaitable[Any]]] = {
+            "pause_generation": self._pause,
+            "resume_generation": self._resume,
+            "is_paused": self._is_paused,
+            "sleep": self._sleep,
+            "wake_up": self._wake_up,
+            "is_sleeping": self._is_sleeping,
+            "restart": self._restart,
+        }
+
+    def begin(self, pause_state: PauseState | None) -> None:
+        """Know what is decided for the stage before the first task can come."""
+        if pause_state is not None:
+            self._gate.paused, self._applied = True, _PAUSED_FROM_THE_START
+
+    async def reconcile(self, pause_states: PauseWatch) -> None:
+        """Do what is decided for the whole stage, until cancelled. A replica that was told directly has done it by then."""
+        while True:
+            self._applied = await pause_states.other_than(self._applied)
+            try:
+                await self._follow(self._applied)
+            except Exception as error:  # noqa: BLE001 whatever the engine raises: the replica must go on
+                log.warning(LogEvent.REPLICA_PAUSED, pause_state=self._applied and self._applied.word, error=str(error))
+
+    async def _follow(self, pause_state: PauseState | None) -> None:
+        if pause_state is None:
+            await self._wake_up()
+            return
+        log.warning(LogEvent.REPLICA_PAUSED, pause_state=pause_state.word)
+        await (self._sleep(mode=pause_state.mode) if pause_state.asleep else self._pause(pause_state.mode))
+
+    async def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Raises InvalidRequest for what does not exist or cannot be undone, and whatever the engine raises."""
+        own = self._own.get(method)
+        if own is None:
+            return await self._engine.rpc(method, args, kwargs)
+        try:
+            inspect.signature(own).bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidRequest(f"{method}: {error}") from error
+        return await own(*args, **kwargs)
+
+    async def _restart(self) -> None:
+        """Return at once; the end and the new life are seen in the coordinator. Idempotent."""
+        if self._come_back is None:
+            raise InvalidRequest("nobody would start this replica again: it runs without a supervisor")
+        self._come_back()
+
+    async def _pause(self, mode: str = PauseMode.ABORT) -> None:
+        """Return when nothing is in hand any more."""
+        await self._gate.pause(pause_mode(mode))
+
+    async def _resume(self) -> None:
+        if self._asleep:
+            raise InvalidRequest("the replica is asleep: wake it up")
+        await self._gate.resume()
+
+    async def _is_paused(self) -> bool:
+        return self._gate.paused
+
+    async def _is_sleeping(self) -> bool:
+        return self._asleep
+
+    async def _sleep(self, level: int = SLEEP_LEVEL, mode: str = PauseMode.ABORT) -> None:
+        """Pause, and let the engine sleep; takes tasks again when it cannot. Idempotent."""
+        if level != SLEEP_LEVEL:
+            raise InvalidRequest(f"sleep level {level} cannot be undone here; only {SLEEP_LEVEL} can", param="level")
+        async with self._turning:
+            if not self._asleep:
+                await self._fall_asleep(pause_mode(mode))
+
+    async def _fall_asleep(self, mode: PauseMode) -> None:
+        was_paused = self._gate.paused
+        await self._gate.pause(mode)
+        try:
+            await self._engine.rpc("sleep", (), {})
+        except BaseException:
+            if not was_paused:
+                with suppress(InvalidRequest):  # the replica leaves; nothing else may take a cancellation's place
+                    await self._gate.resume()
+            raise
+        self._asleep = True
+
+    async def _wake_up(self) -> None:
+        """Take tasks again, also when it was paused, and did not sleep at all. Idempotent."""
+        async with self._turning:
+            if self._asleep:
+                await self._engine.rpc("wake_up", (), {})
+                self._asleep = False
+            await self._gate.resume()
+
+
+def pause_mode(name: str) -> PauseMode:
+    """The mode of this name; raises InvalidRequest."""
+    try:
+        return PauseMode(name)
+    except ValueError as error:
+        known = " or ".join(PauseMode)
+        raise InvalidRequest(f"mode is {known}, not {name!r}: nothing here keeps tasks frozen", param="mode") from error

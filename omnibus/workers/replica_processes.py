@@ -1,0 +1,90 @@
+"""The replicas of one stage on this machine, as processes that a supervisor keeps alive."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from omnibus.observability.metrics import Metrics
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.replica_view import ReplicaView
+from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
+from omnibus.workers.supervisor import Death, ProcessSpec
+
+QUIET: Mapping[str, str] = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+"""What the environment of replicas says where neither the operator's nor the stage's does: progress bars of loaders and
+advice from one library to another would fill the log."""
+
+
+def replica_processes(
+    spec: PipelineSpec,
+    stage: StageSpec,
+    num_replicas: int | None = None,
+    *,
+    nats_url: str,
+    grace: float = 30.0,
+    start_timeout: float = 300.0,
+) -> list[ProcessSpec]:
+    """One process a replica, each seeing its own share of the stage's devices.
+
+    `num_replicas` overrides the stage's own. Raises ValueError when the devices cannot be shared out so.
+    """
+    plans = plan_stages(spec, {stage.stage_id}, replicas=num_replicas)
+    plan = next(plan for plan in plans if plan.stage_id == stage.stage_id)
+    return planned_processes(spec, plan, nats_url=nats_url, grace=grace, start_timeout=start_timeout)
+
+
+def planned_processes(
+    spec: PipelineSpec,
+    plan: LogicalStageInitPlan,
+    *,
+    nats_url: str,
+    grace: float = 30.0,
+    start_timeout: float = 300.0,
+    overrides: Sequence[str] = (),
+) -> list[ProcessSpec]:
+    """The processes of a plan's local replicas; `overrides` change their stage, as the plan has it already."""
+    quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
+    return [
+        ProcessSpec(
+            name=replica.process_name,
+            argv=[
+                *_argv(
+                    {
+                        "--pipeline": spec.name,
+                        "--stage": str(plan.stage_id),
+                        "--grace": str(grace),
+                        "--start-timeout": str(start_timeout),
+                        "--devices": replica.devices,
+                    }
+                ),
+                *(f"--override={override}" for override in overrides),
+            ],
+            # The broker's address may hold a password: it goes by the environment, which others cannot read.
+            env={**quiet, **replica.env, "OMNIBUS_NATS_URL": nats_url},
+            title=replica.title,
+        )
+        for replica in plan.local
+    ]
+
+
+class DeathReporter:
+    """Tells of dead replicas: the first to know is the supervisor that started them."""
+
+    def __init__(self, view: ReplicaView, after_failure: FailureDetector, metrics: Metrics) -> None:
+        self._view, self._detector = view, after_failure
+        self._metrics = metrics
+
+    async def __call__(self, death: Death) -> None:
+        """Have whatever was registered under the dead process's instance declared down."""
+        for record in self._view.replicas():
+            if record.instance == death.instance:
+                self._metrics.replica_restarts.labels(self._view.pipeline, str(record.stage_id)).inc()
+                await self._detector.mark_down(record)
+
+
+def _argv(options: dict[str, str]) -> Sequence[str]:
+    given = [part for name, value in options.items() if value for part in (name, value)]
+    return [sys.executable, "-m", "omnibus.workers.replica_main", *given]

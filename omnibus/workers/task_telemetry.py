@@ -1,0 +1,98 @@
+"""What a replica's work leaves in logs and metrics."""
+
+from __future__ import annotations
+
+import time
+
+from omnibus.broker.clock import ServerClock
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+from omnibus.wire.envelope import StageResult
+from omnibus.wire.failure import Failure
+from omnibus.workers.assignment import Assignment
+from omnibus.workers.malformed import Malformed
+
+log = get_logger(__name__)
+
+
+class Journal:
+    """One line and one count for everything that happens to a task. A line names request, stage and replica."""
+
+    def __init__(self, metrics: Metrics, pipeline: str, stage_id: int, clock: ServerClock) -> None:
+        self._metrics, self._clock = metrics, clock
+        self._labels = (pipeline, str(stage_id))
+        self._log = log.bind(stage=stage_id)
+        self.replica = ""
+
+    def received(self, assignment: Assignment) -> None:
+        delivered = assignment.delivery.num_delivered
+        waited = max(self._clock.now() - assignment.task.published, 0.0)
+        self._metrics.queue_wait_seconds.labels(*self._labels).observe(waited)
+        self._metrics.busy_slots.labels(*self._labels).inc()
+        if delivered > 1:
+            self._say(LogEvent.TASK_REDELIVERED, assignment, delivered=delivered)
+        else:
+            self._log.debug(LogEvent.TASK_RECEIVED, rid=assignment.rid, replica=self.replica, waited=round(waited, 4))
+
+    def released(self, assignment: Assignment) -> None:
+        self._metrics.busy_slots.labels(*self._labels).dec()
+        if assignment.abandoned:
+            self._count("abandoned")
+
+    def finished(self, assignment: Assignment, result: StageResult) -> None:
+        seconds = time.monotonic() - assignment.received
+        self._count("finished")
+        self._metrics.stage_seconds.labels(*self._labels).observe(seconds)
+        if result.final is not None:
+            usage = result.final.usage
+            self._metrics.tokens.labels(*self._labels, "prompt").inc(usage.prompt_tokens)
+            self._metrics.tokens.labels(*self._labels, "completion").inc(usage.completion_tokens)
+        self._log.debug(LogEvent.TASK_FINISHED, rid=assignment.rid, replica=self.replica, seconds=round(seconds, 4))
+
+    def retried(self, assignment: Assignment, error: Exception, delay: float) -> None:
+        self._count("retried")
+        what = f"{type(error).__name__}: {error}"
+        self._say(
+            LogEvent.TASK_FAILED, assignment, error=what, delivered=assignment.delivery.num_delivered, again=delay
+        )
+
+    def gave_up(self, assignment: Assignment, failure: Failure, *, dead: bool) -> None:
+        self._count("failed")
+        event = LogEvent.TASK_EXHAUSTED if dead else LogEvent.TASK_FAILED
+        self._say(event, assignment, code=failure.code, error=failure.message, attempts=failure.attempts)
+
+    def dropped(self, assignment: Assignment) -> None:
+        self._count("dropped")
+        self._say(LogEvent.TASK_DROPPED, assignment)
+
+    def requeued(self, assignment: Assignment) -> None:
+        self._count("requeued")
+        self._say(LogEvent.TASK_REQUEUED, assignment)
+
+    def lease_lost(self, assignment: Assignment) -> None:
+        self._metrics.leases_lost.labels(*self._labels).inc()
+        self._say(LogEvent.LEASE_LOST, assignment)
+
+    def left_behind(self, assignment: Assignment, error: Exception) -> None:
+        self._say(LogEvent.PAYLOADS_LEFT, assignment, error=str(error))
+
+    def ack_failed(self, assignment: Assignment) -> None:
+        self._metrics.acks_failed.labels("worker").inc()
+        self._say(LogEvent.ACK_FAILED, assignment)
+
+    def malformed(self, what: Malformed) -> None:
+        self._count("malformed")
+        subject, error = what.delivery.subject, str(what.error)
+        self._log.error(LogEvent.TASK_FAILED, subject=subject, replica=self.replica, error=error)
+
+    def crashed(self, where: str) -> None:
+        """An exception that nobody expected, from inside its `except`."""
+        self._metrics.errors.labels(where).inc()
+        self._log.exception(LogEvent.TASK_CRASHED, replica=self.replica)
+
+    def _count(self, outcome: str) -> None:
+        self._metrics.deliveries.labels(*self._labels, outcome).inc()
+
+    def _say(self, event: LogEvent, assignment: Assignment, **fields: object) -> None:
+        self._log.warning(event, rid=assignment.rid, replica=self.replica, **fields)

@@ -1,0 +1,146 @@
+"""Where nemeses strike: served pipelines, each with the load that it is put under."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from msgspec.structs import replace
+
+from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.omni_tiny.grammar import sample_prompts
+from omnibus.pipeline.loading import load_pipeline
+from omnibus.registry.claim_book import ClaimBook
+from tests.chaos.clients.planned_request import RequestArguments, Size, Wish
+from tests.chaos.ledger_watch import LedgerWatch
+from tests.support.cluster import Cluster, pipeline_of
+from tests.support.small_disk import small_disk
+from tests.support.three_nodes import ThreeNodes
+
+HEARTBEAT = 2.0
+"""Seconds of silence after which a replica of the sim pipeline counts as dead."""
+READY = 120.0
+"""Seconds for everything to come up, on a busy machine."""
+WORDS = 24
+"""Of a streamed text."""
+POISON = "kills-its-replica"
+"""What the ids of requests contain that kill every replica that runs them."""
+BROKEN = "fails-every-time"
+"""What the ids of requests contain on which the engine fails every time."""
+
+SIM = f"""
+name: chaos
+deadline: 60s
+heartbeat_timeout: {HEARTBEAT}s
+max_attempts: 4
+stages:
+- {{stage_id: 0, name: first, engine: sim, slots: 16, num_replicas: 2,
+   engine_args: {{latency: [0.02, 0.2], crash_on: {{rid: {POISON}}}}}}}
+- {{stage_id: 1, name: heavy, engine: sim, slots: 16, num_replicas: 2, input_sources: [0], lb_policy: round-robin,
+   engine_args: {{latency: [0.02, 0.2], outputs: {{text: text, tensor: tensor}}, size: 80000}}}}
+- {{stage_id: 2, name: speaker, engine: sim, slots: 16, num_replicas: 2, input_sources: [0, 1],
+   final_output: true, final_output_type: text,
+   engine_args: {{latency: 0.02, token_rate: 50, fail_on: {{rid: {BROKEN}}}}}}}
+- {{stage_id: 3, name: painter, engine: sim, slots: 16, num_replicas: 1, input_sources: [1],
+   final_output: true, final_output_type: image,
+   engine_args: {{latency: 0.05, steps: 4, outputs: {{image: image}}, size: 64}}}}
+edges:
+- {{source: 0, target: 1, forwarding: direct}}
+"""
+"""Direct and orchestrated edges, a join, a streamed text of many deltas, payloads in the object store, directed tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """A pipeline that is up."""
+
+    cluster: Cluster
+    arguments: RequestArguments
+    size: Size
+    claims: ClaimBook
+    ledger: LedgerWatch
+    within: float
+    """Seconds within which every request must be answered, faults included."""
+
+    def stages(self) -> list[int]:
+        return [stage.stage_id for stage in self.cluster.spec.stages]
+
+
+def sim_wish(op: str) -> Wish:
+    """A text whose words are all different, so that a piece of it has one place; every third wants a picture too."""
+    text = " ".join(f"{op}.{number}" for number in range(WORDS))
+    wants_all = hash_of(op) % 3 == 0
+    return Wish(op=op, prompt=text, expects=text, modalities=("text", "image") if wants_all else ("text",))
+
+
+def tiny_wish(op: str) -> Wish:
+    """A sentence that omni-tiny knows; what it says to it is the model's business, but always the same."""
+    prompts = sample_prompts(32, seed=5, held_out=False)
+    wants_all = hash_of(op) % 3 == 0
+    modalities = ("text", "image", "audio") if wants_all else ("text",)
+    return Wish(op=op, prompt=prompts[hash_of(op) % len(prompts)], modalities=modalities)
+
+
+def hash_of(op: str) -> int:
+    """A number that depends on the name only."""
+    return sum(map(ord, op))
+
+
+@asynccontextmanager
+async def chain(folder: Path) -> AsyncIterator[Arena]:
+    """The sim pipeline on a single server, two orchestrators."""
+    async with _open(_sim_cluster(folder), sim_wish, Size(), within=40.0) as arena:
+        yield arena
+
+
+@asynccontextmanager
+async def three(folder: Path) -> AsyncIterator[Arena]:
+    """The same on a cluster of three servers, everything in three copies."""
+    cluster = _sim_cluster(folder, nats=ThreeNodes(folder / "nodes"))
+    async with _open(cluster, sim_wish, Size(http_stream=3, http=2, python=2), within=55.0) as arena:
+        yield arena
+
+
+@asynccontextmanager
+async def disk(folder: Path) -> AsyncIterator[Arena]:
+    """The same on a server whose disk is small."""
+    with small_disk(folder, "48m") as binary:
+        server = EmbeddedServer(folder / "nats", binary=binary, profile="balanced", port=free_port())
+        async with _open(_sim_cluster(folder, nats=server), sim_wish, Size(), within=55.0) as arena:
+            yield arena
+
+
+@asynccontextmanager
+async def omni_tiny(folder: Path) -> AsyncIterator[Arena]:
+    """omni-tiny: real engines, whose streams come from a model."""
+    spec = replace(load_pipeline("omni-tiny"), deadline=200.0)
+    cluster = Cluster(folder, spec, ready=240.0)
+    size = Size(http_stream=2, http=2, python=1, raw_pause=2.0)
+    async with _open(cluster, tiny_wish, size, within=180.0) as arena:
+        yield arena
+
+
+ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = MappingProxyType(
+    {"chain": chain, "three": three, "disk": disk, "omni-tiny": omni_tiny}
+)
+"""By name, in the order in which they are fought in."""
+
+
+def _sim_cluster(folder: Path, nats: EmbeddedServer | ThreeNodes | None = None) -> Cluster:
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = pipeline_of(folder, SIM)
+    counts = {stage.stage_id: stage.num_replicas for stage in spec.stages}
+    return Cluster(folder, spec, replicas=counts, ready=READY, nats=nats, orchestrators=2)
+
+
+@asynccontextmanager
+async def _open(cluster: Cluster, arguments: RequestArguments, size: Size, *, within: float) -> AsyncIterator[Arena]:
+    async with (
+        cluster,
+        ClaimBook(cluster.connection, cluster.spec.name) as claims,
+        LedgerWatch(cluster.connection, cluster.spec.name) as ledger,
+    ):
+        yield Arena(cluster, arguments, size, claims, ledger, within)
