@@ -17,9 +17,9 @@ from omnibus.errors import ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
 from omnibus.workers.replica_processes import DeathReporter, planned_processes

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 from omnibus.broker.connection import Connection
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.replica_record import ReplicaRecord
-from omnibus.registry.replica_view import ReplicaChange, ReplicaView
+from omnibus.registry.presence.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire import subjects
 
 _PAUSE = 0.05

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from omnibus.cli.readiness import Readiness
     from omnibus.errors import StageStartError
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.replica_view import ReplicaView
+    from omnibus.registry.presence.replica_view import ReplicaView
     from omnibus.settings import Settings
     from omnibus.workers.initialisation import LogicalStageInitPlan
     from omnibus.workers.supervisor import ProcessSpec, Supervisor

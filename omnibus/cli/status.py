@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
     from omnibus.pipeline.spec import PipelineSpec
     from omnibus.registry.pause_state import PauseState
-    from omnibus.registry.replica_record import ReplicaRecord
-    from omnibus.registry.replica_view import ReplicaView
+    from omnibus.registry.presence.replica_record import ReplicaRecord
+    from omnibus.registry.presence.replica_view import ReplicaView
     from omnibus.settings import Settings
 
 _EVERY = 1.0
@@ -130,7 +130,7 @@ async def _status(settings: Settings, pipeline: str | None, *, watch: bool, as_j
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.registry.replica_view import ReplicaView  # noqa: PLC0415
+    from omnibus.registry.presence.replica_view import ReplicaView  # noqa: PLC0415
 
     console = Console()
     async with AsyncExitStack() as stack:

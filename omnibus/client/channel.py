@@ -14,7 +14,7 @@ from omnibus.client.request_events import Output, Result
 from omnibus.ledger.performer import Performer, shared_lane
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.director import Director
+from omnibus.registry.choice.director import Director
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, out, subjects

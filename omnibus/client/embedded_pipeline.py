@@ -16,11 +16,11 @@ from omnibus.errors import ConfigError, StageStartError
 from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.orchestrator.disconnects import SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.deployed_pipelines import deploy_pipeline
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_record import ReplicaRecord
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
 from omnibus.workers.hang_detector import HangWatch
 from omnibus.workers.replica_processes import DeathReporter, replica_processes

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerUnavailable, ReplicaMissing
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Rpc, RpcReply
 

@@ -11,7 +11,7 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerUnavailable, EngineError, InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Rpc, RpcReply
 from omnibus.wire.failure import Failure

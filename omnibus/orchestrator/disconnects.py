@@ -19,9 +19,9 @@ from omnibus.errors import BrokerError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import subjects
 
 AT_ONCE = "Client Closed"

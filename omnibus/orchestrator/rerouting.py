@@ -16,9 +16,9 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.chores import guarded
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.director import takes_directed
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.replica_view import ReplicaChange, ReplicaView
+from omnibus.registry.choice.director import takes_directed
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire import subjects
 
 Lane = tuple[int, str]

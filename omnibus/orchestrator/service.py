@@ -23,11 +23,11 @@ from omnibus.orchestrator.intake import Intake
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.director import Director
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.lost_attempts import LostAttempts, SilenceListener
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.choice.director import Director
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.death.lost_attempts import LostAttempts, SilenceListener
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Control

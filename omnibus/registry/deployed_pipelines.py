@@ -17,7 +17,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.pipeline.validation import validate
-from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire import codec, subjects
 
 log = get_logger(__name__)

@@ -10,8 +10,8 @@ from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerUnavailable
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Rpc
 from omnibus.workers.supervisor import Supervisor

@@ -10,7 +10,7 @@ from omnibus.broker.layout import ensure_consumer, lane_consumer, remove_consume
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerError
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.balancers import LoadBalancingPolicy
+from omnibus.registry.choice.balancers import LoadBalancingPolicy
 from omnibus.wire import subjects
 
 CLOSE_TIMEOUT = 1.0

@@ -25,10 +25,10 @@ from omnibus.observability.tracing import NoTracing, Tracing
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.director import Director
-from omnibus.registry.heartbeat import Registration
+from omnibus.registry.choice.director import Director
 from omnibus.registry.pause_state import PauseWatch
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.heartbeat import Registration
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import subjects
 from omnibus.workers.assignment import Assignment, Interruption

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from omnibus.observability.metrics import Metrics
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
 from omnibus.workers.supervisor import Death, ProcessSpec
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from omnibus.broker.puller import Puller
 from omnibus.errors import InvalidRequest
-from omnibus.registry.replica_record import ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaStatus
 from omnibus.workers.assignment import Assignment, Interruption
 from omnibus.workers.claims import Claims
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from tests.chaos.clients.crowd import Crowd
 from tests.chaos.history import Fault, History
 from tests.chaos.setups import Arena

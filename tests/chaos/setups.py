@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.omni_tiny.grammar import sample_prompts
 from omnibus.pipeline.loading import load_pipeline
-from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.death.claim_book import ClaimBook
 from tests.chaos.clients.planned_request import RequestArguments, Size, Wish
 from tests.chaos.ledger_watch import LedgerWatch
 from tests.support.cluster import Cluster, pipeline_of

@@ -15,7 +15,7 @@ from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, LbPolicy, PipelineSpec
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.request import Request, encode_request

@@ -18,7 +18,7 @@ from omnibus.cli.serving import serving
 from omnibus.client.producer import Producer
 from omnibus.pipeline.loading import parse_pipeline
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.request import Request
 from tests.support.served import omnibus, start, write_pipeline
 

@@ -11,9 +11,9 @@ from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.observability.metrics import Metrics
 from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.registry.coordinator import OmniCoordClientForHub, OmniCoordClientForStage
-from omnibus.registry.replica_info import ReplicaEvent, ReplicaEventType
-from omnibus.registry.replica_record import ReplicaStatus
+from omnibus.registry.presence.coordinator import OmniCoordClientForHub, OmniCoordClientForStage
+from omnibus.registry.presence.replica_info import ReplicaEvent, ReplicaEventType
+from omnibus.registry.presence.replica_record import ReplicaStatus
 from tests.support.broker import lay_out
 from tests.support.waiting import eventually
 

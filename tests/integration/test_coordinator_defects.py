@@ -13,10 +13,10 @@ from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.pipeline.spec import LbPolicy, PipelineSpec
-from omnibus.registry.coordinator import OmniCoordClientForHub, OmniCoordClientForStage
-from omnibus.registry.replica_info import ReplicaEvent, ReplicaEventType
-from omnibus.registry.replica_record import ReplicaStatus
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.coordinator import OmniCoordClientForHub, OmniCoordClientForStage
+from omnibus.registry.presence.replica_info import ReplicaEvent, ReplicaEventType
+from omnibus.registry.presence.replica_record import ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from tests.support.broker import lay_out

@@ -21,9 +21,9 @@ from omnibus.client.producer import Producer
 from omnibus.observability.metrics import Metrics
 from omnibus.orchestrator.disconnects import DEBOUNCE, DisconnectListener, SystemAccount
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Claim

@@ -13,9 +13,9 @@ from omnibus.client.producer import Producer
 from omnibus.errors import InvalidRequest, PayloadLost, RequestConflict, UnknownRequest
 from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.lost_attempts import DIED, SILENT
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.death.lost_attempts import DIED, SILENT
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import ImagePart, Message, Request, TextPart

@@ -13,7 +13,7 @@ from omnibus.client.controls import Controls
 from omnibus.client.rpc import CollectiveAnswer, collective_rpc
 from omnibus.errors import EngineError, InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.replica_record import ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaStatus
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving, sim
 from tests.support.stage_bench import stage_bench

@@ -16,10 +16,10 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.orchestrator import disconnects
 from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_record import ReplicaRecord
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_view import ReplicaView
 from tests.support.proxy import Proxy
 from tests.support.stage_bench import REPLICA_PROCESS, StageBench, stage_bench
 from tests.support.waiting import eventually

@@ -13,7 +13,7 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from tests.support.stage_bench import REPLICA_PROCESS, stage_bench
 from tests.support.waiting import eventually
 

@@ -18,9 +18,9 @@ from omnibus.ledger.records import Ledger
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import forwarding, service
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects

@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.heartbeat import Registration
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.replica_view import ReplicaChange, ReplicaView
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.heartbeat import Registration
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
 from tests.support.proxy import Proxy

@@ -15,9 +15,9 @@ from omnibus.broker.layout import ensure_consumer, ensure_layout, lane_consumer,
 from omnibus.client.producer import Producer
 from omnibus.ledger.directed_lanes import DirectedLanes
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Task

@@ -25,7 +25,7 @@ from omnibus.observability.logging import configure_logging
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline, load_deployed
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.request import Request
 from omnibus.workers.replica import Replica
 from omnibus.workers.replica_processes import replica_processes

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from omnibus.broker.connection import Callback, Connection, Message
 from omnibus.ledger.records import Ledger
-from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Claim

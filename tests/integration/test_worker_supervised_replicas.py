@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection
 from omnibus.errors import StageStartError
 from omnibus.pipeline.spec import EngineName, PipelineSpec, StageSpec
-from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.deployed_pipelines import deploy_pipeline
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.workers.hang_detector import HangWatch
 from omnibus.workers.replica_processes import DeathReporter, replica_processes
 from omnibus.workers.supervisor import Supervisor

@@ -17,7 +17,7 @@ from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import forwarding
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
-from omnibus.registry.failure_detector import FailureDetector
+from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.requests import advance
 from omnibus.requests.cancellations import Cancellations
 from omnibus.requests.effects import Effect, Notify, PublishTask, ScheduleDeadline

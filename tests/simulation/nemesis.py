@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from omnibus.errors import BrokerError
-from omnibus.registry.failure_detector import FailureDetector
-from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.death.failure_detector import FailureDetector
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire import codec
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from omnibus.errors import EngineError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def said(stage: StageSpec, job: Job) -> str:
 
 
 class QuietRegistration:
-    """Takes the place of `registry.heartbeat.Registration` where nobody judges or directs: an id, and no beats."""
+    """Takes the place of `registry.presence.heartbeat.Registration` where nobody judges or directs: an id, and no beats."""
 
     def __init__(
         self, bucket: Any, record: ReplicaRecord, *, on_registered: Callable[[str], Awaitable[None]], **_: Any

@@ -12,7 +12,7 @@ import nats.aio.client
 import omnibus.orchestrator.forwarding
 from omnibus.broker.puller import Puller
 from omnibus.broker.watch import Watch
-from omnibus.registry.heartbeat import Registration
+from omnibus.registry.presence.heartbeat import Registration
 from omnibus.workers.initialisation.starting import start_engine
 from tests.simulation.pulling import SimPuller
 from tests.simulation.replicas import QuietRegistration, start_at_once

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import structlog
 
-from omnibus.registry.claim_book import ClaimBook
+from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.wire import codec
 from omnibus.wire.control import Cancel, Control
 from omnibus.wire.request import Request

@@ -22,7 +22,7 @@ from omnibus.cli.readiness import Readiness
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.workers.lineage import PARENT_VARIABLE
 from tests.support.processes import children_of
 from tests.support.three_nodes import ThreeNodes

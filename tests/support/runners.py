@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection, Message, Subscription
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
 from tests.support.waiting import eventually

@@ -10,10 +10,10 @@ import pytest
 
 from omnibus.errors import InvalidName, InvalidRequest
 from omnibus.pipeline.spec import LbPolicy, PipelineSpec
-from omnibus.registry.affinity import favourite
-from omnibus.registry.balancers import RoundRobinBalancer
-from omnibus.registry.replica_info import ReplicaInfo
-from omnibus.registry.stage_pool import StagePool
+from omnibus.registry.choice.affinity import favourite
+from omnibus.registry.choice.balancers import RoundRobinBalancer
+from omnibus.registry.choice.stage_pool import StagePool
+from omnibus.registry.presence.replica_info import ReplicaInfo
 from omnibus.requests.admission import digest, new_record, validate
 from omnibus.wire.payload import TEXT, Payload
 from omnibus.wire.request import Request
@@ -59,7 +59,7 @@ def test_keys_are_back_when_their_replica_is_restarted() -> None:
 def test_two_processes_agree_when_they_never_spoke() -> None:
     """Python's own hash differs by process."""
     code = (
-        "from tests.unit.test_affinity import KEYS, FOUR; from omnibus.registry.affinity import favourite;"
+        "from tests.unit.test_affinity import KEYS, FOUR; from omnibus.registry.choice.affinity import favourite;"
         "print(*(favourite(key, FOUR).replica for key in KEYS[:50]))"
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout

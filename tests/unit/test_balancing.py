@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace as with_fields
 
 from omnibus.pipeline.spec import LbPolicy
-from omnibus.registry.balancers import (
+from omnibus.registry.choice.balancers import (
     LeastQueueLengthBalancer,
     LoadBalancer,
     LoadBalancingPolicy,
@@ -17,9 +17,9 @@ from omnibus.registry.balancers import (
     RoundRobinBalancer,
     build_load_balancer_factory,
 )
-from omnibus.registry.replica_info import ReplicaEvent, ReplicaEventType, ReplicaInfo, ReplicaList
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.stage_pool import MOST_BINDINGS, StagePool
+from omnibus.registry.choice.stage_pool import MOST_BINDINGS, StagePool
+from omnibus.registry.presence.replica_info import ReplicaEvent, ReplicaEventType, ReplicaInfo, ReplicaList
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 
 pytestmark = pytest.mark.unit
 ALL: tuple[Callable[[], LoadBalancer], ...] = (RandomBalancer, RoundRobinBalancer, LeastQueueLengthBalancer)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from omnibus.cli.status import Snapshot
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from tests.support.directed import one_stage
 
 pytestmark = pytest.mark.unit

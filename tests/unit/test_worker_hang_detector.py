@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.workers.hang_detector import LOOKS, Absences
 
 pytestmark = pytest.mark.unit

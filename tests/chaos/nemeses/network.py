@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from tests.chaos.history import Fault
 from tests.chaos.nemeses.processes import BETWEEN
 from tests.chaos.row import Battle

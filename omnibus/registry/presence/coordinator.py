@@ -14,10 +14,10 @@ from typing import Self
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.registry.heartbeat import Registration
-from omnibus.registry.replica_info import ReplicaEvent, ReplicaInfo, ReplicaList
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.replica_view import ReplicaView
+from omnibus.registry.presence.heartbeat import Registration
+from omnibus.registry.presence.replica_info import ReplicaEvent, ReplicaInfo, ReplicaList
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import subjects
 
 

@@ -9,11 +9,11 @@ from typing import Self
 
 from omnibus.broker.connection import Connection
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.balancers import LoadBalancingPolicy, build_load_balancer_factory
-from omnibus.registry.replica_info import ReplicaInfo
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.replica_view import ReplicaChange, ReplicaView
-from omnibus.registry.stage_pool import StagePool
+from omnibus.registry.choice.balancers import LoadBalancingPolicy, build_load_balancer_factory
+from omnibus.registry.choice.stage_pool import StagePool
+from omnibus.registry.presence.replica_info import ReplicaInfo
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire.envelope import Task
 
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from omnibus.broker.connection import Connection, Message, Subscription
 from omnibus.broker.delivery import is_ack_subject
-from omnibus.registry.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Claim
 

@@ -14,7 +14,7 @@ from omnibus.broker.watch import Watch
 from omnibus.errors import InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
 
 log = get_logger(__name__)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from omnibus.registry.replica_info import ReplicaInfo
+from omnibus.registry.presence.replica_info import ReplicaInfo
 from omnibus.wire.envelope import Task
 
 

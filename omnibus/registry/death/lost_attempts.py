@@ -15,9 +15,9 @@ from omnibus.broker.delivery import claimed
 from omnibus.errors import BrokerError, InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.registry.claim_book import ClaimBook, Held
-from omnibus.registry.replica_record import ReplicaRecord
-from omnibus.registry.replica_view import ReplicaChange, ReplicaView
+from omnibus.registry.death.claim_book import ClaimBook, Held
+from omnibus.registry.presence.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import AttemptFailed, Task

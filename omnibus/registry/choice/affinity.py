@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from omnibus.registry.replica_info import ReplicaInfo
+from omnibus.registry.presence.replica_info import ReplicaInfo
 
 
 def favourite(key: str, replicas: Sequence[ReplicaInfo]) -> ReplicaInfo:

@@ -16,9 +16,9 @@ from omnibus.broker.delivery import consumer_of, release
 from omnibus.errors import RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.registry.claim_book import ClaimBook
-from omnibus.registry.lost_attempts import DIED, LostAttempts
-from omnibus.registry.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.registry.death.lost_attempts import DIED, LostAttempts
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
 
 _TRIES = 5

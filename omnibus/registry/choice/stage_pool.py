@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from omnibus.registry.affinity import favourite
-from omnibus.registry.balancers import LoadBalancer
-from omnibus.registry.replica_info import ReplicaInfo
-from omnibus.registry.replica_record import ReplicaStatus
+from omnibus.registry.choice.affinity import favourite
+from omnibus.registry.choice.balancers import LoadBalancer
+from omnibus.registry.presence.replica_info import ReplicaInfo
+from omnibus.registry.presence.replica_record import ReplicaStatus
 from omnibus.wire.envelope import Task
 
 MOST_BINDINGS = 65_536

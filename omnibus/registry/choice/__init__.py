@@ -1,0 +1,1 @@
+"""Who gets a task: the choice of a replica for stages whose tasks are directed."""

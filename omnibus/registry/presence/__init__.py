@@ -1,0 +1,1 @@
+"""Who is there: each replica's record, its heartbeats, and the view of them that others keep."""
