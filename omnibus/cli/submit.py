@@ -125,7 +125,7 @@ async def _follow(producer: Producer, spec: PipelineSpec, arguments: _Arguments,
 
 
 def _request(spec: PipelineSpec, arguments: _Arguments) -> Request:
-    from omnibus.frontdoor.mapping.sampling import stage_params  # noqa: PLC0415
+    from omnibus.frontdoor.stage_params import stage_params  # noqa: PLC0415
     from omnibus.wire.request import Request  # noqa: PLC0415
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt

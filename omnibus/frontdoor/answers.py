@@ -1,17 +1,63 @@
-"""Results as responses: files in the wanted format, the body, where the time went."""
+"""Answers share these parts: who was asked and when, tokens, the reason of the end, files in the wanted format, times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from fastapi import Response
 
 from omnibus.client.request_events import Output, Result
+from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.errors import JSON_TYPE
-from omnibus.frontdoor.mapping.status import server_timing
-from omnibus.frontdoor.schemas.common import Answer
 from omnibus.frontdoor.transcoding import transcoded
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.envelope import StageTiming
+
+_FINISH_REASONS = frozenset({"stop", "length"})
+"""Reasons that OpenAI's clients know; any other that an engine gives reads as stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The beginning of every body of one answer."""
+
+    rid: str
+    model: str
+    """The name that the caller used."""
+    created: int
+    """Seconds since the epoch."""
+
+
+class Usage(Answer):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+def head_of(result: Result, model: str) -> Head:
+    return Head(rid=result.rid, model=model, created=int(result.created))
+
+
+def usage(outputs: Iterable[Output]) -> Usage:
+    """Tokens of all delivered outputs together; the prompt's once: what later stages read, earlier ones wrote."""
+    counts = [output.usage for output in outputs]
+    read = next((count.prompt_tokens for count in counts if count.prompt_tokens), 0)
+    written = sum(count.completion_tokens for count in counts)
+    return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def transcript(outputs: Iterable[Output]) -> str:
+    """The text among the outputs."""
+    return next((output.text for output in outputs if output.modality == "text"), "")
+
+
+def finish_reason(outputs: Iterable[Output]) -> str:
+    """Why the text ended; stop where there is none."""
+    reason = next((output.finish_reason for output in outputs if output.modality == "text"), "stop")
+    return reason if reason in _FINISH_REASONS else "stop"
 
 
 async def transcoded_all(
@@ -22,11 +68,36 @@ async def transcoded_all(
 
 
 def answered(answer: Answer, result: Result, spec: PipelineSpec) -> Response:
+    """A body of JSON, with the times of the stages."""
+    return json_response(answer, timing_headers(result, spec))
+
+
+def json_response(answer: Answer, headers: dict[str, str] | None = None) -> Response:
     """A body of JSON."""
-    return Response(answer.json_text(), headers=timing_headers(result, spec), media_type=JSON_TYPE)
+    return Response(answer.json_text(), headers=headers, media_type=JSON_TYPE)
 
 
 def timing_headers(result: Result, spec: PipelineSpec) -> dict[str, str]:
     """`Server-Timing`, where there is anything to say."""
     timing = server_timing(result.timings, spec)
     return {"Server-Timing": timing} if timing else {}
+
+
+def server_timing(timings: Iterable[StageTiming], spec: PipelineSpec) -> str:
+    """The value of a `Server-Timing` header: a stage's time in the queue and in the engine, milliseconds."""
+    metrics: list[str] = []
+    for timing in timings:
+        name, (queued, running) = stage_name(spec, timing.stage_id), stage_seconds(timing)
+        metrics += (f"{name}-queue;dur={queued * 1000:.1f}", f"{name};dur={running * 1000:.1f}")
+    return ", ".join(metrics)
+
+
+def stage_seconds(timing: StageTiming) -> tuple[float, float]:
+    """Seconds in the queue and in the engine."""
+    # Clocks of two hosts may differ by more than a task waited.
+    return max(0.0, timing.started - timing.queued), max(0.0, timing.finished - timing.started)
+
+
+def stage_name(spec: PipelineSpec, stage_id: int) -> str:
+    """The stage's name; its id when the pipeline was deployed anew without it."""
+    return next((stage.name for stage in spec.stages if stage.stage_id == stage_id), str(stage_id))

@@ -11,13 +11,22 @@ from fastapi import FastAPI
 from omnibus.client.producer import Producer
 from omnibus.frontdoor import errors
 from omnibus.frontdoor.context import FrontDoorContext, Options
+from omnibus.frontdoor.endpoints import (
+    chat,
+    completions,
+    images,
+    models,
+    probes,
+    replica_control,
+    request_status,
+    speech,
+)
 from omnibus.frontdoor.middleware import ApiKeys, BodyLimit, Observed
-from omnibus.frontdoor.routes import chat, completions, control, health, images, models, requests, speech
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import NoTracing, Tracing
 
-_ROUTERS = (chat, completions, images, speech, models, requests, control, health)
+_ENDPOINTS = (chat, completions, images, speech, models, request_status, replica_control, probes)
 
 
 def create_app(
@@ -44,7 +53,7 @@ def create_app(
         connected=connected,
         started=int(time.time()),
     )
-    for module in _ROUTERS:
+    for module in _ENDPOINTS:
         app.include_router(module.router)
     errors.install(app)
     # The last one added is the outermost: every refusal has an id and is logged, and a key is asked for first.

@@ -11,10 +11,23 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from omnibus.errors import InvalidRequest, OmnibusError, Overloaded, RequestError, RequestTooLarge
-from omnibus.frontdoor.mapping.status import error_detail
-from omnibus.frontdoor.schemas.common import ErrorAnswer
+from omnibus.frontdoor.bodies import Answer
 
 JSON_TYPE = "application/json"
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class ErrorDetail(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(Answer):
+    """The shape of every error."""
+
+    error: ErrorDetail
 
 
 class NoSuchRoute(RequestError):
@@ -48,6 +61,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OmnibusError, _on_omnibus_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+def error_detail(error: OmnibusError) -> ErrorDetail:
+    """An error in OpenAI's shape; its type is the coarse kind, as OpenAI names them."""
+    coarse = "invalid_request_error" if error.http_status < 500 else "server_error"
+    kind = _TYPES.get(error.http_status, coarse)
+    return ErrorDetail(message=error.message, type=kind, param=error.param, code=error.code)
 
 
 def error_json(error: OmnibusError) -> str:

@@ -13,9 +13,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from omnibus.client.request_events import ClientEvent, Ended
 from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest
+from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.errors import ServerFault, error_json
-from omnibus.frontdoor.schemas.common import Answer
 from omnibus.frontdoor.submitting import Accepted, abandon, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger

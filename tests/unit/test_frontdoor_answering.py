@@ -10,11 +10,12 @@ import pytest
 
 from omnibus.client.request_events import Output, Result, TextPiece
 from omnibus.errors import EngineError
-from omnibus.frontdoor.mapping.answering import Head, chat_completion, completion, images
-from omnibus.frontdoor.mapping.previews import Previews
-from omnibus.frontdoor.mapping.status import request_answer, server_timing
-from omnibus.frontdoor.mapping.streams import ChatStream, CompletionStream
-from omnibus.frontdoor.schemas.common import Answer
+from omnibus.frontdoor.answers import Head, server_timing
+from omnibus.frontdoor.bodies import Answer, StreamOptions
+from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
+from omnibus.frontdoor.endpoints.completions import CompletionStream, completion
+from omnibus.frontdoor.endpoints.images import Previews, images
+from omnibus.frontdoor.endpoints.request_status import request_answer
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, Usage
@@ -104,9 +105,9 @@ def test_an_unknown_finish_reason_reads_as_stop() -> None:
 
 
 def test_a_chat_streams_text_as_it_comes_and_other_outputs_when_ready() -> None:
-    stream = ChatStream(HEAD, 0, include_usage=False)
+    stream = ChatStream(HEAD, 0)
     chunks = [
-        stream.opening(),
+        *stream.opening(),
         *stream.text(TextPiece(stage_id=0, text="a ")),
         *stream.output(IMAGE),
         *stream.text(TextPiece(stage_id=0, text="circle")),
@@ -127,20 +128,20 @@ def test_a_chat_streams_text_as_it_comes_and_other_outputs_when_ready() -> None:
 
 
 def test_a_chat_stream_keeps_quiet_about_stages_that_are_not_asked_for() -> None:
-    stream = ChatStream(HEAD, 0, include_usage=False)
+    stream = ChatStream(HEAD, 0)
     assert stream.text(TextPiece(stage_id=7, text="thinking")) == []
 
 
 def test_a_chat_stream_ends_with_usage_when_it_was_asked_for() -> None:
-    stream = ChatStream(HEAD, 0, include_usage=True)
-    first, last = plain(stream.opening()), plain(stream.closing([TEXT])[-1])
+    stream = ChatStream(HEAD, 0, StreamOptions(include_usage=True))
+    first, last = plain(stream.opening()[0]), plain(stream.closing([TEXT])[-1])
     assert first["usage"] is None
     assert last["choices"] == []
     assert last["usage"]["total_tokens"] == 7
 
 
 def test_a_completion_streams_pieces_then_the_reason() -> None:
-    stream = CompletionStream(HEAD, 0, include_usage=False)
+    stream = CompletionStream(HEAD, 0)
     pieces = [TextPiece(stage_id=0, text="a "), TextPiece(stage_id=0, text="circle"), TextPiece(stage_id=7, text="hm")]
     chunks = [*(chunk for piece in pieces for chunk in stream.text(piece)), *stream.closing([TEXT])]
     choices = [plain(chunk)["choices"][0] for chunk in chunks]

@@ -9,11 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from omnibus.errors import EmptyPrompt, InvalidRequest, RequestError, UnsupportedModality
-from omnibus.frontdoor.mapping.asking import chat_request, completion_request, image_request, speech_request
-from omnibus.frontdoor.schemas.chat import ChatBody
-from omnibus.frontdoor.schemas.completions import CompletionBody
-from omnibus.frontdoor.schemas.images import ImageBody
-from omnibus.frontdoor.schemas.speech import SpeechBody
+from omnibus.frontdoor.endpoints.chat import ChatBody, chat_request
+from omnibus.frontdoor.endpoints.completions import CompletionBody, completion_request
+from omnibus.frontdoor.endpoints.images import ImageBody, image_request
+from omnibus.frontdoor.endpoints.speech import SpeechBody, speech_request
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import AudioPart, ImagePart, Message, TextPart
 

@@ -16,9 +16,9 @@ from omnibus.errors import (
     Unauthorized,
     UnknownModel,
 )
+from omnibus.frontdoor.endpoints.chat import ChatBody
 from omnibus.frontdoor.errors import error_response, validation_error
 from omnibus.frontdoor.identity import bearer, is_known_key, keyed_rid
-from omnibus.frontdoor.schemas.chat import ChatBody
 from omnibus.pipeline.spec import NAME_PATTERN
 
 pytestmark = pytest.mark.unit

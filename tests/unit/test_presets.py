@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
-from omnibus.frontdoor.mapping.sampling import stage_params
+from omnibus.frontdoor.stage_params import stage_params
 from omnibus.pipeline.loading import load_pipeline, presets
 from omnibus.presets import processors
 from omnibus.wire.request import Message, Request

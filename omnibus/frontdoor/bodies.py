@@ -1,4 +1,4 @@
-"""What the bodies of all endpoints share."""
+"""The bodies of all endpoints share these fields, and the part of a request that is made of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from omnibus.errors import EmptyPrompt, UnsupportedModality
+from omnibus.frontdoor.stage_params import overridden, stage_params
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.request import Message, Request
+
 NAME_LENGTH = 256
 """Longest name of a model or a tenant, characters."""
 SEED_LIMIT = 1 << 63
 PRIORITY_LIMIT = 1 << 31
+DEFAULT_TENANT = "default"
 
 
 class Body(BaseModel):
@@ -77,6 +83,34 @@ class AskingBody(Body):
     sampling_params_list: list[dict[str, Any] | None] | None = None
     """The same as a list in the order of the pipeline's stages."""
 
+    def request(
+        self,
+        spec: PipelineSpec,
+        modalities: tuple[str, ...] | None,
+        *,
+        text: dict[str, Any] | None = None,
+        image: dict[str, Any] | None = None,
+        **prompt: Any,
+    ) -> Request:
+        """The request with these parameters of text and images; raises RequestError naming the field.
+
+        Only what HTTP adds is checked here; whether the pipeline can serve the request is admission's to say.
+        """
+        params = stage_params(spec, modalities, text=text, image=image, seed=self.seed)
+        return Request(
+            **prompt,
+            modalities=modalities,
+            sampling_params=overridden(spec, params, self.sampling_params, self.sampling_params_list),
+            stream=bool(self.stream),
+            deadline=self.deadline,
+            lane=self.lane or "interactive",
+            priority=self.priority or 0,
+            cache_salt=self.cache_salt,
+            affinity=self.affinity,
+            mm_processor_kwargs=self.mm_processor_kwargs or {},
+            tenant=self.user or DEFAULT_TENANT,
+        )
+
 
 class StreamOptions(Body):
     include_usage: bool | None = None
@@ -103,22 +137,16 @@ class TextSampling(Body):
         return {name: value for name in TextSampling.model_fields if (value := getattr(self, name)) is not None}
 
 
-class Usage(Answer):
-    """Tokens of a request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class ErrorDetail(Answer):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+def check_modality(spec: PipelineSpec, modality: str) -> None:
+    """Raises UnsupportedModality when the pipeline does not deliver it."""
+    if modality not in spec.modalities:
+        produced = ", ".join(spec.modalities)
+        message = f"model {spec.name!r} does not produce {modality!r}; it produces {produced}"
+        raise UnsupportedModality(message, param="model")
 
 
-class ErrorAnswer(Answer):
-    """How every error looks."""
-
-    error: ErrorDetail
+def single_turn(text: str, param: str) -> tuple[Message, ...]:
+    """A text as a chat of one turn: the first stage applies its template where it has one. Raises EmptyPrompt."""
+    if not text.strip():
+        raise EmptyPrompt(param=param)
+    return (Message(role="user", content=text),)

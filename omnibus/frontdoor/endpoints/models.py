@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Response
 
+from omnibus.frontdoor.answers import json_response
+from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.errors import JSON_TYPE
-from omnibus.frontdoor.schemas.models import Model, ModelList
 from omnibus.frontdoor.served import Served
 
 router = APIRouter()
+
+
+class Model(Answer):
+    """A deployed pipeline under the name that it is served by."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    """The pipeline's own name."""
+    modalities: list[str]
+    """The outputs that it can deliver."""
+
+
+class ModelList(Answer):
+    object: Literal["list"]
+    data: list[Model]
 
 
 @router.get("/v1/models")
 async def list_models(context: Context) -> Response:
     """Every deployed pipeline."""
     models = [_model(context, served) for served in await context.models.all()]
-    return Response(ModelList(object="list", data=models).json_text(), media_type=JSON_TYPE)
+    return json_response(ModelList(object="list", data=models))
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, context: Context) -> Response:
     """One of them."""
-    return Response(_model(context, await context.models.find(model)).json_text(), media_type=JSON_TYPE)
+    return json_response(_model(context, await context.models.find(model)))
 
 
 def _model(context: FrontDoorContext, served: Served) -> Model:

@@ -1,0 +1,155 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from pydantic import Field
+
+from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all
+from omnibus.frontdoor.bodies import AskingBody, Body, StreamOptions, TextSampling, Unsupported, only
+from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
+from omnibus.frontdoor.media import audio_type, from_base64, from_data_url
+from omnibus.frontdoor.streaming import event_stream, first_seen
+from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.frontdoor.text_stream import live_stage, text_events
+from omnibus.pipeline.routing import plan_route
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.request import AudioPart, ImagePart, Message, Part, Request, TextPart, VideoPart
+
+AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus"]
+router = APIRouter()
+
+
+class TextContent(Body):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalContent(Body):
+    """The text that a model refused with, in an earlier turn."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class MediaUrl(Body):
+    url: str
+
+
+class ImageContent(Body):
+    type: Literal["image_url"]
+    image_url: MediaUrl
+
+
+class VideoContent(Body):
+    type: Literal["video_url"]
+    video_url: MediaUrl
+
+
+class InputAudio(Body):
+    data: str
+    """Base64 of the file."""
+    format: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,16}$")] = "wav"
+
+
+class AudioContent(Body):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Content = Annotated[
+    TextContent | RefusalContent | ImageContent | VideoContent | AudioContent, Field(discriminator="type")
+]
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Content] | None = None
+
+
+class AudioOptions(Body):
+    format: AudioFormat = "wav"
+    voice: Any = None
+    """Accepted and not used: a pipeline has the voice that it has."""
+
+
+class ResponseFormat(Body):
+    type: Annotated[str, only("text")]
+
+
+class ChatBody(AskingBody, TextSampling):
+    """A chat. Exactly one choice is made."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    modalities: list[str] | None = None
+    """None: text where the pipeline has it, else all that it has."""
+    audio: AudioOptions | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int | None, only(1)] = None
+    response_format: ResponseFormat | None = None
+    tools: Unsupported = None
+    functions: Unsupported = None
+    logprobs: Unsupported = None
+    top_logprobs: Unsupported = None
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Context) -> Response:
+    """Answer a chat with text, images and sound."""
+    served = await context.models.find(body.model)
+    request = chat_request(body, served.spec)
+    accepted = await submit(context, http, served, request)
+    audio = body.audio.format if body.audio is not None else "wav"
+    if not body.stream:
+        result = await result_of(context, http, accepted)
+        outputs = await transcoded_all(result.outputs, audio=audio)
+        return answered(chat_completion(head_of(result, served.model), outputs), result, served.spec)
+    head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
+    stream = ChatStream(head, live_stage(plan_route(served.spec, request.modalities)), body.stream_options)
+    events = await first_seen(context, http, accepted)
+    return event_stream(context, accepted, text_events(events, stream, audio))
+
+
+def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
+    """A chat, its media decoded; raises RequestError naming the field."""
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    text = body.chosen() if limit is None else {**body.chosen(), "max_tokens": limit}
+    messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(body.messages))
+    return body.request(spec, _modalities(body, spec), text=text, messages=messages)
+
+
+def _modalities(body: ChatBody, spec: PipelineSpec) -> tuple[str, ...] | None:
+    if body.modalities is not None:
+        return tuple(dict.fromkeys(body.modalities))
+    return ("text",) if "text" in spec.modalities else None
+
+
+def _message(message: ChatMessage, where: str) -> Message:
+    # Chat templates know no "developer": it is OpenAI's newer name of "system".
+    role = "system" if message.role == "developer" else message.role
+    if not isinstance(message.content, list):
+        return Message(role=role, content=message.content or "")
+    parts = (_part(content, f"{where}.content[{index}]") for index, content in enumerate(message.content))
+    return Message(role=role, content=tuple(parts))
+
+
+def _part(content: Content, where: str) -> Part:
+    if isinstance(content, TextContent):
+        return TextPart(text=content.text)
+    if isinstance(content, RefusalContent):
+        return TextPart(text=content.refusal)
+    if isinstance(content, AudioContent):
+        data = from_base64(content.input_audio.data, param=f"{where}.input_audio.data")
+        return AudioPart(data=data, media_type=audio_type(content.input_audio.format))
+    if isinstance(content, ImageContent):
+        data, media_type = from_data_url(content.image_url.url, "image", param=f"{where}.image_url.url")
+        return ImagePart(data=data, media_type=media_type)
+    data, media_type = from_data_url(content.video_url.url, "video", param=f"{where}.video_url.url")
+    return VideoPart(data=data, media_type=media_type)

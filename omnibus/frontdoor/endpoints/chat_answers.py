@@ -1,0 +1,183 @@
+"""Answers of `/v1/chat/completions`: whole, and in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from omnibus.client.request_events import Output
+from omnibus.frontdoor.answers import Head, Usage, finish_reason, transcript, usage
+from omnibus.frontdoor.bodies import Answer
+from omnibus.frontdoor.media import file_name, to_base64, to_data_url
+from omnibus.frontdoor.text_stream import TextStream
+from omnibus.requests.record import DONE_TTL
+
+
+class TextOut(Answer):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class UrlOut(Answer):
+    url: str
+
+
+class ImageOut(Answer):
+    """An image as a data URL, as OpenAI's own content parts have it."""
+
+    type: Literal["image_url"] = "image_url"
+    image_url: UrlOut
+
+
+class FileBytes(Answer):
+    filename: str
+    file_data: str
+
+
+class FileOut(Answer):
+    """An output that OpenAI's answers have no place for, as a data URL."""
+
+    type: Literal["file"] = "file"
+    file: FileBytes
+
+
+ContentOut = TextOut | ImageOut | FileOut
+
+
+class AudioOut(Answer):
+    id: str
+    data: str
+    """Base64 of the file."""
+    transcript: str
+    expires_at: int
+    """Until when the request can be read again, seconds since the epoch."""
+
+
+class MessageOut(Answer):
+    """The assistant's turn, or a piece of it in a stream."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | list[ContentOut] | None = None
+    """The text, when text is all there is; else a list of parts in the order of the stages."""
+    refusal: None = None
+    audio: AudioOut | None = None
+
+
+class ChatChoice(Answer):
+    index: int
+    message: MessageOut
+    finish_reason: str
+
+
+class ChatCompletion(Answer):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChunkChoice(Answer):
+    index: int
+    delta: MessageOut
+    finish_reason: str | None
+
+
+class ChatChunk(Answer):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+def chat_completion(head: Head, outputs: Sequence[Output]) -> ChatCompletion:
+    """One choice with everything that was asked for."""
+    return ChatCompletion(
+        id=_chat_id(head),
+        object="chat.completion",
+        created=head.created,
+        model=head.model,
+        choices=[ChatChoice(index=0, message=_message(head, outputs), finish_reason=finish_reason(outputs))],
+        usage=usage(outputs),
+    )
+
+
+class ChatStream(TextStream):
+    """A chat's chunks: text as it comes, any other output whole, as soon as it is ready."""
+
+    _sent = ""
+    _has_audio = False
+
+    def opening(self) -> list[Answer]:
+        """The chunk that says who speaks."""
+        return [self._chunk(MessageOut(role="assistant", content=""))]
+
+    def piece(self, text: str | None, reason: str | None = None) -> ChatChunk:
+        if text is None:
+            return self._chunk(MessageOut(), reason)
+        self._sent += text
+        return self._chunk(MessageOut(content=text))
+
+    def output(self, output: Output) -> list[Answer]:
+        """A finished output; the one that streamed has been sent."""
+        if output.stage_id == self.live:
+            return []
+        if output.modality == "audio" and output.items and not self._has_audio:
+            self._has_audio = True
+            return [self._chunk(MessageOut(audio=_audio(self.head, output, self._sent)))]
+        return [self._chunk(MessageOut(content=[part])) for part in _content_parts(output)]
+
+    def totals(self, total: Usage) -> ChatChunk:
+        return self._build([], total)
+
+    def _chunk(self, delta: MessageOut, reason: str | None = None) -> ChatChunk:
+        return self._build([ChunkChoice(index=0, delta=delta, finish_reason=reason)])
+
+    def _build(self, choices: list[ChunkChoice], total: Usage | None = None) -> ChatChunk:
+        head = self.head
+        chunk = ChatChunk(
+            id=_chat_id(head), object="chat.completion.chunk", created=head.created, model=head.model, choices=choices
+        )
+        # A caller that asked for usage finds it in every chunk, None until the last.
+        return chunk.model_copy(update={"usage": total}) if self.include_usage else chunk
+
+
+def _message(head: Head, outputs: Sequence[Output]) -> MessageOut:
+    """Text alone is a string; with anything beside it, a list of parts. The first sound is `audio`."""
+    sound = next((output for output in outputs if output.modality == "audio" and output.items), None)
+    parts = [part for output in outputs if output is not sound for part in _content_parts(output)]
+    content = parts[0].text if len(parts) == 1 and isinstance(parts[0], TextOut) else (parts or None)
+    if sound is None:
+        return MessageOut(role="assistant", content=content, refusal=None)
+    return MessageOut(role="assistant", content=content, refusal=None, audio=_audio(head, sound, transcript(outputs)))
+
+
+def _content_parts(output: Output) -> list[ContentOut]:
+    """The parts of one output: a text, or a file as a data URL."""
+    if output.modality == "text":
+        return [TextOut(type="text", text=output.text)]
+    urls = [to_data_url(item, output.media_type) for item in output.items]
+    if output.modality == "image":
+        return [ImageOut(type="image_url", image_url=UrlOut(url=url)) for url in urls]
+    names = [file_name(f"{output.modality}-{index}", output.media_type) for index in range(len(urls))]
+    return [
+        FileOut(type="file", file=FileBytes(filename=name, file_data=url))
+        for name, url in zip(names, urls, strict=True)
+    ]
+
+
+def _audio(head: Head, output: Output, text: str) -> AudioOut:
+    """A sound of a chat, with the text that was delivered beside it; its id is the request's."""
+    return AudioOut(
+        id=f"audio-{head.rid}",
+        data=to_base64(output.items[0]),
+        transcript=text,
+        expires_at=head.created + DONE_TTL,
+    )
+
+
+def _chat_id(head: Head) -> str:
+    return f"chatcmpl-{head.rid}"

@@ -1,0 +1,124 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from pydantic import Field
+
+from omnibus.client.request_events import Output
+from omnibus.errors import EmptyPrompt, InvalidRequest
+from omnibus.frontdoor.answers import Head, Usage, answered, finish_reason, head_of, transcript, usage
+from omnibus.frontdoor.bodies import (
+    Answer,
+    AskingBody,
+    StreamOptions,
+    TextSampling,
+    Unsupported,
+    check_modality,
+    only,
+)
+from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.streaming import event_stream, first_seen
+from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.frontdoor.text_stream import TextStream, live_stage, text_events
+from omnibus.pipeline.routing import plan_route
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.request import Request
+
+router = APIRouter()
+
+
+class CompletionBody(AskingBody, TextSampling):
+    """A prompt to continue: one text, or the token ids of one."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int | None, only(1)] = None
+    best_of: Annotated[int | None, only(1)] = None
+    echo: Unsupported = None
+    suffix: Unsupported = None
+    logprobs: Unsupported = None
+
+
+class CompletionChoice(Answer):
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: str | None
+
+
+class Completion(Answer):
+    """A whole answer, or a piece of it in a stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+@router.post("/v1/completions")
+async def create_completion(body: CompletionBody, http: HttpRequest, context: Context) -> Response:
+    """Continue a prompt."""
+    served = await context.models.find(body.model)
+    request = completion_request(body, served.spec)
+    accepted = await submit(context, http, served, request)
+    if not body.stream:
+        result = await result_of(context, http, accepted)
+        return answered(completion(head_of(result, served.model), result.outputs), result, served.spec)
+    head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
+    stream = CompletionStream(head, live_stage(plan_route(served.spec, request.modalities)), body.stream_options)
+    events = await first_seen(context, http, accepted)
+    return event_stream(context, accepted, text_events(events, stream))
+
+
+def completion_request(body: CompletionBody, spec: PipelineSpec) -> Request:
+    """A prompt to continue: only text is delivered. Raises RequestError naming the field."""
+    check_modality(spec, "text")
+    text = body.chosen() if body.max_tokens is None else {**body.chosen(), "max_tokens": body.max_tokens}
+    return body.request(spec, ("text",), text=text, prompt=_single_prompt(body.prompt))
+
+
+def completion(head: Head, outputs: Sequence[Output]) -> Completion:
+    """The one text."""
+    return _completion(head, transcript(outputs), finish_reason(outputs)).model_copy(update={"usage": usage(outputs)})
+
+
+class CompletionStream(TextStream):
+    """A completion's chunks."""
+
+    def piece(self, text: str | None, reason: str | None = None) -> Completion:
+        chunk = _completion(self.head, text or "", reason)
+        # A caller that asked for usage finds it in every chunk, None until the last.
+        return chunk.model_copy(update={"usage": None}) if self.include_usage else chunk
+
+    def totals(self, total: Usage) -> Completion:
+        return self.piece(None).model_copy(update={"choices": [], "usage": total})
+
+
+def _completion(head: Head, text: str, reason: str | None) -> Completion:
+    choice = CompletionChoice(index=0, text=text, logprobs=None, finish_reason=reason)
+    return Completion(
+        id=f"cmpl-{head.rid}", object="text_completion", created=head.created, model=head.model, choices=[choice]
+    )
+
+
+def _single_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> str | tuple[int, ...]:
+    """The prompt out of the four shapes that OpenAI allows; a list must hold exactly one."""
+    if isinstance(prompt, str):
+        return prompt
+    if not prompt:
+        raise EmptyPrompt(param="prompt")
+    first = prompt[0]
+    if isinstance(first, int):
+        return tuple(token for token in prompt if isinstance(token, int))
+    if len(prompt) > 1:
+        raise InvalidRequest("a request has one prompt; send a request for each", param="prompt")
+    return first if isinstance(first, str) else tuple(first)

@@ -1,0 +1,221 @@
+"""`POST /v1/images/generations`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+from sse_starlette.event import ServerSentEvent
+
+from omnibus.client.request_events import Ended, Output, Result, StepProgress
+from omnibus.errors import InvalidRequest
+from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all, usage
+from omnibus.frontdoor.bodies import Answer, AskingBody, Unsupported, check_modality, single_turn
+from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.media import to_base64, to_data_url
+from omnibus.frontdoor.streaming import Lookahead, data, event_stream, first_seen
+from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.request import Request
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+MAX_IMAGES = 16
+"""Images of one request."""
+MAX_SIDE = 4096
+"""Pixels of a side; a pipeline may allow less (`max_pixels`)."""
+MAX_STEPS = 1000
+router = APIRouter()
+
+
+def _checked_size(size: str) -> str:
+    if size != "auto" and any(int(side) > MAX_SIDE for side in size.split("x")):
+        raise PydanticCustomError("too_large", "a side has at most {side} pixels", {"side": MAX_SIDE})
+    return size
+
+
+class ImageBody(AskingBody):
+    """A prompt to paint."""
+
+    prompt: str
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
+    size: (
+        Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"), AfterValidator(_checked_size)] | None
+    ) = None
+    """WIDTHxHEIGHT in pixels."""
+    response_format: Literal["b64_json", "url"] | None = None
+    """`url` answers with data URLs: nothing is kept on a web server."""
+    output_format: ImageFormat | None = None
+    partial_images: Annotated[int, Field(ge=0, le=MAX_IMAGES)] | None = None
+    """In a stream: previews wanted before the image, at most."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
+    negative_prompt: str | None = None
+    svg: Unsupported = None
+
+
+class ImageData(Answer):
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class ImageUsage(Answer):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class ImagesAnswer(Answer):
+    created: int
+    output_format: str
+    data: list[ImageData]
+    usage: ImageUsage
+
+
+class PartialImageEvent(Answer):
+    """A preview on the way to the image."""
+
+    type: Literal["image_generation.partial_image"]
+    partial_image_index: int
+    b64_json: str
+    created_at: int
+    output_format: str
+
+
+class ImageCompletedEvent(Answer):
+    """One finished image."""
+
+    type: Literal["image_generation.completed"]
+    b64_json: str
+    created_at: int
+    output_format: str
+    usage: ImageUsage
+
+
+@router.post("/v1/images/generations")
+async def generate_images(body: ImageBody, http: HttpRequest, context: Context) -> Response:
+    """Paint images from a prompt."""
+    if body.stream and body.response_format == "url":
+        raise InvalidRequest("a stream of images is b64_json", param="response_format")
+    served = await context.models.find(body.model, modality="image")
+    accepted = await submit(context, http, served, image_request(body, served.spec))
+    image_format = body.output_format or "png"
+    if not body.stream:
+        result = await result_of(context, http, accepted)
+        outputs = await transcoded_all(result.outputs, image=image_format)
+        head, as_urls = head_of(result, served.model), body.response_format == "url"
+        return answered(images(head, outputs, as_urls=as_urls, image_format=image_format), result, served.spec)
+    previews = Previews(body.partial_images or 0)
+    events = await first_seen(context, http, accepted)
+    return event_stream(context, accepted, _image_events(events, previews, image_format))
+
+
+def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
+    """A prompt to paint, as a chat of one turn. Raises RequestError naming the field."""
+    check_modality(spec, "image")
+    given = {
+        "n": body.n,
+        "num_inference_steps": body.num_inference_steps,
+        "guidance_scale": body.guidance_scale,
+        "negative_prompt": body.negative_prompt,
+        "previews": _steps_between_previews(body, spec),
+        **_sides(body.size),
+    }
+    image = {name: value for name, value in given.items() if value is not None}
+    return body.request(spec, ("image",), image=image, messages=single_turn(body.prompt, "prompt"))
+
+
+def images(head: Head, outputs: Sequence[Output], *, as_urls: bool, image_format: str) -> ImagesAnswer:
+    """Every image of every output."""
+    return ImagesAnswer(
+        created=head.created,
+        output_format=image_format,
+        data=[_image(item, output.media_type, as_urls) for output in outputs for item in output.items],
+        usage=_image_usage(outputs),
+    )
+
+
+class Previews:
+    """Counts previews out: as many as were asked for, spread evenly over the steps."""
+
+    def __init__(self, wanted: int) -> None:
+        self._wanted, self._sent = wanted, 0
+
+    def take(self, step: int, total: int) -> int | None:
+        """The index of the preview at this step when it is due, else None. Steps count from 1."""
+        due = (self._sent + 1) * total / (self._wanted + 1)
+        if self._sent >= self._wanted or step < due:
+            return None
+        self._sent += 1
+        return self._sent - 1
+
+
+async def _image_events(events: Lookahead, previews: Previews, image_format: str) -> AsyncIterator[ServerSentEvent]:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, StepProgress) and event.preview is not None:
+                index = previews.take(event.step, event.total)
+                if index is not None:
+                    yield _partial(index, event.preview)
+            elif isinstance(event, Ended):
+                event.result.raise_for_state()
+                for completed in await _completed(event.result, image_format):
+                    yield data(completed, event=completed.type)
+
+
+def _partial(index: int, preview: bytes) -> ServerSentEvent:
+    event = PartialImageEvent(
+        type="image_generation.partial_image",
+        partial_image_index=index,
+        b64_json=to_base64(preview),
+        created_at=int(time.time()),
+        output_format="png",
+    )
+    return data(event, event=event.type)
+
+
+async def _completed(result: Result, image_format: str) -> list[ImageCompletedEvent]:
+    return [
+        ImageCompletedEvent(
+            type="image_generation.completed",
+            b64_json=to_base64(item),
+            created_at=int(result.created),
+            output_format=image_format,
+            usage=_image_usage(result.outputs),
+        )
+        for output in await transcoded_all(result.outputs, image=image_format)
+        for item in output.items
+    ]
+
+
+def _image_usage(outputs: Iterable[Output]) -> ImageUsage:
+    """Tokens under the names that the images API has."""
+    total = usage(outputs)
+    return ImageUsage(
+        input_tokens=total.prompt_tokens, output_tokens=total.completion_tokens, total_tokens=total.total_tokens
+    )
+
+
+def _image(item: bytes, media_type: str, as_url: bool) -> ImageData:
+    return ImageData(url=to_data_url(item, media_type)) if as_url else ImageData(b64_json=to_base64(item))
+
+
+def _sides(size: str | None) -> dict[str, int]:
+    if size is None or size == "auto":
+        return {}
+    width, height = size.split("x")
+    return {"width": int(width), "height": int(height)}
+
+
+def _steps_between_previews(body: ImageBody, spec: PipelineSpec) -> int | None:
+    """As few previews as give the caller its partial images; None when it wants none."""
+    if not body.stream or not body.partial_images:
+        return None
+    defaults = (stage.default_sampling_params.get("num_inference_steps") for stage in spec.stages)
+    steps = body.num_inference_steps or next((known for known in defaults if isinstance(known, int)), 1)
+    return max(1, steps // (body.partial_images + 1))

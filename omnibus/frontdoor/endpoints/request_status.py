@@ -1,0 +1,154 @@
+"""`GET` and `DELETE /v1/requests/{id}`: any request by its id, however it was made; with API keys, those of the key's owner."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+
+from omnibus.client.request_events import Output, Result
+from omnibus.errors import UnknownRequest
+from omnibus.frontdoor.answers import Usage, json_response, stage_name, stage_seconds, usage
+from omnibus.frontdoor.bodies import Answer
+from omnibus.frontdoor.context import Context, FrontDoorContext
+from omnibus.frontdoor.errors import ErrorDetail, error_detail
+from omnibus.frontdoor.media import to_base64
+from omnibus.frontdoor.served import Served
+from omnibus.frontdoor.submitting import tenant_of
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.attempt import Attempt
+from omnibus.wire.envelope import StageTiming
+from omnibus.wire.subjects import check_name
+
+router = APIRouter()
+
+
+class OutputItem(Answer):
+    """One text or one file."""
+
+    media_type: str
+    text: str | None = None
+    data: str | None = None
+    """Base64 of a file."""
+
+
+class RequestOutput(Answer):
+    stage: str
+    modality: str
+    finish_reason: str
+    usage: Usage
+    items: list[OutputItem]
+
+
+class StageSeconds(Answer):
+    stage: str
+    queued: float
+    """Seconds from the task's publishing to its start."""
+    running: float
+
+
+class FailedAttempt(Answer):
+    """An attempt that came to nothing."""
+
+    stage: str
+    run: int
+    delivery: int
+    """Which delivery of its task it was, from 1."""
+    at: float
+    """Seconds since the epoch."""
+    replica: str | None
+    code: str
+    message: str
+
+
+class RequestAnswer(Answer):
+    """A request by its id: where it is, and its outputs."""
+
+    id: str
+    object: Literal["request"]
+    model: str
+    status: str
+    """open, done, failed, cancelled or expired."""
+    created: int
+    outputs: list[RequestOutput]
+    error: ErrorDetail | None
+    stages: list[StageSeconds]
+    attempts: list[FailedAttempt]
+    """Those that failed."""
+
+
+@router.get("/v1/requests/{request_id}")
+async def get_request(request_id: str, http: HttpRequest, context: Context, model: str | None = None) -> Response:
+    """Where a request is, and what it has delivered. `model` saves looking for it in every pipeline."""
+    return await _answer(context, http, request_id, model, context.producer.result)
+
+
+@router.delete("/v1/requests/{request_id}")
+async def cancel_request(request_id: str, http: HttpRequest, context: Context, model: str | None = None) -> Response:
+    """Cancel a request; the answer shows it in its terminal state, which is another when it ended before."""
+    return await _answer(context, http, request_id, model, context.producer.cancel)
+
+
+async def _answer(
+    context: FrontDoorContext, http: HttpRequest, rid: str, model: str | None, ask: Callable[..., Awaitable[Result]]
+) -> Response:
+    check_name(rid, "request_id")
+    candidates = [await context.models.find(model)] if model is not None else await context.models.all()
+    served, result = await _find(candidates, rid, tenant_of(context, http), ask)
+    return json_response(request_answer(result, served.spec, served.model))
+
+
+async def _find(
+    candidates: list[Served], rid: str, tenant: str | None, ask: Callable[..., Awaitable[Result]]
+) -> tuple[Served, Result]:
+    for served in candidates:
+        try:
+            return served, await ask(served.spec.name, rid, tenant=tenant)
+        except UnknownRequest:
+            continue
+    raise UnknownRequest(f"no request {rid!r} is known; answers are kept for 15 minutes", param="request_id")
+
+
+def request_answer(result: Result, spec: PipelineSpec, model: str) -> RequestAnswer:
+    """A request's record as a body."""
+    return RequestAnswer(
+        id=result.rid,
+        object="request",
+        model=model,
+        status=result.state.value,
+        created=int(result.created),
+        outputs=[_output(output, spec) for output in result.outputs],
+        error=error_detail(result.failure.exception()) if result.failure is not None else None,
+        stages=[_seconds(timing, spec) for timing in result.timings],
+        attempts=[_attempt(attempt, spec) for attempt in result.attempts],
+    )
+
+
+def _output(output: Output, spec: PipelineSpec) -> RequestOutput:
+    return RequestOutput(
+        stage=stage_name(spec, output.stage_id),
+        modality=output.modality,
+        finish_reason=output.finish_reason,
+        usage=usage([output]),
+        items=[_item(item, output) for item in output.items],
+    )
+
+
+def _item(item: bytes, output: Output) -> OutputItem:
+    if output.modality == "text":
+        return OutputItem(media_type=output.media_type, text=item.decode())
+    return OutputItem(media_type=output.media_type, data=to_base64(item))
+
+
+def _seconds(timing: StageTiming, spec: PipelineSpec) -> StageSeconds:
+    queued, running = stage_seconds(timing)
+    return StageSeconds(stage=stage_name(spec, timing.stage_id), queued=queued, running=running)
+
+
+def _attempt(attempt: Attempt, spec: PipelineSpec) -> FailedAttempt:
+    return FailedAttempt(
+        stage=stage_name(spec, attempt.stage_id), run=attempt.run, delivery=attempt.delivery, at=attempt.at,
+        replica=attempt.replica, code=attempt.code, message=attempt.message,
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""`POST /v1/audio/speech`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+
+from omnibus.errors import EngineError
+from omnibus.frontdoor.answers import timing_headers
+from omnibus.frontdoor.bodies import AskingBody, check_modality, only, single_turn
+from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.frontdoor.transcoding import transcoded
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.request import Request
+
+SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus"]
+router = APIRouter()
+
+
+class SpeechBody(AskingBody):
+    """A text to speak."""
+
+    input: str
+    voice: Any = None
+    """Accepted and not used: a pipeline has the voice that it has."""
+    response_format: SpeechFormat = "mp3"
+    speed: Annotated[float, only(1.0)] | None = None
+    stream_format: Annotated[str | None, only("audio")] = None
+
+
+@router.post("/v1/audio/speech")
+async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -> Response:
+    """Speak a text: the answer is the sound file itself."""
+    served = await context.models.find(body.model, modality="audio")
+    accepted = await submit(context, http, served, speech_request(body, served.spec))
+    result = await result_of(context, http, accepted)
+    sound = next((output for output in result.outputs if output.modality == "audio" and output.items), None)
+    if sound is None:
+        raise EngineError("the pipeline delivered no audio")
+    sound = await transcoded(sound, audio=body.response_format)
+    return Response(sound.items[0], headers=timing_headers(result, served.spec), media_type=sound.media_type)
+
+
+def speech_request(body: SpeechBody, spec: PipelineSpec) -> Request:
+    """A text to speak, as a chat of one turn. Raises RequestError naming the field."""
+    check_modality(spec, "audio")
+    return body.request(spec, ("audio",), messages=single_turn(body.input, "input"))
