@@ -16,7 +16,7 @@ help: ## what can be done here
 setup: $(STAMP) ## create .venv and install everything for CPU
 
 demo: $(STAMP) ## one sentence in, a text, an image and a voice out, judged
-	@$(BIN)/omnibus demo
+	@$(BIN)/python -m tools.demo
 
 test: $(STAMP) ## unit, integration and end-to-end tests
 	$(call say,unit)
@@ -50,7 +50,7 @@ bench: $(STAMP) ## what a hop costs, what a flood does to others, and how often 
 	@$(BIN)/python -m bench.quality
 
 train: $(STAMP) ## train omni-tiny anew, under 20 minutes on two cores
-	@$(BIN)/python -m omnibus.omni_tiny.training
+	@$(BIN)/python -m tools.omni_tiny.training
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) out build dist examples/node/node_modules

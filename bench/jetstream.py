@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnibus.broker.connection import connect
-from omnibus.cli.serving import Serving, serving
 from omnibus.client.producer import Producer
 from omnibus.pipeline.loading import parse_pipeline
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
+from tools.serving import Serving, serving
 
 _PIPELINE = """
 name: hops-{forwarding}

@@ -1,4 +1,4 @@
-"""How often omni-tiny is right: sentences through the whole pipe, concurrently over HTTP, judged.
+"""The share of omni-tiny's answers that are right: sentences through the whole pipe, concurrently over HTTP, graded.
 
     python -m bench.quality [--prompts 64] [--seed 11] [--width 32] [--url http://127.0.0.1:8000]
 
@@ -25,9 +25,9 @@ import openai
 from rich.console import Console
 from rich.progress import track
 
-from omnibus.cli.serving import serving
-from omnibus.omni_tiny import judges
-from omnibus.omni_tiny.grammar import held_out, parse, sample_prompts
+from tools.omni_tiny import grading
+from tools.omni_tiny.grammar import held_out, parse, sample_prompts
+from tools.serving import serving
 
 PIPELINE = "omni-tiny"
 BARS = {"text": 0.95, "image": 0.95, "audio": 0.95, "all": 0.95, "all_held_out": 0.90}
@@ -37,8 +37,8 @@ console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One sentence, and what is wrong with its answer."""
+class Graded:
+    """One sentence, and the faults of its answer."""
 
     prompt: str
     wrong: dict[str, str]
@@ -49,13 +49,13 @@ class Judged:
         return parse(self.prompt) in held_out()
 
 
-async def ask_all(url: str, prompts: Sequence[str], seed: int, width: int) -> list[Judged]:
-    """Send every sentence, `width` at a time, the n-th with the seed `seed + n`; judge the answers."""
+async def ask_all(url: str, prompts: Sequence[str], seed: int, width: int) -> list[Graded]:
+    """Send every sentence, `width` at a time, the n-th with the seed `seed + n`; grade the answers."""
     free = asyncio.Semaphore(width)
 
-    async def ask(number: int, prompt: str) -> Judged:
+    async def ask(number: int, prompt: str) -> Graded:
         async with free:
-            return Judged(prompt, await _wrong(client, prompt, seed + number))
+            return Graded(prompt, await _wrong(client, prompt, seed + number))
 
     async with openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key="none", timeout=_ANSWER_TIMEOUT, max_retries=0
@@ -78,30 +78,30 @@ async def _wrong(client: openai.AsyncOpenAI, prompt: str, seed: int) -> dict[str
         return dict.fromkeys(("text", "image", "audio"), f"no answer: {error}")
     message = completion.choices[0].message
     parts: dict[str, Any] = {part["type"]: part for part in message.content}  # more than text comes as a list of parts
-    verdicts = {
-        "text": judges.judge_text(prompt, parts["text"]["text"]),
-        "image": judges.judge_image(prompt, _decoded(parts["image_url"]["image_url"]["url"])),
-        "audio": judges.judge_audio(prompt, base64.b64decode(message.audio.data)),
+    grades = {
+        "text": grading.grade_text(prompt, parts["text"]["text"]),
+        "image": grading.grade_image(prompt, _decoded(parts["image_url"]["image_url"]["url"])),
+        "audio": grading.grade_audio(prompt, base64.b64decode(message.audio.data)),
     }
-    return {modality: verdict.reason for modality, verdict in verdicts.items() if not verdict}
+    return {modality: grade.reason for modality, grade in grades.items() if not grade}
 
 
-def shares(judged: Sequence[Judged], seconds: float) -> dict[str, float]:
-    """What the last line says."""
-    unseen = [each for each in judged if each.is_held_out]
-    right = {modality: _share(judged, modality) for modality in ("text", "image", "audio")}
+def shares(graded: Sequence[Graded], seconds: float) -> dict[str, float]:
+    """Summarise the grades for the last line."""
+    unseen = [each for each in graded if each.is_held_out]
+    right = {modality: _share(graded, modality) for modality in ("text", "image", "audio")}
     return {
-        "prompts": len(judged),
+        "prompts": len(graded),
         **right,
-        "all": _share(judged),
+        "all": _share(graded),
         "all_held_out": _share(unseen),
         "seconds": round(seconds, 1),
     }
 
 
-def _share(judged: Sequence[Judged], modality: str | None = None) -> float:
-    right = sum(modality not in each.wrong if modality else not each.wrong for each in judged)
-    return round(right / len(judged), 4) if judged else 0.0
+def _share(graded: Sequence[Graded], modality: str | None = None) -> float:
+    right = sum(modality not in each.wrong if modality else not each.wrong for each in graded)
+    return round(right / len(graded), 4) if graded else 0.0
 
 
 def _decoded(data_url: str) -> bytes:
@@ -120,12 +120,12 @@ def main() -> int:
     with ExitStack() as stack:
         url = given.url or _own_server(stack)
         started = time.monotonic()
-        judged = asyncio.run(ask_all(url, prompts, given.seed, given.width))
+        graded = asyncio.run(ask_all(url, prompts, given.seed, given.width))
         seconds = time.monotonic() - started
-    for each in judged:
+    for each in graded:
         for modality, reason in each.wrong.items():
             console.print(f"wrong {modality}: {each.prompt!r}: {reason}")
-    report = shares(judged, seconds)
+    report = shares(graded, seconds)
     print(json.dumps(report))
     return 0 if all(report[name] >= bar for name, bar in BARS.items()) else 1
 

@@ -1,4 +1,4 @@
-"""Which token means what: the ids that thinker, talker and codec agree on.
+"""The token ids that thinker, talker and codec agree on.
 
 The thinker's vocabulary begins with the special tokens and the canonical words. The talker's has the same ids there, so that
 the thinker's output is the talker's prompt as it is; the codec codes follow from CODE_BASE.
@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnibus.omni_tiny.grammar import COLOURS, END, RELATIONS, SHAPES
-from omnibus.omni_tiny.voice import CODES
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
+SHAPES = ("circle", "square", "triangle", "cross")
+RELATIONS = ("left", "right", "above", "below")
+END = "END"
+SYMBOLS = (*COLOURS, *SHAPES, *RELATIONS, END)
+"""The canonical alphabet; a symbol's index is its number in the voice."""
+CODES = 1 + 3 * len(SYMBOLS)
+"""Codec codes: silence, and three for each symbol."""
 
 PAD = 0
 END_ID = 1
@@ -26,27 +32,13 @@ THINKER_VOCABULARY = 512
 TALKER_VOCABULARY = 128
 CODE_BASE = 64
 
-_IDS = {word: CANONICAL_BASE + place for place, word in enumerate(CANONICAL_WORDS)}
-
-
-def canonical_ids(symbols: Sequence[str]) -> list[int]:
-    """The token ids of a canonical description; END must be its last symbol."""
-    words = [symbols[0], *(f" {symbol}" for symbol in symbols[1:-1])]
-    assert symbols[-1] == END
-    return [*(_IDS[word] for word in words), END_ID]
-
 
 def only_canonical(token_ids: Sequence[int]) -> list[int]:
-    """The canonical words among a thinker's tokens, closed with END whether or not the thinker said it."""
+    """Return the canonical words among a thinker's tokens, closed with END whether or not the thinker produced it."""
     words = range(CANONICAL_BASE, CANONICAL_BASE + len(CANONICAL_WORDS))
     return [*(token for token in token_ids if token in words), END_ID]
 
 
-def code_ids(codes: Sequence[int]) -> list[int]:
-    """The talker's tokens for codec codes."""
-    return [CODE_BASE + code for code in codes]
-
-
 def codes_of_ids(token_ids: Sequence[int]) -> list[int]:
-    """The codec codes among a talker's tokens."""
+    """Return the codec codes among a talker's tokens."""
     return [token - CODE_BASE for token in token_ids if CODE_BASE <= token < CODE_BASE + CODES]

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from msgspec.structs import replace
 
 from omnibus.broker.embedded import EmbeddedServer, free_port
-from omnibus.omni_tiny.grammar import sample_prompts
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.registry.death.claim_book import ClaimBook
 from tests.chaos.clients.planned_request import RequestArguments, Size, Wish
@@ -19,6 +18,7 @@ from tests.chaos.ledger_watch import LedgerWatch
 from tests.support.cluster import Cluster, pipeline_of
 from tests.support.small_disk import small_disk
 from tests.support.three_nodes import ThreeNodes
+from tools.omni_tiny.grammar import sample_prompts
 
 HEARTBEAT = 2.0
 """Seconds of silence after which a replica of the sim pipeline counts as dead."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from omnibus.cli.serving import Serving, serving
+from tools.serving import Serving, serving
 
 ALIAS = "tiny"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from omnibus.cli.serving import Serving
-from omnibus.omni_tiny.judges import judge_audio, judge_image, judge_text
 from tests.support.node import ask_from_node, install_client
+from tools.omni_tiny.grading import grade_audio, grade_image, grade_text
+from tools.serving import Serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]  # whoever is first waits for the engines
 
@@ -20,6 +20,6 @@ def test_node_gets_the_right_text_image_and_sound_when_it_asks(omni_tiny: Servin
     done = ask_from_node(client, PROMPT, "--out", str(tmp_path), nats=omni_tiny.nats_url, pipeline="omni-tiny")
 
     assert done.returncode == 0, done.stderr
-    assert judge_text(PROMPT, done.stdout)
-    assert judge_image(PROMPT, (tmp_path / "image-1-0.png").read_bytes())
-    assert judge_audio(PROMPT, (tmp_path / "audio-3-0.wav").read_bytes())
+    assert grade_text(PROMPT, done.stdout)
+    assert grade_image(PROMPT, (tmp_path / "image-1-0.png").read_bytes())
+    assert grade_audio(PROMPT, (tmp_path / "audio-3-0.wav").read_bytes())

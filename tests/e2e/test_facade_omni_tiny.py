@@ -9,9 +9,9 @@ import pytest
 
 import omnibus.omni_tiny
 from omnibus import Omni
-from omnibus.cli.serving import Serving
 from omnibus.errors import EngineRejected, InvalidRequest
-from omnibus.omni_tiny.judges import judge_audio, judge_image, judge_text
+from tools.omni_tiny.grading import grade_audio, grade_image, grade_text
+from tools.serving import Serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 
@@ -32,9 +32,9 @@ def test_offline_prompts_give_text_image_and_audio_in_order(omni: Omni) -> None:
         image, audio = result.output("image"), result.output("audio")
         assert image is not None
         assert audio is not None
-        assert judge_text(prompt, result.text)
-        assert judge_image(prompt, image.items[0])
-        assert judge_audio(prompt, audio.items[0])
+        assert grade_text(prompt, result.text)
+        assert grade_image(prompt, image.items[0])
+        assert grade_audio(prompt, audio.items[0])
         assert {timing.stage_id for timing in result.timings} == {0, 1, 2, 3}
 
 
@@ -62,7 +62,7 @@ def test_every_engine_answers_a_call_or_says_why_not(omni: Omni) -> None:
 def test_vllm_is_paused_and_resumed_without_a_loss(omni: Omni) -> None:
     assert omni.pause_generation("wait").complete
     assert omni.resume_generation().complete
-    assert judge_text(PROMPTS[0], omni.generate(PROMPTS[0], output_modalities=["text"])[0].text)
+    assert grade_text(PROMPTS[0], omni.generate(PROMPTS[0], output_modalities=["text"])[0].text)
 
 
 def test_diffusion_sleeps_and_paints_after_waking(omni: Omni) -> None:
@@ -73,7 +73,7 @@ def test_diffusion_sleeps_and_paints_after_waking(omni: Omni) -> None:
     omni.wake_up(stage_ids=[1])
     image = omni.generate(PROMPTS[0], output_modalities=["image"])[0].output("image")
     assert image is not None
-    assert judge_image(PROMPTS[0], image.items[0])
+    assert grade_image(PROMPTS[0], image.items[0])
 
 
 def test_folder_of_a_checkpoint_is_served_as_it_is() -> None:

@@ -12,9 +12,9 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion
 
-from omnibus.cli.serving import Serving
-from omnibus.omni_tiny.judges import judge_audio, judge_image, judge_text
 from tests.e2e.conftest import ALIAS
+from tools.omni_tiny.grading import grade_audio, grade_image, grade_text
+from tools.serving import Serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 
@@ -47,9 +47,9 @@ def _from_url(url: str) -> bytes:
 async def test_chat_answers_right_in_text_image_and_audio(client: AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(model=MODEL, messages=asking(PROMPT), modalities=ALL, seed=1)
     text, image, audio = files_of(answer)
-    assert judge_text(PROMPT, text)
-    assert judge_image(PROMPT, image)
-    assert judge_audio(PROMPT, audio)
+    assert grade_text(PROMPT, text)
+    assert grade_image(PROMPT, image)
+    assert grade_audio(PROMPT, audio)
     assert answer.choices[0].message.audio.transcript == text
     assert answer.usage.completion_tokens > 0
 
@@ -74,15 +74,15 @@ async def test_chat_streams_right_text_then_image_and_audio(client: AsyncOpenAI)
             images += content if isinstance(content, list) else []
             sounds += [audio] if audio else []
     assert len(pieces) > 1
-    assert judge_text(PROMPT, "".join(pieces))
-    assert [bool(judge_image(PROMPT, _from_url(part["image_url"]["url"]))) for part in images] == [True]
-    assert [bool(judge_audio(PROMPT, base64.b64decode(sound.data))) for sound in sounds] == [True]
+    assert grade_text(PROMPT, "".join(pieces))
+    assert [bool(grade_image(PROMPT, _from_url(part["image_url"]["url"]))) for part in images] == [True]
+    assert [bool(grade_audio(PROMPT, base64.b64decode(sound.data))) for sound in sounds] == [True]
     assert usage is not None
 
 
 async def test_chat_runs_only_what_was_asked_for(client: AsyncOpenAI) -> None:
     raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=asking(PROMPT))
-    assert judge_text(PROMPT, raw.parse().choices[0].message.content)
+    assert grade_text(PROMPT, raw.parse().choices[0].message.content)
     assert "dit;dur" not in raw.headers["server-timing"]
 
 
@@ -103,30 +103,30 @@ async def test_images_are_right_and_follow_their_seed(client: AsyncOpenAI) -> No
     first, again, other = await asyncio.gather(
         *(client.images.generate(model=MODEL, prompt=PROMPT, extra_body={"seed": seed}) for seed in (7, 7, 8))
     )
-    assert judge_image(PROMPT, base64.b64decode(first.data[0].b64_json))
-    assert judge_image(PROMPT, base64.b64decode(other.data[0].b64_json))
+    assert grade_image(PROMPT, base64.b64decode(first.data[0].b64_json))
+    assert grade_image(PROMPT, base64.b64decode(other.data[0].b64_json))
     assert first.data[0].b64_json != other.data[0].b64_json
-    assert judge_image(PROMPT, base64.b64decode(again.data[0].b64_json))
+    assert grade_image(PROMPT, base64.b64decode(again.data[0].b64_json))
 
 
 async def test_several_images_come_from_one_request(client: AsyncOpenAI) -> None:
     answer = await client.images.generate(model=MODEL, prompt=PROMPT, n=3, extra_body={"seed": 3})
     pictures = [base64.b64decode(item.b64_json) for item in answer.data]
     assert len(set(pictures)) == 3
-    assert all(judge_image(PROMPT, picture) for picture in pictures)
+    assert all(grade_image(PROMPT, picture) for picture in pictures)
 
 
 async def test_images_stream_previews_then_the_image(client: AsyncOpenAI) -> None:
     stream = await client.images.generate(model=MODEL, prompt=PROMPT, stream=True, partial_images=2)
     events = [event async for event in stream]
     assert [event.type for event in events[-1:]] == ["image_generation.completed"]
-    assert judge_image(PROMPT, base64.b64decode(events[-1].b64_json))
+    assert grade_image(PROMPT, base64.b64decode(events[-1].b64_json))
 
 
 async def test_speech_is_right(client: AsyncOpenAI) -> None:
     speech = await client.audio.speech.create(model=MODEL, voice="alloy", input=PROMPT, response_format="wav")
     assert speech.response.headers["content-type"] == "audio/wav"
-    assert judge_audio(PROMPT, speech.content)
+    assert grade_audio(PROMPT, speech.content)
 
 
 async def test_models_are_listed_under_the_name_they_are_served_by(client: AsyncOpenAI) -> None:
@@ -147,8 +147,8 @@ async def test_concurrent_chats_do_not_mix(client: AsyncOpenAI) -> None:
     )
     for prompt, answer in zip(prompts, answers, strict=True):
         text, _, audio = files_of(answer)
-        assert judge_text(prompt, text)
-        assert judge_audio(prompt, audio)
+        assert grade_text(prompt, text)
+        assert grade_audio(prompt, audio)
 
 
 async def test_what_only_the_engine_can_refuse_is_its_400(client: AsyncOpenAI) -> None:

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from omnibus.broker.connection import connect
-from omnibus.cli.serving import Serving
-from omnibus.omni_tiny.judges import judge_audio, judge_image, judge_text
 from omnibus.wire import subjects
 from tests.support.waiting import eventually
+from tools.omni_tiny.grading import grade_audio, grade_image, grade_text
+from tools.serving import Serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 
@@ -45,9 +45,9 @@ async def test_a_json_message_on_the_subject_is_answered_and_readable_over_http(
     assert record is not None
     assert record["status"] == "done", record["error"]
     items = {output["modality"]: output["items"][0] for output in record["outputs"]}
-    assert judge_text(PROMPT, items["text"]["text"])
-    assert judge_image(PROMPT, base64.b64decode(items["image"]["data"]))
-    assert judge_audio(PROMPT, base64.b64decode(items["audio"]["data"]))
+    assert grade_text(PROMPT, items["text"]["text"])
+    assert grade_image(PROMPT, base64.b64decode(items["image"]["data"]))
+    assert grade_audio(PROMPT, base64.b64decode(items["audio"]["data"]))
 
 
 async def test_an_invalid_message_on_the_subject_ends_as_a_typed_failure(omni_tiny: Serving) -> None:
@@ -68,10 +68,10 @@ def test_node_asks_and_gets_everything_right(omni_tiny: Serving, tmp_path: Path)
         [*command, "--out", tmp_path, PROMPT], capture_output=True, text=True, timeout=120, check=False
     )
     assert asked.returncode == 0, asked.stderr
-    assert judge_text(PROMPT, asked.stdout)
+    assert grade_text(PROMPT, asked.stdout)
     (image,), (audio,) = tmp_path.glob("image-*.png"), tmp_path.glob("audio-*.wav")
-    assert judge_image(PROMPT, image.read_bytes())
-    assert judge_audio(PROMPT, audio.read_bytes())
+    assert grade_image(PROMPT, image.read_bytes())
+    assert grade_audio(PROMPT, audio.read_bytes())
 
 
 def _install_node_packages() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from omnibus.cli.serving import Serving
 from tests.support.scenario import replicas_up, wrong_answers
+from tools.serving import Serving
 
 pytestmark = pytest.mark.e2e
 

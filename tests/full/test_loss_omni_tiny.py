@@ -10,12 +10,12 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from omnibus.client.request_events import Result
-from omnibus.omni_tiny.grammar import sample_prompts
-from omnibus.omni_tiny.judges import judge_audio, judge_image, judge_text
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.requests.state import RequestState
 from tests.support.cluster import Cluster
 from tests.support.load import Load
+from tools.omni_tiny.grading import grade_audio, grade_image, grade_text
+from tools.omni_tiny.grammar import sample_prompts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
 
@@ -67,8 +67,8 @@ def complaints(prompt: str, result: Result) -> dict[str, str]:
     assert image is not None
     assert audio is not None
     verdicts = {
-        "text": judge_text(prompt, text.text),
-        "image": judge_image(prompt, image.items[0]),
-        "audio": judge_audio(prompt, audio.items[0]),
+        "text": grade_text(prompt, text.text),
+        "image": grade_image(prompt, image.items[0]),
+        "audio": grade_audio(prompt, audio.items[0]),
     }
     return {modality: str(verdict) for modality, verdict in verdicts.items() if not verdict}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from omnibus.broker.embedded import free_port
-from omnibus.cli.serving import Serving, serving
 from tests.support.scenario import replicas_up, worker, wrong_answers
 from tests.support.waiting import eventually
+from tools.serving import Serving, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from omnibus.cli.serving import Serving, serving
 from omnibus.errors import StageStartError
 from tests.support.processes import children_of, is_running
 from tests.support.served import omnibus, shared_memory, start, write_pipeline
 from tests.support.waiting import eventually
+from tools.serving import Serving, serving
 
 pytestmark = pytest.mark.integration
 

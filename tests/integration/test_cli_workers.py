@@ -14,13 +14,13 @@ import pytest
 
 from omnibus.broker.connection import connect
 from omnibus.broker.embedded import EmbeddedServer, free_port
-from omnibus.cli.serving import serving
 from omnibus.client.producer import Producer
 from omnibus.pipeline.loading import parse_pipeline
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.request import Request
 from tests.support.served import omnibus, start, write_pipeline
+from tools.serving import serving
 
 pytestmark = pytest.mark.integration
 

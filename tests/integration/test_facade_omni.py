@@ -17,7 +17,6 @@ import pytest_asyncio
 from rich.console import Console
 
 from omnibus.broker.connection import Connection
-from omnibus.cli.serving import Serving, serving
 from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.omni import Omni
 from omnibus.client.progress_bar import Bar
@@ -39,6 +38,7 @@ from tests.support.flow import serving as served_here
 from tests.support.flow import sim
 from tests.support.served import write_pipeline
 from tests.support.waiting import eventually
+from tools.serving import Serving, serving
 
 pytestmark = pytest.mark.integration
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from omnibus.cli.serving import Serving, serving
 from tests.support.node import ask_from_node, install_client
 from tests.support.served import omnibus, write_pipeline
+from tools.serving import Serving, serving
 
 pytestmark = pytest.mark.integration
 

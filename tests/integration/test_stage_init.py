@@ -17,7 +17,6 @@ import pytest
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.cli.process_group import log_stats
-from omnibus.cli.serving import Serving, serving
 from omnibus.client.producer import Producer
 from omnibus.errors import StageStartError
 from omnibus.observability.events import LogEvent
@@ -32,6 +31,7 @@ from omnibus.workers.replica_processes import replica_processes
 from omnibus.workers.supervisor import Supervisor
 from tests.support.served import start, write_pipeline
 from tests.support.waiting import eventually
+from tools.serving import Serving, serving
 
 pytestmark = pytest.mark.integration
 

@@ -1,4 +1,4 @@
-"""omni-tiny as operators start it: a handful of commands, and answers that are judged."""
+"""omni-tiny as operators start it: a handful of commands, and answers that are graded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from omnibus.omni_tiny import judges
 from tests.support.served import omnibus, start
+from tools.omni_tiny import grading
 
 PROMPTS = (
     "draw a red circle left of a blue square",
@@ -18,7 +18,7 @@ PROMPTS = (
     "draw a blue square",
     "draw a yellow cross right of a green circle",
 )
-_JUDGES = {"image": judges.judge_image, "audio": judges.judge_audio}
+_GRADERS = {"image": grading.grade_image, "audio": grading.grade_audio}
 _ANSWER_TIMEOUT = 120.0
 
 
@@ -52,8 +52,8 @@ def replicas_up(nats: str) -> dict[str, int]:
 def wrong_answers(nats: str, modalities: str, folder: Path) -> Mapping[str, str]:
     """Send every prompt at the same time with `omnibus submit`; what is wrong with the answers, by prompt."""
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        verdicts = pool.map(lambda number: _wrong(nats, modalities, number, folder), range(len(PROMPTS)))
-        return {prompt: verdict for prompt, verdict in zip(PROMPTS, verdicts, strict=True) if verdict}
+        grades = pool.map(lambda number: _wrong(nats, modalities, number, folder), range(len(PROMPTS)))
+        return {prompt: grade for prompt, grade in zip(PROMPTS, grades, strict=True) if grade}
 
 
 def _wrong(nats: str, modalities: str, number: int, folder: Path) -> str:
@@ -65,12 +65,12 @@ def _wrong(nats: str, modalities: str, number: int, folder: Path) -> str:
     outputs = json.loads(done.stdout)["outputs"]
     if sorted(output["modality"] for output in outputs) != sorted(modalities.split(",")):
         return f"came as {outputs}"
-    verdicts = [_judged(prompt, output) for output in outputs]
-    return "; ".join(verdict.reason for verdict in verdicts if not verdict)
+    grades = [_graded(prompt, output) for output in outputs]
+    return "; ".join(grade.reason for grade in grades if not grade)
 
 
-def _judged(prompt: str, output: Mapping[str, object]) -> judges.Verdict:
+def _graded(prompt: str, output: Mapping[str, object]) -> grading.Grade:
     if output["modality"] == "text":
-        return judges.judge_text(prompt, str(output["text"]))
+        return grading.grade_text(prompt, str(output["text"]))
     (file,) = output["files"]
-    return _JUDGES[str(output["modality"])](prompt, Path(file).read_bytes())
+    return _GRADERS[str(output["modality"])](prompt, Path(file).read_bytes())

@@ -11,8 +11,9 @@ import pytest
 import omnibus.omni_tiny
 from omnibus.omni_tiny import vocabulary
 from omnibus.omni_tiny.conditions import CHANNELS, HIDDEN, LAYERS
-from omnibus.omni_tiny.voice import CODES, HOP, SAMPLE_RATE
+from omnibus.omni_tiny.vocabulary import CODES
 from omnibus.pipeline.loading import load_pipeline
+from tools.omni_tiny.voice import HOP, SAMPLE_RATE
 
 pytestmark = pytest.mark.unit
 

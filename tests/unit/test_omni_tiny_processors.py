@@ -8,10 +8,11 @@ import pytest
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import processors, vocabulary
 from omnibus.omni_tiny.conditions import CHANNELS, LENGTH, conditions_of
-from omnibus.omni_tiny.grammar import all_scenes, parse
-from omnibus.omni_tiny.voice import codes_of
 from omnibus.wire.request import Message, Request
 from omnibus.workers.engines.protocol import Outputs, StageInput
+from tools.omni_tiny.grammar import all_scenes, parse
+from tools.omni_tiny.tokens import canonical_ids, code_ids
+from tools.omni_tiny.voice import codes_of
 
 pytestmark = pytest.mark.unit
 
@@ -81,12 +82,12 @@ def test_the_negative_is_the_encoded_empty_prompt_when_shipped() -> None:
 
 
 def test_talker_input_is_the_thinkers_ids_when_they_are_canonical() -> None:
-    ids = vocabulary.canonical_ids(parse(PROMPT).symbols)
+    ids = canonical_ids(parse(PROMPT).symbols)
     assert processors.talker_input(stage_input(thinker={"token_ids": ids})).token_ids == ids
 
 
 def test_talker_input_closes_with_one_end_when_the_thinker_did_not_or_rambled() -> None:
-    ids = vocabulary.canonical_ids(parse(PROMPT).symbols)
+    ids = canonical_ids(parse(PROMPT).symbols)
     for given in (ids[:-1], [300, *ids], [*ids, 0]):
         assert processors.talker_input(stage_input(thinker={"token_ids": given})).token_ids == ids
 
@@ -98,7 +99,7 @@ def test_talker_input_is_refused_when_the_thinker_named_nothing() -> None:
 
 def test_code2wav_input_is_the_codes_when_the_talker_has_spoken() -> None:
     codes = codes_of(parse(PROMPT).symbols)
-    said = [*vocabulary.code_ids(codes), vocabulary.CODES_END_ID]
+    said = [*code_ids(codes), vocabulary.CODES_END_ID]
     assert processors.code2wav_input(stage_input(talker={"token_ids": said})).values == {"codes": codes}
 
 
@@ -113,7 +114,7 @@ def test_an_engine_error_when_a_source_is_missing() -> None:
 
 
 def test_every_id_fits_the_talker_when_words_and_codes_share_a_vocabulary() -> None:
-    ids = {token for scene in all_scenes() for token in vocabulary.canonical_ids(scene.symbols)}
-    codes = set(vocabulary.code_ids(range(49)))
+    ids = {token for scene in all_scenes() for token in canonical_ids(scene.symbols)}
+    codes = set(code_ids(range(49)))
     assert ids.isdisjoint(codes)
     assert max(ids | codes) < vocabulary.TALKER_VOCABULARY

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from omnibus.omni_tiny.grammar import Scene, phrase, training_scenes
-from omnibus.omni_tiny.training.loop import Plan, fix_seeds, train
-from omnibus.omni_tiny.training.parts import Trained
-from omnibus.omni_tiny.training.tokenizer import build_tokenizer
-from omnibus.omni_tiny.vocabulary import ASSISTANT_ID, END_ID, PAD, THINKER_VOCABULARY, USER_ID, canonical_ids
+from omnibus.omni_tiny.vocabulary import ASSISTANT_ID, END_ID, PAD, THINKER_VOCABULARY, USER_ID
+from tools.omni_tiny.grammar import Scene, phrase, training_scenes
+from tools.omni_tiny.tokens import canonical_ids
+from tools.omni_tiny.training.loop import Plan, fix_seeds, train
+from tools.omni_tiny.training.parts import Trained
+from tools.omni_tiny.training.tokenizer import build_tokenizer
 
 PLAN = Plan(name="thinker", steps=1400, bar=1, learning_rate=3e-3, seed=1, mean_decay=0.99)
 BATCH = 64

@@ -1,4 +1,4 @@
-"""What omni-tiny can be asked: scenes of one or two coloured shapes, and the sentences that describe them.
+"""The grammar of omni-tiny's prompts: scenes of one or two coloured shapes, and the sentences that describe them.
 
     sentence ──parse──► Scene ──symbols──► ("red", "circle", "left", "blue", "square", "END")
 
@@ -14,14 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from omnibus.errors import InvalidRequest
-
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
-SHAPES = ("circle", "square", "triangle", "cross")
-RELATIONS = ("left", "right", "above", "below")
-END = "END"
-SYMBOLS = (*COLOURS, *SHAPES, *RELATIONS, END)
-"""The canonical alphabet; a symbol's index is its number in the voice."""
+from omnibus.omni_tiny.vocabulary import COLOURS, END, RELATIONS, SHAPES
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PHRASES = {
@@ -41,10 +34,8 @@ HELD_OUT_SEED = 20
 _MAX_SENTENCE = 400  # characters; the longest sentence of the grammar has under 120
 
 
-class UnparseableSentence(InvalidRequest):
+class UnparseableSentence(ValueError):
     """The sentence does not describe one or two coloured shapes."""
-
-    code = "unparseable_sentence"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,19 +81,17 @@ def parse(sentence: str) -> Scene:
     Raises UnparseableSentence for anything that the grammar does not produce.
     """
     if len(sentence) > _MAX_SENTENCE:
-        raise UnparseableSentence("the sentence is too long for a scene of two shapes", param="prompt")
+        raise UnparseableSentence("the sentence is too long for a scene of two shapes")
     words = " ".join(re.sub(r"[.,!?;:]", " ", sentence.lower()).split())
     match = _sentence_pattern().fullmatch(words)
     if match is None:
-        raise UnparseableSentence(f"not a scene of one or two coloured shapes: {sentence!r}", param="prompt")
+        raise UnparseableSentence(f"not a scene of one or two coloured shapes: {sentence!r}")
     first = Thing(match["colour1"], match["shape1"])
     if match["relation"] is None:
         return Scene(first)
     second = Thing(match["colour2"], match["shape2"])
     if first == second:
-        raise UnparseableSentence(
-            f"a scene has two different things, not twice a {first.colour} {first.shape}", param="prompt"
-        )
+        raise UnparseableSentence(f"a scene has two different things, not twice a {first.colour} {first.shape}")
     return Scene(first, _relation_of(match["relation"]), second)
 
 

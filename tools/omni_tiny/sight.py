@@ -10,8 +10,9 @@ from functools import cache
 
 import numpy as np
 
-from omnibus.omni_tiny import drawing
-from omnibus.omni_tiny.grammar import COLOURS, SHAPES, Scene, Thing
+from omnibus.omni_tiny.vocabulary import COLOURS, SHAPES
+from tools.omni_tiny import drawing
+from tools.omni_tiny.grammar import Scene, Thing
 
 _FOREGROUND = 70.0  # RGB distance from the background; an edge pixel half covered by the darkest colour has about 75
 _COLOUR_RADIUS = 60.0  # RGB distance of a blob's colour from its name; the two nearest colours are 104 apart
@@ -29,7 +30,7 @@ class UnclearPicture(Exception):
 
 
 def read_scene(pixels: np.ndarray, *, first: Thing) -> Scene:
-    """What the picture shows, told from `first` if it is there.
+    """Read the scene that the picture shows, described from `first` if it is there.
 
     `pixels` is (64, 64, 3), uint8. Raises UnclearPicture when it is not one or two plain shapes on the background.
     """
@@ -68,7 +69,7 @@ def _colour(rgb: np.ndarray, blob: np.ndarray) -> str:
 
 
 def _coverage(rgb: np.ndarray, blob: np.ndarray, colour: str) -> np.ndarray:
-    """How much of each pixel the thing covers, from 0 at the background's colour to 1 at its own; shape (64, 64)."""
+    """Return the share of each pixel that the thing covers, from 0 at the background's colour to 1 at its own; shape (64, 64)."""
     ink = np.subtract(drawing.PALETTE[colour], drawing.BACKGROUND, dtype=np.float64)
     share = (rgb - drawing.BACKGROUND) @ ink / (ink @ ink)
     return np.where(_grown(_grown(blob)), np.clip(share, 0, 1), 0)
@@ -103,7 +104,7 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _relation(step: np.ndarray) -> str:
-    """How the first thing stands to the second; `step` is (x, y) from the second to the first, in pixels."""
+    """Name the relation of the first thing to the second; `step` is (x, y) from the second to the first, in pixels."""
     dx, dy = float(step[0]), float(step[1])
     if max(abs(dx), abs(dy)) < _MIN_STEP or min(abs(dx), abs(dy)) > 0.5 * max(abs(dx), abs(dy)):
         raise UnclearPicture(f"the things stand in no clear relation: {dx:.0f}, {dy:.0f} pixels apart")

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC
 
-from omnibus.omni_tiny.drawing import draw
-from omnibus.omni_tiny.grammar import Scene, training_scenes
-from omnibus.omni_tiny.training.loop import Plan, fix_seeds, train
-from omnibus.omni_tiny.training.parts import Trained
+from tools.omni_tiny.drawing import draw
+from tools.omni_tiny.grammar import Scene, training_scenes
+from tools.omni_tiny.training.loop import Plan, fix_seeds, train
+from tools.omni_tiny.training.parts import Trained
 
 PLAN = Plan(name="vae", steps=1600, learning_rate=3e-3, seed=2, mean_decay=0.99)
 BATCH = 12

@@ -1,4 +1,4 @@
-"""The whole model without any serving: what plain transformers and diffusers make of a sentence."""
+"""The whole model without any serving: plain transformers and diffusers answer a sentence."""
 
 from __future__ import annotations
 

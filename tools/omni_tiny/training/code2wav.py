@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from transformers import DacConfig, DacModel
 
-from omnibus.omni_tiny.grammar import SYMBOLS
-from omnibus.omni_tiny.training.loop import Plan, fix_seeds, train
-from omnibus.omni_tiny.training.parts import Trained
-from omnibus.omni_tiny.voice import AMPLITUDE, SAMPLE_RATE, codes_of, waveform_of
+from omnibus.omni_tiny.vocabulary import SYMBOLS
+from tools.omni_tiny.training.loop import Plan, fix_seeds, train
+from tools.omni_tiny.training.parts import Trained
+from tools.omni_tiny.voice import AMPLITUDE, SAMPLE_RATE, codes_of, waveform_of
 
 PLAN = Plan(name="code2wav", steps=1500, bar=1, learning_rate=2e-3, seed=4, mean_decay=0.99)
 BATCH = 12

@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 
 from omnibus.omni_tiny.conditions import CHANNELS, conditions_of
-from omnibus.omni_tiny.grammar import training_scenes
 from omnibus.omni_tiny.processors import EMPTY_PROMPT_FILE
-from omnibus.omni_tiny.training.encodings import Encoder
-from omnibus.omni_tiny.training.loop import Plan, fix_seeds, train
-from omnibus.omni_tiny.training.parts import Trained
-from omnibus.omni_tiny.training.vae import encode, pictures_of
+from tools.omni_tiny.grammar import training_scenes
+from tools.omni_tiny.training.encodings import Encoder
+from tools.omni_tiny.training.loop import Plan, fix_seeds, train
+from tools.omni_tiny.training.parts import Trained
+from tools.omni_tiny.training.vae import encode, pictures_of
 
 PLAN = Plan(name="dit", steps=4000, learning_rate=2e-3, seed=5, mean_decay=0.998)
 BATCH = 24

@@ -51,7 +51,7 @@ def serving(
     state_dir.mkdir(parents=True, exist_ok=True)
     log = state_dir / "serve.log"
     with log.open("wb") as stderr:
-        process = subprocess.Popen(  # noqa: S603 our own program
+        process = subprocess.Popen(
             _command(pipeline, flags, state_dir),
             env={**os.environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,

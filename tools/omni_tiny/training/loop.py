@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from omnibus.omni_tiny.training.parts import Trained
+from tools.omni_tiny.training.parts import Trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How long and how fast to train."""
+    """Duration and speed of one training."""
 
     name: str
     steps: int
@@ -25,7 +25,7 @@ class Plan:
     bar: int = 0
     """Line of the progress bar: two parts are trained at the same time."""
     mean_decay: float = 0.0
-    """Of the exponential mean of the weights that the result has; 0 keeps the last weights."""
+    """Decay of the exponential mean of the weights that the result has; 0 keeps the last weights."""
 
 
 def fix_seeds(seed: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""What a scene looks like: the renderer that makes the training images and the judges' examples."""
+"""The renderer of scenes: it draws the training images and the graders' examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
-from omnibus.omni_tiny.grammar import Scene, Thing
+from tools.omni_tiny.grammar import Scene, Thing
 
 SIZE = 64
 BACKGROUND = (20, 20, 24)
@@ -45,7 +45,7 @@ def draw(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
 
 
 def silhouette(shape: str, centre: tuple[float, float], radius: float) -> np.ndarray:
-    """How much of each pixel a shape covers; shape (64, 64), float in [0, 1]. `centre` is (x, y) in pixels."""
+    """Return the share of each pixel that a shape covers: (64, 64), float in [0, 1]. `centre` is (x, y) in pixels."""
     canvas = Image.new("L", (SIZE * _SCALE, SIZE * _SCALE))
     _fill(ImageDraw.Draw(canvas), shape, np.asarray(centre) * _SCALE, radius * _SCALE, 255)
     return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)) / 255

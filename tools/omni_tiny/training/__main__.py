@@ -1,7 +1,7 @@
-"""Train all of omni-tiny: `python -m omnibus.omni_tiny.training [--out DIR]`.
+"""Train all of omni-tiny: `python -m tools.omni_tiny.training [--out DIR]`.
 
 Two parts are trained side by side, one core each; the dit comes after thinker and vae, which it is trained on. Every part has
-its own seed. Last, the checkpoints are judged and described in a model card.
+its own seed. Last, the checkpoints are graded and described in a model card.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from omnibus.omni_tiny.training import card, parts
+from tools.omni_tiny.training import card, parts
 
 # glibc gives freed memory back and faults it in again at every step; keeping it halves the time of a step.
 # Read by malloc when a process starts, so that this one starts itself once more.
@@ -33,8 +33,8 @@ CHECK_SEED = 1
 def main() -> None:
     args = _arguments()
     if not ENVIRONMENT.items() <= os.environ.items():
-        again = [sys.executable, "-m", "omnibus.omni_tiny.training", *sys.argv[1:]]
-        os.execve(sys.executable, again, {**os.environ, **ENVIRONMENT})  # noqa: S606  # itself, with the arguments it has
+        again = [sys.executable, "-m", "tools.omni_tiny.training", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, **ENVIRONMENT})  # itself, with the arguments it has
     args.out.mkdir(parents=True, exist_ok=True)
     for part, trained in train_parts(args.out, args.only, args.jobs).items():
         card.note_training(args.out, part, trained)
@@ -54,8 +54,8 @@ def train_parts(out: Path, chosen: Sequence[str], jobs: int) -> dict[str, parts.
 
 def _check(out: Path) -> None:
     # Seconds of import, which the training's processes do not share.
-    from omnibus.omni_tiny.grammar import sample_prompts  # noqa: PLC0415
-    from omnibus.omni_tiny.training import check  # noqa: PLC0415
+    from tools.omni_tiny.grammar import sample_prompts  # noqa: PLC0415
+    from tools.omni_tiny.training import check  # noqa: PLC0415
 
     shares = check.shares(check.check(out, sample_prompts(CHECK_PROMPTS, CHECK_SEED), CHECK_SEED))
     card.write_card(out, shares, CHECK_SEED, check.default_sampling())
@@ -63,7 +63,7 @@ def _check(out: Path) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m omnibus.omni_tiny.training", description="Train omni-tiny on CPU.")
+    parser = argparse.ArgumentParser(prog="python -m tools.omni_tiny.training", description="Train omni-tiny on CPU.")
     parser.add_argument("--out", type=Path, default=Path("out/omni-tiny"), help="folder for the checkpoints")
     parser.add_argument(
         "--only",

@@ -13,7 +13,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {"dit": ("vae", "thinker")}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a training leaves for the model card."""
+    """Notes of one training for the model card."""
 
     seconds: float
     loss: float
@@ -22,6 +22,6 @@ class Trained:
 
 def train_part(part: str, out: Path) -> Trained:
     """Train one part into its folder under `out`, in this process."""
-    training = importlib.import_module(f"omnibus.omni_tiny.training.{part}")
+    training = importlib.import_module(f"tools.omni_tiny.training.{part}")
     trained: Trained = training.train_into(out)
     return trained

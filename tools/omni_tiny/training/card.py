@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what the checkpoints are, what they were trained on, how long it took and how good they are."""
+"""MODEL_CARD.md: the parts, the training data, the duration of the training and the accuracy of the checkpoints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omnibus.omni_tiny.grammar import HELD_OUT_SEED, all_scenes, held_out, training_scenes
-from omnibus.omni_tiny.training.parts import Trained
+from tools.omni_tiny.grammar import HELD_OUT_SEED, all_scenes, held_out, training_scenes
+from tools.omni_tiny.training.parts import Trained
 
 CARD = "MODEL_CARD.md"
 NOTES = "training.json"
@@ -19,7 +19,7 @@ _TEXT = """\
 
 A tiny omni model: one English sentence about one or two coloured shapes in; its canonical description as text, a picture of
 64 × 64 pixels and a voice of tones out. It exists to run a whole pipeline of real engines on a laptop's CPU in seconds, with
-answers that a program can judge. It knows nothing but its grammar.
+answers that a program can grade. It knows nothing but its grammar.
 
 | part | architecture | input → output | weights fp16 |
 |---|---|---|---|
@@ -31,7 +31,7 @@ answers that a program can judge. It knows nothing but its grammar.
 
 ## Data
 
-Everything is synthetic and drawn from `omnibus.omni_tiny.grammar`, `drawing` and `voice`: {scenes} scenes of 7 colours, 4 shapes
+Everything is synthetic and drawn from `tools.omni_tiny.grammar`, `drawing` and `voice`: {scenes} scenes of 7 colours, 4 shapes
 and 4 relations, a thing alone or two different ones. The grammar phrases each in several hundred ways. Pictures vary by 2 pixels
 in place and by 10 % in size. No other text, picture or sound was used.
 
@@ -53,7 +53,7 @@ a tenth of them were dropped in training, which means replaced by the thinker's 
 
 ## Accuracy
 
-Judged by `omnibus.omni_tiny.judges` on {prompts} sentences of different scenes, the second half held out, with plain transformers
+Graded by `tools.omni_tiny.grading` on {prompts} sentences of different scenes, the second half held out, with plain transformers
 and diffusers, seed {check_seed}, {sampling}:
 
 | text | image | audio | all three | all three, held out |
@@ -75,7 +75,7 @@ def note_training(out: Path, part: str, trained: Trained) -> None:
 
 
 def write_card(out: Path, shares: Mapping[str, float], check_seed: int, sampling: Mapping[str, Any]) -> None:
-    """Write the card of the checkpoints in `out`, whose judged shares are given."""
+    """Write the card of the checkpoints in `out`, whose graded shares are given."""
     card = _TEXT.format(
         **{part: megabytes(out / folder) for part, folder in _FOLDERS.items()},
         scenes=len(all_scenes()),

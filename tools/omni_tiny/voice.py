@@ -1,4 +1,4 @@
-"""How the canonical description sounds: one tone pair a symbol, ten codec frames each, 8 kHz.
+"""The sound of the canonical description: one tone pair a symbol, ten codec frames each, 8 kHz.
 
 A symbol is attack, seven times hold, release, silence. Every tone has whole cycles a frame, so a frame's waveform depends on
 its code alone and a code book of 49 entries (16 symbols × 3, and silence) says everything.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from omnibus.omni_tiny.grammar import SYMBOLS
+from omnibus.omni_tiny.vocabulary import SYMBOLS
 
 SAMPLE_RATE = 8000
 HOP = 128
@@ -23,10 +23,9 @@ HIGH_TONES = (1312.5, 1437.5, 1562.5, 1687.5)
 GRID = (*LOW_TONES, *HIGH_TONES)
 TONE_PAIRS = {symbol: (LOW_TONES[i // 4], HIGH_TONES[i % 4]) for i, symbol in enumerate(SYMBOLS)}
 AMPLITUDE = 0.3
-"""Of each of the two tones; full scale is 1."""
+"""Amplitude of each of the two tones; full scale is 1."""
 
 SILENCE_CODE = 0
-CODES = 1 + 3 * len(SYMBOLS)
 
 
 def codes_of(symbols: Sequence[str]) -> list[int]:

@@ -1,6 +1,7 @@
-"""Judges of what omni-tiny answers: is this text, picture or sound the one that the prompt asked for?
+"""Graders of omni-tiny's answers: is this text, picture or sound the one that the prompt asked for?
 
-What is right comes from the prompt by the grammar, never from the model's own words. No torch, no network, a few milliseconds.
+The right answer follows from the prompt by the grammar, never from the model's own words.
+No torch, no network, a few milliseconds.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import numpy as np
 import soundfile
 from PIL import Image, UnidentifiedImageError
 
-from omnibus.omni_tiny import sight, voice
-from omnibus.omni_tiny.grammar import Scene, parse
+from tools.omni_tiny import sight, voice
+from tools.omni_tiny.grammar import Scene, parse
 
 PAIR_SHARE = 0.8
 TONE_MARGIN_DB = 10.0
 SILENCE_DB = -30.0
-"""Of a silence frame below the mean of the hold frames."""
+"""Level of a silence frame relative to the mean of the hold frames."""
 FULL_SCALE = 0.999
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether an answer is right, and if not, the first thing that is wrong."""
+class Grade:
+    """A grade: is the answer right, and if not, what is the first fault?"""
 
     ok: bool
     reason: str = ""
@@ -33,16 +34,16 @@ class Verdict:
         return self.ok
 
 
-RIGHT = Verdict(True)
+RIGHT = Grade(True)
 
 
-def judge_text(prompt: str, text: str) -> Verdict:
+def grade_text(prompt: str, text: str) -> Grade:
     """The text must be the canonical description, word for word. Raises UnparseableSentence for a prompt outside the grammar."""
     expected, words = parse(prompt).text, " ".join(text.split())
-    return RIGHT if words == expected else Verdict(False, f"expected {expected!r}, read {words!r}")
+    return RIGHT if words == expected else Grade(False, f"expected {expected!r}, read {words!r}")
 
 
-def judge_image(prompt: str, image: bytes | np.ndarray) -> Verdict:
+def grade_image(prompt: str, image: bytes | np.ndarray) -> Grade:
     """The picture must show the prompt's things and nothing else, with their colours, shapes and relation.
 
     `image` is an encoded picture or an array (64, 64, 3), uint8. Raises UnparseableSentence for a prompt outside the grammar.
@@ -51,17 +52,17 @@ def judge_image(prompt: str, image: bytes | np.ndarray) -> Verdict:
     try:
         pixels = _pixels(image)
     except (UnidentifiedImageError, OSError) as error:
-        return Verdict(False, f"not a picture: {error}")
+        return Grade(False, f"not a picture: {error}")
     try:
         seen = sight.read_scene(pixels, first=scene.first)
     except sight.UnclearPicture as error:
-        return Verdict(False, str(error))
+        return Grade(False, str(error))
     if seen in {scene, scene.mirrored}:
         return RIGHT
-    return Verdict(False, f"expected {scene.text!r}, saw {seen.text!r}")
+    return Grade(False, f"expected {scene.text!r}, saw {seen.text!r}")
 
 
-def judge_audio(prompt: str, audio: bytes | tuple[np.ndarray, int]) -> Verdict:
+def grade_audio(prompt: str, audio: bytes | tuple[np.ndarray, int]) -> Grade:
     """The sound must speak the canonical description: each symbol's tone pair in its ten frames, then END.
 
     `audio` is an encoded file, or samples (N,) float in [-1, 1] and their rate. Raises UnparseableSentence for a prompt outside
@@ -71,13 +72,13 @@ def judge_audio(prompt: str, audio: bytes | tuple[np.ndarray, int]) -> Verdict:
     try:
         samples, rate = _samples(audio)
     except soundfile.LibsndfileError as error:
-        return Verdict(False, f"not a sound: {error}")
+        return Grade(False, f"not a sound: {error}")
     wrong = _wrong_form(scene, samples, rate) or _wrong_symbols(scene, samples)
-    return Verdict(False, wrong) if wrong else RIGHT
+    return Grade(False, wrong) if wrong else RIGHT
 
 
 def _wrong_form(scene: Scene, samples: np.ndarray, rate: int) -> str:
-    """What is wrong with rate, length or level; empty if nothing."""
+    """Describe the fault of rate, length or level; empty if there is none."""
     frames = len(scene.symbols) * voice.FRAMES_PER_SYMBOL
     if rate != voice.SAMPLE_RATE:
         return f"expected {voice.SAMPLE_RATE} samples a second, got {rate}"
@@ -89,7 +90,7 @@ def _wrong_form(scene: Scene, samples: np.ndarray, rate: int) -> str:
 
 
 def _wrong_symbols(scene: Scene, samples: np.ndarray) -> str:
-    """What is wrong with the tones and silences; empty if nothing."""
+    """Describe the fault of the tones and silences; empty if there is none."""
     count = len(scene.symbols) * voice.FRAMES_PER_SYMBOL
     padded = np.zeros(count * voice.HOP)
     kept = samples[: len(padded)]
@@ -108,7 +109,7 @@ def _wrong_symbols(scene: Scene, samples: np.ndarray) -> str:
 
 
 def _wrong_tones(frame: np.ndarray, symbol: str) -> str:
-    """Why a hold frame does not sound as the symbol; empty if it does."""
+    """Say why a hold frame does not sound as the symbol; empty if it does."""
     total = float(np.mean(frame**2))
     if total <= 1e-8:
         return "silent"

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from omnibus.omni_tiny.grammar import Scene, training_scenes
-from omnibus.omni_tiny.training.loop import Plan, fix_seeds, train
-from omnibus.omni_tiny.training.parts import Trained
-from omnibus.omni_tiny.training.thinker import padded, save_llm
-from omnibus.omni_tiny.vocabulary import CODES_END_ID, PAD, TALKER_VOCABULARY, canonical_ids, code_ids
-from omnibus.omni_tiny.voice import codes_of
+from omnibus.omni_tiny.vocabulary import CODES_END_ID, PAD, TALKER_VOCABULARY
+from tools.omni_tiny.grammar import Scene, training_scenes
+from tools.omni_tiny.tokens import canonical_ids, code_ids
+from tools.omni_tiny.training.loop import Plan, fix_seeds, train
+from tools.omni_tiny.training.parts import Trained
+from tools.omni_tiny.training.thinker import padded, save_llm
+from tools.omni_tiny.voice import codes_of
 
 PLAN = Plan(name="talker", steps=1200, bar=1, learning_rate=3e-3, seed=3, mean_decay=0.99)
 BATCH = 32

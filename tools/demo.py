@@ -1,0 +1,66 @@
+"""`make demo`: run `omnibus demo` and grade its answer: `python -m tools.demo [--out DIR] [PROMPT]`.
+
+The last line is one JSON object. Exit code 0 only if text, image and audio are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from omnibus.cli.demo import PROMPT
+from tools.omni_tiny import grading
+from tools.omni_tiny.grammar import UnparseableSentence, parse
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo", description="Run `omnibus demo` and grade its answer."
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the image and the audio")
+    parser.add_argument("prompt", nargs="?", default=PROMPT, help="a sentence about coloured shapes")
+    given, started = parser.parse_args(), time.monotonic()
+    text, code = _run_demo(given.prompt, given.out)
+    if code:
+        return code
+    image, audio = given.out / "image-dit.png", given.out / "audio-code2wav.wav"
+    try:
+        parse(given.prompt)
+    except UnparseableSentence as error:
+        print(f"not graded: {error}", file=sys.stderr)
+        return 2
+    grades = {
+        "text": grading.grade_text(given.prompt, text),
+        "image": grading.grade_image(given.prompt, image.read_bytes()),
+        "audio": grading.grade_audio(given.prompt, audio.read_bytes()),
+    }
+    for modality, grade in grades.items():
+        print(f"{modality}: right" if grade else f"{modality}: wrong, {grade.reason}", file=sys.stderr)
+    right = {f"{modality}_ok": grade.ok for modality, grade in grades.items()}
+    seconds = round(time.monotonic() - started, 1)
+    print(json.dumps({"text": text.strip(), "image": str(image), "audio": str(audio), **right, "seconds": seconds}))
+    return 0 if all(grades.values()) else 1
+
+
+def _run_demo(prompt: str, out: Path) -> tuple[str, int]:
+    """Run the command, show its text as it comes, and return that text and the exit code."""
+    command = [sys.executable, "-m", "omnibus.cli", "demo", "--out", str(out), prompt]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        text = ""
+        try:
+            while piece := demo.stdout.read(1):
+                text += piece
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        except KeyboardInterrupt:  # the terminal has interrupted the command too: it stops everything in order
+            demo.wait()
+        return text, demo.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The making and the grading of omni-tiny: its grammar, its training, and graders of its answers."""
