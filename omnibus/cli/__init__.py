@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import click
 
+from omnibus.cli.streams import BROKEN_PIPE_EXIT_CODE, OutputLost, flush_streams, prepare_streams
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -15,33 +17,36 @@ class _Entry:
 
     module: str
     help: str
-    hidden: bool = False
+    section: str
 
 
+_SERVE, _ASK, _OPERATE = "Serve", "Ask", "Operate"
 # Invariant: the line is written here, not taken from the command, so that `omnibus --help` imports nothing but click.
 COMMANDS = {
-    "serve": _Entry("serve", "Run a whole pipeline on this machine."),
-    "up": _Entry("serve", "The same as serve.", hidden=True),
-    "frontdoor": _Entry("frontdoor", "Run the HTTP server."),
-    "orchestrator": _Entry("orchestrator", "Run an orchestrator."),
-    "worker": _Entry("worker", "Run replicas of one stage."),
-    "submit": _Entry("submit", "Send a request: stream its text, save its image and audio."),
-    "status": _Entry("status", "Show stages, replicas and queues, or one request."),
-    "restart": _Entry("restart", "Restart the replicas of a stage, one after the other."),
-    "cancel": _Entry("cancel", "Cancel requests by id."),
-    "dead": _Entry("dead", "List, show, retry or drop requests whose attempts were used up."),
-    "pipeline": _Entry("pipeline", "Show, validate, deploy, list or delete pipelines."),
-    "nats": _Entry("nats", "Show or apply what the broker must hold."),
-    "demo": _Entry("demo", "One sentence through omni-tiny, judged.", hidden=True),
-    "version": _Entry("version", "Print the version."),
+    "demo": _Entry("demo", "See it work: one sentence through omni-tiny.", _SERVE),
+    "serve": _Entry("serve", "Run a whole pipeline on this machine.", _SERVE),
+    "up": _Entry("serve", "Another name for serve. Ctrl-C is down.", _SERVE),
+    "worker": _Entry("worker", "Run replicas of one stage.", _SERVE),
+    "orchestrator": _Entry("orchestrator", "Run an orchestrator.", _SERVE),
+    "frontdoor": _Entry("frontdoor", "Run the HTTP server.", _SERVE),
+    "submit": _Entry("submit", "Send a request: stream its text, save its image and audio.", _ASK),
+    "cancel": _Entry("cancel", "Cancel requests by id.", _ASK),
+    "status": _Entry("status", "Show pipelines, stages, replicas and queues, or one request.", _OPERATE),
+    "restart": _Entry("restart", "Restart the replicas of a stage, one after the other.", _OPERATE),
+    "dead": _Entry("dead", "List, show, retry or drop requests whose attempts were used up.", _OPERATE),
+    "pipeline": _Entry("pipeline", "Show, validate, deploy, list or delete pipelines.", _OPERATE),
+    "nats": _Entry("nats", "Show or apply what the broker must hold.", _OPERATE),
+    "version": _Entry("version", "Print the version.", _OPERATE),
 }
+_EPILOG = """Completion in the shell: eval "$(_OMNIBUS_COMPLETE=bash_source omnibus)", with zsh_source or fish_source in
+theirs."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are needed: `command` of `omnibus.cli.<module>`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 click's signature
-        return [name for name, entry in COMMANDS.items() if not entry.hidden]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 click's signature
         entry = COMMANDS.get(cmd_name)
@@ -51,12 +56,28 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, which can suggest those commands only that were imported."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        width = max(map(len, COMMANDS))
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            with formatter.section(section):
+                rows = [
+                    (f"{name:<{width}}", entry.help) for name, entry in COMMANDS.items() if entry.section == section
+                ]
+                formatter.write_dl(rows)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="omnibus", message="%(prog)s %(version)s")
 def cli() -> None:
     """Serve omni-modality models as a pipeline of stages over NATS JetStream."""
@@ -66,13 +87,16 @@ def main(args: list[str] | None = None) -> None:
     """Run a command line and exit.
 
     Exit codes: 0 done; 2 what the caller wrote cannot work (usage, configuration, request); 1 any other error of ours,
-    in one line on stderr; 130 Ctrl-C. Anything else is a bug and keeps its traceback.
+    in one line on stderr; 130 Ctrl-C; 141 when nobody reads its output any more. Anything else is a bug and keeps its
+    traceback.
     """
+    prepare_streams()
     try:
+        # Without standalone mode click returns the code of `ctx.exit`, or what the command returned.
         status = cli.main(args=args, prog_name="omnibus", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 the root of the process; bugs are raised again
-        sys.exit(_status_of(error))
-    # Without standalone mode click returns the code of `ctx.exit`, or what the command returned.
+        flush_streams()
+    except BaseException as error:  # noqa: BLE001 the root of the process; bugs are raised again
+        status = _status_of(error)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -84,6 +108,10 @@ def _status_of(error: BaseException) -> int:
         return _status_of(error.exceptions[0])
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return 130
+    if isinstance(error, OutputLost):
+        if error.exit_code != BROKEN_PIPE_EXIT_CODE:
+            click.echo(f"omnibus: {error}", err=True)
+        return error.exit_code
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code

@@ -21,6 +21,13 @@ pipeline = click.option(
 log_level = click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged on stderr."
 )
+request_id = click.option(
+    "--request-id",
+    "--rid",
+    "request_id",
+    metavar="ID",
+    help="The request's id; the same id again attaches to the same request.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 host = click.option("--host", metavar="ADDRESS", help="Where the front door listens; loopback unless told otherwise.")
 port = click.option("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one.")

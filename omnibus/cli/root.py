@@ -39,9 +39,11 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def start_logging(settings: Settings) -> None:
-    """Logs of a long-lived process, on stderr."""
+    """Logs of a long-lived process, on stderr. It goes on when nobody reads what it prints any more."""
+    from omnibus.cli.streams import outlive_readers  # noqa: PLC0415
     from omnibus.observability.logging import configure_logging  # noqa: PLC0415
 
+    outlive_readers()
     configure_logging(settings.log_level, settings.log_format)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import uuid
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnibus.cli import options
+from omnibus.cli.streams import OutputLost, read_stdin
 
 if TYPE_CHECKING:
     from omnibus.cli.answer import Answer
@@ -36,7 +36,7 @@ class _Arguments:
 
     prompt: str
     modalities: str | None
-    rid: str | None
+    request_id: str | None
     deadline: float | None
     lane: Lane
     seed: int | None
@@ -54,7 +54,7 @@ class _Arguments:
 @click.option("--out", "-o", default="out", type=click.Path(file_okay=False, path_type=Path), show_default=True,
               help="Where images and audio are saved.")  # fmt: skip
 @options.as_json
-@click.option("--rid", metavar="ID", help="The request's id; the same id again attaches to the same request.")
+@options.request_id
 @click.option("--deadline", type=float, metavar="SECONDS", help="How long the request may take.")
 @click.option("--lane", type=click.Choice(["interactive", "batch"]), default="interactive", show_default=True,
               help="Which queue of each stage.")  # fmt: skip
@@ -104,7 +104,7 @@ async def _follow(producer: Producer, spec: PipelineSpec, arguments: _Arguments,
     from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest  # noqa: PLC0415
 
     rid = (
-        arguments.rid if arguments.rid is not None else uuid.uuid4().hex
+        arguments.request_id if arguments.request_id is not None else uuid.uuid4().hex
     )  # known before it is accepted: Ctrl-C may come in the middle of that
     try:
         submission = await producer.submit(spec, _request(spec, arguments), rid=rid)
@@ -116,7 +116,7 @@ async def _follow(producer: Producer, spec: PipelineSpec, arguments: _Arguments,
                     return event.result
     except TimeoutError as error:
         raise DeadlineExceeded(f"request {rid!r} has not ended by its deadline: no orchestrator runs") from error
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, OutputLost):  # nobody waits for it any more
         with suppress(TimeoutError, OmnibusError):  # it was not accepted, or its deadline ends it
             async with asyncio.timeout(_CANCEL_DEADLINE):
                 await producer.cancel(spec.name, rid)
@@ -128,7 +128,7 @@ def _request(spec: PipelineSpec, arguments: _Arguments) -> Request:
     from omnibus.frontdoor.stage_params import stage_params  # noqa: PLC0415
     from omnibus.wire.request import Request  # noqa: PLC0415
 
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = read_stdin() if arguments.prompt == "-" else arguments.prompt
     modalities = tuple(arguments.modalities.split(",")) if arguments.modalities else None
     return Request(
         prompt=prompt,

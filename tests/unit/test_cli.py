@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -34,9 +35,10 @@ def test_help_is_fast_and_imports_no_command_when_asked_for() -> None:
 
     assert min(seconds for seconds, _, _ in runs) < 0.2
     _, output, modules = runs[0]
-    assert all(name in output for name, entry in cli.COMMANDS.items() if not entry.hidden)
+    assert all(f"  {name} " in output for name in cli.COMMANDS)
+    assert "_OMNIBUS_COMPLETE=bash_source" in output
     ours = {module for module in modules if module.startswith("omnibus")}
-    assert ours == {"omnibus", "omnibus.cli"}
+    assert ours == {"omnibus", "omnibus.cli", "omnibus.cli.streams"}
     assert not modules & {"nats", "pydantic", "numpy", "yaml", "msgspec", "asyncio"}
 
 
@@ -91,6 +93,34 @@ def test_traceback_is_kept_when_the_error_is_a_bug(monkeypatch: pytest.MonkeyPat
 )
 def test_status_follows_usage_when_the_command_line_is_parsed(args: list[str], status: int) -> None:
     assert _status(args) == status
+
+
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        (["serv"], "serve"),
+        (["statsu"], "status"),
+        (["pipeline", "lst"], "list"),
+        (["dead", "retyr"], "retry"),
+        (["version", "--hlp"], "--help"),
+    ],
+)
+def test_what_was_meant_is_suggested_when_a_name_is_misspelt(
+    capsys: pytest.CaptureFixture[str], args: list[str], meant: str
+) -> None:
+    assert _status(args) == 2
+    said = capsys.readouterr().err
+    assert "Did you mean" in said
+    assert f"'{meant}'" in said
+
+
+def test_commands_are_completed_when_the_shell_asks() -> None:
+    asking = {**os.environ, "_OMNIBUS_COMPLETE": "bash_complete", "COMP_WORDS": "omnibus s", "COMP_CWORD": "1"}
+    program = "from omnibus.cli import main; main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=asking, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == {"serve", "submit", "status"}
 
 
 def test_validate_reports_each_file_when_some_are_wrong(
