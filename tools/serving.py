@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnibus.errors import StageStartError
-from omnibus.workers.lineage import PARENT_VARIABLE, terminate_alive_proc
+from omnibus.lineage import PARENT_VARIABLE, terminate_alive_proc
 
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 45.0

@@ -7,12 +7,10 @@ inherited by the server, so that it is free only when the server is gone too.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +21,7 @@ from typing import Self
 from omnibus.broker.discovery import ServerAddress, publish_address, running_server, take_lock, withdraw_address
 from omnibus.broker.server_binary import check_version, find_binary, profile_path
 from omnibus.errors import ConfigError, ServerBinaryError
+from omnibus.lineage import set_death_signal
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.settings import Settings
@@ -31,8 +30,6 @@ _LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what th
 _START_DEADLINE = 20.0
 _STOP_DEADLINE = 10.0
 _LOCK_DEADLINE = 2.0  # a server whose owner was just killed needs a moment to end
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 log = get_logger(__name__)
 
@@ -258,14 +255,11 @@ async def _greets(host: str, port: int) -> bool:
         return False
 
 
-def _die_with(owner: int) -> Callable[[], None] | None:
-    """What makes a child get SIGTERM when the thread that started it ends; Linux only."""
-    libc = _libc
-    if libc is None:
-        return None
+def _die_with(owner: int) -> Callable[[], None]:
+    """What makes a child get SIGTERM when the thread that started it ends."""
 
     def arm() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        set_death_signal(signal.SIGTERM)
         if os.getppid() != owner:  # it died before this was armed
             os._exit(1)
 

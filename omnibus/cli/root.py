@@ -72,7 +72,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 def end_with_parent() -> bool:
     """Have this process die with the one that started it, when that one asks for it; whether it does."""
-    from omnibus.workers.lineage import PARENT_VARIABLE, die_with_parent  # noqa: PLC0415
+    from omnibus.lineage import PARENT_VARIABLE, die_with_parent  # noqa: PLC0415
 
     if PARENT_VARIABLE not in os.environ:
         return False

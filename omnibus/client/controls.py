@@ -11,7 +11,7 @@ from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.pause_state import PauseState, PauseStates
-from omnibus.workers.control_handlers import pause_mode
+from omnibus.workers.control import pause_mode
 
 Stages = Sequence[int] | None
 """Stage ids; None: all stages, where a method says nothing else."""

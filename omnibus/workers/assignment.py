@@ -1,15 +1,27 @@
-"""One task in the hands of a replica."""
+"""What a replica has in hand: deliveries, the lease of each, and the announcements of them all."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
+from types import TracebackType
+from typing import Self
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
+from omnibus.errors import BrokerError
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.cancellations import Cancellations
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Cancel, Claim
 from omnibus.wire.envelope import Task
-from omnibus.workers.lease import Lease
+
+RENEWALS = 3
+"""Renewals in the time of one lease."""
+_IN_PROGRESS = b"+WPI"
 
 
 class Interruption(Enum):
@@ -23,6 +35,60 @@ class Interruption(Enum):
     """The engine is dead: the delivery is given back at once, which uses up the attempt."""
     ABANDONED = auto()
     """The lease is lost or the replica was declared down: others have the task; nothing is published or acknowledged."""
+
+
+class Lease:
+    """Renews a delivery's lease from a task of its own, in an `async with`.
+
+    A lease is held while the server confirmed a renewal less than `ack_wait` seconds ago. Once that much time has passed,
+    on this process's clock, another replica may have the task: the lease is lost for good, `on_lost` is called, and
+    whoever holds it publishes and acks nothing more for this delivery. `held` looks at the clock itself, so that it is
+    right in the first instruction after the process was suspended.
+    """
+
+    def __init__(self, conn: Connection, delivery: Delivery, ack_wait: float, *, on_lost: Callable[[], None]) -> None:
+        self._conn, self._delivery = conn, delivery
+        self._ack_wait = ack_wait
+        self._on_lost = on_lost
+        self._until = time.monotonic() + ack_wait
+        self._lost = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def held(self) -> bool:
+        if time.monotonic() >= self._until:
+            self._lost = True
+        return not self._lost
+
+    async def __aenter__(self) -> Self:
+        self._keeper = asyncio.create_task(self._keep(), name=f"lease-{self._delivery.stream_seq}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+
+    async def _keep(self) -> None:
+        pause = self._ack_wait / RENEWALS
+        while self.held:
+            await asyncio.sleep(pause)
+            renewed = await self._renew()
+            pause = self._ack_wait / RENEWALS / (1 if renewed else 4)
+        self._on_lost()
+
+    async def _renew(self) -> bool:
+        asked = time.monotonic()
+        if not self.held:
+            return False
+        try:
+            # A request, not Delivery.in_progress: only its answer tells that the renewal arrived in time.
+            await self._conn.request(self._delivery.ack_subject, _IN_PROGRESS, timeout=self._until - asked)
+        except BrokerError:
+            return False  # the clock decides
+        self._until = asked + self._ack_wait
+        return True
 
 
 class Assignment:
@@ -52,3 +118,73 @@ class Assignment:
         self._abandoned = self._abandoned or why is Interruption.ABANDONED
         if not self.interruption.done():
             self.interruption.set_result(why)
+
+
+class Claims:
+    """The assignments of one replica. Others give them back to the queue the moment it dies.
+
+    They are announced when one is taken, when one is given up, and when asked for. One that was acknowledged needs no
+    announcement: nobody can give it back any more.
+    """
+
+    def __init__(self, conn: Connection, spec: PipelineSpec, stage_id: int) -> None:
+        self._conn, self._spec, self._stage_id = conn, spec, stage_id
+        self._held: set[Assignment] = set()
+        self._cancelled = Cancellations()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.replica, self.instance = "", ""
+        """Whose they are, and in which life of it."""
+        self.announced = 0
+        """How many announcements there were."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def held(self) -> tuple[tuple[str, str], ...]:
+        """(request id, ack subject) of every delivery in hand; those that were abandoned belong to others."""
+        return tuple((held.rid, held.delivery.ack_subject) for held in self._held if not held.abandoned)
+
+    def take(self, delivery: Delivery, task: Task) -> Assignment:
+        """Have a task in hand from here on."""
+        assignment = Assignment(self._conn, delivery, task, self._spec.heartbeat_timeout)
+        self._held.add(assignment)
+        self._empty.clear()
+        return assignment
+
+    def release(self, assignment: Assignment) -> None:
+        """Idempotent."""
+        self._held.discard(assignment)
+        if not self._held:
+            self._empty.set()
+
+    async def wait_empty(self, timeout: float) -> None:
+        """Return when nothing is in hand, after `timeout` seconds at the latest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+
+    def interrupt(self, why: Interruption) -> None:
+        """Stop all that is in hand."""
+        for assignment in tuple(self._held):
+            assignment.interrupt(why)
+
+    def cancel(self, order: Cancel) -> None:
+        """Stop what belongs to these requests, and what still arrives of them."""
+        self._cancelled.add(order.rids, order.until, run=order.run)
+        for assignment in tuple(self._held):
+            if assignment.rid in order.rids and (order.run is None or assignment.task.ticket.run <= order.run):
+                assignment.interrupt(Interruption.CANCELLED)
+
+    def is_cancelled(self, assignment: Assignment) -> bool:
+        """Whether its request was cancelled, maybe before it arrived."""
+        return self._cancelled.holds(assignment.rid, self._conn.clock.now(), run=assignment.task.ticket.run)
+
+    async def announce(self) -> None:
+        """Tell everybody what the replica holds now; one core publish, which may be lost."""
+        self.announced += 1
+        claim = Claim(
+            stage_id=self._stage_id, replica=self.replica, instance=self.instance, number=self.announced, held=self.held
+        )
+        await self._conn.publish(subjects.claim(self._spec.name, self._stage_id, self.replica), codec.encode(claim))

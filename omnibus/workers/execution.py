@@ -9,18 +9,16 @@ from typing import Any, cast
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import EngineError
-from omnibus.observability.tracing import NoTracing, Tracing
+from omnibus.observability.tracing import Tracing
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import subjects
 from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
-from omnibus.workers.deltas import Deltas
 from omnibus.workers.engines.protocol import Engine, Finished, Job, TextDelta
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
-from omnibus.workers.received_tokens import received
-from omnibus.workers.sent_text import SentText, SentTexts
+from omnibus.workers.text_stream import Deltas, SentText, SentTexts, received
 
 
 class Execution:
@@ -28,12 +26,12 @@ class Execution:
 
     def __init__(
         self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter,
-        *, tracing: Tracing | None = None, sent_texts: SentTexts | None = None,
+        *, tracing: Tracing, sent_texts: SentTexts,
     ) -> None:  # fmt: skip
-        """`saying` knows what is said while it is said."""
-        self._conn, self._stage, self._engine = conn, stage, engine
-        self._builder, self._writer, self._tracing = builder, writer, tracing or NoTracing()
-        self._sent_texts = sent_texts or SentTexts()
+        """`sent_texts` has each text while it is made."""
+        self._conn, self._stage, self.engine = conn, stage, engine
+        self._builder, self._writer, self._tracing = builder, writer, tracing
+        self._sent_texts = sent_texts
 
     async def run(self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str) -> StageResult:
         """Raises a RequestError, PayloadLost, EngineError, or whatever the engine's own code raised.
@@ -74,10 +72,10 @@ class Execution:
         return job
 
     async def _generate(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
-        """`said` is None where nobody is told the stage's text."""
+        """`sent_text` is None where nobody is sent the stage's text."""
         try:
             # Engines write generate as an async generator, which the protocol's iterator does not promise.
-            async with aclosing(cast("Any", self._engine.generate(job))) as items:
+            async with aclosing(cast("Any", self.engine.generate(job))) as items:
                 async for item in items:
                     if isinstance(item, Finished):
                         await _closed(deltas)

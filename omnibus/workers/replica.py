@@ -7,17 +7,15 @@ import importlib.metadata
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.broker.delivery import Delivery
 from omnibus.broker.puller import Puller
-from omnibus.errors import EngineDead, InvalidRequest
+from omnibus.errors import EngineDead
 from omnibus.ledger.performer import Performer
-from omnibus.ledger.records import Ledger
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -29,24 +27,20 @@ from omnibus.registry.choice.director import Director
 from omnibus.registry.pause_state import PauseWatch
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.requests.cancellations import Cancellations
 from omnibus.wire import subjects
-from omnibus.workers.assignment import Assignment, Interruption
-from omnibus.workers.claims import Claims
-from omnibus.workers.control_handlers import ControlHandlers
-from omnibus.workers.control_subscriber import ControlSubscriber
+from omnibus.workers.assignment import Claims, Interruption
+from omnibus.workers.control import ControlHandlers, ControlSubscriber
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.execution import Execution
 from omnibus.workers.initialisation.starting import start_engine
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.lanes import Lanes
-from omnibus.workers.malformed import Malformed, decode_task, reject
 from omnibus.workers.output_writer import OutputWriter
-from omnibus.workers.sent_text import SentTexts
 from omnibus.workers.task_service import TaskService
 from omnibus.workers.task_slots import TaskSlots
-from omnibus.workers.task_telemetry import Journal
+from omnibus.workers.task_telemetry import TaskTelemetry
+from omnibus.workers.text_stream import SentTexts
 
 log = get_logger(__name__)
 
@@ -90,24 +84,20 @@ class Replica:
         self._conn, self._spec, self._stage = conn, spec, stage
         self._engine = engine if engine is not None else create_engine(stage)
         self._metrics = metrics or conn.metrics
-        self._telemetry = Journal(self._metrics, spec.name, stage.stage_id, conn.clock)
-        self._claims = Claims(conn, spec.name, stage.stage_id)
-        self._cancellations = Cancellations()
+        self._telemetry = TaskTelemetry(self._metrics, spec.name, stage.stage_id, conn.clock)
+        self._claims = Claims(conn, spec, stage.stage_id)
         self._lanes = Lanes(conn, spec, stage)
         self._director = Director(conn, spec, stages=_direct_targets(spec, stage))
-        self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
-        self._ledger = Ledger(conn, spec.name)
-        self._store = PayloadStore(conn, spec.name)
         self._sent_texts = SentTexts()
-        self._service = self._make_service()
         self._slots = TaskSlots(stage.slots, self._claims, self._set_status)
+        self._service = self._make_service()
         come_back = self._restart if self._options.supervised else None
         self._handlers = ControlHandlers(self._engine, self._slots, restart=come_back)
         self._pause_states = PauseWatch(conn, spec.name, stage.stage_id)
         self._control = ControlSubscriber(
             conn, spec.name, stage.stage_id,
             handlers=self._handlers, claims=self._claims,
-            cancellations=self._cancellations, telemetry=self._telemetry, sent_texts=self._sent_texts,
+            telemetry=self._telemetry, sent_texts=self._sent_texts,
         )  # fmt: skip
         self._registration = self._make_registration()
         self.comes_back = False
@@ -190,45 +180,13 @@ class Replica:
 
     async def _receive(self, puller: Puller, jobs: asyncio.TaskGroup) -> None:
         async for delivery in puller:
-            # In hand from here on, before its task has run a step: a drain must not overlook it.
-            self._slots.taken()
-            jobs.create_task(self._work_on(self._accept(delivery)), name=f"task-{delivery.stream_seq}")
+            jobs.create_task(self._see_through(self._service.take(delivery)), name=f"task-{delivery.stream_seq}")
 
-    def _accept(self, delivery: Delivery) -> Assignment | Malformed:
+    async def _see_through(self, task: Coroutine[Any, Any, None]) -> None:
         try:
-            task = decode_task(delivery, self._stage.stage_id)
-        except InvalidRequest as error:
-            return Malformed(delivery, error)
-        assignment = Assignment(self._conn, delivery, task, self._spec.heartbeat_timeout)
-        self._claims.take(assignment)
-        self._slots.admit(assignment)
-        return assignment
-
-    async def _work_on(self, accepted: Assignment | Malformed) -> None:
-        """The root of one task: whatever happens to it stays here."""
-        try:
-            if isinstance(accepted, Malformed):
-                self._telemetry.malformed(accepted)
-                await reject(accepted, ledger=self._ledger, performer=self._performer, replica=self.record.replica)
-            else:
-                await self._see_through(accepted)
-        except Exception:  # noqa: BLE001 logged and counted by the journal
-            self._telemetry.crashed("worker")  # not acknowledged: delivered again when its lease runs out
+            await task
         finally:
             self._notice_death()
-            self._slots.freed()
-
-    async def _see_through(self, assignment: Assignment) -> None:
-        try:
-            await self._claims.announce()
-            run = assignment.task.ticket.run
-            cancelled = self._cancellations.holds(assignment.rid, self._conn.clock.now(), run=run)
-            await self._service.serve(assignment, cancelled=cancelled)
-        finally:
-            self._claims.release(assignment)
-            if not assignment.acknowledged:
-                # It is delivered again: a stale claim would have it taken from whoever runs it then.
-                await self._claims.announce()
 
     async def _finish(self) -> None:
         """Let tasks end by themselves for a while; then stop those that are left, and give them to others."""
@@ -287,7 +245,7 @@ class Replica:
 
     async def _registered(self, replica: str) -> None:
         before = self._lanes.replica
-        self._claims.replica = self._service.replica = self._telemetry.replica = replica
+        self._claims.replica = self._telemetry.replica = replica
         self._claims.instance = self.record.instance
         await self._lanes.open(replica)
         if self._control.listening:
@@ -305,13 +263,17 @@ class Replica:
     # What it is made of
 
     def _make_service(self) -> TaskService:
-        builder = JobBuilder(self._spec, self._stage, self._store)
-        writer = OutputWriter(self._spec, self._stage, self._engine.outputs, self._store)
+        store = PayloadStore(self._conn, self._spec.name)
         execution = Execution(
-            self._conn, self._stage, self._engine, builder, writer,
+            self._conn, self._stage, self._engine,
+            JobBuilder(self._spec, self._stage, store), OutputWriter(self._spec, self._stage, self._engine.outputs, store),
             tracing=self._options.tracing, sent_texts=self._sent_texts,
         )  # fmt: skip
-        return TaskService(self._performer, self._engine, execution, self._telemetry, leave=self._leave)
+        performer = Performer(self._conn, self._spec.name, lane_of=self._director.lane)
+        return TaskService(
+            self._stage, execution, performer,
+            claims=self._claims, slots=self._slots, telemetry=self._telemetry, leave=self._leave,
+        )  # fmt: skip
 
     def _make_registration(self) -> Registration:
         instance = self._options.instance or f"replica-{secrets.token_hex(8)}"

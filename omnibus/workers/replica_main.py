@@ -16,6 +16,7 @@ import uvloop
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import discover
 from omnibus.errors import ConfigError, OmnibusError
+from omnibus.lineage import die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
 from omnibus.observability.tracing import Tracing, open_tracing
@@ -23,7 +24,6 @@ from omnibus.pipeline.overrides import override_stages
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.settings import Settings
 from omnibus.workers.initialisation.watchdog import Watchdog
-from omnibus.workers.lineage import die_with_parent
 from omnibus.workers.replica import Replica, ReplicaOptions
 from omnibus.workers.supervisor import FATAL_EXIT_CODE, INSTANCE_VARIABLE, RESTART_EXIT_CODE
 

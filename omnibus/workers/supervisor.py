@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from omnibus.errors import StageStartError
+from omnibus.lineage import PARENT_VARIABLE
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.workers.lineage import PARENT_VARIABLE
 
 INSTANCE_VARIABLE = "OMNIBUS_INSTANCE"
 """Set for each start of a child: a name that no other process ever has."""

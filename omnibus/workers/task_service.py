@@ -1,27 +1,25 @@
-"""What a replica does with one task: decide, run, publish, acknowledge. Never in another order."""
+"""The life of one task in a replica: taken, decided about, run, published, acknowledged. Never in another order."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-import msgspec
-
-from omnibus.errors import BrokerError, BrokerRefused, EngineDead, EngineError, RequestTooLarge
+from omnibus.broker.delivery import Delivery
+from omnibus.errors import BrokerError, BrokerRefused, EngineDead, EngineError, InvalidRequest, RequestTooLarge
 from omnibus.ledger.performer import Performer
-from omnibus.pipeline.route import Forwarding, Route, Target
-from omnibus.requests.advance import linear_tasks, needs_event
+from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.effects import PublishEvent, PublishTask
 from omnibus.wire import subjects
 from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
 from omnibus.wire.failure import Failure
-from omnibus.workers.assignment import Assignment, Interruption
-from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.assignment import Assignment, Claims, Interruption
 from omnibus.workers.execution import Execution
-from omnibus.workers.task_telemetry import Journal
-from omnibus.workers.triage import Disposition, GiveUp, after_failure, exhausted, triage
+from omnibus.workers.task_slots import TaskSlots
+from omnibus.workers.task_telemetry import TaskTelemetry
+from omnibus.workers.triage import Disposition, GiveUp, after_failure, decode_task, exhausted, following, triage
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to let go of a stopped job."""
@@ -40,35 +38,81 @@ Leave = Callable[[Exception], Awaitable[None]]
 
 
 class TaskService:
-    """Sees tasks through, each in a task of its own.
+    """Sees the tasks of one replica through, each in a task of its own.
 
     Invariant: a delivery is acknowledged only after the broker acknowledged everything that follows from it, so that an
     open request always has a message in the queue. Whatever fails on the way leaves the delivery unacknowledged.
     """
 
     def __init__(
-        self, performer: Performer, engine: Engine, execution: Execution, telemetry: Journal, *, leave: Leave
-    ) -> None:
+        self, stage: StageSpec, execution: Execution, performer: Performer,
+        *, claims: Claims, slots: TaskSlots, telemetry: TaskTelemetry, leave: Leave,
+    ) -> None:  # fmt: skip
         """`leave` ends the replica when its engine is dead, and returns when no more tasks can come to it."""
-        self._performer, self._leave = performer, leave
-        self._engine, self._execution = engine, execution
-        self._telemetry = telemetry
-        self.replica = ""
-        """Who results come from; another after the replica had to register afresh."""
+        self._stage_id = stage.stage_id
+        self._execution, self._performer, self._clock = execution, performer, performer.clock
+        self._claims, self._slots, self._telemetry, self._leave = claims, slots, telemetry, leave
         self._has_last_attempt = False
         """Whether a task at its last attempt runs here."""
 
-    async def serve(self, assignment: Assignment, *, cancelled: bool) -> None:
+    def take(self, delivery: Delivery) -> Coroutine[Any, Any, None]:
+        """Have a delivery in hand from here on, so that no drain overlooks it. To be awaited: sees it through, raises nothing."""
+        self._slots.taken()
+        try:
+            task = decode_task(delivery.data, delivery.subject, self._stage_id)
+        except InvalidRequest as error:
+            return self._guarded(self._reject(delivery, error))
+        assignment = self._claims.take(delivery, task)
+        self._slots.admit(assignment)
+        return self._guarded(self._work_on(assignment))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """The root of one task: whatever happens to it stays here."""
+        try:
+            await work
+        except Exception:  # noqa: BLE001 logged and counted
+            self._telemetry.crashed("worker")  # not acknowledged: delivered again when its lease runs out
+        finally:
+            self._slots.freed()
+
+    async def _reject(self, delivery: Delivery, error: InvalidRequest) -> None:
+        """End the request that the subject of a malformed task names, with what is wrong, and acknowledge the delivery.
+
+        Without a ticket in hand, the ledger's is taken; when the ledger knows no such request, or can know none by such a
+        name, nobody waits for it. Raises BrokerError when ledger or queue cannot be reached: the delivery then comes again.
+        """
+        self._telemetry.malformed(delivery.subject, error)
+        announced = subjects.parse_task(delivery.subject)
+        found = await self._performer.ledger.read(announced.rid) if subjects.is_name(announced.rid) else None
+        if found is not None and not found.record.state.terminal:
+            ticket, stage_id = found.record.ticket, announced.stage_id
+            failure = Failure.of(error, stage_id=stage_id, replica=self._claims.replica)
+            event = StageFailed(ticket=ticket, stage_id=stage_id, failure=failure)
+            await self._performer.perform((PublishEvent(event, announced.rid, stage_id, ticket.run),))
+        await delivery.ack()
+
+    async def _work_on(self, assignment: Assignment) -> None:
+        try:
+            await self._claims.announce()
+            await self._serve(assignment)
+        finally:
+            self._claims.release(assignment)
+            if not assignment.acknowledged:
+                # It is delivered again: a stale claim would have it taken from the replica that runs it then.
+                await self._claims.announce()
+
+    async def _serve(self, assignment: Assignment) -> None:
         """Decide about a task, and see it through; raises BrokerError when it must be left to be delivered again."""
-        delivered, now = assignment.delivery.attempts, self._performer.clock.now()
-        stuck, has_last_attempt = self._stuck(assignment), self._has_last_attempt
+        task, delivered, now = assignment.task, assignment.delivery.attempts, self._clock.now()
         match triage(
-            assignment.task, delivered=delivered, cancelled=cancelled, now=now, stuck=stuck, has_last_attempt=has_last_attempt
+            task, delivered=delivered, now=now,
+            cancelled=self._claims.is_cancelled(assignment),
+            redelivered=self._is_redelivered(assignment), has_last_attempt=self._has_last_attempt,
         ):  # fmt: skip
             case Disposition.DROP:
                 await self._drop(assignment)
             case Disposition.EXHAUSTED:
-                await self._give_up(assignment, exhausted(assignment.task, delivered=delivered, replica=self.replica))
+                await self._give_up(assignment, exhausted(task, delivered=delivered, replica=self._claims.replica))
             case Disposition.REROUTE:
                 await self._requeue(assignment)
             case Disposition.PUT_BACK:
@@ -79,9 +123,9 @@ class TaskService:
             case Disposition.RUN:
                 await self._run(assignment)
 
-    def _stuck(self, assignment: Assignment) -> bool:
+    def _is_redelivered(self, assignment: Assignment) -> bool:
         delivery = assignment.delivery
-        return delivery.num_delivered > 1 and subjects.parse_task(delivery.subject).lane == self.replica
+        return delivery.num_delivered > 1 and subjects.parse_task(delivery.subject).lane == self._claims.replica
 
     async def _run(self, assignment: Assignment, *, settle: float = 0.0) -> None:
         self._telemetry.received(assignment)
@@ -116,7 +160,7 @@ class TaskService:
     async def _attempt(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> Outcome:
         """Wait until the job ends or somebody stops it."""
         either: set[asyncio.Future[Any]] = {work, assignment.interruption}
-        left = assignment.task.ticket.deadline - self._performer.clock.now() + BEYOND_DEADLINE
+        left = assignment.task.ticket.deadline - self._clock.now() + BEYOND_DEADLINE
         done, _ = await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
         if not done:
             assignment.interrupt(Interruption.CANCELLED)  # its end was told, and not heard here
@@ -127,7 +171,7 @@ class TaskService:
         try:
             return await self._execution.run(
                 assignment.task, task_seq=delivery.stream_seq, delivered=delivery.attempts, again=delivery.again,
-                replica=self.replica,
+                replica=self._claims.replica,
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 whatever an engine raises is judged, logged and counted
             return error
@@ -138,9 +182,9 @@ class TaskService:
         if work.done():
             return
         try:
-            if self._engine.dead() is None:
+            if self._execution.engine.dead() is None:
                 async with asyncio.timeout(ABORT_TIMEOUT):
-                    await self._engine.abort(assignment.rid)
+                    await self._execution.engine.abort(assignment.rid)
         except Exception:  # noqa: BLE001 logged and counted: an engine that fails or hangs here must not keep the slot
             self._telemetry.crashed("abort")
         finally:
@@ -184,7 +228,7 @@ class TaskService:
         delivery = assignment.delivery
         if isinstance(error, EngineDead):
             await self._leave(error)
-        disposition = after_failure(error, assignment.task, delivered=delivery.attempts, replica=self.replica)
+        disposition = after_failure(error, assignment.task, delivered=delivery.attempts, replica=self._claims.replica)
         if isinstance(disposition, GiveUp):
             await self._give_up(
                 assignment, disposition, self._failed_attempt(assignment, error) if disposition.dead else None
@@ -201,8 +245,8 @@ class TaskService:
         delivery, failure = assignment.delivery, Failure.of(error)
         return Attempt(
             stage_id=assignment.task.stage_id, run=assignment.task.ticket.run,
-            task_seq=delivery.stream_seq, delivery=delivery.num_delivered, at=self._performer.clock.now(),
-            replica=self.replica, code=failure.code, message=failure.message,
+            task_seq=delivery.stream_seq, delivery=delivery.num_delivered, at=self._clock.now(),
+            replica=self._claims.replica, code=failure.code, message=failure.message,
         )  # fmt: skip
 
     async def _give_up(self, assignment: Assignment, disposition: GiveUp, last: Attempt | None = None) -> None:
@@ -240,18 +284,3 @@ class TaskService:
             assignment.acknowledged = True
         except BrokerError:  # delivered again, then: what follows from it is published, and deduplicated
             self._telemetry.ack_failed(assignment)
-
-
-def following(result: StageResult) -> Iterator[PublishTask | PublishEvent]:
-    """What a worker publishes for a result, in order: the tasks of its direct edges, then the event, if it needs one."""
-    yield from linear_tasks(result, forwarding=Forwarding.DIRECT)
-    ticket, stage_id = result.ticket, result.stage_id
-    if not needs_event(ticket.route, stage_id):
-        return
-    if all(_is_direct(ticket.route, target) for target in ticket.route[stage_id].targets):
-        result = msgspec.structs.replace(result, outputs={})  # nobody takes them from the event
-    yield PublishEvent(result, ticket.rid, stage_id, ticket.run)
-
-
-def _is_direct(route: Route, target: Target) -> bool:
-    return target.forwarding is Forwarding.DIRECT and not route[target.stage_id].is_join

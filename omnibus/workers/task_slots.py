@@ -9,8 +9,7 @@ from enum import StrEnum
 from omnibus.broker.puller import Puller
 from omnibus.errors import InvalidRequest
 from omnibus.registry.presence.replica_record import ReplicaStatus
-from omnibus.workers.assignment import Assignment, Interruption
-from omnibus.workers.claims import Claims
+from omnibus.workers.assignment import Assignment, Claims, Interruption
 
 SetStatus = Callable[[ReplicaStatus], Awaitable[None]]
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 
 from omnibus.broker.clock import ServerClock
+from omnibus.errors import OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.wire.envelope import StageResult
 from omnibus.wire.failure import Failure
 from omnibus.workers.assignment import Assignment
-from omnibus.workers.malformed import Malformed
 
 log = get_logger(__name__)
 
 
-class Journal:
+class TaskTelemetry:
     """One line and one count for everything that happens to a task. A line names request, stage and replica."""
 
     def __init__(self, metrics: Metrics, pipeline: str, stage_id: int, clock: ServerClock) -> None:
@@ -81,10 +81,9 @@ class Journal:
         self._metrics.acks_failed.labels("worker").inc()
         self._say(LogEvent.ACK_FAILED, assignment)
 
-    def malformed(self, what: Malformed) -> None:
+    def malformed(self, subject: str, error: OmnibusError) -> None:
         self._count("malformed")
-        subject, error = what.delivery.subject, str(what.error)
-        self._log.error(LogEvent.TASK_FAILED, subject=subject, replica=self.replica, error=error)
+        self._log.error(LogEvent.TASK_FAILED, subject=subject, replica=self.replica, error=error.message)
 
     def crashed(self, where: str) -> None:
         """An exception that nobody expected, from inside its `except`."""

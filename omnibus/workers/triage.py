@@ -1,14 +1,19 @@
-"""What to do with a delivery, and with a failed one: pure."""
+"""What to do with a delivery, with a result and with a failed attempt: pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
 import msgspec
 
-from omnibus.errors import AttemptsExhausted, EngineDead, EngineError, OmnibusError
-from omnibus.wire.envelope import Task
+from omnibus.errors import AttemptsExhausted, EngineDead, EngineError, InvalidRequest, OmnibusError
+from omnibus.pipeline.route import Forwarding, Route, Target
+from omnibus.requests.advance import linear_tasks, needs_event
+from omnibus.requests.effects import PublishEvent, PublishTask
+from omnibus.wire import codec, subjects
+from omnibus.wire.envelope import VERSION, StageResult, Task
 from omnibus.wire.failure import Failure
 
 FIRST_RETRY_DELAY = 0.1
@@ -49,22 +54,43 @@ class GiveUp:
     """Keep it as a dead letter: its attempts are used up."""
 
 
+def decode_task(data: bytes, subject: str, stage_id: int) -> Task:
+    """The task in a message; raises InvalidRequest when it is none, or not the one that its subject announces."""
+    task: Task = codec.decode(data, Task)
+    announced = subjects.parse_task(subject)
+    if (task.ticket.rid, task.stage_id) != (announced.rid, announced.stage_id) or task.stage_id != stage_id:
+        raise InvalidRequest(f"a task of {task.ticket.rid!r} for stage {task.stage_id} came on {subject!r}")
+    if task.v > VERSION:
+        raise InvalidRequest(f"the task has version {task.v}; this worker reads up to {VERSION}")
+    try:
+        task.ticket.route[stage_id]
+    except KeyError:
+        raise InvalidRequest(f"the route of {announced.rid!r} has no stage {stage_id}") from None
+    return task
+
+
 def triage(
-    task: Task, *, delivered: int, cancelled: bool, now: float, stuck: bool = False, has_last_attempt: bool = False
+    task: Task,
+    *,
+    delivered: int,
+    cancelled: bool,
+    now: float,
+    redelivered: bool = False,
+    has_last_attempt: bool = False,
 ) -> Disposition:
     """Whether to run a task at its `delivered`-th attempt; `now` is seconds since the epoch.
 
-    `stuck`: it waits on a replica's own lane, and this is not its first delivery there. `crowded`: a task at its last attempt
-    runs here.
+    `redelivered`: it waits on a replica's own lane, and this is not its first delivery there. `has_last_attempt`: a task at
+    its last attempt runs here.
 
-    Invariant: tasks at their last attempts do not share a replica. One that kills whoever runs it would take those with it
-    that had been beside it before: what a dead replica had in hand comes back together.
+    Invariant: tasks at their last attempts do not share a replica. One that kills every replica that runs it would take those
+    with it that had been beside it before: what a dead replica had in hand comes back together.
     """
     if cancelled or task.ticket.deadline <= now:
         return Disposition.DROP
     if delivered > task.ticket.max_attempts:
         return Disposition.EXHAUSTED
-    if stuck:
+    if redelivered:
         return Disposition.REROUTE
     if 1 < delivered == task.ticket.max_attempts:
         return Disposition.PUT_BACK if has_last_attempt else Disposition.RUN_ISOLATED
@@ -76,13 +102,13 @@ def after_failure(error: Exception, task: Task, *, delivered: int, replica: str)
 
     A lost payload is not tried again here: only a new run of the whole request can make it anew.
     """
-    ours = error if isinstance(error, OmnibusError) else EngineError(f"{type(error).__name__}: {error}")
-    again = isinstance(ours, EngineError) and ours.retryable
+    error = error if isinstance(error, OmnibusError) else EngineError(f"{type(error).__name__}: {error}")
+    again = isinstance(error, EngineError) and error.retryable
     if again and delivered < task.ticket.max_attempts:
         # A dead engine's task goes to another replica: there is nothing to wait for.
-        dead = isinstance(ours, EngineDead)
+        dead = isinstance(error, EngineDead)
         return Retry(0.0 if dead else min(FIRST_RETRY_DELAY * 2 ** (delivered - 1), LONGEST_RETRY_DELAY))
-    return GiveUp(_failure(ours, task, replica, attempts=delivered if again else 0), dead=again)
+    return GiveUp(_failure(error, task, replica, attempts=delivered if again else 0), dead=again)
 
 
 def exhausted(task: Task, *, delivered: int, replica: str) -> GiveUp:
@@ -90,6 +116,21 @@ def exhausted(task: Task, *, delivered: int, replica: str) -> GiveUp:
     limit = task.ticket.max_attempts
     error = AttemptsExhausted(f"none of {limit} attempts at stage {task.stage_id} finished: each replica died or hung")
     return GiveUp(_failure(error, task, replica, attempts=delivered - 1), dead=True)
+
+
+def following(result: StageResult) -> Iterator[PublishTask | PublishEvent]:
+    """What a worker publishes for a result, in order: the tasks of its direct edges, then the event, if it needs one."""
+    yield from linear_tasks(result, forwarding=Forwarding.DIRECT)
+    ticket, stage_id = result.ticket, result.stage_id
+    if not needs_event(ticket.route, stage_id):
+        return
+    if all(_is_direct(ticket.route, target) for target in ticket.route[stage_id].targets):
+        result = msgspec.structs.replace(result, outputs={})  # nobody takes them from the event
+    yield PublishEvent(result, ticket.rid, stage_id, ticket.run)
+
+
+def _is_direct(route: Route, target: Target) -> bool:
+    return target.forwarding is Forwarding.DIRECT and not route[target.stage_id].is_join
 
 
 def _failure(error: OmnibusError, task: Task, replica: str, *, attempts: int) -> Failure:

@@ -14,7 +14,7 @@ from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Claim
 from omnibus.wire.payload import MSGPACK, ObjectKey, Payload
-from omnibus.workers import task_service as serving
+from omnibus.workers import task_service
 from tests.support.stage_bench import StageBench, make_task, stage_bench
 from tests.support.waiting import eventually
 
@@ -131,7 +131,7 @@ async def _break(_rid: str) -> None:
 async def test_slot_is_free_again_when_the_engine_cannot_abort(
     connection: Connection, pipeline: str, abort: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "ABORT_TIMEOUT", 0.2)
+    monkeypatch.setattr(task_service, "ABORT_TIMEOUT", 0.2)
     async with stage_bench(connection, pipeline, latency=0.1, hang_on={"rid": "stuck"}) as bench, bench.replica() as it:
         monkeypatch.setattr(it._engine, "abort", abort)
         await bench.submit("stuck")

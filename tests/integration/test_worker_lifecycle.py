@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.wire import subjects
-from omnibus.workers import task_service as serving
+from omnibus.workers import task_service
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
 
@@ -60,7 +60,7 @@ async def test_hand_back_uses_up_no_attempt(connection: Connection, pipeline: st
 async def test_hand_back_does_not_wait_for_an_engine_that_hangs(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "ABORT_TIMEOUT", 2.0)
+    monkeypatch.setattr(task_service, "ABORT_TIMEOUT", 2.0)
     async with (
         stage_bench(connection, pipeline, hang_on={"rid": "a"}, max_attempts=1) as bench,
         bench.replica(grace=0.0) as leaver,
@@ -73,7 +73,7 @@ async def test_hand_back_does_not_wait_for_an_engine_that_hangs(
             leaver.drain()
             started = time.monotonic()
             await bench.result("a")
-            assert time.monotonic() - started < serving.ABORT_TIMEOUT
+            assert time.monotonic() - started < task_service.ABORT_TIMEOUT
 
 
 async def _hang(_rid: str) -> None:

@@ -212,7 +212,7 @@ import asyncio, os, sys
 from omnibus.workers.supervisor import ProcessSpec, Supervisor
 child = '''
 import os, sys, time
-from omnibus.workers.lineage import die_with_parent
+from omnibus.lineage import die_with_parent
 die_with_parent()
 if os.fork() == 0:
     print("pid", os.getpid(), flush=True)

@@ -26,7 +26,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, StageResult
 from omnibus.wire.out import OutputReady
-from omnibus.workers import task_service as serving
+from omnibus.workers import task_service
 from omnibus.workers.assignment import Assignment
 from omnibus.workers.task_service import TaskService
 from omnibus.workers.triage import Disposition
@@ -42,7 +42,7 @@ def ack_first(_world: World) -> Patches:
 
     async def finish(self: TaskService, assignment: Assignment, result: StageResult) -> None:
         await self._ack(assignment)
-        for effect in serving.following(result):
+        for effect in task_service.following(result):
             await self._perform(assignment, effect)
 
     yield TaskService, "_finish", finish
@@ -214,13 +214,13 @@ def talking_zombies(_world: World) -> Patches:
 
 def endless_attempts(_world: World) -> Patches:
     """A task is run as often as it comes."""
-    real = serving.triage
+    real = task_service.triage
 
     def triage(*args: Any, **kwargs: Any) -> Disposition:
         disposition = real(*args, **kwargs)
         return Disposition.RUN if disposition is Disposition.EXHAUSTED else disposition
 
-    yield serving, "triage", triage
+    yield task_service, "triage", triage
 
 
 def deaf_followers(_world: World) -> Patches:

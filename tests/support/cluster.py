@@ -19,11 +19,11 @@ from typing import Self
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.cli.readiness import Readiness
+from omnibus.lineage import PARENT_VARIABLE
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.registry.presence.replica_view import ReplicaView
-from omnibus.workers.lineage import PARENT_VARIABLE
 from tests.support.processes import children_of
 from tests.support.three_nodes import ThreeNodes
 from tests.support.waiting import eventually

@@ -12,9 +12,9 @@ import uvloop
 
 from omnibus.broker.connection import connect
 from omnibus.broker.delivery import Delivery
+from omnibus.lineage import die_with_parent
 from omnibus.observability.logging import configure_logging
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.workers.lineage import die_with_parent
 from omnibus.workers.replica import Replica, ReplicaOptions
 
 

@@ -15,7 +15,7 @@ from typing import Self
 from omnibus.broker.connection import Connection
 from omnibus.broker.embedded import free_port
 from omnibus.broker.server_binary import find_binary
-from omnibus.workers.lineage import set_death_signal
+from omnibus.lineage import set_death_signal
 from tests.support.waiting import eventually
 
 HOST = "127.0.0.1"

@@ -8,7 +8,7 @@ from omnibus.client.assembly import Assembly
 from omnibus.wire.control import SENT_TEXT_PAGE
 from omnibus.wire.out import Fence
 from omnibus.workers.engines.protocol import TextDelta
-from omnibus.workers.sent_text import MOST_KEPT, SentText, SentTexts
+from omnibus.workers.text_stream import MOST_KEPT, SentText, SentTexts
 
 pytestmark = pytest.mark.unit
 FIRST, SECOND = Fence(1, 5, 1), Fence(1, 5, 2)

@@ -133,4 +133,4 @@ def test_run_that_an_operator_opened_is_not_held_when_the_failed_one_is() -> Non
 def test_task_is_sent_home_when_it_was_tried_on_the_lane_of_one_replica(
     delivered: int, disposition: Disposition
 ) -> None:
-    assert triage(make_task(), delivered=delivered, cancelled=False, now=NOW, stuck=True) is disposition
+    assert triage(make_task(), delivered=delivered, cancelled=False, now=NOW, redelivered=True) is disposition

@@ -5,6 +5,7 @@ Everything that stage initialisation is made of, under one name; the pure parts 
 
 from __future__ import annotations
 
+from omnibus.lineage import set_death_signal, terminate_alive_proc
 from omnibus.pipeline.devices import (
     compute_replica_layout,
     get_stage_devices_per_replica,
@@ -23,7 +24,6 @@ from omnibus.workers.initialisation.plans import (
     extract_stage_metadata,
     plan_stages,
 )
-from omnibus.workers.lineage import set_death_signal, terminate_alive_proc
 
 __all__ = [
     "LaunchMode",

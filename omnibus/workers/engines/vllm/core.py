@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+import itertools
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm import PoolingParams, SamplingParams
@@ -17,12 +19,11 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidReque
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.engine_death import first_end
-from omnibus.workers.engines.protocol import Finished, Item, Job, Usage
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta, Usage
 from omnibus.workers.engines.vllm import hidden_states
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
-from omnibus.workers.engines.vllm.run import Run
 from omnibus.workers.engines.vllm.sampling import check_sampling, continues, fit_context, rejected
 from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
 
@@ -33,6 +34,24 @@ RPC_METHODS = frozenset(
     | {"stop_profile", "pause_generation", "resume_generation", "is_paused", "collective_rpc", "list_loras", "pin_lora"}
 )
 """Methods of AsyncLLM that `rpc` calls."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One job inside the engine, and what it has made so far."""
+
+    id: str
+    rid: str
+    aborted: bool = False
+    prompt_tokens: int = 0
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+    def take(self, text: str, token_ids: Sequence[int]) -> TextDelta:
+        """Note what was made."""
+        self.texts.append(text)
+        self.token_ids.extend(token_ids)
+        return TextDelta(text=text, token_ids=tuple(token_ids))
 
 
 class VllmCore:
@@ -48,6 +67,8 @@ class VllmCore:
         self._llm = start_llm(stage, {**hidden, **arguments.engine}, self._load)
         self._has_text, self._encodes = not arguments.skip_tokenizer, arguments.encodes
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
+        self._runs: dict[str, Run] = {}
+        self._numbers = itertools.count()
 
     @property
     def errored(self) -> bool:
@@ -74,10 +95,11 @@ class VllmCore:
         self._ending.set()
         return EngineDead(f"stage {self._stage.name!r}: vLLM's EngineCore {how}")
 
-    @property
-    def waiting(self) -> int:
-        """Requests that the scheduler had not taken up at its last step."""
-        return self._load.waiting
+    def stats(self) -> EngineStats:
+        """Jobs inside the engine; those that its scheduler had not taken up at its last step wait."""
+        jobs = len(self._runs)
+        waiting = min(self._load.waiting, jobs)
+        return EngineStats(running=jobs - waiting, waiting=waiting)
 
     async def warm(self) -> None:
         """Ask EngineCore what vLLM would ask at the first request.
@@ -86,23 +108,39 @@ class VllmCore:
         """
         await self._llm.get_supported_tasks()
 
-    async def run(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
+    async def run(self, job: Job) -> AsyncGenerator[Item, None]:
         """Stream the job's items; vLLM's errors become ours."""
-        try:
-            async with aclosing((self._encode if self._encodes else self._stream)(job, run)) as items:
-                async for item in items:
-                    yield item
-        except VLLMClientError as error:
-            raise rejected(error) from error
-        except EngineDeadError as error:
-            raise self._dead("is gone") from error
-        except (EngineGenerateError, GracefulHTTPError) as error:
-            raise EngineError(f"stage {self._stage.name!r}: {error.__cause__ or error}") from error
+        with self._registered(job.rid) as run:
+            try:
+                async with aclosing((self._encode if self._encodes else self._stream)(job, run)) as items:
+                    async for item in items:
+                        yield item
+            except VLLMClientError as error:
+                raise rejected(error) from error
+            except EngineDeadError as error:
+                raise self._dead("is gone") from error
+            except (EngineGenerateError, GracefulHTTPError) as error:
+                raise EngineError(f"stage {self._stage.name!r}: {error.__cause__ or error}") from error
 
-    async def abort(self, run: Run) -> None:
+    async def abort(self, rid: str) -> None:
+        """Stop the runs of a request; unknown ids are ignored."""
+        for run in [run for run in self._runs.values() if run.rid == rid]:
+            await self._abort(run)
+
+    async def _abort(self, run: Run) -> None:
         run.aborted = True
         if not self.errored:
             await self._llm.abort(run.id)
+
+    @contextmanager
+    def _registered(self, rid: str) -> Iterator[Run]:
+        # vLLM refuses an id twice, and one request may be delivered twice: each run has an id of its own.
+        run = Run(f"{rid}-{next(self._numbers)}", rid)
+        self._runs[run.id] = run
+        try:
+            yield run
+        finally:
+            del self._runs[run.id]
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call one of RPC_METHODS; raises InvalidRequest for others and for arguments they do not take."""
@@ -118,10 +156,10 @@ class VllmCore:
             raise InvalidRequest(f"{method}: {error}") from error
         return sorted(answer) if isinstance(answer, set) else answer
 
-    async def quiesce(self, runs: Sequence[Run]) -> None:
+    async def quiesce(self) -> None:
         """Abort what runs, and end the task that waits for EngineCore's outputs, which would report its end as a failure."""
-        for run in runs:
-            await self.abort(run)
+        for run in list(self._runs.values()):
+            await self._abort(run)
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats, Item, Job
 from omnibus.workers.engines.vllm.arguments import VllmArguments, environment, sort_arguments
-from omnibus.workers.engines.vllm.run import Run
 
 if TYPE_CHECKING:
     from omnibus.workers.engines.vllm.core import VllmCore
@@ -40,8 +38,6 @@ class VllmEngine:
         self._stage = stage
         self._arguments = sort_arguments(stage)
         self.outputs: Mapping[str, str] = _outputs(self._arguments)
-        self._runs: dict[str, list[Run]] = {}
-        self._numbers = itertools.count()
         # EngineCore dies with the thread that started it (see `executor`), so one thread starts and stops it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vllm-{stage.name}")
         self._core: VllmCore | None = None
@@ -58,22 +54,16 @@ class VllmEngine:
 
     async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
         """Stream TextDelta items, then Finished; after `abort` Finished holds what there was, with reason "abort"."""
-        core = self._alive()
-        with self._registered(job.rid) as run:
-            async with aclosing(core.run(job, run)) as items:
-                async for item in items:
-                    yield item
+        async with aclosing(self._alive().run(job)) as items:
+            async for item in items:
+                yield item
 
     async def abort(self, rid: str) -> None:
-        for run in self._runs.get(rid, ()):
-            if self._core is not None:
-                await self._core.abort(run)
+        if self._core is not None:
+            await self._core.abort(rid)
 
     def stats(self) -> EngineStats:
-        """Jobs inside the engine; those that its scheduler has not taken up wait."""
-        jobs = sum(len(runs) for runs in self._runs.values())
-        waiting = min(self._core.waiting, jobs) if self._core else 0
-        return EngineStats(running=jobs - waiting, waiting=waiting)
+        return self._core.stats() if self._core is not None else EngineStats()
 
     def dead(self) -> Exception | None:
         return self._died() if self._core is not None and self._core.errored else None
@@ -90,7 +80,7 @@ class VllmEngine:
     async def close(self) -> None:
         core, self._core = self._core, None
         if core is not None:
-            await core.quiesce([run for runs in self._runs.values() for run in runs])
+            await core.quiesce()
             stopping = asyncio.get_running_loop().run_in_executor(self._thread, core.stop)
             await asyncio.wait([stopping], timeout=CLOSE_TIMEOUT)
         self._thread.shutdown(wait=False)
@@ -103,18 +93,6 @@ class VllmEngine:
 
         # Not returned: a future would keep it alive to the interpreter's end, where vLLM's destructor fails.
         self._core = VllmCore(self._stage, self._arguments)
-
-    @contextmanager
-    def _registered(self, rid: str) -> Iterator[Run]:
-        # vLLM refuses an id twice, and one request may be delivered twice: each run has an id of its own.
-        run = Run(f"{rid}-{next(self._numbers)}")
-        self._runs.setdefault(rid, []).append(run)
-        try:
-            yield run
-        finally:
-            self._runs[rid].remove(run)
-            if not self._runs[rid]:
-                del self._runs[rid]
 
     def _alive(self) -> VllmCore:
         if self._core is None or self._core.errored:

@@ -8,26 +8,20 @@ EngineCore's end by vLLM's own pipe.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-_PR_SET_PDEATHSIG = 1
+from omnibus.lineage import set_death_signal
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, however it ends (prctl(2))."""
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+def _bind() -> None:
+    """Have this process die with the thread that started it."""
+    set_death_signal()
     parent = multiprocessing.parent_process()
     # The parent may have died before the call; then nobody will ever send the signal.
     if parent is not None and os.getppid() != parent.pid:
@@ -38,7 +32,7 @@ class BoundUniProcExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM has n
     """One worker inside EngineCore, bound to the replica's life."""
 
     def _init_executor(self) -> None:
-        die_with_parent()
+        _bind()
         super()._init_executor()
 
 
@@ -46,7 +40,7 @@ class BoundMultiprocExecutor(MultiprocExecutor):  # type: ignore[misc]  # vLLM h
     """Workers in processes of their own, EngineCore bound to the replica's life."""
 
     def _init_executor(self) -> None:
-        die_with_parent()
+        _bind()
         super()._init_executor()
 
 

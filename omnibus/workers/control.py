@@ -1,4 +1,4 @@
-"""What a replica does when it is called: some by itself, the rest is for its engine."""
+"""Control messages to a replica, on core NATS: cancellations, questions for claims and texts, and calls."""
 
 from __future__ import annotations
 
@@ -8,27 +8,116 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from omnibus.errors import InvalidRequest
+from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.errors import BrokerError, InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.pause_state import PauseState, PauseWatch
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import AskClaims, AskSentText, Cancel, Control, Rpc, RpcReply
+from omnibus.wire.failure import Failure
+from omnibus.workers.assignment import Claims
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.task_slots import PauseMode, TaskSlots
+from omnibus.workers.task_telemetry import TaskTelemetry
+from omnibus.workers.text_stream import SentTexts
 
+RPC_TIMEOUT = 300.0
+"""Seconds that a call of the engine may take; its caller waits no longer."""
+MOST_CALLS = 64
+"""Calls of the engine under way at the same time; a caller beyond them is refused."""
 SLEEP_LEVEL = 1
 """Weights leave the device and come back. Level 2 drops them, and nothing here would load them again."""
-
 _PAUSED_FROM_THE_START = PauseState(mode="")
 
 log = get_logger(__name__)
 
 
+class ControlSubscriber:
+    """Listens to what everybody is told, and what this replica is told."""
+
+    def __init__(
+        self, conn: Connection, pipeline: str, stage_id: int, *,
+        handlers: ControlHandlers, claims: Claims, telemetry: TaskTelemetry, sent_texts: SentTexts,
+    ) -> None:  # fmt: skip
+        self._conn, self._pipeline, self._stage_id = conn, pipeline, stage_id
+        self._handlers, self._claims = handlers, claims
+        self._telemetry, self._sent_texts = telemetry, sent_texts
+        self._subscriptions: list[Subscription] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    @property
+    def listening(self) -> bool:
+        return bool(self._subscriptions)
+
+    async def listen(self) -> None:
+        """Listen under the replica's present id; again after the id has changed."""
+        await self._unsubscribe()
+        own = subjects.ctl(self._pipeline, self._stage_id, self._claims.replica)
+        for subject in (subjects.ctl_all(self._pipeline), own):
+            self._subscriptions.append(await self._conn.subscribe(subject, self._receive))
+
+    async def close(self) -> None:
+        """Stop listening; calls under way are cancelled."""
+        for call in self._calls:
+            call.cancel()
+        await self._unsubscribe()
+
+    async def _unsubscribe(self) -> None:
+        while self._subscriptions:
+            await self._subscriptions.pop().unsubscribe()
+
+    async def _receive(self, message: Message) -> None:
+        order: Control = codec.decode(message.data, Control)
+        match order:
+            case Cancel():
+                self._claims.cancel(order)
+            case AskClaims():
+                await self._claims.announce()
+            case AskSentText():
+                await self._say_again(order, message.reply)
+            case Rpc():
+                self._call(order, message.reply)
+
+    async def _say_again(self, order: AskSentText, reply: str) -> None:
+        sent_text = self._sent_texts.of(order.rid, order.stage_id)
+        if sent_text is None or not reply:
+            return
+        for message in sent_text.since(order.offset):
+            await self._conn.publish(reply, codec.encode(message))
+
+    def _call(self, order: Rpc, reply: str) -> None:
+        """Answer in a task of its own, so that a slow call delays no cancellation."""
+        call = asyncio.create_task(self._answer(order, reply), name=f"rpc-{order.method}")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def _answer(self, order: Rpc, reply: str) -> None:
+        try:
+            answer = RpcReply(replica=self._claims.replica, value=codec.pack(await self._called(order)))
+        except Exception as error:  # noqa: BLE001 whatever the engine raises is the caller's answer
+            answer = RpcReply(
+                replica=self._claims.replica, error=f"{type(error).__name__}: {error}", failure=Failure.of(error)
+            )
+        try:
+            if reply:
+                await self._conn.publish(reply, codec.encode(answer))
+        except BrokerError:
+            self._telemetry.crashed("rpc")
+
+    async def _called(self, order: Rpc) -> Any:
+        if len(self._calls) > MOST_CALLS:
+            raise RuntimeError("too many calls are under way")
+        async with asyncio.timeout(RPC_TIMEOUT):
+            return await self._handlers.call(order.method, order.args, order.kwargs)
+
+
 class ControlHandlers:
     """Calls of one replica, by the names that vLLM has for them."""
 
-    def __init__(self, engine: Engine, gate: TaskSlots, *, restart: Callable[[], None] | None = None) -> None:
+    def __init__(self, engine: Engine, slots: TaskSlots, *, restart: Callable[[], None] | None = None) -> None:
         """`restart` has the replica leave in order and come back; None where nobody would start it again."""
-        self._engine, self._gate, self._come_back = engine, gate, restart
+        self._engine, self._slots, self._come_back = engine, slots, restart
         self._asleep = False
         self._turning = asyncio.Lock()
         self._applied: PauseState | None = None
@@ -45,7 +134,7 @@ class ControlHandlers:
     def begin(self, pause_state: PauseState | None) -> None:
         """Know what is decided for the stage before the first task can come."""
         if pause_state is not None:
-            self._gate.paused, self._applied = True, _PAUSED_FROM_THE_START
+            self._slots.paused, self._applied = True, _PAUSED_FROM_THE_START
 
     async def reconcile(self, pause_states: PauseWatch) -> None:
         """Do what is decided for the whole stage, until cancelled. A replica that was told directly has done it by then."""
@@ -82,15 +171,15 @@ class ControlHandlers:
 
     async def _pause(self, mode: str = PauseMode.ABORT) -> None:
         """Return when nothing is in hand any more."""
-        await self._gate.pause(pause_mode(mode))
+        await self._slots.pause(pause_mode(mode))
 
     async def _resume(self) -> None:
         if self._asleep:
             raise InvalidRequest("the replica is asleep: wake it up")
-        await self._gate.resume()
+        await self._slots.resume()
 
     async def _is_paused(self) -> bool:
-        return self._gate.paused
+        return self._slots.paused
 
     async def _is_sleeping(self) -> bool:
         return self._asleep
@@ -104,14 +193,14 @@ class ControlHandlers:
                 await self._fall_asleep(pause_mode(mode))
 
     async def _fall_asleep(self, mode: PauseMode) -> None:
-        was_paused = self._gate.paused
-        await self._gate.pause(mode)
+        was_paused = self._slots.paused
+        await self._slots.pause(mode)
         try:
             await self._engine.rpc("sleep", (), {})
         except BaseException:
             if not was_paused:
                 with suppress(InvalidRequest):  # the replica leaves; nothing else may take a cancellation's place
-                    await self._gate.resume()
+                    await self._slots.resume()
             raise
         self._asleep = True
 
@@ -121,7 +210,7 @@ class ControlHandlers:
             if self._asleep:
                 await self._engine.rpc("wake_up", (), {})
                 self._asleep = False
-            await self._gate.resume()
+            await self._slots.resume()
 
 
 def pause_mode(name: str) -> PauseMode:

@@ -6,11 +6,13 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 
 PARENT_VARIABLE = "OMNIBUS_PARENT_PID"
 """Set by a supervisor for its children."""
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: the loader must not run in a freshly forked child
+# Loaded here: the loader must not run in a freshly forked child.
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def die_with_parent() -> None:
@@ -30,8 +32,11 @@ def die_with_parent() -> None:
 
 
 def set_death_signal(number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when the thread that started it ends. Not inherited by its children."""
-    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+    """Have the kernel send this process a signal when the thread that started it ends; nothing elsewhere than on Linux.
+
+    Not inherited by its children. Safe in a freshly forked child.
+    """
+    if _libc is not None and _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
