@@ -1,4 +1,4 @@
-"""What an operator sets: `OMNIBUS_*` variables, read once at the edge and passed down as values.
+"""Settings of an operator: `OMNIBUS_*` variables, read once at the edge and passed down as values.
 
 No other module reads the environment. Flags of a command override these.
 """
@@ -23,9 +23,9 @@ class Settings(BaseSettings):
     nats_url: str | None = None
     """An existing server or cluster, comma-separated; None: discovered (see broker.embedded.discover)."""
     nats_system_url: str | None = None
-    """The same with a user of the system account that may hear disconnect events; None: discovered, or done without."""
+    """The same with a user of the system account that may subscribe to disconnect events; None: discovered, or done without."""
     nats_account: str = "OMNI"
-    """The account whose disconnect events are heard."""
+    """The account whose disconnect events are watched."""
     nats_credentials: Path | None = None
     """A .creds file."""
     nats_replicas: int = 1
@@ -33,13 +33,13 @@ class Settings(BaseSettings):
     nats_server: Path | None = None
     """The nats-server binary of the embedded mode; None: the one installed beside Python, or on PATH."""
     nats_profile: Literal["dev", "balanced", "durable"] = "balanced"
-    """Which file of nats/ the embedded server runs with."""
+    """The file of nats/ that the embedded server runs with."""
     nats_host: str = "127.0.0.1"
-    """Where the embedded server listens: an IPv4 address of this machine, or 0.0.0.0. Whoever reaches it may use it."""
+    """Address on which the embedded server listens: an IPv4 address of this machine, or 0.0.0.0."""
     nats_port: int = 4222
     """The port that the embedded server takes when it is free."""
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "omnibus")
-    """Where an embedded server keeps its data, its log and its address."""
+    """Folder in which an embedded server keeps its data, its log and its address."""
 
     # Workers
     hang_timeout: float = Field(default=60.0, ge=0.0, allow_inf_nan=False)
@@ -49,13 +49,13 @@ class Settings(BaseSettings):
     log_level: str = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
     otlp_endpoint: str | None = None
-    """Where spans go over OTLP/gRPC, such as http://collector:4317; needs the extra `otel`. None: nowhere."""
+    """Endpoint to which spans go over OTLP/gRPC, such as http://collector:4317; needs the extra `otel`. None: nowhere."""
 
     # The front door
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
-    """Accepted bearer tokens, comma-separated; empty: everybody may ask."""
+    """Accepted bearer tokens, comma-separated; empty: no token is asked for."""
     served_model_name: str | None = None
     """The name under which the pipeline is served; None: its own."""
 

@@ -127,7 +127,7 @@ class Channel:
             attempts=record.attempts,
         )  # fmt: skip
 
-    def result(self, ticket: Ticket, ended: out.Ended, outputs: tuple[Output, ...]) -> Result:
+    def result(self, ticket: Ticket, ended: out.EndNotice, outputs: tuple[Output, ...]) -> Result:
         """The result of a request that is done, from what was heard of it."""
         return Result(
             rid=ticket.rid, pipeline=self.pipeline, state=RequestState(ended.state), created=ticket.created,
@@ -148,7 +148,7 @@ class Channel:
         if isinstance(received, out.AskReceived):
             await self._send_received(received, message.reply)
             return
-        if isinstance(received, out.Ended):
+        if isinstance(received, out.EndNotice):
             self.open_requests.remove(received.rid)
         for box in self._boxes(received.rid):
             box.put(received)

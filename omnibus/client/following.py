@@ -56,7 +56,7 @@ async def _events(channel: Channel, ticket: Ticket, box: Mailbox, gaps: Gaps) ->
             for event in await _received(channel, assembly, message, gaps):
                 yield event
             continue
-        if isinstance(message, out.Ended) and _received_all(ticket, assembly, message):
+        if isinstance(message, out.EndNotice) and _received_all(ticket, assembly, message):
             yield Ended(channel.result(ticket, message, assembly.outputs))
             return
         record = await _read(channel, ticket.rid, until)
@@ -87,7 +87,7 @@ async def _received(
             return list(assembly.output(await channel.output(output)))
 
 
-def _received_all(ticket: Ticket, assembly: Assembly, ended: out.Ended) -> bool:
+def _received_all(ticket: Ticket, assembly: Assembly, ended: out.EndNotice) -> bool:
     """Whether the record has nothing to tell that was not heard: every output of a request that is done."""
     return ended.state == RequestState.DONE and len(assembly.outputs) == len(ticket.route.finals)
 

@@ -13,7 +13,7 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import SENT_TEXT_PAGE, AskSentText
-from omnibus.wire.envelope import FinalOutput, Usage
+from omnibus.wire.envelope import FinalOutput, TokenUsage
 from omnibus.wire.out import Tokens
 from omnibus.wire.payload import RECORD_INLINE_LIMIT, TEXT
 
@@ -33,7 +33,7 @@ async def partial_texts(connection: Connection, store: PayloadStore, record: Rec
         payload = await store.put(text.encode(), TEXT, rid=record.rid, limit=left, lasting=True)
         left -= len(payload.data or b"")
         texts[stage_id] = FinalOutput(
-            stage_id=stage_id, modality="text", items=(payload,), finish_reason=ABORT, usage=Usage(0, tokens)
+            stage_id=stage_id, modality="text", items=(payload,), finish_reason=ABORT, usage=TokenUsage(0, tokens)
         )
     return texts
 

@@ -12,7 +12,7 @@ from omnibus.requests.admission import unadmitted_record
 from omnibus.requests.effects import Notify, Purge
 from omnibus.requests.state import RequestState
 from omnibus.wire.failure import Failure
-from omnibus.wire.out import Ended
+from omnibus.wire.out import EndNotice
 from omnibus.wire.subjects import is_name
 
 
@@ -34,7 +34,7 @@ async def cancel_raw(connection: Connection, performer: Performer, pipeline: str
         return False
     await performer.ledger.create(record)
     if front is not None:
-        await performer.perform((Notify(front, Ended(rid=rid, state=record.state)),))
+        await performer.perform((Notify(front, EndNotice(rid=rid, state=record.state)),))
     await waiting.remove(rid)
     # Of an orchestrator that died before it came to the record.
     await performer.perform((Purge(rid, queued=False, stored=True),))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omnibus.requests.state import RequestState
 from omnibus.wire.attempt import Attempt
-from omnibus.wire.envelope import StageTiming, Usage
+from omnibus.wire.envelope import StageTiming, TokenUsage
 from omnibus.wire.failure import Failure
 
 ABORT = "abort"
@@ -42,7 +42,7 @@ class Output:
     items: tuple[bytes, ...]
     """One encoded text, or n files."""
     finish_reason: str = "stop"
-    usage: Usage = field(default_factory=Usage)
+    usage: TokenUsage = field(default_factory=TokenUsage)
 
     @property
     def text(self) -> str:

@@ -15,7 +15,7 @@ LogFormat = Literal["auto", "console", "json"]
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _TAKEN_OVER = ("uvicorn", "uvicorn.error", "uvicorn.access")
-"""Loggers that bring handlers of their own."""
+"""Loggers with handlers of their own."""
 
 
 def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream: TextIO | None = None) -> None:  # noqa: A002 the setting's name
@@ -40,7 +40,7 @@ def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream
 
 
 def configure_quietly(level: str) -> None:
-    """Logs of a library's user: our events from `level` on, on stderr, and nothing else touched.
+    """Set up logs for a program that uses Omnibus as a library: our events from `level` on, on stderr, and nothing else touched.
 
     Does nothing where structlog is configured already: then the application decides. Raises ConfigError as above.
     """
@@ -64,7 +64,8 @@ def configure_quietly(level: str) -> None:
 
 
 def get_logger(name: str, **bound: object) -> FilteringBoundLogger:
-    """A logger for one module, with fields bound to every event: `get_logger(__name__, stage=…).info(LogEvent.REPLICA_UP)`."""
+    """Return a logger for one module, with fields bound to every event:
+    `get_logger(__name__, stage=…).info(LogEvent.REPLICA_UP)`."""
     logger: FilteringBoundLogger = structlog.get_logger(name, **bound)
     return logger
 
@@ -108,6 +109,6 @@ def _renderers(log_format: LogFormat, out: TextIO) -> list[Processor]:
 
 
 def _plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """The event's name as plain text, not as an enum member."""
+    """Replace the event's enum member by its plain text."""
     event["event"] = str(event["event"])
     return event

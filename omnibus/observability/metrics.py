@@ -31,7 +31,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _add_requests(self) -> None:
-        self.requests = self._counter("requests", "Requests by how they ended", "pipeline", "state")
+        self.requests = self._counter("requests", "Requests by state at their end", "pipeline", "state")
         self.request_seconds = self._histogram("request_seconds", "Admission to the end", "pipeline", "state")
         self.refused = self._counter("requests_refused", "Requests not admitted, by error code", "pipeline", "code")
         self.redriven = self._counter("requests_redriven", "Requests run again from their input", "pipeline")
@@ -42,7 +42,7 @@ class Metrics:
         self.queue_wait_seconds = self._histogram("queue_wait_seconds", "A task published to received", *stage)
         self.tokens = self._counter("tokens", "Tokens, kind prompt or completion", *stage, "kind")
         self.busy_slots = self._gauge("busy_slots", "Slots with a task", *stage)
-        self.deliveries = self._counter("deliveries", "Tasks received, by what became of them", *stage, "outcome")
+        self.deliveries = self._counter("deliveries", "Tasks received, by outcome", *stage, "outcome")
         self.leases_lost = self._counter("leases_lost", "Tasks abandoned because the lease was missed", *stage)
         self.replicas = self._gauge("replicas", "Replicas by status", *stage, "status")
         self.replica_restarts = self._counter("replica_restarts", "Replicas started again after a death", *stage)
@@ -71,7 +71,7 @@ class Metrics:
 
 
 def _tasks() -> float:
-    """Of the running loop; 0 off any loop."""
+    """Count the tasks of the running loop; 0 off any loop."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:

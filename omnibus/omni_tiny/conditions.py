@@ -1,7 +1,7 @@
-"""What the dit is conditioned on: the thinker's hidden states over prompt and answer, as prompt embeddings.
+"""Conditions of the dit: the thinker's hidden states over prompt and answer, as prompt embeddings.
 
-Layers 0 (who is named) and 2 (who stands where), each RMS-normalised, side by side, plus a sinusoidal token position. The last
-layer alone would only tell the next token. Training and serving build them with this one function.
+Layers 0 (which things are named) and 2 (their relation), each RMS-normalised, side by side, plus a sinusoidal token position.
+The last layer alone would only predict the next token. Training and serving build them with this one function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Input processors of the omni-tiny pipeline: what each stage gets out of the stage before it. numpy only.
+"""Input processors of the omni-tiny pipeline: each makes a stage's input of the outputs before it. numpy only.
 
 thinker ──hidden_states──► dit_input ──► dit
    └──token_ids──► talker_input ──► talker ──token_ids──► code2wav_input ──► code2wav
@@ -23,9 +23,9 @@ EMPTY_PROMPT_FILE = "empty_prompt.npy"
 
 
 def thinker_input(stage_input: StageInput) -> EngineInput:
-    """A chat for the thinker: a bare text prompt becomes a user's turn, for it only knows sentences inside its chat template.
+    """Make a chat for the thinker: a bare prompt becomes a user's turn, since the model only knows its chat template.
 
-    Raises EmptyPrompt when nothing is asked.
+    Raises EmptyPrompt for an empty prompt.
     """
     request = stage_input.request
     if not request.text().strip() and not isinstance(request.prompt, tuple):
@@ -38,7 +38,7 @@ def thinker_input(stage_input: StageInput) -> EngineInput:
 
 
 def dit_input(stage_input: StageInput) -> EngineInput:
-    """Conditions of the dit from the thinker's hidden states; the negative ones are its encoding of the empty prompt.
+    """Make the dit's conditions of the thinker's hidden states; the negative ones encode the empty prompt.
 
     Values, all of one length L ≥ 32: `prompt_embeds`, `negative_prompt_embeds` (L, 256) float32, and
     `prompt_attention_mask`, `negative_prompt_attention_mask` (L,) int64.
@@ -56,7 +56,7 @@ def dit_input(stage_input: StageInput) -> EngineInput:
 
 
 def talker_input(stage_input: StageInput) -> EngineInput:
-    """The thinker's canonical token ids, closed with END. Raises EngineRejected when the thinker named nothing."""
+    """The thinker's canonical token ids, closed with END. Raises EngineRejected when there are none."""
     ids = vocabulary.only_canonical(_output(stage_input, "thinker", "token_ids"))
     if len(ids) == 1:
         raise EngineRejected("the thinker found no coloured shape in the prompt", param="prompt")
@@ -67,7 +67,7 @@ def code2wav_input(stage_input: StageInput) -> EngineInput:
     """The talker's codec codes: `codes`, a list of ints below 49. Raises EngineRejected when there are none."""
     codes = vocabulary.codes_of_ids(_output(stage_input, "talker", "token_ids"))
     if not codes:
-        raise EngineRejected("the talker said nothing", param="prompt")
+        raise EngineRejected("the talker produced no code", param="prompt")
     return EngineInput(values={"codes": codes})
 
 

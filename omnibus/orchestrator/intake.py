@@ -29,7 +29,7 @@ from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.failure import Failure
-from omnibus.wire.out import Ended, Refused
+from omnibus.wire.out import EndNotice, Refused
 from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
 ATTEMPTS = 5
@@ -94,7 +94,7 @@ class Intake:
         finally:
             self._backlog.settle(admitted=not attached)
         if attached and admitted.record.state.terminal:
-            await self._notify(front, Ended(rid=rid, state=admitted.record.state))
+            await self._notify(front, EndNotice(rid=rid, state=admitted.record.state))
 
     async def _record(self, delivery: Delivery, rid: str, request: Request, front: str | None) -> Record:
         payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
@@ -119,22 +119,22 @@ class Intake:
             return
         # Of an attempt to admit it that went wrong half-way.
         await self._performer.perform((Purge(rid, queued=False, stored=delivery.num_delivered > 1),))
-        await self._notify(front, Ended(rid=rid, state=record.state))
+        await self._notify(front, EndNotice(rid=rid, state=record.state))
 
-    async def _word_of(self, mine: Record) -> Ended | Refused | None:
+    async def _word_of(self, mine: Record) -> EndNotice | Refused | None:
         """What to say of a request whose id was taken: how the same one has ended, nothing while it is open, or a refusal."""
         existing = await self._performer.ledger.read(mine.rid)
         try:
             if existing is not None:
                 resolve(existing.record, mine)
                 state = existing.record.state
-                return Ended(rid=mine.rid, state=state) if state.terminal else None
+                return EndNotice(rid=mine.rid, state=state) if state.terminal else None
         except RequestConflict:
             pass
         assert mine.failure is not None
         return Refused(rid=mine.rid, failure=mine.failure)
 
-    async def _notify(self, front: str | None, message: Ended | Refused | None) -> None:
+    async def _notify(self, front: str | None, message: EndNotice | Refused | None) -> None:
         if front is not None and message is not None:
             await self._performer.perform((Notify(front, message),))
 

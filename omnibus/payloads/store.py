@@ -1,7 +1,7 @@
-"""Where the bytes of a request are between its stages: small ones inline in the message, larger ones in the object store.
+"""Payloads between stages: small ones travel inline in the message, larger ones through the object store.
 
-They are never freed by an ack, since the message may come again, but at the request's end. What the record refers to lasts as
-long as the record; the store's own TTL, longer than any request and its answer may live, removes that and what was missed.
+An ack never frees a payload, since the message may come again; the request's end does. A payload that the record refers to
+lasts as long as the record: the store's own TTL, longer than any request and its answer may live, removes it, and any leak.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class PayloadStore:
         limit: int = INLINE_LIMIT,
         lasting: bool = False,
     ) -> Payload:
-        """A payload of these bytes; readable from everywhere once this returns.
+        """Store these bytes as a payload, which is readable from everywhere once this returns.
 
-        `limit` is what AUTO keeps inline, in bytes; `lasting` payloads stay when the request has ended.
+        AUTO keeps up to `limit` bytes inline; `lasting` payloads stay when the request has ended.
         """
         if rule is PayloadRule.INLINE or (rule is PayloadRule.AUTO and len(data) <= limit):
             return Payload.inline(data, media_type)
@@ -43,7 +43,7 @@ class PayloadStore:
         return Payload(media_type=media_type, nbytes=len(data), location=key)
 
     async def get(self, payload: Payload) -> bytes:
-        """The bytes; raises PayloadLost when no location has them any more."""
+        """Read the bytes; raises PayloadLost when no location has them any more."""
         if payload.data is not None:
             return payload.data
         if payload.location is None:

@@ -1,4 +1,4 @@
-"""Which devices each replica of a stage sees."""
+"""The devices that each replica of a stage sees."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import NamedTuple
 from omnibus.pipeline.spec import StageSpec
 
 VISIBILITY_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
-"""Read by CUDA, ROCm and Ascend runtimes; each ignores the others'."""
+"""Variables that CUDA, ROCm and Ascend runtimes read; each ignores the others'."""
 
 
 class ReplicaLayout(NamedTuple):
-    """How many replicas each stage has, and what those of a stage with several see."""
+    """The number of replicas of each stage, and the devices of those of a stage with several."""
 
     replicas_per_stage: list[int]
     replica_devices_map: dict[int, list[str]]
-    """By the stage's place in the list; only stages with more than one replica."""
+    """Devices by the stage's index in the list; only stages with more than one replica."""
 
 
 def get_stage_tp_size(stage: StageSpec) -> int:
-    """The tensor parallel size of a stage: `tensor_parallel_size` of its engine arguments, 1 when absent or null."""
+    """Return the tensor parallel size of a stage: `tensor_parallel_size` of its engine arguments, 1 when absent or null."""
     return int(stage.engine_args.get("tensor_parallel_size") or 1)
 
 
 def get_stage_devices_per_replica(stage: StageSpec) -> int:
-    """Devices that one replica of a stage takes.
+    """Return the number of devices that one replica of a stage takes.
 
     A diffusion stage: `parallel_config.world_size` of its engine arguments, else 1. Any other: tensor parallel size ×
     `pipeline_parallel_size` × `data_parallel_size_local`, or `data_parallel_size` where that is absent.
@@ -39,7 +39,7 @@ def get_stage_devices_per_replica(stage: StageSpec) -> int:
 
 
 def compute_replica_layout(stages: Sequence[StageSpec], *, allow_zero: bool = False) -> ReplicaLayout:
-    """Replicas of each stage, and their devices; a stage with 0 replicas has one unless `allow_zero`.
+    """Lay out the replicas of each stage and their devices; a stage with 0 replicas has one unless `allow_zero`.
 
     Zero is for stages that only workers elsewhere serve. Raises ValueError when devices cannot be shared out.
     """
@@ -50,7 +50,7 @@ def compute_replica_layout(stages: Sequence[StageSpec], *, allow_zero: bool = Fa
 
 
 def replica_devices(stage: StageSpec, num_replicas: int | None = None) -> list[str]:
-    """The `devices` of each replica of a stage, by index.
+    """Return the `devices` of each replica of a stage, by index.
 
     `num_replicas` overrides the stage's own number. A stage without devices narrows nothing: every entry is empty.
     Raises ValueError when the stage's devices cannot be shared out so.
@@ -90,7 +90,7 @@ def split_devices_for_replicas(devices: str, num_replicas: int, tp_size: int, st
 
 
 def launcher_devices(devices: str, environ: Mapping[str, str], stage_id: int) -> str:
-    """`devices` as the machine numbers them: an integer counts within what the launching process itself may see.
+    """Translate `devices` to the machine's numbers: an integer counts within the devices that the launching process sees.
 
     With CUDA_VISIBLE_DEVICES=4,5 the devices `0,1` of a stage are 4 and 5. Entries that are no integers, such as UUIDs, and
     all entries where the launcher is not narrowed, stay as they are. Raises ValueError for a device that is not there.
@@ -103,7 +103,7 @@ def launcher_devices(devices: str, environ: Mapping[str, str], stage_id: int) ->
 
 
 def visible_devices_env(devices: str) -> dict[str, str]:
-    """Environment that makes a process see these devices only; empty for empty `devices`, which narrows nothing."""
+    """Make the environment in which a process sees these devices only; empty for empty `devices`, which narrows nothing."""
     return dict.fromkeys(VISIBILITY_VARIABLES, _entries(devices)) if _entries(devices) else {}
 
 

@@ -10,7 +10,7 @@ from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
 
 
 def draw_pipeline(spec: PipelineSpec) -> str:
-    """The graph of a valid pipeline, a line a stage, indented by its layer: the longest way to it from the request.
+    """Draw the graph of a valid pipeline, a line a stage, indented by its layer: the longest way to it from the request.
 
     A join is drawn in full under its deepest source, and as a pointer to itself under the others. `─▶` is an edge that goes
     through an orchestrator, `═▶` a direct one.
@@ -50,7 +50,7 @@ class _Tree:
         return layers
 
     def _below(self, parent: StageSpec | None, indent: str) -> Iterator[tuple[str, str]]:
-        """Rows of what hangs below a stage (None: the request): its drawing, and its description."""
+        """List the rows below a stage (None: the request), each a drawing and a description."""
         children = [stage for stage in self._order if self._is_fed_by(stage, parent)]
         for child in children:
             last = child is children[-1]
@@ -69,7 +69,7 @@ class _Tree:
         return parent.stage_id in stage.input_sources if parent else not stage.input_sources
 
     def _drawn_under(self, stage: StageSpec) -> StageSpec | None:
-        """The deepest source; of several the last in topological order."""
+        """Pick the deepest source; of several the last in topological order."""
         sources = [source for source in self._order if source.stage_id in stage.input_sources]
         return max(reversed(sources), key=lambda source: self._layers[source.stage_id], default=None)
 

@@ -11,12 +11,12 @@ from omnibus.errors import PipelineError
 
 _PACKAGE = Path(__file__).parents[1]
 _PRESET_FOLDERS = (_PACKAGE / "_data" / "pipelines", _PACKAGE.parent / "deploy" / "pipelines")
-"""Inside an installed wheel, and beside the package in a source tree."""
+"""Folders of the shipped pipelines: inside an installed wheel, and beside the package in a source tree."""
 _SUFFIXES = (".yaml", ".yml")
 
 
 def pipeline_file(path_or_name: str | os.PathLike[str], *, beside: Path | None = None) -> Path:
-    """The file that is meant; a relative path is one of the folder `beside`, else of the working directory.
+    """Find the file of a path or name; a relative path starts in the folder `beside`, else in the working directory.
 
     A text with a folder separator or ending in .yaml or .yml is a path, anything else the name of a shipped pipeline.
     Raises PipelineError for an unknown name; a path need not exist.
@@ -28,12 +28,12 @@ def pipeline_file(path_or_name: str | os.PathLike[str], *, beside: Path | None =
 
 
 def is_path(text: str) -> bool:
-    """Whether this means a file, not a name."""
+    """Tell a path from the name of a shipped pipeline."""
     return os.sep in text or text.endswith(_SUFFIXES)
 
 
 def read_file(path: Path) -> str:
-    """The text of a pipeline file; raises PipelineError naming the file when it cannot be read."""
+    """Read a pipeline file; raises PipelineError naming the file when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -46,13 +46,13 @@ def read_file(path: Path) -> str:
 
 
 def presets() -> dict[str, Path]:
-    """The shipped pipelines: name → file, sorted."""
+    """List the shipped pipelines: name → file, sorted."""
     folder = next((folder for folder in _PRESET_FOLDERS if folder.is_dir()), None)
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """What to append to an error about an unknown word: the known one that it looks like, if any."""
+    """Suggest the known word that an unknown one looks like, as an end of an error message; empty without one."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

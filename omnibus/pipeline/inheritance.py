@@ -1,4 +1,4 @@
-"""Pipeline files that build on others: `base_config`, and `platforms` merged where their platform is."""
+"""Pipeline files that build on others: `base_config`, and `platforms` merged on a machine of their platform."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnibus.pipeline.validation import Path
 from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
 
 BASE, OVERLAYS = "base_config", "platforms"
-"""Keys of a file that are used up here: a specification has neither."""
+"""Keys of a file that this module resolves: a specification has neither."""
 _LIST_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
     "stages": lambda stage: stage.get("stage_id"),
     "edges": lambda edge: (edge.get("source"), edge.get("target")),
@@ -24,7 +24,7 @@ Places = dict[Path, Place]
 
 
 def parse_merged(text: str, file: str, platform: str | None = None) -> YamlDocument:
-    """The document of a text, with its bases below and its overlay for the platform on top.
+    """Parse a text, and merge its bases below it and its overlay for the platform above it.
 
     `platform` None is the one of this machine. Mappings merge key by key, stages by `stage_id`, edges by source and target;
     anything else is replaced. Raises PipelineError naming file and line.
@@ -34,7 +34,7 @@ def parse_merged(text: str, file: str, platform: str | None = None) -> YamlDocum
 
 
 def merged(below: YamlDocument, above: YamlDocument) -> YamlDocument:
-    """One document of two; what both say is said by `above`. A place remembers the file it came from."""
+    """Merge two documents; a value of `above` wins. A place remembers the file it came from."""
     below, above = _keyed(below), _keyed(above)
     places = {**below.places, **above.places}
     return _listed(YamlDocument(file=above.file, values=_merge(below.values, above.values), places=places))
@@ -87,7 +87,7 @@ def _without(document: YamlDocument, key: str) -> YamlDocument:
 
 
 class _Keyed(dict[str, Any]):
-    """A list of mappings as a mapping, so that it merges like one; in the order of the list."""
+    """A list of mappings in the form of a mapping, so that it merges like one; in the order of the list."""
 
 
 def _merge(below: Any, above: Any) -> Any:
@@ -98,7 +98,7 @@ def _merge(below: Any, above: Any) -> Any:
 
 
 def _keyed(document: YamlDocument) -> YamlDocument:
-    """With each list of `_LIST_KEYS` as a _Keyed; what is no list of mappings stays for the conversion to refuse."""
+    """Turn each list of `_LIST_KEYS` into a _Keyed; a value that is no list of mappings stays for the conversion to refuse."""
     values, places = dict(document.values), document.places
     for field, key_of in _LIST_KEYS.items():
         items = values.get(field)
@@ -111,7 +111,7 @@ def _keyed(document: YamlDocument) -> YamlDocument:
 
 
 def _listed(document: YamlDocument) -> YamlDocument:
-    """The way back from `_keyed`."""
+    """Undo `_keyed`."""
     values, places = dict(document.values), document.places
     for field in _LIST_KEYS:
         items = values.get(field)
@@ -132,7 +132,7 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _renamed(places: Places, field: str, names: Mapping[Any, str | int]) -> Places:
-    """Places with the items of a list called otherwise."""
+    """Rename the items of a list in the places of a document."""
     renamed = {}
     for path, place in places.items():
         inside = len(path) > 1 and path[0] == field and path[1] in names

@@ -30,7 +30,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def load_pipeline(path_or_name: str | os.PathLike[str], platform: str | None = None) -> PipelineSpec:
-    """Load a pipeline file, or a shipped preset by its name, with what it inherits and what it says of `platform`.
+    """Load a pipeline file, or a shipped preset by its name, with its bases and its overlay for `platform`.
 
     A text with a folder separator or ending in .yaml or .yml is a path, anything else a name. `platform` None is the one of
     this machine. Raises PipelineError.
@@ -40,12 +40,12 @@ def load_pipeline(path_or_name: str | os.PathLike[str], platform: str | None = N
 
 
 def parse_pipeline(text: str, file: str = "<pipeline>", platform: str | None = None) -> PipelineSpec:
-    """The valid specification in a YAML text; `file` is what errors name, and its bases are beside. Raises PipelineError."""
+    """Parse a YAML text into a valid specification; errors name `file`, and bases are beside it. Raises PipelineError."""
     return build_pipeline(parse_merged(text, file, platform))
 
 
 def build_pipeline(document: YamlDocument) -> PipelineSpec:
-    """The valid specification in a document; raises PipelineError naming the place."""
+    """Convert a document to a valid specification; raises PipelineError naming the place."""
     spec = _convert(document)
     problem = next(problems(spec), None)
     if problem is not None:
@@ -73,7 +73,10 @@ def _seconds(document: YamlDocument, field: str) -> float:
 
 
 def _explained(document: YamlDocument, message: str) -> PipelineError:
-    """msgspec's message, such as "Expected `int`, got `str` - at `$.stages[1].slots`", with file, line and field."""
+    """Make a PipelineError with file, line and field of a msgspec message.
+
+    Such a message is "Expected `int`, got `str` - at `$.stages[1].slots`".
+    """
     what, _, where = message.partition(" - at ")
     path = _path(where)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what):
@@ -89,7 +92,7 @@ def _explained(document: YamlDocument, message: str) -> PipelineError:
 
 
 def _path(where: str) -> Path:
-    """("stages", 1, "slots") for "`$.stages[1].slots`"."""
+    """Parse a path: ("stages", 1, "slots") for "`$.stages[1].slots`"."""
     parts = re.findall(r"\.(\w+)|\[(\d+)\]", where)
     return tuple(name or int(index) for name, index in parts)
 

@@ -15,7 +15,7 @@ from omnibus.pipeline.validation import Path
 from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
 
 SOURCE = "--stage-overrides"
-"""What errors name in the place of a file."""
+"""The source that errors name in the place of a file."""
 LOCAL_FIELDS = (
     "model",
     "revision",
@@ -26,11 +26,11 @@ LOCAL_FIELDS = (
     "engine_args",
     "default_sampling_params",
 )
-"""What replicas of one stage may have otherwise than the others."""
+"""Fields in which one replica of a stage may differ from the others."""
 
 
 def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOURCE) -> PipelineSpec:
-    """The specification with its stages changed, valid again.
+    """Change stages of a specification, which stays valid.
 
     Each text is a mapping of stages, by id or name, to fields, `{"1": {"slots": 2}}` in JSON or YAML, or one assignment,
     `1.slots=2` or `dit.engine_args.dtype=float32`, whose value is YAML. Mappings such as `engine_args` and `env` are merged
@@ -44,7 +44,7 @@ def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOUR
 
 
 def override_locally(spec: PipelineSpec, stage_id: int, texts: Iterable[str], source: str = SOURCE) -> PipelineSpec:
-    """`override_stages` for the replicas of one stage of a deployed pipeline, in what concerns nobody else.
+    """Change one stage of a deployed pipeline for the replicas started here, in fields that concern them alone.
 
     Raises PipelineError too for another stage, and for a field that others rely on.
     """
@@ -61,14 +61,14 @@ def override_locally(spec: PipelineSpec, stage_id: int, texts: Iterable[str], so
 
 
 def lb_policies(spec: PipelineSpec, flags: Iterable[str]) -> list[str]:
-    """`--lb-policy` as overrides: `POLICY` is for every stage, `STAGE=POLICY` for one, and wins."""
+    """Translate `--lb-policy` to overrides: `POLICY` is for every stage, `STAGE=POLICY` for one, and wins."""
     given = [flag.rpartition("=") for flag in flags]
     everywhere = [f"{stage.name}.lb_policy={policy}" for ref, _, policy in given if not ref for stage in spec.stages]
     return everywhere + [f"{ref}.lb_policy={policy}" for ref, _, policy in given if ref]
 
 
 def apply_cli_tokenizer(spec: PipelineSpec, tokenizer: str) -> PipelineSpec:
-    """`--tokenizer` for every LLM stage that has a tokenizer and does not name its own."""
+    """Apply `--tokenizer` to every LLM stage that has a tokenizer and names none."""
     stages = tuple(_with_tokenizer(stage, tokenizer) for stage in spec.stages)
     return msgspec.structs.replace(spec, stages=stages)
 
@@ -80,7 +80,7 @@ def _with_tokenizer(stage: StageSpec, tokenizer: str) -> StageSpec:
 
 
 def _overlay(spec: PipelineSpec, text: str, source: str) -> YamlDocument:
-    """One text as a document like a pipeline file's, so that its errors name what they would in a file."""
+    """Parse one text like a pipeline file, so that errors name the same places."""
     given = parse_yaml(text, source) if _is_mapping(text) else _assignment(text, source)
     if not isinstance(given.values, dict):
         raise PipelineError(f"{text!r} is no mapping of stages to fields, nor STAGE.FIELD=VALUE", file=source)
@@ -109,7 +109,7 @@ def _is_mapping(text: str) -> bool:
 
 
 def _assignment(text: str, source: str) -> YamlDocument:
-    """`1.engine_args.dtype=float32` as the mapping it means."""
+    """Turn `1.engine_args.dtype=float32` into a mapping."""
     target, equals, value = text.partition("=")
     way = tuple(part.strip() for part in target.split("."))
     if not equals or len(way) == 1 or not all(way):

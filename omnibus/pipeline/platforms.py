@@ -1,4 +1,4 @@
-"""Which kind of accelerator this machine has, told by its device files: nothing heavy is imported."""
+"""The kind of accelerator of this machine, found by its device files: nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ _DEVICE_FILES: tuple[tuple[Platform, str], ...] = (
 
 
 def detect_platform(root: Path = Path("/")) -> Platform:
-    """`cpu` when no driver has made a device file; `root` is where /dev hangs."""
+    """Name this machine's platform: `cpu` when no driver has made a device file. `root` is the folder of /dev."""
     found = (platform for platform, pattern in _DEVICE_FILES if any(root.glob(pattern)))
     return next(found, "cpu")

@@ -12,7 +12,7 @@ import msgspec
 
 
 class Forwarding(StrEnum):
-    """Who publishes the next stage's task."""
+    """The publisher of the next stage's task."""
 
     ORCHESTRATOR = "orchestrator"
     """The stage publishes an event; an orchestrator publishes the task."""
@@ -49,7 +49,7 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
     stages: tuple[RouteStage, ...]
 
     def __getitem__(self, stage_id: int) -> RouteStage:
-        """The stage with this id; KeyError when the route does not run it."""
+        """Return the stage with this id; KeyError when the route does not run it."""
         for stage in self.stages:
             if stage.stage_id == stage_id:
                 return stage
@@ -57,10 +57,10 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def entries(self) -> tuple[RouteStage, ...]:
-        """Stages that start from the request itself."""
+        """Return the stages that start from the request itself."""
         return tuple(stage for stage in self.stages if not stage.sources)
 
     @property
     def finals(self) -> tuple[RouteStage, ...]:
-        """Stages whose outputs are delivered."""
+        """Return the stages whose outputs are delivered."""
         return tuple(stage for stage in self.stages if stage.final is not None)

@@ -1,4 +1,4 @@
-"""From a pipeline and the outputs that a request wants to the stages that it runs. Pure and deterministic."""
+"""Routing: from the outputs that a request wants to the stages that it runs. Pure and deterministic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
 
 def plan_route(spec: PipelineSpec, modalities: tuple[str, ...] | None = None) -> Route:
-    """The route of a request that wants these outputs, None for all that the pipeline delivers.
+    """Plan the route of a request for these outputs, None for all that the pipeline delivers.
 
     Keeps the final stages of the wanted modalities (all of them, where several deliver the same) and every stage that
     they need, in topological order, ties by stage id. `spec` has passed `validate`.
@@ -36,7 +36,7 @@ def plan_route(spec: PipelineSpec, modalities: tuple[str, ...] | None = None) ->
 
 
 def in_topological_order(spec: PipelineSpec) -> tuple[StageSpec, ...]:
-    """Every stage after the stages it needs, ties by stage id. Stages on a cycle are left out."""
+    """Sort the stages, each after those it needs, ties by stage id. Stages on a cycle are left out."""
     by_id = {stage.stage_id: stage for stage in spec.stages}
     missing = {stage.stage_id: len(stage.input_sources) for stage in spec.stages}
     ready = [stage_id for stage_id, count in missing.items() if count == 0]

@@ -1,4 +1,4 @@
-"""What a pipeline is: stages, the edges between them, and the bounds on what it accepts.
+"""The specification of a pipeline: stages, the edges between them, and the bounds on what it accepts.
 
 Specifications are written as YAML (`pipeline.loading`), checked (`pipeline.validation`) and deployed as MessagePack
 into a KV bucket. The structs hold data only: a value of these types may be senseless until `validate` has passed it.
@@ -17,20 +17,20 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.route import Forwarding
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What a pipeline, stage, lane or request id is made of: one token of a broker subject."""
+"""Pattern of a pipeline, stage, lane or request id: one token of a broker subject."""
 
 EngineName = Literal["vllm", "diffusers", "transformers", "python", "sim"]
 LaneName = Literal["interactive", "batch"]
 OVERFLOW_LANE = "overflow"
-"""Behind `interactive` and before `batch`: for what a tenant wants beyond its share. Nobody can ask for it."""
+"""The lane behind `interactive` and before `batch`, for requests of a tenant beyond its share. No request can ask for it."""
 LbPolicy = Literal["broker", "random", "round-robin", "least-queue-length"]
 
 
 class PayloadRule(StrEnum):
-    """How the outputs of a stage travel along an edge."""
+    """The way in which the outputs of a stage travel along an edge."""
 
     AUTO = "auto"
-    """By size: inside the message while they are small, else through the object store."""
+    """Small outputs travel inside the message, others through the object store."""
     INLINE = "inline"
     """Inside the message, whatever the size; too large an envelope fails the request."""
     OBJECT = "object"
@@ -62,15 +62,15 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     slots: int = 1
     """Tasks that one replica runs at the same time."""
     default_sampling_params: dict[str, Any] = {}
-    """Overridden, key by key, by a request's own."""
+    """Sampling parameters, which a request's own override key by key."""
     env: dict[str, str] = {}
     """Environment of the stage's replicas, added to the supervisor's."""
     engine_args: dict[str, Any] = {}
-    """Passed to the engine as they are."""
+    """Arguments that are passed to the engine unchanged."""
     input_processor: str | None = None
     """`module:function` that makes the engine's input of the request and the sources' outputs."""
     lb_policy: LbPolicy = "broker"
-    """Who picks the replica: the broker (the first with a free slot), or a directed policy."""
+    """Balancing policy: the broker's (the first replica with a free slot), or a directed one."""
 
 
 class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,16 +89,16 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Matches NAME_PATTERN; part of every subject."""
     lanes: tuple[LaneName, ...] = ("interactive",)
     deadline: float = 300.0
-    """How long a request may take when it sets no deadline of its own."""
+    """Time that a request may take when it sets no deadline of its own."""
     max_open_requests: int = 10_000
-    """Beyond it a new request is refused as Overloaded."""
+    """Bound on open requests; beyond it a new request is refused as Overloaded."""
     max_open_per_tenant: int | None = None
     """The same bound a tenant; None: only the pipeline's."""
     tenant_share: int | None = 8
     """Open interactive requests of one tenant beyond which its next ones take the overflow lane, so that those of other
     tenants pass them; None: all are equal."""
     max_prompt_bytes: int = 1 << 20
-    """A larger prompt is refused as RequestTooLarge."""
+    """Bound on a prompt; a larger one is refused as RequestTooLarge."""
     heartbeat_timeout: float = 10.0
     """Silence after which a replica counts as dead, and the lease of a task; replicas beat every sixth of it."""
     max_attempts: int = 5
@@ -108,12 +108,12 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def stage_lanes(self) -> tuple[str, ...]:
-        """The lanes of every stage, in the order in which they are served: those to ask for, and the overflow."""
+        """The lanes of every stage, in the order in which they are served: those that requests name, and the overflow."""
         first, *others = sorted(self.lanes, key=("interactive", "batch").index)
         return (first, OVERFLOW_LANE, *others)
 
     def stage(self, ref: int | str) -> StageSpec:
-        """The stage with this id or name ("1" is id 1 unless a stage is named so); PipelineError when there is none."""
+        """Return the stage with this id or name ("1" is id 1 unless a stage is named so); PipelineError when there is none."""
         by_ref: Mapping[int | str, StageSpec] = {
             **{str(stage.stage_id): stage for stage in self.stages},
             **{stage.stage_id: stage for stage in self.stages},
@@ -125,7 +125,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         raise PipelineError(f"pipeline {self.name!r} has no stage {ref!r}; it has {known}", field="stages")
 
     def edge(self, source: int, target: int) -> EdgeSpec:
-        """Settings of the edge, the defaults where the file sets none; it need not be declared in `input_sources`."""
+        """Return the settings of the edge, the defaults where the file sets none; it need not be declared in `input_sources`."""
         for edge in self.edges:
             if (edge.source, edge.target) == (source, target):
                 return edge
@@ -133,6 +133,6 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the pipeline delivers, each once, in the order of its stages."""
+        """The modalities that the pipeline delivers, each once, in the order of its stages."""
         finals = (stage.final_output_type for stage in self.stages if stage.final_output)
         return tuple(dict.fromkeys(modality for modality in finals if modality is not None))

@@ -1,4 +1,4 @@
-"""Whether a specification makes sense: names, ranges and the graph. Pure; for files and deployed specifications."""
+"""Validation of specifications: names, ranges and the graph. Pure; for files and deployed specifications."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a specification, and where."""
+    """A fault of a specification, and its place."""
 
     path: Path
     message: str
@@ -41,7 +41,7 @@ def validate(spec: PipelineSpec) -> None:
 
 
 def problems(spec: PipelineSpec) -> Iterator[Problem]:
-    """What is wrong, the basic things first. Later checks rely on the earlier ones: trust only the first problem."""
+    """Find the problems, the basic ones first. Later checks rely on the earlier ones: trust only the first problem."""
     yield from _pipeline_problems(spec)
     yield from _identity_problems(spec)
     for index, stage in enumerate(spec.stages):
@@ -55,7 +55,7 @@ def problems(spec: PipelineSpec) -> Iterator[Problem]:
 
 
 def field_name(path: Path) -> str:
-    """`stages[1].slots` for ("stages", 1, "slots")."""
+    """Write a place as text: `stages[1].slots` for ("stages", 1, "slots")."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).removeprefix(".")
 

@@ -23,16 +23,16 @@ class YamlDocument:
     file: str
     values: Any
     places: dict[Path, Place] = field(repr=False)
-    """Where each mapping's entry (its key) and each list's item stands; several files when documents were merged."""
+    """Places of each mapping's entry (its key) and each list's item; several files when documents were merged."""
 
     def place(self, path: Path) -> Place:
-        """Where a value stands; of one without a place of its own, the closest around it."""
+        """Find the file and line of a value; of one without a place of its own, the closest around it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, (self.file, 1))
 
     def error(self, path: Path, message: str) -> PipelineError:
-        """The error to raise for a place of this document."""
+        """Make the error for a place of this document."""
         file, line = self.place(path)
         return PipelineError(message, file=file, line=line, field=field_name(path) or None)
 

@@ -1,1 +1,1 @@
-"""What the shipped pipelines need beside their files."""
+"""Python code of the shipped pipelines."""

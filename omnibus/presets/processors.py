@@ -1,4 +1,4 @@
-"""Input processors of the shipped pipelines: what a stage gets of the request, or of the stage before it. numpy only."""
+"""Input processors of the shipped pipelines: each makes a stage's input of the request or of the stage before. numpy only."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ QWEN_IMAGE_DROPPED = 34
 """Tokens of the template before the prompt, whose states the model does not see."""
 
 LLASA_TASK = "Convert the text to speech:<|TEXT_UNDERSTANDING_START|>{}<|TEXT_UNDERSTANDING_END|>"
-"""What Llasa was trained on, word by word."""
+"""The prompt that Llasa was trained on, word by word."""
 SPEECH_CODES = 65_536
 """Codes of X-Codec2's one codebook."""
 _SPEECH_TOKEN = re.compile(r"<\|s_(\d{1,5})\|>")
 
 
 def rewriter_input(stage_input: StageInput) -> EngineInput:
-    """A chat that asks for a better prompt. Raises EmptyPrompt."""
-    wish = _asked(stage_input)
-    return EngineInput(messages=(Message(role="system", content=REWRITING), Message(role="user", content=wish)))
+    """Make a chat that asks for a better prompt. Raises EmptyPrompt."""
+    prompt = _prompt(stage_input)
+    return EngineInput(messages=(Message(role="system", content=REWRITING), Message(role="user", content=prompt)))
 
 
 def rewritten_prompt(stage_input: StageInput) -> EngineInput:
-    """What the stage `rewriter` made of the wish, without its thoughts; the wish itself where it made nothing."""
+    """Take the prompt that the stage `rewriter` wrote, without its thoughts; the user's own where there is none."""
     better = _THOUGHTS.sub("", _output(stage_input, "rewriter", "text")).strip()
-    return EngineInput(text=better or _asked(stage_input))
+    return EngineInput(text=better or _prompt(stage_input))
 
 
 def encoder_input(stage_input: StageInput) -> EngineInput:
     """The prompt in Qwen-Image's template. Raises EmptyPrompt."""
-    return EngineInput(text=QWEN_IMAGE_TEMPLATE.format(_asked(stage_input)))
+    return EngineInput(text=QWEN_IMAGE_TEMPLATE.format(_prompt(stage_input)))
 
 
 def encoded_prompt(stage_input: StageInput) -> EngineInput:
@@ -62,7 +62,7 @@ def llasa_input(stage_input: StageInput) -> EngineInput:
     """Llasa's chat, with the answer begun: the text to be read goes in, speech tokens go on. Raises EmptyPrompt."""
     return EngineInput(
         messages=(
-            Message(role="user", content=LLASA_TASK.format(_asked(stage_input))),
+            Message(role="user", content=LLASA_TASK.format(_prompt(stage_input))),
             Message(role="assistant", content="<|SPEECH_GENERATION_START|>"),
         )
     )
@@ -73,13 +73,13 @@ def speech_codes(stage_input: StageInput) -> EngineInput:
     written = _SPEECH_TOKEN.findall(_output(stage_input, "llasa", "text"))
     codes = np.asarray([int(code) for code in written], np.int64)
     if not codes.size:
-        raise EngineRejected("the model said nothing", param="prompt")
+        raise EngineRejected("the model produced no speech token", param="prompt")
     if codes.max() >= SPEECH_CODES:
         raise EngineError(f"speech token {codes.max()} is outside the codebook of {SPEECH_CODES}")
     return EngineInput(values={"codes": codes})
 
 
-def _asked(stage_input: StageInput) -> str:
+def _prompt(stage_input: StageInput) -> str:
     text = stage_input.request.text()
     if not text.strip():
         raise EmptyPrompt(param="prompt")

@@ -37,7 +37,7 @@ from omnibus.wire.envelope import (
     Ticket,
 )
 from omnibus.wire.failure import Failure
-from omnibus.wire.out import Ended, OutputReady
+from omnibus.wire.out import EndNotice, OutputReady
 from omnibus.wire.payload import Payloads
 
 MAX_RUNS = 5
@@ -127,7 +127,7 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     stored = record.state is not RequestState.FAILED and (queued or _has_stored(record))
     # What is done has nothing running any more; every other end may leave stages at work.
     stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
-    ended = Ended(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
+    ended = EndNotice(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
     return (*stop, *_notify(record, ended), purge_of(record, queued=queued, stored=stored))
 
 
@@ -259,7 +259,7 @@ def _dying(record: Record, *, dead: bool) -> Record:
     return replace(record, dead=True) if dead else record
 
 
-def _notify(record: Record, message: OutputReady | Ended) -> tuple[Notify, ...]:
+def _notify(record: Record, message: OutputReady | EndNotice) -> tuple[Notify, ...]:
     front = record.ticket.front
     return () if front is None else (Notify(front, message),)
 

@@ -9,16 +9,16 @@ MESSAGE_LIMIT = 500
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A delivery of a task that came to nothing."""
+    """A delivery of a task that failed."""
 
     stage_id: int
     run: int
     task_seq: int
     """Stream sequence of the task; with the delivery, it tells one attempt from the next."""
     delivery: int
-    """Which delivery of the task it was, from 1."""
+    """Number of the delivery, from 1."""
     at: float
-    """When it was given up, seconds since the epoch."""
+    """Time of the failure, seconds since the epoch."""
     replica: str | None = None
     code: str
     message: str

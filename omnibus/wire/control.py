@@ -1,4 +1,4 @@
-"""Control messages, on core NATS: orders for workers and orchestrators, and the claims that workers announce."""
+"""Control messages on core NATS: requests to workers and orchestrators, and the claims that workers announce."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class AskClaims(msgspec.Struct, frozen=True, kw_only=True, tag="ask-claims"):
 
 
 class AskSentText(msgspec.Struct, frozen=True, kw_only=True, tag="ask-sent-text"):
-    """Whoever runs this stage of the request says its text again, as Tokens on the message's reply subject.
+    """The replica that runs this stage of the request sends its text again, as Tokens on the message's reply subject.
 
-    The last of them is shorter than SENT_TEXT_PAGE, and may be empty. Replicas that do not run it say nothing.
+    The last message is shorter than SENT_TEXT_PAGE, and may be empty. Replicas that do not run the stage send nothing.
     """
 
     rid: str
@@ -48,28 +48,28 @@ class Rpc(msgspec.Struct, frozen=True, kw_only=True, tag="rpc"):
 
 
 class RpcReply(msgspec.Struct, frozen=True, kw_only=True, tag="rpc-reply"):
-    """What one replica answered."""
+    """The answer of one replica to an Rpc."""
 
     replica: str
     value: bytes | None = None
     """Packed with `codec.pack`."""
     error: str | None = None
-    """What went wrong, in words."""
+    """The error in words."""
     failure: Failure | None = None
-    """The same, as the exception that it was."""
+    """The same error, from which the caller's exception is made."""
 
 
 Control = Cancel | AskClaims | AskSentText | Rpc
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim"):
-    """A replica says what it has in hand, so that others can hand it back the moment it dies."""
+    """A replica announces its deliveries, so that others can requeue them the moment it dies."""
 
     stage_id: int
     replica: str
     instance: str = ""
-    """Which life of it."""
+    """The process that serves the replica now; another after each restart."""
     number: int = 0
-    """Which of its announcements this is; its heartbeats say how many there were."""
+    """Number of this announcement; heartbeats carry how many the replica has made."""
     held: tuple[tuple[str, str], ...]
-    """(request id, ack subject) of every delivery in hand."""
+    """(request id, ack subject) of every delivery that the replica holds."""

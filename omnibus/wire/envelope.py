@@ -1,6 +1,6 @@
-"""What crosses the work queue: tasks for workers, events for orchestrators.
+"""The messages of the work queue: tasks for workers, events for orchestrators.
 
-Both carry the request's ticket, so that whoever takes one can forward without reading anything else.
+Both carry the request's ticket, so that their receiver can forward the request without reading anything else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ VERSION = 1
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What stays the same along the way of one run of a request."""
+    """The part of every envelope that stays the same along one run of a request."""
 
     rid: str
     pipeline: str
@@ -29,7 +29,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request: Payload
     """The producer's request, see `wire.request`."""
     front: str | None = None
-    """Token of the `out` subject that deltas and notices go to; None: nobody listens."""
+    """Reply token: part of the `out` subject that deltas and notices go to; None: the producer does not listen."""
     lane: str = "interactive"
     priority: int = 0
     max_attempts: int = 5
@@ -39,7 +39,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StageTiming(msgspec.Struct, frozen=True, array_like=True):
-    """When one stage had the request, seconds since the epoch by the server's clock."""
+    """Times of one stage of a request, seconds since the epoch by the server's clock."""
 
     stage_id: int
     queued: float
@@ -48,10 +48,10 @@ class StageTiming(msgspec.Struct, frozen=True, array_like=True):
     bytes_in: int = 0
     bytes_out: int = 0
     stored: int = 0
-    """Payloads that it put into the object store for the next stages."""
+    """Payloads that the stage put into the object store for the next ones."""
 
 
-class Usage(msgspec.Struct, frozen=True, array_like=True):
+class TokenUsage(msgspec.Struct, frozen=True, array_like=True):
     """Tokens of one stage."""
 
     prompt_tokens: int = 0
@@ -66,7 +66,7 @@ class FinalOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     items: tuple[Payload, ...]
     """One text, or n files."""
     finish_reason: str = "stop"
-    usage: Usage = Usage()
+    usage: TokenUsage = TokenUsage()
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="task"):
@@ -103,7 +103,7 @@ class StageFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     stage_id: int
     failure: Failure
     dead: bool = False
-    """The attempts are used up: keep the request as a dead letter."""
+    """The attempts are used up, and the request becomes a dead letter."""
     attempt: Attempt | None = None
     """The last attempt, when it used them up."""
 
@@ -128,7 +128,7 @@ Event = StageResult | StageFailed | AttemptFailed | DeadlinePassed
 
 
 def event_kind(event: Event) -> str:
-    """The kind in an event's subject."""
+    """Return the kind that an event's subject names."""
     match event:
         case StageResult(final=None):
             return "result"
@@ -143,5 +143,5 @@ def event_kind(event: Event) -> str:
 
 
 def event_rid(event: Event) -> str:
-    """Whose event it is."""
+    """Return the id of the request that an event belongs to."""
     return event.rid if isinstance(event, AttemptFailed | DeadlinePassed) else event.ticket.rid

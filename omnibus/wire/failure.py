@@ -1,4 +1,4 @@
-"""An error as it crosses the broker, and back into the exception that it was."""
+"""Errors as they cross the broker, and their way back into exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MESSAGE_LIMIT = 4000
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a request failed."""
+    """The reason why a request failed."""
 
     code: str
     message: str
@@ -37,7 +37,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )  # fmt: skip
 
     def exception(self) -> errors.OmnibusError:
-        """The exception of our tree with this code; OmnibusError for an unknown one."""
+        """Make the exception of our tree with this code; OmnibusError for an unknown one."""
         error = _BY_CODE.get(self.code, errors.OmnibusError)(self.message)
         error.param = self.param
         return error

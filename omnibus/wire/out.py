@@ -1,6 +1,6 @@
-"""What whoever waits for a request hears, on core NATS: deltas while it runs, outputs when ready, a notice at the end.
+"""The messages to the producer of a request, on core NATS: deltas while it runs, outputs when ready, a notice at the end.
 
-Lost messages are allowed here: offsets show a gap, and the ledger has the truth.
+Messages may be lost here: offsets show a gap, and the ledger has the truth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from omnibus.wire.failure import Failure
 
 
 class Fence(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """Which attempt speaks. A receiver keeps the highest fence of a stage and drops what carries a lower one."""
+    """The attempt that a message comes from. A receiver keeps the highest fence of a stage and drops lower ones."""
 
     run: int
     task_seq: int
@@ -55,8 +55,8 @@ class OutputReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     output: FinalOutput
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ended"):
-    """The request is in a terminal state. Whoever has not heard every output reads the record."""
+class EndNotice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ended"):
+    """The request is in a terminal state. A receiver that misses an output reads the record."""
 
     rid: str
     state: str
@@ -65,16 +65,16 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):
-    """A raw request was not accepted: its id belongs to another one, whose record says nothing of it."""
+    """A raw request was not accepted: its id belongs to another request."""
 
     rid: str
     failure: Failure
 
 
 class AskReceived(msgspec.Struct, frozen=True, kw_only=True, tag="ask-received"):
-    """A later attempt at a stage asks what has been passed on of the earlier ones, to go on from there.
+    """A later attempt at a stage asks which tokens of the earlier ones were delivered, to go on from there.
 
-    Whoever answers, with a Heard on the reply subject, passes on nothing more of attempts below the fence.
+    A follower that answers, with a Received on the reply subject, delivers nothing more of attempts below the fence.
     """
 
     rid: str
@@ -83,10 +83,10 @@ class AskReceived(msgspec.Struct, frozen=True, kw_only=True, tag="ask-received")
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
-    """What a follower has passed on of a stage's text."""
+    """The tokens of a stage's text that a follower has delivered."""
 
     token_ids: tuple[int, ...] = ()
     """From the first token on, without a gap."""
 
 
-Out = Tokens | Step | OutputReady | Ended | Refused | AskReceived
+Out = Tokens | Step | OutputReady | EndNotice | Refused | AskReceived

@@ -1,6 +1,6 @@
-"""What a producer asks for: the body of `omni.<pipeline>.request.<rid>`.
+"""A producer's request: the body of `omni.<pipeline>.request.<rid>`.
 
-Published as MessagePack or as JSON (told apart by the first byte); docs/reference/wire.md describes it for other languages.
+The body is MessagePack or JSON, and its first byte shows which; docs/reference/wire.md describes it for other languages.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """W3C trace context headers."""
 
     def text(self) -> str:
-        """All text of the prompt or of the messages, for engines without a chat template."""
+        """Return all text of the prompt or of the messages, for engines without a chat template."""
         if isinstance(self.prompt, str):
             return self.prompt
         if self.messages is None:
@@ -105,9 +105,9 @@ def encode_request(request: Request) -> bytes:
 
 
 def checked(request: Request) -> Request:
-    """A request made in Python as its receivers will read it; raises InvalidRequest for a value of a wrong type.
+    """Return a request made in Python as its receivers will read it; raises InvalidRequest for a value of a wrong type.
 
-    Constructors check no types, and a record that nobody can read would be a request that never ends.
+    Constructors check no types, and a request whose record cannot be read would never end.
     """
     return decode_request(encode_request(request))
 

@@ -27,7 +27,7 @@ _WORK_TOKENS = 6
 
 
 class EventKind(StrEnum):
-    """What an event tells the orchestrators."""
+    """The kinds of events for orchestrators."""
 
     RESULT = "result"
     """A stage finished."""
@@ -60,12 +60,12 @@ class EventSubject(msgspec.Struct, frozen=True):
 
 
 def is_name(text: str) -> bool:
-    """Whether it is one token of [A-Za-z0-9_-]{1,64}. Whoever may publish can put others into a subject."""
+    """Check that a text is one token of [A-Za-z0-9_-]{1,64}; a producer may put other tokens into a subject."""
     return _NAME.fullmatch(text) is not None
 
 
 def check_name(name: str, what: str) -> str:
-    """The name itself when it is one token of [A-Za-z0-9_-]{1,64}; raises InvalidName, which says what it should name."""
+    """Return the name when it is one token of [A-Za-z0-9_-]{1,64}; raises InvalidName with `what` it names."""
     if not is_name(name):
         raise InvalidName(f"{what} must match [A-Za-z0-9_-]{{1,64}}, got {name[:80]!r}", param=what)
     return name
@@ -75,7 +75,7 @@ def check_name(name: str, what: str) -> str:
 
 
 def request(pipeline: str, rid: str) -> str:
-    """Where any producer publishes a request."""
+    """The subject on which any producer publishes a request."""
     return f"{_root(pipeline)}.request.{check_name(rid, 'rid')}"
 
 
@@ -96,7 +96,7 @@ def timer(pipeline: str, rid: str) -> str:
 
 
 def deadline_event(pipeline: str, rid: str) -> str:
-    """What the timer fires as."""
+    """The subject of the event that the timer fires."""
     return event(pipeline, ANY_STAGE, EventKind.DEADLINE, rid)
 
 
@@ -109,12 +109,12 @@ def chunk(pipeline: str, rid: str, flow: str) -> str:
 
 
 def out(pipeline: str, front: str, rid: str) -> str:
-    """Deltas and the final notice, to whoever waits behind `front`."""
+    """Deltas and the final notice, to the producer that listens with the reply token `front`."""
     return f"{_root(pipeline)}.out.{check_name(front, 'front')}.{check_name(rid, 'rid')}"
 
 
 def out_all(pipeline: str, front: str) -> str:
-    """Filter: everything for one front."""
+    """Filter: every message for one reply token."""
     return f"{_root(pipeline)}.out.{check_name(front, 'front')}.*"
 
 
@@ -124,12 +124,12 @@ def ctl(pipeline: str, stage: int, replica: str) -> str:
 
 
 def ctl_all(pipeline: str) -> str:
-    """Control of everybody: cancellations, questions for claims."""
+    """Control of all processes: cancellations, questions for claims."""
     return f"{_root(pipeline)}.ctl.all"
 
 
 def claim(pipeline: str, stage: int, replica: str) -> str:
-    """Where a replica announces the deliveries that it holds."""
+    """The subject on which a replica announces the deliveries that it holds."""
     return f"{_root(pipeline)}.claim.{stage}.{check_name(replica, 'replica')}"
 
 
@@ -139,7 +139,7 @@ def claims(pipeline: str) -> str:
 
 
 def disconnects(account: str) -> str:
-    """Where the server tells, to the system account, that a client of `account` is gone."""
+    """The subject on which the server notifies the system account that a client of `account` is gone."""
     return f"$SYS.ACCOUNT.{account}.DISCONNECT"
 
 
@@ -169,7 +169,7 @@ def events_filter(pipeline: str) -> str:
 
 
 def work_subjects(pipeline: str) -> tuple[str, ...]:
-    """What the stream of work takes."""
+    """The subjects of the work stream."""
     root = _root(pipeline)
     return (all_tasks_filter(pipeline), events_filter(pipeline), f"{root}.timer.*")
 
@@ -221,12 +221,12 @@ def replica_key(stage_id: int, replica: str) -> str:
 
 
 def pause_key(pipeline: str, stage_id: int) -> str:
-    """Key of a stage's hold in the bucket of pipelines, beside the pipelines, whose names have no dots."""
+    """Key of a stage's pause state in the bucket of pipelines, beside the pipelines, whose names have no dots."""
     return f"{check_name(pipeline, 'pipeline')}.hold.{stage_id}"
 
 
 DEAD_LETTERS = "dead."
-"""What the keys of dead letters in the ledger begin with."""
+"""Prefix of the keys of dead letters in the ledger."""
 
 
 def dead_letter_key(rid: str) -> str:
@@ -240,7 +240,7 @@ def message_id(kind: str, rid: str, stage: int | str, run: int) -> str:
 
 
 def attempt_id(rid: str, task_seq: int, delivery: int) -> str:
-    """Deduplication id of the news that an attempt failed, whoever brings them."""
+    """Deduplication id of the event that an attempt failed, the same from every reporter."""
     return f"attempt.{rid}.{task_seq}.{delivery}"
 
 

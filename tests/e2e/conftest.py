@@ -1,4 +1,4 @@
-"""One running omni-tiny for all tests that go through its doors."""
+"""One running omni-tiny for all tests that send it requests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import pytest
 from tools.serving import Serving, serving
 
 ALIAS = "tiny"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`--dist loadgroup`), tests of the shared omni-tiny stay together, and those of a file."""
+    for item in items:
+        group = "omni-tiny" if "omni_tiny" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ async def test_demo_leaves_nothing_when_it_is_interrupted(tmp_path: Path) -> Non
     before = shared_memory()
     demo = _start(tmp_path)
     try:
-        await eventually(lambda: len(_descendants(demo.pid)) >= 8, 60.0)  # broker, four replicas and their engine cores
+        await eventually(lambda: len(_descendants(demo.pid)) >= 5, 60.0)  # broker and four replicas, whose engines load
         processes = _descendants(demo.pid)
         demo.send_signal(signal.SIGINT)
         assert demo.wait(60) == 130

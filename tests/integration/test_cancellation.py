@@ -17,7 +17,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Control
-from omnibus.wire.out import Ended, Out
+from omnibus.wire.out import EndNotice, Out
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving, sim
 from tests.support.waiting import eventually
@@ -151,7 +151,7 @@ async def test_raw_request_is_cancelled_when_nobody_has_admitted_it(connection: 
         await cancelled(producer, pipeline, "raw")
         assert await RawRequests(connection, pipeline).find("raw") is None
         await eventually(lambda: heard, what="its producer is told")
-        assert heard[0] == Ended(rid="raw", state="cancelled")
+        assert heard[0] == EndNotice(rid="raw", state="cancelled")
         with pytest.raises(UnknownRequest):
             await producer.cancel(pipeline, "nobody")
 

@@ -18,7 +18,7 @@ from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire.envelope import StageTiming, Usage
+from omnibus.wire.envelope import StageTiming, TokenUsage
 from omnibus.wire.failure import Failure
 
 pytestmark = pytest.mark.unit
@@ -28,18 +28,18 @@ TEXT = Output(
     stage_id=0,
     modality="text",
     finish_reason="length",
-    usage=Usage(3, 4),
+    usage=TokenUsage(3, 4),
     items=(b"a circle",),
     media_type="text/plain",
 )
 IMAGE = Output(
-    stage_id=1, modality="image", finish_reason="stop", usage=Usage(), items=(b"png",), media_type="image/png"
+    stage_id=1, modality="image", finish_reason="stop", usage=TokenUsage(), items=(b"png",), media_type="image/png"
 )
 AUDIO = Output(
-    stage_id=2, modality="audio", finish_reason="stop", usage=Usage(), items=(b"wav",), media_type="audio/wav"
+    stage_id=2, modality="audio", finish_reason="stop", usage=TokenUsage(), items=(b"wav",), media_type="audio/wav"
 )
 JSON = Output(
-    stage_id=3, modality="json", finish_reason="stop", usage=Usage(), items=(b"{}",), media_type="application/json"
+    stage_id=3, modality="json", finish_reason="stop", usage=TokenUsage(), items=(b"{}",), media_type="application/json"
 )
 IMAGE_PART = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(b'png').decode()}"}}
 SPEC = PipelineSpec(
@@ -99,7 +99,7 @@ def test_an_output_is_a_file_part_when_openai_has_no_place_for_it() -> None:
 
 def test_an_unknown_finish_reason_reads_as_stop() -> None:
     aborted = Output(
-        stage_id=0, modality="text", finish_reason="abort", usage=Usage(), items=(b"",), media_type="text/plain"
+        stage_id=0, modality="text", finish_reason="abort", usage=TokenUsage(), items=(b"",), media_type="text/plain"
     )
     assert plain(completion(HEAD, [aborted]))["choices"][0]["finish_reason"] == "stop"
 

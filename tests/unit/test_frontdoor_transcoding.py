@@ -12,7 +12,7 @@ from PIL import Image
 from omnibus.client.request_events import Output
 from omnibus.errors import EngineError
 from omnibus.frontdoor.transcoding import PCM_RATE, encode_audio, encode_image, resample, transcoded
-from omnibus.wire.envelope import Usage
+from omnibus.wire.envelope import TokenUsage
 
 pytestmark = pytest.mark.unit
 
@@ -65,7 +65,7 @@ def test_an_image_keeps_its_size_in_every_format(image: str, name: str) -> None:
 
 async def test_an_output_is_left_alone_when_it_has_the_format_or_is_of_another_kind() -> None:
     output = Output(
-        stage_id=0, modality="audio", finish_reason="stop", usage=Usage(), items=(b"x",), media_type="audio/wav"
+        stage_id=0, modality="audio", finish_reason="stop", usage=TokenUsage(), items=(b"x",), media_type="audio/wav"
     )
     assert await transcoded(output, audio="wav") is output
     assert await transcoded(output, image="png") is output

@@ -103,7 +103,7 @@ def test_speech_codes_are_read_from_the_text_in_order() -> None:
 
 
 def test_silent_answer_is_refused() -> None:
-    with pytest.raises(EngineRejected, match="said nothing"):
+    with pytest.raises(EngineRejected, match="no speech token"):
         processors.speech_codes(stage_input(llasa={"text": "I would rather not."}))
 
 

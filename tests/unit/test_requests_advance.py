@@ -15,7 +15,7 @@ from omnibus.requests.record import DONE_TTL, Record
 from omnibus.requests.state import TRANSITIONS, IllegalTransition, RequestState, transition
 from omnibus.wire.envelope import DeadlinePassed, FinalOutput, StageFailed, StageResult, StageTiming
 from omnibus.wire.failure import Failure
-from omnibus.wire.out import Ended, OutputReady
+from omnibus.wire.out import EndNotice, OutputReady
 from omnibus.wire.payload import TEXT, Payload
 from omnibus.wire.request import Request
 
@@ -146,7 +146,7 @@ def test_late_event_repeats_the_end_and_changes_nothing(state: RequestState) -> 
         effects = advance(event, record)
         assert not any(isinstance(effect, SaveRecord | PublishTask) for effect in effects)
         assert isinstance(effects[-1], Purge)
-        assert any(isinstance(effect, Notify) and isinstance(effect.message, Ended) for effect in effects)
+        assert any(isinstance(effect, Notify) and isinstance(effect.message, EndNotice) for effect in effects)
 
 
 def test_result_of_an_abandoned_run_is_dropped() -> None:

@@ -2,7 +2,7 @@
 
     sentence ──parse──► Scene ──symbols──► ("red", "circle", "left", "blue", "square", "END")
 
-Everything that is called right or wrong about an answer is computed here, from the prompt alone.
+Right and wrong answers are told apart here, from the prompt alone.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Scene:
 
     @property
     def mirrored(self) -> Scene:
-        """The same picture told from the other thing; a thing alone is its own mirror."""
+        """The same picture described from the other thing; a thing alone is its own mirror."""
         if self.relation is None or self.second is None:
             return self
         return Scene(self.second, OPPOSITE[self.relation], self.first)
@@ -135,7 +135,7 @@ def sample_prompts(count: int, seed: int, *, held_out: bool | None = None) -> li
 
 
 def phrase(scene: Scene, rng: np.random.Generator) -> str:
-    """Say a scene in one of the grammar's ways."""
+    """Phrase a scene in one of the grammar's ways."""
     parts = [_pick(OPENINGS, rng), _noun(scene.first, rng)]
     if scene.relation is not None and scene.second is not None:
         parts += [_pick(PHRASES[scene.relation], rng), _noun(scene.second, rng)]

@@ -39,7 +39,7 @@ def new_thinker() -> Qwen3ForCausalLM:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, sentence: str) -> list[int]:
-    """What the chat template makes of a sentence, as token ids."""
+    """Render a sentence with the chat template, as token ids."""
     return [USER_ID, *tokenizer.encode(sentence.strip(), add_special_tokens=False), ASSISTANT_ID]
 
 
