@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -20,21 +19,17 @@ pytestmark = pytest.mark.unit
 GOOD = "name: tiny\nstages:\n- {stage_id: 0, name: only, engine: sim, final_output: true, final_output_type: text}\n"
 
 
-def _run_help(*args: str) -> tuple[float, str, set[str]]:
-    """Seconds, output and the modules that were imported, of `omnibus ARGS --help` in a process of its own."""
+def _run_help(*args: str) -> tuple[str, set[str]]:
+    """Output, and the modules that were imported, of `omnibus ARGS --help` in a process of its own."""
     call = f"cli.main({[*args, '--help']!r}, standalone_mode=False)"
     program = f"import sys; from omnibus.cli import cli; {call}; print('|', *sys.modules)"
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     output, _, modules = done.stdout.rpartition("|")
-    return time.perf_counter() - started, output, set(modules.split())
+    return output, set(modules.split())
 
 
-def test_help_is_fast_and_imports_no_command_when_asked_for() -> None:
-    runs = [_run_help() for _ in range(5)]
-
-    assert min(seconds for seconds, _, _ in runs) < 0.2
-    _, output, modules = runs[0]
+def test_help_imports_no_command_when_asked_for() -> None:
+    output, modules = _run_help()
     assert all(f"  {name} " in output for name in cli.COMMANDS)
     assert "_OMNIBUS_COMPLETE=bash_source" in output
     ours = {module for module in modules if module.startswith("omnibus")}
@@ -43,7 +38,7 @@ def test_help_is_fast_and_imports_no_command_when_asked_for() -> None:
 
 
 def test_settings_and_nats_stay_away_when_a_command_shows_its_help() -> None:
-    _, output, modules = _run_help("pipeline", "validate")
+    output, modules = _run_help("pipeline", "validate")
     assert "Check pipelines" in output
     assert not modules & {"nats", "omnibus.settings", "pydantic", "numpy"}
 
