@@ -169,7 +169,7 @@ async def test_engines_load_one_after_the_other_when_they_share_a_device(
     connection: Connection, pipeline: str, tmp_path: Path, devices: str, overlap: bool
 ) -> None:
     """parity: device locks between processes, held while a device initialises."""
-    telemetry = tmp_path / "journal"
+    telemetry = tmp_path / "telemetry"
     stages = tuple(_slow(number, devices, telemetry) for number in range(2))
     spec = PipelineSpec(name=pipeline, stages=stages, heartbeat_timeout=2.0)
     await deploy_pipeline(connection, spec)
@@ -207,7 +207,7 @@ async def test_worker_is_refused_when_it_overrides_what_others_rely_on(
 def _slow(stage_id: int, devices: str, telemetry: Path) -> StageSpec:
     return StageSpec(
         stage_id=stage_id, name=f"slow{stage_id}", engine="python", model="tests.support.environment_stage:Slow",
-        devices=devices and f"{devices}-{os.getpid()}", engine_args={"journal": str(telemetry), "seconds": 2.0},
+        devices=devices and f"{devices}-{os.getpid()}", engine_args={"telemetry": str(telemetry), "seconds": 2.0},
         final_output=True, final_output_type=f"text{stage_id}",
     )  # fmt: skip
 
