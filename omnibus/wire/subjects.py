@@ -222,7 +222,7 @@ def replica_key(stage_id: int, replica: str) -> str:
 
 def pause_key(pipeline: str, stage_id: int) -> str:
     """Key of a stage's pause state in the bucket of pipelines, beside the pipelines, whose names have no dots."""
-    return f"{check_name(pipeline, 'pipeline')}.hold.{stage_id}"
+    return f"{check_name(pipeline, 'pipeline')}.pause.{stage_id}"
 
 
 DEAD_LETTERS = "dead."

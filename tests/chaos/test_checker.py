@@ -58,7 +58,7 @@ def test_record_is_idle_when_it_is_open_and_nothing_is_queued() -> None:
     assert (verdict.open_idle, verdict.lost, verdict.clean) == (1, 0, False)
 
 
-def test_request_is_lost_when_its_client_was_never_told() -> None:
+def test_request_is_lost_when_its_client_received_no_end() -> None:
     assert check(life(end=Left(at=60.0, op="a", why="no end came in time")), CLEAN).lost == 1
 
 
@@ -76,7 +76,7 @@ def test_request_is_duplicated_when_one_key_became_two() -> None:
     assert check(life(also=[Accepted(at=9.5, op="a", rid="other")]), two).duplicated == 1
 
 
-def test_request_is_duplicated_when_its_client_was_told_two_ends() -> None:
+def test_request_is_duplicated_when_its_client_received_two_ends() -> None:
     assert check(life(also=[Ended(at=11.0, op="a", attempt=0, state="done", text=TEXT)]), CLEAN).duplicated == 1
 
 
@@ -139,7 +139,7 @@ def test_doomed_request_is_unexpected_when_it_is_done() -> None:
     assert not check(life(doomed=True), CLEAN).clean
 
 
-def test_leftovers_are_counted_when_something_is_left_behind() -> None:
+def test_orphans_are_counted_when_something_is_left_behind() -> None:
     left = Evidence(ledger={"r": ENTRY}, left=("omni.p.timer.r", "/dev/shm/omnibus-1"))
     assert check(life(), left).left_behind == 2
 

@@ -71,7 +71,7 @@ async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
 async def test_deltas_make_up_the_text_when_streaming(engine: VllmEngine, tokenizer) -> None:
     deltas, last = await run_job(engine, make_job(text=PROMPT, sampling=GREEDY))
 
-    assert len(deltas) > 3
+    assert len(deltas) > 1  # vLLM joins the pieces that come while a busy machine has not read the last one
     assert all(isinstance(delta, TextDelta) for delta in deltas)
     assert "".join(delta.text for delta in deltas) == last.outputs["text"]
     assert [token for delta in deltas for token in delta.token_ids] == last.outputs["token_ids"]

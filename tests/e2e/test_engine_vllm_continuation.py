@@ -153,7 +153,7 @@ async def test_seeded_text_is_made_again_and_is_the_same(engine: VllmEngine) -> 
     assert_same(made, whole)
 
 
-async def test_unseeded_text_goes_on_after_what_was_heard(engine: VllmEngine) -> None:
+async def test_unseeded_text_goes_on_after_the_received_tokens(engine: VllmEngine) -> None:
     sampling = {**GREEDY, "temperature": 1.0}
     received = tuple((await said(engine, sampling))[1].outputs["token_ids"][:10])
     items, last = await said(engine, sampling, received)
@@ -171,7 +171,7 @@ async def test_text_that_counts_its_tokens_is_made_again_and_is_the_same(engine:
     assert_same(made, whole)
 
 
-async def test_what_cannot_have_been_heard_is_ignored(engine: VllmEngine) -> None:
+async def test_tokens_that_cannot_have_been_received_are_ignored(engine: VllmEngine) -> None:
     whole = await said(engine, GREEDY)
     assert_same(await said(engine, GREEDY, (10_000,)), whole)
     assert_same(await said(engine, GREEDY, (1,) * 100), whole)

@@ -86,7 +86,7 @@ async def test_chat_runs_only_what_was_asked_for(client: AsyncOpenAI) -> None:
     assert "dit;dur" not in raw.headers["server-timing"]
 
 
-async def test_chat_stops_where_it_is_told(client: AsyncOpenAI) -> None:
+async def test_chat_stops_at_its_stop_string(client: AsyncOpenAI) -> None:
     short = await client.chat.completions.create(model=MODEL, messages=asking(PROMPT), max_completion_tokens=1)
     stopped = await client.chat.completions.create(
         model=MODEL, messages=asking(PROMPT), stop=["left"], modalities=["text", "image"]

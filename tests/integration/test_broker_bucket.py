@@ -141,7 +141,7 @@ async def test_watch_is_synced_when_the_bucket_is_empty(ledger: Bucket, connecti
         assert dict(watch.snapshot) == {}
 
 
-async def test_watch_hears_of_expiry_when_a_replica_stops_beating(connection: Connection, pipeline: str) -> None:
+async def test_watch_reports_expiry_when_a_replica_stops_beating(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline, heartbeat_timeout=1.0)
     replicas = Bucket(connection, subjects.replicas_bucket(pipeline))
     async with Watch(connection, replicas.name) as watch:

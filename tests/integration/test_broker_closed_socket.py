@@ -30,7 +30,7 @@ def test_publish_fails_as_in_an_outage_when_uvloop_has_closed_the_socket(nats_se
     uvloop.run(publish_into_a_closed_socket())
 
 
-async def test_client_tries_no_more_when_it_did_not_hear_the_first_cancellation(nats_server: EmbeddedServer) -> None:
+async def test_client_tries_no_more_when_it_missed_the_first_cancellation(nats_server: EmbeddedServer) -> None:
     """Its `asyncio.wait_for` may swallow one, before Python 3.12; then it would try for ever, and keep the loop from its end."""
     heard: list[int] = []
 

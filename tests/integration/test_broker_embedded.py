@@ -184,7 +184,7 @@ async def test_connect_is_refused_when_the_credentials_are_missing(tmp_path: Pat
             pytest.fail("connected")
 
 
-async def test_observer_hears_of_a_lost_client_and_nothing_else_when_on_the_system_account(
+async def test_observer_receives_disconnects_and_nothing_else_when_on_the_system_account(
     nats_server: EmbeddedServer,
 ) -> None:
     heard: list[bytes] = []

@@ -77,7 +77,7 @@ async def test_lanes_are_served_in_order_and_batch_every_eighth_time_when_all_ha
     assert order.count("b") == order.count("i") == 20
 
 
-async def test_surplus_is_handed_back_and_not_counted_as_an_attempt_when_lanes_deliver_at_once(
+async def test_excess_is_requeued_and_not_counted_as_an_attempt_when_lanes_deliver_at_once(
     connection: Connection, pipeline: str
 ) -> None:
     lanes = ("interactive", "batch")
@@ -99,7 +99,7 @@ async def test_surplus_is_handed_back_and_not_counted_as_an_attempt_when_lanes_d
     await eventually(lambda: _is_empty(connection, pipeline))
 
 
-async def test_handed_back_message_is_stored_again_when_its_id_is_known(connection: Connection, pipeline: str) -> None:
+async def test_requeued_message_is_stored_again_when_its_id_is_known(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline)
     await publish_tasks(connection, pipeline, ["r"])
     async with stage_puller(connection, pipeline) as puller:
@@ -111,7 +111,7 @@ async def test_handed_back_message_is_stored_again_when_its_id_is_known(connecti
     assert await queued(connection, pipeline) == 1
 
 
-async def test_untaken_deliveries_are_handed_back_when_the_puller_closes(connection: Connection, pipeline: str) -> None:
+async def test_untaken_deliveries_are_requeued_when_the_puller_closes(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline)
     await publish_tasks(connection, pipeline, _ids(3))
     async with stage_puller(connection, pipeline) as puller:

@@ -169,7 +169,7 @@ async def test_no_timer_stays_when_a_raw_request_is_cancelled_whose_orchestrator
     assert await queue.messages() == 0
 
 
-async def test_raw_request_stays_cancelled_when_an_orchestrator_had_it_in_hand(
+async def test_raw_request_stays_cancelled_when_an_orchestrator_was_admitting_it(
     connection: Connection, pipeline: str
 ) -> None:
     """The pipeline is full: it is looked at again and again."""

@@ -28,7 +28,7 @@ async def test_system_account_counts_only_when_it_lets_us_in(
     assert await reaches_system_account(address(nats_server)) is reached
 
 
-async def test_nothing_is_said_when_the_system_account_lets_us_in(nats_server: EmbeddedServer) -> None:
+async def test_no_warning_is_logged_when_the_system_account_lets_us_in(nats_server: EmbeddedServer) -> None:
     """Its user may hear of disconnects and do nothing else: what it is refused would be lines on the operator's screen."""
     with capture_logs() as said:
         assert await reaches_system_account(nats_server.system_url)

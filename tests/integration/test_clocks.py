@@ -30,7 +30,7 @@ def step(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-HOUR, HOUR])
-async def test_servers_time_is_told_when_the_hosts_clock_is_off(
+async def test_servers_time_counts_when_the_hosts_clock_is_off(
     nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     step(monkeypatch, seconds)
@@ -62,7 +62,7 @@ async def test_requests_are_served_and_expire_in_time_when_the_clock_was_stepped
         assert 0.5 < time.monotonic() - began < 10.0
 
 
-async def test_witness_asks_for_nothing_when_its_user_may_only_listen(
+async def test_listener_asks_for_nothing_when_its_user_may_only_listen(
     nats_server: EmbeddedServer, connection: Connection, pipeline: str
 ) -> None:
     """What is refused counts as an alarm, and would be asked for ever."""

@@ -64,7 +64,7 @@ async def test_hub_tells_of_all_news(connection: Connection, pipeline: str) -> N
     assert [event.replica.status for event in events] == ["up", "up", "draining", "down"]
 
 
-async def test_misuse_is_refused_when_nothing_is_told_or_the_client_is_closed(
+async def test_misuse_is_refused_when_nothing_is_updated_or_the_client_is_closed(
     connection: Connection, pipeline: str
 ) -> None:
     await lay_out(connection, pipeline)

@@ -72,7 +72,7 @@ def _groups(cluster: Cluster) -> list[list[int]]:
     return [[pid, *children_of(pid, "replica_main")] for pid in pids]
 
 
-async def test_replica_is_declared_down_long_before_its_heartbeat_expires_when_it_is_killed(
+async def test_replica_is_marked_down_long_before_its_heartbeat_expires_when_it_is_killed(
     nats_server: EmbeddedServer, connection: Connection, pipeline: str
 ) -> None:
     async with stage_bench(connection, pipeline, hang_on={"rid": "a", "attempts": [1]}) as bench:
@@ -122,7 +122,7 @@ async def test_replica_is_declared_down_when_its_connection_is_gone_and_it_is_si
         await view.wait_until(lambda found: [one.status for one in found] == ["up"], 5)  # nothing is lost by it
 
 
-async def test_nobody_is_declared_down_when_another_client_leaves(connection: Connection, pipeline: str) -> None:
+async def test_no_replica_is_marked_down_when_another_client_leaves(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=30.0)
     await ensure_layout(connection, layout_of(spec))
     async with detector_of(connection, spec) as (listener, view), replica(connection, spec):

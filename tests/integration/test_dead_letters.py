@@ -40,7 +40,7 @@ async def kept_input(connection: Connection, pipeline: str, rid: str) -> bytes |
         return None
 
 
-async def test_letter_tells_error_and_replica_of_each_attempt_when_an_engine_fails(
+async def test_dead_letter_names_error_and_replica_of_each_attempt_when_an_engine_fails(
     connection: Connection, pipeline: str
 ) -> None:
     dead_letter = await bury(connection, healthy(pipeline), "a")
@@ -113,7 +113,7 @@ async def test_retry_runs_when_record_and_stored_input_have_expired(connection: 
     assert done.outputs[0].text
 
 
-async def test_kept_inputs_live_as_long_as_letters_and_longer_than_payloads(
+async def test_kept_inputs_live_as_long_as_dead_letters_and_longer_than_payloads(
     connection: Connection, pipeline: str
 ) -> None:
     await ensure_layout(connection, layout_of(healthy(pipeline)))
@@ -124,7 +124,7 @@ async def test_kept_inputs_live_as_long_as_letters_and_longer_than_payloads(
     assert lifetimes[0] > 7 * 24 * 3600 > lifetimes[1]
 
 
-async def test_letter_is_kept_with_all_its_history_when_the_retry_fails_too(
+async def test_dead_letter_is_kept_with_all_its_history_when_the_retry_fails_too(
     connection: Connection, pipeline: str
 ) -> None:
     spec = healthy(pipeline)
@@ -186,7 +186,7 @@ async def test_retry_is_refused_when_the_id_is_another_requests_or_the_pipeline_
             await (await office_of(producer, spec)).retry("a")
 
 
-async def test_nothing_is_left_when_a_letter_is_dropped(connection: Connection, pipeline: str) -> None:
+async def test_nothing_is_left_when_a_dead_letter_is_dropped(connection: Connection, pipeline: str) -> None:
     spec = healthy(pipeline)
     await bury(connection, spec, "a", LARGE)
     assert await kept_input(connection, pipeline, "a")

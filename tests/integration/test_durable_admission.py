@@ -199,7 +199,7 @@ async def test_raw_request_ends_failed_when_it_cannot_be_admitted(
     assert entry.record.failure.code == code
 
 
-async def test_bound_of_a_tenant_is_free_again_when_the_end_was_heard_before_the_admission_returned(
+async def test_bound_of_a_tenant_is_free_again_when_the_end_arrived_before_the_admission_returned(
     connection: Connection, pipeline: str
 ) -> None:
     spec = line(pipeline, max_open_per_tenant=1)

@@ -151,7 +151,7 @@ async def test_dead_letter_is_written_when_every_attempt_fails(connection: Conne
     assert result.failure.attempts == 2
 
 
-async def test_follower_ends_when_everything_it_should_hear_is_lost(connection: Connection, pipeline: str) -> None:
+async def test_follower_ends_when_every_message_to_it_is_lost(connection: Connection, pipeline: str) -> None:
     spec = line(pipeline)
     async with serving(connection, spec) as producer:
         channel = await producer.channel(pipeline)
@@ -162,7 +162,7 @@ async def test_follower_ends_when_everything_it_should_hear_is_lost(connection: 
     assert time.monotonic() - began < READ_EVERY + 2.0
 
 
-async def test_orchestrator_forwards_nothing_when_it_was_told_of_the_cancellation(
+async def test_orchestrator_forwards_nothing_when_it_was_notified_of_the_cancellation(
     connection: Connection, pipeline: str
 ) -> None:
     """A linear edge reads no record: the id alone tells."""
@@ -180,9 +180,7 @@ async def test_orchestrator_forwards_nothing_when_it_was_told_of_the_cancellatio
         assert not await WorkQueue(connection, pipeline).anything_queued(submission.rid)
 
 
-async def test_slot_is_free_again_when_the_end_of_a_hung_job_was_not_heard(
-    connection: Connection, pipeline: str
-) -> None:
+async def test_slot_is_free_again_when_the_end_of_a_hung_job_was_missed(connection: Connection, pipeline: str) -> None:
     """Nobody here broadcasts that the deadline has passed."""
     async with stage_bench(connection, pipeline, hang_on={"rid": "^hang"}) as bench, bench.replica():
         await bench.submit("hang", seconds=0.5)

@@ -85,7 +85,7 @@ def test_queue_wait_starts_at_the_arrival(engine: AsyncOmniEngine) -> None:
     assert output.timings[0].started - output.timings[0].queued >= 5.0
 
 
-def test_prompt_text_is_told_when_the_prompt_is_token_ids(engine: AsyncOmniEngine) -> None:
+def test_prompt_text_is_shown_when_the_prompt_is_token_ids(engine: AsyncOmniEngine) -> None:
     engine.add_request("tokens", [7, 8, 9], prompt_text="seven eight nine", final_stage_id=0)
     (output,) = outputs_of(engine, "tokens")
     assert (output.text, output.prompt) == ("7 8 9", "seven eight nine")
@@ -107,7 +107,7 @@ def test_id_is_refused_when_it_is_running(engine: AsyncOmniEngine) -> None:
     outputs_of(engine, "hang-twice")
 
 
-def test_failure_is_told_as_the_last_output(engine: AsyncOmniEngine) -> None:
+def test_failure_is_the_last_output(engine: AsyncOmniEngine) -> None:
     engine.add_request("reject-1", "x", final_stage_id=0)
     (output,) = outputs_of(engine, "reject-1")
     assert output.failure is not None

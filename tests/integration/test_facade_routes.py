@@ -64,7 +64,7 @@ async def test_replicas_sleep_and_wake_up(front_door: Front) -> None:
         ("/reset_prefix_cache", {"params": {"stage_ids": [0]}}),
     ],
 )
-async def test_order_is_refused_when_it_cannot_be_carried_out(
+async def test_control_is_refused_when_it_cannot_be_carried_out(
     front_door: Front, path: str, sent: dict[str, object]
 ) -> None:
     answer = await front_door.http.post(path, **sent)
@@ -83,7 +83,7 @@ async def test_order_is_refused_when_it_cannot_be_carried_out(
         ("/reset_prefix_cache", {"params": {"stage": 0}}, "stage"),
     ],
 )
-async def test_order_is_refused_by_name_when_it_says_what_nobody_reads(
+async def test_control_is_refused_by_name_when_a_field_is_unknown(
     front_door: Front, path: str, sent: dict[str, object], param: str
 ) -> None:
     answer = await front_door.http.post(path, **sent)
@@ -95,7 +95,7 @@ async def test_unknown_model_is_not_found(front_door: Front) -> None:
     assert (await front_door.http.post("/pause", params={"model": "none"})).status_code == 404
 
 
-async def test_orders_need_a_key_when_the_door_has_one(connection: Connection, pipeline: str) -> None:
+async def test_controls_need_a_key_when_the_front_door_has_one(connection: Connection, pipeline: str) -> None:
     async with front(connection, spec_of(pipeline), Options(api_keys=("secret",))) as front_door:
         for path in ("/pause", "/resume", "/start_profile", "/stop_profile", "/reset_prefix_cache", "/v1/omni/sleep"):
             refused = await front_door.http.post(path, headers={"Authorization": "Bearer wrong"})

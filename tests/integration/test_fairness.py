@@ -167,7 +167,7 @@ async def test_refusal_says_how_long_it_takes_until_there_is_room(connection: Co
     assert took / 2 < wait < took * 2
 
 
-async def test_refusal_asks_for_patience_when_nothing_ends(connection: Connection, pipeline: str) -> None:
+async def test_refusal_asks_for_a_long_wait_when_nothing_ends(connection: Connection, pipeline: str) -> None:
     spec = pipeline_of(pipeline, slots=1, latency=0.0, max_open_requests=2)
     async with serving(connection, spec, replicas=0) as producer:
         for _ in range(2):

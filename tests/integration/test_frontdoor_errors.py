@@ -183,7 +183,7 @@ async def test_what_nobody_expected_is_a_500_with_an_id_and_a_count(front_door: 
     assert 'omnibus_errors_total{where="frontdoor"}' in (await front_door.http.get("/metrics")).text
 
 
-async def test_a_stream_is_told_and_its_request_goes_on_when_the_server_stops(
+async def test_a_stream_ends_with_a_notice_and_its_request_goes_on_when_the_server_stops(
     connection: Connection, pipeline: str
 ) -> None:
     spec = omni_sim(pipeline, token_rate=4.0)

@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.integration
 
 
-async def test_a_pipeline_is_served_when_it_is_deployed_under_a_running_door(
+async def test_a_pipeline_is_served_when_it_is_deployed_under_a_running_front_door(
     connection: Connection, pipeline: str
 ) -> None:
     async with DeployedPipelines(connection) as pipelines:

@@ -30,7 +30,7 @@ async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Fro
         yield made
 
 
-async def test_what_was_said_is_in_the_answer_and_in_the_record_when_a_stream_is_cancelled(front_door: Front) -> None:
+async def test_sent_text_is_in_the_answer_and_in_the_record_when_a_stream_is_cancelled(front_door: Front) -> None:
     request = Request(prompt=PROMPT, modalities=("text",))
     submission = await front_door.producer.submit(front_door.spec, request, rid="told")
     pieces = ""
@@ -58,7 +58,7 @@ async def test_what_was_said_is_in_the_answer_and_in_the_record_when_a_stream_is
     assert arrived.text.startswith(said)
 
 
-async def test_what_was_said_is_told_when_nobody_streams(front_door: Front) -> None:
+async def test_sent_text_is_returned_when_no_client_streams(front_door: Front) -> None:
     await front_door.producer.submit(
         front_door.spec, Request(prompt=PROMPT, modalities=("text",), stream=False), rid="quiet"
     )
@@ -102,7 +102,7 @@ async def test_long_text_is_kept_in_whole_when_it_is_cancelled(connection: Conne
     assert prompt.startswith(result.outputs[0].text)
 
 
-async def test_nothing_is_kept_when_nothing_was_said(connection: Connection, pipeline: str) -> None:
+async def test_nothing_is_kept_when_no_text_was_sent(connection: Connection, pipeline: str) -> None:
     spec = omni_sim(pipeline, hang_on={"rid": "mute"})
     async with serving(connection, spec) as producer:
         await producer.submit(spec, Request(prompt=PROMPT, modalities=("text",)), rid="mute")

@@ -107,7 +107,9 @@ async def test_stage_without_replicas_can_be_paused_and_its_first_one_waits(
         assert not await controls.is_paused()
 
 
-async def test_replica_hears_of_a_pause_that_came_while_it_was_starting(connection: Connection, pipeline: str) -> None:
+async def test_replica_is_paused_when_the_pause_came_while_it_was_starting(
+    connection: Connection, pipeline: str
+) -> None:
     """It was not among those that were called; what stands in the broker tells it, then and later."""
     spec = one_stage(pipeline, "broker")
     pause_states = PauseStates(connection, pipeline)
@@ -152,7 +154,7 @@ async def test_replica_leaves_when_its_engine_is_still_falling_asleep(connection
         assert replica.record.status == "down"
 
 
-async def test_no_hold_is_left_when_a_sleep_was_refused(connection: Connection, pipeline: str) -> None:
+async def test_no_pause_is_left_when_a_sleep_was_refused(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, "broker")
     controls = Controls(connection, spec)
     async with Fleet(connection, spec) as fleet:

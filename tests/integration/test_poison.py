@@ -204,7 +204,7 @@ async def test_others_go_on_when_tasks_cannot_be_read(connection: Connection, pi
             assert (await ended(connection, spec, f"poison-{number}")).state is RequestState.FAILED
 
 
-async def test_deaths_are_judged_when_a_claim_is_nonsense(connection: Connection, pipeline: str) -> None:
+async def test_dead_replicas_are_marked_down_when_a_claim_is_nonsense(connection: Connection, pipeline: str) -> None:
     """Anybody who may publish claims can say anything; the judge acts on what answers a delivery."""
     await ensure_layout(connection, layout_of(poisoned(pipeline)))
     record = ReplicaRecord(stage_id=0, replica="r0", instance="i", host="h", pid=1, slots=1, status=ReplicaStatus.UP)

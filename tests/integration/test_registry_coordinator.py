@@ -101,7 +101,7 @@ async def test_heartbeat_carries_fresh_load(connection: Connection, pipeline: st
         await view.wait_until(lambda found: found[0].queue_length == 7 and found[0].in_flight == 3, HEARTBEAT_TIMEOUT)
 
 
-async def test_heart_goes_on_beating_when_the_load_cannot_be_told(connection: Connection, pipeline: str) -> None:
+async def test_heart_goes_on_beating_when_the_load_is_unknown(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one, view_of(bench) as view:
         one.load = {"no_such_field": 1}
         await eventually(lambda: one.registration._metrics.errors.labels("heartbeat")._value.get() >= 2)
@@ -110,7 +110,7 @@ async def test_heart_goes_on_beating_when_the_load_cannot_be_told(connection: Co
         await view.wait_until(lambda found: any(other.queue_length == 7 for other in found), 10)
 
 
-async def test_replica_hears_its_new_id_when_its_registration_was_interrupted(
+async def test_replica_learns_its_new_id_when_its_registration_was_interrupted(
     connection: Connection, pipeline: str
 ) -> None:
     """Its claims, orders and results must bear the id that the coordinator knows."""
@@ -176,7 +176,7 @@ async def test_replica_takes_another_id_when_its_own_was_given_away(connection: 
         assert one.fenced == 1
 
 
-async def test_one_witness_of_many_wins_the_verdict(connection: Connection, pipeline: str) -> None:
+async def test_one_of_many_failure_detectors_marks_a_replica_down(connection: Connection, pipeline: str) -> None:
     async with (
         stage_bench(connection, pipeline) as bench,
         ClaimBook(connection, pipeline) as claims,
@@ -188,7 +188,7 @@ async def test_one_witness_of_many_wins_the_verdict(connection: Connection, pipe
         assert sorted(verdicts) == [False, False, False, False, True]
 
 
-async def test_verdict_does_not_hit_a_successor(connection: Connection, pipeline: str) -> None:
+async def test_marking_down_does_not_hit_a_successor(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline) as bench, ClaimBook(connection, pipeline) as claims:
         async with registered(bench, "old") as old:
             dead = replace(old.registration.record, status=ReplicaStatus.UP)
@@ -198,7 +198,7 @@ async def test_verdict_does_not_hit_a_successor(connection: Connection, pipeline
             assert new.fenced == 0
 
 
-async def test_dead_replicas_task_runs_elsewhere_at_once_after_the_verdict(
+async def test_dead_replicas_task_runs_elsewhere_at_once_when_it_is_marked_down(
     connection: Connection, pipeline: str
 ) -> None:
     async with (
@@ -218,7 +218,7 @@ async def test_dead_replicas_task_runs_elsewhere_at_once_after_the_verdict(
             assert time.monotonic() - started < HEARTBEAT_TIMEOUT / 2
 
 
-async def test_what_a_former_life_had_is_not_given_back_when_its_successor_dies(
+async def test_claims_of_a_former_life_are_not_requeued_when_its_successor_dies(
     connection: Connection, pipeline: str
 ) -> None:
     """Whoever has the task by now would lose it."""
@@ -231,7 +231,7 @@ async def test_what_a_former_life_had_is_not_given_back_when_its_successor_dies(
         assert claims.held(replace(former, instance="successor")) == ()
 
 
-async def test_last_heartbeat_tells_what_is_in_hand_when_a_later_announcement_was_lost(
+async def test_last_heartbeat_lists_the_claims_when_a_later_announcement_was_lost(
     connection: Connection, pipeline: str
 ) -> None:
     """What was abandoned meanwhile is others' by now; to give it back would take it from them."""
@@ -245,7 +245,7 @@ async def test_last_heartbeat_tells_what_is_in_hand_when_a_later_announcement_wa
         assert claims.held(replace(before, announced=4, claims=())) == ()
 
 
-async def test_claims_are_told_to_a_late_listener(connection: Connection, pipeline: str) -> None:
+async def test_claims_are_announced_to_a_late_listener(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline, hang_on={"rid": "a"}) as bench, bench.replica(grace=0.0) as replica:
         await bench.submit("a")
         await eventually(lambda: replica.record.in_flight)

@@ -107,7 +107,7 @@ async def _naks_of(connection: Connection, record: ReplicaRecord) -> list[str]:
     return heard
 
 
-async def test_tasks_of_a_silent_replica_come_home_when_its_heartbeat_expires(
+async def test_tasks_of_a_silent_replica_are_rerouted_when_its_heartbeat_expires(
     connection: Connection, pipeline: str
 ) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=TIMEOUT)
@@ -122,7 +122,7 @@ async def test_tasks_of_a_silent_replica_come_home_when_its_heartbeat_expires(
             assert {result.state for result in results} == {RequestState.DONE}
 
 
-async def test_task_comes_home_when_it_is_published_to_a_lane_without_a_consumer(
+async def test_task_is_rerouted_when_it_is_published_to_a_lane_without_a_consumer(
     connection: Connection, pipeline: str
 ) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=TIMEOUT)
@@ -136,7 +136,7 @@ async def test_task_comes_home_when_it_is_published_to_a_lane_without_a_consumer
 
 
 @pytest.mark.parametrize("older", [True, False])
-async def test_one_copy_comes_home_when_two_bring_the_same_task(
+async def test_one_copy_is_rerouted_when_two_publish_the_same_task(
     connection: Connection, pipeline: str, *, older: bool
 ) -> None:
     """The server has another word for a message that is gone when an older one is still there."""
@@ -156,7 +156,7 @@ async def test_one_copy_comes_home_when_two_bring_the_same_task(
     assert await lanes.first(0, "interactive", int(home.headers["Nats-Sequence"])) is None
 
 
-async def test_tasks_come_home_when_an_orchestrator_starts(connection: Connection, pipeline: str) -> None:
+async def test_tasks_are_rerouted_when_an_orchestrator_starts(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=60.0)
     await ensure_layout(connection, layout_of(spec))
     await ensure_consumer(connection, lane_consumer(pipeline, 0, "r3"))
@@ -167,7 +167,7 @@ async def test_tasks_come_home_when_an_orchestrator_starts(connection: Connectio
         await all_home(connection, spec, log, rids)
 
 
-async def test_only_what_waits_comes_home_while_its_replica_finishes_the_rest(
+async def test_only_waiting_tasks_are_rerouted_while_their_replica_finishes_the_rest(
     connection: Connection, pipeline: str
 ) -> None:
     """A rolling restart runs nothing twice."""
@@ -190,7 +190,7 @@ async def test_only_what_waits_comes_home_while_its_replica_finishes_the_rest(
         assert {rid: runs[rid] for rid in rids} == dict.fromkeys(rids, 1)
 
 
-async def test_task_in_hand_comes_home_at_once_when_its_replica_dies_while_it_leaves(
+async def test_claimed_task_is_rerouted_at_once_when_its_replica_dies_while_it_leaves(
     connection: Connection, pipeline: str
 ) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=10.0)
@@ -213,7 +213,7 @@ async def test_task_in_hand_comes_home_at_once_when_its_replica_dies_while_it_le
                 assert (await submission.result()).state is RequestState.DONE
 
 
-async def test_what_cannot_be_finished_in_time_is_handed_back_to_the_shared_lane(
+async def test_unfinished_task_is_requeued_to_the_shared_lane_when_its_time_is_over(
     connection: Connection, pipeline: str
 ) -> None:
     spec = one_stage(pipeline, engine_args={"latency": 3.0}, heartbeat_timeout=10.0)

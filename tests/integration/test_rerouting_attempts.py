@@ -74,7 +74,7 @@ async def test_fault_on_a_lane_of_its_own_counts_when_the_task_is_tried_elsewher
     assert (first, set(others)) == ("r0", {"interactive"}), "sent home at its second delivery, and counted on there"
 
 
-async def test_attempts_count_on_when_a_task_is_handed_back(connection: Connection, pipeline: str) -> None:
+async def test_attempts_count_on_when_a_task_is_requeued(connection: Connection, pipeline: str) -> None:
     failing = {"fail_on": {"attempts": [1]}, "hang_on": {"attempts": [2]}}
     async with stage_bench(connection, pipeline, max_attempts=2, **failing) as bench:
         await bench.submit("a")

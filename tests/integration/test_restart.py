@@ -71,7 +71,7 @@ async def test_restart_is_refused_when_nobody_would_start_the_replica_again(
         assert (await bench.result("a")).replica == replica.record.replica
 
 
-async def test_restart_stops_with_a_word_when_a_replica_does_not_come_back(
+async def test_restart_stops_with_a_message_when_a_replica_does_not_come_back(
     connection: Connection, pipeline: str
 ) -> None:
     said: list[str] = []

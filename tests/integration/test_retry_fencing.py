@@ -127,7 +127,7 @@ async def test_late_events_of_the_failed_run_change_nothing_of_the_retried_one(
 
 
 @pytest.mark.parametrize("moment", ["_failed", "_is_kept", "_keep_input"])
-async def test_letter_of_a_request_that_is_done_does_not_come_back_when_its_write_comes_late(
+async def test_dead_letter_of_a_request_that_is_done_does_not_come_back_when_its_write_comes_late(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     spec = healthy(pipeline)

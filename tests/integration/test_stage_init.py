@@ -111,7 +111,7 @@ def test_deployed_pipeline_has_the_policy_when_serve_is_given_one(tmp_path: Path
     assert policy == "round-robin"
 
 
-def test_commands_of_the_other_stages_are_said_when_serve_runs_some(tmp_path: Path) -> None:
+def test_commands_of_the_other_stages_are_printed_when_serve_runs_some(tmp_path: Path) -> None:
     """parity: scenario B and C: the head says what it waits for; a stage with `num_replicas: 0` is served elsewhere."""
     more = "- {stage_id: 1, name: far, engine: sim, input_sources: [0], final_output: true, final_output_type: audio,"
     said: list[str] = []

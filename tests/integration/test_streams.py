@@ -134,7 +134,7 @@ def speaker(name: str, **args: object) -> PipelineSpec:
     return PipelineSpec(name=name, deadline=20.0, heartbeat_timeout=1.0, stages=(sim(0, final="text", **args),))
 
 
-async def test_follower_hears_what_was_said_before_it_came(connection: Connection, pipeline: str) -> None:
+async def test_late_follower_receives_the_text_that_was_sent_before(connection: Connection, pipeline: str) -> None:
     spec = speaker(pipeline, token_rate=100.0)
     async with serving(connection, spec) as producer:
         first = await producer.submit(spec, Request(prompt=PROMPT), rid="late")
@@ -149,7 +149,7 @@ async def test_follower_hears_what_was_said_before_it_came(connection: Connectio
     assert sum(isinstance(event, TextPiece) for event in received) > 5
 
 
-async def test_stream_goes_on_when_its_task_is_handed_back(connection: Connection, pipeline: str) -> None:
+async def test_stream_goes_on_when_its_task_is_requeued(connection: Connection, pipeline: str) -> None:
     spec, overheard = speaker(pipeline, token_rate=100.0), Eavesdropper()
     async with serving(connection, spec, replicas=0) as producer, asyncio.TaskGroup() as group:
         leaving, staying = (Replica(connection, spec, spec.stages[0], ReplicaOptions(grace=0.1)) for _ in range(2))

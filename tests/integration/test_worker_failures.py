@@ -42,7 +42,7 @@ async def test_engine_fault_is_tried_again_until_it_works(connection: Connection
         await bench.all_done()
 
 
-async def test_task_that_was_given_back_is_claimed_no_more(connection: Connection, pipeline: str) -> None:
+async def test_task_that_was_requeued_is_claimed_no_more(connection: Connection, pipeline: str) -> None:
     async with (
         ClaimBook(connection, pipeline) as claims,
         stage_bench(connection, pipeline, fail_on={"attempts": [1]}) as bench,
@@ -172,7 +172,7 @@ async def test_malformed_task_ends_the_request_that_its_subject_names(connection
     assert "malformed" in failed.failure.message
 
 
-async def test_lost_payload_is_told_at_once_so_that_the_request_can_be_run_anew(
+async def test_lost_payload_is_reported_at_once_so_that_the_request_can_be_run_anew(
     connection: Connection, pipeline: str
 ) -> None:
     lost = Payload(media_type=MSGPACK, nbytes=3, location=ObjectKey("gone"))

@@ -42,7 +42,7 @@ async def test_drain_finishes_what_runs_and_takes_nothing_more(connection: Conne
             await bench.result("b")
 
 
-async def test_hand_back_uses_up_no_attempt(connection: Connection, pipeline: str) -> None:
+async def test_requeue_uses_up_no_attempt(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline, hang_on={"rid": "a"}, max_attempts=1) as bench:
         await bench.submit("a")
         for _ in range(3):
@@ -57,7 +57,7 @@ async def test_hand_back_uses_up_no_attempt(connection: Connection, pipeline: st
         assert info["message"]["seq"] > 1
 
 
-async def test_hand_back_does_not_wait_for_an_engine_that_hangs(
+async def test_requeue_does_not_wait_for_an_engine_that_hangs(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task_service, "ABORT_TIMEOUT", 2.0)

@@ -147,7 +147,7 @@ async def test_replicas_leave_in_order_when_stopped(connection: Connection, pipe
         assert finished + await bench.queued() == 4
 
 
-async def test_second_signal_hands_back_at_once_what_a_drain_would_wait_for(
+async def test_second_signal_requeues_at_once_what_a_drain_would_wait_for(
     connection: Connection, pipeline: str
 ) -> None:
     async with stage_bench(connection, pipeline, max_attempts=1, heartbeat_timeout=10.0) as bench:

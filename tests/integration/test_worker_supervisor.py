@@ -50,7 +50,7 @@ async def running(supervisor: Supervisor) -> AsyncIterator[asyncio.Task[None]]:
             await asyncio.wait({task})
 
 
-async def test_killed_child_is_started_again_and_its_death_is_witnessed() -> None:
+async def test_killed_child_is_started_again_and_its_death_is_reported() -> None:
     deaths: list[Death] = []
 
     async def listener(death: Death) -> None:
@@ -68,7 +68,7 @@ async def test_killed_child_is_started_again_and_its_death_is_witnessed() -> Non
     assert not alive(second)
 
 
-async def test_death_is_told_at_once_when_something_left_behind_holds_the_output() -> None:
+async def test_death_is_reported_at_once_when_something_left_behind_holds_the_output() -> None:
     told = asyncio.Event()
 
     async def listener(_death: Death) -> None:
@@ -93,7 +93,7 @@ async def test_death_is_told_at_once_when_something_left_behind_holds_the_output
             supervisor.stop()
 
 
-async def test_deaths_are_told_when_a_second_signal_kills() -> None:
+async def test_deaths_are_reported_when_a_second_signal_kills() -> None:
     """Nobody drained: others must get the tasks, whether or not the server tells of lost connections."""
     deaths: list[Death] = []
 
@@ -109,7 +109,7 @@ async def test_deaths_are_told_when_a_second_signal_kills() -> None:
     assert sorted((death.name, death.returncode) for death in deaths) == [("a", -9), ("b", -9)]
 
 
-async def test_child_that_wants_to_be_is_started_again_at_once_and_no_death_is_told(tmp_path: Path) -> None:
+async def test_child_that_wants_to_be_is_started_again_at_once_and_no_death_is_reported(tmp_path: Path) -> None:
     deaths: list[Death] = []
     lives = tmp_path / "lives"
 

@@ -45,7 +45,7 @@ def ahead(clock: ServerClock) -> float:
     return clock.now() - time.time()
 
 
-async def test_hosts_time_is_told_until_the_server_has_told_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hosts_time_counts_until_the_servers_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TRY_EVERY", 0.01)
     server = Server(ahead=None)
     clock = ServerClock(server.ask)
@@ -87,7 +87,7 @@ async def test_blurred_answer_counts_when_the_servers_clock_was_stepped() -> Non
         assert ahead(clock) == pytest.approx(HOUR, abs=0.3)
 
 
-async def test_moment_of_the_hosts_clock_is_told_in_the_servers_time() -> None:
+async def test_moment_of_the_hosts_clock_is_converted_to_the_servers_time() -> None:
     clock = ServerClock(Server(ahead=HOUR).ask)
     async with clock.kept():
         assert clock.at(time.time() - 7.0) == pytest.approx(time.time() + HOUR - 7.0, abs=0.1)

@@ -18,6 +18,6 @@ def test_attempts_of_former_copies_count_on(said: dict[str, str], counts: str | 
 
 
 @pytest.mark.parametrize("nonsense", ["", "many", "-1", "1.5", "٣x", "9" * 5000])
-def test_message_is_handed_back_when_its_producer_wrote_nonsense_for_its_attempts(nonsense: str) -> None:
+def test_message_is_requeued_when_its_producer_wrote_nonsense_for_its_attempts(nonsense: str) -> None:
     _, kept = published_again("omni.p.request.r", 9, {ATTEMPTS_HEADER: nonsense}, used=1)
     assert kept[ATTEMPTS_HEADER] == "1"

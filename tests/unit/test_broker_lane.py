@@ -61,7 +61,7 @@ async def test_ask_ends_when_the_connection_breaks() -> None:
     assert answered.done()
 
 
-def test_lane_is_silent_when_a_parked_request_is_not_heard_of(clock: list[float]) -> None:
+def test_lane_is_silent_when_a_parked_request_gets_no_sign(clock: list[float]) -> None:
     lane = Lane("S", "c", 0)
     lane.park(1)
     clock[0] += 2 * lane_module.HEARTBEAT

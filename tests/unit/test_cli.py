@@ -71,7 +71,7 @@ def test_error_is_one_line_and_a_status_when_a_command_raises(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
-def test_status_is_130_and_nothing_is_said_when_interrupted(
+def test_status_is_130_and_nothing_is_printed_when_interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> None:
     assert _status_when_a_command_raises(monkeypatch, error) == 130

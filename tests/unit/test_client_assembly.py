@@ -40,11 +40,11 @@ def test_piece_after_a_gap_waits_for_the_output_that_fills_it() -> None:
     assert events == [TextPiece(0, "cdef"), OutputArrived(text_output("abcdef"))]
 
 
-def test_second_attempt_continues_where_the_first_was_heard_last() -> None:
+def test_second_attempt_continues_after_the_text_that_arrived_of_the_first() -> None:
     assert received(Assembly(), piece(0, "abc"), piece(0, "ab", SECOND), piece(2, "cd", SECOND)) == "abcd"
 
 
-def test_first_attempt_is_not_heard_any_more_when_the_second_speaks() -> None:
+def test_first_attempt_is_dropped_when_the_second_sends() -> None:
     assert received(Assembly(), piece(0, "ab"), piece(0, "abc", SECOND), piece(2, "XX", FIRST)) == "abc"
 
 
@@ -74,14 +74,14 @@ def test_attempt_that_asked_is_continued_and_what_was_not_yet_read_of_the_one_be
     assert received(assembly, spoken(0, "a", "bb", "dd", fence=SECOND)) == "dd"
 
 
-def test_attempt_that_is_outdated_is_told_nothing() -> None:
+def test_attempt_that_is_outdated_gets_no_tokens() -> None:
     assembly = Assembly()
     assert received(assembly, spoken(0, "a", fence=SECOND)) == "a"
     assert assembly.received(0, FIRST) is None
     assert received(assembly, spoken(1, "bb", first=1, fence=SECOND)) == "bb"
 
 
-def test_nothing_is_continued_when_attempts_said_different_things() -> None:
+def test_nothing_is_continued_when_attempts_sent_different_texts() -> None:
     assembly = Assembly()
     assert received(assembly, spoken(0, "a", "bb"), spoken(0, "X", fence=SECOND)) == "abb"
     assert assembly.received(0, Fence(1, 5, 3)) == ()
@@ -109,7 +109,7 @@ def test_gap_of_an_outdated_attempt_is_not_asked_for() -> None:
     assert not assembly.lacks(spoken(3, "ccc", first=2))
 
 
-def test_aborted_text_has_all_that_was_said_when_more_was_heard_than_was_kept() -> None:
+def test_aborted_text_has_all_that_was_sent_when_more_was_received_than_was_kept() -> None:
     assembly = Assembly()
     assert received(assembly, piece(0, "abcd")) == "abcd"
     kept = Output(stage_id=0, modality="text", media_type=TEXT, items=(b"ab",), finish_reason="abort")

@@ -43,7 +43,7 @@ def test_pieces_of_text_come_first_when_they_are_wanted() -> None:
     assert outputs[-1].text == "one two"
 
 
-def test_what_was_heard_is_the_last_output_when_the_request_is_aborted() -> None:
+def test_received_text_is_the_last_output_when_the_request_is_aborted() -> None:
     """Parity: aborting a request of an LLM gives its partial text."""
     outputs = told(TextPiece(0, "one "), ended(RequestState.CANCELLED, Failure.of(RequestCancelled())))
     (last,) = outputs
@@ -51,7 +51,7 @@ def test_what_was_heard_is_the_last_output_when_the_request_is_aborted() -> None
     last.raise_for_failure()
 
 
-def test_abort_has_an_output_of_its_own_when_nothing_was_heard() -> None:
+def test_abort_has_an_output_of_its_own_when_nothing_was_received() -> None:
     (last,) = told(ended(RequestState.CANCELLED, Failure.of(RequestCancelled())))
     assert (last.text, last.stage_id, last.finish_reason, last.finished) == ("", None, "abort", True)
 

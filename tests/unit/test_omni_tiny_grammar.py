@@ -68,7 +68,7 @@ def test_a_tenth_is_held_out_when_training_scenes_are_asked_for() -> None:
     assert len(held_out()) + len(training_scenes()) == len(all_scenes())
 
 
-def test_a_picture_is_held_out_in_both_tellings_when_it_is_held_out() -> None:
+def test_a_picture_is_held_out_in_both_descriptions_when_it_is_held_out() -> None:
     assert all(scene.mirrored in held_out() for scene in held_out())
 
 

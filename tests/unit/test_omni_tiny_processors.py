@@ -103,7 +103,7 @@ def test_code2wav_input_is_the_codes_when_the_talker_has_spoken() -> None:
     assert processors.code2wav_input(stage_input(talker={"token_ids": said})).values == {"codes": codes}
 
 
-def test_code2wav_input_is_refused_when_the_talker_said_nothing() -> None:
+def test_code2wav_input_is_refused_when_the_talker_produced_no_code() -> None:
     with pytest.raises(EngineRejected):
         processors.code2wav_input(stage_input(talker={"token_ids": [vocabulary.CODES_END_ID]}))
 

@@ -157,7 +157,7 @@ def test_error_names_the_line_when_an_overlay_is_wrong(
     ("device", "platform"),
     [("nvidia0", "cuda"), ("nvidiactl", "cpu"), ("kfd", "rocm"), ("davinci3", "npu"), ("null", "cpu")],
 )
-def test_platform_is_told_by_device_files_when_detected(tmp_path: Path, device: str, platform: str) -> None:
+def test_platform_is_detected_by_device_files(tmp_path: Path, device: str, platform: str) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / device).touch()
     assert detect_platform(tmp_path) == platform

@@ -112,7 +112,7 @@ def test_join_is_published_again_when_its_last_source_is_delivered_again() -> No
     assert tasks(advance(result_of(record, 2), both)) == [3]
 
 
-def test_first_result_of_a_stage_counts_whoever_made_it() -> None:
+def test_first_result_of_a_stage_counts_from_any_replica() -> None:
     record = record_of()
     first = saved(advance(result_of(record, 0, b"first"), record))
     second = advance(result_of(record, 0, b"second"), first)

@@ -119,7 +119,7 @@ def test_failed_attempt_is_noted_in_open_and_failed_records_alone(state: Request
         assert again == ()
 
 
-def test_letter_is_kept_when_a_retried_request_fails_for_any_reason_and_dropped_when_it_is_cancelled() -> None:
+def test_dead_letter_is_kept_when_a_retried_request_fails_for_any_reason_and_dropped_when_it_is_cancelled() -> None:
     opened = failed_record().next_run()
     late = DeadlinePassed(rid="r", deadline=opened.ticket.deadline)
     refused = StageFailed(ticket=opened.ticket, stage_id=0, failure=Failure(code="engine_rejected", message="no"))

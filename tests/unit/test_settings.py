@@ -24,7 +24,7 @@ def test_settings_come_from_the_environment_when_set(monkeypatch: pytest.MonkeyP
     assert settings.nats_replicas == 3
 
 
-def test_settings_stay_on_loopback_when_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_stay_on_loopback_when_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMNIBUS_HOST", "OMNIBUS_NATS_URL", "OMNIBUS_STATE_DIR", "OMNIBUS_API_KEYS"):
         monkeypatch.delenv(name, raising=False)
     settings = Settings()

@@ -206,7 +206,7 @@ async def test_sim_takes_sampling_parameters_over_its_arguments() -> None:
     assert last(await run(sim(tokens=5), make_job("a", tokens=2))).outputs == {"text": "a a"}
 
 
-async def test_sim_fails_on_the_attempts_it_is_told_to() -> None:
+async def test_sim_fails_on_the_configured_attempts() -> None:
     spec = sim(fail_on={"attempts": [1]}, reject_on={"rid": "^bad"})
     with pytest.raises(EngineError):
         await run(spec, make_job(attempt=1))

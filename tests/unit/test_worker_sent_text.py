@@ -26,7 +26,7 @@ def heard_again(sent_text: SentText, assembly: Assembly) -> str:
     return "".join(piece.text for message in messages for piece in assembly.tokens(message))
 
 
-def test_everything_is_said_again_from_the_start() -> None:
+def test_all_text_is_sent_again_from_the_start() -> None:
     sent_text, assembly = said_of(("a", (1,)), ("", (2,)), ("é", (3,)), ("b", (4,))), Assembly()
     assert heard_again(sent_text, assembly) == "aéb"
     assert assembly.received(0, SECOND) == (1, 2, 3, 4)
@@ -39,17 +39,17 @@ def test_tokens_are_without_a_gap_when_the_text_stood_between_the_tokens_of_a_ch
     assert assembly.received(0, SECOND) == (1, 2, 3)
 
 
-def test_rest_is_said_when_a_piece_was_heard_in_part() -> None:
+def test_rest_is_sent_when_a_piece_was_received_in_part() -> None:
     (message,) = said_of(("abc", (1,)), ("de", (2,))).since(2)
     assert (message.offset, message.text, message.token_offset, message.token_ids) == (0, "abcde", 0, (1, 2))
 
 
-def test_answer_is_empty_when_nothing_was_said() -> None:
+def test_answer_is_empty_when_no_text_was_sent() -> None:
     (message,) = said_of().since(0)
     assert (message.offset, message.text) == (0, "")
 
 
-def test_long_text_is_said_in_pages_of_which_the_last_is_short() -> None:
+def test_long_text_is_sent_in_pages_of_which_the_last_is_short() -> None:
     word = "x" * 1000
     sent_text = said_of(*((word, (number,)) for number in range(200)))
     pages = list(sent_text.since(0))

@@ -130,7 +130,7 @@ def test_run_that_an_operator_opened_is_not_held_when_the_failed_one_is() -> Non
 @pytest.mark.parametrize(
     ("delivered", "disposition"), [(2, Disposition.REROUTE), (3, Disposition.REROUTE), (4, Disposition.EXHAUSTED)]
 )
-def test_task_is_sent_home_when_it_was_tried_on_the_lane_of_one_replica(
+def test_task_is_rerouted_when_it_was_tried_on_the_lane_of_one_replica(
     delivered: int, disposition: Disposition
 ) -> None:
     assert triage(make_task(), delivered=delivered, cancelled=False, now=NOW, redelivered=True) is disposition
