@@ -5,6 +5,7 @@ No other module reads the environment. Flags of a command override these.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,11 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+Words = Annotated[tuple[str, ...], NoDecode]
+_FRONT_DOOR = (
+    "host", "port", "api_keys", "served_model_name", "keep_alive", "max_connections",
+    "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials",
+)  # fmt: skip
 
 
 class Settings(BaseSettings):
@@ -54,17 +60,34 @@ class Settings(BaseSettings):
     # The front door
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    api_keys: Words = ()
     """Accepted bearer tokens, comma-separated; empty: no token is asked for."""
     served_model_name: str | None = None
     """The name under which the pipeline is served; None: its own."""
+    keep_alive: int = Field(default=75, ge=1)
+    """Seconds after which an idle connection is closed; longer than proxies and clients in front keep theirs."""
+    max_connections: int = Field(default=8192, ge=1)
+    """Connections that may be open at once; never more than the process may have open files."""
+    allowed_origins: Words = ()
+    """Origins whose pages may call from a browser (CORS), `*` for all; empty: none."""
+    allowed_methods: Words = ("*",)
+    allowed_headers: Words = ("*",)
+    allow_credentials: bool = False
+    """Whether those pages may send cookies."""
 
-    @field_validator("api_keys", mode="before")
+    def front_door_environment(self) -> dict[str, str]:
+        """The variables by which a child process has the same settings of the front door."""
+        return {f"OMNIBUS_{name.upper()}": _text(value) for name in _FRONT_DOOR if (value := getattr(self, name))}
+
+    @field_validator("api_keys", "allowed_origins", "allowed_methods", "allowed_headers", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
+        """A list as vLLM's flags have it, in JSON, or with commas."""
         if not isinstance(value, str):
             return value
-        return tuple(key.strip() for key in value.split(",") if key.strip())
+        if value.lstrip().startswith("["):
+            return tuple(json.loads(value))
+        return tuple(word.strip() for word in value.split(",") if word.strip())
 
     @field_validator("nats_replicas")
     @classmethod
@@ -77,3 +100,7 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser()
+
+
+def _text(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)

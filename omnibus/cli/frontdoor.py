@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("frontdoor")
-@options.host
-@options.port
-@options.api_key
+@options.front_door
 @click.option("--served-model-name", metavar="NAME", help="A further name for the pipeline that --pipeline names.")
 @options.pipeline
 @options.nats
@@ -45,7 +43,8 @@ async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> 
     from omnibus.client.producer import Producer  # noqa: PLC0415
     from omnibus.frontdoor.app import create_app  # noqa: PLC0415
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
-    from omnibus.frontdoor.server import serve  # noqa: PLC0415
+    from omnibus.frontdoor.http_connection import Limits  # noqa: PLC0415
+    from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
 
     async with (
         connected(settings, role="frontdoor", wait=START_WAIT) as connection,
@@ -57,6 +56,8 @@ async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> 
             aliases = {settings.served_model_name: (await find_pipeline(connection, pipeline, wait=START_WAIT)).name}
         app = create_app(
             producer, pipelines, connected=lambda: connection.connected, metrics=connection.metrics,
-            options=Options(api_keys=settings.api_keys, aliases=aliases), tracing=tracing,
+            options=Options.of(settings, aliases), tracing=tracing,
         )  # fmt: skip
-        await serve(app, host=settings.host, port=settings.port)
+        limits = Limits(keep_alive=settings.keep_alive, max_connections=settings.max_connections)
+        async with HttpServer(app, host=settings.host, port=settings.port, limits=limits) as server:
+            await server.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -29,9 +30,29 @@ request_id = click.option(
     help="The request's id; the same id again attaches to the same request.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-host = click.option("--host", metavar="ADDRESS", help="Where the front door listens; loopback unless told otherwise.")
-port = click.option("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one.")
-api_key = click.option("--api-key", multiple=True, metavar="KEY", help="A bearer token to accept; may be repeated.")
+
+_FRONT_DOOR = (
+    click.option("--host", metavar="ADDRESS", help="Where the front door listens; loopback unless told otherwise."),
+    click.option("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one."),
+    click.option("--api-key", multiple=True, metavar="KEY", help="A bearer token to accept; may be repeated."),
+    click.option(
+        "--keep-alive", type=click.IntRange(min=1), metavar="SECONDS", help="How long it keeps idle connections."
+    ),
+    click.option("--max-connections", type=click.IntRange(min=1), metavar="N", help="How many connections it takes."),
+    click.option("--allowed-origins", metavar="LIST", help="Origins whose pages may call it (CORS); * for all."),
+    click.option("--allowed-methods", metavar="LIST", help="Methods that those pages may use; by default all."),
+    click.option("--allowed-headers", metavar="LIST", help="Headers that they may send; by default all."),
+    click.option("--allow-credentials", is_flag=True, default=None, help="Let those pages send cookies."),
+)
+
+
+def front_door(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of the front door, each named as its setting."""
+    for option in reversed(_FRONT_DOOR):
+        command = option(command)
+    return command
+
+
 grace = click.option(
     "--grace",
     type=click.FloatRange(min=0),

@@ -52,13 +52,7 @@ class Fleet:
 
     def front_door(self) -> ProcessSpec:
         """The front door; the settings' port must not be 0, so that it comes back on the same one."""
-        settings = self.settings
-        env = {"OMNIBUS_HOST": settings.host, "OMNIBUS_PORT": str(settings.port)}
-        if settings.api_keys:  # by the environment, which other users cannot read
-            env["OMNIBUS_API_KEYS"] = ",".join(settings.api_keys)
-        if settings.served_model_name:
-            env["OMNIBUS_SERVED_MODEL_NAME"] = settings.served_model_name
-        return self._command("frontdoor", env)
+        return self._command("frontdoor", self.settings.front_door_environment())
 
     def plan(
         self, here: Collection[int] | None = None, *, replicas: int | None = None, allow_zero: bool = False

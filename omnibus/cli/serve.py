@@ -62,9 +62,7 @@ class _Arguments:
 
 @click.command("serve")
 @click.argument("pipeline")
-@options.host
-@options.port
-@options.api_key
+@options.front_door
 @click.option("--served-model-name", metavar="NAME", help="A further name for the model.")
 @options.nats
 @click.option(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from omnibus.client.producer import Producer
 from omnibus.frontdoor import errors
@@ -21,11 +22,13 @@ from omnibus.frontdoor.endpoints import (
     request_status,
     speech,
 )
-from omnibus.frontdoor.middleware import ApiKeys, BodyLimit, Observed
+from omnibus.frontdoor.middleware import REQUEST_ID, ApiKeys, BodyLimit, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import NoTracing, Tracing
 
+EXPOSED_HEADERS = (REQUEST_ID, "Retry-After", "Server-Timing", "x-should-retry")
+"""Headers of answers that pages may read."""
 _ENDPOINTS = (chat, completions, images, speech, models, request_status, replica_control, probes)
 
 
@@ -44,7 +47,7 @@ def create_app(
     """
     options = options if options is not None else Options()
     metrics = metrics if metrics is not None else Metrics()
-    app = FastAPI(title="Omnibus", version=version("omnibus"))
+    app = FastAPI(title="Omnibus", version=version("omnibus"), redirect_slashes=False)
     app.state.context = FrontDoorContext(
         producer=producer,
         models=ServedModels(pipelines, options.aliases),
@@ -56,9 +59,16 @@ def create_app(
     for module in _ENDPOINTS:
         app.include_router(module.router)
     errors.install(app)
-    # The last one added is the outermost: every refusal has an id and is logged, and a key is asked for first.
+    # The last one added is the outermost: every refusal has an id and is logged, also those that a browser asks for before
+    # it sends a key; the key comes before the body.
     app.add_middleware(BodyLimit, limit=options.max_body_bytes)
     if options.api_keys:
         app.add_middleware(ApiKeys, keys=options.api_keys)
+    if options.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=options.allowed_methods,
+            allow_headers=options.allowed_headers, allow_credentials=options.allow_credentials,
+            expose_headers=EXPOSED_HEADERS,
+        )  # fmt: skip
     app.add_middleware(Observed, metrics=metrics, tracing=tracing or NoTracing())
     return app

@@ -1,23 +1,24 @@
-"""What every route works with, made once by `create_app` and found on the application."""
+"""The parts that every route works with, made once by `create_app` and found on the application."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
 from omnibus.client.producer import Producer
 from omnibus.frontdoor.served import ServedModels
 from omnibus.observability.metrics import Metrics
+from omnibus.settings import Settings
 
 DEFAULT_MAX_BODY = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What an operator sets. Durations are seconds."""
+    """The settings of an operator. Durations are seconds."""
 
     api_keys: tuple[str, ...] = ()
     """Accepted bearer tokens; empty: everybody may ask."""
@@ -31,6 +32,17 @@ class Options:
     """How long a stream's status waits for the first event: a refusal within it still has its own 4xx."""
     send_timeout: float = 60.0
     """A caller that reads nothing for so long counts as gone."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may call from a browser; empty: none."""
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, aliases: Mapping[str, str]) -> Self:
+        """The options that the settings name."""
+        names = ("api_keys", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials")
+        return cls(aliases=aliases, **{name: getattr(settings, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +59,10 @@ class FrontDoorContext:
     """Seconds since the epoch."""
 
 
-def _context_of(request: Request) -> FrontDoorContext:
+async def _context_of(request: Request) -> FrontDoorContext:
     context: FrontDoorContext = request.app.state.context
     return context
 
 
 Context = Annotated[FrontDoorContext, Depends(_context_of)]
-"""A route's parameter of this type is the application's door."""
+"""A route's parameter of this type is the application's context."""

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
-from omnibus.errors import InvalidRequest, OmnibusError, Overloaded, RequestError, RequestTooLarge
+from omnibus.errors import InvalidRequest, OmnibusError, RequestError, RequestTooLarge
 from omnibus.frontdoor.bodies import Answer
 
 JSON_TYPE = "application/json"
@@ -42,6 +43,23 @@ class MethodNotAllowed(RequestError):
 
     code: ClassVar[str] = "method_not_allowed"
     http_status: ClassVar[int] = 405
+
+
+class RequestTimeout(RequestError):
+    """The request did not arrive in time; send its headers and its body without long pauses."""
+
+    code: ClassVar[str] = "request_timeout"
+    http_status: ClassVar[int] = 408
+    retryable: ClassVar[bool] = True
+
+
+class TooManyConnections(OmnibusError):
+    """Too many connections are open; try again later."""
+
+    code: ClassVar[str] = "too_many_connections"
+    http_status: ClassVar[int] = 503
+    retryable: ClassVar[bool] = True
+    retry_after = 1.0
 
 
 class ServerFault(OmnibusError):
@@ -78,8 +96,9 @@ def error_json(error: OmnibusError) -> str:
 def error_response(error: OmnibusError) -> Response:
     """A whole response. `x-should-retry` tells OpenAI's clients what our tree says, not what the status suggests."""
     headers = {"x-should-retry": "true" if error.retryable else "false"}
-    if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(math.ceil(getattr(error, "retry_after", 1.0)))
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after))
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(error_json(error), status_code=error.http_status, headers=headers, media_type=JSON_TYPE)
@@ -132,9 +151,20 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
     return error_response(validation_error(error.errors(), error.body))
 
 
-async def _on_http_exception(_request: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(_from_http(error))
+    response = error_response(_from_http(error))
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(sorted(_methods_at(request)))
+    return response
+
+
+def _methods_at(request: Request) -> set[str]:
+    """The methods of all routes at an address: each route knows its own alone."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    found = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = set[str]().union(*found)
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _from_http(error: HTTPException) -> OmnibusError:

@@ -32,6 +32,8 @@ _log = get_logger(__name__)
 class Observed:
     """Gives every request its id, answers what nobody expected with 500, and logs and counts each.
 
+    Where GET is served, HEAD is, and a slash at the end of a path changes nothing.
+
     The id is in `request.state.request_id`, where a route may put another one, and in the answer's `X-Request-Id`.
     """
 
@@ -42,6 +44,7 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _as_routed(scope)
         started = time.perf_counter()
         state = scope.setdefault("state", {})
         state["request_id"] = fresh_rid()
@@ -96,6 +99,14 @@ class Observed:
             status=status,
             seconds=round(seconds, 4),
         )
+
+
+def _as_routed(scope: Scope) -> Scope:
+    """The request as the routes know it; the server sends no body to a HEAD."""
+    path, method = scope["path"], scope["method"]
+    if method != "HEAD" and not path.endswith("/"):
+        return scope
+    return {**scope, "method": "GET" if method == "HEAD" else method, "path": path.rstrip("/") or "/"}
 
 
 async def _send_shutdown_notice(send: Send) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import resource
 import socket
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -14,11 +17,16 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from omnibus.errors import ConfigError, PortTaken
+from omnibus.frontdoor.http_connection import HttpConfig, HttpConnection, Limits
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
 START_TIMEOUT = 10.0
 BACKLOG = 2048
+FILES_BESIDE_CONNECTIONS = 64
+"""Open files that the process has for other things than its callers' connections."""
+_TICKS_A_SECOND = 10
+"""How often uvicorn calls `on_tick`."""
 _log = get_logger(__name__)
 
 
@@ -26,20 +34,32 @@ class HttpServer:
     """An async context manager that serves an application.
 
     Port 0 takes a free one; `url` and `port` say which. At the end it takes no more connections, gives the running
-    requests `grace` seconds, and drops the rest: their callers can read them by id.
+    requests `grace` seconds, and drops the rest: their callers can read them by id. At the start it raises the process's limit
+    of open files as far as it may; the bound on connections is never above it.
 
     Raises PortTaken, or ConfigError when the address cannot be listened on. Signals are the caller's business.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 10.0) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        grace: float = 10.0,
+        limits: Limits | None = None,
+    ) -> None:
         self._app, self._host, self._port, self._grace = app, host, port, grace
+        self._limits = limits or Limits()
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         listener = listen(self._host, self._port)
         self._port = listener.getsockname()[1]
-        self._server = _Server(self._app, self._grace)
+        room = raise_open_files() - FILES_BESIDE_CONNECTIONS
+        limits = replace(self._limits, max_connections=min(self._limits.max_connections, room))
+        self._server = _Server(self._app, self._grace, limits)
         self._task = asyncio.create_task(self._server.serve([listener]), name="http-server")
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -85,19 +105,14 @@ class HttpServer:
         await asyncio.shield(self._task)
 
 
-async def serve(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 8000, grace: float = 10.0) -> None:
-    """Serve until cancelled; raises as HttpServer."""
-    async with HttpServer(app, host=host, port=port, grace=grace) as server:
-        await server.wait()
-
-
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, saying when it listens."""
+    """uvicorn without its signal handlers, that says when it listens and checks its connections each second."""
 
-    def __init__(self, app: ASGIApp, grace: float) -> None:
+    def __init__(self, app: ASGIApp, grace: float, limits: Limits) -> None:
         super().__init__(
-            uvicorn.Config(
+            HttpConfig(
                 app,
+                limits,
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -112,9 +127,29 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         self.listening.set()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SECOND == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, HttpConnection):
+                    connection.check(now)
+        return await super().on_tick(counter)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def raise_open_files() -> int:
+    """Raise the soft limit of open files to the hard one; returns what holds now.
+
+    Most hosts start processes with 1024, and beyond that a server can only reset connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # systems that have a lower limit than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 TABLE = rows()
 SAMPLES = {
     "ADDRESS": "10.0.0.2:6379", "FILE": "omni.yaml", "HOST": "10.0.0.1", "IP": "10.0.0.3", "KEY": "secret", "N": "2",
-    "JSON": """'{"1": {"gpu_memory_utilization": 0.8, "devices": "0"}}'""", "NAME": "some/name", "PORT": "4300",
+    "JSON": """'{"1": {"gpu_memory_utilization": 0.8, "devices": "0"}}'""", "LIST": "*", "NAME": "some/name", "PORT": "4300",
     "POLICY": "round-robin", "S": "30", "X": "0.5", "multi_process": "multi_process",
 }  # fmt: skip
 KNOWN = shlex.split(

@@ -39,3 +39,22 @@ def test_settings_are_refused_when_a_value_makes_no_sense(
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+@pytest.mark.parametrize(
+    "value", ["https://a.example, https://b.example", '["https://a.example", "https://b.example"]']
+)
+def test_lists_are_read_with_commas_and_as_json(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("OMNIBUS_ALLOWED_ORIGINS", value)
+    assert Settings().allowed_origins == ("https://a.example", "https://b.example")
+
+
+def test_a_child_has_the_same_front_door_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(
+        host="127.0.0.2", port=81, keep_alive=9, allowed_origins="https://a.example,*", allow_credentials=True
+    )  # type: ignore[arg-type]
+    for name, value in settings.front_door_environment().items():
+        monkeypatch.setenv(name, value)
+    child = Settings()
+    assert child.front_door_environment() == settings.front_door_environment()
+    assert (child.allowed_origins, child.allow_credentials) == (("https://a.example", "*"), True)

@@ -1,0 +1,90 @@
+"""HTTP's own rules: methods, addresses, pages of other origins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from omnibus.broker.connection import Connection
+from omnibus.frontdoor.context import Options
+from tests.support.front import Front, front, omni_sim
+
+pytestmark = pytest.mark.integration
+
+PAGE = "https://page.example"
+OPTIONS = Options(api_keys=("secret",), allowed_origins=(PAGE,), allowed_methods=("GET", "POST"))
+
+
+@pytest_asyncio.fixture
+async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+    async with front(connection, omni_sim(pipeline), OPTIONS, workers=False) as made:
+        yield made
+
+
+@pytest.mark.parametrize("path", ["/live", "/health", "/ready", "/version", "/metrics", "/v1/models", "/openapi.json"])
+async def test_head_is_answered_as_get_without_a_body(front_door: Front, path: str) -> None:
+    answer = await front_door.http.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert int(answer.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/live/", "/ready//", "/v1/models/", "/is_paused/", "/docs/"])
+async def test_a_slash_at_the_end_changes_nothing(front_door: Front, path: str) -> None:
+    answer = await front_door.http.get(path, follow_redirects=False)
+    plain = await front_door.http.get(path.rstrip("/"))
+    assert (answer.status_code, answer.content) == (plain.status_code, plain.content)
+    assert answer.status_code != 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/live", "GET, HEAD"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PATCH", "/v1/requests/abc", "DELETE, GET, HEAD"),
+        ("HEAD", "/pause", "POST"),
+    ],
+)
+async def test_a_wrong_method_is_a_405_that_says_which_are_right(
+    front_door: Front, method: str, path: str, allowed: str
+) -> None:
+    answer = await front_door.http.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+async def _preflight(front_door: Front, origin: str, method: str = "POST") -> httpx.Response:
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "authorization",
+    }
+    async with httpx.AsyncClient(base_url=front_door.server.url) as browser:  # it sends no key with this
+        return await browser.options("/v1/chat/completions", headers=asked)
+
+
+async def test_a_page_of_an_allowed_origin_may_call_with_a_key(front_door: Front) -> None:
+    preflight = await _preflight(front_door, PAGE)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == PAGE
+    assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+    called = await front_door.http.get("/v1/models", headers={"Origin": PAGE})
+    assert called.headers["access-control-allow-origin"] == PAGE
+    assert "X-Request-Id" in called.headers["access-control-expose-headers"]
+    refused = await front_door.http.get("/v1/models", headers={"Origin": PAGE, "Authorization": "Bearer guess"})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, PAGE)
+
+
+async def test_a_page_of_another_origin_or_with_another_method_may_not(front_door: Front) -> None:
+    for answer in (await _preflight(front_door, "https://other.example"), await _preflight(front_door, PAGE, "DELETE")):
+        assert answer.status_code == 400
+    called = await front_door.http.get("/v1/models", headers={"Origin": "https://other.example"})
+    assert "access-control-allow-origin" not in called.headers
+
+
+async def test_no_page_may_call_when_no_origin_is_allowed(connection: Connection, pipeline: str) -> None:
+    async with front(connection, omni_sim(pipeline), workers=False) as front_door:
+        assert "access-control-allow-origin" not in (await _preflight(front_door, PAGE)).headers
