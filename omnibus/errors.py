@@ -27,6 +27,7 @@
     │   └── ServerBinaryError             the embedded server is missing or too old
     └── ConfigError                  what an operator wrote cannot work
         ├── PipelineError                 a pipeline file, with file, line and field
+        ├── CodeNotAllowed                a specification from the broker has code loaded that nobody allowed here
         ├── PortTaken
         ├── CheckpointMissing
         └── StageStartError               a replica did not start; names stage and replica
@@ -250,6 +251,12 @@ class PipelineError(ConfigError):
         what = f"{field}: {message}" if field else message
         super().__init__(f"{where}: {what}" if where else what, param=field)
         self.file, self.line, self.field = file, line, field
+
+
+class CodeNotAllowed(ConfigError):
+    """A specification from the broker names code that this command was not told to load."""
+
+    code = "code_not_allowed"
 
 
 class PortTaken(ConfigError):

@@ -9,6 +9,7 @@ from typing import Any
 from omnibus.broker.connection import Connection
 from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc, known_stages
 from omnibus.errors import InvalidRequest
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.pause_state import PauseState, PauseStates
 from omnibus.workers.control import pause_mode
@@ -54,7 +55,7 @@ class Controls:
         held = await self._pause_states.of(stages)
         await self._pause_states.place([one for one in stages if one not in held or not held[one].asleep], pause_state)
         answer = await self._present("pause_generation", args=(mode,), stage_ids=stage_ids)
-        cached = self._with_engine("vllm", stage_ids)
+        cached = self._cached(stage_ids)
         if clear_cache and cached:
             await self._present("reset_prefix_cache", stage_ids=cached)
         return answer
@@ -82,6 +83,10 @@ class Controls:
         answer.
         """
         stages = known_stages(self._spec, stage_ids)
+        sleepless = [one for one in stages if not engine_kind(self._spec.stage(one).engine).can_sleep]
+        if sleepless:
+            engines = ", ".join(self._spec.stage(one).engine for one in sleepless)
+            raise InvalidRequest(f"stages {sleepless} cannot sleep: the engines are {engines}", param="stage_ids")
         before = await self._pause_states.of(stages)
         answer = await self._call("sleep", args=(level, mode), stage_ids=stage_ids)
         if not answer.complete:
@@ -106,7 +111,7 @@ class Controls:
         return all(await self._all("is_sleeping", stage_ids=stage_ids))
 
     async def start_profile(self, stage_ids: Stages = None) -> CollectiveAnswer:
-        """Start the profilers of these stages; None: of those that set one up (`vllm` with `profiler_config`).
+        """Start the profilers of these stages; None: of those that set one up, `vllm` by `profiler_config`.
 
         Raises InvalidRequest when no stage does, and for a stage that was named and has none.
         """
@@ -118,7 +123,7 @@ class Controls:
 
     async def reset_prefix_cache(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Forget cached prefixes (`vllm`); raises InvalidRequest when none of the stages has a cache."""
-        able = stage_ids if stage_ids is not None else self._with_engine("vllm", None)
+        able = stage_ids if stage_ids is not None else self._cached(None)
         if able == []:
             raise InvalidRequest(f"no stage of pipeline {self._spec.name!r} has an engine with reset_prefix_cache")
         return await self._all("reset_prefix_cache", stage_ids=able)
@@ -142,16 +147,15 @@ class Controls:
         """The stages that were named, whatever they are; else those whose engine has a profiler."""
         if stage_ids is not None:
             return stage_ids
-        able = [
-            one for one in self._with_engine("vllm", None) if self._spec.stage(one).engine_args.get("profiler_config")
-        ]
+        profilers = {stage.stage_id: engine_kind(stage.engine).profiler for stage in self._spec.stages}
+        able = [one for one, profiler in profilers.items() if self._spec.stage(one).engine_args.get(profiler or "")]
         if not able:
-            raise InvalidRequest(
-                f"no stage of pipeline {self._spec.name!r} has a profiler: a `vllm` stage gets one by `profiler_config` "
-                "among its engine_args"
-            )
+            hint = " or ".join(sorted({f"`{profiler}`" for profiler in profilers.values() if profiler}))
+            how = f": {hint} among the engine_args of a stage sets one up" if hint else ""
+            raise InvalidRequest(f"no stage of pipeline {self._spec.name!r} has a profiler{how}")
         return able
 
-    def _with_engine(self, engine: str, stage_ids: Stages) -> list[int]:
+    def _cached(self, stage_ids: Stages) -> list[int]:
+        """Those of the stages whose engine caches prefixes."""
         stages = [stage for stage in self._spec.stages if stage_ids is None or stage.stage_id in stage_ids]
-        return [stage.stage_id for stage in stages if stage.engine == engine]
+        return [stage.stage_id for stage in stages if engine_kind(stage.engine).has_prefix_cache]

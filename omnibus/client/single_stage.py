@@ -8,18 +8,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from omnibus.errors import InvalidRequest
+from omnibus.errors import CheckpointMissing, InvalidRequest
+from omnibus.pipeline.engines import checkpoint_files, kind_of_checkpoint
 from omnibus.pipeline.loading import load_pipeline
-from omnibus.pipeline.spec import EngineName, PipelineSpec, StageSpec
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.pipeline.validation import validate
 
 Target = PipelineSpec | str | PathLike[str]
 """A specification, a pipeline file, the name of a shipped one, or the folder of a checkpoint."""
-_SLOTS = {"vllm": 64, "diffusers": 1}
 
 
 def pipeline_for(target: Target, engine_args: Mapping[str, Any]) -> PipelineSpec:
-    """The pipeline to serve. A checkpoint's folder is served as it is: diffusers' by diffusers, any other by vLLM.
+    """The pipeline to serve. A checkpoint's folder is served as it is, by the first engine that knows one of its files.
 
     `engine_args` are for the engine of a checkpoint; a pipeline says itself how its stages run, so there they are refused
     with InvalidRequest. Raises PipelineError.
@@ -35,10 +35,14 @@ def pipeline_for(target: Target, engine_args: Mapping[str, Any]) -> PipelineSpec
 
 
 def _of_checkpoint(folder: Path, engine_args: Mapping[str, Any]) -> PipelineSpec:
-    engine: EngineName = "diffusers" if (folder / "model_index.json").exists() else "vllm"
+    kind = kind_of_checkpoint(frozenset(file.name for file in folder.iterdir()))
+    if kind is None:
+        raise CheckpointMissing(
+            f"{folder} is no checkpoint that an engine knows: it has no {' or '.join(checkpoint_files())}"
+        )
     stage = StageSpec(
-        stage_id=0, name="model", engine=engine, model=str(folder), slots=_SLOTS[engine], engine_args=dict(engine_args),
-        final_output=True, final_output_type="image" if engine == "diffusers" else "text",
+        stage_id=0, name="model", engine=kind.name, model=str(folder), slots=kind.slots, engine_args=dict(engine_args),
+        final_output=True, final_output_type=next(iter(kind.gives or {"text"})),
     )  # fmt: skip
     name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.resolve().name)[:64]
     spec = PipelineSpec(name=name or "model", stages=(stage,))

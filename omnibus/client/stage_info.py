@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
-_TYPES = {"vllm": "llm", "diffusers": "diffusion"}
 _TASKS = {"text": "generate", "image": "text-to-image", "audio": "text-to-speech", "video": "text-to-video"}
 
 
@@ -21,13 +21,13 @@ class StageRuntimeInfo:
     model_stage: str
     """Its name."""
     stage_type: str
-    """`llm`, `diffusion`, or the name of another engine."""
+    """`llm`, `diffusion`, `codec` or `custom`, as its engine says."""
 
 
 def stage_info(stage: StageSpec) -> StageRuntimeInfo:
     """What is known of a stage."""
-    kind = _TYPES.get(stage.engine, stage.engine)
-    return StageRuntimeInfo(stage.final_output, stage.final_output_type, stage.name, kind)
+    kind = engine_kind(stage.engine)
+    return StageRuntimeInfo(stage.final_output, stage.final_output_type, stage.name, kind.stage_type)
 
 
 def supported_tasks(spec: PipelineSpec) -> tuple[str, ...]:

@@ -11,13 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omnibus.errors import InvalidRequest, PipelineError
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-
-TEXT_ENGINES = frozenset({"vllm", "python"})
-IMAGE_ENGINES = frozenset({"diffusers", "python"})
-SEEDED_ENGINES = frozenset({"vllm", "diffusers", "python", "sim"})
 
 StageParams = dict[str, dict[str, Any]]
 """Parameters by stage name."""
@@ -38,8 +35,7 @@ def stage_params(
     _give(params, _text_stages(running, route), text or {})
     _give(params, _image_stages(running), image or {})
     if seed is not None:
-        drawing = [stage for stage in running if stage.engine in SEEDED_ENGINES and not _only_encodes(stage)]
-        _give(params, drawing, {"seed": seed})
+        _give(params, _knowing("seed", running), {"seed": seed})
     return params
 
 
@@ -65,21 +61,22 @@ def overridden(
 
 
 def _text_stages(running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
-    able = [stage for stage in running if stage.engine in TEXT_ENGINES and not _only_encodes(stage)]
+    able = _knowing("text", running)
     delivering = {stage.stage_id for stage in route.finals if stage.final == "text"}
     entries = {stage.stage_id for stage in route.entries}
     chosen = [stage for stage in able if stage.stage_id in delivering]
     return chosen or [stage for stage in able if stage.stage_id in entries]
 
 
-def _only_encodes(stage: StageSpec) -> bool:
-    """A vLLM stage that generates nothing, and so has no parameters."""
-    return stage.engine == "vllm" and stage.engine_args.get("runner") == "pooling"
-
-
 def _image_stages(running: Sequence[StageSpec]) -> list[StageSpec]:
-    able = [stage for stage in running if stage.engine in IMAGE_ENGINES]
-    return [stage for stage in able if stage.engine == "diffusers" or stage.final_output_type == "image"]
+    able = _knowing("image", running)
+    return [one for one in able if "image" in (engine_kind(one.engine).gives or {one.final_output_type})]
+
+
+def _knowing(group: str, running: Sequence[StageSpec]) -> list[StageSpec]:
+    """Stages whose engine knows a group of parameters; one that only encodes draws nothing, and has none."""
+    kinds = [(stage, engine_kind(stage.engine)) for stage in running]
+    return [stage for stage, kind in kinds if group in kind.parameters and not kind.only_encodes(stage.engine_args)]
 
 
 def _give(params: StageParams, stages: Iterable[StageSpec], values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from omnibus.ledger.directed_lanes import DirectedLanes
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.chores import guarded
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import takes_directed
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
@@ -50,7 +51,7 @@ class Rerouting:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._spec.heartbeat_timeout):
                         await self._work_off()
-                if any(stage.lb_policy != "broker" for stage in self._spec.stages):
+                if any(LoadBalancingPolicy(stage.lb_policy).directed for stage in self._spec.stages):
                     await self._guarded(self._look_everywhere())
         finally:
             unhook()

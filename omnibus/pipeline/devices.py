@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import StageSpec
 
 VISIBILITY_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
@@ -27,15 +28,9 @@ def get_stage_tp_size(stage: StageSpec) -> int:
 def get_stage_devices_per_replica(stage: StageSpec) -> int:
     """Return the number of devices that one replica of a stage takes.
 
-    A diffusion stage: `parallel_config.world_size` of its engine arguments, else 1. Any other: tensor parallel size ×
-    `pipeline_parallel_size` × `data_parallel_size_local`, or `data_parallel_size` where that is absent.
+    Its engine says how they follow from its arguments. Raises ConfigError for an engine that is not installed.
     """
-    given = stage.engine_args
-    if stage.engine == "diffusers":
-        parallel = given.get("parallel_config")
-        return max(1, int(parallel.get("world_size") or 1)) if isinstance(parallel, Mapping) else 1
-    copies = given.get("data_parallel_size_local", given.get("data_parallel_size"))
-    return get_stage_tp_size(stage) * int(given.get("pipeline_parallel_size") or 1) * max(1, int(copies or 1))
+    return engine_kind(stage.engine).devices(stage.engine_args)
 
 
 def compute_replica_layout(stages: Sequence[StageSpec], *, allow_zero: bool = False) -> ReplicaLayout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.routing import in_topological_order
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
@@ -77,7 +78,7 @@ class _Tree:
         facts = [" ".join(filter(None, (stage.engine, stage.model))), _capacity(stage)]
         if stage.devices:
             facts.append(f"devices {stage.devices}")
-        if stage.lb_policy != "broker":
+        if LoadBalancingPolicy(stage.lb_policy).directed:
             facts.append(stage.lb_policy)
         others = [source for source in stage.input_sources if parent and source != parent.stage_id]
         if others:

@@ -11,8 +11,9 @@ import msgspec
 from omnibus.errors import PipelineError
 from omnibus.pipeline.files import pipeline_file, presets, read_file, suggestion
 from omnibus.pipeline.inheritance import parse_merged
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Forwarding
-from omnibus.pipeline.spec import EdgeSpec, EngineName, LaneName, LbPolicy, PayloadRule, PipelineSpec, StageSpec
+from omnibus.pipeline.spec import EdgeSpec, LaneName, PayloadRule, PipelineSpec, StageSpec
 from omnibus.pipeline.validation import Path, field_name, problems
 from omnibus.pipeline.yaml_document import YamlDocument
 
@@ -21,8 +22,7 @@ __all__ = ["build_pipeline", "load_pipeline", "parse_pipeline", "presets"]
 _DURATION_FIELDS = ("deadline", "heartbeat_timeout")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "engine": get_args(EngineName),
-    "lb_policy": get_args(LbPolicy),
+    "lb_policy": tuple(LoadBalancingPolicy),
     "lanes": get_args(LaneName),
     "forwarding": tuple(Forwarding),
     "payload": tuple(PayloadRule),

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from omnibus.errors import PipelineError
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.inheritance import merged
 from omnibus.pipeline.loading import build_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -74,7 +75,7 @@ def apply_cli_tokenizer(spec: PipelineSpec, tokenizer: str) -> PipelineSpec:
 
 
 def _with_tokenizer(stage: StageSpec, tokenizer: str) -> StageSpec:
-    if stage.engine != "vllm" or stage.engine_args.get("skip_tokenizer_init"):
+    if not engine_kind(stage.engine).has_tokenizer or stage.engine_args.get("skip_tokenizer_init"):
         return stage
     return msgspec.structs.replace(stage, engine_args={"tokenizer": tokenizer, **stage.engine_args})
 

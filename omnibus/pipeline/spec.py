@@ -14,16 +14,15 @@ from typing import Any, Literal
 import msgspec
 
 from omnibus.errors import PipelineError
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Forwarding
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Pattern of a pipeline, stage, lane or request id: one token of a broker subject."""
 
-EngineName = Literal["vllm", "diffusers", "transformers", "python", "sim"]
 LaneName = Literal["interactive", "batch"]
 OVERFLOW_LANE = "overflow"
 """The lane behind `interactive` and before `batch`, for requests of a tenant beyond its share. No request can ask for it."""
-LbPolicy = Literal["broker", "random", "round-robin", "least-queue-length"]
 
 
 class PayloadRule(StrEnum):
@@ -44,7 +43,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Unique in the pipeline, not negative."""
     name: str
     """Unique in the pipeline; matches NAME_PATTERN."""
-    engine: EngineName
+    engine: str
+    """One of `pipeline.engines`."""
     model: str = ""
     """Path, hub name, or what the engine takes for one (`module:function` for `python`)."""
     revision: str | None = None
@@ -69,7 +69,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Arguments that are passed to the engine unchanged."""
     input_processor: str | None = None
     """`module:function` that makes the engine's input of the request and the sources' outputs."""
-    lb_policy: LbPolicy = "broker"
+    lb_policy: LoadBalancingPolicy = LoadBalancingPolicy.BROKER
     """Balancing policy: the broker's (the first replica with a free slot), or a directed one."""
 
 

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from omnibus.errors import PipelineError
+from omnibus.errors import ConfigError, PipelineError
 from omnibus.pipeline.devices import replica_devices
+from omnibus.pipeline.engines import engine_kind, engine_names
+from omnibus.pipeline.files import suggestion
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import NAME_PATTERN, EdgeSpec, PipelineSpec, StageSpec
 
@@ -93,6 +95,7 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         value: int = getattr(stage, field)
         if not least <= value <= most:
             yield Problem((*path, field), f"must be from {least} to {most}, not {value}")
+    yield from _engine_problems(path, stage)
     if stage.final_output_type is not None and not MODALITY_PATTERN.fullmatch(stage.final_output_type):
         yield Problem((*path, "final_output_type"), f"{stage.final_output_type!r} is not a word in lower case")
     if stage.input_processor is not None and not CALLABLE_PATTERN.fullmatch(stage.input_processor):
@@ -109,6 +112,29 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         replica_devices(stage)
     except ValueError as error:
         yield Problem((*path, "devices"), str(error))
+
+
+def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
+    known = engine_names()
+    if stage.engine not in known:
+        hint = suggestion(stage.engine, known)
+        yield Problem((*path, "engine"), f"{stage.engine!r} is not one of {', '.join(known)}{hint}")
+        return
+    try:
+        kind = engine_kind(stage.engine)
+    except ConfigError as error:  # of a broken package
+        yield Problem((*path, "engine"), error.message)
+        return
+    if kind.gives is not None and stage.final_output_type not in (None, *kind.gives):
+        delivers = (
+            f"the engine {stage.engine} delivers {' or '.join(sorted(kind.gives))}, not {stage.final_output_type}"
+        )
+        yield Problem((*path, "final_output_type"), delivers)
+    taken = stage.engine_args.keys() if kind.arguments is None else kind.arguments
+    for name in stage.engine_args:
+        if name not in taken:
+            hint = suggestion(name, taken) or f"; it takes {', '.join(sorted(taken))}"
+            yield Problem((*path, "engine_args", name), f"the engine {stage.engine} has no such argument{hint}")
 
 
 def _source_problems(spec: PipelineSpec) -> Iterator[Problem]:

@@ -12,6 +12,8 @@ from enum import Enum, auto
 import msgspec
 
 from omnibus.errors import EmptyPrompt, InvalidRequest, RequestConflict, RequestTooLarge
+from omnibus.pipeline.engines import engine_kind
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
@@ -27,8 +29,6 @@ from omnibus.wire.subjects import check_name
 
 MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""
-MEDIA_ENGINES = frozenset({"vllm"})
-"""Engines with a processor for the media of a prompt, which takes `mm_processor_kwargs`."""
 MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
 MAX_TENANT = 256
@@ -215,13 +215,13 @@ def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
     stages = [spec.stage(stage.stage_id) for stage in route.stages]
     if request.affinity is not None:
         check_name(request.affinity, "affinity")
-        if all(stage.lb_policy == "broker" for stage in stages):
+        if not any(LoadBalancingPolicy(stage.lb_policy).directed for stage in stages):
             raise InvalidRequest(
                 f"affinity has no effect in pipeline {spec.name!r}: under the policy `broker` the first free replica "
                 "takes a task; give a stage another lb_policy",
                 param="affinity",
             )
-    if request.mm_processor_kwargs and all(stage.engine not in MEDIA_ENGINES for stage in stages):
+    if request.mm_processor_kwargs and not any(engine_kind(stage.engine).has_media_processor for stage in stages):
         engines = ", ".join(dict.fromkeys(stage.engine for stage in stages))
         raise InvalidRequest(f"no stage has a media processor: the engines are {engines}", param="mm_processor_kwargs")
 

@@ -9,8 +9,8 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_consumer, lane_consumer, remove_consumer
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerError
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.choice.balancers import LoadBalancingPolicy
 from omnibus.wire import subjects
 
 CLOSE_TIMEOUT = 1.0

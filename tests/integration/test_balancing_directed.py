@@ -13,8 +13,9 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Forwarding
-from omnibus.pipeline.spec import EdgeSpec, LbPolicy, PipelineSpec
+from omnibus.pipeline.spec import EdgeSpec, PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
@@ -25,7 +26,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 HELLO = Request(prompt="a red circle")
-POLICIES: tuple[LbPolicy, ...] = ("random", "round-robin", "least-queue-length")
+POLICIES = tuple(policy for policy in LoadBalancingPolicy if policy.directed)
 
 
 async def consumers(connection: Connection, pipeline: str) -> set[str]:
@@ -41,7 +42,7 @@ async def finish(producer: Producer, spec: PipelineSpec, count: int) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_every_replica_gets_its_tasks_when_a_policy_directs_them(
-    connection: Connection, pipeline: str, policy: LbPolicy
+    connection: Connection, pipeline: str, policy: LoadBalancingPolicy
 ) -> None:
     spec = one_stage(pipeline, policy)
     async with lane_log(connection, pipeline) as log, serving(connection, spec, replicas=2) as producer:

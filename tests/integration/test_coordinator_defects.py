@@ -12,7 +12,8 @@ from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
-from omnibus.pipeline.spec import LbPolicy, PipelineSpec
+from omnibus.pipeline.policies import LoadBalancingPolicy
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.coordinator import OmniCoordClientForHub, OmniCoordClientForStage
 from omnibus.registry.presence.replica_info import ReplicaEvent, ReplicaEventType
 from omnibus.registry.presence.replica_record import ReplicaStatus
@@ -26,7 +27,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 HELLO = Request(prompt="a red circle")
-BOTH: tuple[LbPolicy, ...] = ("broker", "round-robin")
+BOTH: tuple[LoadBalancingPolicy, ...] = ("broker", "round-robin")
 
 
 async def done(producer: Producer, spec: PipelineSpec, count: int = 1) -> None:
@@ -61,7 +62,7 @@ async def test_nothing_is_forgotten_when_the_registry_restarts(own_server: Embed
 
 @pytest.mark.parametrize("policy", BOTH)
 async def test_replica_serves_again_when_it_beats_after_a_gap(
-    connection: Connection, pipeline: str, policy: LbPolicy
+    connection: Connection, pipeline: str, policy: LoadBalancingPolicy
 ) -> None:
     """Known defect of vLLM-Omni: a replica that was silent for longer than the timeout is never attached again."""
     spec = one_stage(pipeline, policy, heartbeat_timeout=1.0)
@@ -126,7 +127,7 @@ async def test_late_joiner_sees_everybody_at_once_when_there_are_many(connection
 
 @pytest.mark.parametrize("policy", BOTH)
 async def test_unrelated_requests_see_no_delay_when_a_stage_has_no_replicas(
-    connection: Connection, pipeline: str, policy: LbPolicy
+    connection: Connection, pipeline: str, policy: LoadBalancingPolicy
 ) -> None:
     """Known defect of vLLM-Omni: a forward to a dead stage stalls every other request for 10 s."""
     first, text, image = (
@@ -152,7 +153,9 @@ async def test_unrelated_requests_see_no_delay_when_a_stage_has_no_replicas(
 
 
 @pytest.mark.parametrize("policy", BOTH)
-async def test_replicas_attach_and_detach_at_any_time(connection: Connection, pipeline: str, policy: LbPolicy) -> None:
+async def test_replicas_attach_and_detach_at_any_time(
+    connection: Connection, pipeline: str, policy: LoadBalancingPolicy
+) -> None:
     """Dynamic attach and detach: in any order, while requests come in, and none is lost."""
     spec = one_stage(pipeline, policy, engine_args={"latency": 0.01})
     await ensure_layout(connection, layout_of(spec))

@@ -14,7 +14,8 @@ from omnibus.client.controls import Controls
 from omnibus.client.producer import Producer
 from omnibus.client.rolling_restart import restart_replicas
 from omnibus.errors import InvalidRequest
-from omnibus.pipeline.spec import LbPolicy, PipelineSpec
+from omnibus.pipeline.policies import LoadBalancingPolicy
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline, list_deployed
 from omnibus.registry.pause_state import PauseState, PauseStates
 from omnibus.requests.state import RequestState
@@ -58,7 +59,7 @@ class Fleet:
 
 @pytest.mark.parametrize("policy", ["broker", "round-robin"])
 async def test_replica_that_joins_or_starts_again_is_paused_until_its_stage_is_resumed(
-    connection: Connection, pipeline: str, policy: LbPolicy
+    connection: Connection, pipeline: str, policy: LoadBalancingPolicy
 ) -> None:
     spec = one_stage(pipeline, policy)
     controls = Controls(connection, spec)

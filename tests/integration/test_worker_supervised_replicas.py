@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import StageStartError
-from omnibus.pipeline.spec import EngineName, PipelineSpec, StageSpec
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.deployed_pipelines import deploy_pipeline
@@ -165,7 +165,7 @@ async def test_second_signal_requeues_at_once_what_a_drain_would_wait_for(
             assert supervisor.restarts == {"sim.0": 0}
 
 
-def broken(engine: EngineName, model: str = "", **engine_args: object) -> StageSpec:
+def broken(engine: str, model: str = "", **engine_args: object) -> StageSpec:
     return StageSpec(
         stage_id=0, name="broken", engine=engine, model=model, engine_args=engine_args,
         final_output=True, final_output_type="text",

@@ -12,14 +12,15 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection, Message
 from omnibus.orchestrator.disconnects import SystemAccount
 from omnibus.orchestrator.service import OrchestratorService
-from omnibus.pipeline.spec import LbPolicy, PipelineSpec, StageSpec
+from omnibus.pipeline.policies import LoadBalancingPolicy
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import subjects
 from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.flow import sim
 from tests.support.waiting import eventually
 
 
-def one_stage(name: str, policy: LbPolicy = "round-robin", **fields: Any) -> PipelineSpec:
+def one_stage(name: str, policy: LoadBalancingPolicy = "round-robin", **fields: Any) -> PipelineSpec:
     """A pipeline of one stage with that policy, one slot a replica; `fields` are of the pipeline, or `engine_args`."""
     args = fields.pop("engine_args", {})
     stage = replace(sim(0, final="text", **args), slots=1, lb_policy=policy)

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from omnibus.errors import InvalidName, InvalidRequest
-from omnibus.pipeline.spec import LbPolicy, PipelineSpec
+from omnibus.pipeline.policies import LoadBalancingPolicy
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.affinity import favourite
 from omnibus.registry.choice.balancers import RoundRobinBalancer
 from omnibus.registry.choice.stage_pool import StagePool
@@ -28,7 +29,7 @@ def homes(replicas: list[ReplicaInfo]) -> dict[str, str]:
     return {key: favourite(key, replicas).replica for key in KEYS}
 
 
-def spec_of(policy: LbPolicy) -> PipelineSpec:
+def spec_of(policy: LoadBalancingPolicy) -> PipelineSpec:
     return one_stage("p", policy)
 
 
@@ -74,7 +75,7 @@ def test_pool_remembers_nothing_when_keys_are_many() -> None:
 
 
 @pytest.mark.parametrize("policy", ["random", "round-robin", "least-queue-length"])
-def test_task_carries_the_key_when_its_stage_is_directed(policy: LbPolicy) -> None:
+def test_task_carries_the_key_when_its_stage_is_directed(policy: LoadBalancingPolicy) -> None:
     request = Request(prompt="hi", affinity="chat-7")
     record = new_record(
         spec_of(policy), request, rid="r", payload=Payload.inline(b"", TEXT), nonce="n", now=1.0, front=None

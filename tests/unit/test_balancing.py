@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from msgspec.structs import replace as with_fields
 
-from omnibus.pipeline.spec import LbPolicy
+from omnibus.pipeline.loading import parse_pipeline
+from omnibus.pipeline.policies import LoadBalancingPolicy
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.balancers import (
     LeastQueueLengthBalancer,
     LoadBalancer,
-    LoadBalancingPolicy,
     RandomBalancer,
     RoundRobinBalancer,
     build_load_balancer_factory,
@@ -92,8 +94,12 @@ def test_choices_are_forgotten_when_the_next_heartbeat_has_counted_them() -> Non
 
 
 @pytest.mark.parametrize("policy", LoadBalancingPolicy)
-def test_policies_have_the_names_that_a_pipeline_file_uses(policy: LoadBalancingPolicy) -> None:
-    assert policy.value in LbPolicy.__args__  # type: ignore[attr-defined]
+def test_every_policy_of_the_table_is_read_from_a_file_and_has_its_balancer(policy: LoadBalancingPolicy) -> None:
+    stage = f"{{stage_id: 0, name: s, engine: sim, lb_policy: {policy}, final_output: true, final_output_type: text}}"
+    spec = parse_pipeline(f"name: p\nstages: [{stage}]")
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=PipelineSpec).stages[0].lb_policy is policy
+    if policy.directed:
+        assert isinstance(build_load_balancer_factory(policy)(), LoadBalancer)
 
 
 @pytest.mark.parametrize(

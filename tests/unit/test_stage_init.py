@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from omnibus.pipeline.devices import launcher_devices
-from omnibus.pipeline.spec import EdgeSpec, EngineName, PayloadRule, PipelineSpec, StageSpec
+from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
 from omnibus.workers.initialisation import (
     LaunchMode,
     acquire_device_locks,
@@ -37,7 +37,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SL
 
 
 def stage(
-    stage_id: int = 0, engine: EngineName = "vllm", *, devices: str = "", num_replicas: int = 1, **args: object
+    stage_id: int = 0, engine: str = "vllm", *, devices: str = "", num_replicas: int = 1, **args: object
 ) -> StageSpec:
     return StageSpec(
         stage_id=stage_id, name=f"s{stage_id}", engine=engine, devices=devices, num_replicas=num_replicas, engine_args=args,

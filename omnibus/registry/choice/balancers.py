@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.registry.presence.replica_info import ReplicaInfo
 from omnibus.wire.envelope import Task
-
-
-class LoadBalancingPolicy(StrEnum):
-    """How the replica of a task is found; the values of a stage's `lb_policy`."""
-
-    BROKER = "broker"
-    """Nobody chooses: the first replica with a free slot takes the task."""
-    RANDOM = "random"
-    ROUND_ROBIN = "round-robin"
-    LEAST_QUEUE_LENGTH = "least-queue-length"
-
-    @property
-    def directed(self) -> bool:
-        """Whether whoever publishes a task chooses its replica."""
-        return self is not LoadBalancingPolicy.BROKER
 
 
 class LoadBalancer(ABC):
@@ -91,22 +77,16 @@ class LeastQueueLengthBalancer(LoadBalancer):
         return chosen if heartbeat == replica.last_heartbeat else 0
 
 
-_BALANCERS: dict[LoadBalancingPolicy, LoadBalancerFactory] = {
-    LoadBalancingPolicy.RANDOM: RandomBalancer,
-    LoadBalancingPolicy.ROUND_ROBIN: RoundRobinBalancer,
-    LoadBalancingPolicy.LEAST_QUEUE_LENGTH: LeastQueueLengthBalancer,
-}
-
-
 def build_load_balancer_factory(policy: LoadBalancingPolicy | str) -> LoadBalancerFactory:
     """What makes the balancer of a stage; each stage has its own.
 
     Raises ValueError for an unknown policy, and for `broker`, under which nobody chooses.
     """
-    known = LoadBalancingPolicy(policy)
-    if not known.directed:
-        raise ValueError("under the policy 'broker' no balancer chooses: the replicas share one queue")
-    return _BALANCERS[known]
+    balancer = LoadBalancingPolicy(policy).balancer
+    if balancer is None:
+        raise ValueError(f"under the policy {str(policy)!r} no balancer chooses: the replicas share one queue")
+    factory: LoadBalancerFactory = pkgutil.resolve_name(balancer)
+    return factory
 
 
 def _require(replicas: Sequence[ReplicaInfo]) -> None:

@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.choice.balancers import LoadBalancingPolicy, build_load_balancer_factory
+from omnibus.registry.choice.balancers import build_load_balancer_factory
 from omnibus.registry.choice.stage_pool import StagePool
 from omnibus.registry.presence.replica_info import ReplicaInfo
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus

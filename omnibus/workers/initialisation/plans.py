@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -18,10 +18,9 @@ from omnibus.pipeline.devices import (
     launcher_devices,
     visible_devices_env,
 )
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 
-StageType = Literal["llm", "diffusion", "codec", "custom"]
-_TYPES: Mapping[str, StageType] = {"vllm": "llm", "diffusers": "diffusion", "transformers": "codec"}
 _MASTER_HOST = "127.0.0.1"
 
 
@@ -41,7 +40,7 @@ class StageMetadata:
     stage_id: int
     model_stage: str
     """The stage's name."""
-    stage_type: StageType
+    stage_type: str
     engine_input_source: tuple[int, ...]
     final_output: bool
     final_output_type: str | None
@@ -108,7 +107,7 @@ def extract_stage_metadata(stage: StageSpec) -> StageMetadata:
     return StageMetadata(
         stage_id=stage.stage_id,
         model_stage=stage.name,
-        stage_type=_TYPES.get(stage.engine, "custom"),
+        stage_type=engine_kind(stage.engine).stage_type,
         engine_input_source=stage.input_sources,
         final_output=stage.final_output,
         final_output_type=stage.final_output_type,
@@ -186,7 +185,7 @@ def _connectors(spec: PipelineSpec, stage: StageSpec) -> StageConnectorSpec:
 
 def _rendezvous(stage: StageSpec, count: int) -> list[dict[str, str]]:
     """Where the processes of each diffusion replica would meet: two replicas must not share a port."""
-    if _TYPES.get(stage.engine) != "diffusion":
+    if engine_kind(stage.engine).stage_type != "diffusion":
         return [{}] * count
     with ExitStack() as held:  # all at once, so that no port is given twice
         probes = [held.enter_context(socket.socket()) for _ in range(count)]

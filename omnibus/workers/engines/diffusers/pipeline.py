@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 
@@ -16,10 +14,10 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines import media
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
 from omnibus.workers.engines.diffusers.request import ImageRequest, PipelineShape, Stopped
+from omnibus.workers.object_loading import load_object
 
 LOADER_ARGS = frozenset({"variant", "use_safetensors", "low_cpu_mem_usage", "local_files_only"})
 """Keys of engine_args that go to `from_pretrained` as they are."""
-OWN_ARGS = frozenset({"pipeline_class", "dtype", "device", "max_images", "max_pixels", "batch_window_ms", "leave_out"})
 
 OnStep = Callable[[int, int, Callable[[int], bytes]], bool]
 """Called after each step with its number, how many there are, and a function that renders row r as PNG: whether to go on."""
@@ -30,10 +28,6 @@ class DiffusionModel:
 
     def __init__(self, stage: StageSpec) -> None:
         args = stage.engine_args
-        unknown = sorted(args.keys() - LOADER_ARGS - OWN_ARGS)
-        if unknown:
-            known = ", ".join(sorted(LOADER_ARGS | OWN_ARGS))
-            raise PipelineError(f"the diffusers engine takes {known}", field=f"engine_args.{unknown[0]}")
         device = args.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = _dtype(args.get("dtype") or ("float32" if device == "cpu" else "bfloat16"))
         model = resolve_model(stage.model, stage.revision)
@@ -172,9 +166,4 @@ def _dtype(name: Any) -> torch.dtype:
 
 def _pipeline_class(name: Any) -> Any:
     """A class of diffusers by its name, or any other as `module:Class`."""
-    module, _, attribute = str(name).rpartition(":")
-    try:
-        found = getattr(importlib.import_module(module) if module else diffusers, attribute)
-    except (ImportError, AttributeError) as error:
-        raise PipelineError(f"there is no pipeline {name!r}", field="engine_args.pipeline_class") from error
-    return found
+    return load_object(name if ":" in str(name) else f"diffusers:{name}", "engine_args.pipeline_class")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,22 +12,8 @@ import transformers
 from omnibus.errors import CheckpointMissing, EngineDead, EngineError, EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
+from omnibus.workers.object_loading import load_object
 
-ARGS = frozenset(
-    {
-        "model_class",
-        "method",
-        "method_kwargs",
-        "input",
-        "argument",
-        "output",
-        "sample_rate",
-        "device",
-        "dtype",
-        "max_frames",
-    }
-)
-"""Keys of engine_args."""
 ENCODER_ONLY = ("encoder", "in_proj", "semantic_encoder", "acoustic_encoder", "fc.")
 """Parts of codecs that only encoding uses: a checkpoint that ships the decoder lacks them."""
 
@@ -41,11 +26,6 @@ class Decoder:
 
     def __init__(self, stage: StageSpec) -> None:
         args = stage.engine_args
-        unknown = sorted(args.keys() - ARGS)
-        if unknown:
-            raise PipelineError(
-                f"the transformers engine takes {', '.join(sorted(ARGS))}", field=f"engine_args.{unknown[0]}"
-            )
         self.input = str(args.get("input", "codes"))
         self._argument = str(args.get("argument", "audio_codes" if self.input == "codes" else self.input))
         self._constants = dict(args.get("method_kwargs", {}))
@@ -140,11 +120,7 @@ def _is_encoder(name: str) -> bool:
 
 def _model_class(name: Any) -> Any:
     """A class of transformers by its name, or any other as `module:Class`."""
-    module, _, attribute = str(name).rpartition(":")
-    try:
-        return getattr(importlib.import_module(module) if module else transformers, attribute)
-    except (ImportError, AttributeError) as error:
-        raise PipelineError(f"there is no model class {name!r}", field="engine_args.model_class") from error
+    return load_object(name if ":" in str(name) else f"transformers:{name}", "engine_args.model_class")
 
 
 def _sample_rate(args: Mapping[str, Any], config: Any) -> int:

@@ -1,0 +1,231 @@
+"""The table of engines: what each takes, gives and can do, and who makes it. One entry an engine, for everybody who asks.
+
+Nothing here imports an engine: an entry names its factory, which only workers load. Packages elsewhere add entries through
+the entry point group `omnibus.engines`, `name = "module:ENGINE"` with ENGINE an EngineKind; see docs/guide/engines.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from omnibus.errors import ConfigError
+
+ENTRY_POINTS = "omnibus.engines"
+EngineArgs = Mapping[str, Any]
+
+
+class Model(Enum):
+    """What `model` of a stage is."""
+
+    NONE = auto()
+    """Nothing that the engine needs."""
+    CHECKPOINT = auto()
+    """A folder, `package:<module>/<path>` or a name on the hub."""
+    CODE = auto()
+    """`module:function`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKind:
+    """One engine. Only `name` and `factory` are needed: the defaults promise nothing."""
+
+    name: str
+    """The value of a stage's `engine`; of an installed package's engine its entry point's name."""
+    factory: str
+    """`module:function` that makes an `Engine` of a StageSpec, without loading the model; raises PipelineError for arguments
+    that the engine does not take."""
+    stage_type: str = "custom"
+    """The word of façades for such a stage: `llm`, `diffusion`, …"""
+    model: Model = Model.NONE
+    checkpoint_files: tuple[str, ...] = ()
+    """Files of which a checkpoint has one. The first engine of the table whose file a folder has serves it without a pipeline."""
+    gives: frozenset[str] | None = None
+    """Modalities that its stages can deliver; None: any."""
+    parameters: frozenset[str] = frozenset()
+    """Groups of a caller's parameters that its stages know: `text`, `image`, `seed`."""
+    has_media_processor: bool = False
+    """Whether it prepares pictures, sound and video of messages, by `mm_processor_kwargs`."""
+    has_tokenizer: bool = False
+    """Whether `tokenizer` is one of its arguments."""
+    has_prefix_cache: bool = False
+    can_sleep: bool = False
+    """Whether it may have the control methods `sleep` and `wake_up`; without it nobody is asked."""
+    profiler: str | None = None
+    """The argument that sets a profiler up, for `start_profile` and `stop_profile`."""
+    devices: Callable[[EngineArgs], int] = lambda _args: 1
+    """Devices that one replica takes, by its arguments."""
+    only_encodes: Callable[[EngineArgs], bool] = lambda _args: False
+    """Whether a stage with these arguments generates nothing, and so takes no parameters."""
+    arguments: frozenset[str] | None = None
+    """Every name that `engine_args` may have; None: the factory says."""
+    module_arguments: frozenset[str] = frozenset()
+    """Arguments whose `module:name` is imported."""
+    plain_arguments: frozenset[str] | None = None
+    """Arguments of which no text can have code loaded. Any other that is more than a number needs to be allowed, where the
+    specification comes from the broker. None: all but the module arguments are plain."""
+    slots: int = 1
+    """Tasks at a time of a replica that serves a checkpoint without a pipeline."""
+    stall_timeout: float = 300.0
+    """Seconds without progress, while something runs, after which a replica counts as stuck; a stage may say otherwise."""
+
+
+def _parallel_size(args: EngineArgs) -> int:
+    """Tensor × pipeline × data parallel size; a null counts as absent, and `data_parallel_size_local` goes first."""
+    copies = args.get("data_parallel_size_local")
+    sizes = (
+        args.get("tensor_parallel_size"),
+        args.get("pipeline_parallel_size"),
+        args.get("data_parallel_size") if copies is None else copies,
+    )
+    tensor, pipeline, data = (int(size or 1) for size in sizes)
+    return tensor * pipeline * max(1, data)
+
+
+def _world_size(args: EngineArgs) -> int:
+    parallel = args.get("parallel_config")
+    return max(1, int(parallel.get("world_size") or 1)) if isinstance(parallel, Mapping) else 1
+
+
+BUILT_IN = (
+    EngineKind(
+        name="diffusers",
+        factory="omnibus.workers.engines.diffusers.engine:create",
+        stage_type="diffusion",
+        model=Model.CHECKPOINT,
+        checkpoint_files=("model_index.json",),
+        gives=frozenset({"image"}),
+        parameters=frozenset({"image", "seed"}),
+        can_sleep=True,
+        devices=_world_size,
+        arguments=frozenset(
+            {"pipeline_class", "dtype", "device", "max_images", "max_pixels", "batch_window_ms", "leave_out", "variant"}
+            | {"use_safetensors", "low_cpu_mem_usage", "local_files_only"}
+        ),
+        module_arguments=frozenset({"pipeline_class"}),
+        stall_timeout=600.0,
+    ),
+    EngineKind(
+        name="vllm",
+        factory="omnibus.workers.engines.vllm.engine:create",
+        stage_type="llm",
+        model=Model.CHECKPOINT,
+        checkpoint_files=("config.json",),
+        parameters=frozenset({"text", "seed"}),
+        has_media_processor=True,
+        has_tokenizer=True,
+        has_prefix_cache=True,
+        can_sleep=True,
+        profiler="profiler_config",
+        devices=_parallel_size,
+        only_encodes=lambda args: args.get("runner") == "pooling",
+        # Of vLLM's other arguments many name classes, modules and plugins, some of them deep inside.
+        plain_arguments=frozenset(
+            {
+                "attention_backend",
+                "block_size",
+                "chat_template_kwargs",
+                "config_format",
+                "convert",
+                "cudagraph_capture_sizes",
+            }
+            | {"dtype", "generation_config", "hidden_states", "kv_cache_dtype", "limit_mm_per_prompt", "load_format"}
+            | {"lora_dtype", "lora_modules", "max_model_len", "mm_processor_kwargs", "model_impl", "pooler_config"}
+            | {
+                "override_generation_config",
+                "quantization",
+                "revision",
+                "runner",
+                "scheduling_policy",
+                "served_model_name",
+            }
+            | {"tokenizer", "tokenizer_mode", "tokenizer_revision"}
+        ),
+        slots=64,
+    ),
+    EngineKind(
+        name="transformers",
+        factory="omnibus.workers.engines.transformers.engine:create",
+        stage_type="codec",
+        model=Model.CHECKPOINT,
+        checkpoint_files=("config.json",),
+        gives=frozenset({"audio"}),
+        arguments=frozenset(
+            {"model_class", "method", "method_kwargs", "input", "argument", "output", "sample_rate", "device", "dtype"}
+            | {"max_frames"}
+        ),
+        module_arguments=frozenset({"model_class"}),
+    ),
+    EngineKind(
+        name="python",
+        factory="omnibus.workers.engines.python:create",
+        model=Model.CODE,
+        parameters=frozenset({"text", "image", "seed"}),
+        can_sleep=True,  # where its class has the methods
+        devices=_parallel_size,
+    ),
+    EngineKind(
+        name="sim",
+        factory="omnibus.workers.engines.sim:create",
+        parameters=frozenset({"seed"}),
+        devices=_parallel_size,
+    ),
+)
+"""Our own; the first whose file a checkpoint's folder has serves it."""
+_BY_NAME = {kind.name: kind for kind in BUILT_IN}
+
+
+def engine_names() -> tuple[str, ...]:
+    """Our own engines, and those of installed packages."""
+    return (*_BY_NAME, *sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - _BY_NAME.keys()))
+
+
+def engine_kind(name: str) -> EngineKind:
+    """The engine of this name; ours come first. Raises ConfigError for one that is not installed, or whose package is broken."""
+    return _BY_NAME.get(name) or _installed(name)
+
+
+def kind_of_checkpoint(names: frozenset[str]) -> EngineKind | None:
+    """The engine that serves a folder with files of these names."""
+    return next((kind for kind in BUILT_IN if names.intersection(kind.checkpoint_files)), None)
+
+
+def checkpoint_files() -> tuple[str, ...]:
+    """The files that `kind_of_checkpoint` looks for."""
+    return tuple(dict.fromkeys(file for kind in BUILT_IN for file in kind.checkpoint_files))
+
+
+def engine_modules() -> frozenset[str]:
+    """The modules that installed packages name as those of their engines."""
+    return frozenset(point.module for point in entry_points(group=ENTRY_POINTS))
+
+
+@cache
+def _installed(name: str) -> EngineKind:
+    points = entry_points(group=ENTRY_POINTS, name=name)
+    if not points:
+        known = ", ".join(engine_names())
+        raise ConfigError(f"no engine {name!r} is installed here; there are {known}", param="engine")
+    if len({point.value for point in points}) > 1:
+        packages = " and ".join(sorted(_package(point) for point in points))
+        raise ConfigError(f"engine {name!r} comes from several packages, {packages}: remove one", param="engine")
+    return replace(_loaded(next(iter(points))), name=name)
+
+
+def _loaded(point: EntryPoint) -> EngineKind:
+    at = f"engine {point.name!r} of package {_package(point)}"
+    try:
+        kind = point.load()
+    except Exception as error:  # a package's code raises whatever it likes
+        raise ConfigError(f"{at} cannot be loaded: {type(error).__name__}: {error}", param="engine") from error
+    if not isinstance(kind, EngineKind):
+        raise ConfigError(f"{at}: {point.value} is no EngineKind but a {type(kind).__name__}", param="engine")
+    return kind
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module
