@@ -11,9 +11,9 @@ from typing import Self
 
 import pytest
 
-from omnibus.cli.serving import Serving, serving
 from tests.support.served import command_line, environment, write_pipeline
 from tests.support.waiting import eventually
+from tools.serving import Serving, serving
 
 pytestmark = pytest.mark.integration
 
