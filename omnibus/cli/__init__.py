@@ -15,9 +15,16 @@ from omnibus.cli.streams import BROKEN_PIPE_EXIT_CODE, OutputLost, flush_streams
 class _Entry:
     """Where a command is, and its line in `omnibus --help`."""
 
-    module: str
+    place: str
+    """Its module, and the command's name there when that is not `command`."""
     help: str
     section: str
+
+    def load(self) -> click.Command:
+        """Import the command."""
+        module, _, name = self.place.partition(":")
+        command: click.Command = getattr(importlib.import_module(f"omnibus.cli.{module}"), name or "command")
+        return command
 
 
 _SERVE, _ASK, _OPERATE = "Serve", "Ask", "Operate"
@@ -30,10 +37,10 @@ COMMANDS = {
     "orchestrator": _Entry("orchestrator", "Run an orchestrator.", _SERVE),
     "frontdoor": _Entry("frontdoor", "Run the HTTP server.", _SERVE),
     "submit": _Entry("submit", "Send a request: stream its text, save its image and audio.", _ASK),
-    "cancel": _Entry("cancel", "Cancel requests by id.", _ASK),
+    "cancel": _Entry("requests:cancel", "Cancel requests by id.", _ASK),
     "status": _Entry("status", "Show pipelines, stages, replicas and queues, or one request.", _OPERATE),
     "restart": _Entry("restart", "Restart the replicas of a stage, one after the other.", _OPERATE),
-    "dead": _Entry("dead", "List, show, retry or drop requests whose attempts were used up.", _OPERATE),
+    "dead": _Entry("requests:dead", "List, show, retry or drop requests whose attempts were used up.", _OPERATE),
     "pipeline": _Entry("pipeline", "Show, validate, deploy, list or delete pipelines.", _OPERATE),
     "nats": _Entry("nats", "Show or apply what the broker must hold.", _OPERATE),
     "version": _Entry("version", "Print the version.", _OPERATE),
@@ -43,18 +50,14 @@ theirs."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are needed: `command` of `omnibus.cli.<module>`."""
+    """A group whose commands are imported when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 click's signature
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 click's signature
         entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        module = importlib.import_module(f"omnibus.cli.{entry.module}")
-        command: click.Command = module.command
-        return command
+        return entry.load() if entry is not None else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

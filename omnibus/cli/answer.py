@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
+from omnibus.cli.answer_screen import AnswerScreen
+from omnibus.cli.tables import clock, make_table
 from omnibus.client.request_events import Output, OutputArrived, Result, StepProgress, TextPiece
 from omnibus.errors import ConfigError
 from omnibus.pipeline.spec import PipelineSpec
@@ -34,23 +33,11 @@ class Answer:
     """Shows the events of one request; a context manager, whose end takes the progress bar away."""
 
     def __init__(self, spec: PipelineSpec, folder: Path, *, quiet: bool = False) -> None:
-        self._spec = spec
-        self._folder = folder
-        self._quiet = quiet
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=quiet or not self._console.is_terminal,
-        )
-        self._rows: dict[int, TaskID] = {}
-        self._open_line = False
+        self._spec, self._folder = spec, folder
+        self._screen = AnswerScreen(quiet=quiet)
         self._saved: dict[int, list[Path]] = {}
-        self._stack = ExitStack()
+        self.text = ""
+        """What was shown of the text."""
 
     def __enter__(self) -> Self:
         return self
@@ -58,16 +45,16 @@ class Answer:
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._stack.close()
-        self._end_line()
+        self._screen.close()
 
     def show(self, event: object) -> None:
         """Show one event; those that a terminal has no use for are passed over."""
         match event:
-            case TextPiece():
-                self._text(event)
-            case StepProgress():
-                self._step(event)
+            case TextPiece(stage_id, text) if self._spec.stage(stage_id).final_output_type == "text":
+                self.text += text
+                self._screen.write(text)
+            case StepProgress(stage_id, step, total):
+                self._screen.progress(self._spec.stage(stage_id).name, step, total)
             case OutputArrived(output=output):
                 self.keep(output)
 
@@ -80,29 +67,14 @@ class Answer:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path, item in zip(paths, output.items, strict=True):
                 path.write_bytes(item)
-                self._say(f"{output.modality} saved as {path}")
         except OSError as error:
             raise ConfigError(f"{output.modality} cannot be saved under {self._folder}: {error.strerror}") from error
+        for path in paths:
+            self._screen.say(f"{output.modality} saved as {path}")
 
     def as_json(self, result: Result) -> dict[str, Any]:
         """What is left of a request, as one JSON object; its files are named, not included."""
         return describe(self._spec, result, self._saved)
-
-    def _text(self, piece: TextPiece) -> None:
-        if self._quiet or self._spec.stage(piece.stage_id).final_output_type != "text":
-            return
-        sys.stdout.write(piece.text)
-        sys.stdout.flush()
-        self._open_line = True
-
-    def _step(self, event: StepProgress) -> None:
-        if event.stage_id not in self._rows:
-            self._end_line()
-            self._bar.start()
-            self._stack.callback(self._bar.stop)
-            name = self._spec.stage(event.stage_id).name
-            self._rows[event.stage_id] = self._bar.add_task(name, total=event.total)
-        self._bar.update(self._rows[event.stage_id], completed=event.step)
 
     def _paths(self, output: Output) -> list[Path]:
         stem = f"{output.modality}-{self._spec.stage(output.stage_id).name}"
@@ -112,23 +84,12 @@ class Answer:
             names = [f"{stem}-{number}.{extension}" for number in range(len(output.items))]
         return [self._folder / name for name in names]
 
-    def _say(self, line: str) -> None:
-        if not self._quiet:
-            self._end_line()
-            self._console.print(line, highlight=False, soft_wrap=True)
-
-    def _end_line(self) -> None:
-        if self._open_line:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-            self._open_line = False
-
 
 def describe(spec: PipelineSpec, result: Result, files: Mapping[int, Sequence[Path]] | None = None) -> dict[str, Any]:
     """A request as one JSON object: its state, its texts, the names of its files, and the time of each stage, seconds."""
     failure = result.failure
     return {
-        "rid": result.rid,
+        "request_id": result.rid,
         "state": str(result.state),
         "outputs": [
             _describe_output(spec, output, (files or {}).get(output.stage_id, ())) for output in result.outputs
@@ -157,6 +118,13 @@ def describe_attempt(spec: PipelineSpec, attempt: Attempt) -> dict[str, Any]:
         "code": attempt.code,
         "message": attempt.message,
     }
+
+
+def attempts_table(attempts: Sequence[dict[str, Any]]) -> Table:
+    """Failed attempts as `describe_attempt` describes them."""
+    head = ("stage", "run", "delivery", "at", "replica", "code", "message")
+    rows = [[clock(one[key]) if key == "at" else one[key] for key in head] for one in attempts]
+    return make_table(head, rows, title="failed attempts")
 
 
 def _describe_output(spec: PipelineSpec, output: Output, files: Sequence[Path]) -> dict[str, Any]:

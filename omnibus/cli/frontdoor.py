@@ -38,8 +38,8 @@ async def _traced(settings: Settings, pipeline: str | None) -> None:
 
 
 async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> None:
-    from omnibus.cli.deployed import DeployedPipelines, find_pipeline  # noqa: PLC0415 commands import when they run
-    from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
+    from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415 commands import when they run
+    from omnibus.client.cluster_view import DeployedPipelines  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
     from omnibus.frontdoor.app import create_app  # noqa: PLC0415
     from omnibus.frontdoor.context import Options  # noqa: PLC0415

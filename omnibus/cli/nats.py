@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from omnibus.cli import options
+from omnibus.cli.broker_command import Session, broker_command
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
     from omnibus.broker.layout import Change
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.settings import Settings
 
 _PIPELINES = click.argument("pipelines", metavar="[PIPELINE]...", nargs=-1)
 
@@ -28,20 +26,18 @@ def command() -> None:
 
 @command.command()
 @_PIPELINES
-@options.nats
-@options.state_dir
-def plan(pipelines: tuple[str, ...], nats_url: str | None, state_dir: Path | None) -> None:
+@broker_command("layout", pipeline=False)
+async def plan(session: Session, pipelines: tuple[str, ...]) -> None:
     """Show what `apply` would change, a line a change. Changes nothing."""
-    _show(_run(pipelines, nats_url, state_dir, perform=False), "nothing to change")
+    _show(await _changes(session, pipelines, perform=False), "nothing to change")
 
 
 @command.command()
 @_PIPELINES
-@options.nats
-@options.state_dir
-def apply(pipelines: tuple[str, ...], nats_url: str | None, state_dir: Path | None) -> None:
+@broker_command("layout", pipeline=False)
+async def apply(session: Session, pipelines: tuple[str, ...]) -> None:
     """Create and update what is missing or different. Deletes nothing; idempotent."""
-    _show(_run(pipelines, nats_url, state_dir, perform=True), "nothing had to change")
+    _show(await _changes(session, pipelines, perform=True), "nothing had to change")
 
 
 def _show(changes: list[Change], otherwise: str) -> None:
@@ -51,28 +47,17 @@ def _show(changes: list[Change], otherwise: str) -> None:
         click.echo(otherwise)
 
 
-def _run(pipelines: tuple[str, ...], nats_url: str | None, state_dir: Path | None, *, perform: bool) -> list[Change]:
-    from omnibus.cli.root import load_settings, run  # noqa: PLC0415 commands import when they run
-    from omnibus.observability.logging import configure_logging  # noqa: PLC0415
+async def _changes(session: Session, pipelines: tuple[str, ...], *, perform: bool) -> list[Change]:
+    from omnibus.broker import layout  # noqa: PLC0415 commands import when they run
 
-    settings = load_settings(nats_url=nats_url, state_dir=state_dir)
-    configure_logging("warning", settings.log_format)
-    return run(_changes(settings, pipelines, perform=perform))
-
-
-async def _changes(settings: Settings, pipelines: tuple[str, ...], *, perform: bool) -> list[Change]:
-    from omnibus.broker import layout  # noqa: PLC0415
-    from omnibus.cli.root import connected  # noqa: PLC0415
-
-    async with connected(settings, role="layout") as connection:
-        changes: dict[object, Change] = {}  # pipelines share the bucket of pipelines
-        for spec in await _specs(connection, pipelines):
-            described = layout.layout_of(spec, replicas=settings.nats_replicas)
-            for change in await layout.plan(connection, described):
-                changes.setdefault((type(change.target), str(change)), change)
-        if perform:
-            await layout.apply(connection, list(changes.values()))
-        return list(changes.values())
+    changes: dict[object, Change] = {}  # pipelines share the bucket of pipelines
+    for spec in await _specs(session.connection, pipelines):
+        described = layout.layout_of(spec, replicas=session.settings.nats_replicas)
+        for change in await layout.plan(session.connection, described):
+            changes.setdefault((type(change.target), str(change)), change)
+    if perform:
+        await layout.apply(session.connection, list(changes.values()))
+    return list(changes.values())
 
 
 async def _specs(connection: Connection, pipelines: tuple[str, ...]) -> list[PipelineSpec]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 nats = click.option("--nats", "nats_url", metavar="URL", help="NATS server or cluster; by default it is found.")
 state_dir = click.option(
@@ -95,3 +99,13 @@ replicas = click.option(
     metavar="N",
     help="Replicas of a stage started by this command, instead of the pipeline's number.",
 )
+
+
+def confirmed(question: str) -> Callable[[F], F]:
+    """`--yes`; without it, the question is asked on a terminal before anything else is done."""
+
+    def ask(_context: click.Context, _parameter: click.Parameter, is_sure: bool) -> None:
+        if not is_sure and sys.stdin.isatty():
+            click.confirm(question, abort=True)
+
+    return click.option("--yes", is_flag=True, help="Do not ask.", callback=ask, expose_value=False)

@@ -28,8 +28,7 @@ def command(*, pipeline: str | None, **flags: Any) -> None:
 
 async def _orchestrate(settings: Settings, pipeline: str | None) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415 commands import when they run
-    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
-    from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
+    from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
     from omnibus.orchestrator.deployed import DeployedOrchestrator  # noqa: PLC0415
     from omnibus.orchestrator.disconnects import SystemAccount  # noqa: PLC0415
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from omnibus.cli import options
+from omnibus.cli.broker_command import Session, broker_command
 
 if TYPE_CHECKING:
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.deployed_pipelines import Deployed, Deployment
+    from omnibus.registry.deployed_pipelines import Deployed
     from omnibus.settings import Settings
 
 
@@ -56,17 +56,16 @@ def validate(pipelines: tuple[str, ...]) -> int:
 
 
 @command.command()
-@click.argument("pipeline")
+@click.argument("file", metavar="PIPELINE")
 @options.platform
-@options.nats
-@options.state_dir
-def deploy(pipeline: str, platform: str | None, nats_url: str | None, state_dir: Path | None) -> None:
+@broker_command("deploy", pipeline=False)
+async def deploy(session: Session, file: str, platform: str | None) -> None:
     """Lay the broker out for a pipeline and store it there, so that workers need only a stage."""
-    from omnibus.cli.root import load_settings, run  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
 
-    spec = load_pipeline(pipeline, platform)
-    deployment = run(_deploy(load_settings(nats_url=nats_url, state_dir=state_dir), spec))
+    spec = load_pipeline(file, platform)
+    deployment = await deploy_pipeline(session.connection, spec, replicas=session.settings.nats_replicas)
     for change in deployment.changes:
         click.echo(str(change))
     outcome = "deployed" if deployment.stored else "was deployed already"
@@ -79,18 +78,13 @@ def deploy(pipeline: str, platform: str | None, nats_url: str | None, state_dir:
 @command.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Even while requests are open: they end without a word.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@options.nats
-@options.state_dir
-def delete(name: str, *, force: bool, yes: bool, nats_url: str | None, state_dir: Path | None) -> None:
+@options.confirmed("Remove the pipeline, its answers and its dead letters?")
+@broker_command("delete", pipeline=False)
+async def delete(session: Session, name: str, *, force: bool) -> None:
     """Remove a deployed pipeline with its answers and dead letters. Refused while requests of it are open."""
-    import sys  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import delete_pipeline, load_deployed  # noqa: PLC0415
 
-    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415
-
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"Remove {name}, its answers and its dead letters?", abort=True)
-    ask(_delete(load_settings(nats_url=nats_url, state_dir=state_dir), name, force=force))
+    await delete_pipeline(session.connection, await load_deployed(session.connection, name), force=force)
     click.echo(f"{name} deleted")
 
 
@@ -99,48 +93,27 @@ def delete(name: str, *, force: bool, yes: bool, nats_url: str | None, state_dir
 @options.as_json
 @options.nats
 @options.state_dir
-def list_pipelines(shipped: bool, as_json: bool, nats_url: str | None, state_dir: Path | None) -> None:
+def list_pipelines(*, shipped: bool, as_json: bool, **flags: Any) -> None:
     """List the deployed pipelines: name, revision, outputs, stages."""
-    from omnibus.cli.root import load_settings, run  # noqa: PLC0415
+    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline, presets  # noqa: PLC0415
 
     if shipped:
         rows = [_row(load_pipeline(name), None) for name in presets()]
     else:
-        found = run(_list(load_settings(nats_url=nats_url, state_dir=state_dir)))
-        rows = [_row(deployed.spec, deployed.revision) for deployed in found]
+        rows = [_row(found.spec, found.revision) for found in ask(_list(load_settings(**flags)))]
     _print_rows(rows, as_json=as_json)
-
-
-async def _deploy(settings: Settings, spec: PipelineSpec) -> Deployment:
-    from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.observability.logging import configure_logging  # noqa: PLC0415
-    from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
-
-    configure_logging("warning", settings.log_format)
-    async with connected(settings, role="deploy") as connection:
-        return await deploy_pipeline(connection, spec, replicas=settings.nats_replicas)
-
-
-async def _delete(settings: Settings, name: str, *, force: bool) -> None:
-    from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.registry.deployed_pipelines import delete_pipeline, load_deployed  # noqa: PLC0415
-
-    async with connected(settings, role="delete") as connection:
-        await delete_pipeline(connection, await load_deployed(connection, name), force=force)
 
 
 async def _list(settings: Settings) -> list[Deployed]:
     from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.observability.logging import configure_logging  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import list_deployed  # noqa: PLC0415
 
-    configure_logging("warning", settings.log_format)
     async with connected(settings, role="list") as connection:
         return await list_deployed(connection)
 
 
-def _row(spec: PipelineSpec, revision: int | None) -> dict[str, object]:
+def _row(spec: PipelineSpec, revision: int | None) -> dict[str, Any]:
     return {
         "name": spec.name,
         "revision": revision,
@@ -149,13 +122,13 @@ def _row(spec: PipelineSpec, revision: int | None) -> dict[str, object]:
     }
 
 
-def _print_rows(rows: list[dict[str, object]], *, as_json: bool) -> None:
+def _print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     import json  # noqa: PLC0415
+
+    from omnibus.cli import tables  # noqa: PLC0415
 
     if as_json:
         click.echo(json.dumps(rows))
         return
-    for row in rows:
-        facts = [f"{key} {', '.join(value)}" for key, value in row.items() if isinstance(value, list)]
-        revision = [] if row["revision"] is None else [f"revision {row['revision']}"]
-        click.echo(" · ".join([str(row["name"]), *revision, *facts]))
+    cells = [[row["name"], row["revision"], ", ".join(row["modalities"]), ", ".join(row["stages"])] for row in rows]
+    tables.show(tables.make_table(("pipeline", "revision", "outputs", "stages"), cells))

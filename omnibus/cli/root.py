@@ -1,4 +1,4 @@
-"""The root of a command: its settings, its loop, its way out, and its connection."""
+"""The root of a command: its settings, its loop, its way out, its connection, and the pipeline that it means."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
+    from omnibus.pipeline.spec import PipelineSpec
     from omnibus.settings import Settings
 
+_PAUSE = 0.25
 T = TypeVar("T")
 START_WAIT = 60.0
 """Seconds that a long-lived process waits for its broker when it starts."""
@@ -119,6 +121,32 @@ async def _stoppable(work: Coroutine[Any, Any, T], stops: Sequence[signal.Signal
         if not stopped:
             raise
         return None
+
+
+def is_file(wanted: str) -> bool:
+    """Whether a `--pipeline` means a file, not a name."""
+    return os.sep in wanted or wanted.endswith((".yaml", ".yml"))
+
+
+async def find_pipeline(connection: Connection, wanted: str | None, *, wait: float = 0.0) -> PipelineSpec:
+    """The deployed pipeline of this name (None: the one that is meant), waiting up to `wait` seconds for it; or a file's.
+
+    Raises PipelineError.
+    """
+    from omnibus.errors import PipelineError  # noqa: PLC0415
+    from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+    from omnibus.registry.deployed_pipelines import load_deployed  # noqa: PLC0415
+
+    if wanted is not None and is_file(wanted):
+        return load_pipeline(wanted)
+    until = time.monotonic() + wait
+    while True:
+        try:
+            return await load_deployed(connection, wanted)
+        except PipelineError:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(_PAUSE)  # the bucket may not exist yet, and then nothing can be watched
 
 
 @asynccontextmanager

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import uuid
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from omnibus.cli import options
+from omnibus.cli.broker_command import Session, broker_command
+from omnibus.cli.request_flags import RequestFlags, request_options
 from omnibus.cli.streams import OutputLost, read_stdin
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from omnibus.client.producer import Producer
     from omnibus.client.request_events import Result
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.settings import Settings
-    from omnibus.wire.request import Lane, Request
+    from omnibus.wire.request import Request
 
 EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
 _BEYOND_DEADLINE = 1.0
@@ -30,84 +29,56 @@ _BEYOND_DEADLINE = 1.0
 _CANCEL_DEADLINE = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Arguments:
-    """What the command line asks for."""
-
-    prompt: str
-    modalities: str | None
-    request_id: str | None
-    deadline: float | None
-    lane: Lane
-    seed: int | None
-    stream: bool
-    out: Path
-    as_json: bool
+def _read_prompt(_context: click.Context, _parameter: click.Parameter, prompt: str) -> str:
+    return read_stdin() if prompt == "-" else prompt
 
 
 @click.command("submit")
-@click.argument("prompt")
-@options.pipeline
-@options.nats
-@options.state_dir
-@click.option("--modalities", "-m", metavar="LIST", help="Outputs wanted, such as text,image; by default all.")
-@click.option("--out", "-o", default="out", type=click.Path(file_okay=False, path_type=Path), show_default=True,
-              help="Where images and audio are saved.")  # fmt: skip
+@click.argument("prompt", callback=_read_prompt)
+@request_options
 @options.as_json
 @options.request_id
-@click.option("--deadline", type=float, metavar="SECONDS", help="How long the request may take.")
-@click.option("--lane", type=click.Choice(["interactive", "batch"]), default="interactive", show_default=True,
-              help="Which queue of each stage.")  # fmt: skip
-@click.option("--seed", type=int, help="Seed of every stage that draws random numbers.")
 @click.option("--no-stream", "stream", flag_value=False, default=True, help="Show the text only when it is whole.")
-def command(pipeline: str | None, nats_url: str | None, state_dir: Path | None, **arguments: Any) -> int:
+@broker_command("submit")
+async def command(
+    session: Session, prompt: str, *, request_id: str | None, as_json: bool, out: Path, **flags: Any
+) -> int:
     """Send PROMPT to a pipeline: stream its text, save its images and audio.
 
     PROMPT "-" is read from stdin. Exit code 0 when the request is done, 1 failed, 2 refused, 3 cancelled, 4 expired.
     Ctrl-C cancels the request.
     """
-    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.answer import Answer  # noqa: PLC0415 commands import when they run
     from omnibus.errors import DeadlineExceeded  # noqa: PLC0415
 
-    settings = load_settings(nats_url=nats_url, state_dir=state_dir)
-    try:
-        return ask(_submit(settings, pipeline, _Arguments(**arguments)))
-    except DeadlineExceeded as error:
-        click.echo(f"omnibus: {error.message}", err=True)
-        return EXIT_CODES["expired"]
+    spec = await session.spec()
+    request = RequestFlags(**flags).request(spec, prompt)
+    with Answer(spec, out, quiet=as_json) as answer:
+        try:
+            result = await follow(session.producer, spec, request, answer, request_id=request_id)
+        except DeadlineExceeded as error:
+            click.echo(f"omnibus: {error.message}", err=True)
+            return EXIT_CODES["expired"]
+    if as_json:
+        click.echo(json.dumps(answer.as_json(result)))
+    elif result.failure is not None:
+        click.echo(f"omnibus: {failure_of(result)}", err=True)
+    return EXIT_CODES[str(result.state)]
 
 
-async def _submit(settings: Settings, pipeline: str | None, arguments: _Arguments) -> int:
-    from omnibus.cli.answer import Answer  # noqa: PLC0415
-    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
-    from omnibus.cli.root import connected  # noqa: PLC0415
-    from omnibus.client.producer import Producer  # noqa: PLC0415
+async def follow(
+    producer: Producer, spec: PipelineSpec, request: Request, answer: Answer, *, request_id: str | None = None
+) -> Result:
+    """Submit a request and show it until it has ended. Cancelled, it cancels the request.
 
-    _check_folder(arguments.out)
-    async with connected(settings, role="submit") as connection:
-        spec = await find_pipeline(connection, pipeline)
-        async with Producer(connection) as producer:
-            with Answer(spec, arguments.out, quiet=arguments.as_json) as answer:
-                result = await _follow(producer, spec, arguments, answer)
-        return _report(result, answer, arguments)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raises BadParameter when nothing can be saved there, before the request is run for it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise click.BadParameter(f"nothing can be saved under {str(folder)!r}", param_hint="--out")
-
-
-async def _follow(producer: Producer, spec: PipelineSpec, arguments: _Arguments, answer: Answer) -> Result:
+    Raises DeadlineExceeded when nobody has ended it by its deadline, and as `Producer.submit`.
+    """
     from omnibus.client.request_events import Ended  # noqa: PLC0415
     from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest  # noqa: PLC0415
 
-    rid = (
-        arguments.request_id if arguments.request_id is not None else uuid.uuid4().hex
-    )  # known before it is accepted: Ctrl-C may come in the middle of that
+    rid = request_id if request_id is not None else uuid.uuid4().hex  # known before Ctrl-C may come in between
     try:
-        submission = await producer.submit(spec, _request(spec, arguments), rid=rid)
+        submission = await producer.submit(spec, request, rid=rid)
         timeout = submission.time_left + _BEYOND_DEADLINE
         async with asyncio.timeout(timeout), aclosing(submission.events()) as events:
             async for event in events:
@@ -124,27 +95,8 @@ async def _follow(producer: Producer, spec: PipelineSpec, arguments: _Arguments,
     raise UnknownRequest(f"request {rid!r} is no longer in the ledger")
 
 
-def _request(spec: PipelineSpec, arguments: _Arguments) -> Request:
-    from omnibus.frontdoor.stage_params import stage_params  # noqa: PLC0415
-    from omnibus.wire.request import Request  # noqa: PLC0415
-
-    prompt = read_stdin() if arguments.prompt == "-" else arguments.prompt
-    modalities = tuple(arguments.modalities.split(",")) if arguments.modalities else None
-    return Request(
-        prompt=prompt,
-        modalities=modalities,
-        sampling_params=stage_params(spec, modalities, seed=arguments.seed),
-        stream=arguments.stream,
-        deadline=arguments.deadline,
-        lane=arguments.lane,
-    )
-
-
-def _report(result: Result, answer: Answer, arguments: _Arguments) -> int:
-    if arguments.as_json:
-        click.echo(json.dumps(answer.as_json(result)))
-    elif result.failure is not None:
-        click.echo(
-            f"omnibus: {result.state}: {result.failure.message} ({result.failure.code}, request {result.rid})", err=True
-        )
-    return EXIT_CODES[str(result.state)]
+def failure_of(result: Result) -> str:
+    """Why a request has not ended well, in one line."""
+    failure = result.failure
+    assert failure is not None, "only of one that failed"
+    return f"{result.state}: {failure.message} ({failure.code}, request {result.rid})"

@@ -59,9 +59,8 @@ def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **ar
 
 async def _work(settings: Settings, arguments: _Arguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
-    from omnibus.cli.deployed import find_pipeline  # noqa: PLC0415
     from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
-    from omnibus.cli.root import START_WAIT, connected  # noqa: PLC0415
+    from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
     from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415

@@ -13,6 +13,14 @@ ABORT = "abort"
 """Finish reason of what was aborted: the output has what was made until then."""
 
 
+_LONGEST = 60
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text on one line, quoted."""
+    return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
 @dataclass(frozen=True, slots=True)
 class TextPiece:
     """The next piece of a stage's text; the pieces of a stage make its text, without gap or repetition."""
@@ -28,7 +36,7 @@ class StepProgress:
     stage_id: int
     step: int
     total: int
-    preview: bytes | None = None
+    preview: bytes | None = field(default=None, repr=False)
     """An encoded image."""
 
 
@@ -48,6 +56,16 @@ class Output:
     def text(self) -> str:
         """The text of a text output."""
         return b"".join(self.items).decode()
+
+    def __repr__(self) -> str:
+        return f"<{self.modality} of stage {self.stage_id}: {self.summary()}>"
+
+    def summary(self) -> str:
+        """One line: the beginning of a text, or how many files there are and their size."""
+        if self.modality == "text":
+            return shortened(b"".join(self.items).decode(errors="replace"))
+        files = f"{len(self.items)} file{'' if len(self.items) == 1 else 's'}"
+        return f"{files} of {self.media_type}, {sum(map(len, self.items)):,} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,14 @@ class Result:
     failure: Failure | None
     attempts: tuple[Attempt, ...] = ()
     """Those that failed, as far as anybody could tell of them; also of a request that is open, or done in the end."""
+    stage_ids: tuple[int, ...] = ()
+    """Stages that it runs, each after those that it needs."""
+
+    def __repr__(self) -> str:
+        failure = (
+            f", failure={self.failure.code}: {shortened(self.failure.message)}" if self.failure is not None else ""
+        )
+        return f"<Result {self.rid} of {self.pipeline}: {self.state}, outputs={list(self.outputs)}{failure}>"
 
     def output(self, modality: str) -> Output | None:
         """The first output of a modality."""

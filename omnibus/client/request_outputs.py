@@ -14,6 +14,7 @@ from omnibus.client.request_events import (
     Result,
     StepProgress,
     TextPiece,
+    shortened,
 )
 from omnibus.errors import RequestCancelled
 from omnibus.requests.state import RequestState
@@ -43,6 +44,11 @@ class OmniRequestOutput:
     """Why it ended, unless it is done."""
     timings: tuple[StageTiming, ...] = ()
     """Of every stage, with the last output; the first time in a queue starts at the request's arrival."""
+
+    def __repr__(self) -> str:
+        shown = self.output if self.output is not None else f"delta={shortened(self.delta)}"
+        failed = f", failure={self.failure.code}" if self.failure is not None else ""
+        return f"<OmniRequestOutput {self.request_id}: {shown}, finished={self.finished}{failed}>"
 
     @property
     def text(self) -> str:

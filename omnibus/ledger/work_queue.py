@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from base64 import b64decode
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from omnibus.broker.connection import Connection
-from omnibus.wire import subjects
+from omnibus.wire import codec, subjects
+from omnibus.wire.envelope import Event, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,18 @@ class Traffic:
     """That it holds now: tasks, events and timers."""
     removed: int
     """That have left it, ever."""
+
+
+class QueueDepth(NamedTuple):
+    """The messages of one consumer."""
+
+    waiting: int = 0
+    running: int = 0
+    """Delivered, and not acknowledged yet."""
+
+    @property
+    def total(self) -> int:
+        return self.waiting + self.running
 
 
 class WorkQueue:
@@ -74,10 +90,18 @@ class WorkQueue:
         state = (await self._connection.api(f"STREAM.INFO.{self._work}"))["state"]
         return Traffic(state["messages"], state["last_seq"] - state["messages"])
 
-    async def depths(self) -> dict[str, int]:
-        """Messages that wait or are being worked on, by consumer: `stage-<id>-<lane>` and `events`."""
+    async def depths(self) -> dict[str, QueueDepth]:
+        """The depth of each consumer's queue, by consumer: `stage-<id>-<lane>` and `events`."""
         info = await self._connection.api(f"CONSUMER.LIST.{self._work}", {})
-        return {found["name"]: found["num_pending"] + found["num_ack_pending"] for found in info["consumers"] or ()}
+        consumers = info["consumers"] or ()
+        return {found["name"]: QueueDepth(found["num_pending"], found["num_ack_pending"]) for found in consumers}
+
+    async def queued(self, rid: str) -> list[Task | Event]:
+        """The tasks and events of a request that wait or are being worked on; those that end meanwhile may be missing."""
+        found = await self._connection.stored_subjects(self._work, subjects.purge_filter(self._pipeline, rid))
+        calls = [self._connection.find(f"STREAM.MSG.GET.{self._work}", {"last_by_subj": one}) for one in sorted(found)]
+        answers = [answer for answer in await asyncio.gather(*calls) if answer is not None]
+        return [codec.decode(b64decode(answer["message"]["data"]), Task | Event) for answer in answers]
 
     async def _purge(self, filter_subject: str, before: int | None) -> None:
         bound = {} if before is None else {"seq": before}

@@ -60,12 +60,12 @@ async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replica
         return Deployment(Deployed(spec, found.revision), changes, stored=False)
     revision = await bucket.put(spec.name, data)
     log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=spec.name, revision=revision)
-    replicas = await _registered(connection, spec.name)
+    replicas = await count_replicas(connection, spec.name)
     return Deployment(Deployed(spec, revision), changes, stored=True, replicas=replicas)
 
 
-async def _registered(connection: Connection, pipeline: str) -> int:
-    """Those that left or were declared down count for nothing."""
+async def count_replicas(connection: Connection, pipeline: str) -> int:
+    """The number of replicas that are registered; those that left or were declared down count for nothing."""
     bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
     entries = [await bucket.get(key) for key in await bucket.keys()]
     records: list[ReplicaRecord] = [codec.decode(entry.value, ReplicaRecord) for entry in entries if entry is not None]
@@ -100,7 +100,7 @@ async def _queued(connection: Connection, pipeline: str) -> int:
 
 
 async def load_deployed(connection: Connection, name: str | None = None) -> PipelineSpec:
-    """The deployed pipeline of this name; without a name the only one there is.
+    """The deployed pipeline of this name; without a name the only one there is, or the only one that has replicas.
 
     Raises PipelineError, listing what is deployed, when there is no such one or the choice is not clear.
     """
@@ -111,7 +111,10 @@ async def load_deployed(connection: Connection, name: str | None = None) -> Pipe
         return next(iter(deployed.values()))
     if name is not None and name in deployed:
         return deployed[name]
-    raise PipelineError(_advice(name, list(deployed)))
+    served = [one for one in deployed if await count_replicas(connection, one)] if name is None else []
+    if len(served) == 1:
+        return deployed[served[0]]
+    raise PipelineError(_advice(name, served or list(deployed)))
 
 
 async def list_deployed(connection: Connection) -> list[Deployed]:

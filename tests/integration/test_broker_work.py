@@ -115,7 +115,7 @@ async def test_anything_queued_counts_what_is_in_flight_but_not_the_timer(
         puller.add_credit()
         delivery = await puller.take()
         assert await work.anything_queued("r")
-        assert (await work.depths())["stage-0-interactive"] == 1
+        assert (await work.depths())["stage-0-interactive"].total == 1
         await delivery.ack()
         await connection.flush()
     assert not await work.anything_queued("r")

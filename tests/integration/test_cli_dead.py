@@ -34,7 +34,7 @@ async def test_operator_sees_runs_again_and_drops_what_died(connection: Connecti
         dead(connection, pipeline, "list"), dead(connection, pipeline, "show", "a", "--json")
     )
     head, *rows = [line.split("  ") for line in listed.stdout.splitlines()]
-    assert head[0].startswith("request")
+    assert head[0].startswith("request id")
     assert [(row[0].strip(), row[-1].strip()) for row in rows] == [("a", replica), ("b", replica)]
     facts = json.loads(shown.stdout)
     assert (facts["state"], facts["attempts"], facts["code"]) == ("failed", 2, "engine_error")

@@ -59,7 +59,7 @@ def test_one_object_is_printed_when_json_is_wanted(served: Serving, tmp_path: Pa
         (["--rid", "reject-1"], 1, "engine_rejected"),
         (["--rid", "hang-1", "--deadline", "0.3"], 4, "deadline_exceeded"),
         (["-m", "video"], 2, "does not produce 'video'"),
-        (["--rid", "not a name"], 2, "rid must match"),
+        (["--request-id", "not a name"], 2, "rid must match"),
         (["--lane", "batch"], 2, "has no lane 'batch'"),
         (["-p", "nothing"], 2, "'nothing' is not deployed"),
         (["-p", "nothing.yaml"], 2, "cannot be read"),
@@ -229,5 +229,5 @@ def _stream(url: str, begun: threading.Event) -> list[str]:
 
 
 def _state(served: Serving, rid: str) -> str:
-    done = omnibus("status", rid, nats=served.nats_url)
+    done = omnibus("status", rid, "--json", nats=served.nats_url)
     return str(json.loads(done.stdout)["state"]) if done.returncode == 0 else ""

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.cli.status import reaches_system_account
+from omnibus.client.cluster_view import reaches_system_account
 
 pytestmark = pytest.mark.integration
 

@@ -61,7 +61,7 @@ async def queued_task(connection: Connection, pipeline: str, stage_id: int, rid:
 
 async def events_handled(connection: Connection, pipeline: str) -> None:
     async def handled() -> bool:
-        return (await WorkQueue(connection, pipeline).depths())["events"] == 0
+        return (await WorkQueue(connection, pipeline).depths())["events"].total == 0
 
     await eventually(handled, what="every event is handled")
 
@@ -109,7 +109,7 @@ async def test_payload_is_kept_when_its_reader_has_acknowledged(connection: Conn
             await queued_task(connection, pipeline, 2, submission.rid)
 
             async def acknowledged() -> bool:
-                return (await WorkQueue(connection, pipeline).depths())["stage-1-interactive"] == 0
+                return (await WorkQueue(connection, pipeline).depths())["stage-1-interactive"].total == 0
 
             await eventually(acknowledged, what="the reader's ack")
         assert await PayloadStore(connection, pipeline).get(payload) == b"a red circle"

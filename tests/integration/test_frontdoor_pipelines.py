@@ -6,7 +6,7 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.cli.deployed import DeployedPipelines
+from omnibus.client.cluster_view import DeployedPipelines
 from omnibus.errors import InvalidRequest, UnknownModel
 from omnibus.frontdoor.served import ServedModels
 from omnibus.registry.deployed_pipelines import deploy_pipeline

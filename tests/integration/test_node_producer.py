@@ -49,7 +49,7 @@ def test_large_output_is_read_from_the_object_store_when_node_asks(served: Servi
 def test_request_of_node_is_known_by_its_id_when_it_has_ended(served: Serving, client: Path) -> None:
     assert _submit(client, served, "hello", "--modalities", "text", "--rid", "from-node").returncode == 0
 
-    assert '"state": "done"' in omnibus("status", "from-node", nats=served.nats_url).stdout
+    assert '"state": "done"' in omnibus("status", "from-node", "--json", nats=served.nats_url).stdout
     again = _submit(client, served, "hello", "--modalities", "text", "--rid", "from-node")
     assert (again.returncode, again.stdout) == (0, "hello\n"), "the same id and request: the same answer, once more"
 

@@ -275,7 +275,7 @@ async def _nothing_queued(connection: Connection, pipeline: str, rid: str) -> No
 
 async def _no_events(connection: Connection, pipeline: str) -> None:
     async def handled() -> bool:
-        return (await WorkQueue(connection, pipeline).depths())["events"] == 0
+        return (await WorkQueue(connection, pipeline).depths())["events"].total == 0
 
     await eventually(handled, 10, what="every event is handled")
 

@@ -117,7 +117,7 @@ async def test_late_events_of_the_failed_run_change_nothing_of_the_retried_one(
         await connection.js_publish(subjects.deadline_event(pipeline, "a"), codec.encode(deadline))
 
         async def handled() -> bool:
-            return (await WorkQueue(connection, pipeline).depths())["events"] == 0
+            return (await WorkQueue(connection, pipeline).depths())["events"].total == 0
 
         await eventually(handled, what="both events are handled")
         opened = await producer.result(pipeline, "a")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 import resource
 import subprocess
@@ -51,7 +50,7 @@ def test_no_heavy_engine_is_imported_when_all_of_the_core_is() -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help_when_it_is_asked_for(name: str) -> None:
-    command = importlib.import_module(f"omnibus.cli.{cli.COMMANDS[name].module}").command
+    command = cli.COMMANDS[name].load()
     assert command.help
     assert all(getattr(parameter, "help", "") for parameter in command.params if parameter.param_type_name == "option")
 

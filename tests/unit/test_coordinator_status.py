@@ -1,11 +1,15 @@
-"""`omnibus status` says when nobody can hear of lost connections."""
+"""The status of a pipeline: what waits, what runs, and who serves it."""
 
 from __future__ import annotations
 
-import pytest
-from rich.console import Console
+import re
 
-from omnibus.cli.status import Snapshot
+import pytest
+from rich.console import Console, Group
+
+from omnibus.cli.status import describe_pipeline
+from omnibus.client.cluster_view import PipelineStatus
+from omnibus.ledger.work_queue import QueueDepth
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from tests.support.directed import one_stage
 
@@ -13,20 +17,23 @@ pytestmark = pytest.mark.unit
 UP = ReplicaRecord(stage_id=0, replica="r0", instance="one", status=ReplicaStatus.UP, host="here", pid=7)
 
 
-def shown(*, system_account: bool) -> str:
-    snapshot = Snapshot(one_stage("p"), [UP], {"stage-0-r0": 2, "stage-0-interactive": 1}, 0.0, system_account)
-    assert snapshot.as_json()["system_account"] is system_account
+def shown(status: PipelineStatus) -> str:
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(snapshot.table())
+        console.print(Group(*describe_pipeline(status)))
     return captured.get()
 
 
-def test_status_says_so_when_there_is_no_system_account() -> None:
-    assert "no system account" in shown(system_account=False)
-    assert "no system account" not in shown(system_account=True)
+def test_running_tasks_are_not_queued_when_replicas_have_them() -> None:
+    depths = {"stage-0-r0": QueueDepth(2, 1), "stage-0-interactive": QueueDepth(1, 3), "stage-1-r0": QueueDepth(9, 9)}
+    status = PipelineStatus(one_stage("p"), [UP], depths, 0.0)
+
+    (stage,) = status.as_json()["stages"]
+    assert (stage["queued"], stage["running"]) == (3, 4), "lanes of replicas count, other stages do not"
+    assert re.search(r"0 \w+ +3 +4 +r0 +up +0/1 +here:7", shown(status))
 
 
-def test_what_waits_on_lanes_of_replicas_is_counted_when_tasks_are_directed() -> None:
-    snapshot = Snapshot(one_stage("p"), [UP], {"stage-0-r0": 2, "stage-0-interactive": 1, "stage-1-r0": 9}, 0.0)
-    assert snapshot.queued(0) == 3
+def test_pipeline_is_one_line_when_no_replica_serves_it() -> None:
+    gone = ReplicaRecord(stage_id=0, replica="r0", instance="one", status=ReplicaStatus.DOWN)
+    depths = {"stage-0-interactive": QueueDepth(2, 0)}
+    assert "p: deployed and not served, 2 tasks wait" in shown(PipelineStatus(one_stage("p"), [gone], depths, 0.0))

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from omnibus.client.output_queue import OutputQueue
-from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, Result, TextPiece
+from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, Result, StepProgress, TextPiece
 from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
 from omnibus.errors import EngineDead, RequestCancelled
 from omnibus.requests.state import RequestState
@@ -107,3 +107,24 @@ async def test_nothing_comes_when_the_time_is_over() -> None:
     box: OutputQueue[int] = OutputQueue()
     assert box.take(0.01) is None
     assert await box.take_async(0.01) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Output(1, "image", "image/png", (b"\x89PNG" * 1000, b"\n" * 5000)),
+        Output(0, "text", "text/plain", (("one\ntwo \u2028 " * 100).encode(),)),
+        Output(0, "text", "text/plain", (b"\xff\xfe",)),
+        Result(
+            "a", "p", RequestState.FAILED, 0.0, 1.0, 1, (TEXT, IMAGE), (), Failure(code="x", message="one\ntwo" * 99)
+        ),
+        OmniRequestOutput(request_id="a", prompt="secret " * 99, output=IMAGE, finished=True),
+        OmniRequestOutput(request_id="a", prompt=None, delta="x\n" * 500),
+        StepProgress(1, 2, 3, preview=b"png" * 1000),
+    ],
+)
+def test_repr_is_one_short_line_without_bytes(value: object) -> None:
+    shown = repr(value)
+    assert shown.isprintable()
+    assert len(shown) < 400
+    assert "b'" not in shown

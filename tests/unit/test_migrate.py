@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 
@@ -37,8 +36,7 @@ def parsed(words: list[str]) -> click.Context:
     """The command line as our own parser takes it, without running it; UsageError when it does not."""
     program, name, *rest = words
     assert program == "omnibus"
-    command: click.Command = importlib.import_module(f"omnibus.cli.{COMMANDS[name].module}").command
-    return command.make_context(name, rest)
+    return COMMANDS[name].load().make_context(name, rest)
 
 
 def theirs(row: Row, *more: str) -> str:

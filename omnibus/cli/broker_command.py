@@ -1,0 +1,61 @@
+"""Commands that connect to a broker, ask or change something, and end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omnibus.cli import options
+from omnibus.cli.root import ask, connected, find_pipeline, load_settings
+
+if TYPE_CHECKING:
+    from omnibus.broker.connection import Connection
+    from omnibus.client.producer import Producer
+    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.settings import Settings
+
+Work = Callable[..., Awaitable[int | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What such a command works with."""
+
+    settings: Settings
+    connection: Connection
+    producer: Producer
+    wanted: str | None
+    """What `--pipeline` names."""
+
+    async def spec(self) -> PipelineSpec:
+        """The pipeline that is meant; raises PipelineError."""
+        return await find_pipeline(self.connection, self.wanted)
+
+
+def broker_command(role: str, *, pipeline: bool = True) -> Callable[[Work], Callable[..., int | None]]:
+    """Make a command's callback of an async function: it takes a Session, and then what the command line says.
+
+    The command gets `--nats` and `--state-dir`, and `--pipeline` unless it names pipelines otherwise.
+    """
+
+    def decorate(work: Work) -> Callable[..., int | None]:
+        @functools.wraps(work)
+        def callback(*, nats_url: Any, state_dir: Any, pipeline: str | None = None, **arguments: Any) -> int | None:
+            settings = load_settings(nats_url=nats_url, state_dir=state_dir)
+            return ask(_run(work, settings, role, pipeline, arguments))
+
+        shared = [options.state_dir, options.nats, *([options.pipeline] if pipeline else [])]
+        return functools.reduce(lambda command, option: option(command), shared, callback)
+
+    return decorate
+
+
+async def _run(
+    work: Work, settings: Settings, role: str, pipeline: str | None, arguments: dict[str, Any]
+) -> int | None:
+    from omnibus.client.producer import Producer  # noqa: PLC0415 commands import when they run
+
+    async with connected(settings, role=role) as connection, Producer(connection) as producer:
+        return await work(Session(settings, connection, producer, pipeline), **arguments)

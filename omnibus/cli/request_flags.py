@@ -1,0 +1,136 @@
+"""What the command line says of a request, and the Request that it makes."""
+
+from __future__ import annotations
+
+import functools
+import mimetypes
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from omnibus.frontdoor.stage_params import StageParams
+    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.wire.request import Lane, Message, Part, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFlags:
+    """What the flags say."""
+
+    modalities: str | None = None
+    params: tuple[str, ...] = ()
+    size: str | None = None
+    seed: int | None = None
+    images: tuple[Path, ...] = ()
+    audios: tuple[Path, ...] = ()
+    deadline: float | None = None
+    lane: Lane = "interactive"
+    stream: bool = True
+
+    def request(self, spec: PipelineSpec, prompt: str, *, before: Sequence[Message] = ()) -> Request:
+        """The request for a prompt, after the turns of a chat `before` it; raises RequestError for what has no effect."""
+        from omnibus.wire.request import Message, Request  # noqa: PLC0415 commands import when they run
+
+        modalities = tuple(part.strip() for part in self.modalities.split(",")) if self.modalities else None
+        parts = self._media()
+        messages = (*before, Message(role="user", content=_content(prompt, parts))) if before or parts else None
+        return Request(
+            prompt=None if messages else prompt,
+            messages=messages,
+            modalities=modalities,
+            sampling_params=self._params(spec, modalities),
+            stream=self.stream,
+            deadline=self.deadline,
+            lane=self.lane,
+        )
+
+    def _media(self) -> list[Part]:
+        from omnibus.wire.request import AudioPart, ImagePart  # noqa: PLC0415
+
+        images = [ImagePart(data=path.read_bytes(), media_type=_type(path, "image/png")) for path in self.images]
+        return [
+            *images,
+            *(AudioPart(data=path.read_bytes(), media_type=_type(path, "audio/wav")) for path in self.audios),
+        ]
+
+    def _params(self, spec: PipelineSpec, modalities: tuple[str, ...] | None) -> StageParams:
+        from omnibus.errors import InvalidRequest  # noqa: PLC0415
+        from omnibus.frontdoor.stage_params import overridden, stage_params  # noqa: PLC0415
+
+        image = {} if self.size is None else {"size": self.size}
+        spread = stage_params(spec, modalities, image=image, seed=self.seed)
+        for flag, name, value in (("--size", "size", self.size), ("--seed", "seed", self.seed)):
+            if value is not None and not any(name in params for params in spread.values()):
+                raise InvalidRequest(
+                    f"{flag}: no stage of {spec.name!r} that this request runs has a {name}", param=name
+                )
+        return overridden(spec, spread, self._by_stage(), None)
+
+    def _by_stage(self) -> dict[str, dict[str, Any]]:
+        from omnibus.pipeline.yaml_document import parse_yaml  # noqa: PLC0415
+
+        given: dict[str, dict[str, Any]] = {}
+        for text in self.params:
+            target, _, value = text.partition("=")
+            stage, _, name = target.partition(".")
+            given.setdefault(stage.strip(), {})[name.strip()] = parse_yaml(value.strip() or "null", "--param").values
+        return given
+
+
+def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that RequestFlags is made of."""
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
+
+
+def _content(prompt: str, parts: Sequence[Part]) -> str | tuple[Part, ...]:
+    from omnibus.wire.request import TextPart  # noqa: PLC0415
+
+    return (*parts, TextPart(text=prompt)) if parts else prompt
+
+
+def _type(path: Path, otherwise: str) -> str:
+    return mimetypes.guess_type(path.name)[0] or otherwise
+
+
+def _check_params(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    for text in given:
+        if not re.fullmatch(r"\s*[^.=\s]+\s*\.\s*[^=\s]+\s*=.*", text, re.DOTALL):
+            raise click.BadParameter(f"{text!r} is not of the form STAGE.NAME=VALUE, such as thinker.temperature=0.7")
+    return given
+
+
+def _check_size(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    if given is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", given):
+        raise click.BadParameter(f"{given!r} is not of the form WIDTHxHEIGHT, such as 512x512")
+    return given
+
+
+def _check_folder(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
+    """Refuse a folder in which nothing can be saved before the request is run for it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"nothing can be saved under {str(folder)!r}")
+    return folder
+
+
+_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+_OPTIONS = (
+    click.option("--modalities", "-m", metavar="LIST", help="Outputs wanted, such as text,image; by default all."),
+    click.option("--image", "images", multiple=True, type=_FILE, help="A picture for the model; may be repeated."),
+    click.option("--audio", "audios", multiple=True, type=_FILE, help="A sound for the model; may be repeated."),
+    click.option("--size", metavar="WIDTHxHEIGHT", callback=_check_size, help="Size of the images that are made."),
+    click.option("--seed", type=int, help="Seed of every stage that draws random numbers."),
+    click.option("--param", "params", multiple=True, metavar="STAGE.NAME=VALUE", callback=_check_params,
+                 help="A parameter of a stage, such as thinker.temperature=0.7; may be repeated."),
+    click.option("--out", "-o", default="out", type=click.Path(file_okay=False, path_type=Path), show_default=True,
+                 callback=_check_folder, help="Where images and audio are saved."),
+    click.option("--deadline", type=float, metavar="SECONDS", help="How long the request may take."),
+    click.option("--lane", type=click.Choice(["interactive", "batch"]), default="interactive", show_default=True,
+                 help="Which queue of each stage."),
+)  # fmt: skip

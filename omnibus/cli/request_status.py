@@ -1,0 +1,112 @@
+"""One request in words: at which stage it is, how long each stage took, what it has delivered, and what went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, Self
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+
+from omnibus.cli.answer import attempts_table, describe, describe_attempt
+from omnibus.cli.broker_command import Session
+from omnibus.cli.tables import clock, duration, make_table
+from omnibus.client.request_events import Result
+from omnibus.client.request_position import RequestPosition, StagePosition, find_position
+from omnibus.errors import UnknownRequest
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.deployed_pipelines import list_deployed
+from omnibus.wire.envelope import StageTiming
+
+_NOWHERE = RequestPosition((), ())
+
+
+class RequestStatuses:
+    """The status of one request, again and again until it has ended. Made by `find`."""
+
+    def __init__(self, session: Session, spec: PipelineSpec, request_id: str) -> None:
+        self._session, self._spec, self._request_id = session, spec, request_id
+        self.ended = False
+
+    @classmethod
+    async def find(cls, session: Session, request_id: str) -> Self:
+        """The status of a request of the pipeline that was named, or else of any; raises UnknownRequest."""
+        deployed = [found.spec for found in await list_deployed(session.connection)] if session.wanted is None else []
+        for spec in deployed or [await session.spec()]:
+            try:
+                await session.producer.result(spec.name, request_id)
+            except UnknownRequest:
+                continue
+            return cls(session, spec, request_id)
+        raise UnknownRequest(f"no request {request_id!r} is known; results are kept for 15 minutes")
+
+    async def read(self) -> tuple[list[dict[str, Any]], RenderableType]:
+        """As JSON, and for the screen."""
+        result = await self._session.producer.result(self._spec.name, self._request_id)
+        self.ended = result.state.terminal
+        position = (
+            _NOWHERE if self.ended else await find_position(self._session.connection, self._spec.name, result.rid)
+        )
+        at = [{"stage": _name(self._spec, one.stage_id), "replica": one.replica, "queued_at": one.queued}
+              for one in position.stages]  # fmt: skip
+        return [{**describe(self._spec, result), "at": at}], Group(*_in_words(self._spec, result, position))
+
+
+def _in_words(spec: PipelineSpec, result: Result, position: RequestPosition) -> list[RenderableType]:
+    timings = {timing.stage_id: timing for timing in (*position.timings, *result.timings)}
+    here = {one.stage_id: one for one in position.stages}
+    rows = [_row(spec, stage_id, timings.get(stage_id), here.get(stage_id)) for stage_id in result.stage_ids]
+    lines: list[RenderableType] = [f"request {result.rid} of {spec.name}: {escape(_headline(spec, result, position))}"]
+    lines.append(_times(result, timings.values()))
+    lines += ["", make_table(("stage", "state", "waited", "ran", "replica"), rows)]
+    if result.outputs:
+        lines.append("")
+    lines += [
+        escape(f"{output.modality} from {_name(spec, output.stage_id)}: {output.summary()}")
+        for output in result.outputs
+    ]
+    if result.attempts:
+        lines += ["", attempts_table([describe_attempt(spec, attempt) for attempt in result.attempts])]
+    return lines
+
+
+def _headline(spec: PipelineSpec, result: Result, position: RequestPosition) -> str:
+    if result.failure is not None:
+        return f"{result.state}: {result.failure.message} ({result.failure.code})"
+    if result.state.terminal:
+        return str(result.state)
+    return ", ".join(_at(spec, one) for one in position.stages) or "open, on its way between two stages"
+
+
+def _at(spec: PipelineSpec, one: StagePosition) -> str:
+    stage = f"stage {one.stage_id} {_name(spec, one.stage_id)}"
+    return f"running at {stage}, replica {one.replica}" if one.replica is not None else f"waiting for {stage}"
+
+
+def _times(result: Result, timings: Iterable[StageTiming]) -> str:
+    accepted = f"accepted {clock(result.created)}"
+    last = max((timing.finished for timing in timings), default=None)
+    if not result.state.terminal:
+        return f"{accepted}, deadline {clock(result.deadline)}, in {duration(result.deadline - time.time())}"
+    if str(result.state) == "done" and last is not None:
+        return f"{accepted}, done {clock(last)}, after {duration(last - result.created)}"
+    return accepted
+
+
+def _row(spec: PipelineSpec, stage_id: int, timing: StageTiming | None, here: StagePosition | None) -> list[str | None]:
+    name = f"{stage_id} {_name(spec, stage_id)}"
+    if here is not None:
+        since = duration(time.time() - here.queued)
+        if here.replica is None:
+            return [name, "waiting", since, None, None]
+        return [name, f"running, queued at {clock(here.queued)}", None, None, here.replica]
+    if timing is None:
+        return [name, "not there", None, None, None]
+    waited, ran = duration(timing.started - timing.queued), duration(timing.finished - timing.started)
+    return [name, "done", waited, ran, None]
+
+
+def _name(spec: PipelineSpec, stage_id: int) -> str:
+    """The stage's name; its id when the pipeline was deployed anew without it."""
+    return next((stage.name for stage in spec.stages if stage.stage_id == stage_id), str(stage_id))

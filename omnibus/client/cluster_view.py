@@ -1,0 +1,152 @@
+"""A view of what a cluster serves: its deployed pipelines, their replicas and queues, and where a request is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from omnibus.broker.connection import Connection, connect
+from omnibus.broker.watch import Watch
+from omnibus.errors import BrokerUnavailable
+from omnibus.ledger.work_queue import QueueDepth, WorkQueue
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.pause_state import PauseState, PauseStates
+from omnibus.registry.presence.replica_record import ReplicaRecord
+from omnibus.registry.presence.replica_view import ReplicaView
+from omnibus.wire import subjects
+
+_SYSTEM_DEADLINE = 2.0
+
+
+class DeployedPipelines:
+    """A live view of all deployed pipelines, in an `async with`; empty until the first one is deployed."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._watch: Watch | None = None
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def get(self, name: str) -> PipelineSpec | None:
+        """The pipeline as it is deployed now; None when there is none. Raises BrokerError when nobody can say."""
+        return next((spec for spec in await self.all() if spec.name == name), None)
+
+    async def all(self) -> Sequence[PipelineSpec]:
+        """Every deployed pipeline that this version can read, by name. Raises BrokerError when nobody can say."""
+        watch = await self._opened()
+        if watch is None:
+            return ()
+        entries = (entry for _, entry in sorted(watch.snapshot.items()))
+        specs = (_decoded(entry.value) for entry in entries if entry.value is not None)
+        return [spec for spec in specs if spec is not None]
+
+    async def _opened(self) -> Watch | None:
+        """The watch, from the moment on that there is a bucket to watch."""
+        async with self._opening:
+            if self._watch is None:
+                bucket = subjects.PIPELINES_BUCKET
+                if await self._connection.find(f"STREAM.INFO.KV_{bucket}") is None:
+                    return None
+                self._watch = await self._stack.enter_async_context(Watch(self._connection, bucket, keys="*"))
+        return self._watch
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """A pipeline at one moment."""
+
+    spec: PipelineSpec
+    replicas: list[ReplicaRecord]
+    depths: Mapping[str, QueueDepth]
+    """By consumer of the work stream."""
+    now: float
+    system_account: bool = True
+    """Whether one is known here and lets us in, as the orchestrators need it to hear of lost connections."""
+    pause_states: Mapping[int, PauseState] = field(default_factory=dict)
+    """What operators have decided for stages."""
+
+    @property
+    def served(self) -> bool:
+        """Whether any replica works, or is about to."""
+        return any(record.alive for record in self.replicas)
+
+    def depth(self, stage_id: int) -> QueueDepth:
+        """Tasks of a stage on all its lanes."""
+        found = [depth for name, depth in self.depths.items() if name.startswith(f"stage-{stage_id}-")]
+        return QueueDepth(sum(depth.waiting for depth in found), sum(depth.running for depth in found))
+
+    def as_json(self) -> dict[str, Any]:
+        events = self.depths.get(subjects.EVENTS_CONSUMER, QueueDepth())
+        return {
+            "pipeline": self.spec.name,
+            "events": events.waiting + events.running,
+            "system_account": self.system_account,
+            "stages": [
+                {
+                    "stage_id": stage.stage_id,
+                    "name": stage.name,
+                    "engine": stage.engine,
+                    "hold": self.pause_states[stage.stage_id].word if stage.stage_id in self.pause_states else None,
+                    "queued": self.depth(stage.stage_id).waiting,
+                    "running": self.depth(stage.stage_id).running,
+                    "replicas": [self._replica(one) for one in self.replicas if one.stage_id == stage.stage_id],
+                }
+                for stage in self.spec.stages
+            ],
+        }
+
+    def _replica(self, record: ReplicaRecord) -> dict[str, Any]:
+        return {
+            "replica": record.replica,
+            "status": str(record.status),
+            "paused": record.paused,
+            "slots": record.slots,
+            "in_flight": record.in_flight,
+            "queue_length": record.queue_length,
+            "host": record.host,
+            "pid": record.pid,
+            "devices": record.devices,
+            "heartbeat_age": round(max(0.0, self.now - record.last_heartbeat), 3),
+        }
+
+
+async def pipeline_status(
+    connection: Connection, spec: PipelineSpec, view: ReplicaView, *, system_account: bool
+) -> PipelineStatus:
+    """The status of a pipeline now; raises BrokerUnavailable."""
+    depths = await WorkQueue(connection, spec.name).depths()
+    pauses = await PauseStates(connection, spec.name).of(stage.stage_id for stage in spec.stages)
+    return PipelineStatus(spec, view.replicas(), depths, time.time(), system_account, pauses)
+
+
+async def reaches_system_account(url: str | None) -> bool:
+    """Whether somebody with these settings would hear of lost connections."""
+    if url is None:
+        return False
+    try:
+        async with connect(url, name="status", role="observer", deadline=_SYSTEM_DEADLINE, clock=False):
+            return True
+    except BrokerUnavailable:
+        return False
+
+
+def _decoded(data: bytes) -> PipelineSpec | None:
+    try:
+        return msgspec.msgpack.decode(data, type=PipelineSpec)
+    except msgspec.DecodeError:
+        return None

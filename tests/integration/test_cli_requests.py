@@ -1,0 +1,137 @@
+"""Requests on the command line: to which pipeline they go, where they are, and what they ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.served import SIM_PIPELINE, omnibus, start, write_pipeline
+from tests.support.waiting import eventually
+from tools.serving import Serving, serving
+
+pytestmark = pytest.mark.integration
+
+NOT_SERVED = SIM_PIPELINE.replace("name: simple", "name: later")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A broker on which `simple` is served, and `later` only deployed."""
+    folder = tmp_path_factory.mktemp("requests")
+    with serving(str(write_pipeline(folder)), "--port", "0", "--nats-port", "0", state_dir=folder / "state") as running:
+        later = write_pipeline(folder / "later", NOT_SERVED)
+        assert omnibus("pipeline", "deploy", str(later), nats=running.nats_url).returncode == 0
+        yield running
+
+
+def _status(served: Serving, *words: str) -> str:
+    return omnibus("status", *words, nats=served.nats_url).stdout
+
+
+def test_request_goes_to_the_pipeline_that_is_served_when_none_is_named(served: Serving, tmp_path: Path) -> None:
+    done = omnibus("submit", "hello", "--json", "-o", str(tmp_path), nats=served.nats_url)
+    assert done.returncode == 0, done.stderr
+    assert "request " in _status(served, json.loads(done.stdout)["request_id"])
+
+
+def test_choice_is_asked_for_when_several_are_served(served: Serving, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, SIM_PIPELINE.replace("name: simple", "name: other"))
+    with serving(
+        str(pipeline), "--no-frontdoor", "--nats", served.nats_url, state_dir=tmp_path / "state"
+    ):  # fmt: skip
+        done = omnibus("submit", "hello", nats=served.nats_url)
+    assert done.returncode == 2
+    assert "name one: other, simple" in done.stderr
+    omnibus("pipeline", "delete", "other", nats=served.nats_url)
+
+
+def test_all_pipelines_are_shown_when_status_names_none(served: Serving) -> None:
+    table = _status(served)
+    assert re.search(r"^0 writer +0 +0 +r0 +up", table, re.MULTILINE)
+    assert "later: deployed and not served" in table
+    assert table.index("simple") < table.index("later"), "those that are served come first"
+    objects = [json.loads(line) for line in _status(served, "--json").splitlines()]
+    assert {one["pipeline"] for one in objects} == {"simple", "later"}
+    assert "later" not in _status(served, "--pipeline", "simple")
+
+
+async def test_stage_and_replica_are_named_when_a_request_is_running(served: Serving, tmp_path: Path) -> None:
+    asking = start("submit", "hello", "--request-id", "hang-9", nats=served.nats_url, log=tmp_path / "log")
+    await eventually(lambda: "running at stage 0 writer, replica r" in _status(served, "hang-9"), 30.0)
+    text = _status(served, "hang-9")
+    assert re.search(r"accepted \d\d:\d\d:\d\d, deadline \d\d:\d\d:\d\d, in \d+", text)
+    assert re.search(r"^1 painter +not there", text, re.MULTILINE)
+    assert re.search(r"^0 writer +0 +1 +r0", _status(served), re.MULTILINE), "a running task is not queued"
+    (at,) = json.loads(_status(served, "hang-9", "--json"))["at"]
+    assert (at["stage"], at["replica"]) == ("writer", "r0")
+    assert omnibus("cancel", "hang-9", nats=served.nats_url).stdout == "hang-9: cancelled\n"
+    assert asking.wait(30) == 3
+    assert "request hang-9 of simple: cancelled" in _status(served, "hang-9")
+
+
+async def test_stage_is_named_when_a_request_waits_for_replicas(served: Serving, tmp_path: Path) -> None:
+    asking = start(
+        "submit", "hello", "-p", "later", "--request-id", "early", nats=served.nats_url, log=tmp_path / "log"
+    )
+    await eventually(lambda: "waiting for stage 0 writer" in _status(served, "early"), 30.0)
+    assert "1 tasks wait" in _status(served)
+    asking.terminate()
+    asking.wait()
+
+
+def test_times_and_outputs_are_told_when_a_request_is_done(served: Serving, tmp_path: Path) -> None:
+    omnibus("submit", "a red circle", "--request-id", "done-1", "-o", str(tmp_path), nats=served.nats_url)
+    text = _status(served, "done-1")
+    assert re.search(r"request done-1 of simple: done\naccepted \S+, done \S+, after \d", text)
+    assert re.search(r"^2 speaker +done +\d\.\d s +\d\.\d s", text, re.MULTILINE)
+    assert "text from writer: 'a red circle'" in text
+    assert re.search(r"image from painter: 1 file of image/png, \d+ bytes", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--param", "temperature=1"], "STAGE.NAME=VALUE"),
+        (["--param", "nobody.temperature=1"], "nobody"),
+        (["--param", "writer.x=[1"], "--param"),
+        (["--size", "big"], "WIDTHxHEIGHT"),
+        (["--size", "64x64", "-m", "text"], "--size: no stage of 'simple'"),
+        (["--image", "/no/such/file.png"], "does not exist"),
+        (["--audio", "/"], "is a directory"),
+    ],
+)
+def test_refusal_names_the_flag_when_it_can_have_no_effect(served: Serving, words: list[str], says: str) -> None:
+    done = omnibus("submit", "hello", *words, nats=served.nats_url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_parameters_and_files_reach_their_stages_when_flags_name_them(tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text(
+        "def say(stage_input, sampling):\n"
+        "    parts = stage_input.request.messages[0].content\n"
+        "    media = [f'{part.media_type} {len(part.data)}' for part in parts if hasattr(part, 'data')]\n"
+        "    return '; '.join([parts[-1].text, *media, repr(sorted(sampling.items()))])\n"
+    )
+    (tmp_path / "a.png").write_bytes(b"12345")
+    (tmp_path / "b.wav").write_bytes(b"123")
+    pipeline = write_pipeline(
+        tmp_path,
+        "name: told\nstages:\n- {stage_id: 0, name: only, engine: python, model: 'told:say', final_output: true, "
+        "final_output_type: text}\n",
+    )
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        flags = ("--no-frontdoor", "--nats-port", "0")
+        running = stack.enter_context(serving(str(pipeline), *flags, state_dir=tmp_path / "state"))
+        params = ["--param", "only.warmth=0.7", "--param", "0.words=[a, b]", "--param", "only.text=x=y", "--seed", "3"]
+        media = ["--image", str(tmp_path / "a.png"), "--audio", str(tmp_path / "b.wav")]
+        done = omnibus("submit", "look", *params, *media, nats=running.nats_url)
+    expected = "[('seed', 3), ('text', 'x=y'), ('warmth', 0.7), ('words', ['a', 'b'])]"
+    assert done.stdout == f"look; image/png 5; audio/x-wav 3; {expected}\n", done.stderr
