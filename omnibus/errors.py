@@ -254,7 +254,7 @@ class PipelineError(ConfigError):
 
 
 class CodeNotAllowed(ConfigError):
-    """A specification from the broker names code that this command was not told to load."""
+    """A specification from the broker names code that this command may not load."""
 
     code = "code_not_allowed"
 

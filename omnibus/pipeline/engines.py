@@ -20,7 +20,7 @@ EngineArgs = Mapping[str, Any]
 
 
 class Model(Enum):
-    """What `model` of a stage is."""
+    """The kind of value that a stage's `model` has."""
 
     NONE = auto()
     """Nothing that the engine needs."""
