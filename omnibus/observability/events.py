@@ -71,7 +71,7 @@ class LogEvent(StrEnum):
     """Its process lives and has been silent for long; it is killed, to be started again."""
     CLAIMS_RELEASED = "claims.released"
     """The tasks of a dead replica were requeued."""
-    DISCONNECTS_UNHEARD = "disconnects.unheard"
+    DISCONNECTS_UNAVAILABLE = "disconnects.unavailable"
     """No disconnect events from the server: of a death that no supervisor reports, only the heartbeat timeout tells."""
     ENGINE_DEAD = "engine.dead"
 

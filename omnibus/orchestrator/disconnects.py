@@ -66,7 +66,7 @@ class DisconnectListener:
             try:
                 await self._listen(system)
             except BrokerError as error:
-                log.warning(LogEvent.DISCONNECTS_UNHEARD, pipeline=self._view.pipeline, error=error.message)
+                log.warning(LogEvent.DISCONNECTS_UNAVAILABLE, pipeline=self._view.pipeline, error=error.message)
             await asyncio.sleep(_RETRY)
 
     async def _listen(self, system: SystemAccount) -> None:

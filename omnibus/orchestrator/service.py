@@ -79,7 +79,7 @@ class OrchestratorService:
 
     async def _death_reporter(self) -> None:
         if self._system is None:
-            log.warning(LogEvent.DISCONNECTS_UNHEARD, pipeline=self._spec.name, error="no system account is known")
+            log.warning(LogEvent.DISCONNECTS_UNAVAILABLE, pipeline=self._spec.name, error="no system account is known")
             return
         detector = FailureDetector(self._connection, self._spec.name, self._claims)
         await DisconnectListener(self._view, detector, self._connection.metrics).run(self._system)
