@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fastapi import Response
 
 from omnibus.client.request_events import Output, Result
 from omnibus.frontdoor.bodies import Answer
+from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.errors import JSON_TYPE
 from omnibus.frontdoor.transcoding import transcoded
 from omnibus.pipeline.spec import PipelineSpec
@@ -67,14 +68,24 @@ async def transcoded_all(
     return [await transcoded(output, audio=audio, image=image) for output in outputs]
 
 
-def answered(answer: Answer, result: Result, spec: PipelineSpec) -> Response:
-    """A body of JSON, with the times of the stages."""
-    return json_response(answer, timing_headers(result, spec))
+async def answered(
+    result: Result, spec: PipelineSpec, outputs: Iterable[Output], answer: Callable[[], Answer]
+) -> Response:
+    """A body of JSON made of these outputs, with the times of the stages."""
+    response = await json_response(answer, size_of(outputs))
+    response.headers.update(timing_headers(result, spec))
+    return response
 
 
-def json_response(answer: Answer, headers: dict[str, str] | None = None) -> Response:
-    """A body of JSON."""
-    return Response(answer.json_text(), headers=headers, media_type=JSON_TYPE)
+async def json_response(answer: Callable[[], Answer], size: int = 0) -> Response:
+    """A body of JSON, made of `size` bytes."""
+    text = await off_loop(size, lambda: answer().json_text().encode())
+    return Response(text, media_type=JSON_TYPE)
+
+
+def size_of(outputs: Iterable[Output]) -> int:
+    """Bytes of all items."""
+    return sum(len(item) for output in outputs for item in output.items)
 
 
 def timing_headers(result: Result, spec: PipelineSpec) -> dict[str, str]:

@@ -22,6 +22,7 @@ from omnibus.frontdoor.endpoints import (
     request_status,
     speech,
 )
+from omnibus.frontdoor.errors import ERROR_RESPONSES
 from omnibus.frontdoor.middleware import REQUEST_ID, ApiKeys, BodyLimit, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
@@ -47,7 +48,7 @@ def create_app(
     """
     options = options if options is not None else Options()
     metrics = metrics if metrics is not None else Metrics()
-    app = FastAPI(title="Omnibus", version=version("omnibus"), redirect_slashes=False)
+    app = FastAPI(title="Omnibus", version=version("omnibus"), redirect_slashes=False, responses=ERROR_RESPONSES)
     app.state.context = FrontDoorContext(
         producer=producer,
         models=ServedModels(pipelines, options.aliases),

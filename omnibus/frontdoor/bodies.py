@@ -17,6 +17,10 @@ NAME_LENGTH = 256
 """Longest name of a model or a tenant, characters."""
 SEED_LIMIT = 1 << 63
 PRIORITY_LIMIT = 1 << 31
+MAX_STAGES = 64
+"""Entries of fields that have one a stage, or one an output."""
+MAX_STOPS = 256
+MAX_BIASED_TOKENS = 4096
 DEFAULT_TENANT = "default"
 
 
@@ -78,9 +82,11 @@ class AskingBody(Body):
     mm_processor_kwargs: dict[str, Any] | None = None
     """Arguments for the processor of the media in the prompt, as in vLLM."""
     # Open by nature: each engine has its own parameters, and validates them.
-    sampling_params: dict[str, dict[str, Any]] | None = None
+    sampling_params: Annotated[dict[str, dict[str, Any]], Field(max_length=MAX_STAGES)] | None = None
     """Parameters by stage name or id; they override everything else."""
-    sampling_params_list: list[dict[str, Any] | None] | None = None
+    sampling_params_list: (
+        Annotated[list[dict[str, Any] | None], Field(max_length=MAX_STAGES, fail_fast=True)] | None
+    ) = None
     """The same as a list in the order of the pipeline's stages."""
 
     def request(
@@ -127,10 +133,10 @@ class TextSampling(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_BIASED_TOKENS)] | None = None
 
     def chosen(self) -> dict[str, Any]:
         """Parameters that were given, by vLLM's names."""

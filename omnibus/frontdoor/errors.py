@@ -31,6 +31,16 @@ class ErrorAnswer(Answer):
     error: ErrorDetail
 
 
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request cannot be served as it is, or not now (429)."},
+    "5XX": {
+        "model": ErrorAnswer,
+        "description": "The server, the broker or an engine failed; `x-should-retry` says more.",
+    },
+}
+"""Errors as OpenAPI documents them for every route."""
+
+
 class NoSuchRoute(RequestError):
     """There is nothing at this address."""
 

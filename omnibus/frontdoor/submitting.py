@@ -13,6 +13,7 @@ from fastapi import Request as HttpRequest
 from omnibus.client.producer import Submission
 from omnibus.client.request_events import Result
 from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
+from omnibus.frontdoor.body_route import fingerprint
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, bearer, key_tenant, keyed_rid
 from omnibus.frontdoor.served import Served
@@ -46,10 +47,10 @@ class Accepted:
 async def submit(context: FrontDoorContext, http: HttpRequest, served: Served, request: Request) -> Accepted:
     """Submit under the caller's idempotency key, or else under the id of the HTTP request; raises as `Producer.submit`."""
     tenant = tenant_of(context, http) or request.tenant
-    key = http.headers.get(IDEMPOTENCY_KEY)
+    key, shape = http.headers.get(IDEMPOTENCY_KEY), ""
     if key is not None:
-        http.state.request_id = _keyed(context, http, key, tenant, served.spec.name)
-    request = msgspec.structs.replace(request, tenant=tenant, trace=http.state.trace)
+        http.state.request_id, shape = _keyed(context, http, key, tenant, served.spec.name), await fingerprint(http)
+    request = msgspec.structs.replace(request, tenant=tenant, trace=http.state.trace, fingerprint=shape)
     try:
         submission = await context.producer.submit(served.spec, request, rid=http.state.request_id)
     except OmnibusError as error:

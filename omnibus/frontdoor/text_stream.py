@@ -5,7 +5,7 @@ The client promises that text pieces are contiguous, that an output comes once, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 
 from sse_starlette.event import ServerSentEvent
@@ -16,6 +16,9 @@ from omnibus.frontdoor.bodies import Answer, StreamOptions
 from omnibus.frontdoor.streaming import Lookahead, data
 from omnibus.frontdoor.transcoding import transcoded
 from omnibus.pipeline.route import Route
+
+PIECE_CHARS = 4096
+"""Characters of a text in one event, of 12 bytes each at worst: clients that read lines have a bound on them."""
 
 
 def live_stage(route: Route) -> int | None:
@@ -44,9 +47,11 @@ class TextStream:
 
     def text(self, piece: TextPiece) -> list[Answer]:
         """A piece of text; none of stages whose text does not stream."""
-        return [self.piece(piece.text)] if piece.stage_id == self.live else []
+        if piece.stage_id != self.live:
+            return []
+        return [self.piece(piece.text[at : at + PIECE_CHARS]) for at in range(0, len(piece.text), PIECE_CHARS)]
 
-    def output(self, _output: Output) -> list[Answer]:
+    def output(self, _output: Output) -> Iterable[Answer]:
         """A finished output."""
         return []
 
@@ -64,7 +69,7 @@ async def text_events(
         yield data(chunk)
     async with aclosing(events):
         async for event in events:
-            chunks: list[Answer] = []
+            chunks: Iterable[Answer] = ()
             match event:
                 case TextPiece():
                     chunks = stream.text(event)

@@ -5,7 +5,7 @@ The body is MessagePack or JSON, and its first byte shows which; docs/reference/
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -86,6 +86,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Arguments for the processor of the media in this prompt, as in vLLM; over those of the stage's engine."""
     trace: dict[str, str] = {}
     """W3C trace context headers."""
+    fingerprint: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """Digest of all that a caller asked a front door for, file formats too; only where it gave an idempotency key."""
 
     def text(self) -> str:
         """Return all text of the prompt or of the messages, for engines without a chat template."""

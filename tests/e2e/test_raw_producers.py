@@ -1,10 +1,13 @@
-"""omni-tiny asked on the subject itself, without a client of ours: from Python; read back over HTTP."""
+"""omni-tiny asked on the subject itself, without a client of ours: from Python and from Node; read back over HTTP."""
 
 from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
 import uuid
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 
 PIPELINE = "omni-tiny"
 PROMPT = "draw a green triangle above a red circle"
+NODE_EXAMPLE = Path(__file__).parents[2] / "examples" / "node"
 
 
 async def ended(http: httpx.AsyncClient, rid: str) -> dict[str, Any] | None:
@@ -55,3 +59,22 @@ async def test_an_invalid_message_on_the_subject_ends_as_a_typed_failure(omni_ti
         records = [await eventually(lambda rid=rid: ended(http, rid), timeout=30.0) for rid in bad]
     assert [record["status"] for record in records if record] == ["failed", "failed"]
     assert [record["error"]["code"] for record in records if record] == ["invalid_request", "unsupported_modality"]
+
+
+def test_node_asks_and_gets_everything_right(omni_tiny: Serving, tmp_path: Path) -> None:
+    _install_node_packages()
+    command = ["node", NODE_EXAMPLE / "submit.mjs", "--nats", omni_tiny.nats_url, "--pipeline", PIPELINE]
+    asked = subprocess.run(
+        [*command, "--out", tmp_path, PROMPT], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert grade_text(PROMPT, asked.stdout)
+    (image,), (audio,) = tmp_path.glob("image-*.png"), tmp_path.glob("audio-*.wav")
+    assert grade_image(PROMPT, image.read_bytes())
+    assert grade_audio(PROMPT, audio.read_bytes())
+
+
+def _install_node_packages() -> None:
+    assert shutil.which("npm"), "the Node producer is part of what is tested: install Node 20 or later"
+    if not (NODE_EXAMPLE / "node_modules").exists():
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=NODE_EXAMPLE, check=True, timeout=300)

@@ -69,6 +69,27 @@ async def test_the_same_key_gives_the_same_answer_and_another_body_a_conflict(fr
     assert (other.status_code, other.json()["error"]["code"]) == (409, "request_conflict")
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "other"),
+    [
+        ("/v1/images/generations", {"prompt": "x"}, {"output_format": "webp"}),
+        ("/v1/images/generations", {"prompt": "x"}, {"response_format": "url"}),
+        ("/v1/audio/speech", {"input": "x"}, {"response_format": "flac"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, {"audio": {"format": "flac"}}),
+        ("/v1/completions", {"prompt": "x"}, {"something_new": 1}),
+    ],
+)
+async def test_the_same_key_is_a_conflict_when_only_the_shape_of_the_answer_differs(
+    front_door: Front, path: str, fields: dict[str, Any], other: dict[str, Any]
+) -> None:
+    headers, asked = {"Idempotency-Key": "shape"}, {"model": front_door.spec.name, **fields}
+    first = await front_door.http.post(path, json=asked, headers=headers)
+    again = await front_door.http.post(path, json=dict(reversed(asked.items())) | {"seed": None}, headers=headers)
+    conflict = await front_door.http.post(path, json={**asked, **other}, headers=headers)
+    assert (first.status_code, again.content) == (200, first.content)
+    assert (conflict.status_code, conflict.json()["error"]["code"]) == (409, "request_conflict")
+
+
 async def test_the_same_key_joins_the_running_request_when_it_is_not_done(front_door: Front) -> None:
     slow = body(front_door, "one two three four", sampling_params={"writer": {"latency": 0.3}})
     headers = {"Idempotency-Key": "join"}

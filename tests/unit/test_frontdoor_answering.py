@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
 from omnibus.frontdoor.endpoints.completions import CompletionStream, completion
 from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
+from omnibus.frontdoor.text_stream import TextStream
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, TokenUsage
@@ -125,6 +127,30 @@ def test_a_chat_streams_text_as_it_comes_and_other_outputs_when_ready() -> None:
     ]
     assert plain(chunks[-1])["choices"][0]["finish_reason"] == "length"
     assert "usage" not in plain(chunks[-1])
+
+
+def test_a_long_sound_streams_in_pieces_that_join_to_the_file() -> None:
+    sound = bytes(range(256)) * 1000
+    stream = ChatStream(HEAD, 0)
+    stream.text(TextPiece(stage_id=0, text="la la"))
+    chunks = list(stream.output(replace(AUDIO, items=(sound,))))
+    pieces = [delta["audio"] for delta in deltas(chunks)]
+    assert all(len(chunk.json_text()) < 34_000 for chunk in chunks)
+    assert base64.b64decode("".join(piece["data"] for piece in pieces)) == sound
+    assert b"".join(base64.b64decode(piece["data"]) for piece in pieces) == sound
+    assert pieces[0].keys() == {"id", "data", "transcript", "expires_at"}
+    assert all(piece.keys() == {"data"} for piece in pieces[1:])
+
+
+@pytest.mark.parametrize("stream", [ChatStream(HEAD, 0), CompletionStream(HEAD, 0)])
+@pytest.mark.parametrize("letter", ["a", "\0", "ä", "🙂", '"'])
+def test_a_long_text_streams_in_short_lines(stream: TextStream, letter: str) -> None:
+    chunks = [plain(chunk) for chunk in stream.text(TextPiece(stage_id=0, text=letter * 30_000))]
+    texts = [
+        choice.get("text", choice.get("delta", {}).get("content")) for (choice,) in (one["choices"] for one in chunks)
+    ]
+    assert "".join(texts) == letter * 30_000
+    assert max(len(json.dumps(chunk)) for chunk in chunks) < 60_000
 
 
 def test_a_chat_stream_keeps_quiet_about_stages_that_are_not_asked_for() -> None:

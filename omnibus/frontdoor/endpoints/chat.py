@@ -10,9 +10,10 @@ from fastapi import Request as HttpRequest
 from pydantic import Field
 
 from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all
-from omnibus.frontdoor.bodies import AskingBody, Body, StreamOptions, TextSampling, Unsupported, only
+from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions, TextSampling, Unsupported, only
+from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
+from omnibus.frontdoor.endpoints.chat_answers import ChatCompletion, ChatStream, chat_completion
 from omnibus.frontdoor.media import audio_type, from_base64, from_data_url
 from omnibus.frontdoor.streaming import event_stream, first_seen
 from omnibus.frontdoor.submitting import result_of, submit
@@ -22,7 +23,10 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import AudioPart, ImagePart, Message, Part, Request, TextPart, VideoPart
 
 AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus"]
-router = APIRouter()
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+"""Parts of one message."""
+router = APIRouter(route_class=BodyRoute)
 
 
 class TextContent(Body):
@@ -69,7 +73,7 @@ Content = Annotated[
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Content] | None = None
+    content: str | Annotated[list[Content], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
 
 
 class AudioOptions(Body):
@@ -85,8 +89,8 @@ class ResponseFormat(Body):
 class ChatBody(AskingBody, TextSampling):
     """A chat. Exactly one choice is made."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    modalities: list[str] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    modalities: Annotated[list[str], Field(max_length=MAX_STAGES, fail_fast=True)] | None = None
     """None: text where the pipeline has it, else all that it has."""
     audio: AudioOptions | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -100,17 +104,19 @@ class ChatBody(AskingBody, TextSampling):
     top_logprobs: Unsupported = None
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", response_model=ChatCompletion)
 async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Context) -> Response:
     """Answer a chat with text, images and sound."""
     served = await context.models.find(body.model)
-    request = chat_request(body, served.spec)
+    request = await mapped(http, chat_request, body, served.spec)
     accepted = await submit(context, http, served, request)
     audio = body.audio.format if body.audio is not None else "wav"
     if not body.stream:
         result = await result_of(context, http, accepted)
         outputs = await transcoded_all(result.outputs, audio=audio)
-        return answered(chat_completion(head_of(result, served.model), outputs), result, served.spec)
+        return await answered(
+            result, served.spec, outputs, lambda: chat_completion(head_of(result, served.model), outputs)
+        )
     head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
     stream = ChatStream(head, live_stage(plan_route(served.spec, request.modalities)), body.stream_options)
     events = await first_seen(context, http, accepted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from omnibus.client.request_events import Output
@@ -11,6 +11,12 @@ from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.media import file_name, to_base64, to_data_url
 from omnibus.frontdoor.text_stream import TextStream
 from omnibus.requests.record import DONE_TTL
+
+PIECE_BYTES = 24 * 1024
+"""Bytes of a sound in one event of a stream: 32 KiB as base64, which has no padding in the middle as three divides them.
+
+Clients that read lines have a bound on them, 64 KiB in aiohttp.
+"""
 
 
 class TextOut(Answer):
@@ -45,11 +51,13 @@ ContentOut = TextOut | ImageOut | FileOut
 
 
 class AudioOut(Answer):
-    id: str
+    """A sound, or a piece of it in a stream, where the first piece alone has the other fields."""
+
+    id: str | None = None
     data: str
-    """Base64 of the file."""
-    transcript: str
-    expires_at: int
+    """Base64 of the file, or of the next bytes of it: joined, the pieces are the whole."""
+    transcript: str | None = None
+    expires_at: int | None = None
     """Until when the request can be read again, seconds since the epoch."""
 
 
@@ -121,14 +129,17 @@ class ChatStream(TextStream):
         self._sent += text
         return self._chunk(MessageOut(content=text))
 
-    def output(self, output: Output) -> list[Answer]:
+    def output(self, output: Output) -> Iterator[Answer]:
         """A finished output; the one that streamed has been sent."""
         if output.stage_id == self.live:
-            return []
+            return
         if output.modality == "audio" and output.items and not self._has_audio:
             self._has_audio = True
-            return [self._chunk(MessageOut(audio=_audio(self.head, output, self._sent)))]
-        return [self._chunk(MessageOut(content=[part])) for part in _content_parts(output)]
+            first, *rest = pieces_of(output.items[0])
+            yield self._chunk(MessageOut(audio=_audio(self.head, first, self._sent)))
+            yield from (self._chunk(MessageOut(audio=AudioOut(data=to_base64(piece)))) for piece in rest)
+            return
+        yield from (self._chunk(MessageOut(content=[part])) for part in _content_parts(output))
 
     def totals(self, total: Usage) -> ChatChunk:
         return self._build([], total)
@@ -152,7 +163,9 @@ def _message(head: Head, outputs: Sequence[Output]) -> MessageOut:
     content = parts[0].text if len(parts) == 1 and isinstance(parts[0], TextOut) else (parts or None)
     if sound is None:
         return MessageOut(role="assistant", content=content, refusal=None)
-    return MessageOut(role="assistant", content=content, refusal=None, audio=_audio(head, sound, transcript(outputs)))
+    return MessageOut(
+        role="assistant", content=content, refusal=None, audio=_audio(head, sound.items[0], transcript(outputs))
+    )
 
 
 def _content_parts(output: Output) -> list[ContentOut]:
@@ -169,11 +182,16 @@ def _content_parts(output: Output) -> list[ContentOut]:
     ]
 
 
-def _audio(head: Head, output: Output, text: str) -> AudioOut:
+def pieces_of(sound: bytes) -> list[bytes]:
+    """The file in pieces that make short lines; at least one."""
+    return [sound[start : start + PIECE_BYTES] for start in range(0, len(sound), PIECE_BYTES)] or [sound]
+
+
+def _audio(head: Head, data: bytes, text: str) -> AudioOut:
     """A sound of a chat, with the text that was delivered beside it; its id is the request's."""
     return AudioOut(
         id=f"audio-{head.rid}",
-        data=to_base64(output.items[0]),
+        data=to_base64(data),
         transcript=text,
         expires_at=head.created + DONE_TTL,
     )

@@ -22,6 +22,7 @@ from omnibus.frontdoor.bodies import (
     check_modality,
     only,
 )
+from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.streaming import event_stream, first_seen
 from omnibus.frontdoor.submitting import result_of, submit
@@ -30,13 +31,16 @@ from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
-router = APIRouter()
+_Tokens = Annotated[list[int], Field(fail_fast=True)]
+router = APIRouter(route_class=BodyRoute)
 
 
 class CompletionBody(AskingBody, TextSampling):
     """A prompt to continue: one text, or the token ids of one."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: (
+        str | _Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[_Tokens], Field(fail_fast=True)]
+    )
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int | None, only(1)] = None
@@ -64,15 +68,16 @@ class Completion(Answer):
     usage: Usage | None = None
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", response_model=Completion)
 async def create_completion(body: CompletionBody, http: HttpRequest, context: Context) -> Response:
     """Continue a prompt."""
     served = await context.models.find(body.model)
-    request = completion_request(body, served.spec)
+    request = await mapped(http, completion_request, body, served.spec)
     accepted = await submit(context, http, served, request)
     if not body.stream:
         result = await result_of(context, http, accepted)
-        return answered(completion(head_of(result, served.model), result.outputs), result, served.spec)
+        outputs = result.outputs
+        return await answered(result, served.spec, outputs, lambda: completion(head_of(result, served.model), outputs))
     head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
     stream = CompletionStream(head, live_stage(plan_route(served.spec, request.modalities)), body.stream_options)
     events = await first_seen(context, http, accepted)

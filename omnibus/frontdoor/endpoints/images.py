@@ -17,6 +17,7 @@ from omnibus.client.request_events import Ended, Output, Result, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all, usage
 from omnibus.frontdoor.bodies import Answer, AskingBody, Unsupported, check_modality, single_turn
+from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.media import to_base64, to_data_url
 from omnibus.frontdoor.streaming import Lookahead, data, event_stream, first_seen
@@ -30,7 +31,7 @@ MAX_IMAGES = 16
 MAX_SIDE = 4096
 """Pixels of a side; a pipeline may allow less (`max_pixels`)."""
 MAX_STEPS = 1000
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 def _checked_size(size: str) -> str:
@@ -97,19 +98,22 @@ class ImageCompletedEvent(Answer):
     usage: ImageUsage
 
 
-@router.post("/v1/images/generations")
+@router.post("/v1/images/generations", response_model=ImagesAnswer)
 async def generate_images(body: ImageBody, http: HttpRequest, context: Context) -> Response:
     """Paint images from a prompt."""
     if body.stream and body.response_format == "url":
         raise InvalidRequest("a stream of images is b64_json", param="response_format")
     served = await context.models.find(body.model, modality="image")
-    accepted = await submit(context, http, served, image_request(body, served.spec))
+    request = await mapped(http, image_request, body, served.spec)
+    accepted = await submit(context, http, served, request)
     image_format = body.output_format or "png"
     if not body.stream:
         result = await result_of(context, http, accepted)
         outputs = await transcoded_all(result.outputs, image=image_format)
         head, as_urls = head_of(result, served.model), body.response_format == "url"
-        return answered(images(head, outputs, as_urls=as_urls, image_format=image_format), result, served.spec)
+        return await answered(
+            result, served.spec, outputs, lambda: images(head, outputs, as_urls=as_urls, image_format=image_format)
+        )
     previews = Previews(body.partial_images or 0)
     events = await first_seen(context, http, accepted)
     return event_stream(context, accepted, _image_events(events, previews, image_format))

@@ -36,13 +36,14 @@ class ModelList(Answer):
 async def list_models(context: Context) -> Response:
     """Every deployed pipeline."""
     models = [_model(context, served) for served in await context.models.all()]
-    return json_response(ModelList(object="list", data=models))
+    return await json_response(lambda: ModelList(object="list", data=models))
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, context: Context) -> Response:
     """One of them."""
-    return json_response(_model(context, await context.models.find(model)))
+    served = await context.models.find(model)
+    return await json_response(lambda: _model(context, served))
 
 
 def _model(context: FrontDoorContext, served: Served) -> Model:

@@ -13,11 +13,12 @@ from omnibus.client.controls import Controls
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.bodies import NAME_LENGTH, Answer
+from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.errors import ErrorDetail, error_detail
 from omnibus.pipeline.spec import PipelineSpec
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 class ControlBody(BaseModel):
@@ -69,21 +70,20 @@ class ControlAnswer(Answer):
     """`<stage>.<replica>` of those that did not answer in time."""
 
 
+_SLEEP, _WAKE = SleepBody(), WakeBody()
 TheControlBody = Annotated[ControlBody, Query()]
 
 
 @router.post("/v1/omni/sleep")
-async def sleep(context: Context, body: SleepBody | None = None) -> Response:
+async def sleep(context: Context, body: SleepBody = _SLEEP) -> Response:
     """Replicas give their device memory back, all or none; 400 for what could not be undone."""
-    asked = body or SleepBody()
-    return await _apply(context, asked, lambda it: it.sleep(asked.level, mode=asked.mode, stage_ids=asked.stage_ids))
+    return await _apply(context, body, lambda it: it.sleep(body.level, mode=body.mode, stage_ids=body.stage_ids))
 
 
 @router.post("/v1/omni/wakeup")
-async def wake_up(context: Context, body: WakeBody | None = None) -> Response:
+async def wake_up(context: Context, body: WakeBody = _WAKE) -> Response:
     """And take it again."""
-    asked = body or WakeBody()
-    return await _apply(context, asked, lambda it: it.wake_up(asked.stage_ids))
+    return await _apply(context, body, lambda it: it.wake_up(body.stage_ids))
 
 
 @router.post("/pause")
@@ -131,7 +131,7 @@ async def _apply(
     context: FrontDoorContext, body: ControlBody, call: Callable[[Controls], Awaitable[CollectiveAnswer]]
 ) -> Response:
     spec, controls = await _controls(context, body)
-    return _answer(spec, await call(controls))
+    return await _answer(spec, await call(controls))
 
 
 async def _controls(context: FrontDoorContext, body: ControlBody) -> tuple[PipelineSpec, Controls]:
@@ -139,7 +139,7 @@ async def _controls(context: FrontDoorContext, body: ControlBody) -> tuple[Pipel
     return spec, Controls(context.producer.connection, spec)
 
 
-def _answer(spec: PipelineSpec, answer: CollectiveAnswer) -> Response:
+async def _answer(spec: PipelineSpec, answer: CollectiveAnswer) -> Response:
     replies = [
         ReplicaReply(
             stage=spec.stage(one.stage_id).name, replica=one.replica, value=one.value,
@@ -147,7 +147,7 @@ def _answer(spec: PipelineSpec, answer: CollectiveAnswer) -> Response:
         )
         for one in answer.answers
     ]  # fmt: skip
-    return json_response(ControlAnswer(
+    return await json_response(lambda: ControlAnswer(
         object="control", method=answer.method, complete=answer.complete, replicas=replies,
         unanswered=[f"{spec.stage(stage_id).name}.{replica}" for stage_id, replica in answer.unanswered],
     ))  # fmt: skip

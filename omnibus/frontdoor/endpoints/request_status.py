@@ -10,7 +10,7 @@ from fastapi import Request as HttpRequest
 
 from omnibus.client.request_events import Output, Result
 from omnibus.errors import UnknownRequest
-from omnibus.frontdoor.answers import Usage, json_response, stage_name, stage_seconds, usage
+from omnibus.frontdoor.answers import Usage, json_response, size_of, stage_name, stage_seconds, usage
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.errors import ErrorDetail, error_detail
@@ -97,7 +97,7 @@ async def _answer(
     check_name(rid, "request_id")
     candidates = [await context.models.find(model)] if model is not None else await context.models.all()
     served, result = await _find(candidates, rid, tenant_of(context, http), ask)
-    return json_response(request_answer(result, served.spec, served.model))
+    return await json_response(lambda: request_answer(result, served.spec, served.model), size_of(result.outputs))
 
 
 async def _find(

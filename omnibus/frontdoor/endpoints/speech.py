@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 from omnibus.errors import EngineError
 from omnibus.frontdoor.answers import timing_headers
 from omnibus.frontdoor.bodies import AskingBody, check_modality, only, single_turn
+from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.submitting import result_of, submit
 from omnibus.frontdoor.transcoding import transcoded
@@ -17,7 +18,7 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
 SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus"]
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 class SpeechBody(AskingBody):
@@ -35,7 +36,8 @@ class SpeechBody(AskingBody):
 async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -> Response:
     """Speak a text: the answer is the sound file itself."""
     served = await context.models.find(body.model, modality="audio")
-    accepted = await submit(context, http, served, speech_request(body, served.spec))
+    request = await mapped(http, speech_request, body, served.spec)
+    accepted = await submit(context, http, served, request)
     result = await result_of(context, http, accepted)
     sound = next((output for output in result.outputs if output.modality == "audio" and output.items), None)
     if sound is None:

@@ -1,0 +1,147 @@
+"""Routes with a JSON body: read, bounded, checked and mapped without holding up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, ParamSpec, TypeVar, cast
+
+import pydantic_core
+from fastapi import Request as HttpRequest
+from fastapi import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from omnibus.errors import InvalidRequest, RequestCancelled, RequestTooLarge
+from omnibus.frontdoor.errors import validation_error
+
+INLINE_BYTES: Final = 32 * 1024
+"""Work on more than this leaves the event loop."""
+MAX_VALUES: Final = 1 << 20
+"""JSON values in a body: numbers of a prompt's token ids are the most that anybody has."""
+MAX_CONTAINERS: Final = 1 << 16
+"""JSON objects and arrays in a body."""
+_NOT_SHAPING = frozenset({"priority", "affinity", "wait"})
+"""Fields that decide when and where a request runs, not what its answer is."""
+_BOM = b"\xef\xbb\xbf"
+P = ParamSpec("P")
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+class BodyRoute(APIRoute):
+    """A route `(body, context)` or `(body, http, context)` whose body is a pydantic model; FastAPI documents its schema."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        if self.body_field is None:
+            return super().get_route_handler()
+        field, endpoint = self.body_field.field_info, self.endpoint
+        model, is_required = cast("type[BaseModel]", field.annotation), field.is_required()
+        wants_http = self.dependant.request_param_name is not None
+
+        async def handle(http: HttpRequest) -> Response:
+            raw = await _read(http)
+            if not raw and not is_required:
+                raw = b"{}"
+            elif not _is_json(http.headers.get("content-type", "")):
+                raise InvalidRequest("the body must be a JSON object, of Content-Type application/json")
+            body = await off_loop(len(raw), parse, raw, model)
+            more = {"http": http} if wants_http else {}
+            response: Response = await endpoint(body=body, context=http.app.state.context, **more)
+            return response
+
+        return handle
+
+
+async def off_loop(size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """The result of `work`, done in a thread when the bytes that it is about are many."""
+    if size <= INLINE_BYTES:
+        return work(*args, **options)
+    return await asyncio.to_thread(work, *args, **options)
+
+
+async def mapped(http: HttpRequest, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """The result of `work` on the body of the request, as `off_loop` gives it."""
+    return await off_loop(len(await http.body()), work, *args, **options)
+
+
+def parse(raw: bytes, model: type[M]) -> M:
+    """The body as the model; raises InvalidRequest naming the field, and RequestTooLarge for too many values."""
+    raw = raw.removeprefix(_BOM)
+    check_size(raw)
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise validation_error([{**one, "loc": ("body", *one["loc"])} for one in problems], _json(raw)) from error
+
+
+async def fingerprint(http: HttpRequest) -> str:
+    """A digest of all that a request asks for; the order of fields, and nulls, change nothing."""
+    raw = await http.body()
+    return await off_loop(len(raw), _fingerprint, http.url.path, raw)
+
+
+def _fingerprint(path: str, raw: bytes) -> str:
+    fields = pydantic_core.from_json(raw.removeprefix(_BOM))
+    shaping = {name: value for name, value in fields.items() if value is not None and name not in _NOT_SHAPING}
+    return hashlib.sha256(json.dumps([path, shaping], sort_keys=True).encode()).hexdigest()
+
+
+def check_size(raw: bytes, max_values: int = MAX_VALUES, max_containers: int = MAX_CONTAINERS) -> None:
+    """Raises RequestTooLarge for a body of more JSON values than any request has.
+
+    Invariant: it comes before the parser, which holds the interpreter until it has made them all, in whatever thread.
+    """
+    values, containers = _commas(raw, 0, len(raw)), _brackets(raw, 0, len(raw))
+    if values <= max_values and containers <= max_containers:
+        return
+    values = containers = start = 0  # most may stand in texts: count again without those
+    while start < len(raw):
+        quote = raw.find(b'"', start)
+        end = quote if quote >= 0 else len(raw)
+        values += _commas(raw, start, end)
+        containers += _brackets(raw, start, end)
+        if values > max_values or containers > max_containers:
+            raise RequestTooLarge(f"the body has more than {max_values} values, or {max_containers} objects and lists")
+        start = _end_of_string(raw, end + 1)
+
+
+def _commas(raw: bytes, start: int, end: int) -> int:
+    return raw.count(b",", start, end)
+
+
+def _brackets(raw: bytes, start: int, end: int) -> int:
+    return raw.count(b"{", start, end) + raw.count(b"[", start, end)
+
+
+def _end_of_string(raw: bytes, start: int) -> int:
+    """The place behind the quote that ends the string whose text begins at `start`."""
+    while (quote := raw.find(b'"', start)) >= 0:
+        text = raw[start:quote]
+        if (len(text) - len(text.rstrip(b"\\"))) % 2 == 0:
+            return quote + 1
+        start = quote + 1  # that one was escaped
+    return len(raw)
+
+
+def _json(raw: bytes) -> object:
+    try:
+        return pydantic_core.from_json(raw)
+    except ValueError:
+        return None
+
+
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
+
+
+async def _read(http: HttpRequest) -> bytes:
+    try:
+        return await http.body()
+    except ClientDisconnect as error:
+        raise RequestCancelled("the caller went away before its request was complete") from error
