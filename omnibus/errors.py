@@ -20,6 +20,7 @@
     │   └── AttemptsExhausted        500  every attempt that was allowed failed
     ├── ReplicaMissing               503  a replica that was asked for is not there, or does not come back
     ├── PayloadLost                  500  a referenced payload cannot be read any more
+    ├── Unreadable                   500  what is stored or queued is damaged, or of a newer version
     ├── BrokerError                  503  NATS
     │   ├── BrokerUnavailable             cannot be reached
     │   ├── BrokerRefused                 a stream refused, or an API request is wrong; carries the server's code
@@ -63,7 +64,7 @@ class RequestError(OmnibusError):
     http_status = 400
 
 
-class InvalidRequest(RequestError):
+class InvalidRequest(RequestError, ValueError):
     """A field of the request is missing, malformed or out of range."""
 
     code = "invalid_request"
@@ -190,6 +191,16 @@ class PayloadLost(OmnibusError):
     retryable = True
 
 
+class Unreadable(OmnibusError):
+    """A stored record or a queued event cannot be read: it is damaged, or of a newer version."""
+
+    code = "unreadable"
+
+    def __init__(self, message: str | None = None, *, data: bytes = b"", revision: int = 0) -> None:
+        super().__init__(message)
+        self.data, self.revision = data, revision
+
+
 class BrokerError(OmnibusError):
     """NATS refused or failed an operation."""
 
@@ -254,7 +265,7 @@ class PipelineError(ConfigError):
 
 
 class CodeNotAllowed(ConfigError):
-    """A specification from the broker names code that this command may not load."""
+    """A specification from the broker names code that this command was not told to load."""
 
     code = "code_not_allowed"
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from omnibus.broker.connection import Connection, Message, status_of
 from omnibus.errors import BrokerRefused, RevisionConflict
 
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _MARKER_TTL = 60.0
+_MOST_CONFLICTS = 50
+"""Writers that one decision lets pass before it gives up."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,17 @@ class Bucket:
     async def _write(self, key: str, data: bytes, headers: Mapping[str, str]) -> int:
         ack = await self._connection.js_publish(self._prefix + key, data, headers=headers)
         return ack.seq
+
+
+async def transact(attempt: Callable[[], Awaitable[T]], what: str) -> T:
+    """The result of an attempt, which reads, decides, and writes by compare-and-set.
+
+    It is made again whenever another writer was first; raises RevisionConflict when that happens too often.
+    """
+    for _ in range(_MOST_CONFLICTS):
+        with suppress(RevisionConflict):
+            return await attempt()
+    raise RevisionConflict(f"{what} keeps changing")
 
 
 def value_of(message: Message) -> bytes | None:

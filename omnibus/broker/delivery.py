@@ -64,10 +64,6 @@ class Delivery:
         """It is done; the message leaves the queue."""
         await self._connection.publish(self.ack_subject, b"+ACK")
 
-    async def in_progress(self) -> None:
-        """It is being worked on: start the ack wait again."""
-        await self._connection.publish(self.ack_subject, b"+WPI")
-
     async def nak(self, delay: float | None = None) -> None:
         """Deliver it again, to anybody, `delay` seconds from now; counts as an attempt."""
         suffix = b' {"delay": %d}' % int(delay * 1e9) if delay else b""

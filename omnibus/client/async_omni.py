@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Self
 
-from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
+from omnibus.client.engine_thread import from_any_loop
 from omnibus.client.output_queue import OutputQueue
 from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments
 from omnibus.client.request_outputs import OmniRequestOutput
-from omnibus.client.rpc import CollectiveAnswer
-from omnibus.client.session import Aborted
+from omnibus.client.session import Aborted, Session
 from omnibus.client.single_stage import Target
 from omnibus.pipeline.spec import PipelineSpec
 
@@ -26,9 +26,13 @@ class AsyncOmni:
     """
 
     def __init__(
-        self, model: Target | None = None, init_timeout: float = 600, stage_init_timeout: float = 300, **kwargs: Any
+        self,
+        model: Target | None = None,
+        stage_init_timeout: float = STAGE_INIT_TIMEOUT,
+        init_timeout: float = 600,
+        **kwargs: Any,
     ) -> None:
-        self.engine = AsyncOmniEngine(model, init_timeout, stage_init_timeout, **kwargs)
+        self.engine = AsyncOmniEngine(model, stage_init_timeout, init_timeout, **kwargs)
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,77 +72,48 @@ class AsyncOmni:
             trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
         rid = request_id if request_id is not None else uuid.uuid4().hex
-        box = self.engine.new_box()
+        queue = self.engine.new_queue()
         submitting = self.engine.session.submit(
-            rid, prompt, arguments, box.put, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
+            rid, prompt, arguments, queue.put, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
         )
-        async with aclosing(self._outputs(rid, box, submitting)) as outputs:
+        async with aclosing(self._outputs(rid, queue, submitting)) as outputs:
             async for output in outputs:
                 yield output
 
-    async def abort(self, request_ids: str | Sequence[str]) -> list[Aborted]:
+    async def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See AsyncOmniEngine.abort."""
-        return await self.engine.abort_async(request_ids)
+        return await self.engine.abort_async(request_id, timeout)
 
-    async def collective_rpc(
-        self, method: str, timeout: float | None = None, args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None, stage_ids: Sequence[int] | None = None,
-    ) -> CollectiveAnswer:  # fmt: skip
-        """See AsyncOmniEngine.collective_rpc."""
-        return await self.engine.collective_rpc_async(method, timeout, args, kwargs, stage_ids)
+    # Control of all replicas: see client.controls.Controls
 
-    # Orders to all replicas: see client.controls.Controls
+    collective_rpc = from_any_loop(Session.collective_rpc)
+    pause_generation = from_any_loop(Session.pause_generation)
+    resume_generation = from_any_loop(Session.resume_generation)
+    is_paused = from_any_loop(Session.is_paused)
+    sleep = from_any_loop(Session.sleep)
+    wake_up = from_any_loop(Session.wake_up)
+    is_sleeping = from_any_loop(Session.is_sleeping)
+    start_profile = from_any_loop(Session.start_profile)
+    stop_profile = from_any_loop(Session.stop_profile)
+    reset_prefix_cache = from_any_loop(Session.reset_prefix_cache)
 
-    async def pause_generation(
-        self, mode: str = "abort", *, clear_cache: bool = True, stage_ids: Sequence[int] | None = None
-    ) -> CollectiveAnswer:
-        """Replicas take no more tasks; returns when they have none in hand. No request is lost."""
-        controls = self.engine.session.controls
-        return await self.engine.run_async(
-            controls.pause_generation(mode, clear_cache=clear_cache, stage_ids=stage_ids)
-        )
-
-    async def resume_generation(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return await self.engine.run_async(self.engine.session.controls.resume_generation(stage_ids))
-
-    async def is_paused(self, stage_ids: Sequence[int] | None = None) -> bool:
-        return await self.engine.run_async(self.engine.session.controls.is_paused(stage_ids))
-
-    async def sleep(
-        self, level: int = 1, *, mode: str = "abort", stage_ids: Sequence[int] | None = None
-    ) -> CollectiveAnswer:
-        """Replicas give their device memory back, all or none; what cannot be undone is refused."""
-        controls = self.engine.session.controls
-        return await self.engine.run_async(controls.sleep(level, mode=mode, stage_ids=stage_ids))
-
-    async def wake_up(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return await self.engine.run_async(self.engine.session.controls.wake_up(stage_ids))
-
-    async def is_sleeping(self, stage_ids: Sequence[int] | None = None) -> bool:
-        return await self.engine.run_async(self.engine.session.controls.is_sleeping(stage_ids))
-
-    async def start_profile(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return await self.engine.run_async(self.engine.session.controls.start_profile(stage_ids))
-
-    async def stop_profile(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return await self.engine.run_async(self.engine.session.controls.stop_profile(stage_ids))
-
-    async def reset_prefix_cache(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return await self.engine.run_async(self.engine.session.controls.reset_prefix_cache(stage_ids))
+    def shutdown(self) -> None:
+        """See AsyncOmniEngine.shutdown; idempotent. It blocks: on an event loop, await `close` instead."""
+        self.engine.shutdown()
 
     async def close(self) -> None:
-        """See AsyncOmniEngine.shutdown; idempotent."""
-        await asyncio.to_thread(self.engine.shutdown)
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.shutdown)
 
     async def _outputs(
-        self, rid: str, box: OutputQueue[OmniRequestOutput], submitting: Coroutine[Any, Any, str]
+        self, rid: str, queue: OutputQueue[OmniRequestOutput], submitting: Coroutine[Any, Any, None]
     ) -> AsyncGenerator[OmniRequestOutput, None]:
         """Submit, and give what comes; a request that is left before its end is aborted, also on its way in."""
         finished = False
         try:
             await self.engine.run_async(submitting)
             while not finished:
-                output = await box.take_async(None)  # bounded by the request's deadline, and by the engine's life
+                output = await queue.take_async(None)  # bounded by the request's deadline, and by the engine's life
                 assert output is not None
                 finished = output.finished
                 output.raise_for_failure()
@@ -149,4 +124,4 @@ class AsyncOmni:
                 await self.abort(rid)
             raise
         finally:
-            self.engine.drop_box(box)
+            self.engine.drop_queue(queue)

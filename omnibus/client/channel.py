@@ -9,9 +9,11 @@ from contextlib import AsyncExitStack, contextmanager
 
 from omnibus.broker.connection import Connection, Message, Subscription
 from omnibus.client.assembly import Assembly
-from omnibus.client.open_requests import OpenRequests
 from omnibus.client.request_events import Output, Result
+from omnibus.errors import UnknownRequest
+from omnibus.ledger.overload import OpenRequests
 from omnibus.ledger.performer import Performer, shared_lane
+from omnibus.ledger.records import Entry
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import Director
@@ -47,7 +49,7 @@ class Channel:
     """Made by `open`. Messages of a request that nobody follows are dropped, but its end is noted."""
 
     def __init__(self, connection: Connection, pipeline: str, front: str) -> None:
-        self._connection, self.pipeline, self.front = connection, pipeline, front
+        self.connection, self.pipeline, self.front = connection, pipeline, front
         self.performer = Performer(connection, pipeline, lane_of=self._lane_of)
         self.store = PayloadStore(connection, pipeline)
         self.open_requests = OpenRequests(self.performer.queue, connection.clock)
@@ -82,7 +84,7 @@ class Channel:
                 return
             entries = {stage.stage_id for stage in spec.stages if not stage.input_sources}
             await self._stack.aclose()
-            self._director = await self._stack.enter_async_context(Director(self._connection, spec, stages=entries))
+            self._director = await self._stack.enter_async_context(Director(self.connection, spec, stages=entries))
 
     def _lane_of(self, task: Task) -> str:
         return self._director.lane(task) if self._director is not None else shared_lane(task)
@@ -107,13 +109,24 @@ class Channel:
 
     async def listen(self, front: str, rid: str) -> Subscription:
         """Hear also what is told to another producer about a request."""
-        return await self._connection.subscribe(subjects.out(self.pipeline, front, rid), self._on_message)
+        return await self.connection.subscribe(subjects.out(self.pipeline, front, rid), self._on_message)
 
     async def ask_sent_text(self, rid: str, stage_id: int, offset: int) -> None:
         """Have whoever runs this stage say its text again from there: it comes like any other. May be lost."""
         question = AskSentText(rid=rid, stage_id=stage_id, offset=offset)
         reply = subjects.out(self.pipeline, self.front, rid)
-        await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(question), reply=reply)
+        await self.connection.publish(subjects.ctl_all(self.pipeline), codec.encode(question), reply=reply)
+
+    async def entry(self, rid: str, tenant: str | None = None) -> Entry:
+        """The record of a request, with its revision; raises as `known`."""
+        return self.known(await self.performer.ledger.read(rid), rid, tenant)
+
+    @staticmethod
+    def known(entry: Entry | None, rid: str, tenant: str | None = None) -> Entry:
+        """The entry itself; raises UnknownRequest for none, and for one of another `tenant` where one is given."""
+        if entry is None or tenant not in (None, entry.record.tenant):
+            raise UnknownRequest(f"no request {rid!r} is known; results are kept for 15 minutes")
+        return entry
 
     async def resolve(self, record: Record) -> Result:
         """The result with its outputs read; raises PayloadLost."""
@@ -159,8 +172,8 @@ class Channel:
         answers = [box.assembly.received(question.stage_id, question.fence) for box in self._boxes(question.rid)]
         known = [answer for answer in answers if answer is not None]
         data = codec.encode(out.Received(token_ids=max(known, key=len, default=())))
-        if known and reply and len(data) <= self._connection.max_payload:
-            await self._connection.publish(reply, data)
+        if known and reply and len(data) <= self.connection.max_payload:
+            await self.connection.publish(reply, data)
 
     def _boxes(self, rid: str) -> tuple[Mailbox, ...]:
         early = self._early.get(rid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,7 @@ from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.pause_state import PauseState, PauseStates
-from omnibus.workers.control import pause_mode
+from omnibus.registry.pause_state import PauseState, PauseStates, pause_mode
 
 Stages = Sequence[int] | None
 """Stage ids; None: all stages, where a method says nothing else."""
@@ -26,7 +26,7 @@ class Controls:
     """
 
     def __init__(self, connection: Connection, spec: PipelineSpec) -> None:
-        self._connection, self._spec = connection, spec
+        self._connection, self.spec = connection, spec
         self._pause_states = PauseStates(connection, spec.name)
 
     async def collective_rpc(
@@ -37,9 +37,13 @@ class Controls:
         kwargs: Mapping[str, Any] | None = None,
         stage_ids: Stages = None,
     ) -> CollectiveAnswer:
-        """See `client.rpc.collective_rpc`."""
+        """See `client.rpc.collective_rpc`; stages that there are not are left out, with a warning."""
+        unknown = set(stage_ids or ()) - {stage.stage_id for stage in self.spec.stages}
+        if unknown and stage_ids is not None:
+            warnings.warn(f"{method}: pipeline {self.spec.name!r} has no stages {sorted(unknown)}", stacklevel=2)
+            stage_ids = [stage_id for stage_id in stage_ids if stage_id not in unknown]
         return await collective_rpc(
-            self._connection, self._spec, method, timeout=timeout, args=args, kwargs=kwargs, stage_ids=stage_ids
+            self._connection, self.spec, method, timeout=timeout, args=args, kwargs=kwargs, stage_ids=stage_ids
         )
 
     async def pause_generation(
@@ -51,7 +55,7 @@ class Controls:
         either way. `clear_cache`: forget cached prefixes, on stages that have them. Idempotent. Raises InvalidRequest for
         another mode, EngineError when a replica does not answer; the pause stands then all the same.
         """
-        stages, pause_state = known_stages(self._spec, stage_ids), PauseState(mode=pause_mode(mode))
+        stages, pause_state = known_stages(self.spec, stage_ids), PauseState(mode=pause_mode(mode))
         held = await self._pause_states.of(stages)
         await self._pause_states.place([one for one in stages if one not in held or not held[one].asleep], pause_state)
         answer = await self._present("pause_generation", args=(mode,), stage_ids=stage_ids)
@@ -62,7 +66,7 @@ class Controls:
 
     async def resume_generation(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have paused replicas take tasks again; idempotent. Raises InvalidRequest for a stage that is asleep."""
-        stages = known_stages(self._spec, stage_ids)
+        stages = known_stages(self.spec, stage_ids)
         for stage_id, pause_state in (await self._pause_states.of(stages)).items():
             if pause_state.asleep:
                 raise InvalidRequest(f"stage {stage_id} is asleep: wake it up", param="stage_ids")
@@ -72,7 +76,7 @@ class Controls:
     async def is_paused(self, stage_ids: Stages = None) -> bool:
         """Whether all replicas are paused, and any that joins a stage without one would be."""
         answer = await self._present("is_paused", stage_ids=stage_ids)
-        empty = set(known_stages(self._spec, stage_ids)) - {one.stage_id for one in answer.answers}
+        empty = set(known_stages(self.spec, stage_ids)) - {one.stage_id for one in answer.answers}
         return all(answer) and empty <= (await self._pause_states.of(empty)).keys()
 
     async def sleep(self, level: int = 1, *, mode: str = "abort", stage_ids: Stages = None) -> CollectiveAnswer:
@@ -82,10 +86,10 @@ class Controls:
         slept already or was paused does so still. Idempotent. Raises InvalidRequest, or EngineError when a replica does not
         answer.
         """
-        stages = known_stages(self._spec, stage_ids)
-        sleepless = [one for one in stages if not engine_kind(self._spec.stage(one).engine).can_sleep]
+        stages = known_stages(self.spec, stage_ids)
+        sleepless = [one for one in stages if not engine_kind(self.spec.stage(one).engine).can_sleep]
         if sleepless:
-            engines = ", ".join(self._spec.stage(one).engine for one in sleepless)
+            engines = ", ".join(self.spec.stage(one).engine for one in sleepless)
             raise InvalidRequest(f"stages {sleepless} cannot sleep: the engines are {engines}", param="stage_ids")
         before = await self._pause_states.of(stages)
         answer = await self._call("sleep", args=(level, mode), stage_ids=stage_ids)
@@ -103,7 +107,7 @@ class Controls:
 
     async def wake_up(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have sleeping replicas load their weights back and take tasks again; idempotent."""
-        await self._pause_states.lift(known_stages(self._spec, stage_ids))
+        await self._pause_states.lift(known_stages(self.spec, stage_ids))
         return await self._present("wake_up", stage_ids=stage_ids)
 
     async def is_sleeping(self, stage_ids: Stages = None) -> bool:
@@ -125,10 +129,11 @@ class Controls:
         """Forget cached prefixes (`vllm`); raises InvalidRequest when none of the stages has a cache."""
         able = stage_ids if stage_ids is not None else self._cached(None)
         if able == []:
-            raise InvalidRequest(f"no stage of pipeline {self._spec.name!r} has an engine with reset_prefix_cache")
+            raise InvalidRequest(f"no stage of pipeline {self.spec.name!r} has an engine with reset_prefix_cache")
         return await self._all("reset_prefix_cache", stage_ids=able)
 
     async def _call(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
+        known_stages(self.spec, stage_ids)
         return await self.collective_rpc(method, LONGEST_TIMEOUT, args, stage_ids=stage_ids)
 
     async def _all(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
@@ -147,15 +152,15 @@ class Controls:
         """The stages that were named, whatever they are; else those whose engine has a profiler."""
         if stage_ids is not None:
             return stage_ids
-        profilers = {stage.stage_id: engine_kind(stage.engine).profiler for stage in self._spec.stages}
-        able = [one for one, profiler in profilers.items() if self._spec.stage(one).engine_args.get(profiler or "")]
+        profilers = {stage.stage_id: engine_kind(stage.engine).profiler for stage in self.spec.stages}
+        able = [one for one, profiler in profilers.items() if self.spec.stage(one).engine_args.get(profiler or "")]
         if not able:
             hint = " or ".join(sorted({f"`{profiler}`" for profiler in profilers.values() if profiler}))
             how = f": {hint} among the engine_args of a stage sets one up" if hint else ""
-            raise InvalidRequest(f"no stage of pipeline {self._spec.name!r} has a profiler{how}")
+            raise InvalidRequest(f"no stage of pipeline {self.spec.name!r} has a profiler{how}")
         return able
 
     def _cached(self, stage_ids: Stages) -> list[int]:
         """Those of the stages whose engine caches prefixes."""
-        stages = [stage for stage in self._spec.stages if stage_ids is None or stage.stage_id in stage_ids]
+        stages = [stage for stage in self.spec.stages if stage_ids is None or stage.stage_id in stage_ids]
         return [stage.stage_id for stage in stages if engine_kind(stage.engine).has_prefix_cache]

@@ -6,14 +6,13 @@ from omnibus.client.channel import Channel
 from omnibus.client.producer import Producer
 from omnibus.errors import RequestConflict, RevisionConflict, UnknownRequest
 from omnibus.ledger.dead_letters import DeadLetters
+from omnibus.ledger.records import Entry
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import timer_effects, validate
 from omnibus.requests.record import DeadLetter, Record
 from omnibus.requests.retry import Renewal, check_retry, resume, retry
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request
-
-_CONFLICTS = 10
 
 
 class DeadLetterAdmin:
@@ -33,10 +32,7 @@ class DeadLetterAdmin:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """All of them, the oldest first; the answer grows with their number."""
-        found = [await self._dead_letters.read(rid) for rid in await self._dead_letters.ids()]
-        return sorted(
-            (dead_letter for dead_letter in found if dead_letter is not None), key=lambda dead_letter: dead_letter.died
-        )
+        return await self._dead_letters.all()
 
     async def dead_letter(self, rid: str) -> DeadLetter:
         """One of them; raises UnknownRequest."""
@@ -59,19 +55,19 @@ class DeadLetterAdmin:
         """
         dead_letter = await self.dead_letter(rid)
         renewal = await self._renewal(dead_letter)
-        for _ in range(_CONFLICTS):
-            entry = await self._performer.ledger.read_latest(rid)
+
+        async def run_again(entry: Entry | None) -> int:
             record, revision = (entry.record, entry.revision) if entry is not None else (None, 0)
+            is_stranded = record is not None and await self._is_stranded(dead_letter, record)
+            effects = resume(record) if record is not None and is_stranded else retry(dead_letter, record, renewal)
             try:
-                if record is not None and await self._is_stranded(dead_letter, record):
-                    await self._performer.perform(resume(record), revision)
-                    return record.ticket.run + 1
-                await self._performer.perform(retry(dead_letter, record, renewal), revision)
+                await self._performer.perform(effects, revision)
             except RevisionConflict:
                 await self._put_timer_back(rid)
-                continue
+                raise
             return (record or dead_letter.record).ticket.run + 1
-        raise RevisionConflict(f"the record of request {rid!r} keeps changing")
+
+        return await self._performer.ledger.transact(rid, run_again, latest=True)
 
     async def drop(self, rid: str) -> None:
         """Remove a letter and the input that is kept for it, for good.

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from omnibus.client.embedded_pipeline import EmbeddedOptions
-from omnibus.client.engine_thread import EngineThread
+from omnibus.client.engine_thread import EngineThread, blocking, from_any_loop
 from omnibus.client.output_queue import OutputQueue
-from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments
 from omnibus.client.request_outputs import OmniRequestOutput
-from omnibus.client.rpc import CollectiveAnswer
 from omnibus.client.session import Aborted, Session, open_session
 from omnibus.client.single_stage import Target, pipeline_for
 from omnibus.client.stage_info import StageRuntimeInfo, stage_info, supported_tasks
@@ -23,6 +21,8 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.settings import Settings
 
 T = TypeVar("T")
+STAGE_INIT_TIMEOUT = 300.0
+"""Seconds that one engine may take to load, where nobody says otherwise."""
 
 
 class AsyncOmniEngine:
@@ -30,8 +30,9 @@ class AsyncOmniEngine:
 
     `model` is a pipeline file, the name of a shipped pipeline, a PipelineSpec, or the folder of a checkpoint, which is
     served as one stage with `engine_args`. With `nats` (or OMNIBUS_NATS_URL) it is the name of a deployed pipeline, or None
-    for the only one; nothing is started, and the timeouts, in seconds, mean nothing. `log_level` is for this process, unless
-    it has configured structlog itself, and for the replicas. Everything is up when the constructor returns.
+    for the only one; nothing is started, and `stage_init_timeout` is refused. Timeouts are seconds: of one stage's start, and
+    of everything. `log_level` is for this process, unless it has configured structlog itself, and for the replicas. Everything
+    is up when the constructor returns.
 
     Outputs of all requests come from `try_get_output`. Every method may be called from any thread; those that end in
     `_async` from any event loop. `shutdown` when done, or use it in a `with`.
@@ -40,7 +41,7 @@ class AsyncOmniEngine:
     """
 
     def __init__(
-        self, model: Target | None = None, init_timeout: float = 600, stage_init_timeout: float = 300, *,
+        self, model: Target | None = None, stage_init_timeout: float = STAGE_INIT_TIMEOUT, init_timeout: float = 600, *,
         nats: str | None = None, state_dir: str | os.PathLike[str] | None = None, log_level: str = "warning",
         **engine_args: Any,
     ) -> None:  # fmt: skip
@@ -49,15 +50,20 @@ class AsyncOmniEngine:
         nats = nats or settings.nats_url
         if nats is not None and state_dir is not None:
             raise InvalidRequest("state_dir is for a pipeline served from here, not for a cluster", param="state_dir")
+        if nats is not None and stage_init_timeout != STAGE_INIT_TIMEOUT:
+            raise InvalidRequest(
+                "stage_init_timeout is for stages that start here, not on a cluster", param="stage_init_timeout"
+            )
         target = _deployed(model, engine_args) if nats is not None else _own(model, engine_args)
         options = EmbeddedOptions(
             state_dir=Path(state_dir) if state_dir is not None else None,
             init_timeout=init_timeout, stage_init_timeout=stage_init_timeout, log_level=log_level,
         )  # fmt: skip
-        self._boxes: set[OutputQueue[OmniRequestOutput]] = set()
-        self._outputs = self.new_box()
+        self._queues: set[OutputQueue[OmniRequestOutput]] = set()
+        self._outputs = self.new_queue()
         self._thread = EngineThread(
-            lambda: open_session(target, settings, nats=nats, options=options), shutdown_hook=self._close_boxes
+            lambda: open_session(target, settings, nats=nats, options=options, outputs=self._outputs),
+            shutdown_hook=self._close_queues,
         )
         atexit.register(self.shutdown)
 
@@ -68,6 +74,10 @@ class AsyncOmniEngine:
         self.shutdown()
 
     # What it is
+
+    @property
+    def engine(self) -> Self:
+        return self
 
     @property
     def session(self) -> Session:
@@ -105,84 +115,20 @@ class AsyncOmniEngine:
         """Of one stage; raises PipelineError for an unknown one."""
         return stage_info(self.spec.stage(stage_id))
 
-    # Requests
+    # Requests: see client.session.Session
 
-    def add_request(  # noqa: PLR0913, PLR0917 vLLM's signature
-        self,
-        request_id: str,
-        prompt: Prompt,
-        prompt_text: str | None = None,
-        sampling_params_list: Sequence[Any] | None = None,
-        final_stage_id: int | None = None,
-        final_output_stage_ids: Sequence[int] | None = None,
-        arrival_time: float | None = None,
-        lora_request: str | NamedAdapter | None = None,
-        trace_headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        data_parallel_rank: int | None = None,
-        *,
-        resumable: bool = False,
-    ) -> None:
-        """Submit a request; accepted when this returns.
+    add_request = blocking(Session.add_request)
+    add_request_async = from_any_loop(Session.add_request)
+    add_streaming_update = blocking(Session.add_streaming_update)
+    add_streaming_update_async = from_any_loop(Session.add_streaming_update)
 
-        `prompt_text` is the text of a prompt of token ids, which its outputs carry. `sampling_params_list` has one entry a
-        stage. `final_stage_id` alone: the outputs of that stage and of those it needs; `final_output_stage_ids`: exactly
-        these. The deadline and the time in the queue count from `arrival_time`, seconds since the epoch. `priority` is
-        vLLM's: lower runs earlier, above 0 waits in the batch lane where there is one. `lora_request` names an adapter of
-        a stage's `lora_modules`. `trace_headers` reach every stage.
+    def abort(self, request_ids: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
+        """See Session.abort; does nothing after a shutdown."""
+        return [] if self._thread.stopped else self.run(self.session.abort(request_ids, timeout))
 
-        Raises InvalidRequest naming an argument that would have no effect, `data_parallel_rank` and `resumable` always;
-        any RequestError for what the pipeline cannot serve; RequestConflict for an id that is in use; Overloaded.
-        """
-        arguments = RequestArguments(
-            sampling_params_list=sampling_params_list, final_stage_id=final_stage_id,
-            final_output_stage_ids=final_output_stage_ids, lora_request=lora_request, trace_headers=trace_headers,
-            priority=priority, data_parallel_rank=data_parallel_rank, resumable=resumable,
-        )  # fmt: skip
-        self.run(self._add(request_id, prompt, arguments, prompt_text, arrival_time))
-
-    async def add_request_async(  # noqa: PLR0913, PLR0917 vLLM's signature
-        self,
-        request_id: str,
-        prompt: Prompt,
-        prompt_text: str | None = None,
-        sampling_params_list: Sequence[Any] | None = None,
-        final_stage_id: int | None = None,
-        final_output_stage_ids: Sequence[int] | None = None,
-        arrival_time: float | None = None,
-        lora_request: str | NamedAdapter | None = None,
-        trace_headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        data_parallel_rank: int | None = None,
-        *,
-        resumable: bool = False,
-    ) -> None:
-        """See `add_request`."""
-        arguments = RequestArguments(
-            sampling_params_list=sampling_params_list, final_stage_id=final_stage_id,
-            final_output_stage_ids=final_output_stage_ids, lora_request=lora_request, trace_headers=trace_headers,
-            priority=priority, data_parallel_rank=data_parallel_rank, resumable=resumable,
-        )  # fmt: skip
-        await self.run_async(self._add(request_id, prompt, arguments, prompt_text, arrival_time))
-
-    def add_streaming_update(self, request_id: str, *_: Any, **__: Any) -> None:
-        """Always raises InvalidRequest: requests take no further input yet."""
-        raise InvalidRequest(f"request {request_id!r}: streaming input is not there yet", param="resumable")
-
-    async def add_streaming_update_async(self, request_id: str, *_: Any, **__: Any) -> None:
-        """See `add_streaming_update`."""
-        self.add_streaming_update(request_id)
-
-    def abort(self, request_ids: str | Sequence[str]) -> list[Aborted]:
-        """End one or many requests wherever they are; idempotent. The answers hold the text that was heard of each.
-
-        The outputs of a request that is open here end with one whose `finish_reason` is "abort".
-        """
-        return self.run(self.session.abort(_ids(request_ids)))
-
-    async def abort_async(self, request_ids: str | Sequence[str]) -> list[Aborted]:
+    async def abort_async(self, request_ids: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See `abort`."""
-        return await self.run_async(self.session.abort(_ids(request_ids)))
+        return [] if self._thread.stopped else await self.run_async(self.session.abort(request_ids, timeout))
 
     def try_get_output(self, timeout: float | None = 0.001) -> OmniRequestOutput | None:
         """The next output of any request, None when there is none within `timeout` seconds; raises EngineDead at the end."""
@@ -192,24 +138,8 @@ class AsyncOmniEngine:
         """See `try_get_output`; cancelling it loses no output."""
         return await self._outputs.take_async(timeout)
 
-    # Replicas
-
-    def collective_rpc(
-        self, method: str, timeout: float | None = None, args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None, stage_ids: Sequence[int] | None = None,
-    ) -> CollectiveAnswer:  # fmt: skip
-        """Call a control method of every replica of these stages at once (None: all); each has `timeout` seconds.
-
-        Who did not answer is listed in the result. Adding and aborting go on meanwhile.
-        """
-        return self.run(self.session.controls.collective_rpc(method, timeout, args, kwargs, stage_ids))
-
-    async def collective_rpc_async(
-        self, method: str, timeout: float | None = None, args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None, stage_ids: Sequence[int] | None = None,
-    ) -> CollectiveAnswer:  # fmt: skip
-        """See `collective_rpc`."""
-        return await self.run_async(self.session.controls.collective_rpc(method, timeout, args, kwargs, stage_ids))
+    collective_rpc = blocking(Session.collective_rpc)
+    collective_rpc_async = from_any_loop(Session.collective_rpc)
 
     def shutdown(self) -> None:
         """End everything that was started here; idempotent. On a cluster, requests that were accepted go on."""
@@ -226,27 +156,20 @@ class AsyncOmniEngine:
         """The same, without blocking the caller's loop."""
         return await self._thread.call_async(work)
 
-    def new_box(self) -> OutputQueue[OmniRequestOutput]:
+    def new_queue(self) -> OutputQueue[OmniRequestOutput]:
         """A queue of outputs that is closed with the engine."""
-        box: OutputQueue[OmniRequestOutput] = OutputQueue()
-        self._boxes.add(box)
-        return box
+        queue: OutputQueue[OmniRequestOutput] = OutputQueue()
+        self._queues.add(queue)
+        return queue
 
-    def drop_box(self, box: OutputQueue[OmniRequestOutput]) -> None:
+    def drop_queue(self, queue: OutputQueue[OmniRequestOutput]) -> None:
         """Nobody takes from it any more."""
-        self._boxes.discard(box)
-        box.close(EngineDead("nobody takes these outputs any more"))
+        self._queues.discard(queue)
+        queue.close(EngineDead("nobody takes these outputs any more"))
 
-    async def _add(
-        self, rid: str, prompt: Prompt, arguments: RequestArguments, prompt_text: str | None, arrival_time: float | None
-    ) -> None:
-        await self.session.submit(
-            rid, prompt, arguments, self._outputs.put, prompt_text=prompt_text, arrival_time=arrival_time
-        )
-
-    def _close_boxes(self, reason: Exception) -> None:
-        for box in tuple(self._boxes):
-            box.close(reason)
+    def _close_queues(self, reason: Exception) -> None:
+        for queue in tuple(self._queues):
+            queue.close(reason)
 
 
 def _own(model: Target | None, engine_args: Mapping[str, Any]) -> PipelineSpec:
@@ -263,7 +186,3 @@ def _deployed(model: Target | None, engine_args: Mapping[str, Any]) -> PipelineS
     if is_name and not engine_args:
         return model if isinstance(model, str) else None
     return pipeline_for(model or "", engine_args)
-
-
-def _ids(request_ids: str | Sequence[str]) -> Sequence[str]:
-    return [request_ids] if isinstance(request_ids, str) else request_ids

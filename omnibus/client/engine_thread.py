@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, on which a session lives."""
+"""An event loop on a thread of its own, on which a session lives, and façades' methods that run on it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import uvloop
 
 from omnibus.client.session import Session
 from omnibus.errors import EngineDead, OmnibusError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 ShutdownHook = Callable[[Exception], None]
 
@@ -25,7 +27,7 @@ class EngineThread:
     def __init__(
         self, opening: Callable[[], AbstractAsyncContextManager[Session]], shutdown_hook: ShutdownHook
     ) -> None:
-        """Returns when the session is open; raises what it raises. `farewell` is told when it is over, and why."""
+        """Returns when the session is open; raises what it raises. `shutdown_hook` is called when it is over, with the reason."""
         self._opening, self._shutdown_hook = opening, shutdown_hook
         self._opened: Future[Session] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -38,6 +40,11 @@ class EngineThread:
         except BaseException:
             self.stop()  # the caller may have been interrupted while it waited
             raise
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to close the session."""
+        return self._stopping.done()
 
     @property
     def alive(self) -> bool:
@@ -111,3 +118,42 @@ class EngineThread:
         self._end = EngineDead(f"the engine has died: {reason}")
         if not self._opened.done():
             self._opened.set_exception(self._end if isinstance(error, asyncio.CancelledError) else error)
+
+
+class Engine(Protocol):
+    """An owner of an EngineThread."""
+
+    @property
+    def session(self) -> Session: ...
+    def run(self, work: Coroutine[Any, Any, T]) -> T: ...
+    async def run_async(self, work: Coroutine[Any, Any, T]) -> T: ...
+
+
+class Facade(Protocol):
+    """An object with methods made by `blocking` or `from_any_loop`."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+
+SessionMethod = Callable[Concatenate[Session, P], Coroutine[Any, Any, T]]
+
+
+def blocking(method: SessionMethod[P, T]) -> Callable[Concatenate[Facade, P], T]:
+    """A façade's method that runs this one of its session and waits for it; raises EngineDead when the engine is not alive."""
+
+    @wraps(method)
+    def call(self: Facade, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.engine.run(method(self.engine.session, *args, **kwargs))
+
+    return call
+
+
+def from_any_loop(method: SessionMethod[P, T]) -> Callable[Concatenate[Facade, P], Coroutine[Any, Any, T]]:
+    """The same, to be awaited on any event loop, which it does not block."""
+
+    @wraps(method)
+    async def call(self: Facade, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.engine.run_async(method(self.engine.session, *args, **kwargs))
+
+    return call

@@ -9,9 +9,10 @@ from contextlib import aclosing
 
 from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel, Mailbox
-from omnibus.client.gaps import Gaps
 from omnibus.client.request_events import ClientEvent, Ended
-from omnibus.errors import BrokerUnavailable, DeadlineExceeded
+from omnibus.errors import BrokerError, BrokerUnavailable, DeadlineExceeded
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import out
@@ -21,6 +22,11 @@ READ_EVERY = 5.0
 """Seconds without a word after which the record is read: a lost notice hangs nobody."""
 BEYOND_DEADLINE = 30.0
 """Seconds after a request's deadline by which its end must be known; only a broken system is slower."""
+
+ASK_AGAIN = 1.0
+"""Seconds after which the same question is asked again; the answer, or the question, may have been lost."""
+
+log = get_logger(__name__)
 
 
 async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncGenerator[ClientEvent, None]:
@@ -116,3 +122,29 @@ async def _next(box: Mailbox) -> out.Out | None:
             return await box.get()
     except TimeoutError:
         return None
+
+
+class Gaps:
+    """Asks for the missing text of one request. Answers come as deltas do, and where none comes the output has it all."""
+
+    def __init__(self, channel: Channel, ticket: Ticket) -> None:
+        self._channel, self._ticket = channel, ticket
+        self._asked: dict[int, tuple[int, float]] = {}
+
+    async def catch_up(self) -> None:
+        """Ask for all that was said before, of every text that the request delivers."""
+        for stage in self._ticket.route.finals:
+            if stage.final == "text":
+                await self.fill(stage.stage_id, 0)
+
+    async def fill(self, stage_id: int, known: int) -> None:
+        """Ask for what follows the characters that are known; once, until they are more or the answer is overdue."""
+        now = time.monotonic()
+        before, at = self._asked.get(stage_id, (-1, 0.0))
+        if before == known and now < at + ASK_AGAIN:
+            return
+        self._asked[stage_id] = (known, now)
+        try:
+            await self._channel.ask_sent_text(self._ticket.rid, stage_id, known)
+        except BrokerError as error:  # the record has the truth in the end
+            log.debug(LogEvent.BROKER_ERROR, rid=self._ticket.rid, error=str(error))

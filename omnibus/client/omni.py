@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
+from omnibus.client.engine_thread import blocking
 from omnibus.client.progress_bar import Bar
 from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments, make_request, text_of
 from omnibus.client.request_events import ABORT, Output
 from omnibus.client.request_outputs import OmniRequestOutput
-from omnibus.client.rpc import CollectiveAnswer
-from omnibus.client.session import Aborted, Sink
+from omnibus.client.session import Aborted, Session, Sink
 from omnibus.client.single_stage import Target
 from omnibus.errors import OmnibusError, Overloaded
 from omnibus.pipeline.spec import PipelineSpec
@@ -65,9 +65,13 @@ class Omni:
     """The offline form; arguments and errors are those of AsyncOmniEngine. `close` when done, or use it in a `with`."""
 
     def __init__(
-        self, model: Target | None = None, init_timeout: float = 600, stage_init_timeout: float = 300, **kwargs: Any
+        self,
+        model: Target | None = None,
+        stage_init_timeout: float = STAGE_INIT_TIMEOUT,
+        init_timeout: float = 600,
+        **kwargs: Any,
     ) -> None:
-        self.engine = AsyncOmniEngine(model, init_timeout, stage_init_timeout, **kwargs)
+        self.engine = AsyncOmniEngine(model, stage_init_timeout, init_timeout, **kwargs)
 
     def __enter__(self) -> Self:
         return self
@@ -112,48 +116,28 @@ class Omni:
                 self.abort(rids)
                 raise
 
-    def abort(self, request_ids: str | Sequence[str]) -> list[Aborted]:
+    def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See AsyncOmniEngine.abort; from another thread while `generate` runs."""
-        return self.engine.abort(request_ids)
+        return self.engine.abort(request_id, timeout)
 
-    def collective_rpc(
-        self, method: str, timeout: float | None = None, args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None, stage_ids: Sequence[int] | None = None,
-    ) -> CollectiveAnswer:  # fmt: skip
-        """See AsyncOmniEngine.collective_rpc."""
-        return self.engine.collective_rpc(method, timeout, args, kwargs, stage_ids)
+    # Control of all replicas: see client.controls.Controls
 
-    # Orders to all replicas: see client.controls.Controls
+    collective_rpc = blocking(Session.collective_rpc)
+    pause_generation = blocking(Session.pause_generation)
+    resume_generation = blocking(Session.resume_generation)
+    is_paused = blocking(Session.is_paused)
+    sleep = blocking(Session.sleep)
+    wake_up = blocking(Session.wake_up)
+    is_sleeping = blocking(Session.is_sleeping)
+    start_profile = blocking(Session.start_profile)
+    stop_profile = blocking(Session.stop_profile)
+    reset_prefix_cache = blocking(Session.reset_prefix_cache)
 
-    def pause_generation(
-        self, mode: str = "abort", *, clear_cache: bool = True, stage_ids: Sequence[int] | None = None
-    ) -> CollectiveAnswer:
-        """Replicas take no more tasks; returns when they have none in hand. No request is lost."""
-        controls = self.engine.session.controls
-        return self.engine.run(controls.pause_generation(mode, clear_cache=clear_cache, stage_ids=stage_ids))
-
-    def resume_generation(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return self.engine.run(self.engine.session.controls.resume_generation(stage_ids))
-
-    def sleep(self, level: int = 1, *, mode: str = "abort", stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        """Replicas give their device memory back, all or none; what cannot be undone is refused."""
-        return self.engine.run(self.engine.session.controls.sleep(level, mode=mode, stage_ids=stage_ids))
-
-    def wake_up(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return self.engine.run(self.engine.session.controls.wake_up(stage_ids))
-
-    def start_profile(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return self.engine.run(self.engine.session.controls.start_profile(stage_ids))
-
-    def stop_profile(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return self.engine.run(self.engine.session.controls.stop_profile(stage_ids))
-
-    def reset_prefix_cache(self, stage_ids: Sequence[int] | None = None) -> CollectiveAnswer:
-        return self.engine.run(self.engine.session.controls.reset_prefix_cache(stage_ids))
-
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """See AsyncOmniEngine.shutdown; idempotent."""
         self.engine.shutdown()
+
+    close = shutdown
 
     async def _run_all(
         self, batch: Sequence[Prompt], rids: Sequence[str], arguments: RequestArguments, bar: Bar

@@ -15,25 +15,18 @@ from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection
+from omnibus.client.cancelling import cancel_request
 from omnibus.client.channel import Channel
 from omnibus.client.following import follow
-from omnibus.client.open_requests import QuotaSlot
-from omnibus.client.partial_texts import partial_texts
-from omnibus.client.raw_cancellation import cancel_raw
 from omnibus.client.request_events import ClientEvent, Ended, Result
-from omnibus.errors import Overloaded, RevisionConflict, UnknownRequest
+from omnibus.errors import Overloaded, UnknownRequest
 from omnibus.ledger.acceptance import admit
-from omnibus.ledger.records import Entry
+from omnibus.ledger.overload import QuotaSlot
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import lane_of, new_record, timeout_of, validate
-from omnibus.requests.advance import cancel
 from omnibus.requests.record import Record
 from omnibus.wire import subjects
-from omnibus.wire.envelope import FinalOutput
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
-
-_CONFLICTS = 20
-"""Writers that a cancellation lets pass before it gives up."""
 
 
 class Submission:
@@ -47,6 +40,11 @@ class Submission:
     @property
     def rid(self) -> str:
         return self._record.rid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it had ended already when it was found in the ledger."""
+        return self._record.state.terminal
 
     @property
     def time_left(self) -> float:
@@ -130,12 +128,12 @@ class Producer:
     async def result(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:
         """What the ledger says now; raises UnknownRequest, also for one of another `tenant` where one is given."""
         channel = await self.channel(pipeline)
-        return await channel.resolve((await self._entry(channel, rid, tenant)).record)
+        return await channel.resolve((await channel.entry(rid, tenant)).record)
 
     async def attach(self, pipeline: str, rid: str) -> Submission:
         """Follow a request that anybody submitted; raises UnknownRequest."""
         channel = await self.channel(pipeline)
-        return Submission(channel, (await self._entry(channel, rid)).record, attached=True)
+        return Submission(channel, (await channel.entry(rid)).record, attached=True)
 
     async def wait(self, pipeline: str, rid: str) -> Result:
         """The result of a request that anybody submitted, once it has ended; raises UnknownRequest."""
@@ -148,19 +146,7 @@ class Producer:
         in the record. Idempotent. Raises UnknownRequest, also for one of another `tenant` where one is given.
         """
         channel = await self.channel(pipeline)
-        for _ in range(_CONFLICTS):
-            try:
-                if not await cancel_raw(self.connection, channel.performer, pipeline, rid, tenant):
-                    entry = await self._entry(channel, rid, tenant)
-                    said = await self._said(channel, entry.record)
-                    await channel.performer.perform(cancel(entry.record, said), entry.revision)
-            except RevisionConflict:
-                continue
-            return await channel.resolve((await self._entry(channel, rid, tenant)).record)
-        raise RevisionConflict(f"the record of request {rid!r} keeps changing")
-
-    async def _said(self, channel: Channel, record: Record) -> dict[int, FinalOutput]:
-        return {} if record.state.terminal else await partial_texts(self.connection, channel.store, record)
+        return await channel.resolve(await cancel_request(channel, rid, tenant=tenant))
 
     async def channel(self, pipeline: str) -> Channel:
         """What this producer has on one pipeline, opened on first use."""
@@ -181,10 +167,3 @@ class Producer:
             if await channel.performer.ledger.read(rid) is None:
                 raise
             return False
-
-    @staticmethod
-    async def _entry(channel: Channel, rid: str, tenant: str | None = None) -> Entry:
-        entry = await channel.performer.ledger.read(rid)
-        if entry is None or tenant not in (None, entry.record.tenant):
-            raise UnknownRequest(f"no request {rid!r} is known; results are kept for 15 minutes")
-        return entry

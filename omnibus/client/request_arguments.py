@@ -13,7 +13,7 @@ from omnibus.errors import InvalidRequest
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import Message, Request, checked
-from omnibus.workers.engines.vllm.sampling import FIELDS
+from omnibus.wire.sampling import FIELDS
 
 Prompt = str | Sequence[int] | Mapping[str, Any] | Request
 """A text; token ids of the first stage; `{"prompt": …}`, `{"prompt_token_ids": …}` or `{"messages": …}`, with any further

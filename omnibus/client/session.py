@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.client.controls import Controls
 from omnibus.client.embedded_pipeline import EmbeddedOptions, embedded
+from omnibus.client.output_queue import OutputQueue
 from omnibus.client.producer import Producer, Submission
-from omnibus.client.request_arguments import Prompt, RequestArguments, final_stages, make_request, text_of
+from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments, final_stages, make_request, text_of
 from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
-from omnibus.errors import InvalidRequest, OmnibusError, RequestConflict, UnknownRequest
+from omnibus.errors import BrokerUnavailable, InvalidRequest, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
@@ -24,10 +25,13 @@ from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.requests.state import RequestState
 from omnibus.settings import Settings
 from omnibus.wire.failure import Failure
+from omnibus.wire.request import Request
 
 Sink = Callable[[OmniRequestOutput], Awaitable[None]]
 _CLOCKS_APART = 60.0
 """Seconds by which the clock that a request's arrival was read from may be ahead of ours."""
+_KEPT_OF_AN_ID = 31
+_MOST_RIDS = 65_536
 
 log = get_logger(__name__)
 
@@ -43,45 +47,115 @@ class Aborted:
     """What its texts had come to, by stage."""
 
 
-class Session:
-    """Made by `open_session`."""
+class Session(Controls):
+    """Made by `open_session`; whatever a façade can be asked for, it asks of one of these."""
 
-    def __init__(self, connection: Connection, producer: Producer, spec: PipelineSpec) -> None:
-        self.spec = spec
-        self.controls = Controls(connection, spec)
+    def __init__(
+        self, connection: Connection, producer: Producer, spec: PipelineSpec, outputs: OutputQueue[OmniRequestOutput]
+    ) -> None:
+        """`outputs` takes the outputs of `add_request`."""
+        super().__init__(connection, spec)
         self._metrics = connection.metrics
-        self._producer = producer
+        self._producer, self._outputs = producer, outputs
         self._open: dict[str, OutputAdapter] = {}
         self._followers: set[asyncio.Task[None]] = set()
+        self._rids: dict[str, str] = {}
+        """The id in the ledger of requests whose own id an ended one has there; the oldest give way."""
+
+    async def add_request(  # noqa: PLR0913, PLR0917 vLLM's signature
+        self,
+        request_id: str,
+        prompt: Prompt,
+        prompt_text: str | None = None,
+        sampling_params_list: Sequence[Any] | None = None,
+        final_stage_id: int | None = None,
+        final_output_stage_ids: Sequence[int] | None = None,
+        arrival_time: float | None = None,
+        lora_request: str | NamedAdapter | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        data_parallel_rank: int | None = None,
+        *,
+        resumable: bool = False,
+    ) -> None:
+        """Submit a request; accepted when this returns.
+
+        `prompt_text` is the text of a prompt of token ids, which its outputs carry. `sampling_params_list` has one entry a
+        stage. `final_stage_id` alone: the outputs of that stage and of those it needs; `final_output_stage_ids`: exactly
+        these. The deadline and the time in the queue count from `arrival_time`, seconds since the epoch. `priority` is
+        vLLM's: lower runs earlier, above 0 waits in the batch lane where there is one. `lora_request` names an adapter of
+        a stage's `lora_modules`. `trace_headers` reach every stage. An id is free again when its request has ended.
+
+        Raises InvalidRequest naming an argument that would have no effect, `data_parallel_rank` and `resumable` always;
+        any RequestError for what the pipeline cannot serve; RequestConflict for an id that is in use; Overloaded.
+        """
+        arguments = RequestArguments(
+            sampling_params_list=sampling_params_list, final_stage_id=final_stage_id,
+            final_output_stage_ids=final_output_stage_ids, lora_request=lora_request, trace_headers=trace_headers,
+            priority=priority, data_parallel_rank=data_parallel_rank, resumable=resumable,
+        )  # fmt: skip
+        put = self._outputs.put
+        await self.submit(request_id, prompt, arguments, put, prompt_text=prompt_text, arrival_time=arrival_time)
+
+    async def add_streaming_update(self, request_id: str, *_: Any, **__: Any) -> None:
+        """Always raises InvalidRequest: requests take no further input yet."""
+        raise InvalidRequest(f"request {request_id!r}: streaming input is not there yet", param="resumable")
 
     async def submit(
-        self, request_id: str | None, prompt: Prompt, arguments: RequestArguments, sink: Sink, *,
+        self, request_id: str, prompt: Prompt, arguments: RequestArguments, sink: Sink, *,
         prompt_text: str | None = None, arrival_time: float | None = None, deltas: bool = False,
-    ) -> str:  # fmt: skip
-        """Submit a request, whose outputs go to `sink`; returns its id when it is accepted. Raises as Producer.submit does.
+    ) -> None:  # fmt: skip
+        """Submit a request, whose outputs go to `sink`; accepted when this returns. Raises as Producer.submit does.
 
         An id that this session has open is refused with RequestConflict. The queue wait and the deadline are counted from
         `arrival_time`, seconds since the epoch.
         """
-        rid = request_id if request_id is not None else uuid.uuid4().hex
         request = make_request(self.spec, prompt, arguments)
         types = {stage: self.spec.stage(stage).final_output_type or "" for stage in final_stages(self.spec, request)}
-        if rid in self._open:
-            raise RequestConflict(f"request {rid!r} is running already", param="request_id")
-        output_adapter = self._open[rid] = OutputAdapter(rid, prompt_text or text_of(prompt), types, deltas)
+        if request_id in self._open:
+            raise RequestConflict(f"request {request_id!r} is running already", param="request_id")
+        adapter = OutputAdapter(request_id, prompt_text or text_of(prompt), types, deltas)
+        self._open[request_id] = adapter
         try:
-            submission = await self._producer.submit(self.spec, request, rid=rid, arrival=_checked(arrival_time))
+            submission = await self._accepted(request_id, request, _checked(arrival_time))
         except BaseException:
-            del self._open[rid]
+            del self._open[request_id]
             raise
-        follower = asyncio.create_task(self._follow(submission, output_adapter, sink), name=f"follow-{rid}")
+        follower = asyncio.create_task(self._follow(submission, adapter, sink), name=f"follow-{request_id}")
         self._followers.add(follower)
         follower.add_done_callback(self._followers.discard)
-        return rid
 
-    async def abort(self, request_ids: Iterable[str]) -> list[Aborted]:
-        """End requests wherever they are, and say how they stand; idempotent, also for ids that nobody knows."""
-        return list(await asyncio.gather(*(self._abort(rid) for rid in request_ids)))
+    async def _accepted(self, request_id: str, request: Request, arrival: float | None) -> Submission:
+        """The request, accepted; under another id in the ledger where that of an ended request still has its own."""
+        known = self._rids.get(request_id, request_id)
+        try:
+            submission = await self._producer.submit(self.spec, request, rid=known, arrival=arrival)
+            if not (submission.attached and submission.ended):
+                return submission
+        except RequestConflict:
+            if not await self._has_ended(known):
+                raise
+        self._rids.pop(request_id, None)
+        rid = self._rids[request_id] = f"{request_id[:_KEPT_OF_AN_ID]}-{uuid.uuid4().hex}"
+        while len(self._rids) > _MOST_RIDS and (oldest := next(iter(self._rids))) not in self._open:
+            del self._rids[oldest]
+        return await self._producer.submit(self.spec, request, rid=rid, arrival=arrival)
+
+    async def _has_ended(self, rid: str) -> bool:
+        try:
+            return (await self._producer.attach(self.spec.name, rid)).ended
+        except UnknownRequest:  # it has just expired
+            return True
+
+    async def abort(self, request_ids: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
+        """End one or many requests wherever they are, and say how they stand; idempotent, also for ids that nobody knows.
+
+        The answers hold the text that each had come to. The outputs of a request that is open here end with one whose
+        `finish_reason` is "abort". Raises TimeoutError when it takes more than `timeout` seconds; they may end all the same.
+        """
+        rids = [request_ids] if isinstance(request_ids, str) else request_ids
+        async with asyncio.timeout(timeout):
+            return list(await asyncio.gather(*(self._abort(rid) for rid in rids)))
 
     async def close(self) -> None:
         """Follow nothing any more; what was accepted goes on."""
@@ -90,70 +164,76 @@ class Session:
         if self._followers:
             await asyncio.wait(self._followers)
 
-    async def _abort(self, rid: str) -> Aborted:
-        output_adapter = self._open.get(rid)
-        received = output_adapter.texts if output_adapter is not None else {}
+    async def _abort(self, request_id: str) -> Aborted:
+        adapter = self._open.get(request_id)
+        received = adapter.texts if adapter is not None else {}
         try:
-            result = await self._producer.cancel(self.spec.name, rid)
+            result = await self._producer.cancel(self.spec.name, self._rids.get(request_id, request_id))
         except UnknownRequest:
-            return Aborted(rid, None, dict(received))
+            return Aborted(request_id, None, dict(received))
         kept = {output.stage_id: output.text for output in result.outputs if output.modality == "text"}
         # Some may have been heard after the replica was asked, or not have been heard here.
         texts = {
             stage: max(received.get(stage, ""), kept.get(stage, ""), key=len) for stage in received.keys() | kept.keys()
         }
-        return Aborted(rid, result.state, texts)
+        return Aborted(request_id, result.state, texts)
 
-    async def _follow(self, submission: Submission, output_adapter: OutputAdapter, sink: Sink) -> None:
+    async def _follow(self, submission: Submission, adapter: OutputAdapter, sink: Sink) -> None:
         """The root of one request's task."""
         try:
-            await self._adapt(submission, output_adapter, sink)
+            await self._adapt(submission, adapter, sink)
         except OmnibusError as error:
-            await sink(output_adapter.lost(Failure.of(error)))
+            await sink(adapter.lost(Failure.of(error)))
         except Exception as error:  # whoever waits must hear of it
             self._metrics.errors.labels(where="session").inc()
             log.exception(LogEvent.TASK_CRASHED, rid=submission.rid)
-            await sink(output_adapter.lost(Failure.of(error)))
+            await sink(adapter.lost(Failure.of(error)))
         finally:
-            self._forget(output_adapter)
+            self._forget(adapter)
 
-    async def _adapt(self, submission: Submission, output_adapter: OutputAdapter, sink: Sink) -> None:
+    async def _adapt(self, submission: Submission, adapter: OutputAdapter, sink: Sink) -> None:
         async with aclosing(submission.events()) as events:
             async for event in events:
-                for output in output_adapter.notify(event):
+                for output in adapter.notify(event):
                     if output.finished:
-                        self._forget(output_adapter)  # its id is free as soon as its end is told
+                        self._forget(adapter)  # its id is free as soon as its end is told
                     await sink(output)
                     if output.finished:
                         return
         raise UnknownRequest(f"request {submission.rid!r} is no longer in the ledger")
 
-    def _forget(self, output_adapter: OutputAdapter) -> None:
+    def _forget(self, adapter: OutputAdapter) -> None:
         """Unless the id belongs to a later request by now."""
-        if self._open.get(output_adapter.request_id) is output_adapter:
-            del self._open[output_adapter.request_id]
+        if self._open.get(adapter.request_id) is adapter:
+            del self._open[adapter.request_id]
 
 
 @asynccontextmanager
 async def open_session(
-    target: PipelineSpec | str | None, settings: Settings, *, nats: str | None, options: EmbeddedOptions
-) -> AsyncIterator[Session]:
+    target: PipelineSpec | str | None, settings: Settings, *, nats: str | None, options: EmbeddedOptions,
+    outputs: OutputQueue[OmniRequestOutput],
+) -> AsyncIterator[Session]:  # fmt: skip
     """A session with a deployed pipeline on the cluster at `nats`; without `nats`, with one that is served from here.
 
-    `target` is the name of the deployed pipeline (None: the only one), or the specification to serve. Raises PipelineError
-    for an unknown pipeline, BrokerUnavailable, and as `embedded` does.
+    `target` is the name of the deployed pipeline (None: the only one), or the specification to serve. `outputs` is for the
+    session. Raises PipelineError for an unknown pipeline, BrokerUnavailable, and as `embedded` does.
     """
     async with AsyncExitStack() as stack:
         if nats is None:
             spec = cast("PipelineSpec", target)
             connection = await stack.enter_async_context(embedded(spec, settings, options))
         else:
-            connecting = connect(nats, name="omnibus-client", role="client", credentials=settings.nats_credentials)
-            connection = await stack.enter_async_context(connecting)
             name = target.name if isinstance(target, PipelineSpec) else target
-            spec = await load_deployed(connection, name)
+            try:
+                async with asyncio.timeout(options.init_timeout):
+                    connection = await stack.enter_async_context(
+                        connect(nats, name="omnibus-client", role="client", credentials=settings.nats_credentials)
+                    )
+                    spec = await load_deployed(connection, name)
+            except TimeoutError as error:
+                raise BrokerUnavailable(f"{nats} did not answer within {options.init_timeout:g} s") from error
         producer = await stack.enter_async_context(Producer(connection))
-        session = Session(connection, producer, spec)
+        session = Session(connection, producer, spec, outputs)
         stack.push_async_callback(session.close)
         yield session
 

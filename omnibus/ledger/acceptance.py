@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omnibus.errors import BrokerUnavailable, RequestConflict, RevisionConflict
+from omnibus.broker.bucket import transact
+from omnibus.errors import RequestConflict, RevisionConflict
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import Entry
 from omnibus.observability.events import LogEvent
@@ -13,8 +14,6 @@ from omnibus.requests.admission import Resolution, admission_effects, attach_eff
 from omnibus.requests.advance import redrive
 from omnibus.requests.effects import CreateRecord
 from omnibus.requests.record import Record
-
-_ATTEMPTS = 5
 
 log = get_logger(__name__)
 
@@ -33,21 +32,23 @@ async def admit(performer: Performer, record: Record) -> Admitted:
     """Admit the request of a new record; accepted when this returns.
 
     Idempotent: the same request under the same id attaches to the running one, or to its answer. Raises RequestConflict
-    when the id was used for another request, and BrokerUnavailable; then the caller cannot know whether it was accepted,
+    when the id was used for another request, and BrokerError; then the caller cannot know whether it was accepted,
     and may call again with the same id.
     """
-    for _ in range(_ATTEMPTS):
+
+    async def attempt() -> Admitted:
         try:
             await performer.perform(admission_effects(record))
         except RevisionConflict:
             existing = await performer.ledger.read(record.rid)
             if existing is None:
-                continue  # it expired between our create and our read
+                raise  # it expired between our create and our read
             await _release_input(performer, existing, record)
             return await _resolve_conflict(performer, existing, record)
         log.debug(LogEvent.REQUEST_ACCEPTED, request=record.rid, pipeline=record.ticket.pipeline)
         return Admitted(record, attached=False)
-    raise BrokerUnavailable(f"the ledger keeps changing under request {record.rid!r}")
+
+    return await transact(attempt, f"the record of request {record.rid!r}")
 
 
 async def _release_input(performer: Performer, existing: Entry, mine: Record) -> None:

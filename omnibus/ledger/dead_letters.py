@@ -6,15 +6,17 @@ copied to an object store of its own, whose lifetime is that of the letters.
 
 from __future__ import annotations
 
-from omnibus.broker.bucket import Bucket
+from omnibus.broker.bucket import Bucket, transact
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import ObjectStore
-from omnibus.errors import PayloadLost, RevisionConflict
+from omnibus.errors import InvalidRequest, PayloadLost, RevisionConflict
 from omnibus.ledger.records import Ledger
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
 from omnibus.requests.record import DEAD_TTL, DeadLetter, Record
 from omnibus.wire import codec, subjects
 
-_CONFLICTS = 10
+log = get_logger(__name__)
 
 
 class DeadLetters:
@@ -27,14 +29,20 @@ class DeadLetters:
         self._payloads = ObjectStore(connection, subjects.payloads_bucket(pipeline))
         self._inputs = ObjectStore(connection, subjects.dead_payloads_bucket(pipeline))
 
-    async def ids(self) -> list[str]:
-        """Requests that may have a letter, in order; the answer grows with their number."""
-        return [key.removeprefix(subjects.DEAD_LETTERS) for key in await self._bucket.keys(subjects.DEAD_LETTERS)]
-
     async def read(self, rid: str) -> DeadLetter | None:
-        """The letter; None when there is none (any more)."""
+        """The dead letter; None when there is none (any more), and for one that cannot be read."""
         entry = await self._bucket.get_confirmed(subjects.dead_letter_key(rid))
-        return codec.decode(entry.value, DeadLetter) if entry is not None else None
+        try:
+            return codec.decode(entry.value, DeadLetter) if entry is not None else None
+        except InvalidRequest as error:
+            log.warning(LogEvent.DEAD_LETTER_UNREADABLE, request=rid, error=error.message)
+            return None
+
+    async def all(self) -> list[DeadLetter]:
+        """All of them, the oldest first; the answer grows with their number."""
+        keys = await self._bucket.keys(subjects.DEAD_LETTERS)
+        found = [await self.read(key.removeprefix(subjects.DEAD_LETTERS)) for key in keys]
+        return sorted((one for one in found if one is not None), key=lambda one: one.died)
 
     async def input(self, dead_letter: DeadLetter) -> bytes:
         """The request that it keeps, encoded; raises PayloadLost."""
@@ -48,19 +56,17 @@ class DeadLetters:
         meanwhile. So the letter's revision is taken before the record is looked at, and named in the write.
         """
         key = subjects.dead_letter_key(record.rid)
-        for _ in range(_CONFLICTS):
+
+        async def attempt() -> None:
             revision = await self._bucket.revision(key)
             latest = await self._failed(record)
             if latest is None or await self._is_kept(latest):
                 return
             await self._keep_input(latest)
             dead_letter = DeadLetter(record=latest, died=self._clock.now())
-            try:
-                await self._bucket.update(key, codec.encode(dead_letter), revision, ttl=DEAD_TTL)
-            except RevisionConflict:
-                continue
-            return
-        raise RevisionConflict(f"the dead letter of request {record.rid!r} keeps changing")
+            await self._bucket.update(key, codec.encode(dead_letter), revision, ttl=DEAD_TTL)
+
+        await transact(attempt, f"the dead letter of request {record.rid!r}")
 
     async def forget(self, record: Record) -> None:
         """Remove the letter of a request that has ended otherwise; that of a later request under its id stays."""

@@ -36,7 +36,7 @@ class Performer:
         self.queue = WorkQueue(connection, pipeline)
         self.dead_letters = DeadLetters(connection, pipeline)
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
-        self._connection, self._pipeline = connection, pipeline
+        self._connection, self.pipeline = connection, pipeline
         self._lane_of = lane_of
         self.clock = connection.clock
         """What deadlines are compared with."""
@@ -60,15 +60,14 @@ class Performer:
                 return await self._publish(self._task_subject(task), task, effect.msg_id)
             case effects.PublishEvent(event, rid, stage_id):
                 stage = subjects.ANY_STAGE if stage_id is None else stage_id
-                subject = subjects.event(self._pipeline, stage, event_kind(event), rid)
+                subject = subjects.event(self.pipeline, stage, event_kind(event), rid)
                 return await self._publish(subject, event, effect.msg_id)
 
     async def clear_orphans(self, rid: str, *, queued: bool = False) -> bool:
         """Remove what is stored for a request that has ended, and what is `queued`; False when it is open. Idempotent.
 
         For whoever may have stored something too late for the end's own purge. What is stored before this is called is
-        gone by then or goes with the end: the record is read where it was written. Raises BrokerUnavailable, and
-        InvalidRequest for a damaged record.
+        gone by then or goes with the end: the record is read where it was written. Raises BrokerUnavailable and Unreadable.
         """
         entry = await self.ledger.read_latest(rid)
         record = entry.record if entry is not None else None
@@ -96,7 +95,7 @@ class Performer:
                 await self.publish(effect)
             case effects.Notify(front, message):
                 await self._connection.publish(
-                    subjects.out(self._pipeline, front, message.rid), codec.encode(message)
+                    subjects.out(self.pipeline, front, message.rid), codec.encode(message)
                 )  # fmt: skip
             case effects.SaveRecord(record):
                 return await self.ledger.save(record, revision)
@@ -113,7 +112,7 @@ class Performer:
         match effect:
             case effects.Stop(rid, until, run):
                 order = Cancel(rids=(rid,), until=until, run=run)
-                await self._connection.publish(subjects.ctl_all(self._pipeline), codec.encode(order))
+                await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(order))
             case effects.Purge():
                 await self._purge(effect)
             case effects.KeepDead(record):
@@ -142,7 +141,7 @@ class Performer:
         return entry is not None and entry.record.has_failed(run)
 
     def _task_subject(self, task: Task) -> str:
-        return subjects.task(self._pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)
+        return subjects.task(self.pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)
 
     async def _publish(self, subject: str, envelope: Task | Event, msg_id: str) -> bool:
         data = codec.encode(envelope)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from omnibus.broker.bucket import Bucket
+from omnibus.broker import bucket
+from omnibus.broker.bucket import Bucket, transact
 from omnibus.broker.connection import Connection
+from omnibus.errors import InvalidRequest, Unreadable
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +25,7 @@ class Entry:
 
 
 class Ledger:
-    """Records of the requests of one pipeline. All methods raise BrokerUnavailable."""
+    """Records of the requests of one pipeline. All methods raise BrokerUnavailable, those that read Unreadable."""
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._clock = connection.clock
@@ -27,15 +33,24 @@ class Ledger:
 
     async def read(self, rid: str) -> Entry | None:
         """The record, None when there is none (any more): also right after its creation, on whatever copy it is read."""
-        entry = await self._bucket.get_confirmed(subjects.check_name(rid, "rid"))
-        if entry is None or entry.value is None:
-            return None
-        return Entry(codec.decode(entry.value, Record), entry.revision)
+        return _decoded(rid, await self._bucket.get_confirmed(subjects.check_name(rid, "rid")))
 
     async def read_latest(self, rid: str) -> Entry | None:
         """The same as the ledger's leader has it: for what a write of a moment ago must not be undone by."""
-        entry = await self._bucket.get_latest(subjects.check_name(rid, "rid"))
-        return Entry(codec.decode(entry.value, Record), entry.revision) if entry is not None else None
+        return _decoded(rid, await self._bucket.get_latest(subjects.check_name(rid, "rid")))
+
+    async def transact(self, rid: str, decide: Callable[[Entry | None], Awaitable[T]], *, latest: bool = False) -> T:
+        """What `decide` returns, which is given the record and writes it under its revision.
+
+        It is asked again, with the record as it is then, whenever another writer was first. Raises RevisionConflict when
+        that happens too often. `latest`: read the leader's copy, for decisions that a write of a moment ago would change.
+        """
+        read = self.read_latest if latest else self.read
+
+        async def attempt() -> T:
+            return await decide(await read(rid))
+
+        return await transact(attempt, f"the record of request {rid!r}")
 
     async def create(self, record: Record) -> int:
         """Create a record; raises RevisionConflict when the id is taken."""
@@ -46,3 +61,20 @@ class Ledger:
         return await self._bucket.update(
             record.rid, codec.encode(record), revision, ttl=record.lifetime(self._clock.now())
         )
+
+
+def _decoded(rid: str, entry: bucket.Entry | None) -> Entry | None:
+    """The record under a key; it must be that of the request which the key names."""
+    if entry is None:
+        return None
+    try:
+        record: Record = codec.decode(entry.value, Record)
+    except InvalidRequest as error:
+        raise _unreadable(rid, entry, error.message) from error
+    if record.rid != rid:
+        raise _unreadable(rid, entry, f"it is the record of {record.rid!r}")
+    return Entry(record, entry.revision)
+
+
+def _unreadable(rid: str, entry: bucket.Entry, why: str) -> Unreadable:
+    return Unreadable(f"the record of request {rid!r} cannot be read: {why}", data=entry.value, revision=entry.revision)

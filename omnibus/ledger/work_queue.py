@@ -77,10 +77,6 @@ class WorkQueue:
         body = {"last_by_subj": subjects.purge_filter(self._pipeline, rid)}
         return await self._connection.find(f"STREAM.MSG.GET.{self._work}", body) is not None
 
-    async def messages(self) -> int:
-        """Everything that is queued: tasks, events and timers."""
-        return (await self.traffic()).messages
-
     async def present(self) -> set[str]:
         """Requests that have a timer, tasks or events here; the answer grows with their number."""
         return {subjects.parse_rid(subject) for subject in await self._connection.stored_subjects(self._work, ">")}

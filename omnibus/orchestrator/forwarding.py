@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Sequence
+
 from omnibus.broker.delivery import Delivery
-from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, RevisionConflict
+from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import Entry
 from omnibus.orchestrator.event_telemetry import Journal
+from omnibus.requests.admission import bury
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
+from omnibus.requests.effects import Effect
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, event_rid
 from omnibus.wire.failure import Failure
@@ -18,8 +23,6 @@ ATTEMPTS = 5
 ADMISSION = 60.0
 """Seconds past a deadline in which its request may still be on the way into the ledger: every step of that is retried."""
 _RECHECK_INTERVAL = 1.0
-CONFLICTS = 50
-"""Writers that one event lets pass before it is left to be delivered again."""
 
 
 class Forwarder:
@@ -42,16 +45,13 @@ class Forwarder:
                 return
             await self._advance(event)
             self._telemetry.handled(delivery, "forwarded")
-        except BrokerError as error:
-            if error.retryable or delivery.num_delivered < ATTEMPTS:
-                raise
-            await self._fail(delivery, error, dead=True)
-        except OmnibusError as error:
-            await self._fail(delivery, error)
         except Exception as error:
-            if delivery.num_delivered < ATTEMPTS:
+            # Of what cannot be read, another orchestrator may be of a version that can.
+            may_pass = not isinstance(error, OmnibusError) or isinstance(error, BrokerError | Unreadable)
+            is_outage = isinstance(error, BrokerError) and error.retryable
+            if is_outage or (may_pass and delivery.num_delivered < ATTEMPTS):
                 raise
-            await self._fail(delivery, error, dead=True)
+            await self._fail(delivery, error, dead=may_pass)
         await delivery.ack()
 
     async def _advance(self, event: Event) -> None:
@@ -59,14 +59,8 @@ class Forwarder:
             if self._is_stopped(event) or not await self._pass_on(event):
                 await self._performer.clear_orphans(event.ticket.rid)  # stored too late for its end
             return
-        for _ in range(CONFLICTS):
-            entry = await self._read(event_rid(event))
-            try:
-                await self._perform(event, entry)
-            except RevisionConflict:
-                continue
-            return
-        raise RevisionConflict(f"the record of request {event_rid(event)!r} keeps changing")
+        rid = event_rid(event)
+        await self._performer.ledger.transact(rid, lambda entry: self._perform(event, entry))
 
     async def _pass_on(self, event: StageResult) -> bool:
         """Publish the tasks that follow from it; False when another attempt was first, whose end may have come since."""
@@ -76,56 +70,59 @@ class Forwarder:
         return self._stopped.holds(event.ticket.rid, self._performer.clock.now(), run=event.ticket.run)
 
     async def _perform(self, event: Event, entry: Entry | None) -> None:
-        record, revision = (entry.record, entry.revision) if entry is not None else (None, 0)
-        effects = advance(event, record)
-        await self._performer.perform(effects, revision)
-        self._telemetry.performed(effects, record)
+        if entry is not None:
+            await self._performed(advance(event, entry.record), entry)
+
+    async def _performed(self, effects: Sequence[Effect], entry: Entry) -> None:
+        await self._performer.perform(effects, entry.revision)
+        self._telemetry.performed(effects, entry.record)
 
     async def _precedes_record(self, event: Event) -> bool:
         if not isinstance(event, DeadlinePassed) or self._performer.clock.now() > event.deadline + ADMISSION:
             return False
-        return await self._read(event.rid) is None
-
-    async def _read(self, rid: str) -> Entry | None:
-        return await self._performer.ledger.read(rid)
-
-    async def _readable(self, rid: str) -> Entry | None:
-        """The record; None also for a name that none can bear, and for one that is damaged: nobody can end it."""
-        try:
-            return await self._read(rid) if subjects.is_name(rid) else None
-        except InvalidRequest:
-            return None
+        return await self._performer.ledger.read(event.rid) is None
 
     async def _fail(self, delivery: Delivery, error: Exception, *, dead: bool = False) -> None:
         """End the request that the subject names; nothing when it has ended, or is not known.
 
         `dead`: all attempts at the event were used up, so that an operator may want to run the request again.
         """
-        rid = subjects.parse_rid(delivery.subject)
+        rid, failure = subjects.parse_rid(delivery.subject), Failure.of(error)
         self._telemetry.poisonous(delivery, error)
-        for _ in range(CONFLICTS):
-            entry = await self._readable(rid)
-            if entry is None:
-                return
-            effects = fail(entry.record, Failure.of(error), dead=dead)
-            try:
-                await self._performer.perform(effects, entry.revision)
-            except RevisionConflict:
-                continue
-            self._telemetry.performed(effects, entry.record)
+
+        async def end(entry: Entry | None) -> None:
+            if entry is not None:
+                await self._performed(fail(entry.record, failure, dead=dead), entry)
+
+        if not subjects.is_name(rid):  # no record can have such a key
             return
-        raise RevisionConflict(f"the record of request {rid!r} keeps changing")
+        try:
+            await self._performer.ledger.transact(rid, end)
+        except Unreadable as unreadable:
+            await self._bury(rid, unreadable)
+
+    async def _bury(self, rid: str, unreadable: Unreadable) -> None:
+        """Replace a record that nobody can read by one that says so, and keep what it was as a dead letter."""
+        now, pipeline = self._performer.clock.now(), self._performer.pipeline
+        effects = bury(pipeline, rid, unreadable.data, Failure.of(unreadable), nonce=secrets.token_hex(8), now=now)
+        await self._performer.perform(effects, unreadable.revision)
+        self._telemetry.performed(effects, None)
 
 
 def _decode(delivery: Delivery) -> Event:
-    """The event in a delivery; raises InvalidRequest when it is none, or not of the request that its subject names."""
-    if subjects.parse_event(delivery.subject).kind is subjects.EventKind.DEADLINE and not delivery.data:
-        raise InvalidRequest("a deadline without a body")
-    event: Event = codec.decode(delivery.data, Event)
-    if event_rid(event) != subjects.parse_rid(delivery.subject):
-        raise InvalidRequest(f"an event of {event_rid(event)!r} came on {delivery.subject!r}")
+    """The event in a delivery; raises Unreadable when it is none, or not of the request that its subject names."""
+    try:
+        return _checked(codec.decode(delivery.data, Event), delivery.subject)
+    except InvalidRequest as error:
+        raise Unreadable(f"the event on {delivery.subject!r} cannot be read: {error.message}") from error
+
+
+def _checked(event: Event, subject: str) -> Event:
+    subjects.parse_event(subject)
+    if event_rid(event) != subjects.parse_rid(subject):
+        raise InvalidRequest(f"it is of {event_rid(event)!r}")
     if isinstance(event, StageResult | StageFailed) and all(
         stage.stage_id != event.stage_id for stage in event.ticket.route.stages
     ):
-        raise InvalidRequest(f"the route of {event_rid(event)!r} has no stage {event.stage_id}")
+        raise InvalidRequest(f"its route has no stage {event.stage_id}")
     return event

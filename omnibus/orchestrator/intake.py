@@ -15,9 +15,10 @@ from omnibus.errors import (
     RequestConflict,
     RequestError,
     RevisionConflict,
+    Unreadable,
 )
 from omnibus.ledger.acceptance import admit
-from omnibus.ledger.backlog import Backlog
+from omnibus.ledger.overload import Backlog
 from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -123,13 +124,13 @@ class Intake:
 
     async def _word_of(self, mine: Record) -> EndNotice | Refused | None:
         """What to say of a request whose id was taken: how the same one has ended, nothing while it is open, or a refusal."""
-        existing = await self._performer.ledger.read(mine.rid)
         try:
+            existing = await self._performer.ledger.read(mine.rid)
             if existing is not None:
                 resolve(existing.record, mine)
                 state = existing.record.state
                 return EndNotice(rid=mine.rid, state=state) if state.terminal else None
-        except RequestConflict:
+        except (RequestConflict, Unreadable):
             pass
         assert mine.failure is not None
         return Refused(rid=mine.rid, failure=mine.failure)

@@ -10,7 +10,7 @@ import asyncio
 from contextlib import suppress
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import InvalidRequest
+from omnibus.errors import Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.orchestrator.chores import guarded
 
@@ -59,5 +59,5 @@ class OrphanCleanup:
         """Whether there is no more to do about a request."""
         try:
             return await self._performer.clear_orphans(rid, queued=queued)
-        except InvalidRequest:  # its record is damaged, or of a newer version; whoever meets its tasks says so
+        except Unreadable:  # its record is damaged, or of a newer version; whoever meets its tasks says so
             return True

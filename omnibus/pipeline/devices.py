@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import StageSpec
 
 VISIBILITY_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
 """Variables that CUDA, ROCm and Ascend runtimes read; each ignores the others'."""
+Devices = TypeVar("Devices", str, None)
 
 
 class ReplicaLayout(NamedTuple):
@@ -56,10 +57,10 @@ def replica_devices(stage: StageSpec, num_replicas: int | None = None) -> list[s
     return split_devices_for_replicas(stage.devices, count, get_stage_devices_per_replica(stage), stage.stage_id)
 
 
-def split_devices_for_replicas(devices: str, num_replicas: int, tp_size: int, stage_id: int) -> list[str]:
+def split_devices_for_replicas(devices: Devices, num_replicas: int, tp_size: int, stage_id: int) -> list[Devices]:
     """Share a stage's comma-separated devices out among its replicas.
 
-    - One replica: `devices` unchanged.
+    - One replica: `devices` unchanged. None: every replica sees what its launcher sees, and has None.
     - Pool, `num_replicas * tp_size` entries: consecutive slices; `"1,2,3,4"`, 2, 2 → `["1,2", "3,4"]`.
     - Template, `tp_size` entries, each an integer in [0, tp_size): replica r gets `r * tp_size + entry`;
       `"0,1"`, 4, 2 → `["0,1", "2,3", "4,5", "6,7"]`.
@@ -68,8 +69,8 @@ def split_devices_for_replicas(devices: str, num_replicas: int, tp_size: int, st
     """
     if num_replicas < 1 or tp_size < 1:
         raise ValueError(f"stage {stage_id}: replicas ({num_replicas}) and tensor parallel size ({tp_size}) start at 1")
-    if num_replicas == 1:
-        return [devices]
+    if num_replicas == 1 or devices is None:
+        return [devices] * num_replicas
     entries = [entry.strip() for entry in devices.split(",")]
     if not all(entries) or len(set(entries)) != len(entries):
         raise ValueError(f"stage {stage_id}: devices {devices!r} has an empty or a repeated entry")

@@ -20,7 +20,7 @@ EngineArgs = Mapping[str, Any]
 
 
 class Model(Enum):
-    """The kind of value that a stage's `model` has."""
+    """What `model` of a stage is."""
 
     NONE = auto()
     """Nothing that the engine needs."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,15 @@ from omnibus.observability.logging import get_logger
 from omnibus.wire import codec, subjects
 
 log = get_logger(__name__)
+
+
+class PauseMode(StrEnum):
+    """What becomes of the tasks in hand when a replica is paused. Neither loses any."""
+
+    WAIT = "wait"
+    """They are finished first."""
+    ABORT = "abort"
+    """They are stopped and go back to the queue, for another replica or for this one later."""
 
 
 class PauseState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -62,6 +72,15 @@ class PauseStates:
             (one, _decoded(entry.value if entry else None)) for one, entry in zip(ids, entries, strict=True)
         )
         return {stage_id: pause_state for stage_id, pause_state in pause_states if pause_state is not None}
+
+
+def pause_mode(name: str) -> PauseMode:
+    """The mode of this name; raises InvalidRequest."""
+    try:
+        return PauseMode(name)
+    except ValueError as error:
+        known = " or ".join(PauseMode)
+        raise InvalidRequest(f"mode is {known}, not {name!r}: nothing here keeps tasks frozen", param="mode") from error
 
 
 class PauseWatch:

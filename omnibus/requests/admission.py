@@ -18,12 +18,12 @@ from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.advance import end_again, entry_tasks
-from omnibus.requests.effects import CreateRecord, Effect, ScheduleDeadline
+from omnibus.requests.effects import CreateRecord, Effect, SaveRecord, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.failure import Failure
-from omnibus.wire.payload import Payload
+from omnibus.wire.payload import INLINE_LIMIT, Payload
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Message, Request, TextPart, decode_request, encode_request
 from omnibus.wire.subjects import check_name
 
@@ -149,6 +149,18 @@ def unadmitted_record(
     except InvalidRequest:
         return same
     return msgspec.structs.replace(same, digest=digest(request), tenant=request.tenant)
+
+
+def bury(pipeline: str, rid: str, data: bytes, failure: Failure, *, nonce: str, now: float) -> tuple[Effect, ...]:
+    """Effects that replace a record which nobody can read by one that has failed of that.
+
+    What it was is kept as the input of its dead letter.
+    """
+    record = unadmitted_record(pipeline, rid, RequestState.FAILED, failure, data=b"", nonce=nonce, now=now, front=None)
+    payload = Payload.inline(data[:INLINE_LIMIT], "application/octet-stream")
+    ticket = msgspec.structs.replace(record.ticket, request=payload)
+    dead = msgspec.structs.replace(record, ticket=ticket, dead=True)
+    return (SaveRecord(dead), *end_again(dead))
 
 
 def admission_effects(record: Record) -> tuple[Effect, ...]:

@@ -55,11 +55,9 @@ def needs_record(event: Event) -> bool:
     return stage.final is not None or any(event.ticket.route[target.stage_id].is_join for target in stage.targets)
 
 
-def advance(event: Event, record: Record | None) -> tuple[Effect, ...]:
-    """Effects of an event that needs its record, which is None when the ledger has none (any more)."""
+def advance(event: Event, record: Record) -> tuple[Effect, ...]:
+    """Effects of an event on its record. An event without one has none: its request ended long ago, and is forgotten."""
     match event:
-        case _ if record is None:
-            return ()  # forgotten: its end was long ago
         case DeadlinePassed():
             return _deadline(event, record)
         case AttemptFailed():

@@ -12,13 +12,13 @@ from omnibus.broker.connection import Connection, Message, Subscription
 from omnibus.errors import BrokerError, InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.registry.pause_state import PauseState, PauseWatch
+from omnibus.registry.pause_state import PauseMode, PauseState, PauseWatch, pause_mode
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, AskSentText, Cancel, Control, Rpc, RpcReply
 from omnibus.wire.failure import Failure
 from omnibus.workers.assignment import Claims
 from omnibus.workers.engines.protocol import Engine
-from omnibus.workers.task_slots import PauseMode, TaskSlots
+from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
 from omnibus.workers.text_stream import SentTexts
 
@@ -211,12 +211,3 @@ class ControlHandlers:
                 await self._engine.rpc("wake_up", (), {})
                 self._asleep = False
             await self._slots.resume()
-
-
-def pause_mode(name: str) -> PauseMode:
-    """The mode of this name; raises InvalidRequest."""
-    try:
-        return PauseMode(name)
-    except ValueError as error:
-        known = " or ".join(PauseMode)
-        raise InvalidRequest(f"mode is {known}, not {name!r}: nothing here keeps tasks frozen", param="mode") from error

@@ -7,7 +7,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from omnibus.broker.delivery import Delivery
-from omnibus.errors import BrokerError, BrokerRefused, EngineDead, EngineError, InvalidRequest, RequestTooLarge
+from omnibus.errors import (
+    BrokerError,
+    BrokerRefused,
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    RequestTooLarge,
+    Unreadable,
+)
 from omnibus.ledger.performer import Performer
 from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.effects import PublishEvent, PublishTask
@@ -83,7 +91,10 @@ class TaskService:
         """
         self._telemetry.malformed(delivery.subject, error)
         announced = subjects.parse_task(delivery.subject)
-        found = await self._performer.ledger.read(announced.rid) if subjects.is_name(announced.rid) else None
+        try:
+            found = await self._performer.ledger.read(announced.rid) if subjects.is_name(announced.rid) else None
+        except Unreadable:  # an orchestrator buries the record, at its deadline
+            found = None
         if found is not None and not found.record.state.terminal:
             ticket, stage_id = found.record.ticket, announced.stage_id
             failure = Failure.of(error, stage_id=stage_id, replica=self._claims.replica)

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 
 from omnibus.broker.puller import Puller
 from omnibus.errors import InvalidRequest
+from omnibus.registry.pause_state import PauseMode
 from omnibus.registry.presence.replica_record import ReplicaStatus
 from omnibus.workers.assignment import Assignment, Claims, Interruption
 
 SetStatus = Callable[[ReplicaStatus], Awaitable[None]]
-
-
-class PauseMode(StrEnum):
-    """What becomes of the tasks in hand when a replica is paused. Neither loses any."""
-
-    WAIT = "wait"
-    """They are finished first."""
-    ABORT = "abort"
-    """They are stopped and go back to the queue, for another replica or for this one later."""
 
 
 class TaskSlots:

@@ -42,7 +42,7 @@ async def cancelled(producer: Producer, pipeline: str, rid: str) -> None:
 
 
 async def _is_empty(queue: WorkQueue) -> bool:
-    return await queue.messages() == 0
+    return (await queue.traffic()).messages == 0
 
 
 def one_slot(pipeline: str, **fields: object) -> PipelineSpec:
@@ -166,7 +166,7 @@ async def test_no_timer_stays_when_a_raw_request_is_cancelled_whose_orchestrator
     await queue.schedule_deadline("raw", time.time() + 60.0)
     async with Producer(connection) as producer:
         await producer.cancel(pipeline, "raw")
-    assert await queue.messages() == 0
+    assert (await queue.traffic()).messages == 0
 
 
 async def test_raw_request_stays_cancelled_when_an_orchestrator_was_admitting_it(

@@ -15,9 +15,8 @@ from omnibus.client.producer import Producer
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.coordinator import OmniCoordClientForHub, OmniCoordClientForStage
-from omnibus.registry.presence.replica_info import ReplicaEvent, ReplicaEventType
 from omnibus.registry.presence.replica_record import ReplicaStatus
-from omnibus.registry.presence.replica_view import ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from tests.support.broker import lay_out
@@ -93,20 +92,22 @@ async def test_healthy_replicas_do_not_flap_when_the_timeout_is_short(
     connection: Connection, pipeline: str, timeout: float
 ) -> None:
     """Known defect of vLLM-Omni: heartbeats come every 5 s whatever the timeout, so that 3 s declares all dead in turn."""
-    events: list[ReplicaEvent] = []
+    changes: list[ReplicaChange] = []
     await lay_out(connection, pipeline, heartbeat_timeout=timeout)
     async with AsyncExitStack() as stack:
         for _ in range(3):
             client = OmniCoordClientForStage(connection, pipeline, 0, heartbeat_timeout=timeout)
             await stack.enter_async_context(client)
-        hub = OmniCoordClientForHub(connection, pipeline, heartbeat_timeout=timeout, on_event=events.append)
-        await stack.enter_async_context(hub)
+        view = await stack.enter_async_context(ReplicaView(connection, pipeline, timeout=timeout))
+        hub = await stack.enter_async_context(OmniCoordClientForHub(connection, pipeline, heartbeat_timeout=timeout))
+        view.on_change(changes.append)
         start = hub.get_replica_list().replicas[0].last_heartbeat
         await eventually(
             lambda: all(one.last_heartbeat > start + 2 * timeout for one in hub.get_replica_list().replicas),
             4 * timeout + 2,
         )
-        assert {event.event_type for event in events} == {ReplicaEventType.HEARTBEAT}
+        assert {record.status for one in changes for record in (one.before, one.after) if record} == {ReplicaStatus.UP}
+        assert all(one.before and one.after for one in changes), "nobody came or went"
         assert [one.status for one in hub.get_replica_list().replicas] == [ReplicaStatus.UP] * 3
 
 

@@ -43,7 +43,7 @@ def record_of(spec: PipelineSpec, rid: str, request: Request = HELLO, *, nonce: 
 
 async def queue_is_empty(connection: Connection, pipeline: str, timeout: float = 5.0) -> None:
     async def empty() -> bool:
-        return await WorkQueue(connection, pipeline).messages() == 0
+        return (await WorkQueue(connection, pipeline).traffic()).messages == 0
 
     await eventually(empty, timeout, what="nothing is queued")
 
@@ -83,7 +83,7 @@ async def test_admission_goes_on_when_the_acknowledgement_of_its_record_was_lost
     await performer.ledger.create(first)
     admitted = await admit(performer, again)
     assert (admitted.attached, admitted.record) == (False, first)
-    assert await performer.queue.messages() == 2, "its timer and its task"
+    assert (await performer.queue.traffic()).messages == 2, "its timer and its task"
 
 
 async def test_nothing_stays_queued_when_a_raw_request_comes_again_after_its_end(
@@ -162,7 +162,7 @@ async def test_nothing_stays_queued_when_a_request_ends_while_it_is_admitted_aga
         await producer.cancel(pipeline, "mine")
     with suppress(RequestConflict):
         await _resolve_conflict(performer, seen_open, record_of(line(pipeline), "mine", request_, nonce=nonce))
-    assert await performer.queue.messages() == 0
+    assert (await performer.queue.traffic()).messages == 0
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ async def test_request_ends_once_when_its_task_is_stored_again_after_its_end(
             assert not stored.duplicate, "the id was remembered: this test shows nothing"
 
             async def empty() -> bool:
-                return await WorkQueue(connection, pipeline).messages() == 0
+                return (await WorkQueue(connection, pipeline).traffic()).messages == 0
 
             await eventually(empty, 10, what="the second run of its stages is over")
             assert await ledger.get(submission.rid) == before

@@ -8,12 +8,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omnibus.client.engine import AsyncOmniEngine
 from omnibus.client.stage_info import StageRuntimeInfo
 from omnibus.errors import (
+    BrokerUnavailable,
     ConfigError,
     EngineDead,
     EngineRejected,
@@ -134,10 +136,43 @@ def test_abort_gives_the_partial_text_and_is_idempotent(engine: AsyncOmniEngine)
     assert [one.state for one in engine.abort("slow-1")] == [RequestState.CANCELLED]
 
 
-def test_id_may_be_used_again_when_its_request_is_forgotten(engine: AsyncOmniEngine) -> None:
-    for _ in range(2):  # the same request: the second call gets the first one's answer
-        engine.add_request("again", "one two", final_stage_id=0)
-        assert outputs_of(engine, "again")[-1].text == "one two"
+def test_id_makes_a_new_request_when_its_former_one_has_ended(engine: AsyncOmniEngine) -> None:
+    """Parity: an id is free again after its end, for the same request and for another one."""
+    for prompt in ("one two", "one two", "three", "four"):
+        engine.add_request("again", prompt, final_stage_id=0)
+        (output,) = outputs_of(engine, "again")
+        assert (output.request_id, output.text, output.prompt) == ("again", prompt, prompt)
+    slow = [{"tokens": 2000}, None, None, None]
+    engine.add_request("again", "five", sampling_params_list=slow, final_stage_id=0)
+    assert [one.state for one in engine.abort(request_ids="again", timeout=20.0)] == [RequestState.CANCELLED]
+    assert outputs_of(engine, "again")[-1].aborted
+    engine.add_request("again", "six", final_stage_id=0)
+    assert outputs_of(engine, "again")[-1].text == "six"
+
+
+def test_id_runs_once_when_its_acceptance_was_not_heard_of(
+    engine: AsyncOmniEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is repeated after an outage attaches to its request, also where an ended one had the id before."""
+    producer = engine.session._producer
+    submit, submitted = producer.submit, []
+
+    async def not_heard_of(*arguments: Any, rid: str, **more: Any) -> Any:
+        submitted.append(await submit(*arguments, rid=rid, **more))
+        if len(submitted) == 2:
+            raise BrokerUnavailable("the acknowledgement was lost")
+        return submitted[-1]
+
+    engine.add_request("lost-word", "x", final_stage_id=0)
+    outputs_of(engine, "lost-word")
+    monkeypatch.setattr(producer, "submit", not_heard_of)
+    with pytest.raises(BrokerUnavailable):
+        engine.add_request(
+            "lost-word", "hang", sampling_params_list=[{"tokens": 400}, None, None, None], final_stage_id=0
+        )
+    engine.add_request("lost-word", "hang", sampling_params_list=[{"tokens": 400}, None, None, None], final_stage_id=0)
+    assert submitted[2].rid == submitted[1].rid != submitted[0].rid
+    outputs_of(engine, "lost-word")
 
 
 def test_collective_rpc_does_not_block_adds_and_aborts(engine: AsyncOmniEngine) -> None:
@@ -158,6 +193,12 @@ def test_collective_rpc_does_not_block_adds_and_aborts(engine: AsyncOmniEngine) 
         return seconds
 
     assert asyncio.run(both()) < 2.5
+
+
+def test_unknown_stages_are_left_out_of_a_call_with_a_warning(engine: AsyncOmniEngine) -> None:
+    with pytest.warns(UserWarning, match=r"echo: pipeline 'facade' has no stages \[7, 9\]"):
+        answer = engine.collective_rpc("echo", stage_ids=[9, 0, 7])
+    assert [one.stage_id for one in answer.answers] == [0]
 
 
 def test_every_replica_answers_a_call(engine: AsyncOmniEngine) -> None:
@@ -189,8 +230,27 @@ def test_start_is_refused_when_nobody_would_serve_a_stage(tmp_path: Path) -> Non
 
 
 def test_argument_is_refused_when_a_cluster_has_no_use_for_it(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="state_dir"):
-        AsyncOmniEngine("any", nats="nats://127.0.0.1:1", state_dir=tmp_path)
+    for wrong in ({"state_dir": tmp_path}, {"stage_init_timeout": 10.0}):
+        with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+            AsyncOmniEngine("any", nats="nats://127.0.0.1:1", **wrong)
+
+
+def test_start_fails_in_time_when_no_cluster_answers() -> None:
+    started = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        AsyncOmniEngine("any", nats="nats://127.0.0.1:1", init_timeout=0.5)
+    assert time.monotonic() - started < 5.0
+
+
+def test_abort_says_so_when_it_takes_too_long(engine: AsyncOmniEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine.session._producer, "cancel", never)
+    with pytest.raises(TimeoutError):
+        engine.abort("anything", timeout=0.05)
+    with pytest.raises(TimeoutError):
+        asyncio.run(engine.abort_async("anything", timeout=0.05))
 
 
 def test_engine_says_that_it_is_dead_after_its_end(tmp_path: Path) -> None:
@@ -200,6 +260,7 @@ def test_engine_says_that_it_is_dead_after_its_end(tmp_path: Path) -> None:
     engine.shutdown()
     engine.shutdown()
     assert not engine.is_alive()
-    for call in (lambda: engine.add_request("x", "x"), lambda: engine.abort("x"), lambda: engine.try_get_output(5.0)):
+    for call in (lambda: engine.add_request("x", "x"), lambda: engine.try_get_output(5.0)):
         with pytest.raises(EngineDead):
             call()
+    assert engine.abort("hang-1") == asyncio.run(engine.abort_async(["hang-1"], timeout=1.0)) == []

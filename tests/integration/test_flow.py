@@ -40,7 +40,7 @@ async def nothing_left(connection: Connection, pipeline: str) -> None:
     """Tasks, events and timers of ended requests are gone."""
 
     async def empty() -> bool:
-        return await WorkQueue(connection, pipeline).messages() == 0
+        return (await WorkQueue(connection, pipeline).traffic()).messages == 0
 
     await eventually(empty, what="an empty queue")
 
@@ -194,7 +194,7 @@ async def test_invalid_request_queues_nothing(
     async with serving(connection, spec, replicas=0) as producer:
         with pytest.raises(error):
             await producer.submit(spec, request_)
-        assert await WorkQueue(connection, pipeline).messages() == 0
+        assert (await WorkQueue(connection, pipeline).traffic()).messages == 0
 
 
 @pytest.mark.parametrize("encode", [json.dumps, msgspec.msgpack.encode], ids=["json", "msgpack"])

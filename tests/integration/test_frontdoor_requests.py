@@ -174,7 +174,7 @@ async def test_a_request_is_cancelled_when_its_caller_stops_waiting(
     await eventually(counted, what="answered 499 to nobody")
     (rid,) = await Bucket(connection, subjects.requests_bucket(front_door.spec.name)).keys()
     assert await state_of(front_door, rid) == "cancelled"
-    assert await WorkQueue(connection, front_door.spec.name).messages() == 0
+    assert (await WorkQueue(connection, front_door.spec.name).traffic()).messages == 0
 
 
 async def test_a_request_that_misses_its_deadline_is_a_504(front_door: Front) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,6 +14,8 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
+from omnibus.errors import Unreadable
+from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import Ledger
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import forwarding, service
@@ -179,18 +181,34 @@ async def test_others_go_on_when_handling_an_event_raises(
     assert len(handled) == forwarding.ATTEMPTS
 
 
-async def test_others_go_on_when_a_record_cannot_be_read(
-    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damaged", [b"\xc1", b"\x81\xa1v\x07", None])
+async def test_record_is_buried_when_nobody_can_read_it(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, damaged: bytes | None
 ) -> None:
-    """Nothing can end it; its events must not come back for ever."""
+    """After a few deliveries it says so itself, and what it was is a dead letter. None: the record of another request."""
     monkeypatch.setattr(service, "_RETRY", 0.02)
     spec = poisoned(pipeline)
     async with others_flowing(connection, spec) as others:
         record = await _open_record(others.producer, spec, "poison")
-        await Bucket(connection, subjects.requests_bucket(pipeline)).put("poison", b"\xc1")
+        another = await _open_record(others.producer, spec, "another")
+        stored = damaged if damaged is not None else codec.encode(another)
+        await Bucket(connection, subjects.requests_bucket(pipeline)).put("poison", stored)
         await connection.js_publish(subjects.event(pipeline, 1, "final", "poison"), _result(record, stage_id=1))
-        await connection.js_publish(subjects.deadline_event(pipeline, "poison"), b"")
+        buried = await eventually(lambda: _readable(connection, pipeline, "poison"), 20, what="its end")
+        assert (buried.rid, buried.state, buried.dead) == ("poison", RequestState.FAILED, True)
+        assert buried.failure is not None
+        assert buried.failure.code == Unreadable.code
+        letters = DeadLetters(connection, pipeline)
+        dead_letter = await eventually(lambda: letters.read("poison"), what="its dead letter")
+        assert await letters.input(dead_letter) == stored
+        assert (await others.producer.result(pipeline, "another")).state is RequestState.OPEN
     await _no_events(connection, pipeline)
+
+
+async def test_dead_letters_are_listed_when_one_of_them_cannot_be_read(connection: Connection, pipeline: str) -> None:
+    await ensure_layout(connection, layout_of(poisoned(pipeline)))
+    await Bucket(connection, subjects.requests_bucket(pipeline)).put(subjects.dead_letter_key("a"), b"\xc1")
+    assert await DeadLetters(connection, pipeline).all() == []
 
 
 async def test_others_go_on_when_tasks_cannot_be_read(connection: Connection, pipeline: str) -> None:
@@ -271,6 +289,13 @@ async def _nothing_queued(connection: Connection, pipeline: str, rid: str) -> No
         return not await WorkQueue(connection, pipeline).anything_queued(rid)
 
     await eventually(empty, 10, what=f"nothing is queued of {rid}")
+
+
+async def _readable(connection: Connection, pipeline: str, rid: str) -> Record | None:
+    with suppress(Unreadable):
+        entry = await Ledger(connection, pipeline).read(rid)
+        return entry.record if entry is not None else None
+    return None
 
 
 async def _no_events(connection: Connection, pipeline: str) -> None:

@@ -27,6 +27,6 @@ async def test_nothing_is_accepted_when_a_value_has_a_wrong_type(
         with pytest.raises(InvalidRequest, match="malformed request"):
             await producer.submit(spec, Request(prompt="a red circle", **wrong), rid="wrong")
 
-        assert await WorkQueue(connection, pipeline).messages() == 0
+        assert (await WorkQueue(connection, pipeline).traffic()).messages == 0
         with pytest.raises(UnknownRequest):
             await producer.result(pipeline, "wrong")

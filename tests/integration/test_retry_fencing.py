@@ -34,7 +34,7 @@ async def reopen(producer: Producer, spec: PipelineSpec, rid: str = "a") -> None
 
 
 async def queued(connection: Connection, pipeline: str) -> int:
-    return await WorkQueue(connection, pipeline).messages()
+    return (await WorkQueue(connection, pipeline).traffic()).messages
 
 
 async def finishes(connection: Connection, spec: PipelineSpec, rid: str = "a") -> None:

@@ -113,7 +113,9 @@ class Load:
 
         async def empty() -> bool:
             raw = await self.connection.api(f"STREAM.INFO.{subjects.requests_stream(self.spec.name)}")
-            return await WorkQueue(self.connection, self.spec.name).messages() == 0 and raw["state"]["messages"] == 0
+            return (await WorkQueue(self.connection, self.spec.name).traffic()).messages == 0 and raw["state"][
+                "messages"
+            ] == 0
 
         try:
             await eventually(empty, timeout)

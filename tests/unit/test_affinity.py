@@ -12,8 +12,6 @@ from omnibus.errors import InvalidName, InvalidRequest
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.affinity import favourite
-from omnibus.registry.choice.balancers import RoundRobinBalancer
-from omnibus.registry.choice.stage_pool import StagePool
 from omnibus.registry.presence.replica_info import ReplicaInfo
 from omnibus.requests.admission import digest, new_record, validate
 from omnibus.wire.payload import TEXT, Payload
@@ -65,13 +63,6 @@ def test_two_processes_agree_when_they_never_spoke() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout
     assert said.split() == [favourite(key, FOUR).replica for key in KEYS[:50]]
-
-
-def test_pool_remembers_nothing_when_keys_are_many() -> None:
-    pool = StagePool(RoundRobinBalancer())
-    for key in KEYS:
-        pool.pick(FOUR, affinity=key)
-    assert all(pool.invalidate(replica.replica) == () for replica in FOUR)
 
 
 @pytest.mark.parametrize("policy", ["random", "round-robin", "least-queue-length"])

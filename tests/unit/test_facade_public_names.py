@@ -9,7 +9,9 @@ import sys
 import pytest
 
 import omnibus
+from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.omni import Omni
 
 pytestmark = pytest.mark.unit
 
@@ -48,7 +50,7 @@ def test_no_heavy_engine_is_imported_with_the_facades() -> None:
 
 def test_engine_has_the_known_signature_when_code_comes_from_vllm_omni() -> None:
     """Parity: AsyncOmniEngine's members and argument names."""
-    assert _names(AsyncOmniEngine.__init__)[:4] == ["self", "model", "init_timeout", "stage_init_timeout"]
+    assert _names(AsyncOmniEngine.__init__)[:4] == ["self", "model", "stage_init_timeout", "init_timeout"]
     asked = [
         "self", "request_id", "prompt", "prompt_text", "sampling_params_list", "final_stage_id",
         "final_output_stage_ids", "arrival_time", "lora_request", "trace_headers", "priority", "data_parallel_rank",
@@ -58,9 +60,14 @@ def test_engine_has_the_known_signature_when_code_comes_from_vllm_omni() -> None
     for suffix in ("", "_async"):
         assert _names(getattr(AsyncOmniEngine, f"add_request{suffix}")) == asked
         assert _names(getattr(AsyncOmniEngine, f"collective_rpc{suffix}")) == called
-        assert _names(getattr(AsyncOmniEngine, f"abort{suffix}")) == ["self", "request_ids"]
+        assert _names(getattr(AsyncOmniEngine, f"abort{suffix}")) == ["self", "request_ids", "timeout"]
         assert _names(getattr(AsyncOmniEngine, f"try_get_output{suffix}")) == ["self", "timeout"]
         assert hasattr(AsyncOmniEngine, f"add_streaming_update{suffix}")
+    for facade in (Omni, AsyncOmni):
+        assert _names(facade.__init__)[:4] == ["self", "model", "stage_init_timeout", "init_timeout"]
+        assert _names(facade.abort)[:2] == ["self", "request_id"]
+        assert _names(facade.collective_rpc) == called
+        assert all(hasattr(facade, name) for name in ("shutdown", "close", "sleep", "is_sleeping", "start_profile"))
     members = (
         "num_stages",
         "stage_metadata",

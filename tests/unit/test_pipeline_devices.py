@@ -22,9 +22,13 @@ pytestmark = pytest.mark.unit
         ("1,0", 2, 2, ["1,0", "3,2"]),
         ("0", 3, 1, ["0", "1", "2"]),
         ("GPU-aa,GPU-bb", 2, 1, ["GPU-aa", "GPU-bb"]),
+        (None, 3, 2, [None, None, None]),
+        (None, 1, 1, [None]),
     ],
 )
-def test_devices_are_shared_out_when_they_fit(devices: str, replicas: int, tp_size: int, expected: list[str]) -> None:
+def test_devices_are_shared_out_when_they_fit(
+    devices: str | None, replicas: int, tp_size: int, expected: list[str | None]
+) -> None:
     assert split_devices_for_replicas(devices, replicas, tp_size, 0) == expected
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from omnibus.ledger.overload import LONGEST, SHORTEST, WINDOW, Pace, bound, messages_a_request
 from omnibus.pipeline.route import Forwarding
 from omnibus.requests.admission import lane_of
-from omnibus.requests.overload import LONGEST, SHORTEST, WINDOW, Pace, bound, messages_a_request, retry_after
 from omnibus.wire.request import Request
 from tests.support.flow import line
 
@@ -15,39 +15,46 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    ("must_end", "pace", "seconds"),
+    ("must_end", "ended", "each", "seconds"),
     [
-        (100, 20.0, 5.0),
-        (1, 200.0, SHORTEST),
-        (10_000, 1.0, LONGEST),
-        (1, 0.0, LONGEST),
-        (1, None, SHORTEST),
+        (100, 100, 1, 5.0),
+        (1, 1000, 1, SHORTEST),
+        (10_000, 5, 1, LONGEST),
+        (4, 50, 5, 2.0),
+        (1, 4, 5, 4.0),
+        (1, 0, 1, 5.0),
     ],
 )
-def test_wait_is_what_must_end_over_the_pace_when_a_bound_is_reached(
-    must_end: int, pace: float | None, seconds: float
-) -> None:
-    assert retry_after(must_end, pace) == seconds
-
-
-def test_pace_is_growth_a_second_when_it_was_watched() -> None:
+def test_wait_goes_by_the_pace_when_a_bound_is_reached(must_end: int, ended: int, each: int, seconds: float) -> None:
+    """Ended within five seconds, the last of them a second in; where less than one whole request did, the time since counts."""
     pace = Pace()
-    assert pace.a_second(0.0) is None
-    pace.mark(0.0, 100)
-    assert pace.a_second(0.1) is None, "too short a time to tell"
-    for tenth in range(1, 51):
-        pace.mark(tenth / 10, 100 + tenth)
-    assert pace.a_second(5.0) == pytest.approx(10.0)
-    assert len(pace._marks) < 30
+    pace.mark(0.0, 7)
+    pace.mark(1.0, 7 + ended)
+    assert pace.retry_after(5.0, must_end, each=each) == pytest.approx(seconds)
 
 
-def test_pace_falls_when_nothing_ends_any_more_and_is_forgotten_in_the_end() -> None:
+def test_wait_starts_small_and_grows_when_nothing_ends() -> None:
+    """A burst into a slow stage: no 60 by rule, and no more than it has lasted."""
+    pace, answers = Pace(), []
+    assert pace.retry_after(100.0, 1) == SHORTEST
+    for now in (100.0, 101.0, 102.0, 104.0, 108.0, 130.0, 200.0):
+        pace.mark(now, 40) if now < 110 else None
+        answers.append(pace.retry_after(now, 1))
+    assert answers == [1.0, 1.0, 2.0, 4.0, 8.0, 30.0, LONGEST]
+
+
+def test_wait_starts_small_when_nobody_looked_for_long() -> None:
     pace = Pace()
     pace.mark(0.0, 0)
-    pace.mark(1.0, 40)
-    assert pace.a_second(1.0) == pytest.approx(40.0)
-    assert pace.a_second(4.0) == pytest.approx(10.0)
-    assert pace.a_second(2.0 + WINDOW) is None
+    pace.mark(500.0, 0)
+    assert pace.retry_after(501.0, 1) == SHORTEST
+
+
+def test_marks_are_few_when_many_end() -> None:
+    pace = Pace()
+    for hundredth in range(2000):
+        pace.mark(hundredth / 100, hundredth)
+    assert len(pace._marks) < 2 * WINDOW / 0.25
 
 
 @pytest.mark.parametrize(("forwarding", "count"), [(Forwarding.ORCHESTRATOR, 5), (Forwarding.DIRECT, 4)])

@@ -69,6 +69,10 @@ def test_tp_size_is_one_when_absent_or_null() -> None:
         (stage(tensor_parallel_size=2, pipeline_parallel_size=3), 6),
         (stage(tensor_parallel_size=2, data_parallel_size=4), 8),
         (stage(tensor_parallel_size=2, data_parallel_size=4, data_parallel_size_local=1), 2),
+        (stage(tensor_parallel_size=2, data_parallel_size=4, data_parallel_size_local=None), 8),
+        (stage(tensor_parallel_size=None, pipeline_parallel_size=None, data_parallel_size=None), 1),
+        (stage(engine="diffusers", parallel_config=None), 1),
+        (stage(engine="diffusers", parallel_config={"world_size": None}), 1),
         (stage(engine="diffusers"), 1),
         (stage(engine="diffusers", tensor_parallel_size=4), 1),
         (stage(engine="diffusers", parallel_config={"world_size": 4}), 4),
@@ -168,7 +172,6 @@ def test_every_diffusion_replica_has_a_master_port_of_its_own() -> None:
     ar, dit = plan_stages(SPEC, replicas=8, environ={}, here={1}, allow_zero=True)
     ports = [replica.env["MASTER_PORT"] for replica in dit.replicas]
     assert len(set(ports)) == 8
-    assert all(replica.env["MASTER_ADDR"] == "127.0.0.1" for replica in dit.replicas)
     assert not any("MASTER_PORT" in replica.env for replica in ar.replicas)
 
 

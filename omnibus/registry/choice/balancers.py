@@ -60,7 +60,7 @@ class LeastQueueLengthBalancer(LoadBalancer):
     def select(self, task: Task | None, replicas: Sequence[ReplicaInfo]) -> int:  # noqa: ARG002 others look at the task
         _require(replicas)
         if any(replica.queue_length < 0 for replica in replicas):
-            raise ValueError("queue_length must not be negative")
+            raise ValueError("queue_length must be non-negative")
         since = [self._since(replica) for replica in replicas]
         lengths = [replica.queue_length + chosen for replica, chosen in zip(replicas, since, strict=True)]
         least = min(lengths)
@@ -82,7 +82,11 @@ def build_load_balancer_factory(policy: LoadBalancingPolicy | str) -> LoadBalanc
 
     Raises ValueError for an unknown policy, and for `broker`, under which nobody chooses.
     """
-    balancer = LoadBalancingPolicy(policy).balancer
+    try:
+        balancer = LoadBalancingPolicy(policy).balancer
+    except ValueError as error:
+        valid = ", ".join(LoadBalancingPolicy)
+        raise ValueError(f"unknown load balancing policy {policy!r} (valid: {valid})") from error
     if balancer is None:
         raise ValueError(f"under the policy {str(policy)!r} no balancer chooses: the replicas share one queue")
     factory: LoadBalancerFactory = pkgutil.resolve_name(balancer)
@@ -91,4 +95,4 @@ def build_load_balancer_factory(policy: LoadBalancingPolicy | str) -> LoadBalanc
 
 def _require(replicas: Sequence[ReplicaInfo]) -> None:
     if not replicas:
-        raise ValueError("there is no replica to choose from")
+        raise ValueError("replicas must not be empty")

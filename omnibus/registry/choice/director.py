@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.choice.balancers import build_load_balancer_factory
-from omnibus.registry.choice.stage_pool import StagePool
+from omnibus.registry.choice.affinity import favourite
+from omnibus.registry.choice.balancers import LoadBalancer, build_load_balancer_factory
 from omnibus.registry.presence.replica_info import ReplicaInfo
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.envelope import Task
 
 
 def takes_directed(record: ReplicaRecord | None) -> bool:
     """Whether a replica takes tasks from a lane of its own, now."""
     return record is not None and record.directed and record.status is ReplicaStatus.UP
+
+
+class StagePool:
+    """Chooses a replica for each task of one stage: by affinity first, then by policy.
+
+    What belongs together (a session, the companions of a request) has one affinity key and goes to one replica while that is
+    up; then to another. Which one needs no memory: see `affinity`.
+    """
+
+    def __init__(self, balancer: LoadBalancer) -> None:
+        self._balancer = balancer
+
+    def pick(
+        self, replicas: Sequence[ReplicaInfo], task: Task | None = None, *, affinity: str | None = None
+    ) -> ReplicaInfo | None:
+        """The replica for a task among those of `replicas` that are up, None when none is; with a key, its favourite."""
+        able = [replica for replica in replicas if replica.status is ReplicaStatus.UP]
+        if not able:
+            return None
+        return favourite(affinity, able) if affinity is not None else able[self._balancer.select(task, able)]
 
 
 class Director:
@@ -55,12 +74,9 @@ class Director:
         if self._view is None:
             view = ReplicaView(self._conn, self.spec.name, timeout=self.spec.heartbeat_timeout)
             self._view = await self._stack.enter_async_context(view)
-        self._stack.callback(self._view.on_change(self._on_message))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     def lane(self, task: Task) -> str:
@@ -71,9 +87,3 @@ class Director:
         able = [ReplicaInfo.of(record) for record in self._view.replicas(task.stage_id) if takes_directed(record)]
         chosen = pool.pick(able, task, affinity=task.ticket.affinity)
         return chosen.replica if chosen is not None else task.ticket.lane
-
-    def _on_message(self, change: ReplicaChange) -> None:
-        before = change.before
-        pool = self._pools.get(before.stage_id) if before is not None else None
-        if before is not None and pool is not None and not takes_directed(change.after):
-            pool.invalidate(before.replica)

@@ -10,19 +10,15 @@ import secrets
 
 from msgspec.structs import replace
 
-from omnibus.broker.bucket import Bucket
+from omnibus.broker.bucket import Bucket, transact
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import consumer_of, release
-from omnibus.errors import RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.lost_attempts import DIED, LostAttempts
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
-
-_TRIES = 5
-"""A dying replica may still have written a heartbeat while it was judged."""
 
 log = get_logger(__name__)
 
@@ -56,21 +52,19 @@ class FailureDetector:
     async def _write_down(self, dead: ReplicaRecord) -> ReplicaRecord | None:
         """The record as it stood when this caller, and nobody else, wrote `down` over it."""
         key = subjects.replica_key(dead.stage_id, dead.replica)
-        for _ in range(_TRIES):
+
+        async def attempt() -> ReplicaRecord | None:
             entry = await self._bucket.get(key)
-            if entry is None or entry.value is None:
+            found: ReplicaRecord | None = codec.decode(entry.value, ReplicaRecord) if entry is not None else None
+            if entry is None or found is None or found.instance != dead.instance or found.status is ReplicaStatus.DOWN:
                 return None
-            found: ReplicaRecord = codec.decode(entry.value, ReplicaRecord)
-            if found.instance != dead.instance or found.status is ReplicaStatus.DOWN:
-                return None
-            try:
-                # The nonce matters: the bucket takes a writer that finds its very bytes in place for the first one.
-                down = replace(found, status=ReplicaStatus.DOWN, claims=(), failure_detector=secrets.token_hex(8))
-                await self._bucket.update(key, codec.encode(down), entry.revision)
-            except RevisionConflict:
-                continue
+            # The nonce matters: the bucket takes a writer that finds its very bytes in place for the first one.
+            down = replace(found, status=ReplicaStatus.DOWN, claims=(), marked_down_by=secrets.token_hex(8))
+            await self._bucket.update(key, codec.encode(down), entry.revision)
             return found
-        return None
+
+        # A dying replica may still have written a heartbeat meanwhile.
+        return await transact(attempt, f"the record of replica {dead.replica} of stage {dead.stage_id}")
 
     async def _release(self, record: ReplicaRecord) -> tuple[tuple[str, str], ...]:
         """Give back what the replica took from the lanes that it shares.

@@ -93,8 +93,13 @@ class Registration:
         self._record = replace(self._record, status=status)
         await self._try_beat()
 
-    def hurry(self) -> None:
-        """Beat at once, such as after a reconnect: observers saw the connection break, and wait for a sign of life."""
+    def hurry(self, status: ReplicaStatus | None = None) -> None:
+        """Have the next beat come at once, with this status; several calls before it are one beat.
+
+        Such as after a reconnect: observers saw the connection break, and wait for a sign of life.
+        """
+        if status is not None:
+            self._record = replace(self._record, status=status)
         self._hurry.set()
 
     async def beat(self) -> None:

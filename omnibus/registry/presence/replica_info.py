@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 
@@ -52,35 +51,3 @@ class ReplicaList:
     @classmethod
     def of(cls, records: Iterable[ReplicaRecord], now: float) -> ReplicaList:
         return cls([ReplicaInfo.of(record) for record in records], now)
-
-
-class ReplicaEventType(StrEnum):
-    """What is new of a replica."""
-
-    JOINED = "joined"
-    UPDATE = "update"
-    """Its status is another."""
-    HEARTBEAT = "heartbeat"
-    """Nothing but its load and its time."""
-    GONE = "gone"
-    """It left, or was silent for too long."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaEvent:
-    """News of one replica."""
-
-    event_type: ReplicaEventType
-    replica: ReplicaInfo
-    """As it is now; of one that is gone, as it was."""
-
-    @classmethod
-    def of(cls, before: ReplicaRecord | None, after: ReplicaRecord | None) -> ReplicaEvent:
-        """One of the two must be there."""
-        if after is None:
-            assert before is not None, "a change of nothing"
-            return cls(ReplicaEventType.GONE, ReplicaInfo.of(before))
-        if before is None:
-            return cls(ReplicaEventType.JOINED, ReplicaInfo.of(after))
-        same = before.status is after.status and before.instance == after.instance
-        return cls(ReplicaEventType.HEARTBEAT if same else ReplicaEventType.UPDATE, ReplicaInfo.of(after))

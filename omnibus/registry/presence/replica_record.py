@@ -23,7 +23,7 @@ class ReplicaStatus(StrEnum):
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One replica, written by itself at every heartbeat and, when it died, once by whoever declares it down."""
+    """One replica, written by itself at every heartbeat and, when it died, once by a failure detector."""
 
     v: int = 1
     stage_id: int
@@ -57,8 +57,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     announced: int = 0
     """Announcements of its claims before this: those here are newer than any of them."""
 
-    failure_detector: str = ""
-    """Of whoever declared it down; random, so that of several equal verdicts one alone wins."""
+    marked_down_by: str = ""
+    """A random token of the failure detector that marked it down: of several that do so at once, one alone wins."""
 
     @property
     def key(self) -> tuple[int, str]:

@@ -71,7 +71,7 @@ class ReplicaInitPlan:
     devices: str
     """As the machine numbers them; empty: whatever is visible."""
     env: Mapping[str, str]
-    """Added to the launcher's environment: the stage's own, visibility, and MASTER_ADDR and MASTER_PORT for diffusion."""
+    """Added to the launcher's environment: the stage's own, visibility, and MASTER_PORT for diffusion."""
 
     @property
     def process_name(self) -> str:
@@ -191,4 +191,4 @@ def _rendezvous(stage: StageSpec, count: int) -> list[dict[str, str]]:
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
             probe.bind((_MASTER_HOST, 0))
-        return [{"MASTER_ADDR": _MASTER_HOST, "MASTER_PORT": str(probe.getsockname()[1])} for probe in probes]
+        return [{"MASTER_PORT": str(probe.getsockname()[1])} for probe in probes]

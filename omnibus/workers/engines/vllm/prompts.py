@@ -14,7 +14,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.inputs import EmbedsPrompt, TextPrompt, TokensPrompt
 from vllm.renderers.params import ChatParams
 
-from omnibus.errors import EngineRejected
+from omnibus.errors import EngineRejected, InvalidRequest
 from omnibus.wire.request import AudioPart, ImagePart, Message, Part, TextPart
 from omnibus.workers.engines import media
 from omnibus.workers.engines.protocol import EngineInput
@@ -44,6 +44,8 @@ class PromptRenderer:
             if given.messages is not None:
                 return await self._chat(given.messages, media)
             return await self._complete(given)
+        except InvalidRequest:  # it names the field
+            raise
         except (VLLMClientError, ValueError, TypeError) as error:
             raise rejected(error) from error
 

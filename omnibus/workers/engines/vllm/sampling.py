@@ -9,32 +9,7 @@ from typing import Any
 import msgspec
 
 from omnibus.errors import EngineRejected
-
-FIELDS: Mapping[str, Any] = {
-    "max_tokens": int | None,
-    "min_tokens": int,
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "repetition_penalty": float,
-    "seed": int | None,
-    "stop": str | list[str] | None,
-    "stop_token_ids": list[int] | None,
-    "bad_words": list[str] | None,
-    "allowed_token_ids": list[int] | None,
-    "logit_bias": dict[int, float] | None,
-    "ignore_eos": bool,
-    "skip_special_tokens": bool,
-    "spaces_between_special_tokens": bool,
-    "include_stop_str_in_output": bool,
-    "extra_args": dict[str, Any] | None,
-    "n": int,
-}
-"""Every parameter a request may set, and its type. Names and meanings are vLLM's."""
-
+from omnibus.wire.sampling import FIELDS
 
 GREEDY_BELOW = 1e-5
 """Temperatures below it choose the likeliest token; vLLM's `_SAMPLING_EPS`."""

@@ -1,0 +1,108 @@
+"""Cancelling a request wherever it is: queued, running, or still among the raw requests that nobody has admitted."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import aclosing
+
+from omnibus.client.assembly import Assembly
+from omnibus.client.channel import Channel
+from omnibus.client.request_events import ABORT
+from omnibus.errors import OmnibusError, RequestCancelled
+from omnibus.ledger.raw_requests import RawRequests
+from omnibus.ledger.records import Entry
+from omnibus.requests.admission import unadmitted_record
+from omnibus.requests.advance import cancel
+from omnibus.requests.effects import Notify, Purge
+from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import SENT_TEXT_PAGE, AskSentText
+from omnibus.wire.envelope import FinalOutput, TokenUsage
+from omnibus.wire.failure import Failure
+from omnibus.wire.out import EndNotice, Tokens
+from omnibus.wire.payload import RECORD_INLINE_LIMIT, TEXT
+
+ANSWER_TIMEOUT = 0.25
+"""Seconds in which a replica must have answered; a text that nobody sends just now is not waited for any longer."""
+
+
+async def cancel_request(channel: Channel, rid: str, *, tenant: str | None = None) -> Record:
+    """The record of a request after this has ended it, or as it had ended before.
+
+    Texts that were being made are among its outputs as far as they had come. Raises UnknownRequest, also for one of
+    another `tenant` where one is given.
+    """
+
+    async def decide(entry: Entry | None) -> None:
+        if entry is None and await _cancel_raw(channel, rid, tenant):
+            return
+        found = channel.known(entry, rid, tenant)
+        texts = {} if found.record.state.terminal else await _partial_texts(channel, found.record)
+        await channel.performer.perform(cancel(found.record, texts), found.revision)
+
+    await channel.performer.ledger.transact(rid, decide)
+    return (await channel.entry(rid, tenant)).record
+
+
+async def _cancel_raw(channel: Channel, rid: str, tenant: str | None) -> bool:
+    """End a request that waits in the stream of raw ones, of this tenant where one is given; whether there was any.
+
+    Raises RevisionConflict when somebody has admitted it meanwhile. An orchestrator that has it in hand finds its record,
+    and admits it no more.
+    """
+    performer, clock = channel.performer, channel.connection.clock
+    waiting = RawRequests(channel.connection, channel.pipeline)
+    if (raw := await waiting.find(rid)) is None:
+        return False
+    front = raw.front if raw.front is not None and subjects.is_name(raw.front) else None
+    record = unadmitted_record(
+        channel.pipeline, rid, RequestState.CANCELLED, Failure.of(RequestCancelled()),
+        data=raw.data, nonce=secrets.token_hex(8), now=clock.now(), front=front,
+    )  # fmt: skip
+    if tenant not in (None, record.tenant):
+        return False
+    await performer.ledger.create(record)
+    if front is not None:
+        await performer.perform((Notify(front, EndNotice(rid=rid, state=record.state)),))
+    await waiting.remove(rid)
+    # Of an orchestrator that died before it came to the record.
+    await performer.perform((Purge(rid, queued=False, stored=True),))
+    return True
+
+
+async def _partial_texts(channel: Channel, record: Record) -> dict[int, FinalOutput]:
+    """The delivered texts that are being made, as outputs for the record; without those that have not begun."""
+    stages = [stage.stage_id for stage in record.ticket.route.finals if stage.final == "text"]
+    running = [stage_id for stage_id in stages if stage_id not in record.outputs]
+    sent = await asyncio.gather(*(_sent_text(channel, record, stage_id) for stage_id in running))
+    texts, left = {}, RECORD_INLINE_LIMIT
+    for stage_id, (text, tokens) in zip(running, sent, strict=True):
+        if not text:
+            continue
+        payload = await channel.store.put(text.encode(), TEXT, rid=record.rid, limit=left, lasting=True)
+        left -= len(payload.data or b"")
+        texts[stage_id] = FinalOutput(
+            stage_id=stage_id, modality="text", items=(payload,), finish_reason=ABORT, usage=TokenUsage(0, tokens)
+        )
+    return texts
+
+
+async def _sent_text(channel: Channel, record: Record, stage_id: int) -> tuple[str, int]:
+    """Text and number of its tokens, asked of the replica that sends it; of two attempts the later one's."""
+    assembly, text = Assembly(), ""
+    question = codec.encode(AskSentText(rid=record.rid, stage_id=stage_id))
+    asking = channel.connection.request_many(subjects.ctl_all(channel.pipeline), question, timeout=ANSWER_TIMEOUT)
+    tokens = 0
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT), aclosing(asking) as answers:
+            async for answer in answers:
+                message: Tokens = codec.decode(answer.data, Tokens)
+                text += "".join(piece.text for piece in assembly.tokens(message))
+                tokens = message.token_offset + len(message.token_ids)
+                if len(message.text) < SENT_TEXT_PAGE:
+                    break
+    except (TimeoutError, OmnibusError):  # what there is, then; a cancellation does not wait
+        pass
+    return text, tokens

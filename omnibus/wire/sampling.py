@@ -1,0 +1,31 @@
+"""Sampling parameters of a request to an LLM stage: names, meanings and types are those of vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FIELDS: Mapping[str, Any] = {
+    "max_tokens": int | None,
+    "min_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repetition_penalty": float,
+    "seed": int | None,
+    "stop": str | list[str] | None,
+    "stop_token_ids": list[int] | None,
+    "bad_words": list[str] | None,
+    "allowed_token_ids": list[int] | None,
+    "logit_bias": dict[int, float] | None,
+    "ignore_eos": bool,
+    "skip_special_tokens": bool,
+    "spaces_between_special_tokens": bool,
+    "include_stop_str_in_output": bool,
+    "extra_args": dict[str, Any] | None,
+    "n": int,
+}
+"""Every parameter that a request may set, and its type."""
