@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     hang_timeout: float = Field(default=60.0, ge=0.0, allow_inf_nan=False)
     """Seconds after its heartbeat timeout at which a silent replica whose process lives is killed, to start again; 0: never."""
 
+    allowed_modules: Words = ()
+    """Names that specifications from the broker may have loaded; see pipeline.allowed_code."""
+
     # Logs and traces
     log_level: str = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -79,7 +82,9 @@ class Settings(BaseSettings):
         """The variables by which a child process has the same settings of the front door."""
         return {f"OMNIBUS_{name.upper()}": _text(value) for name in _FRONT_DOOR if (value := getattr(self, name))}
 
-    @field_validator("api_keys", "allowed_origins", "allowed_methods", "allowed_headers", mode="before")
+    @field_validator(
+        "api_keys", "allowed_modules", "allowed_origins", "allowed_methods", "allowed_headers", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         """A list as vLLM's flags have it, in JSON, or with commas."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -14,6 +15,10 @@ import uvloop
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer, free_port
+
+os.environ.setdefault(
+    "OMNIBUS_ALLOWED_MODULES", "tests.support"
+)  # stages of tests that are deployed, and served by workers
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

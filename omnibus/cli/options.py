@@ -12,6 +12,12 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 nats = click.option("--nats", "nats_url", metavar="URL", help="NATS server or cluster; by default it is found.")
+allow_module = click.option(
+    "--allow-module",
+    multiple=True,
+    metavar="NAME",
+    help="A module, or a setting that has code loaded, which a stage may name though it comes from the broker; may be repeated.",
+)
 state_dir = click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),

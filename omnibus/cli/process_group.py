@@ -16,6 +16,7 @@ from omnibus.broker.discovery import Addresses
 from omnibus.errors import ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
@@ -43,6 +44,8 @@ class Fleet:
     """Seconds that a replica has to finish its tasks when it is stopped."""
     stage_init_timeout: float
     """Seconds that an engine may take to load."""
+    allowed: AllowedCode
+    """Code that its replicas may load, whatever is deployed by the time that they start."""
     overrides: tuple[str, ...] = ()
     """What the replicas started here change in their stage, other than what is deployed; `spec` has it already."""
 
@@ -64,9 +67,9 @@ class Fleet:
             raise ConfigError(str(error)) from error
 
     def replicas(self, plan: LogicalStageInitPlan) -> list[ProcessSpec]:
-        """The processes of the replicas of a stage that are started here."""
+        """The processes of the replicas of a stage that are started here; raises CodeNotAllowed."""
         processes = planned_processes(
-            self.spec, plan, overrides=self.overrides,
+            self.spec, plan, overrides=self.overrides, allowed=self.allowed,
             nats_url=self.addresses.url, grace=self.grace, start_timeout=self.stage_init_timeout,
         )  # fmt: skip
         return [dataclasses.replace(process, env={**self._environment(), **process.env}) for process in processes]

@@ -72,6 +72,7 @@ class _Arguments:
 @click.option("--stages", metavar="LIST", help="Stages that run here, such as 0,1; by default all.")
 @options.replicas
 @options.stage_overrides
+@options.allow_module
 @click.option(
     "--lb-policy",
     multiple=True,
@@ -87,7 +88,7 @@ class _Arguments:
 @options.log_stats
 @options.state_dir
 @options.log_level
-def command(*, api_key: tuple[str, ...], **flags: Any) -> None:
+def command(*, api_key: tuple[str, ...], allow_module: tuple[str, ...], **flags: Any) -> None:
     """Serve PIPELINE, a file or the name of a shipped one: broker, orchestrator, front door and stages, supervised.
 
     An embedded NATS server is started over the state directory, unless one runs there already, or --nats or OMNIBUS_NATS_URL
@@ -98,7 +99,7 @@ def command(*, api_key: tuple[str, ...], **flags: Any) -> None:
     end_with_parent()
     arguments = _Arguments(**{name: flags.pop(name) for name in _Arguments.__slots__})
     spec = arguments.spec()
-    settings = load_settings(api_keys=api_key or None, **flags)
+    settings = load_settings(api_keys=api_key or None, allowed_modules=allow_module or None, **flags)
     start_logging(settings)
     settings = _with_free_ports(settings)
     if not arguments.no_frontdoor:
@@ -111,6 +112,7 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: _Arguments) 
     from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
     from omnibus.cli.readiness import Readiness  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
+    from omnibus.pipeline.allowed_code import AllowedCode  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
     from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
@@ -118,6 +120,7 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: _Arguments) 
     async with _broker(settings) as found, connected(found, role="serve") as connection:
         fleet = Fleet(
             spec=spec, settings=found, addresses=discover(found),
+            allowed=AllowedCode.of(spec, found.allowed_modules),
             grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
         )  # fmt: skip
         plans = arguments.plan(fleet)
@@ -154,13 +157,20 @@ class _ComingUp:
 
 async def _announce(readiness: Readiness, coming: _ComingUp) -> None:
     """Say what comes up, and at last that all of it is; raises StageStartError when that takes too long."""
+    from omnibus.pipeline.allowed_code import AllowedCode  # noqa: PLC0415
+
     fleet, arguments, settings = coming.fleet, coming.arguments, coming.fleet.settings
     front_door = None if arguments.no_frontdoor else (settings.host, settings.port)
     nats_url = re.sub(r"//[^@/,]*@", "//", fleet.addresses.url)  # without a password
     for plan in coming.plans:
         if not plan.local:
-            stage = fleet.spec.stage(plan.stage_id).name
-            _say(f"elsewhere: omnibus worker --pipeline {fleet.spec.name} --stage {stage} --nats {nats_url}")
+            stage = fleet.spec.stage(plan.stage_id)
+            allowing = "".join(
+                f" --allow-module {name}" for name in sorted({c.name for c in AllowedCode().beyond(stage)})
+            )
+            _say(
+                f"elsewhere: omnibus worker --pipeline {fleet.spec.name} --stage {stage.name}{allowing} --nats {nats_url}"
+            )
     try:
         async with asyncio.timeout(arguments.init_timeout):
             wanted = {plan.stage_id: len(plan.local) for plan in coming.plans if plan.local}

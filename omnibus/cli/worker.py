@@ -37,13 +37,16 @@ class _Arguments:
 @options.replicas
 @options.pipeline
 @options.stage_overrides
+@options.allow_module
 @options.nats
 @options.grace
 @options.stage_init_timeout
 @options.log_stats
 @options.state_dir
 @options.log_level
-def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **arguments: Any) -> None:
+def command(
+    *, nats_url: str | None, state_dir: Any, log_level: str | None, allow_module: tuple[str, ...], **arguments: Any
+) -> None:
     """Run replicas of one stage of a deployed pipeline, here: a process each, started again when it dies.
 
     It may be started before the broker and before the pipeline is deployed, and stopped at any time: SIGTERM or Ctrl-C
@@ -52,7 +55,9 @@ def command(*, nats_url: str | None, state_dir: Any, log_level: str | None, **ar
     from omnibus.cli.root import end_with_parent, load_settings, run, start_logging  # noqa: PLC0415
 
     end_with_parent()
-    settings = load_settings(nats_url=nats_url, state_dir=state_dir, log_level=log_level)
+    settings = load_settings(
+        nats_url=nats_url, state_dir=state_dir, log_level=log_level, allowed_modules=allow_module or None
+    )
     start_logging(settings)
     run(_work(settings, _Arguments(**arguments)))
 
@@ -61,6 +66,8 @@ async def _work(settings: Settings, arguments: _Arguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
+    from omnibus.pipeline.allowed_code import AllowedCode  # noqa: PLC0415
+    from omnibus.pipeline.files import is_path  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
     from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
@@ -69,8 +76,12 @@ async def _work(settings: Settings, arguments: _Arguments) -> None:
         deployed = await find_pipeline(connection, arguments.pipeline, wait=START_WAIT)
         stage = deployed.stage(arguments.stage)
         overrides = arguments.overrides(stage)
+        spec = override_locally(deployed, stage.stage_id, overrides)
+        allowed = AllowedCode(frozenset(settings.allowed_modules)).with_changes(deployed, spec)
+        if arguments.pipeline is not None and is_path(arguments.pipeline):
+            allowed = AllowedCode.of(spec, settings.allowed_modules)
         fleet = Fleet(
-            spec=override_locally(deployed, stage.stage_id, overrides), overrides=overrides,
+            spec=spec, overrides=overrides, allowed=allowed,
             settings=settings, addresses=discover(settings),
             grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from omnibus.lineage import die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
 from omnibus.observability.tracing import Tracing, open_tracing
+from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.overrides import override_stages
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.settings import Settings
@@ -67,13 +68,17 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> bool:
         async with connect(
             url, name=instance, role="worker", deadline=30.0, credentials=settings.nats_credentials
         ) as conn:
-            return await _serve(conn, arguments, instance, tracing)
+            allowed = AllowedCode(frozenset(settings.allowed_modules))
+            return await _serve(conn, arguments, allowed, instance, tracing)
 
 
-async def _serve(conn: Connection, arguments: argparse.Namespace, instance: str, tracing: Tracing) -> bool:
+async def _serve(
+    conn: Connection, arguments: argparse.Namespace, allowed: AllowedCode, instance: str, tracing: Tracing
+) -> bool:
     """Whether it wants to be started again."""
     spec = override_stages(await load_deployed(conn, arguments.pipeline), arguments.override)
     stage, patience = spec.stage(arguments.stage), arguments.start_timeout
+    allowed.check(stage)
     watchdog = Watchdog(f"stage {stage.name!r}", FATAL_EXIT_CODE)
     options = ReplicaOptions(
         instance=instance,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from omnibus.observability.metrics import Metrics
+from omnibus.pipeline.allowed_code import AllowedCode, environment_of
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_view import ReplicaView
@@ -29,11 +30,14 @@ def replica_processes(
 ) -> list[ProcessSpec]:
     """One process a replica, each seeing its own share of the stage's devices.
 
-    `num_replicas` overrides the stage's own. Raises ValueError when the devices cannot be shared out so.
+    The specification is the caller's own, and so is the code that it names. `num_replicas` overrides the stage's own. Raises
+    ValueError when the devices cannot be shared out so.
     """
     plans = plan_stages(spec, {stage.stage_id}, replicas=num_replicas)
     plan = next(plan for plan in plans if plan.stage_id == stage.stage_id)
-    return planned_processes(spec, plan, nats_url=nats_url, grace=grace, start_timeout=start_timeout)
+    return planned_processes(
+        spec, plan, allowed=AllowedCode.of(spec), nats_url=nats_url, grace=grace, start_timeout=start_timeout
+    )
 
 
 def planned_processes(
@@ -43,9 +47,15 @@ def planned_processes(
     nats_url: str,
     grace: float = 30.0,
     start_timeout: float = 300.0,
+    allowed: AllowedCode,
     overrides: Sequence[str] = (),
 ) -> list[ProcessSpec]:
-    """The processes of a plan's local replicas; `overrides` change their stage, as the plan has it already."""
+    """The processes of a plan's local replicas; `overrides` change their stage, as the plan has it already.
+
+    Raises CodeNotAllowed where the stage names code beyond `allowed`, before anything of its environment is used.
+    """
+    if plan.local:
+        allowed.check(spec.stage(plan.stage_id))
     quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
     return [
         ProcessSpec(
@@ -63,7 +73,7 @@ def planned_processes(
                 *(f"--override={override}" for override in overrides),
             ],
             # The broker's address may hold a password: it goes by the environment, which others cannot read.
-            env={**quiet, **replica.env, "OMNIBUS_NATS_URL": nats_url},
+            env={**quiet, **replica.env, **environment_of(allowed), "OMNIBUS_NATS_URL": nats_url},
             title=replica.title,
         )
         for replica in plan.local

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import pickle
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -259,6 +260,24 @@ async def test_invalid_when_a_control_method_is_not_there(engine: VllmEngine, me
 async def test_invalid_when_a_control_method_gets_wrong_arguments(engine: VllmEngine) -> None:
     with pytest.raises(InvalidRequest, match="reset_prefix_cache"):
         await engine.rpc("reset_prefix_cache", [], {"surely": "not"})
+
+
+class Opened:
+    """Opens a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self._file), "w")
+
+
+async def test_nothing_is_unpickled_when_a_control_method_is_given_as_bytes(engine: VllmEngine, tmp_path: Path) -> None:
+    code = pickle.dumps(Opened(tmp_path / "run"))
+    for args, kwargs in (([code], {}), ([], {"method": code}), ([], {})):
+        with pytest.raises(InvalidRequest, match="takes the name of a worker's method"):
+            await engine.rpc("collective_rpc", args, kwargs)
+    assert not (tmp_path / "run").exists()
 
 
 async def test_no_files_remain_when_requests_have_ended(engine: VllmEngine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,14 +81,16 @@ def loading(model: str, revision: str | None = None) -> Iterator[None]:
 
 def _packaged(model: str) -> Path:
     module, _, inside = model.removeprefix(PACKAGE_SCHEME).partition("/")
-    try:
-        root = importlib.resources.files(module)
-    except (ModuleNotFoundError, TypeError, ValueError) as error:
-        raise CheckpointMissing(f"model {model!r}: there is no package {module!r}") from error
-    path = root.joinpath(inside) if inside else root
-    if not isinstance(path, Path):
+    top, *rest = module.split(".")
+    # Only the outermost package is looked for, which imports nothing: a model's name must not have code run.
+    found = importlib.util.find_spec(top) if top.isidentifier() and top != "__main__" else None
+    if found is None:
+        raise CheckpointMissing(f"model {model!r}: there is no package {module!r}")
+    folders = [Path(place).joinpath(*rest) for place in found.submodule_search_locations or ()]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
         raise CheckpointMissing(f"model {model!r}: package {module!r} is not installed as plain files")
-    return path
+    return folder / inside
 
 
 def _first_line(error: Exception) -> str:

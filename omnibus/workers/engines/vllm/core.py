@@ -146,6 +146,9 @@ class VllmCore:
         """Call one of RPC_METHODS; raises InvalidRequest for others and for arguments they do not take."""
         if method not in RPC_METHODS:
             raise InvalidRequest(f"vLLM has no control method {method!r}; there are {', '.join(sorted(RPC_METHODS))}")
+        # Bytes would be unpickled and called in EngineCore.
+        if method == "collective_rpc" and not isinstance(kwargs.get("method", args[0] if args else None), str):
+            raise InvalidRequest("collective_rpc takes the name of a worker's method first", param="args")
         if method in ("sleep", "wake_up") and not self._llm.model_config.enable_sleep_mode:
             raise InvalidRequest(f"{method} needs a GPU and `enable_sleep_mode: true` in the stage's engine_args")
         if method in ("start_profile", "stop_profile") and self._llm.vllm_config.profiler_config.profiler is None:
