@@ -70,7 +70,7 @@ async def _fight_in(name: str, waiting: list[Nemesis], seed: int, outcomes: list
 
 
 def keep_logs(arena: Arena, folder: Path) -> None:
-    """What the processes of an arena have said so far."""
+    """The log of an arena's processes so far."""
     folder.mkdir(parents=True, exist_ok=True)
     for log in arena.cluster.folder.rglob("*.log"):
         (folder / log.name).write_bytes(log.read_bytes())

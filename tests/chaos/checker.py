@@ -1,4 +1,4 @@
-"""The verdict on a scenario, from what clients saw and what the system holds: pure."""
+"""The check of a scenario, from what clients saw and what the system holds: pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chaos.streams import Flaw, flaws_of
 
 DONE, OPEN = "done", "open"
 _UNSEEN = 0.5
-"""Seconds by which a client may notice a dead front door before the judge notes the kill, or after."""
+"""Seconds by which a client may notice a dead front door before the kill is noted, or after."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class _Finding:
 
 
 def check(events: Iterable[Event], evidence: Evidence, *, may_fail: frozenset[str] = frozenset()) -> Verdict:
-    """Judge a scenario; `may_fail` are codes of errors that operations may end with though they were not sent to fail.
+    """Check a scenario; `may_fail` are codes of errors that operations may end with though they were not sent to fail.
 
     Each request counts once a kind. Whoever was told nothing of an acceptance may find its request ended or not there, but
     never open.
@@ -150,7 +150,7 @@ def _judge_end(op: Operation, rid: str, entry: Entry | None, may_fail: frozenset
 
 
 def _judge_answer(op: Operation, entry: Entry | None) -> Iterator[_Finding]:
-    """What the client was told, the ledger's word, and what must come out are the same."""
+    """The client's end, the ledger's state and the expected end are the same."""
     told = {(end.state, end.text if end.state == DONE else end.code) for end in op.ends}
     if len(told) > 1:
         yield _Finding("duplicated", f"{op.invoked.op} was told {sorted(map(str, told))}")

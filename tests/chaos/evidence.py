@@ -1,4 +1,4 @@
-"""What the system holds after a scenario: the ledger's word on every request, and what is still lying about."""
+"""The state of the system after a scenario: the ledger's record of every request, and orphans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Entry:
     text: str | None = None
     """Its text output."""
     code: str = ""
-    """Of its failure."""
+    """Code of its failure."""
     queued: bool = True
     """Whether anything of it is queued; asked for open ones only."""
     started: dict[int, float] = field(default_factory=dict)

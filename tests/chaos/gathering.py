@@ -23,7 +23,7 @@ _AT_ONCE = 32
 
 
 class Gathering:
-    """What was there before a scenario is not its doing: make and `begin` this first."""
+    """A scenario is not to blame for what was there before it: make and `begin` this first."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -36,7 +36,7 @@ class Gathering:
         return self
 
     async def evidence(self, accepted: Iterable[str]) -> Evidence:
-        """Of all requests since, `accepted` or not; what has not ended and gone within SETTLE is found here."""
+        """Collect the evidence on all requests since, `accepted` or not, and on those that are still there after SETTLE."""
         ledger, wanted = self._arena.ledger, set(accepted)
         await ledger.up_to_date()
         with suppress(AssertionError):

@@ -1,4 +1,4 @@
-"""What clients did and were told, and what was done to the system meanwhile: events, in the order in which they happened.
+"""The history of a scenario: acts and answers of clients, and faults of the system, in the order in which they happened.
 
 Times are seconds since the epoch, as in the records of the ledger. An operation is one wish of one client, sent as often as it
 takes under one key; an attempt is one connection or subscription of it.
@@ -60,9 +60,9 @@ class Ended(_Event):
     attempt: int
     state: str
     text: str | None = None
-    """Of the answer; None where the client was told no text."""
+    """Text of the answer; None where the client received none."""
     code: str = ""
-    """Of the error, when it failed."""
+    """Code of the error, when the request failed."""
 
 
 class Left(_Event):

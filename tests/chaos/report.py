@@ -42,7 +42,7 @@ def totals(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def sums(verdicts: Sequence[Verdict], failovers: Sequence[float]) -> dict[str, float]:
-    """What the line of JSON says."""
+    """Sum the rows up for the line of JSON."""
     counts = ("accepted", "done", "failed", "lost", "duplicated", "stream_breaks", "left_behind")
     return {
         **{name: sum(getattr(verdict, name) for verdict in verdicts) for name in counts},

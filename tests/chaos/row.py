@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 @dataclass(frozen=True, slots=True)
 class Battle:
-    """What a nemesis may do; it notes each fault at the moment it strikes."""
+    """The tools of a nemesis; it notes each fault at the moment it strikes."""
 
     arena: Arena
     history: History

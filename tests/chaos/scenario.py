@@ -31,7 +31,7 @@ class Outcome:
     seconds: float
     pause: float
     missed: tuple[str, ...] = ()
-    """What took longer than it may."""
+    """Bounds that were missed."""
 
     @property
     def clean(self) -> bool:
@@ -63,7 +63,7 @@ async def fight(arena: Arena, nemesis: Nemesis, seed: int, *, keep: Path) -> Out
 
 
 def missed_bounds(bounds: Bounds, verdict: Verdict, waited: float) -> list[str]:
-    """What took longer than it may; a bound on failovers is missed, too, when there was none."""
+    """List the missed bounds; a bound on failovers is missed, too, when there was none."""
     times = verdict.failovers
     measured = {"p50": quantile(times, 0.5), "p99": quantile(times, 0.99), "longest": max(times, default=0.0)}
     limits = {"p50": bounds.p50, "p99": bounds.p99, "longest": bounds.longest}

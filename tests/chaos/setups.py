@@ -25,11 +25,11 @@ HEARTBEAT = 2.0
 READY = 120.0
 """Seconds for everything to come up, on a busy machine."""
 WORDS = 24
-"""Of a streamed text."""
+"""Words of a streamed text."""
 POISON = "kills-its-replica"
-"""What the ids of requests contain that kill every replica that runs them."""
+"""Part of the ids of requests that kill every replica that runs them."""
 BROKEN = "fails-every-time"
-"""What the ids of requests contain on which the engine fails every time."""
+"""Part of the ids of requests on which the engine fails every time."""
 
 SIM = f"""
 name: chaos

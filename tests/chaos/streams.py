@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Flaw(StrEnum):
-    """What can be wrong with a stream."""
+    """Find the faults of a stream."""
 
     MISSING = "missing"
     """Text was left out."""

@@ -61,7 +61,7 @@ async def test_every_accepted_request_ends_once_when_each_process_is_killed_in_t
 
 
 def complaints(prompt: str, result: Result) -> dict[str, str]:
-    """What is wrong with each output that is not what the prompt asks for."""
+    """Describe the fault of each output that does not match its prompt."""
     text, image, audio = (result.output(modality) for modality in ALL)
     assert text is not None
     assert image is not None

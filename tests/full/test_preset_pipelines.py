@@ -32,7 +32,7 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 PROMPT = "a red cat on a blue mat"
 SAMPLES_A_CODE = 320
 CLOSE = 1
-"""Of 255: what two ways of computing the same may differ by. Another prompt, or a token more of it, makes several times that."""
+"""Difference, of 255, that two ways of computing the same may have. Another prompt makes several times that."""
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ async def test_llasa_speaks_through_its_codec(connection: Connection, pipeline: 
 
 
 def drawn(reference: diffusers.QwenImagePipeline, prompt: str, **more: object) -> np.ndarray:
-    """What diffusers alone draws, with the encoder that the pipeline brings."""
+    """Draw with diffusers alone, with the encoder that the pipeline brings."""
     reference.set_progress_bar_config(disable=True)
     size = {name: FEW_STEPS[name] for name in ("num_inference_steps", "height", "width")}
     generator = [torch.Generator().manual_seed(FEW_STEPS["seed"])]

@@ -1,4 +1,4 @@
-"""What is queued for a request: timers, purges, deduplication; and stored payloads."""
+"""The work queue of a request: timers, purges, deduplication; and stored payloads."""
 
 from __future__ import annotations
 

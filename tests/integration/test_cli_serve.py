@@ -117,7 +117,7 @@ async def test_child_is_started_again_when_it_is_killed(served: Serving) -> None
 
 
 async def test_running_request_is_answered_and_nothing_is_left_when_serve_is_stopped(tmp_path: Path) -> None:
-    """What replicas finish while they leave becomes an answer through the orchestrator, which ends after them."""
+    """A task that a replica finishes while it leaves becomes an answer through the orchestrator, which ends after it."""
     before, begun = shared_memory(), threading.Event()
     with serving(
         str(write_pipeline(tmp_path)), "--port", "0", "--nats-port", "0", state_dir=tmp_path / "state"

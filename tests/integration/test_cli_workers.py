@@ -90,7 +90,7 @@ async def _deploy_and_ask(folder: Path, port: int) -> subprocess.CompletedProces
 
 
 async def _answers(producer: Producer, spec: PipelineSpec, count: int) -> Counter[str]:
-    """Who answered `count` requests, eight at a time; fails when one of them does."""
+    """Count the answers of each replica to `count` requests, eight at a time; fails when one of them does."""
     free = asyncio.Semaphore(8)
 
     async def ask(number: int) -> str:

@@ -65,7 +65,7 @@ async def test_requests_are_served_and_expire_in_time_when_the_clock_was_stepped
 async def test_listener_asks_for_nothing_when_its_user_may_only_listen(
     nats_server: EmbeddedServer, connection: Connection, pipeline: str
 ) -> None:
-    """What is refused counts as an alarm, and would be asked for ever."""
+    """A refusal counts as an alarm, and would be repeated for ever."""
     metrics, view = Metrics(), ReplicaView(connection, pipeline, timeout=1.0)
     detector = FailureDetector(connection, pipeline, ClaimBook(connection, pipeline))
     system = SystemAccount(url=nats_server.system_url, account="OMNI")

@@ -169,7 +169,7 @@ def _files(pid: int) -> list[Path]:
 
 @asynccontextmanager
 async def heard_claims(connection: Connection, pipeline: str) -> AsyncIterator[list[str]]:
-    """Who said that it has tasks in hand, each time one says so anew."""
+    """The replicas that announced claims, each time one announces anew."""
     said: list[str] = []
 
     async def on_message(message: Message) -> None:

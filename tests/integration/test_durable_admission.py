@@ -89,7 +89,7 @@ async def test_admission_goes_on_when_the_acknowledgement_of_its_record_was_lost
 async def test_nothing_stays_queued_when_a_raw_request_comes_again_after_its_end(
     connection: Connection, pipeline: str
 ) -> None:
-    """Whoever admitted it died before its ack; the request ran to its end meanwhile."""
+    """The orchestrator that admitted it died before its ack; the request ran to its end meanwhile."""
     spec = line(pipeline)
     await ensure_layout(connection, layout_of(spec))
     await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}')

@@ -47,7 +47,7 @@ async def replica_behind(proxy: Proxy, bench: StageBench, name: str) -> AsyncIte
 
 @asynccontextmanager
 async def listener(server: EmbeddedServer, connection: Connection, view: ReplicaView) -> AsyncIterator[None]:
-    """Who hears of lost connections, and nothing else of an orchestrator: the bench takes the events."""
+    """A listener for lost connections, and nothing else of an orchestrator: the bench takes the events."""
     system = SystemAccount(url=server.system_url, account="OMNI")
     async with ClaimBook(connection, view.pipeline) as claims:
         detector = FailureDetector(connection, view.pipeline, claims)

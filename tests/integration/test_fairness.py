@@ -1,4 +1,4 @@
-"""Who is served first when there is more to do than slots: other tenants pass a flood, batch waits without starving."""
+"""The order of service when there is more to do than slots: other tenants pass a flood, batch waits without starving."""
 
 from __future__ import annotations
 

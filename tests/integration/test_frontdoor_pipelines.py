@@ -1,4 +1,4 @@
-"""What is deployed is served, as soon as it is deployed, and while the broker is away."""
+"""A deployed pipeline is served as soon as it is deployed, and while the broker is away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request stores is gone when it has ended, also where an attempt at one of its stages goes on after the end."""
+"""Payloads of a request are gone when it has ended, also where an attempt at one of its stages goes on after the end."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ async def test_input_is_not_kept_twice_when_a_request_is_submitted_again(
 async def test_input_is_not_kept_when_a_raw_request_comes_again_after_its_end(
     connection: Connection, pipeline: str
 ) -> None:
-    """Whoever admitted it died before its ack; the request ran to its end meanwhile."""
+    """The orchestrator that admitted it died before its ack; the request ran to its end meanwhile."""
     spec = line(pipeline)
     await ensure_layout(connection, layout_of(spec))
     await connection.js_publish(subjects.request(pipeline, "raw"), encode_request(Request(prompt=LONG)))

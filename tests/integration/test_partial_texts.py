@@ -1,4 +1,4 @@
-"""What a text had come to when its request was cancelled: in the answer, and in the record."""
+"""The partial text of a cancelled request: in the answer, and in the record."""
 
 from __future__ import annotations
 

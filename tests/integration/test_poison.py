@@ -140,7 +140,7 @@ EVENT_POISON: dict[str, tuple[str, Callable[[Record], bytes]]] = {
     "a kind that is not there": ("0.weird", _result),
     "a deadline without a body": ("any.deadline", lambda _: b""),
 }
-"""What it is → the middle of its subject, and its body."""
+"""Kind of message → the middle of its subject, and its body."""
 
 
 async def test_others_go_on_when_events_cannot_be_handled(
@@ -277,7 +277,7 @@ async def test_others_go_on_when_raw_requests_are_nonsense(
 
 
 async def _open_record(producer: Producer, spec: PipelineSpec, rid: str) -> Record:
-    """Of a request that a stage has in hand and does not finish."""
+    """The record of a request that a stage does not finish."""
     await producer.submit(spec, Request(prompt="hangs", deadline=30.0), rid=rid)
     entry = await Ledger(producer.connection, spec.name).read(rid)
     assert entry is not None

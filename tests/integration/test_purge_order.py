@@ -1,4 +1,4 @@
-"""What an ended request stored is removed before what is queued of it, among which is the event that has that repeated."""
+"""Payloads of an ended request are removed before its queued messages, among which is the event that has that repeated."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ async def test_dead_replicas_task_runs_elsewhere_at_once_when_it_is_marked_down(
 async def test_claims_of_a_former_life_are_not_requeued_when_its_successor_dies(
     connection: Connection, pipeline: str
 ) -> None:
-    """Whoever has the task by now would lose it."""
+    """The replica that has the task by now would lose it."""
     async with stage_bench(connection, pipeline), ClaimBook(connection, pipeline) as claims:
         held = (("a", "$JS.ACK.work.stage-0-interactive.1.7.7.0.0"),)
         told = Claim(stage_id=0, replica="r0", instance="former", number=1, held=held)
@@ -234,7 +234,7 @@ async def test_claims_of_a_former_life_are_not_requeued_when_its_successor_dies(
 async def test_last_heartbeat_lists_the_claims_when_a_later_announcement_was_lost(
     connection: Connection, pipeline: str
 ) -> None:
-    """What was abandoned meanwhile is others' by now; to give it back would take it from them."""
+    """Tasks that were abandoned meanwhile run elsewhere by now; requeueing would take them away there."""
     abandoned, held = (("a", "$JS.ACK.work.stage-0-interactive.1.7.7.0.0"),), (("b", "$JS.ACK.work.s.1.8.8.0.0"),)
     async with stage_bench(connection, pipeline), ClaimBook(connection, pipeline) as claims:
         told = Claim(stage_id=0, replica="r0", instance="i", number=4, held=abandoned)

@@ -1,4 +1,4 @@
-"""Directed tasks whose replica is not up come home to the shared lane: published there, then deleted, never NAKed."""
+"""Directed tasks whose replica is not up are rerouted to the shared lane: published there, then deleted, never NAKed."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ async def test_no_request_fails_when_all_stages_are_restarted_under_load(tmp_pat
 
 
 def pids(cluster: Cluster) -> dict[int, set[int]]:
-    """Of the replicas that are up, by stage."""
+    """Process ids of the replicas that are up, by stage."""
     return {stage: {one.pid for one in cluster.view.replicas(stage) if one.status == "up"} for stage in (0, 1)}
 
 

@@ -88,7 +88,7 @@ async def test_what_is_left_of_a_failed_run_is_purged_while_nobody_has_opened_it
 async def test_retried_run_goes_on_when_the_stop_of_the_failed_one_comes_late(
     connection: Connection, pipeline: str
 ) -> None:
-    """Told to workers and orchestrators before the retry, and again while it runs."""
+    """Sent to workers and orchestrators before the retry, and again while it runs."""
     spec = healthy(pipeline)
     dead_letter = await bury(connection, spec, "a")
     late, effects = Performer(connection, pipeline), ended_effects(dead_letter.record)
@@ -157,7 +157,7 @@ async def gone(connection: Connection, pipeline: str) -> bool:
 async def test_retried_run_keeps_its_task_and_timer_when_a_client_that_saw_it_failed_attaches_late(
     connection: Connection, pipeline: str
 ) -> None:
-    """Whoever attaches to an ended request removes its timer: that of the failed run, as it knows it."""
+    """A client that attaches to an ended request removes its timer: that of the failed run, as it knows it."""
     spec = healthy(pipeline)
     await bury(connection, spec, "a")
     late = Performer(connection, pipeline)

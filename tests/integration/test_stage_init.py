@@ -55,7 +55,7 @@ def served(folder: Path, text: str, *flags: str, timeout: float = 60.0) -> Itera
 
 
 async def reports(nats_url: str, spec: PipelineSpec, count: int) -> list[dict[str, Any]]:
-    """What the replicas say of themselves, one of each process, by their devices."""
+    """Reports of the replicas, one of each process, by their devices."""
     async with connect(nats_url, name="test") as connection, Producer(connection) as producer:
 
         async def ask(number: int) -> dict[str, Any]:

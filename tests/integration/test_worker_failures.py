@@ -1,4 +1,4 @@
-"""What cannot be run, must not be run any more, or fails: every one of them ends, and the rest goes on."""
+"""Tasks that cannot be run, must not be run any more, or fail: every one of them ends, and the rest goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replicas share, join, drain, hand back and die; their tasks do not."""
+"""Replicas share, join, drain, requeue and die; their tasks do not."""
 
 from __future__ import annotations
 

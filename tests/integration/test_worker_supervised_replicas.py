@@ -79,7 +79,7 @@ async def test_task_of_a_killed_replica_runs_elsewhere_and_the_replica_comes_bac
 async def test_others_survive_when_one_kills_the_replica_that_they_share_at_every_attempt(
     connection: Connection, pipeline: str
 ) -> None:
-    """What the dead replica had in hand comes back together: each would be beside the poison three times."""
+    """The claims of the dead replica come back together: each would be beside the poison three times."""
     async with stage_bench(connection, pipeline, slots=4, max_attempts=3) as bench:
         stage = with_args(bench.stage, crash_on={"rid": "^poison$"}, latency=0.3)
         others = ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""Who takes part: the product's own orchestrators, replicas and producers, a canceller and an operator."""
+"""The actors: the product's own orchestrators, replicas and producers, a canceller and an operator."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _starter(world: World, stage: StageSpec) -> object:
 
 
 async def produce(world: World, connection: SimConnection, rid: str, request: Request) -> None:
-    """Submit, again when nothing was heard, and follow to the end."""
+    """Submit, again when no answer came, and follow to the end."""
     async with Producer(connection) as producer:
         for _ in range(_ASKS):
             try:

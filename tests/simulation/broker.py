@@ -79,7 +79,7 @@ class Broker:
         self.forget_ids()
 
     def forget_ids(self) -> None:
-        """What a lone server does that was killed."""
+        """Forget message ids, as a lone killed server does."""
         for stream in self.streams.values():
             stream.forget_ids()
 
@@ -107,7 +107,7 @@ class Broker:
             consumer.answer(int(tokens[5]), word)
 
     def core(self, message: Wire) -> None:
-        """Pass a message to whoever listens."""
+        """Pass a message to its subscribers."""
         inbox = self.inboxes.get(message.subject)
         if inbox is not None:
             inbox(message)

@@ -1,4 +1,4 @@
-"""What must hold in every interleaving: looked at with every write to the ledger, every task, every run and at the end."""
+"""The invariants of every interleaving: checked with every write to the ledger, every task, every run and at the end."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Checker:
         self._spec, self._broker = spec, broker
         self.violations: list[str] = []
         self.accepted: dict[str, str] = {}
-        """What was accepted, with its prompt."""
+        """Accepted requests, with their prompts."""
         self.records: dict[str, Record] = {}
         """As the ledger has them."""
         self.retried: set[str] = set()
-        """What an operator asked to be run again."""
+        """Requests that an operator asked to be run again."""
         self._ends: Counter[tuple[str, int]] = Counter()
         self._ended_at: dict[str, float] = {}
         """Seconds since the epoch."""
         self._notified: dict[tuple[str, int], tuple[str, tuple[str, ...]]] = {}
         self._newest: dict[tuple[str, int], str] = {}
-        self._given_back: Counter[str] = Counter()
+        self._requeued: Counter[str] = Counter()
         self.ran_by: defaultdict[str, set[str]] = defaultdict(set)
-        """What each replica has begun with."""
+        """Tasks that each replica has begun."""
         self._stopped: set[tuple[str, str]] = set()
         self.followers: dict[str, int] = {}
-        """Of requests whose end somebody waits for, how many do."""
+        """Followers that wait for the end of each request."""
 
     def fail(self, what: str) -> None:
         if what not in self.violations:
@@ -80,20 +80,20 @@ class Checker:
         return self._newest.get((result.ticket.rid, result.stage_id)) == result.replica
 
     def stopped(self, process: str, order: Cancel) -> None:
-        """A process has heard that requests are over. One that failed may be opened again."""
+        """A process has learned that requests are over. One that failed may be opened again."""
         for rid in order.rids:
             record = self.records.get(rid)
             if record is not None and record.state in (RequestState.CANCELLED, RequestState.EXPIRED):
                 self._stopped.add((process, rid))
 
     def given_back(self, ack_subject: str) -> None:
-        """A verdict gave a delivery back."""
-        self._given_back[ack_subject] += 1
-        if self._given_back[ack_subject] > 1:
+        """A failure detector requeued a delivery."""
+        self._requeued[ack_subject] += 1
+        if self._requeued[ack_subject] > 1:
             self.fail(f"given back twice: {ack_subject}")
 
     def heard(self, rid: str, events: list[ClientEvent]) -> None:
-        """What one follower was told, until its end."""
+        """Check the messages to one follower, until its end."""
         ended = events[-1] if events else None
         if not isinstance(ended, Ended):
             return
@@ -241,7 +241,7 @@ class Checker:
                     yield rid, stored.subject
 
     def check_left_behind(self, *, except_for: AbstractSet[str]) -> None:
-        """To be asked when whoever was late has found that out, and not of requests whose clients stopped half-way."""
+        """To be asked when late processes have found that out, and not of requests whose clients stopped half-way."""
         for rid, subject in self.left_behind():
             if rid not in except_for:
                 self.fail(f"left behind: {subject}")

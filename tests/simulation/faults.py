@@ -1,4 +1,4 @@
-"""What goes wrong in one interleaving, drawn from its seed: each seed has a mixture of its own (swarm testing)."""
+"""Faults of one interleaving, drawn from its seed: each seed has a mixture of its own (swarm testing)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SLOW = 0.4
 
 
 class Fate(Enum):
-    """What becomes of a request to the broker."""
+    """The fate of a request to the broker."""
 
     FINE = auto()
     LOST = auto()
@@ -55,7 +55,7 @@ class Faults:
 
     @property
     def hides_ends(self) -> bool:
-        """Whether somebody may not have heard that a request is over, and forward what is left of it once more."""
+        """Whether a process may not know that a request is over, and forward what is left of it once more."""
         return self._unreceived > 0.0 or self.strikes > 0.0 or self._deaths > 0.0 or self._slow > 0.0
 
     def heal(self) -> None:

@@ -98,7 +98,7 @@ def no_nonce(_world: World) -> Patches:
 
 
 def two_naks_a_claim(_world: World) -> Patches:
-    """Every witness of a death gives the dead one's tasks back, whoever was first."""
+    """Every detector of a death requeues the dead one's tasks, not only the first."""
 
     async def write_down(_self: FailureDetector, dead: Any) -> Any:
         return dead
@@ -107,7 +107,7 @@ def two_naks_a_claim(_world: World) -> Patches:
 
 
 def nobody_home(_world: World) -> Patches:
-    """What was directed to a replica that is gone stays on its lane."""
+    """Tasks that were directed to a replica that is gone stay on its lane."""
 
     async def run(_self: Rerouting) -> None:
         await asyncio.get_running_loop().create_future()
@@ -134,7 +134,7 @@ def no_redrive(_world: World) -> Patches:
 
 
 def notified_what_came(world: World) -> Patches:
-    """A follower is told the output that an event brings, though the record holds that of another attempt."""
+    """A follower receives the output that an event brings, though the record holds that of another attempt."""
     # It takes a second attempt that says something else, after dedupe forgot the first, told to who missed that one.
     world.is_random = world.broker.work.forgets = True
     world.faults._unreceived, world.faults._deaths = 0.5, 0.03
@@ -172,7 +172,7 @@ def dropped_deadlines(_world: World) -> Patches:
 
 
 def forgotten_cancellations(_world: World) -> Patches:
-    """What arrives of a cancelled request is served."""
+    """Tasks that arrive of a cancelled request are served."""
     yield Cancellations, "holds", lambda _self, *_args, **_kwargs: False
 
 
@@ -208,7 +208,7 @@ def shallow_purge(_world: World) -> Patches:
 
 
 def talking_zombies(_world: World) -> Patches:
-    """Whoever missed its lease goes on as if it had not: its ack removes the task under the next one."""
+    """A replica that missed its lease goes on as if it had not: its ack removes the task under the next one."""
     yield Assignment, "abandoned", property(lambda _self: False)
 
 
@@ -224,7 +224,7 @@ def endless_attempts(_world: World) -> Patches:
 
 
 def deaf_followers(_world: World) -> Patches:
-    """Whoever waits relies on the notice of the end."""
+    """A follower relies on the notice of the end."""
     yield following, "READ_EVERY", 10_000.0
 
 

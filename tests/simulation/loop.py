@@ -13,7 +13,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 EPOCH = 1_700_000_000.0
-"""What the clocks say at virtual time 0, seconds since the epoch."""
+"""Time of the clocks at virtual time 0, seconds since the epoch."""
 _PROCESS: ContextVar[Process | None] = ContextVar("process", default=None)
 
 
@@ -60,7 +60,7 @@ class Process:
 
 
 class _Handle:
-    """What is to be called, and when."""
+    """A callback, and its time."""
 
     __slots__ = ("_cancelled", "args", "callback", "context", "when")
 
@@ -89,7 +89,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, _Handle]] = []
         self._count = 0
         self.failures: list[BaseException] = []
-        """What nobody caught."""
+        """Exceptions that no code caught."""
         self.outside = copy_context()
         """The context of what belongs to no process, such as the broker."""
 

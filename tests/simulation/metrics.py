@@ -28,7 +28,7 @@ _UNREAD = _Unread()
 
 
 class SimMetrics(Metrics):
-    """Of one process; tells `caught` what the product's roots catch, from inside their `except`."""
+    """Metrics of one process; `caught` gets the exceptions that the product's roots catch, from inside their `except`."""
 
     def __init__(self, caught: Callable[[BaseException | None], None]) -> None:
         self.errors = _Errors(caught)  # type: ignore[assignment]

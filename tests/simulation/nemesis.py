@@ -1,4 +1,4 @@
-"""Whatever strikes from outside: cuts, suspensions, deaths, restarts of the broker, lost payloads, wrong verdicts."""
+"""Faults from outside: cuts, suspensions, deaths, restarts of the broker, lost payloads, living replicas marked down."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _kill(world: World) -> None:
 
 
 def _restart(world: World) -> None:
-    """Of the broker: every connection breaks, dedupe forgets, and the last removals may be undone."""
+    """Restart the broker: every connection breaks, dedupe forgets, and the last removals may be undone."""
     world.trace("broker", "is killed and started again")
     world.broker.restart(lambda: world.faults.chance(world.faults.undone))
     for process, connection in world.connections.items():
@@ -87,14 +87,14 @@ def _drain(world: World) -> None:
 
 
 def _slander(world: World) -> None:
-    """A verdict on a replica that lives."""
+    """Mark a living replica down."""
     replicas = [process for process in world.serving if process in world.replicas]
     if replicas:
         mark_down(world, world.rng.choice(replicas))
 
 
 def mark_down(world: World, process: Process) -> None:
-    """Two witnesses tell the orchestrators of a death; each asks for a verdict."""
+    """Two reports of a death reach the orchestrators; each asks to mark the replica down."""
     if not world.has_registry:
         return
     records = [

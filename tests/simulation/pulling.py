@@ -1,4 +1,4 @@
-"""Pulling, as `omnibus.broker.puller.Puller` does it: credit a free slot, several lanes, surplus handed back."""
+"""Pulling, as `omnibus.broker.puller.Puller` does it: credit a free slot, several lanes, excess requeued."""
 
 from __future__ import annotations
 

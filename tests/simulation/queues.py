@@ -24,7 +24,7 @@ class _Pending:
 
 
 class Consumer:
-    """One durable consumer: whoever pulls gets the next message, and the message again when it is not acknowledged."""
+    """One durable consumer: a pull gets the next message, and the message again when it is not acknowledged."""
 
     def __init__(self, broker: Broker, stream: Stream, name: str, filter_subject: str, ack_wait: float) -> None:
         self._broker, self._stream = broker, stream

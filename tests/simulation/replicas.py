@@ -42,7 +42,7 @@ class SimEngine:
         yield Finished(outputs={"text": text})
 
     async def abort(self, rid: str) -> None:
-        """Its generator is closed by whoever aborts."""
+        """An abort closes its generator."""
 
     def stats(self) -> EngineStats:
         return EngineStats()
@@ -71,7 +71,7 @@ def _delta(text: str) -> TextDelta:
 
 
 def said(stage: StageSpec, job: Job) -> str:
-    """What a stage makes of its inputs."""
+    """Make the output of a stage of its inputs."""
     sources = job.stage_input.sources
     given = ",".join(str(sources[name]["text"]) for name in sorted(sources)) or job.stage_input.request.text()
     return f"{stage.stage_id}({given})"

@@ -1,4 +1,4 @@
-"""What the broker stores: streams of numbered messages with dedupe, compare-and-set, lifetimes and schedules."""
+"""The broker's storage: streams of numbered messages with dedupe, compare-and-set, lifetimes and schedules."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Stream:
         return len(gone)
 
     def bring_back(self, chosen: Callable[[], bool]) -> list[Stored]:
-        """What a server that was killed does with removals that were not in its files; consumers know them as done."""
+        """Undo removals, as a killed server does that had them not in its files; consumers know them as done."""
         back = [stored for stored in self._removed if chosen()]
         self._removed.clear()
         self.undone.update(stored.seq for stored in back)
@@ -122,5 +122,5 @@ class Stream:
         return back
 
     def forget_ids(self) -> None:
-        """What a lone server does that was killed: it knows only the ids of what it still stores."""
+        """Forget message ids, as a lone killed server does: it knows only those of what it still stores."""
         self._seen = {msg_id: seq for msg_id, seq in self._seen.items() if seq in self.messages}

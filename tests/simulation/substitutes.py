@@ -1,4 +1,4 @@
-"""What of the product a model takes the place of, wherever it is used by its name."""
+"""Parts of the product that a model replaces, wherever they are used by name."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ from tests.simulation.watching import SimWatch
 SETTLES = 70.0
 """Seconds after everything is healed in which what was accepted ends: leases, retries and put-backs take that long."""
 _LATE = 30.0
-"""Seconds in which whoever was suspended has ended what it was about, and found that it was too late."""
+"""Seconds in which a suspended process has ended its work, and found that it was too late."""
 _TAKEN_DOWN = 20.0
 """Seconds in which a process that was killed while it was suspended is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one seed."""
+    """The outcome of one seed."""
 
     seed: int
     violations: tuple[str, ...]
@@ -66,16 +66,16 @@ class World:
         self.watches: list[SimWatch] = []
         self.connections: dict[Process, SimConnection] = {}
         self.poisonous: set[str] = set()
-        """Requests that kill whoever runs them."""
+        """Requests that kill every replica that runs them."""
         self.unserved = self.rng.choice(self.spec.stages).stage_id if self.rng.random() < 0.05 else None
         """A stage without replicas: what needs it ends by its deadline."""
         self.replicas: dict[Process, Replica] = {}
         self.judges: dict[Process, ClaimBook] = {}
-        """Orchestrators, and what each has heard of claims."""
+        """Orchestrators, and the claims that each knows."""
         self.is_random = self.rng.random() < 0.3
         """Whether engines say something else at every attempt."""
         self.has_registry = self.graph == "directed" or self.rng.random() < 0.05
-        """Whether replicas beat, and witnesses of their deaths speak."""
+        """Whether replicas beat, and their deaths are reported."""
         self._flavours = 0
         self._is_over = False
         self._serving: dict[Process, Callable[[], None]] = {}
@@ -212,7 +212,7 @@ class World:
             self.checker.check_over(strict=not self.faults.hides_ends, except_for=self._deserted())
 
     def _stop_replicas(self) -> None:
-        """What is open now, nobody was told is accepted: its deadline ends it without a worker."""
+        """Requests that are open now were never acknowledged: their deadlines end them without a worker."""
         for process in [process for process in self.serving if process in self.replicas]:
             del self._serving[process]
             self.kill(process, "for good")

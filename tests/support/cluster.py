@@ -100,7 +100,7 @@ class Cluster:
     async def worker(
         self, stage_id: int, replicas: int | None = None, name: str = "", env: Mapping[str, str] | None = None
     ) -> str:
-        """Start a worker of a stage, with as many replicas as at the beginning unless told; returns its name."""
+        """Start a worker of a stage, by default with as many replicas as at the beginning; returns its name."""
         name = name or f"worker-{stage_id}"
         count = str(replicas or self._replicas[stage_id])
         words = ("--pipeline", self.spec.name, "--stage", str(stage_id), "--replicas", count, "--grace", "10")
@@ -142,11 +142,11 @@ class Cluster:
             return await process.wait()
 
     def pid(self, name: str) -> int:
-        """Of a process that was started under this name."""
+        """Process id of a process that was started under this name."""
         return self._processes[name].pid
 
     def pids(self) -> dict[str, int]:
-        """Of everything that was started here, by name."""
+        """Process ids of everything that was started here, by name."""
         return {name: process.pid for name, process in self._processes.items()}
 
     async def kill_replica(self, stage_id: int) -> int:

@@ -33,7 +33,7 @@ def faulty(spec: PipelineSpec, **engine_args: object) -> PipelineSpec:
 
 
 async def bury(connection: Connection, spec: PipelineSpec, rid: str, request: Request = HELLO) -> DeadLetter:
-    """Have a request fail until its attempts are used up; returns its letter."""
+    """Have a request fail until its attempts are used up; returns its dead letter."""
     async with serving(connection, faulty(spec)) as producer:
         await producer.submit(spec, request, rid=rid)
         assert (await producer.wait(spec.name, rid)).state is RequestState.FAILED

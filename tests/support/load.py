@@ -48,7 +48,7 @@ class Load:
     within: float = 45.0
     """Seconds within which every request must be answered, faults included."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Of every accepted request, by id."""
+    """Prompt of every accepted request, by id."""
     answers: dict[str, object] = field(default_factory=dict)
     """The content that HTTP callers were answered, by id."""
     retries: int = 0

@@ -104,7 +104,7 @@ def _holder(command: list[str]) -> Iterator[int]:
 
 
 def _await_name(process: subprocess.Popen[bytes], name: str) -> None:
-    """Wait until `unshare` has made the namespace and become what it was told to run."""
+    """Wait until `unshare` has made the namespace and become the command that it runs."""
     until = time.monotonic() + _DEADLINE
     while Path(f"/proc/{process.pid}/comm").read_text().strip() != name:
         assert process.poll() is None, f"{process.args} ended with {process.returncode}"

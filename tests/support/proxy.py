@@ -18,7 +18,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes bytes between whoever connects to `port` and a server, in an `async with`; unharmed at the start.
+    """Passes bytes between clients of `port` and a server, in an `async with`; unharmed at the start.
 
     The server may come and go: each connection is opened on its own. `url` is a broker's address with the proxy in place of
     the host. A server that tells its clients of others (a cluster) leads them past the proxy.
@@ -164,7 +164,7 @@ class _Link:
 
 
 def _raise_plain(error: BaseException | None) -> None:
-    """What a pump ended with, out of its group."""
+    """Take the exception of a pump out of its group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if error is not None:

@@ -33,7 +33,7 @@ class Runners:
         await self._listening.unsubscribe()
 
     async def kill(self, stage_id: int, rid: str) -> float:
-        """Kill with -9 whoever has a stage of a request in hand; returns when, in seconds of the monotonic clock."""
+        """Kill with -9 the replica that runs a stage of a request; returns when, in seconds of the monotonic clock."""
         replica = await eventually(lambda: self._holders.get((stage_id, rid)), what=f"a claim on {rid}")
         (pid,) = [record.pid for record in self._view.replicas(stage_id) if record.replica == replica]
         os.kill(pid, signal.SIGKILL)

@@ -44,7 +44,7 @@ def omnibus(*words: str, nats: str, stdin: str = "", timeout: float = 30.0) -> s
 
 
 def start(*words: str, nats: str, log: Path) -> subprocess.Popen[bytes]:
-    """Start a command against a broker; whoever calls ends it."""
+    """Start a command against a broker; the caller ends it."""
     with log.open("ab") as out:
         return subprocess.Popen(
             command_line(*words), env=environment(nats), stdin=subprocess.DEVNULL, stdout=out, stderr=out

@@ -77,7 +77,7 @@ class ThreeNodes:
             await process.wait()
 
     def pid(self, node: int) -> int:
-        """Of a node that runs."""
+        """Process id of a node that runs."""
         return self._processes[node].pid
 
     async def kill(self) -> None:

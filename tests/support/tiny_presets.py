@@ -10,7 +10,7 @@ import transformers
 from tokenizers import pre_tokenizers
 
 WIDTH = 64
-"""Of hidden states: two heads of 32, the least that vLLM computes on CPU."""
+"""Size of hidden states: two heads of 32, the least that vLLM computes on CPU."""
 QWEN_SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
     "<|video_pad|>",

@@ -1,4 +1,4 @@
-"""What another copy of a message says of the one before."""
+"""The header by which a copy of a message refers to the one before."""
 
 from __future__ import annotations
 

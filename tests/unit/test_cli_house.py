@@ -1,4 +1,4 @@
-"""What holds for the whole source tree: what it imports, what it exports, and how long its files are."""
+"""Rules for the whole source tree: its imports, its exports, and the length of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events of a request told as outputs; and the box that outputs wait in."""
+"""Events of a request as outputs; and the queue that outputs wait in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each stage of omni-tiny gets out of the stage before it."""
+"""The input that each stage of omni-tiny gets from the stage before it."""
 
 from __future__ import annotations
 

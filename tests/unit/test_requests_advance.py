@@ -1,4 +1,4 @@
-"""What one event means for its request."""
+"""The effects of one event on its request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who waits how long for room, and which lane takes what a tenant wants beyond its share."""
+"""The time to wait after a refusal, and the lane of requests beyond a tenant's share."""
 
 from __future__ import annotations
 

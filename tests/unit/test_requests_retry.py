@@ -1,4 +1,4 @@
-"""What an operator's retry of a dead letter does, and when it is refused."""
+"""An operator's retry of a dead letter, and its refusals."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_messages_of_attempts_are_bounded() -> None:
 
 @pytest.mark.parametrize("state", RequestState)
 def test_failed_attempt_is_noted_in_open_and_failed_records_alone(state: RequestState) -> None:
-    """The news may come after the end that they explain; then the letter is written again."""
+    """The event may come after the end that it explains; then the dead letter is written again."""
     effects = advance(AttemptFailed(rid="r", attempt=attempt(1)), failed_record(state=state))
     kinds = {RequestState.OPEN: [SaveRecord], RequestState.FAILED: [SaveRecord, KeepDead]}.get(state, [])
     assert [type(effect) for effect in effects] == kinds

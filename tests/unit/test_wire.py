@@ -1,4 +1,4 @@
-"""What crosses the broker: envelopes, untyped values, requests, failures."""
+"""Messages on the broker: envelopes, untyped values, requests, failures."""
 
 from __future__ import annotations
 

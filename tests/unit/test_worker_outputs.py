@@ -1,4 +1,4 @@
-"""What leaves a stage, and what the next one makes of it."""
+"""The outputs of a stage, and the input that the next one makes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a running job has said, and can say again from anywhere."""
+"""The text that a running job has sent, and can send again from any offset."""
 
 from __future__ import annotations
 

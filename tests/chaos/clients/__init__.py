@@ -1,1 +1,1 @@
-"""Clients that know only what a client can know: they ask again under the same key until they are told an end."""
+"""Clients that know only what a client can know: they ask again under the same key until they receive an end."""

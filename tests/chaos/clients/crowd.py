@@ -23,7 +23,7 @@ _SMALL_BUFFER = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
 
 
 class Crowd:
-    """Clients at every door, in an `async with`; leaving it waits until each was told the end of its last request."""
+    """Clients of every way in, in an `async with`; leaving it waits until each knows the end of its last request."""
 
     def __init__(
         self, arena: Arena, history: History, arguments: RequestArguments, *, size: Size | None = None, label: str = ""
@@ -37,7 +37,7 @@ class Crowd:
         self._stack = AsyncExitStack()
         self._count = 0
         self.told = 0
-        """Operations whose clients were told the end, or the acceptance where that is all a client waits for."""
+        """Operations whose clients know the end, or the acceptance where that is all a client waits for."""
 
     async def __aenter__(self) -> Self:
         cluster = self._arena.cluster

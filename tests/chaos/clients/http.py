@@ -16,7 +16,7 @@ _KEY, _RID = "Idempotency-Key", "x-request-id"
 
 
 async def ask(client: httpx.AsyncClient, note: Note, model: str) -> None:
-    """Ask for the whole answer, until it is told or the client's patience ends."""
+    """Ask for the whole answer, until it comes or the client's time is over."""
     while note.patient:
         try:
             answer = await client.post(
@@ -53,7 +53,7 @@ async def stream(client: httpx.AsyncClient, note: Note, model: str) -> None:
 
 
 async def _follow(note: Note, answer: httpx.Response) -> bool:
-    """Note a stream's pieces; whether its end was told."""
+    """Note a stream's pieces; returns whether its end came."""
     note.accepted(answer.headers[_RID])
     said: list[str] = []
     try:

@@ -1,4 +1,4 @@
-"""What clients wish for, and how they note what becomes of it."""
+"""Planned requests of clients, and the notes on what becomes of them."""
 
 from __future__ import annotations
 

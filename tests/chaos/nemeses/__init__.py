@@ -1,1 +1,1 @@
-"""What is done to the system, one function a nemesis; `table` lists them all."""
+"""Faults that are done to the system, one function a nemesis; `table` lists them all."""

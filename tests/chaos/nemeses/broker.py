@@ -1,4 +1,4 @@
-"""What happens to nats-server: killed, hung, stopped in order; the leader of three, and all three in turn."""
+"""Faults of nats-server: killed, hung, stopped in order; the leader of three, and all three in turn."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def end_nats(battle: Battle) -> None:
 
 
 async def kill_leader(battle: Battle) -> None:
-    """Whoever leads the queue of work."""
+    """The server that leads the work stream."""
     nodes, stream = _nodes(battle)
     leader = await nodes.leader_of(battle.cluster.connection, stream)
     battle.note("SIGKILL", f"node {leader}, leader of {stream}")

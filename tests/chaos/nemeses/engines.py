@@ -18,7 +18,7 @@ HANG = 3.0
 
 
 async def kill_replica(battle: Battle) -> None:
-    """Of each stage one, one after the other: none has another, so that its tasks wait for the next."""
+    """Kill one replica of each stage, one after the other: none has another, so that its tasks wait for the next."""
     for stage_id in battle.random.sample(battle.arena.stages(), len(battle.arena.stages())):
         battle.strike_replica(await battle.victim(stage_id, busy=stage_id == THINKER), signal.SIGKILL)
         await battle.crowd.more(BETWEEN)

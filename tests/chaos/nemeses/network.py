@@ -17,7 +17,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 STAGE = 2
-"""Of the far replica: it streams."""
+"""Stage of the far replica: it streams."""
 LATE = 0.15
 """Seconds by which everything is late, in each direction, on a slow network."""
 OUTAGE = HEARTBEAT + 1.5
@@ -78,7 +78,7 @@ async def _far(battle: Battle) -> AsyncIterator[Proxy]:
 
 
 async def _held(battle: Battle) -> tuple[tuple[str, int], ...]:
-    """What the far replica has in hand, in the moment in which it begins one more task."""
+    """Claims of the far replica, in the moment in which it begins one more task."""
 
     def held() -> set[tuple[str, int]]:
         one = _replica(battle)

@@ -142,7 +142,7 @@ async def at_random(battle: Battle) -> None:
 
 
 def soak_acts() -> list[Act]:
-    """What may happen again and again, while the processes live on that are looked at meanwhile."""
+    """Faults that may happen again and again, while the processes that are sampled live on."""
     return [_replica, _replica, _second_orchestrator, _nats]
 
 

@@ -1,4 +1,4 @@
-"""What clients do: requests that kill, requests that nobody can read, readers that hardly read, clocks that jump."""
+"""Faults by clients: requests that kill, requests that cannot be read, readers that hardly read, clocks that jump."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def slow_consumer(battle: Battle) -> None:
 
 
 async def step_clock(battle: Battle) -> None:
-    """Of the front door's host: an hour ahead, an hour behind, and right again."""
+    """Step the clock of the front door's host: an hour ahead, an hour behind, and right again."""
     clock = ClockStep(battle.cluster.folder)
     await _restart_front_door(battle, clock.env)
     for seconds in (HOUR, -HOUR, 0):

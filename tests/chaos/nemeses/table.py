@@ -17,7 +17,7 @@ LEADER = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Of the wait from a kill to the start of the killed task elsewhere, and of the pause that all clients see; seconds."""
+    """Bounds on the wait from a kill to the task's start elsewhere, and on the pause that all clients see; seconds."""
 
     p50: float | None = None
     p99: float | None = None

@@ -1,4 +1,4 @@
-"""What is sampled: of processes that live through the whole run, of the broker, of shared memory."""
+"""Samples of processes that live through the whole run, of the broker, and of shared memory."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ Sample = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """What counts as flat: growth over the second half up to a share of its mean, or up to an amount, whichever is more."""
+    """The growth that counts as flat: over the second half, a share of its mean, or an amount, whichever is more."""
 
     share: float = 0.05
     amount: float = 0.0
