@@ -1,1 +1,1 @@
-"""What is measured, and how: each module is run as `python -m bench.<name>` and ends with one line of JSON."""
+"""Measurements: each module is run as `python -m bench.<name>` and ends with one line of JSON."""

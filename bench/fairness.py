@@ -1,4 +1,4 @@
-"""What one tenant's flood does to another's latency: alone, beside the flood, and with everybody equal, in the same run.
+"""The effect of one tenant's flood on another's latency: alone, beside the flood, and with everybody equal, in the same run.
 
     python -m bench.fairness [--asked 60] [--flood 800]
 
@@ -59,7 +59,7 @@ async def run(given: argparse.Namespace, url: str) -> dict[str, dict[str, float]
 
 
 async def _latencies(producer: Producer, spec: PipelineSpec, count: int, *, at_once: int = 1) -> dict[str, float]:
-    """Of `count` requests one after the other, `at_once` times beside each other."""
+    """Measure `count` requests one after the other, `at_once` times beside each other."""
 
     async def ask() -> None:
         await (await producer.submit(spec, Request(prompt="hi", tenant="quiet", stream=False))).result()
@@ -70,8 +70,8 @@ async def _latencies(producer: Producer, spec: PipelineSpec, count: int, *, at_o
 
 
 async def _flood(producer: Producer, spec: PipelineSpec, count: int) -> None:
-    wish = Request(prompt="hi", tenant="loud", stream=False)
-    await asyncio.gather(*[producer.submit(spec, wish) for _ in range(count)])
+    request = Request(prompt="hi", tenant="loud", stream=False)
+    await asyncio.gather(*[producer.submit(spec, request) for _ in range(count)])
 
 
 @asynccontextmanager
@@ -80,10 +80,10 @@ async def _served(connection: Connection, spec: PipelineSpec) -> AsyncIterator[P
     replica, orchestrator = Replica(connection, spec, _STAGE), OrchestratorService(connection, spec)
     running = [asyncio.create_task(replica.run()), asyncio.create_task(orchestrator.run())]
     try:
-        async with Producer(connection) as producer, asyncio.timeout(None) as patience:
-            patience.reschedule(asyncio.get_running_loop().time() + _UP)
+        async with Producer(connection) as producer, asyncio.timeout(None) as timeout:
+            timeout.reschedule(asyncio.get_running_loop().time() + _UP)
             await (await producer.submit(spec, Request(prompt="hi"))).result()
-            patience.reschedule(None)
+            timeout.reschedule(None)
             yield producer
     finally:
         for task in running:

@@ -1,4 +1,4 @@
-"""What a hop costs: two no-op stages, every hop its own process, 1 KiB, beside ZeroMQ and MessagePack in the same run.
+"""The cost of a hop: two no-op stages, every hop its own process, 1 KiB, beside ZeroMQ and MessagePack in the same run.
 
     python -m bench.hops [--rounds 5] [--idle 200] [--busy 2000] [--width 64] [--payload 1024]
 
@@ -41,7 +41,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one run gave."""
+    """The figures of one run."""
 
     figures: Mapping[str, Round]
     """Medians over the rounds, by system."""

@@ -17,7 +17,7 @@ REQUEST_TIMEOUT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round of one system gave."""
+    """The figures of one round of one system."""
 
     p50: float
     """Median latency with one request in flight, seconds."""

@@ -31,23 +31,23 @@ class Ports:
 
     inbox: int
     """PULL: requests and results."""
-    outbox: int
+    results: int
     """PUSH: answers to the producer."""
     stages: tuple[int, ...]
     """PUSH: tasks, one socket a stage."""
 
     @classmethod
     def free(cls) -> Ports:
-        inbox, outbox, *stages = _free_ports(2 + STAGES)
-        return cls(inbox, outbox, tuple(stages))
+        inbox, results, *stages = _free_ports(2 + STAGES)
+        return cls(inbox, results, tuple(stages))
 
     @classmethod
     def parse(cls, numbers: Sequence[str]) -> Ports:
-        inbox, outbox, *stages = map(int, numbers)
-        return cls(inbox, outbox, tuple(stages))
+        inbox, results, *stages = map(int, numbers)
+        return cls(inbox, results, tuple(stages))
 
     def words(self) -> list[str]:
-        return [str(port) for port in (self.inbox, self.outbox, *self.stages)]
+        return [str(port) for port in (self.inbox, self.results, *self.stages)]
 
 
 class ZeroMqPipeline:
@@ -57,7 +57,7 @@ class ZeroMqPipeline:
         self._push = context.socket(zmq.PUSH)
         self._push.connect(_url(ports.inbox))
         self._pull = context.socket(zmq.PULL)
-        self._pull.connect(_url(ports.outbox))
+        self._pull.connect(_url(ports.results))
         self._payload = payload
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
@@ -69,7 +69,7 @@ class ZeroMqPipeline:
         await answered
 
     async def receive(self) -> None:
-        """Hand every answer to whoever asked, until cancelled."""
+        """Hand every answer to its caller, until cancelled."""
         while True:
             answer = msgpack.unpackb(await self._pull.recv())
             self._waiting.pop(answer["rid"]).set_result(None)
@@ -97,12 +97,12 @@ async def pipeline(payload: bytes) -> AsyncIterator[ZeroMqPipeline]:
 
 async def _orchestrate(ports: Ports) -> None:
     context = zmq.asyncio.Context()
-    inbox, outbox = _bound(context, zmq.PULL, ports.inbox), _bound(context, zmq.PUSH, ports.outbox)
+    inbox, results = _bound(context, zmq.PULL, ports.inbox), _bound(context, zmq.PUSH, ports.results)
     stages = [_bound(context, zmq.PUSH, port) for port in ports.stages]
     while True:
         message = msgpack.unpackb(await inbox.recv())
         message["stage"] += 1
-        target = stages[message["stage"]] if message["stage"] < STAGES else outbox
+        target = stages[message["stage"]] if message["stage"] < STAGES else results
         await target.send(msgpack.packb(message))
 
 

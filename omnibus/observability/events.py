@@ -26,7 +26,7 @@ class LogEvent(StrEnum):
     REQUEST_EXPIRED = "request.expired"
     REQUEST_DEAD = "request.dead"
     """The request was written to the dead letters."""
-    DEAD_LETTER_UNREADABLE = "letter.unreadable"
+    DEAD_LETTER_UNREADABLE = "dead_letter.unreadable"
 
     # Tasks and leases, as a worker sees them
     TASK_RECEIVED = "task.received"

@@ -66,7 +66,7 @@ class CodeName:
     name: str
     """The module, or the setting that has code loaded."""
     value: str | None = None
-    """Of a setting: the value that it has here."""
+    """Value of a setting; None for a module."""
 
     def is_in(self, allowed: frozenset[str]) -> bool:
         """A module is allowed by its own name or that of a package around it, a setting by its name or as NAME=VALUE."""

@@ -20,7 +20,7 @@ EngineArgs = Mapping[str, Any]
 
 
 class Model(Enum):
-    """What `model` of a stage is."""
+    """The kind of value that a stage's `model` has."""
 
     NONE = auto()
     """Nothing that the engine needs."""
@@ -50,10 +50,6 @@ class EngineKind:
     """Groups of a caller's parameters that its stages know: `text`, `image`, `seed`."""
     has_media_processor: bool = False
     """Whether it prepares pictures, sound and video of messages, by `mm_processor_kwargs`."""
-    takes_media: bool = False
-    """Whether its stages see the pictures, sound and video of messages."""
-    has_chat_template: bool = False
-    """Whether it shows a model what a chat's turns hold beside texts: calls, names."""
     has_tokenizer: bool = False
     """Whether `tokenizer` is one of its arguments."""
     has_prefix_cache: bool = False
@@ -121,8 +117,6 @@ BUILT_IN = (
         checkpoint_files=("config.json",),
         parameters=frozenset({"text", "seed"}),
         has_media_processor=True,
-        takes_media=True,
-        has_chat_template=True,
         has_tokenizer=True,
         has_prefix_cache=True,
         can_sleep=True,
@@ -171,7 +165,6 @@ BUILT_IN = (
         factory="omnibus.workers.engines.python:create",
         model=Model.CODE,
         parameters=frozenset({"text", "image", "seed"}),
-        takes_media=True,
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,
     ),
@@ -179,7 +172,6 @@ BUILT_IN = (
         name="sim",
         factory="omnibus.workers.engines.sim:create",
         parameters=frozenset({"seed"}),
-        takes_media=True,
         devices=_parallel_size,
     ),
 )

@@ -12,7 +12,7 @@ class LoadBalancingPolicy(StrEnum):
     """A value of a stage's `lb_policy`."""
 
     balancer: str | None
-    """`module:class` of the balancer that whoever publishes a task asks."""
+    """`module:class` of the balancer that the publisher of a task asks."""
 
     BROKER = "broker"
     """Nobody chooses: the first replica with a free slot takes the task."""

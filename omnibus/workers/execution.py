@@ -16,7 +16,6 @@ from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import Engine, Finished, Job, TextDelta
-from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
 from omnibus.workers.text_stream import Deltas, SentText, SentTexts, received
@@ -78,7 +77,6 @@ class Execution:
             # Engines write generate as an async generator, which the protocol's iterator does not promise.
             async with aclosing(cast("Any", self.engine.generate(job))) as items:
                 async for item in items:
-                    check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
                         await _closed(deltas)
                         return item

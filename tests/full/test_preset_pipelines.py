@@ -16,7 +16,7 @@ from PIL import Image
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import EngineRejected
-from omnibus.presets.processors import QWEN_IMAGE_TEMPLATE
+from omnibus.presets.input_processors import QWEN_IMAGE_TEMPLATE
 from tests.support import tiny_presets
 from tests.support.flow import serving
 from tests.support.preset import FEW_STEPS, START_WAIT, ask, tiny

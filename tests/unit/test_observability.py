@@ -118,7 +118,7 @@ def test_config_error_when_the_level_is_unknown() -> None:
 
 
 def test_every_event_is_named_subject_and_what_happened() -> None:
-    assert all(re.fullmatch(r"[a-z]+\.[a-z_]+", event) for event in LogEvent)
+    assert all(re.fullmatch(r"[a-z_]+\.[a-z_]+", event) for event in LogEvent)
 
 
 def test_metrics_count_in_their_own_registry_when_there_are_two() -> None:

@@ -11,7 +11,7 @@ import pytest
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.frontdoor.stage_params import stage_params
 from omnibus.pipeline.loading import load_pipeline, presets
-from omnibus.presets import processors
+from omnibus.presets import input_processors as processors
 from omnibus.wire.request import Message, Request
 from omnibus.workers.engines.protocol import EngineInput, StageInput
 from omnibus.workers.object_loading import load_object

@@ -2,7 +2,7 @@
 
     sentence ──parse──► Scene ──symbols──► ("red", "circle", "left", "blue", "square", "END")
 
-Right and wrong answers are told apart here, from the prompt alone.
+The right answer is computed here, from the prompt alone.
 """
 
 from __future__ import annotations

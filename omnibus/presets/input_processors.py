@@ -12,7 +12,7 @@ from omnibus.wire.request import Message
 from omnibus.workers.engines.protocol import EngineInput, StageInput
 
 REWRITING = (
-    "You turn a user's wish into one prompt for a model that draws pictures. Keep what was asked for: subjects, their number, "
+    "You turn a user's request into one prompt for a model that draws pictures. Keep what was asked for: subjects, their number, "
     "colours, places, and any words that shall be written in the picture, in quotation marks. Add what was left open: setting, "
     "light, composition, style. Answer with the prompt alone, at most 120 words."
 )
