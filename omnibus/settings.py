@@ -13,7 +13,16 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+LogFormat = Literal["auto", "console", "color", "json"]
+"""`auto` is console, with colors, on a terminal and JSON elsewhere; `color` has colors everywhere."""
 Words = Annotated[tuple[str, ...], NoDecode]
+
+
+def default_state_dir() -> Path:
+    """The state directory where no other is named."""
+    return Path.home() / ".local" / "state" / "omnibus"
+
+
 _FRONT_DOOR = (
     "host", "port", "api_keys", "served_model_name", "keep_alive", "max_connections",
     "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials",
@@ -44,7 +53,7 @@ class Settings(BaseSettings):
     """Address on which the embedded server listens: an IPv4 address of this machine, or 0.0.0.0."""
     nats_port: int = 4222
     """The port that the embedded server takes when it is free."""
-    state_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "state" / "omnibus")
+    state_dir: Path = Field(default_factory=default_state_dir)
     """Folder in which an embedded server keeps its data, its log and its address."""
 
     # Workers
@@ -56,7 +65,7 @@ class Settings(BaseSettings):
 
     # Logs and traces
     log_level: str = "info"
-    log_format: Literal["auto", "console", "json"] = "auto"
+    log_format: LogFormat = "auto"
     otlp_endpoint: str | None = None
     """Endpoint to which spans go over OTLP/gRPC, such as http://collector:4317; needs the extra `otel`. None: nowhere."""
 

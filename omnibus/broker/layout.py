@@ -157,7 +157,9 @@ async def apply(connection: Connection, changes: Sequence[Change]) -> None:
             await connection.api(f"STREAM.{change.action.upper()}.{target.name}", target.config)
         else:
             await ensure_consumer(connection, target)
-        log.info(LogEvent.BROKER_LAYOUT_CHANGED, change=str(change))
+        log.debug(LogEvent.BROKER_LAYOUT_CHANGED, change=str(change))
+    if changes:
+        log.info(LogEvent.BROKER_LAYOUT_CHANGED, changes=len(changes))
 
 
 async def ensure_consumer(connection: Connection, consumer: Consumer) -> None:

@@ -119,8 +119,12 @@ def _status_of(error: BaseException) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, OmnibusError):
-        # The last lines of a process: one below the other, the reason last.
-        has_log = isinstance(error, StageStartError)
-        click.echo(f"omnibus: {error.message if has_log else ' '.join(error.message.split())}", err=True)
+        if isinstance(error, StageStartError):  # the last lines of a process: one below the other, the reason last
+            from omnibus.observability.logging import as_sentence  # noqa: PLC0415
+
+            message = "\n".join(as_sentence(line) for line in error.message.splitlines())
+        else:
+            message = " ".join(error.message.split())
+        click.echo(f"omnibus: {message}", err=True)
         return 2 if isinstance(error, (ConfigError, RequestError)) else 1
     raise error

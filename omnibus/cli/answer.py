@@ -60,7 +60,10 @@ class Answer:
 
     def keep(self, output: Output) -> None:
         """Save the files of an output, once; a text stays on the screen. Raises ConfigError where nothing can be written."""
-        if output.stage_id in self._saved or output.modality == "text":
+        if output.modality == "text":
+            self._screen.end_line()  # what else is said comes below it
+            return
+        if output.stage_id in self._saved:
             return
         self._saved[output.stage_id] = paths = self._paths(output)
         try:

@@ -93,7 +93,7 @@ class Fleet:
         """Decided here: a child writes to a pipe, whatever its lines are shown on in the end."""
         if self.settings.log_format != "auto":
             return self.settings.log_format
-        return "console" if sys.stderr.isatty() else "json"
+        return "color" if sys.stderr.isatty() else "json"
 
 
 @asynccontextmanager

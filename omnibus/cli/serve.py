@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,13 +14,10 @@ from omnibus.cli import options
 
 if TYPE_CHECKING:
     from omnibus.cli.process_group import Fleet
-    from omnibus.cli.readiness import Readiness
-    from omnibus.errors import StageStartError
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.presence.replica_view import ReplicaView
     from omnibus.settings import Settings
     from omnibus.workers.initialisation import LogicalStageInitPlan
-    from omnibus.workers.supervisor import ProcessSpec, Supervisor
+    from omnibus.workers.supervisor import ProcessSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +105,8 @@ def command(*, api_key: tuple[str, ...], allow_module: tuple[str, ...], **flags:
 
 async def _serve(spec: PipelineSpec, settings: Settings, arguments: _Arguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
+    from omnibus.cli.coming_up import ComingUp  # noqa: PLC0415
     from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
-    from omnibus.cli.readiness import Readiness  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.pipeline.allowed_code import AllowedCode  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
@@ -132,72 +128,22 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: _Arguments) 
                 on_death=death_reporter,
                 metrics=connection.metrics,
             )
-            readiness = Readiness(connection, spec, view, _say)
-            coming = _ComingUp(fleet, plans, arguments, view, supervisor)
+            coming = ComingUp(
+                connection=connection, fleet=fleet, plans=plans, view=view, supervisor=supervisor, source=arguments.pipeline,
+                front_door=not arguments.no_frontdoor, init_timeout=arguments.init_timeout,
+                embedded=found is not settings,
+            )  # fmt: skip
             hangs = HangWatch(connection, view, supervisor, found.hang_timeout)
             stats = [log_stats(view)] if arguments.log_stats else []
-            await supervise(supervisor, _announce(readiness, coming), hangs.run(), *stats)
+            try:
+                await supervise(supervisor, coming.announce(), hangs.run(), *stats)
+            finally:
+                await coming.say_what_stays()
 
 
 def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], arguments: _Arguments) -> list[ProcessSpec]:
     front_door = [] if arguments.no_frontdoor else [fleet.front_door()]
     return [fleet.orchestrator(), *front_door, *(process for plan in plans for process in fleet.replicas(plan))]
-
-
-@dataclass(frozen=True, slots=True)
-class _ComingUp:
-    """What was started, and where to see how far it is."""
-
-    fleet: Fleet
-    plans: list[LogicalStageInitPlan]
-    arguments: _Arguments
-    view: ReplicaView
-    supervisor: Supervisor
-
-
-async def _announce(readiness: Readiness, coming: _ComingUp) -> None:
-    """Say what comes up, and at last that all of it is; raises StageStartError when that takes too long."""
-    from omnibus.pipeline.allowed_code import AllowedCode  # noqa: PLC0415
-
-    fleet, arguments, settings = coming.fleet, coming.arguments, coming.fleet.settings
-    front_door = None if arguments.no_frontdoor else (settings.host, settings.port)
-    nats_url = re.sub(r"//[^@/,]*@", "//", fleet.addresses.url)  # without a password
-    for plan in coming.plans:
-        if not plan.local:
-            stage = fleet.spec.stage(plan.stage_id)
-            allowing = "".join(
-                f" --allow-module {name}" for name in sorted({c.name for c in AllowedCode().beyond(stage)})
-            )
-            _say(
-                f"elsewhere: omnibus worker --pipeline {fleet.spec.name} --stage {stage.name}{allowing} --nats {nats_url}"
-            )
-    try:
-        async with asyncio.timeout(arguments.init_timeout):
-            wanted = {plan.stage_id: len(plan.local) for plan in coming.plans if plan.local}
-            await readiness.wait(wanted, front_door=front_door)
-    except TimeoutError as error:
-        raise _too_slow(coming) from error
-    where = f" at http://{settings.host}:{settings.port}" if front_door else ""
-    _say(f"ready: {fleet.spec.name}{where}, NATS {nats_url}")
-
-
-def _too_slow(coming: _ComingUp) -> StageStartError:
-    """What is not up, and the end of what its replicas have said."""
-    from omnibus.cli.readiness import up  # noqa: PLC0415
-    from omnibus.errors import StageStartError  # noqa: PLC0415
-
-    missing, said, last_lines = [], [], coming.supervisor.last_lines
-    for plan in coming.plans:
-        ready = up(coming.view)[plan.stage_id]
-        if ready < len(plan.local):
-            missing.append(
-                f"stage {plan.stage_id} {plan.local[0].metadata.model_stage!r}: {ready} of {len(plan.local)} up"
-            )
-            said += [f"{replica.process_name} | {last_lines[replica.process_name]}" for replica in plan.local]
-    what = "; ".join(missing) or "the orchestrator or the front door does not answer"
-    return StageStartError(
-        "\n".join([f"not everything is up after {coming.arguments.init_timeout:g} s: {what}", *said])
-    )
 
 
 @asynccontextmanager
@@ -228,7 +174,3 @@ def _check_port(settings: Settings) -> None:
     from omnibus.frontdoor.server import listen  # noqa: PLC0415
 
     listen(settings.host, settings.port).close()
-
-
-def _say(line: str) -> None:
-    click.echo(line)

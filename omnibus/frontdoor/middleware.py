@@ -22,6 +22,8 @@ from omnibus.observability.tracing import NoTracing, Tracing
 REQUEST_ID = "X-Request-Id"
 GUARDED = ("/v1/", "/pause", "/resume", "/is_paused", "/start_profile", "/stop_profile", "/reset_prefix_cache")
 """What an API key is asked for; probes and metrics are open."""
+PROBES = ("/live", "/ready", "/health", "/metrics")
+"""What is asked for every few seconds, by probes and by `omnibus serve` itself; logged at DEBUG only."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context of a caller, passed on to every stage."""
 SHUTDOWN_HOOK_TIMEOUT = 1.0
@@ -91,7 +93,8 @@ class Observed:
         self._metrics.http_requests.labels(route, str(status)).inc()
         self._metrics.http_seconds.labels(route).observe(seconds)
         rid = scope["state"]["request_id"]
-        _log.info(
+        log = _log.debug if route in PROBES else _log.info
+        log(
             LogEvent.HTTP_REQUEST,
             rid=rid,
             method=scope["method"],

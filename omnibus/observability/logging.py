@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import os
+import re
 import sys
-from typing import Literal, TextIO
+from datetime import datetime
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from omnibus.errors import ConfigError
+from omnibus.settings import LogFormat
 
-LogFormat = Literal["auto", "console", "json"]
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_NOT_SAID = ("event", "level", "timestamp", "logger", "exception", "exc_info")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _TAKEN_OVER = ("uvicorn", "uvicorn.error", "uvicorn.access")
 """Loggers with handlers of their own."""
+
+
+class _CurrentStderr(io.TextIOBase):
+    """Whatever stderr is at the moment: a live table puts itself in its place for a while."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+
+_CURRENT_STDERR = _CurrentStderr()
 
 
 def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream: TextIO | None = None) -> None:  # noqa: A002 the setting's name
@@ -29,7 +52,7 @@ def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream
     if level.lower() not in LEVELS:
         raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}", param="log_level")
     number = logging.getLevelNamesMapping()[level.upper()]
-    out = stream if stream is not None else sys.stderr
+    out = stream if stream is not None else cast("TextIO", _CURRENT_STDERR)
     _route_standard_library(number, out, _renderers(format, out))
     structlog.configure(
         processors=[*_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -76,7 +99,9 @@ def _route_standard_library(level: int, out: TextIO, renderers: list[Processor])
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    # What libraries say about themselves at INFO is for those who look for a fault.
+    root.setLevel(logging.WARNING if level == logging.INFO else level)
+    logging.getLogger("omnibus").setLevel(level)
     for name in _TAKEN_OVER:
         taken = logging.getLogger(name)
         taken.handlers.clear()
@@ -95,20 +120,49 @@ def _shared() -> list[Processor]:
 
 
 def _renderers(log_format: LogFormat, out: TextIO) -> list[Processor]:
-    console = out.isatty() if log_format == "auto" else log_format == "console"
+    shown = ("color" if out.isatty() else "json") if log_format == "auto" else log_format
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    if console:
+    if shown != "json":
+        in_color = (shown == "color" or out.isatty()) and not os.environ.get("NO_COLOR")
         console_traceback = structlog.dev.RichTracebackFormatter(show_locals=False)
-        return [
-            remove_meta,
-            structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=console_traceback),
-        ]
+        console = structlog.dev.ConsoleRenderer(
+            colors=in_color, exception_formatter=console_traceback, pad_event_to=0, pad_level=False
+        )
+        return [remove_meta, _for_people, console]
     # Without local variables, here and above: prompts and keys are among them.
     as_data = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [remove_meta, structlog.processors.ExceptionRenderer(as_data), structlog.processors.JSONRenderer()]
 
 
+def _for_people(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The time of day by this machine's clock; our modules go without saying."""
+    event["timestamp"] = datetime.now().astimezone().strftime("%H:%M:%S")
+    if str(event.get("logger", "")).startswith("omnibus"):
+        del event["logger"]
+    return event
+
+
+def as_sentence(line: str) -> str:
+    """A line of a log for people to read, whatever it was written as."""
+    plain = _ANSI.sub("", line)
+    try:
+        record = json.loads(plain) if plain.startswith("{") else None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or "event" not in record:
+        return plain
+    raised = [f"{one['exc_type']}: {one['exc_value']}" for one in record.get("exception") or () if "exc_type" in one]
+    if "error" in record:
+        code = f" ({record['code']})" if "code" in record else ""
+        return ", ".join((f"{record['error']}{code}", *raised))
+    facts = [f"{name}={value}" for name, value in record.items() if name not in _NOT_SAID]
+    return ", ".join((" ".join([f"{record.get('level', 'info')}:", record["event"], *facts]), *raised))
+
+
 def _plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Replace the event's enum member by its plain text."""
+    """Replace the event's enum member by its plain text, and short names by those that people see."""
     event["event"] = str(event["event"])
+    for short in ("rid", "request"):  # one name for people, here as on the command line and over HTTP
+        if short in event:
+            event["request_id"] = event.pop(short)
     return event

@@ -215,6 +215,8 @@ class _Child:
         self.instance = ""
         self.restarts = 0
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._former_lines = self._lines
+        """Of its life before, which tells most while this one has said nothing."""
 
     @property
     def title(self) -> str:
@@ -222,7 +224,7 @@ class _Child:
 
     @property
     def last_lines(self) -> str:
-        return "\n".join(self._lines)
+        return "\n".join(self._lines or self._former_lines)
 
     async def live(self, on_end: DeathHook) -> Death:
         """Start the process, pass its output on, and wait for its end; its process group ends with it.
@@ -231,7 +233,7 @@ class _Child:
         """
         self.instance = instance = f"{self.name}-{secrets.token_hex(4)}".replace(" ", "-")
         started = time.monotonic()
-        self._lines.clear()
+        self._former_lines, self._lines = self._lines, deque(maxlen=LAST_LINES)
         self.process = process = await asyncio.create_subprocess_exec(
             *self._spec.argv,
             env={**os.environ, **self._spec.env, PARENT_VARIABLE: str(os.getpid()), INSTANCE_VARIABLE: instance},

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +20,8 @@ import pytest
 
 from omnibus.errors import StageStartError
 from tests.support.processes import children_of, is_running
-from tests.support.served import omnibus, shared_memory, start, write_pipeline
+from tests.support.served import command_line, omnibus, shared_memory, start, write_pipeline
+from tests.support.terminal import Terminal
 from tests.support.waiting import eventually
 from tools.serving import Serving, serving
 
@@ -190,6 +194,60 @@ def test_model_is_named_when_it_cannot_be_found(tmp_path: Path) -> None:
     assert "stage 'only': model 'nowhere:f'" in reason
     assert "cannot start" not in reason, "the last lines of the replica stand below each other"
     assert "Traceback" not in caught.value.message
+
+
+def test_failure_is_told_in_sentences_when_it_is_piped(tmp_path: Path) -> None:
+    """No JSON for people, no ten minutes of trying again, and what stays deployed is said."""
+    (tmp_path / "unlucky.py").write_text(
+        "class Stage:\n    def __init__(self):\n        raise RuntimeError('no luck')\n"
+    )
+    text = "name: unlucky\nstages:\n- {stage_id: 0, name: only, engine: python, model: 'unlucky:Stage', "
+    file = write_pipeline(tmp_path, text + "final_output: true, final_output_type: text}\n")
+    done = subprocess.run(
+        command_line("serve", str(file), "--port", "0", "--nats-port", "0", "--state-dir", str(tmp_path / "state")),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    _, _, failure = done.stderr.rpartition("omnibus: not everything is up and only.0 has died 4 times: ")
+    assert failure.startswith("stage 0 'only': 0 of 1 up\n")
+    assert "RuntimeError: no luck" in failure
+    assert not [line for line in failure.splitlines() if line.lstrip().startswith("{")]
+    assert f"unlucky stays deployed, with its answers, in {tmp_path}/state" in done.stdout
+
+
+def test_command_to_try_comes_before_the_last_line_when_all_is_up(tmp_path: Path) -> None:
+    said: list[str] = []
+    flags = ("--port", "0", "--nats-port", "0")
+    with serving(str(write_pipeline(tmp_path)), *flags, state_dir=tmp_path / "state", say=said.append) as running:
+        assert said[-1].startswith("try: omnibus submit ")
+        command = shlex.split(said[-1].removeprefix("try: omnibus "))
+        assert omnibus(*command, "-o", str(tmp_path), nats=running.nats_url).stdout == "hello\n"
+        log = running.log.read_text()
+    assert "/live" not in log, "our own probes are logged"
+    assert log.count("broker.layout_changed") == 1
+
+
+def test_parts_come_up_in_a_live_table_when_serve_has_a_terminal(tmp_path: Path) -> None:
+    words = (
+        "serve",
+        str(write_pipeline(tmp_path)),
+        "--port",
+        "0",
+        "--nats-port",
+        "0",
+        "--state-dir",
+        str(tmp_path / "state"),
+    )
+    with Terminal(*words) as terminal:
+        text = terminal.read_until("ready:", 60.0)
+        terminal.interrupt()
+        rest = terminal.read_until("stays deployed", 60.0)
+        assert terminal.wait() == 0
+    for row in ("orchestrator", "front door", "0 writer", "1 painter", "2 speaker"):
+        assert row in text
+    assert "up: " not in text, "lines and table say the same"
+    assert re.search(r"\d\d:\d\d:\d\d \[", text), "the log has no time of day"
+    assert not [line for line in (text + rest).splitlines() if line.startswith("{")]
 
 
 def test_port_is_named_before_anything_starts_when_it_is_taken(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from omnibus.errors import ConfigError
 from omnibus.observability.events import LogEvent
-from omnibus.observability.logging import LogFormat, configure_logging, get_logger
+from omnibus.observability.logging import LogFormat, as_sentence, configure_logging, get_logger
 from omnibus.observability.metrics import Metrics
 
 pytestmark = pytest.mark.unit
@@ -49,7 +49,7 @@ def test_event_is_one_json_object_when_stderr_is_no_terminal() -> None:
         "level": "info",
         "logger": "omnibus.test",
         "stage": "thinker",
-        "rid": "r1",
+        "request_id": "r1",
     }
 
 
@@ -61,11 +61,12 @@ def test_standard_library_and_uvicorn_come_out_alike_when_they_log() -> None:
     configure_logging("info", "json", stream=stream)
 
     logging.getLogger("some.library").warning("lost %d", 3)
-    uvicorn.info("started")
+    uvicorn.warning("slow")
+    logging.getLogger("some.library").info("hello")
 
     assert [(line["event"], line["level"], line["logger"]) for line in _lines(stream)] == [
         ("lost 3", "warning", "some.library"),
-        ("started", "info", "uvicorn.error"),
+        ("slow", "warning", "uvicorn.error"),
     ]
 
 
@@ -110,6 +111,55 @@ def test_console_lines_are_text_when_asked_for() -> None:
     configure_logging("info", "console", stream=stream)
     get_logger("omnibus.test").info(LogEvent.REPLICA_UP, stage="dit")
     assert re.search(r"info.*replica\.up.*stage=dit", stream.getvalue())
+
+
+def test_libraries_are_heard_when_faults_are_looked_for() -> None:
+    stream = io.StringIO()
+    configure_logging("debug", "json", stream=stream)
+    logging.getLogger("some.library").info("hello")
+    assert [line["event"] for line in _lines(stream)] == ["hello"]
+
+
+def test_console_line_has_the_time_of_day_and_no_module_of_ours() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "console", stream=stream)
+    get_logger("omnibus.workers.replica").info(LogEvent.REPLICA_UP, stage="dit", rid="r1")
+    logging.getLogger("some.library").warning("lost")
+    ours, theirs = stream.getvalue().splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d \[info\] replica\.up +request_id=r1 stage=dit", ours)
+    assert theirs.endswith("[some.library]")
+
+
+@pytest.mark.parametrize(("log_format", "colored"), [("color", True), ("console", False)])
+def test_color_is_the_formats_when_the_stream_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, log_format: LogFormat, colored: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = io.StringIO()
+    configure_logging("info", log_format, stream=stream)
+    get_logger("omnibus.test").info(LogEvent.REPLICA_UP)
+    assert ("\x1b[" in stream.getvalue()) is colored
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            '{"stage": 1, "event": "replica.up", "level": "info", "timestamp": "x", "logger": "y"}',
+            "info: replica.up stage=1",
+        ),
+        (
+            '{"event": "e", "level": "error", "exception": [{"exc_type": "KeyError", "exc_value": "k"}]}',
+            "error: e, KeyError: k",
+        ),
+        ('{"event": "replica.down", "stage": 0, "error": "no such file", "code": "gone"}', "no such file (gone)"),
+        ('{"a": 1}', '{"a": 1}'),
+        ("{broken", "{broken"),
+        ("\x1b[31mred\x1b[0m words", "red words"),
+    ],
+)
+def test_line_of_a_log_is_a_sentence_when_people_read_it(line: str, sentence: str) -> None:
+    assert as_sentence(line) == sentence
 
 
 def test_config_error_when_the_level_is_unknown() -> None:
