@@ -9,12 +9,16 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 import pytest_asyncio
 import uvloop
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer, free_port
+
+hypothesis.settings.register_profile("tests", deadline=None)  # others on the machine make an example slow, not wrong
+hypothesis.settings.load_profile("tests")
 
 os.environ.setdefault(
     "OMNIBUS_ALLOWED_MODULES", "tests.support"
