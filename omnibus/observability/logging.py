@@ -26,7 +26,7 @@ _TAKEN_OVER = ("uvicorn", "uvicorn.error", "uvicorn.access")
 
 
 class _CurrentStderr(io.TextIOBase):
-    """Whatever stderr is at the moment: a live table puts itself in its place for a while."""
+    """The stderr of the moment: a live table puts itself in its place for a while."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -135,7 +135,7 @@ def _renderers(log_format: LogFormat, out: TextIO) -> list[Processor]:
 
 
 def _for_people(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """The time of day by this machine's clock; our modules go without saying."""
+    """The time of day by this machine's clock; the names of our modules are left out."""
     event["timestamp"] = datetime.now().astimezone().strftime("%H:%M:%S")
     if str(event.get("logger", "")).startswith("omnibus"):
         del event["logger"]
