@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omnibus.broker.connection import connect
     from omnibus.client.async_omni import AsyncOmni
-    from omnibus.client.engine import AsyncOmniEngine
+    from omnibus.client.async_omni_engine import AsyncOmniEngine
     from omnibus.client.omni import Omni, OmniResult
     from omnibus.client.producer import Producer, Submission
     from omnibus.client.request_events import Ended, Output, OutputArrived, Result, StepProgress, TextPiece
@@ -54,7 +54,7 @@ __all__ = [
 _PUBLIC = {
     "broker.connection": ("connect",),
     "client.async_omni": ("AsyncOmni",),
-    "client.engine": ("AsyncOmniEngine",),
+    "client.async_omni_engine": ("AsyncOmniEngine",),
     "client.request_events": ("Ended", "Output", "OutputArrived", "Result", "StepProgress", "TextPiece"),
     "client.omni": ("Omni", "OmniResult"),
     "client.request_outputs": ("OmniRequestOutput",),

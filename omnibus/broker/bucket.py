@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from omnibus.broker.connection import Connection, Message, status_of
+from omnibus.broker.connection import Connection, ReceivedMessage, status_of
 from omnibus.errors import BrokerRefused, RevisionConflict
 
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BucketEntry:
     """What is stored under a key."""
 
     key: str
@@ -45,22 +45,22 @@ class Bucket:
         self._prefix = f"$KV.{name}."
         self._get = f"$JS.API.DIRECT.GET.KV_{name}.{self._prefix}"
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> BucketEntry | None:
         """The entry, None when there is none."""
         value, revision = await self._look(key)
-        return Entry(key, value, revision) if value is not None else None
+        return BucketEntry(key, value, revision) if value is not None else None
 
-    async def get_confirmed(self, key: str) -> Entry | None:
+    async def get_confirmed(self, key: str) -> BucketEntry | None:
         """Like `get`, but None only when the bucket's leader says so: for decisions that absence would make final."""
         return await self.get(key) or await self.get_latest(key)
 
-    async def get_latest(self, key: str) -> Entry | None:
+    async def get_latest(self, key: str) -> BucketEntry | None:
         """The entry as the bucket's leader has it: for decisions that a write of a moment ago would change."""
         found = await self._connection.find(f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": self._prefix + key})
         if found is None or _is_marker(found["message"]):
             return None
         message = found["message"]
-        return Entry(key, base64.b64decode(message.get("data", "")), int(message["seq"]))
+        return BucketEntry(key, base64.b64decode(message.get("data", "")), int(message["seq"]))
 
     async def revision(self, key: str) -> int:
         """What the next write of a key must name, also where only a marker is left; 0 for a key that never was."""
@@ -140,7 +140,7 @@ async def transact(attempt: Callable[[], Awaitable[T]], what: str) -> T:
     raise RevisionConflict(f"{what} keeps changing")
 
 
-def value_of(message: Message) -> bytes | None:
+def value_of(message: ReceivedMessage) -> bytes | None:
     """The value of a stored message, None when it is a marker: a deletion or an expiry."""
     headers = message.headers or {}
     if headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers:

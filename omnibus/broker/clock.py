@@ -15,7 +15,7 @@ from datetime import datetime
 
 import msgspec
 
-from omnibus.broker.replies import Message
+from omnibus.broker.replies import ReceivedMessage
 from omnibus.errors import BrokerError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -29,17 +29,17 @@ TRY_EVERY = 1.0
 ASK_TIMEOUT = 1.0
 """Seconds for an answer. It tells the time to within half of what it took."""
 
-Ask = Callable[[], Awaitable[Message]]
+Ask = Callable[[], Awaitable[ReceivedMessage]]
 
 log = get_logger(__name__)
 
 
-class _Server(msgspec.Struct):
+class _ServerTime(msgspec.Struct):
     time: datetime
 
 
-class _Answer(msgspec.Struct):
-    server: _Server
+class _TimeAnswer(msgspec.Struct):
+    server: _ServerTime
 
 
 class ServerClock:
@@ -87,7 +87,7 @@ class ServerClock:
     async def _measure(self) -> None:
         asked = time.monotonic()
         try:
-            answer = msgspec.json.decode((await self._ask()).data, type=_Answer)
+            answer = msgspec.json.decode((await self._ask()).data, type=_TimeAnswer)
         except (BrokerError, msgspec.DecodeError) as error:  # an outage, or a server that does not tell
             if not self.measured:
                 log.warning(LogEvent.BROKER_ERROR, clock="the host's own", error=str(error))

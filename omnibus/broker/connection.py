@@ -17,11 +17,11 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from omnibus.broker.clock import ASK, ASK_TIMEOUT, ServerClock
 from omnibus.broker.link import Callback, Link, Subscription
-from omnibus.broker.replies import Message, Transient, status_of
+from omnibus.broker.replies import ReceivedMessage, Transient, status_of
 from omnibus.errors import BrokerRefused, BrokerUnavailable, RevisionConflict
 from omnibus.observability.metrics import Metrics
 
-__all__ = ["Callback", "Connection", "Message", "PubAck", "Subscription", "connect", "status_of"]
+__all__ = ["Callback", "Connection", "PubAck", "ReceivedMessage", "Subscription", "connect", "status_of"]
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """Server codes of a compare-and-set that lost."""
@@ -50,14 +50,14 @@ class ServerError(msgspec.Struct, frozen=True):
     description: str = ""
 
 
-class _Answer(msgspec.Struct):
+class _ApiAnswer(msgspec.Struct):
     error: ServerError | None = None
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
 
 
-_decode_ack = msgspec.json.Decoder(_Answer).decode
+_decode_ack = msgspec.json.Decoder(_ApiAnswer).decode
 
 
 class Connection(Link):
@@ -117,7 +117,9 @@ class Connection(Link):
             if not page or len(subjects) >= info.get("total", 0):
                 return subjects
 
-    async def retried_request(self, subject: str, data: bytes = b"", *, deadline: float = _RETRY_FOR) -> Message:
+    async def retried_request(
+        self, subject: str, data: bytes = b"", *, deadline: float = _RETRY_FOR
+    ) -> ReceivedMessage:
         """The first answer to a request that may safely be sent again; raises BrokerUnavailable."""
         return await self.retried(lambda: self.request(subject, data, timeout=_ATTEMPT_TIMEOUT), deadline)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from omnibus.broker.connection import Connection, Message
+    from omnibus.broker.connection import Connection, ReceivedMessage
 
 _TOKENS = 9  # $JS ACK stream consumer delivered stream-sequence consumer-sequence time pending
 _DOMAIN_TOKENS = 2  # newer servers insert domain and account before the stream
@@ -31,7 +31,7 @@ class Delivery:
         "stored_at", "stream_seq", "subject",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, message: Message) -> None:
+    def __init__(self, connection: Connection, message: ReceivedMessage) -> None:
         self._connection = connection
         self.subject = message.subject
         self.data = message.data

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import nats.aio.client
 import nats.errors
 
-from omnibus.broker.replies import CLOSED_SOCKET, Message, Replies, Transient, seen_through
+from omnibus.broker.replies import CLOSED_SOCKET, ReceivedMessage, Replies, Transient, seen_through
 from omnibus.errors import BrokerRefused, BrokerUnavailable, ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -25,7 +25,7 @@ from omnibus.observability.metrics import Metrics
 
 nats.aio.client.DEFAULT_BUFFER_SIZE = 1 << 20  # doubles the throughput of messages from 64 KiB to 1 MiB
 
-Callback = Callable[[Message], Awaitable[None]]
+Callback = Callable[[ReceivedMessage], Awaitable[None]]
 Hook = Callable[[], None]
 
 _OPTIONS: dict[str, Any] = {
@@ -160,7 +160,7 @@ class Link:
 
     async def request(
         self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, timeout: float = 2.0
-    ) -> Message:
+    ) -> ReceivedMessage:
         """The first answer within `timeout` seconds; raises BrokerUnavailable, without retrying."""
         if not self.connected:  # or it would be sent after the reconnect, when its retry is sent too
             raise Transient(f"not connected to NATS, cannot ask {subject}")
@@ -169,7 +169,7 @@ class Link:
         except nats.errors.Error as error:
             raise self._translated(error, subject, len(data)) from error
 
-    def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncGenerator[Message, None]:
+    def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncGenerator[ReceivedMessage, None]:
         """All answers, in order, until the caller stops iterating (`aclosing` it); raises BrokerUnavailable."""
         return self._replies.request_many(subject, data, timeout)
 
@@ -180,7 +180,7 @@ class Link:
         over a bound in bytes the client would drop messages.
         """
 
-        async def guarded(message: Message) -> None:
+        async def guarded(message: ReceivedMessage) -> None:
             try:
                 await callback(message)
             except Exception:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from omnibus.broker.connection import Connection, Message, Subscription, status_of
+from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.lane import ASK_TIMEOUT, EXPIRES, HEARTBEAT, Lane
 from omnibus.errors import BrokerError, BrokerUnavailable
@@ -177,7 +177,7 @@ class Puller:
 
     # Receiving
 
-    async def _receive(self, message: Message) -> None:
+    async def _receive(self, message: ReceivedMessage) -> None:
         if not message.reply.startswith("$JS.ACK."):
             self._on_status(message)
             return
@@ -192,7 +192,7 @@ class Puller:
         if self._credit and not lane.outstanding:  # what `step` held back is due now
             self._wake.set()
 
-    def _on_status(self, message: Message) -> None:
+    def _on_status(self, message: ReceivedMessage) -> None:
         """Statuses: 100 heartbeat, 404 nothing there, 408 expired, 409 refused or ended, 503 nobody listens."""
         token = message.subject.rpartition(".")[2]
         lane = self._lanes[int(token.partition("-")[0])]

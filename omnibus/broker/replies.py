@@ -18,7 +18,7 @@ CLOSED_SOCKET = (ConnectionError, RuntimeError)
 T = TypeVar("T")
 
 
-class Message(Protocol):
+class ReceivedMessage(Protocol):
     """What a subscription receives."""
 
     subject: str
@@ -37,7 +37,7 @@ class Replies:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._tokens = count()
-        self._waiting: dict[str, asyncio.Future[Message] | _Many] = {}
+        self._waiting: dict[str, asyncio.Future[ReceivedMessage] | _Many] = {}
         self._prefix = ""
 
     async def open(self) -> None:
@@ -45,11 +45,13 @@ class Replies:
         self._prefix = f"{self._client.new_inbox()}."
         await self._client.subscribe(f"{self._prefix}*", cb=self._receive, pending_bytes_limit=0)
 
-    async def request(self, subject: str, data: bytes, headers: dict[str, str] | None, timeout: float) -> Message:
+    async def request(
+        self, subject: str, data: bytes, headers: dict[str, str] | None, timeout: float
+    ) -> ReceivedMessage:
         """The first answer; raises Transient on a timeout, without responders, and when the connection breaks."""
         loop = asyncio.get_running_loop()
         token = str(next(self._tokens))
-        answer: asyncio.Future[Message] = loop.create_future()
+        answer: asyncio.Future[ReceivedMessage] = loop.create_future()
         self._waiting[token] = answer
         timer = loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
         try:
@@ -61,7 +63,7 @@ class Replies:
             del self._waiting[token]
         return _answered(message, subject)
 
-    async def request_many(self, subject: str, data: bytes, timeout: float) -> AsyncGenerator[Message, None]:
+    async def request_many(self, subject: str, data: bytes, timeout: float) -> AsyncGenerator[ReceivedMessage, None]:
         """All answers, in order, until the caller stops; `timeout` bounds the wait for each. Raises Transient.
 
         How many may wait unread is bounded by what the request asks for.
@@ -81,7 +83,7 @@ class Replies:
         for answer in self._waiting.values():
             _fail(answer, reason)
 
-    async def _receive(self, message: Message) -> None:
+    async def _receive(self, message: ReceivedMessage) -> None:
         answer = self._waiting.get(message.subject[len(self._prefix) :])
         if answer is not None and not answer.done():
             answer.set_result(message)
@@ -91,18 +93,18 @@ class _Many:
     """The answers of one request, with the part of a future's interface that is used here."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Message | Exception] = asyncio.Queue()
+        self._queue: asyncio.Queue[ReceivedMessage | Exception] = asyncio.Queue()
 
     def done(self) -> bool:
         return False
 
-    def set_result(self, message: Message) -> None:
+    def set_result(self, message: ReceivedMessage) -> None:
         self._queue.put_nowait(message)
 
     def set_exception(self, error: Exception) -> None:
         self._queue.put_nowait(error)
 
-    async def next(self, subject: str, timeout: float) -> Message:
+    async def next(self, subject: str, timeout: float) -> ReceivedMessage:
         try:
             async with asyncio.timeout(timeout):
                 item = await self._queue.get()
@@ -131,19 +133,19 @@ async def seen_through(work: Awaitable[T]) -> T:
     return given
 
 
-def status_of(message: Message) -> str | None:
+def status_of(message: ReceivedMessage) -> str | None:
     """The server's status (`404`, `408`, `503`, …) when the message is one, None for data."""
     if message.data or message.headers is None:
         return None
     return message.headers.get("Status")
 
 
-def _answered(message: Message, subject: str) -> Message:
+def _answered(message: ReceivedMessage, subject: str) -> ReceivedMessage:
     if status_of(message) == "503":
         raise Transient(f"nobody answers on {subject}")
     return message
 
 
-def _fail(answer: asyncio.Future[Message] | _Many, reason: str) -> None:
+def _fail(answer: asyncio.Future[ReceivedMessage] | _Many, reason: str) -> None:
     if not answer.done():
         answer.set_exception(Transient(reason))

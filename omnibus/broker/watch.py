@@ -15,8 +15,8 @@ from contextlib import suppress
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from omnibus.broker.bucket import Entry, value_of
-from omnibus.broker.connection import Connection, Message, Subscription, status_of
+from omnibus.broker.bucket import BucketEntry, value_of
+from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import BrokerError, BrokerUnavailable
 from omnibus.observability.events import LogEvent
@@ -52,7 +52,7 @@ class Watch:
         self._on_change = on_change
         self._prefix = f"$KV.{bucket}."
         self._filter = self._prefix + keys
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, BucketEntry] = {}
         self._stale: set[str] = set()  # keys known before a resync that it has not found yet
         self._synced = asyncio.Event()
         self._restart = asyncio.Event()
@@ -83,7 +83,7 @@ class Watch:
         await self._close()
 
     @property
-    def snapshot(self) -> Mapping[str, Entry]:
+    def snapshot(self) -> Mapping[str, BucketEntry]:
         """Entries by key; a live view."""
         return MappingProxyType(self._entries)
 
@@ -151,7 +151,7 @@ class Watch:
         if not created.get("num_pending") and not created["delivered"]["consumer_seq"]:
             self._complete()  # an empty bucket sends nothing
 
-    async def _receive(self, message: Message) -> None:
+    async def _receive(self, message: ReceivedMessage) -> None:
         self._received_at = time.monotonic()
         if not message.reply.startswith("$JS.ACK."):
             self._on_idle_heartbeat(message)
@@ -165,7 +165,7 @@ class Watch:
         if delivery.pending == 0 and not self.synced:
             self._complete()
 
-    def _on_idle_heartbeat(self, message: Message) -> None:
+    def _on_idle_heartbeat(self, message: ReceivedMessage) -> None:
         """Heartbeats name the last sequence sent: another than ours means that something is missing."""
         last = (message.headers or {}).get("Nats-Last-Consumer")
         if status_of(message) == "100" and last is not None and int(last) >= self._next_sequence:
@@ -180,7 +180,7 @@ class Watch:
             if self._entries.pop(key, None) is None:
                 return
         else:
-            self._entries[key] = Entry(key, value, revision)
+            self._entries[key] = BucketEntry(key, value, revision)
         self._notify(key, value, revision)
 
     def _complete(self) -> None:

@@ -29,7 +29,7 @@ EXTENSIONS = {
 }
 
 
-class Answer:
+class AnswerDisplay:
     """Shows the events of one request; a context manager, whose end takes the progress bar away."""
 
     def __init__(self, spec: PipelineSpec, folder: Path, *, quiet: bool = False) -> None:

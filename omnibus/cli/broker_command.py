@@ -20,7 +20,7 @@ Work = Callable[..., Awaitable[int | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class CommandSession:
     """What such a command works with."""
 
     settings: Settings
@@ -35,7 +35,7 @@ class Session:
 
 
 def broker_command(role: str, *, pipeline: bool = True) -> Callable[[Work], Callable[..., int | None]]:
-    """Make a command's callback of an async function: it takes a Session, and then what the command line says.
+    """Make a command's callback of an async function: it takes a CommandSession, and then what the command line says.
 
     The command gets `--nats` and `--state-dir`, and `--pipeline` unless it names pipelines otherwise.
     """
@@ -58,4 +58,4 @@ async def _run(
     from omnibus.client.producer import Producer  # noqa: PLC0415 commands import when they run
 
     async with connected(settings, role=role) as connection, Producer(connection) as producer:
-        return await work(Session(settings, connection, producer, pipeline), **arguments)
+        return await work(CommandSession(settings, connection, producer, pipeline), **arguments)

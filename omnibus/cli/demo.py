@@ -25,7 +25,7 @@ def command(out: Path, prompt: str) -> None:
 async def _demo(prompt: str, out: Path) -> None:
     from rich.console import Console  # noqa: PLC0415 commands import when they run
 
-    from omnibus.cli.answer import Answer  # noqa: PLC0415
+    from omnibus.cli.answer import AnswerDisplay  # noqa: PLC0415
     from omnibus.cli.root import load_settings  # noqa: PLC0415
     from omnibus.client.embedded_pipeline import EmbeddedOptions, embedded  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
@@ -39,7 +39,7 @@ async def _demo(prompt: str, out: Path) -> None:
             connection = await stack.enter_async_context(embedded(spec, load_settings(), EmbeddedOptions()))
         producer = await stack.enter_async_context(Producer(connection))
         submission = await producer.submit(spec, Request(prompt=prompt, stream=True))
-        with Answer(spec, out) as answer:
+        with AnswerDisplay(spec, out) as answer:
             async with aclosing(submission.events()) as events:
                 async for event in events:
                     answer.show(event)

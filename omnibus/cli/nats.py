@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from omnibus.cli.broker_command import Session, broker_command
+from omnibus.cli.broker_command import CommandSession, broker_command
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
@@ -27,7 +27,7 @@ def command() -> None:
 @command.command()
 @_PIPELINES
 @broker_command("layout", pipeline=False)
-async def plan(session: Session, pipelines: tuple[str, ...]) -> None:
+async def plan(session: CommandSession, pipelines: tuple[str, ...]) -> None:
     """Show what `apply` would change, a line a change. Changes nothing."""
     _show(await _changes(session, pipelines, perform=False), "nothing to change")
 
@@ -35,7 +35,7 @@ async def plan(session: Session, pipelines: tuple[str, ...]) -> None:
 @command.command()
 @_PIPELINES
 @broker_command("layout", pipeline=False)
-async def apply(session: Session, pipelines: tuple[str, ...]) -> None:
+async def apply(session: CommandSession, pipelines: tuple[str, ...]) -> None:
     """Create and update what is missing or different. Deletes nothing; idempotent."""
     _show(await _changes(session, pipelines, perform=True), "nothing had to change")
 
@@ -47,7 +47,7 @@ def _show(changes: list[Change], otherwise: str) -> None:
         click.echo(otherwise)
 
 
-async def _changes(session: Session, pipelines: tuple[str, ...], *, perform: bool) -> list[Change]:
+async def _changes(session: CommandSession, pipelines: tuple[str, ...], *, perform: bool) -> list[Change]:
     from omnibus.broker import layout  # noqa: PLC0415 commands import when they run
 
     changes: dict[object, Change] = {}  # pipelines share the bucket of pipelines

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnibus.cli import options
-from omnibus.cli.broker_command import Session, broker_command
+from omnibus.cli.broker_command import CommandSession, broker_command
 
 if TYPE_CHECKING:
     from omnibus.pipeline.spec import PipelineSpec
@@ -59,7 +59,7 @@ def validate(pipelines: tuple[str, ...]) -> int:
 @click.argument("file", metavar="PIPELINE")
 @options.platform
 @broker_command("deploy", pipeline=False)
-async def deploy(session: Session, file: str, platform: str | None) -> None:
+async def deploy(session: CommandSession, file: str, platform: str | None) -> None:
     """Lay the broker out for a pipeline and store it there, so that workers need only a stage."""
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
@@ -80,7 +80,7 @@ async def deploy(session: Session, file: str, platform: str | None) -> None:
 @click.option("--force", is_flag=True, help="Even while requests are open: they end without a word.")
 @options.confirmed("Remove the pipeline, its answers and its dead letters?")
 @broker_command("delete", pipeline=False)
-async def delete(session: Session, name: str, *, force: bool) -> None:
+async def delete(session: CommandSession, name: str, *, force: bool) -> None:
     """Remove a deployed pipeline with its answers and dead letters. Refused while requests of it are open."""
     from omnibus.registry.deployed_pipelines import delete_pipeline, load_deployed  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnibus.cli import options
-from omnibus.cli.broker_command import Session, broker_command
+from omnibus.cli.broker_command import CommandSession, broker_command
 
 if TYPE_CHECKING:
     from omnibus.client.dead_letter_admin import DeadLetterAdmin
@@ -29,7 +29,7 @@ everything = click.option("--all", "everything", is_flag=True, help="All dead le
 @click.command()
 @click.argument("request_ids", metavar="REQUEST_ID...", nargs=-1, required=True)
 @broker_command("cancel")
-async def cancel(session: Session, request_ids: tuple[str, ...]) -> int:
+async def cancel(session: CommandSession, request_ids: tuple[str, ...]) -> int:
     """Cancel requests by id, and say how each has ended, and what its text had come to. Exit code 2 if any is unknown."""
     from omnibus.client.request_events import ABORT  # noqa: PLC0415 commands import when they run
 
@@ -51,7 +51,7 @@ def dead() -> None:
 @dead.command("list")
 @options.as_json
 @broker_command("dead")
-async def list_dead_letters(session: Session, *, as_json: bool) -> None:
+async def list_dead_letters(session: CommandSession, *, as_json: bool) -> None:
     """List the dead letters of a pipeline, the oldest first."""
     from omnibus.cli.tables import make_table, show  # noqa: PLC0415
 
@@ -70,7 +70,7 @@ async def list_dead_letters(session: Session, *, as_json: bool) -> None:
 @click.argument("request_id")
 @options.as_json
 @broker_command("dead")
-async def show(session: Session, request_id: str, *, as_json: bool) -> None:
+async def show(session: CommandSession, request_id: str, *, as_json: bool) -> None:
     """Show one dead letter: how it ended, and the error and the replica of each attempt."""
     from omnibus.cli import tables  # noqa: PLC0415
     from omnibus.cli.answer import attempts_table, describe_attempt  # noqa: PLC0415
@@ -97,7 +97,7 @@ async def show(session: Session, request_id: str, *, as_json: bool) -> None:
 @everything
 @click.option("--wait", is_flag=True, help="Wait until they have ended; exit code 1 when one is not done.")
 @broker_command("dead")
-async def retry(session: Session, request_ids: tuple[str, ...], *, everything: bool, wait: bool) -> int:
+async def retry(session: CommandSession, request_ids: tuple[str, ...], *, everything: bool, wait: bool) -> int:
     """Run dead letters again, each under its own id and with a new deadline. Exit code 2 if any cannot be."""
     _check_choice(request_ids, everything=everything)
     spec, admin = await _open(session)
@@ -117,7 +117,7 @@ async def retry(session: Session, request_ids: tuple[str, ...], *, everything: b
 @everything
 @options.confirmed("Drop these dead letters for good?")
 @broker_command("dead")
-async def drop(session: Session, request_ids: tuple[str, ...], *, everything: bool) -> int:
+async def drop(session: CommandSession, request_ids: tuple[str, ...], *, everything: bool) -> int:
     """Remove dead letters and what is stored for them, for good. Exit code 2 if any cannot be."""
     _check_choice(request_ids, everything=everything)
     _, admin = await _open(session)
@@ -154,7 +154,7 @@ async def _each(
     return max(codes)
 
 
-async def _open(session: Session) -> tuple[PipelineSpec, DeadLetterAdmin]:
+async def _open(session: CommandSession) -> tuple[PipelineSpec, DeadLetterAdmin]:
     from omnibus.client.dead_letter_admin import DeadLetterAdmin  # noqa: PLC0415
 
     spec = await session.spec()

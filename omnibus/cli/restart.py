@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from omnibus.cli.broker_command import Session, broker_command
+from omnibus.cli.broker_command import CommandSession, broker_command
 
 
 @click.command("restart")
@@ -19,7 +19,7 @@ from omnibus.cli.broker_command import Session, broker_command
     help="Time for each replica to finish what it has and be up again.",
 )
 @broker_command("restart")
-async def command(session: Session, *, stage: str | None, every: bool, timeout: float) -> None:
+async def command(session: CommandSession, *, stage: str | None, every: bool, timeout: float) -> None:
     """Restart the replicas of a stage, one after the other, while requests flow.
 
     Each finishes its tasks, or hands them back after the grace period of its worker, ends, is started again by its worker and

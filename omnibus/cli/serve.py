@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Arguments:
+class _ServeArguments:
     """What the command line asks for."""
 
     pipeline: str
@@ -93,7 +93,7 @@ def command(*, api_key: tuple[str, ...], allow_module: tuple[str, ...], **flags:
     from omnibus.cli.root import end_with_parent, load_settings, run, start_logging  # noqa: PLC0415
 
     end_with_parent()
-    arguments = _Arguments(**{name: flags.pop(name) for name in _Arguments.__slots__})
+    arguments = _ServeArguments(**{name: flags.pop(name) for name in _ServeArguments.__slots__})
     spec = arguments.spec()
     settings = load_settings(api_keys=api_key or None, allowed_modules=allow_module or None, **flags)
     start_logging(settings)
@@ -103,7 +103,7 @@ def command(*, api_key: tuple[str, ...], allow_module: tuple[str, ...], **flags:
     run(_serve(spec, settings, arguments))
 
 
-async def _serve(spec: PipelineSpec, settings: Settings, arguments: _Arguments) -> None:
+async def _serve(spec: PipelineSpec, settings: Settings, arguments: _ServeArguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.coming_up import ComingUp  # noqa: PLC0415
     from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
@@ -141,7 +141,7 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: _Arguments) 
                 await coming.say_what_stays()
 
 
-def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], arguments: _Arguments) -> list[ProcessSpec]:
+def _processes(fleet: Fleet, plans: list[LogicalStageInitPlan], arguments: _ServeArguments) -> list[ProcessSpec]:
     front_door = [] if arguments.no_frontdoor else [fleet.front_door()]
     return [fleet.orchestrator(), *front_door, *(process for plan in plans for process in fleet.replicas(plan))]
 

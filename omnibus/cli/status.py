@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from omnibus.cli import options
-from omnibus.cli.broker_command import Session, broker_command
+from omnibus.cli.broker_command import CommandSession, broker_command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,12 +31,12 @@ _COLUMNS = ("stage", "queued", "running", "replica", "status", "busy", "host", "
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @options.as_json
 @broker_command("status")
-async def command(session: Session, request_id: str | None, *, watch: bool, as_json: bool) -> None:
+async def command(session: CommandSession, request_id: str | None, *, watch: bool, as_json: bool) -> None:
     """Show the stages, replicas and queues of all pipelines (or of one: --pipeline), or a request by its id.
 
     A task is queued while it waits, and running once a replica has it. --json prints an object a pipeline, each on a line.
     """
-    from omnibus.cli.request_status import RequestStatuses  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.request_report import RequestStatuses  # noqa: PLC0415 commands import when they run
     from omnibus.cli.tables import Screen  # noqa: PLC0415
 
     async with AsyncExitStack() as stack:
@@ -62,7 +62,7 @@ class _PipelineStatuses:
 
     ended = False
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: CommandSession) -> None:
         self._session = session
         self._views: dict[str, ReplicaView] = {}
         self._stack = AsyncExitStack()

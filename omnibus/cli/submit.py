@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnibus.cli import options
-from omnibus.cli.broker_command import Session, broker_command
+from omnibus.cli.broker_command import CommandSession, broker_command
 from omnibus.cli.request_flags import RequestFlags, request_options
 from omnibus.cli.streams import OutputLost, read_stdin
 
 if TYPE_CHECKING:
-    from omnibus.cli.answer import Answer
+    from omnibus.cli.answer import AnswerDisplay
     from omnibus.client.producer import Producer
     from omnibus.client.request_events import Result
     from omnibus.pipeline.spec import PipelineSpec
@@ -41,19 +41,19 @@ def _read_prompt(_context: click.Context, _parameter: click.Parameter, prompt: s
 @click.option("--no-stream", "stream", flag_value=False, default=True, help="Show the text only when it is whole.")
 @broker_command("submit")
 async def command(
-    session: Session, prompt: str, *, request_id: str | None, as_json: bool, out: Path, **flags: Any
+    session: CommandSession, prompt: str, *, request_id: str | None, as_json: bool, out: Path, **flags: Any
 ) -> int:
     """Send PROMPT to a pipeline: stream its text, save its images and audio.
 
     PROMPT "-" is read from stdin. Exit code 0 when the request is done, 1 failed, 2 refused, 3 cancelled, 4 expired.
     Ctrl-C cancels the request.
     """
-    from omnibus.cli.answer import Answer  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.answer import AnswerDisplay  # noqa: PLC0415 commands import when they run
     from omnibus.errors import DeadlineExceeded  # noqa: PLC0415
 
     spec = await session.spec()
     request = RequestFlags(**flags).request(spec, prompt)
-    with Answer(spec, out, quiet=as_json) as answer:
+    with AnswerDisplay(spec, out, quiet=as_json) as answer:
         try:
             result = await follow(session.producer, spec, request, answer, request_id=request_id)
         except DeadlineExceeded as error:
@@ -67,7 +67,7 @@ async def command(
 
 
 async def follow(
-    producer: Producer, spec: PipelineSpec, request: Request, answer: Answer, *, request_id: str | None = None
+    producer: Producer, spec: PipelineSpec, request: Request, answer: AnswerDisplay, *, request_id: str | None = None
 ) -> Result:
     """Submit a request and show it until it has ended. Cancelled, it cancels the request.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Arguments:
+class _WorkerArguments:
     """What the command line asks for."""
 
     pipeline: str | None
@@ -59,10 +59,10 @@ def command(
         nats_url=nats_url, state_dir=state_dir, log_level=log_level, allowed_modules=allow_module or None
     )
     start_logging(settings)
-    run(_work(settings, _Arguments(**arguments)))
+    run(_work(settings, _WorkerArguments(**arguments)))
 
 
-async def _work(settings: Settings, arguments: _Arguments) -> None:
+async def _work(settings: Settings, arguments: _WorkerArguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415

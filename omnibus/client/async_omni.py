@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequen
 from contextlib import aclosing
 from typing import Any, Self
 
-from omnibus.client.engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
+from omnibus.client.async_omni_engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
 from omnibus.client.engine_thread import from_any_loop
 from omnibus.client.output_queue import OutputQueue
 from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments

@@ -11,7 +11,7 @@ from omnibus.client.channel import Channel
 from omnibus.client.request_events import ABORT
 from omnibus.errors import OmnibusError, RequestCancelled
 from omnibus.ledger.raw_requests import RawRequests
-from omnibus.ledger.records import Entry
+from omnibus.ledger.records import StoredRecord
 from omnibus.requests.admission import unadmitted_record
 from omnibus.requests.advance import cancel
 from omnibus.requests.effects import Notify, Purge
@@ -35,7 +35,7 @@ async def cancel_request(channel: Channel, rid: str, *, tenant: str | None = Non
     another `tenant` where one is given.
     """
 
-    async def decide(entry: Entry | None) -> None:
+    async def decide(entry: StoredRecord | None) -> None:
         if entry is None and await _cancel_raw(channel, rid, tenant):
             return
         found = channel.known(entry, rid, tenant)

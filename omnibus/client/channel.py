@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
-from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.client.assembly import Assembly
 from omnibus.client.request_events import Output, Result
 from omnibus.errors import UnknownRequest
 from omnibus.ledger.overload import OpenRequests
 from omnibus.ledger.performer import Performer, shared_lane
-from omnibus.ledger.records import Entry
+from omnibus.ledger.records import StoredRecord
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import Director
@@ -117,12 +117,12 @@ class Channel:
         reply = subjects.out(self.pipeline, self.front, rid)
         await self.connection.publish(subjects.ctl_all(self.pipeline), codec.encode(question), reply=reply)
 
-    async def entry(self, rid: str, tenant: str | None = None) -> Entry:
+    async def entry(self, rid: str, tenant: str | None = None) -> StoredRecord:
         """The record of a request, with its revision; raises as `known`."""
         return self.known(await self.performer.ledger.read(rid), rid, tenant)
 
     @staticmethod
-    def known(entry: Entry | None, rid: str, tenant: str | None = None) -> Entry:
+    def known(entry: StoredRecord | None, rid: str, tenant: str | None = None) -> StoredRecord:
         """The entry itself; raises UnknownRequest for none, and for one of another `tenant` where one is given."""
         if entry is None or tenant not in (None, entry.record.tenant):
             raise UnknownRequest(f"no request {rid!r} is known; results are kept for 15 minutes")
@@ -157,7 +157,7 @@ class Channel:
             finish_reason=final.finish_reason, usage=final.usage,
         )  # fmt: skip
 
-    async def _on_message(self, message: Message) -> None:
+    async def _on_message(self, message: ReceivedMessage) -> None:
         received: out.Out = codec.decode(message.data, out.Out)
         if isinstance(received, out.AskReceived):
             await self._send_received(received, message.reply)

@@ -6,7 +6,7 @@ from omnibus.client.channel import Channel
 from omnibus.client.producer import Producer
 from omnibus.errors import RequestConflict, RevisionConflict, UnknownRequest
 from omnibus.ledger.dead_letters import DeadLetters
-from omnibus.ledger.records import Entry
+from omnibus.ledger.records import StoredRecord
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import timer_effects, validate
 from omnibus.requests.record import DeadLetter, Record
@@ -56,7 +56,7 @@ class DeadLetterAdmin:
         dead_letter = await self.dead_letter(rid)
         renewal = await self._renewal(dead_letter)
 
-        async def run_again(entry: Entry | None) -> int:
+        async def run_again(entry: StoredRecord | None) -> int:
             record, revision = (entry.record, entry.revision) if entry is not None else (None, 0)
             is_stranded = record is not None and await self._is_stranded(dead_letter, record)
             effects = resume(record) if record is not None and is_stranded else retry(dead_letter, record, renewal)

@@ -120,7 +120,7 @@ class EngineThread:
             self._opened.set_exception(self._end if isinstance(error, asyncio.CancelledError) else error)
 
 
-class Engine(Protocol):
+class ThreadOwner(Protocol):
     """An owner of an EngineThread."""
 
     @property
@@ -133,7 +133,7 @@ class Facade(Protocol):
     """An object with methods made by `blocking` or `from_any_loop`."""
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> ThreadOwner: ...
 
 
 SessionMethod = Callable[Concatenate[Session, P], Coroutine[Any, Any, T]]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from omnibus.client.engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
+from omnibus.client.async_omni_engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
 from omnibus.client.engine_thread import blocking
 from omnibus.client.progress_bar import Bar
 from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments, make_request, text_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from omnibus.broker.connection import Connection, Message
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Claim
@@ -57,7 +57,7 @@ async def _claimants(connection: Connection, pipeline: str, rid: str, wanted: in
     found: dict[int, str] = {}
     complete = asyncio.Event()
 
-    async def note(message: Message) -> None:
+    async def note(message: ReceivedMessage) -> None:
         claim: Claim = codec.decode(message.data, Claim)
         if any(held == rid for held, _ in claim.held):
             found[claim.stage_id] = claim.replica

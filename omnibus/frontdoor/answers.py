@@ -10,7 +10,7 @@ from fastapi import Response
 from omnibus.client.request_events import Output, Result
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.body_route import off_loop
-from omnibus.frontdoor.errors import JSON_TYPE
+from omnibus.frontdoor.error_answers import JSON_TYPE
 from omnibus.frontdoor.transcoding import transcoded
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.envelope import StageTiming

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from omnibus.client.producer import Producer
-from omnibus.frontdoor import errors
+from omnibus.frontdoor import error_answers
 from omnibus.frontdoor.context import FrontDoorContext, Options
 from omnibus.frontdoor.endpoints import (
     chat,
@@ -22,7 +22,7 @@ from omnibus.frontdoor.endpoints import (
     request_status,
     speech,
 )
-from omnibus.frontdoor.errors import ERROR_RESPONSES
+from omnibus.frontdoor.error_answers import ERROR_RESPONSES
 from omnibus.frontdoor.middleware import REQUEST_ID, ApiKeys, BodyLimit, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
@@ -59,7 +59,7 @@ def create_app(
     )
     for module in _ENDPOINTS:
         app.include_router(module.router)
-    errors.install(app)
+    error_answers.install(app)
     # The last one added is the outermost: every refusal has an id and is logged, also those that a browser asks for before
     # it sends a key; the key comes before the body.
     app.add_middleware(BodyLimit, limit=options.max_body_bytes)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from omnibus.errors import InvalidRequest, RequestCancelled, RequestTooLarge
-from omnibus.frontdoor.errors import validation_error
+from omnibus.frontdoor.error_answers import validation_error
 
 INLINE_BYTES: Final = 32 * 1024
 """Work on more than this leaves the event loop."""

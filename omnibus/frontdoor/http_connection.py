@@ -17,7 +17,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from omnibus.errors import InvalidRequest, OmnibusError
-from omnibus.frontdoor.errors import RequestTimeout, TooManyConnections, error_response
+from omnibus.frontdoor.error_answers import RequestTimeout, TooManyConnections, error_response
 
 MIN_BODY_PROGRESS = 1024
 """Bytes of a body that must arrive within `body_timeout`: less is taken for a client that holds the connection."""

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnibus.errors import RequestTooLarge, Unauthorized
-from omnibus.frontdoor.errors import ServerFault, ShuttingDown, error_json, error_response
+from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
 from omnibus.frontdoor.identity import bearer, fresh_rid, is_known_key
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger

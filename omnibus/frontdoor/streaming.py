@@ -15,7 +15,7 @@ from omnibus.client.request_events import ClientEvent, Ended
 from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import FrontDoorContext
-from omnibus.frontdoor.errors import ServerFault, error_json
+from omnibus.frontdoor.error_answers import ServerFault, error_json
 from omnibus.frontdoor.submitting import Accepted, abandon, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omnibus.broker.bucket import transact
 from omnibus.errors import RequestConflict, RevisionConflict
 from omnibus.ledger.performer import Performer
-from omnibus.ledger.records import Entry
+from omnibus.ledger.records import StoredRecord
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.requests.admission import Resolution, admission_effects, attach_effects, resolve, timer_effects
@@ -51,7 +51,7 @@ async def admit(performer: Performer, record: Record) -> Admitted:
     return await transact(attempt, f"the record of request {record.rid!r}")
 
 
-async def _release_input(performer: Performer, existing: Entry, mine: Record) -> None:
+async def _release_input(performer: Performer, existing: StoredRecord, mine: Record) -> None:
     """Remove what was stored for nothing: the request is there, with an input of its own."""
     if mine.ticket.request.location is None:
         return
@@ -61,7 +61,7 @@ async def _release_input(performer: Performer, existing: Entry, mine: Record) ->
         await performer.clear_orphans(mine.rid)
 
 
-async def _resolve_conflict(performer: Performer, existing: Entry, mine: Record) -> Admitted:
+async def _resolve_conflict(performer: Performer, existing: StoredRecord, mine: Record) -> Admitted:
     try:
         resolution = resolve(existing.record, mine)
     except RequestConflict:
@@ -81,7 +81,7 @@ async def _resolve_conflict(performer: Performer, existing: Entry, mine: Record)
     return Admitted(existing.record, attached=True)
 
 
-async def _recheck(performer: Performer, existing: Entry) -> bool:
+async def _recheck(performer: Performer, existing: StoredRecord) -> bool:
     """Whether a request is open still; one that ended meanwhile loses the timer and the tasks that were put back."""
     if existing.record.state.terminal:
         return False  # nothing was put back
@@ -91,7 +91,7 @@ async def _recheck(performer: Performer, existing: Entry) -> bool:
     return latest is not None and not latest.record.state.terminal
 
 
-async def _redrive(performer: Performer, existing: Entry) -> None:
+async def _redrive(performer: Performer, existing: StoredRecord) -> None:
     """Nothing was queued for an open record: its admitter died, and dedupe remembers its tasks."""
     try:
         await performer.perform(redrive(existing.record), existing.revision)

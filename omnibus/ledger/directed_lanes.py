@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from omnibus.broker.connection import Connection, Message, status_of
+from omnibus.broker.connection import Connection, ReceivedMessage, status_of
 from omnibus.broker.delivery import published_again
 from omnibus.errors import BrokerRefused, InvalidRequest
 from omnibus.wire import codec, subjects
@@ -28,7 +28,7 @@ class DirectedLanes:
         found = await self._connection.stored_subjects(self._stream, subjects.all_tasks_filter(self._pipeline))
         return {lane for subject in found if (lane := _lane_in(subject)) is not None}
 
-    async def first(self, stage_id: int, lane: str, after: int = 0) -> Message | None:
+    async def first(self, stage_id: int, lane: str, after: int = 0) -> ReceivedMessage | None:
         """The first task of a lane behind a stream sequence, whether anybody has it in hand or not; it stays there."""
         body = {"seq": after + 1, "next_by_subj": subjects.tasks_filter(self._pipeline, stage_id, lane)}
         found = await self._connection.retried_request(
@@ -48,7 +48,7 @@ class DirectedLanes:
         )  # fmt: skip
         return int(info["delivered"]["stream_seq"]) if info is not None else 0
 
-    async def reroute(self, found: Message, shared: Collection[str], *, used: int) -> None:
+    async def reroute(self, found: ReceivedMessage, shared: Collection[str], *, used: int) -> None:
         """Publish a task that `first` found to the shared lane that it names, then delete it where it was.
 
         `used` are the attempts that it has used up on its lane. `shared` are the shared lanes of the pipeline; its first

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredRecord:
     """A record and the revision that the next write must name."""
 
     record: Record
@@ -31,15 +31,17 @@ class Ledger:
         self._clock = connection.clock
         self._bucket = Bucket(connection, subjects.requests_bucket(pipeline))
 
-    async def read(self, rid: str) -> Entry | None:
+    async def read(self, rid: str) -> StoredRecord | None:
         """The record, None when there is none (any more): also right after its creation, on whatever copy it is read."""
         return _decoded(rid, await self._bucket.get_confirmed(subjects.check_name(rid, "rid")))
 
-    async def read_latest(self, rid: str) -> Entry | None:
+    async def read_latest(self, rid: str) -> StoredRecord | None:
         """The same as the ledger's leader has it: for what a write of a moment ago must not be undone by."""
         return _decoded(rid, await self._bucket.get_latest(subjects.check_name(rid, "rid")))
 
-    async def transact(self, rid: str, decide: Callable[[Entry | None], Awaitable[T]], *, latest: bool = False) -> T:
+    async def transact(
+        self, rid: str, decide: Callable[[StoredRecord | None], Awaitable[T]], *, latest: bool = False
+    ) -> T:
         """What `decide` returns, which is given the record and writes it under its revision.
 
         It is asked again, with the record as it is then, whenever another writer was first. Raises RevisionConflict when
@@ -63,7 +65,7 @@ class Ledger:
         )
 
 
-def _decoded(rid: str, entry: bucket.Entry | None) -> Entry | None:
+def _decoded(rid: str, entry: bucket.BucketEntry | None) -> StoredRecord | None:
     """The record under a key; it must be that of the request which the key names."""
     if entry is None:
         return None
@@ -73,8 +75,8 @@ def _decoded(rid: str, entry: bucket.Entry | None) -> Entry | None:
         raise _unreadable(rid, entry, error.message) from error
     if record.rid != rid:
         raise _unreadable(rid, entry, f"it is the record of {record.rid!r}")
-    return Entry(record, entry.revision)
+    return StoredRecord(record, entry.revision)
 
 
-def _unreadable(rid: str, entry: bucket.Entry, why: str) -> Unreadable:
+def _unreadable(rid: str, entry: bucket.BucketEntry, why: str) -> Unreadable:
     return Unreadable(f"the record of request {rid!r} cannot be read: {why}", data=entry.value, revision=entry.revision)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from omnibus.broker.connection import Message, connect
+from omnibus.broker.connection import ReceivedMessage, connect
 from omnibus.errors import BrokerError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -76,7 +76,7 @@ class DisconnectListener:
             await conn.subscribe(subjects.disconnects(system.account), self._on_message, queue=queue)
             await asyncio.get_running_loop().create_future()  # until cancelled: the connection heals itself
 
-    async def _on_message(self, message: Message) -> None:
+    async def _on_message(self, message: ReceivedMessage) -> None:
         event = msgspec.json.decode(message.data, type=_Disconnect)
         for record in self._view.replicas():
             if record.connection == event.client.name and record.status is not ReplicaStatus.DOWN:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, Unreadable
 from omnibus.ledger.performer import Performer
-from omnibus.ledger.records import Entry
+from omnibus.ledger.records import StoredRecord
 from omnibus.orchestrator.event_telemetry import Journal
 from omnibus.requests.admission import bury
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
@@ -69,11 +69,11 @@ class Forwarder:
     def _is_stopped(self, event: StageResult) -> bool:
         return self._stopped.holds(event.ticket.rid, self._performer.clock.now(), run=event.ticket.run)
 
-    async def _perform(self, event: Event, entry: Entry | None) -> None:
+    async def _perform(self, event: Event, entry: StoredRecord | None) -> None:
         if entry is not None:
             await self._performed(advance(event, entry.record), entry)
 
-    async def _performed(self, effects: Sequence[Effect], entry: Entry) -> None:
+    async def _performed(self, effects: Sequence[Effect], entry: StoredRecord) -> None:
         await self._performer.perform(effects, entry.revision)
         self._telemetry.performed(effects, entry.record)
 
@@ -90,7 +90,7 @@ class Forwarder:
         rid, failure = subjects.parse_rid(delivery.subject), Failure.of(error)
         self._telemetry.poisonous(delivery, error)
 
-        async def end(entry: Entry | None) -> None:
+        async def end(entry: StoredRecord | None) -> None:
             if entry is not None:
                 await self._performed(fail(entry.record, failure, dead=dead), entry)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from omnibus.broker.connection import Connection, Message
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerError
@@ -136,7 +136,7 @@ class OrchestratorService:
         except BrokerError:  # delivered again after the ack wait, then
             log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
 
-    async def _on_message(self, message: Message) -> None:
+    async def _on_message(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)
         if isinstance(order, Cancel):
             self._stopped.add(order.rids, max(order.until, self._connection.clock.now()), run=order.run)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from omnibus.errors import CodeNotAllowed
-from omnibus.pipeline.engines import Model, engine_kind, engine_modules
+from omnibus.pipeline.engines import ModelKind, engine_kind, engine_modules
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
 OWN_MODULES = frozenset({"omnibus.presets", "omnibus.omni_tiny.processors"})
@@ -113,7 +113,7 @@ def code_of(stage: StageSpec) -> Iterator[CodeName]:
     kind = engine_kind(stage.engine)
     if stage.input_processor is not None:
         yield CodeName("input_processor", _module(stage.input_processor))
-    if kind.model is Model.CODE and stage.model:
+    if kind.model is ModelKind.CODE and stage.model:
         yield CodeName("model", _module(stage.model))
     for variable, value in stage.env.items():
         if variable not in PLAIN_VARIABLES:

@@ -19,7 +19,7 @@ ENTRY_POINTS = "omnibus.engines"
 EngineArgs = Mapping[str, Any]
 
 
-class Model(Enum):
+class ModelKind(Enum):
     """The kind of value that a stage's `model` has."""
 
     NONE = auto()
@@ -41,7 +41,7 @@ class EngineKind:
     that the engine does not take."""
     stage_type: str = "custom"
     """The word of façades for such a stage: `llm`, `diffusion`, …"""
-    model: Model = Model.NONE
+    model: ModelKind = ModelKind.NONE
     checkpoint_files: tuple[str, ...] = ()
     """Files of which a checkpoint has one. The first engine of the table whose file a folder has serves it without a pipeline."""
     gives: frozenset[str] | None = None
@@ -96,7 +96,7 @@ BUILT_IN = (
         name="diffusers",
         factory="omnibus.workers.engines.diffusers.engine:create",
         stage_type="diffusion",
-        model=Model.CHECKPOINT,
+        model=ModelKind.CHECKPOINT,
         checkpoint_files=("model_index.json",),
         gives=frozenset({"image"}),
         parameters=frozenset({"image", "seed"}),
@@ -113,7 +113,7 @@ BUILT_IN = (
         name="vllm",
         factory="omnibus.workers.engines.vllm.engine:create",
         stage_type="llm",
-        model=Model.CHECKPOINT,
+        model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
         parameters=frozenset({"text", "seed"}),
         has_media_processor=True,
@@ -151,7 +151,7 @@ BUILT_IN = (
         name="transformers",
         factory="omnibus.workers.engines.transformers.engine:create",
         stage_type="codec",
-        model=Model.CHECKPOINT,
+        model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
         gives=frozenset({"audio"}),
         arguments=frozenset(
@@ -163,7 +163,7 @@ BUILT_IN = (
     EngineKind(
         name="python",
         factory="omnibus.workers.engines.python:create",
-        model=Model.CODE,
+        model=ModelKind.CODE,
         parameters=frozenset({"text", "image", "seed"}),
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,

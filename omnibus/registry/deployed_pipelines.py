@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from omnibus.broker.bucket import Bucket, Entry
+from omnibus.broker.bucket import Bucket, BucketEntry
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import Change, ensure_layout, layout_of
 from omnibus.errors import PipelineError
@@ -128,7 +128,7 @@ async def list_deployed(connection: Connection) -> list[Deployed]:
     return [found for entry in entries if entry is not None and (found := _decoded(entry)) is not None]
 
 
-def _decoded(entry: Entry) -> Deployed | None:
+def _decoded(entry: BucketEntry) -> Deployed | None:
     if entry.value is None:
         return None
     try:

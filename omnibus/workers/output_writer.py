@@ -14,7 +14,7 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
 from omnibus.wire import codec
-from omnibus.wire.envelope import FinalOutput, Task, TokenUsage
+from omnibus.wire.envelope import FinalOutput, Task
 from omnibus.wire.payload import (
     ENVELOPE_LIMIT,
     INLINE_LIMIT,
@@ -72,7 +72,7 @@ class OutputWriter:
             stored.append(payload)
         return FinalOutput(
             stage_id=task.stage_id, modality=modality, items=tuple(stored), finish_reason=finished.finish_reason,
-            usage=TokenUsage(finished.usage.prompt_tokens, finished.usage.completion_tokens),
+            usage=finished.usage,
         )  # fmt: skip
 
     def _rule(self, route: Route, stage_id: int) -> PayloadRule:

@@ -29,7 +29,7 @@ from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import subjects
 from omnibus.workers.assignment import Claims, Interruption
-from omnibus.workers.control import ControlHandlers, ControlSubscriber
+from omnibus.workers.control_subscriber import ControlHandlers, ControlSubscriber
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.execution import Execution

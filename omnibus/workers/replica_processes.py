@@ -12,7 +12,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
-from omnibus.workers.supervisor import Death, ProcessSpec
+from omnibus.workers.supervisor import ChildDeath, ProcessSpec
 
 QUIET: Mapping[str, str] = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
 """What the environment of replicas says where neither the operator's nor the stage's does: progress bars of loaders and
@@ -87,7 +87,7 @@ class DeathReporter:
         self._view, self._detector = view, after_failure
         self._metrics = metrics
 
-    async def __call__(self, death: Death) -> None:
+    async def __call__(self, death: ChildDeath) -> None:
         """Have whatever was registered under the dead process's instance declared down."""
         for record in self._view.replicas():
             if record.instance == death.instance:

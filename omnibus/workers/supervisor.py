@@ -56,7 +56,7 @@ class ProcessSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Death:
+class ChildDeath:
     """A child's end that nobody asked for."""
 
     name: str
@@ -67,7 +67,7 @@ class Death:
     """How long it lived."""
 
 
-DeathHook = Callable[[Death], Awaitable[None]]
+DeathHook = Callable[[ChildDeath], Awaitable[None]]
 
 
 class Supervisor:
@@ -160,7 +160,7 @@ class Supervisor:
             self._report(child, death, delay)
             await self._pause(delay)
 
-    async def _death_reporter(self, death: Death) -> None:
+    async def _death_reporter(self, death: ChildDeath) -> None:
         if self._on_death is None or death.returncode in (0, RESTART_EXIT_CODE):
             return
         try:
@@ -171,7 +171,7 @@ class Supervisor:
                 self._metrics.errors.labels(where="supervisor").inc()
             log.exception(LogEvent.TASK_CRASHED, process=death.name)
 
-    def _report(self, child: _Child, death: Death, delay: float) -> None:
+    def _report(self, child: _Child, death: ChildDeath, delay: float) -> None:
         child.restarts += 1
         log.warning(
             LogEvent.REPLICA_RESTARTING,
@@ -226,7 +226,7 @@ class _Child:
     def last_lines(self) -> str:
         return "\n".join(self._lines or self._former_lines)
 
-    async def live(self, on_end: DeathHook) -> Death:
+    async def live(self, on_end: DeathHook) -> ChildDeath:
         """Start the process, pass its output on, and wait for its end; its process group ends with it.
 
         Cancelling kills it; `on_end` hears of that, too.
@@ -250,7 +250,7 @@ class _Child:
             self.process = None
             _signal_group(process.pid, signal.SIGKILL)  # whoever it left behind, or itself when this is cancelled
             code, lived = await process.wait(), time.monotonic() - started
-            death = Death(name=self.name, instance=instance, returncode=code, seconds=lived)
+            death = ChildDeath(name=self.name, instance=instance, returncode=code, seconds=lived)
             await on_end(death)  # first: its output may be held open by a process that left its group
             await self._end_of(echo)
         return death

@@ -18,8 +18,8 @@ from PIL import Image
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.diffusers.batch_request import parse_request
 from omnibus.workers.engines.diffusers.engine import DiffusersEngine, create
-from omnibus.workers.engines.diffusers.request import parse_request
 from omnibus.workers.engines.protocol import EngineStats, Finished, Job, Progress
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from omnibus.broker.connection import Connection, Message, connect
+from omnibus.broker.connection import Connection, ReceivedMessage, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
@@ -172,7 +172,7 @@ async def heard_claims(connection: Connection, pipeline: str) -> AsyncIterator[l
     """The replicas that announced claims, each time one announces anew."""
     said: list[str] = []
 
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         claim: Claim = codec.decode(message.data, Claim)
         if claim.held and claim.replica not in said:
             said.append(claim.replica)
@@ -187,7 +187,7 @@ async def disconnects(server: EmbeddedServer) -> AsyncIterator[dict[str, str]]:
     """Why connections ended, by the client's name."""
     reasons: dict[str, str] = {}
 
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         event = msgspec.json.decode(message.data)
         reasons[event["client"].get("name", "")] = event["reason"]
 
@@ -196,7 +196,7 @@ async def disconnects(server: EmbeddedServer) -> AsyncIterator[dict[str, str]]:
         yield reasons
 
 
-def disconnected(name: str, reason: str) -> Message:
+def disconnected(name: str, reason: str) -> ReceivedMessage:
     """An event as the server publishes it."""
     data = msgspec.json.encode({"client": {"name": name, "acc": "OMNI"}, "reason": reason})
     return SimpleNamespace(data=data, subject="$SYS.ACCOUNT.OMNI.DISCONNECT", reply="", headers=None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.async_omni_engine import AsyncOmniEngine
 from omnibus.client.stage_info import StageRuntimeInfo
 from omnibus.errors import (
     BrokerUnavailable,

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from omnibus.broker.connection import Connection, Message
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.delivery import consumer_of
 from omnibus.broker.layout import ensure_consumer, ensure_layout, lane_consumer, layout_of
 from omnibus.client.producer import Producer
@@ -43,7 +43,7 @@ async def events_of(connection: Connection, spec: PipelineSpec) -> Counter[str]:
     """Counts what stages publish, by request, but news of lost attempts: one for each time that a task was run to the end."""
     heard: Counter[str] = Counter()
 
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         event = subjects.parse_event(message.subject)
         heard[event.rid] += event.kind is not subjects.EventKind.ATTEMPT
 
@@ -99,7 +99,7 @@ async def _naks_of(connection: Connection, record: ReplicaRecord) -> list[str]:
     heard: list[str] = []
     own = subjects.stage_consumer(record.stage_id, record.replica)
 
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         if message.data.startswith(b"-NAK") and consumer_of(message.subject) == own:
             heard.append(message.subject)
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from omnibus.broker.connection import Connection, Message
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.delivery import release
 from omnibus.broker.embedded import free_port
 from omnibus.client.producer import Producer
@@ -55,7 +55,7 @@ class Eavesdropper:
     def __init__(self) -> None:
         self.tokens: list[Tokens] = []
 
-    async def on_message(self, message: Message) -> None:
+    async def on_message(self, message: ReceivedMessage) -> None:
         said: Out = codec.decode(message.data, Out)
         if isinstance(said, Tokens):
             self.tokens.append(said)
@@ -195,7 +195,7 @@ async def test_progress_never_runs_backwards_when_the_stage_begins_again(connect
     )  # fmt: skip
     claims: list[Claim] = []
 
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         claims.append(codec.decode(message.data, Claim))
 
     async with serving(connection, spec) as producer:

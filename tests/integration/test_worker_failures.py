@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from omnibus.broker.connection import Callback, Connection, Message
+from omnibus.broker.connection import Callback, Connection, ReceivedMessage
 from omnibus.ledger.records import Ledger
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.requests.record import Record
@@ -57,7 +57,7 @@ async def test_task_that_was_requeued_is_claimed_no_more(connection: Connection,
 
 
 def _append_size(heard: list[int]) -> Callback:
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         heard.append(len(codec.decode(message.data, Claim).held))
 
     return on_message

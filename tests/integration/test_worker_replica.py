@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omnibus.broker.connection import Connection, Message
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.errors import EngineDead
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Forwarding
@@ -46,7 +46,7 @@ async def test_task_is_run_and_its_result_published_and_acknowledged(connection:
 async def test_deltas_arrive_in_order_and_without_gaps(connection: Connection, pipeline: str) -> None:
     heard: list[Tokens] = []
 
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         heard.append(codec.decode(message.data, Out))
 
     async with stage_bench(connection, pipeline, tokens=50, token_rate=1000.0) as bench, bench.replica():
@@ -61,9 +61,9 @@ async def test_deltas_arrive_in_order_and_without_gaps(connection: Connection, p
 
 
 async def test_no_deltas_when_the_request_does_not_stream(connection: Connection, pipeline: str) -> None:
-    heard: list[Message] = []
+    heard: list[ReceivedMessage] = []
 
-    async def on_message(message: Message) -> None:
+    async def on_message(message: ReceivedMessage) -> None:
         heard.append(message)
 
     async with stage_bench(connection, pipeline) as bench, bench.replica():
@@ -76,7 +76,7 @@ async def test_no_deltas_when_the_request_does_not_stream(connection: Connection
 async def test_direct_edges_get_their_task_before_the_event(connection: Connection, pipeline: str) -> None:
     seen: list[str] = []
 
-    async def see(message: Message) -> None:
+    async def see(message: ReceivedMessage) -> None:
         seen.append(message.subject)
 
     async with stage_bench(connection, pipeline) as bench, bench.replica():

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from omnibus.errors import StageStartError
-from omnibus.workers.supervisor import FATAL_EXIT_CODE, RESTART_EXIT_CODE, Death, ProcessSpec, Supervisor
+from omnibus.workers.supervisor import FATAL_EXIT_CODE, RESTART_EXIT_CODE, ChildDeath, ProcessSpec, Supervisor
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -51,9 +51,9 @@ async def running(supervisor: Supervisor) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def test_killed_child_is_started_again_and_its_death_is_reported() -> None:
-    deaths: list[Death] = []
+    deaths: list[ChildDeath] = []
 
-    async def listener(death: Death) -> None:
+    async def listener(death: ChildDeath) -> None:
         deaths.append(death)
 
     supervisor = Supervisor([python("child", SLEEPER)], on_death=listener, grace=5)
@@ -71,7 +71,7 @@ async def test_killed_child_is_started_again_and_its_death_is_reported() -> None
 async def test_death_is_reported_at_once_when_something_left_behind_holds_the_output() -> None:
     told = asyncio.Event()
 
-    async def listener(_death: Death) -> None:
+    async def listener(_death: ChildDeath) -> None:
         told.set()
 
     leaver = """
@@ -95,9 +95,9 @@ async def test_death_is_reported_at_once_when_something_left_behind_holds_the_ou
 
 async def test_deaths_are_reported_when_a_second_signal_kills() -> None:
     """Nobody drained: others must get the tasks, whether or not the server tells of lost connections."""
-    deaths: list[Death] = []
+    deaths: list[ChildDeath] = []
 
-    async def listener(death: Death) -> None:
+    async def listener(death: ChildDeath) -> None:
         deaths.append(death)
 
     supervisor = Supervisor([python("a", SLEEPER), python("b", SLEEPER)], on_death=listener)
@@ -110,10 +110,10 @@ async def test_deaths_are_reported_when_a_second_signal_kills() -> None:
 
 
 async def test_child_that_wants_to_be_is_started_again_at_once_and_no_death_is_reported(tmp_path: Path) -> None:
-    deaths: list[Death] = []
+    deaths: list[ChildDeath] = []
     lives = tmp_path / "lives"
 
-    async def listener(death: Death) -> None:
+    async def listener(death: ChildDeath) -> None:
         deaths.append(death)
 
     code = f"""
@@ -196,7 +196,7 @@ async def test_backoff_grows_when_a_child_keeps_dying() -> None:
     supervisor = Supervisor([python("dying", "raise SystemExit(1)")])
     deaths: list[float] = []
 
-    async def listener(_death: Death) -> None:
+    async def listener(_death: ChildDeath) -> None:
         deaths.append(asyncio.get_running_loop().time())
 
     supervisor = Supervisor([python("dying", "import os; os._exit(1)")], on_death=listener)

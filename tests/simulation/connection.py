@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.replies import Message, Transient
+from omnibus.broker.replies import ReceivedMessage, Transient
 from tests.simulation.broker import Wire
 from tests.simulation.faults import Fate
 from tests.simulation.loop import Process
@@ -94,7 +94,7 @@ class SimConnection(Connection):
 
     async def request(
         self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, timeout: float = 2.0
-    ) -> Message:
+    ) -> ReceivedMessage:
         self._check_alive()
         faults = self.world.faults
         if faults.dies_before(self, subject):
@@ -116,7 +116,9 @@ class SimConnection(Connection):
             timer.cancel()
             del self._open[answer]
 
-    async def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncGenerator[Message, None]:  # type: ignore[override] # the same, written as a generator
+    async def request_many(
+        self, subject: str, data: bytes, *, timeout: float = 2.0
+    ) -> AsyncGenerator[ReceivedMessage, None]:  # type: ignore[override] # the same, written as a generator
         self._check_alive()
         if not self.connected or self.world.faults.fate() is not Fate.FINE:
             raise Transient("the connection broke")

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from omnibus.broker.connection import Connection, Message
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.orchestrator.disconnects import SystemAccount
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.policies import LoadBalancingPolicy
@@ -39,7 +39,7 @@ class LaneLog:
     def lanes_of(self, rid: str) -> list[str]:
         return [lane for _, lane, of in self.tasks if of == rid]
 
-    async def on_message(self, message: Message) -> None:
+    async def on_message(self, message: ReceivedMessage) -> None:
         parsed = subjects.parse_task(message.subject)
         self.tasks.append((parsed.stage_id, parsed.lane, parsed.rid))
 

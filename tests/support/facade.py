@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.async_omni_engine import AsyncOmniEngine
 from omnibus.client.request_outputs import OmniRequestOutput
 
 PIPELINE = """

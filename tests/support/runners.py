@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Claim
@@ -39,7 +39,7 @@ class Runners:
         os.kill(pid, signal.SIGKILL)
         return time.monotonic()
 
-    async def _on_message(self, message: Message) -> None:
+    async def _on_message(self, message: ReceivedMessage) -> None:
         claim: Claim = codec.decode(message.data, Claim)
         for rid, _ack_subject in claim.held:
             self._holders[claim.stage_id, rid] = claim.replica

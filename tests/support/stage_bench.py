@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from omnibus.broker.connection import Connection, Message
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.layout import describe, ensure_layout
 from omnibus.broker.puller import Puller
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
@@ -126,7 +126,7 @@ class StageBench:
             await delivery.ack()
             puller.add_credit()
 
-    async def _count_published(self, message: Message) -> None:
+    async def _count_published(self, message: ReceivedMessage) -> None:
         if subjects.parse_event(message.subject).kind is not subjects.EventKind.ATTEMPT:
             self.published[subjects.parse_rid(message.subject)] += 1
 

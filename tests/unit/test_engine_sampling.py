@@ -10,10 +10,10 @@ import pytest
 from omnibus.errors import EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import Message, TextPart
-from omnibus.workers.engines.diffusers.request import PipelineShape, parse_request
+from omnibus.workers.engines.diffusers.batch_request import PipelineShape, parse_request
 from omnibus.workers.engines.protocol import EngineInput
 from omnibus.workers.engines.vllm.arguments import sort_arguments, with_spare_slot
-from omnibus.workers.engines.vllm.sampling import check_sampling, continues, fit_context, rejected
+from omnibus.workers.engines.vllm.sampling_params import check_sampling, continues, fit_context, rejected
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ import pytest
 
 import omnibus
 from omnibus.client.async_omni import AsyncOmni
-from omnibus.client.engine import AsyncOmniEngine
+from omnibus.client.async_omni_engine import AsyncOmniEngine
 from omnibus.client.omni import Omni
 
 pytestmark = pytest.mark.unit

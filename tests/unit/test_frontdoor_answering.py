@@ -17,7 +17,7 @@ from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
 from omnibus.frontdoor.endpoints.completions import CompletionStream, completion
 from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
-from omnibus.frontdoor.text_stream import TextStream
+from omnibus.frontdoor.text_chunks import TextStream
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, TokenUsage

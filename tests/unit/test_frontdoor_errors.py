@@ -17,7 +17,7 @@ from omnibus.errors import (
     UnknownModel,
 )
 from omnibus.frontdoor.endpoints.chat import ChatBody
-from omnibus.frontdoor.errors import error_response, validation_error
+from omnibus.frontdoor.error_answers import error_response, validation_error
 from omnibus.frontdoor.identity import bearer, is_known_key, keyed_rid
 from omnibus.pipeline.spec import NAME_PATTERN
 

@@ -13,11 +13,11 @@ from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all
 from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions, TextSampling, Unsupported, only
 from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
 from omnibus.frontdoor.endpoints.chat_answers import ChatCompletion, ChatStream, chat_completion
-from omnibus.frontdoor.media import audio_type, from_base64, from_data_url
 from omnibus.frontdoor.streaming import event_stream, first_seen
 from omnibus.frontdoor.submitting import result_of, submit
-from omnibus.frontdoor.text_stream import live_stage, text_events
+from omnibus.frontdoor.text_chunks import live_stage, text_events
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import AudioPart, ImagePart, Message, Part, Request, TextPart, VideoPart

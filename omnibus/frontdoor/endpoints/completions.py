@@ -26,7 +26,7 @@ from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.streaming import event_stream, first_seen
 from omnibus.frontdoor.submitting import result_of, submit
-from omnibus.frontdoor.text_stream import TextStream, live_stage, text_events
+from omnibus.frontdoor.text_chunks import TextStream, live_stage, text_events
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request

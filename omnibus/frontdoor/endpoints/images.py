@@ -19,7 +19,7 @@ from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all, u
 from omnibus.frontdoor.bodies import Answer, AskingBody, Unsupported, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.media import to_base64, to_data_url
+from omnibus.frontdoor.data_urls import to_base64, to_data_url
 from omnibus.frontdoor.streaming import Lookahead, data, event_stream, first_seen
 from omnibus.frontdoor.submitting import result_of, submit
 from omnibus.pipeline.spec import PipelineSpec

@@ -15,7 +15,7 @@ from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.bodies import NAME_LENGTH, Answer
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.errors import ErrorDetail, error_detail
+from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
 from omnibus.pipeline.spec import PipelineSpec
 
 router = APIRouter(route_class=BodyRoute)

@@ -13,8 +13,8 @@ from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.answers import Usage, json_response, size_of, stage_name, stage_seconds, usage
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.errors import ErrorDetail, error_detail
-from omnibus.frontdoor.media import to_base64
+from omnibus.frontdoor.data_urls import to_base64
+from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.submitting import tenant_of
 from omnibus.pipeline.spec import PipelineSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.broker.delivery import is_ack_subject
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire import codec, subjects
@@ -54,6 +54,6 @@ class ClaimBook:
         """The replica is gone, and its id may be another's soon."""
         self._announced.pop(record.key, None)
 
-    async def _on_message(self, message: Message) -> None:
+    async def _on_message(self, message: ReceivedMessage) -> None:
         claim: Claim = codec.decode(message.data, Claim)
         self._announced[claim.stage_id, claim.replica] = claim

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 
-from omnibus.broker.bucket import Bucket, Entry
+from omnibus.broker.bucket import Bucket, BucketEntry
 from omnibus.errors import BrokerError, RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -199,7 +199,7 @@ class Registration:
         return await self._bucket.update(self._key, data, revision)
 
 
-def _decoded(entry: Entry | None) -> ReplicaRecord | None:
+def _decoded(entry: BucketEntry | None) -> ReplicaRecord | None:
     """The record in an entry, None when the key is absent or expired."""
     if entry is None or entry.value is None:
         return None

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 
 
-class Death:
+class EngineDeath:
     """Whether and why an engine cannot serve any more. Used on one event loop."""
 
     def __init__(self) -> None:

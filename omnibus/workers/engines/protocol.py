@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.request import Message, Request
 
 Outputs = Mapping[str, Any]
@@ -77,20 +78,12 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Tokens of one stage."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The last item of a generation: every output of the stage, by declared name."""
 
     outputs: Outputs
     finish_reason: str = "stop"
-    usage: Usage = Usage()
+    usage: TokenUsage = field(default_factory=TokenUsage)
 
 
 Item = TextDelta | Progress | Finished

@@ -10,7 +10,7 @@ from typing import Any
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.engine_death import Death
+from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
 from omnibus.workers.object_loading import load_object
 
@@ -48,7 +48,7 @@ class PythonEngine:
         self._call: Callable[..., Any] = self._target
         self._takes_sampling = False
         self._running = 0
-        self._death = Death()
+        self._death = EngineDeath()
         self._aborted: dict[str, asyncio.Event] = {}
         self._threads = ThreadPoolExecutor(max(stage.slots, 1), thread_name_prefix=f"python-{stage.name}")
 

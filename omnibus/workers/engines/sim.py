@@ -15,7 +15,8 @@ import numpy as np
 
 from omnibus.errors import ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.engine_death import Death
+from omnibus.wire.envelope import TokenUsage
+from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import (
     EngineStats,
     Finished,
@@ -24,7 +25,6 @@ from omnibus.workers.engines.protocol import (
     Progress,
     StageInput,
     TextDelta,
-    Usage,
 )
 
 CRASH_EXIT_CODE = 70
@@ -98,7 +98,7 @@ class SimEngine:
         self._args = _parse(stage.engine_args, "engine_args")
         self._random = random.Random(self._args.seed)  # noqa: S311 repeatable, not secret
         self._aborted: dict[str, asyncio.Event] = {}
-        self._death = Death()
+        self._death = EngineDeath()
         self._child: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self.outputs: Mapping[str, str] = self._args.outputs
@@ -178,7 +178,7 @@ class SimEngine:
                 sent_text.append(delta.text)
                 yield delta
         text = "".join(sent_text)
-        usage = Usage(prompt_tokens=len(prompt.split()), completion_tokens=len(text.split()))
+        usage = TokenUsage(prompt_tokens=len(prompt.split()), completion_tokens=len(text.split()))
         outputs = {name: _value(kind, text or " ".join(words), args) for name, kind in args.outputs.items()}
         yield Finished(outputs=outputs, finish_reason="abort" if aborted.is_set() else "stop", usage=usage)
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.diffusers.request import ImageRequest, Stopped, parse_request
-from omnibus.workers.engines.engine_death import Death
+from omnibus.workers.engines.diffusers.batch_request import ImageRequest, Stopped, parse_request
+from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.diffusers.pipeline import DiffusionModel
+    from omnibus.workers.engines.diffusers.diffusion_pipeline import DiffusionModel
 
 BATCH_WINDOW_MS = 5.0
 """How long a first request waits for company, unless `batch_window_ms` says otherwise."""
@@ -61,7 +61,7 @@ class DiffusersEngine:
         self._waiting: list[_Ticket] = []
         self._batch: list[_Ticket] = []
         self._arrived = asyncio.Event()
-        self._death = Death()
+        self._death = EngineDeath()
 
     async def start(self) -> None:
         """Load the pipeline; raises CheckpointMissing or StageStartError."""
@@ -126,7 +126,7 @@ class DiffusersEngine:
 
     def _load(self) -> DiffusionModel:
         # Seconds of import, off the loop.
-        from omnibus.workers.engines.diffusers.pipeline import DiffusionModel  # noqa: PLC0415
+        from omnibus.workers.engines.diffusers.diffusion_pipeline import DiffusionModel  # noqa: PLC0415
 
         return DiffusionModel(self._stage)
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from omnibus.errors import EngineDead, EngineRejected, InvalidRequest, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.engine_death import Death
+from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.transformers.codec import Decoder
+    from omnibus.workers.engines.transformers.codec_model import Decoder
 
 
 def create(stage: StageSpec) -> TransformersEngine:
@@ -45,7 +45,7 @@ class TransformersEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"transformers-{stage.name}")
         self._decoder: Decoder | None = None
         self._runs: list[_Run] = []
-        self._death = Death()
+        self._death = EngineDeath()
 
     async def start(self) -> None:
         """Load the model; raises CheckpointMissing or StageStartError."""
@@ -106,7 +106,7 @@ class TransformersEngine:
 
     def _load(self) -> Decoder:
         # Seconds of import, off the loop.
-        from omnibus.workers.engines.transformers.codec import Decoder  # noqa: PLC0415
+        from omnibus.workers.engines.transformers.codec_model import Decoder  # noqa: PLC0415
 
         return Decoder(self._stage)
 

@@ -17,14 +17,15 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.envelope import TokenUsage
 from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.engine_death import first_end
-from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta, Usage
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
 from omnibus.workers.engines.vllm import hidden_states
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
-from omnibus.workers.engines.vllm.sampling import check_sampling, continues, fit_context, rejected
+from omnibus.workers.engines.vllm.sampling_params import check_sampling, continues, fit_context, rejected
 from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
 
 STOP_TIMEOUT = 10.0
@@ -242,7 +243,7 @@ class VllmCore:
                     yield Finished(outputs={}, finish_reason="abort")
                 elif output.finished:
                     states = output.outputs.data.float().cpu().numpy()
-                    usage = Usage(prompt_tokens=run.prompt_tokens)
+                    usage = TokenUsage(prompt_tokens=run.prompt_tokens)
                     yield Finished(outputs={"last_hidden_state": states}, usage=usage)
 
     async def _trace(self, job: Job) -> Mapping[str, str] | None:
@@ -278,7 +279,7 @@ class VllmCore:
 
     def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
         text = {"text": "".join(run.texts)} if self._has_text else {}
-        usage = Usage(prompt_tokens=run.prompt_tokens, completion_tokens=len(run.token_ids))
+        usage = TokenUsage(prompt_tokens=run.prompt_tokens, completion_tokens=len(run.token_ids))
         return Finished(outputs={**text, "token_ids": run.token_ids, **more}, finish_reason=reason, usage=usage)
 
     def _params(self, sampling: Mapping[str, Any], *, detokenize: bool = True) -> SamplingParams:

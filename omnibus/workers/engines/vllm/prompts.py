@@ -18,7 +18,7 @@ from omnibus.errors import EngineRejected, InvalidRequest
 from omnibus.wire.request import AudioPart, ImagePart, Message, Part, TextPart
 from omnibus.workers.engines import media
 from omnibus.workers.engines.protocol import EngineInput
-from omnibus.workers.engines.vllm.sampling import rejected
+from omnibus.workers.engines.vllm.sampling_params import rejected
 
 
 class PromptRenderer:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 
 from omnibus.cli.answer import attempts_table, describe, describe_attempt
-from omnibus.cli.broker_command import Session
+from omnibus.cli.broker_command import CommandSession
 from omnibus.cli.tables import clock, duration, make_table
 from omnibus.client.request_events import Result
 from omnibus.client.request_position import RequestPosition, StagePosition, find_position
@@ -25,12 +25,12 @@ _NOWHERE = RequestPosition((), ())
 class RequestStatuses:
     """The status of one request, again and again until it has ended. Made by `find`."""
 
-    def __init__(self, session: Session, spec: PipelineSpec, request_id: str) -> None:
+    def __init__(self, session: CommandSession, spec: PipelineSpec, request_id: str) -> None:
         self._session, self._spec, self._request_id = session, spec, request_id
         self.ended = False
 
     @classmethod
-    async def find(cls, session: Session, request_id: str) -> Self:
+    async def find(cls, session: CommandSession, request_id: str) -> Self:
         """The status of a request of the pipeline that was named, or else of any; raises UnknownRequest."""
         deployed = [found.spec for found in await list_deployed(session.connection)] if session.wanted is None else []
         for spec in deployed or [await session.spec()]:

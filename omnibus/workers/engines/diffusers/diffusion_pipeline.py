@@ -13,7 +13,7 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected, PipelineErro
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines import media
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
-from omnibus.workers.engines.diffusers.request import ImageRequest, PipelineShape, Stopped
+from omnibus.workers.engines.diffusers.batch_request import ImageRequest, PipelineShape, Stopped
 from omnibus.workers.object_loading import load_object
 
 LOADER_ARGS = frozenset({"variant", "use_safetensors", "low_cpu_mem_usage", "local_files_only"})

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from omnibus.broker.connection import Connection, Message, Subscription
+from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.errors import BrokerError, InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -67,7 +67,7 @@ class ControlSubscriber:
         while self._subscriptions:
             await self._subscriptions.pop().unsubscribe()
 
-    async def _receive(self, message: Message) -> None:
+    async def _receive(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)
         match order:
             case Cancel():
