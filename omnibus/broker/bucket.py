@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class BucketEntry:
-    """What is stored under a key."""
+    """A value that is stored under a key."""
 
     key: str
     value: bytes
@@ -63,7 +63,7 @@ class Bucket:
         return BucketEntry(key, base64.b64decode(message.get("data", "")), int(message["seq"]))
 
     async def revision(self, key: str) -> int:
-        """What the next write of a key must name, also where only a marker is left; 0 for a key that never was."""
+        """Return the revision that the next write of a key must name, also where only a marker is left; 0 for a new key."""
         _, revision = await self._look(key)
         return revision
 

@@ -21,7 +21,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
 ASK = "$SYS.REQ.USER.INFO"
-"""What any client may ask the server that it is connected to; the answer bears a time."""
+"""Subject of a question that any client may ask its server; the answer bears a time."""
 EVERY = 30.0
 """Seconds between measurements: a server's clock may be stepped too."""
 TRY_EVERY = 1.0

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class PubAck(msgspec.Struct, frozen=True):
-    """What the server says when a message is stored."""
+    """The server's acknowledgement that a message is stored."""
 
     stream: str
     seq: int
@@ -66,7 +66,7 @@ class Connection(Link):
     def __init__(self, url: str, name: str, metrics: Metrics | None = None) -> None:
         super().__init__(url, name, metrics)
         self.clock = ServerClock(lambda: self.request(ASK, timeout=ASK_TIMEOUT))
-        """What deadlines are compared with."""
+        """The clock that deadlines are compared with."""
         self.on_reconnect(self.clock.hurry)
 
     async def js_publish(
@@ -138,7 +138,7 @@ class Connection(Link):
         return answer
 
     async def retried(self, attempt: Callable[[], Awaitable[T]], deadline: float = _RETRY_FOR) -> T:
-        """What `attempt` gives, tried again for `deadline` seconds while it fails as in an outage; raises its last failure."""
+        """Try `attempt` again for `deadline` seconds while it fails as in an outage; raises its last failure."""
         started = time.monotonic()
         try:
             return await attempt()  # the retrying machinery costs more than a publish

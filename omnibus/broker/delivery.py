@@ -15,7 +15,7 @@ _ACK = re.compile(r"\$JS\.ACK(\.[^.]+){0,2}(\.[^.]+){2}(\.\d+){5}(\.[^.]+)?")
 _NO_HEADERS: Mapping[str, str] = {}
 _MSG_ID = "Nats-Msg-Id"
 ATTEMPTS_HEADER = "Omni-Attempts"
-"""Of a message that was published again: attempts at its work that the former copies have used up."""
+"""Header of a message that was published again: attempts that its former copies have used up."""
 _MOST_DIGITS = 10
 
 
@@ -23,7 +23,7 @@ class Delivery:
     """One delivery of one message, with what can be answered to it.
 
     Answers are core messages: a lost one means that the message is delivered again after the ack wait. They carry no
-    fence: whoever missed its lease must not answer any more.
+    fence: a worker that missed its lease must not answer any more.
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Delivery:
         await self._connection.publish(self.ack_subject, b"-NAK" + suffix)
 
     async def requeue(self, subject: str | None = None) -> None:
-        """Publish it again, then ack: for whoever may not keep it, without counting as an attempt. Earlier ones count on.
+        """Publish the message again, then ack it: that counts as no attempt, and earlier attempts count on.
 
         On another `subject` when one is given. Idempotent through its Msg-Id. Raises BrokerUnavailable.
         """
@@ -105,7 +105,7 @@ def consumer_of(ack_subject: str) -> str:
 
 
 def is_ack_subject(subject: str) -> bool:
-    """Whether it answers a delivery. Whoever may announce claims can put anything into one."""
+    """Check that a subject answers a delivery: a client that may announce claims can put anything into one."""
     return _ACK.fullmatch(subject) is not None
 
 

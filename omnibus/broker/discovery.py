@@ -16,7 +16,7 @@ _LOCK_FILE = "server.lock"
 
 
 class ServerAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """What a running embedded server leaves in the state directory."""
+    """The address that a running embedded server leaves in the state directory."""
 
     url: str
     system_url: str
@@ -25,11 +25,11 @@ class ServerAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where to connect."""
+    """The addresses to connect to."""
 
     url: str
     system_url: str | None
-    """With the user that may hear disconnect events; None when nobody told."""
+    """URL with the user that may subscribe to disconnect events; None when none is known."""
 
 
 def discover(settings: Settings) -> Addresses:

@@ -132,7 +132,7 @@ class EmbeddedServer:
         log.info(LogEvent.BROKER_SERVER_STARTED, url=self.url, log=str(self.log_path))
 
     async def stop(self) -> None:
-        """End the server and let go of the state directory; idempotent."""
+        """End the server and release the state directory; idempotent."""
         await self._end(signal.SIGTERM)
         withdraw_address(self.state_dir)
         if self._lock is not None:
@@ -176,7 +176,7 @@ class EmbeddedServer:
         )
 
     def _environment(self) -> dict[str, str]:
-        """What the profiles refer to; quoted, because the server reads values as it reads its configuration."""
+        """Make the environment of the profiles; quoted, because the server reads values like its configuration."""
         store = f'"{self.state_dir.resolve() / "nats"}"'
         return {**os.environ, "OMNIBUS_NATS_STORE": store, "OMNIBUS_NATS_SYSTEM_PASSWORD": self._password}
 
@@ -185,7 +185,7 @@ class EmbeddedServer:
         path = self.state_dir / "observer.secret"
         path.touch(mode=0o600)
         if not path.read_text().strip():  # new, or its writer was killed before it wrote
-            path.write_text(f"s{secrets.token_hex(16)}")  # a letter first: the server would read digits as a number
+            path.write_text(f"s{secrets.token_hex(16)}")  # not a digit first: the server would read a number
         return path.read_text().strip()
 
     async def _await_ready(self, process: asyncio.subprocess.Process) -> None:
@@ -256,7 +256,7 @@ async def _greets(host: str, port: int) -> bool:
 
 
 def _die_with(owner: int) -> Callable[[], None]:
-    """What makes a child get SIGTERM when the thread that started it ends."""
+    """Make a hook that has a child get SIGTERM when the thread that started it ends."""
 
     def arm() -> None:
         set_death_signal(signal.SIGTERM)

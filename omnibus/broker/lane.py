@@ -1,4 +1,4 @@
-"""What a puller knows of one consumer: how many messages the server may still send, and when it was last heard."""
+"""The state of one consumer at its puller: how many messages the server may still send, and when its last sign came."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pipeline needs on the broker, described once; `plan` compares, `apply` creates and updates.
+"""The layout of a pipeline on the broker, described once; `plan` compares, `apply` creates and updates.
 
 Buckets and object stores are streams too, and are described as such. Durations are nanoseconds, as in the server's API.
 """
@@ -139,7 +139,7 @@ async def ensure_layout(connection: Connection, layout: Layout) -> list[Change]:
 
 
 async def plan(connection: Connection, layout: Layout) -> list[Change]:
-    """What `apply` would do, in order. Looks before it creates: a second create would count twice against a quota."""
+    """List what `apply` would do, in order. It looks before it creates: a second create would count twice against a quota."""
     targets: tuple[Stream | Consumer, ...] = (*layout.streams, *layout.consumers)
     changes = []
     for target in targets:
@@ -194,7 +194,7 @@ def compare(wanted: Config, found: Config) -> tuple[str, ...]:
 
 
 def _absent(wanted: object) -> object:
-    """What a setting counts as when the server leaves it out: it omits what is zero."""
+    """Return the value of a setting that the server leaves out: it omits zeros."""
     return type(wanted)()
 
 

@@ -116,8 +116,8 @@ class Link:
                 ended.result()
 
     async def _stop_reconnecting(self) -> None:
-        """Of one cancellation the client may not hear, in its `asyncio.wait_for`; and it would try for ever."""
-        trying = self._client._reconnection_task  # noqa: SLF001 it is told of nowhere else
+        """Cancel the client's attempts, several times: its `asyncio.wait_for` may swallow one, and it would try for ever."""
+        trying = self._client._reconnection_task  # noqa: SLF001 it has no public name
         for _ in range(_CANCELLATIONS):
             if trying is None or trying.done():
                 return

@@ -2,11 +2,11 @@
 
 Credit is the number of free slots. With one consumer, the puller keeps as many messages asked for as there is credit.
 With several (lanes), a free slot asks them in order without waiting, and then parks on all; of what arrives on several
-at once, the part beyond the credit is handed back.
+at once, the part beyond the credit is requeued.
 
 Accounting is a consumer: `outstanding` is how many messages the server may still send. Every request ends with a message
 or a status, so the count is exact while the connection lasts. A broken connection or silence (requests ask for idle
-heartbeats) sets it to zero and everything is asked for anew; whatever then comes twice is handed back, never lost.
+heartbeats) sets it to zero and everything is asked for anew; a message that then comes twice is requeued, never lost.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Puller:
 
     `consumers` are in order of preference; every eighth time one of the `favoured` goes first, in turns, so that none of
     them starves. `step` is the least number of messages worth a request while others are outstanding: 1 for slots, more
-    where throughput counts. `lease` is the consumers' ack wait, in seconds. `surplus` gets what arrives beyond the
-    credit; by default it is handed back. After the context nothing is kept: deliveries that nobody took are surplus too.
+    where throughput counts. `lease` is the consumers' ack wait, in seconds. `excess` gets the deliveries beyond the
+    credit; by default they are requeued. After the context nothing is kept: deliveries that were not taken are excess too.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Puller:
         self._slots_served = 0
         self._ready: asyncio.Queue[Delivery | Exception] = asyncio.Queue()  # bounded by the credit
         self._wake = asyncio.Event()
-        self._giving_back: set[asyncio.Task[None]] = set()
+        self._returning: set[asyncio.Task[None]] = set()
         self._inbox = connection.new_inbox()
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,7 +108,7 @@ class Puller:
         self._wake.set()
 
     def withdraw(self) -> int:
-        """Take all unused credit back, to drain; returns how much it was. What still arrives is surplus."""
+        """Take all unused credit back, to drain; returns how much it was. What still arrives is excess."""
         withdrawn, self._credit = self._credit, 0
         return withdrawn
 
@@ -233,18 +233,18 @@ class Puller:
                 if self._connection.connected and lane.silent():
                     self._forget(lane, "missed heartbeats")
 
-    # Giving back
+    # Excess deliveries
 
     def _return_excess(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._guarded_excess(delivery), name=f"surplus {self._label}")
-        self._giving_back.add(task)
-        task.add_done_callback(self._giving_back.discard)
+        task = asyncio.create_task(self._guarded_excess(delivery), name=f"excess {self._label}")
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
 
     async def _guarded_excess(self, delivery: Delivery) -> None:
         try:
             await self._excess(delivery)
         except Exception:  # it comes again after the ack wait
-            self._connection.metrics.errors.labels(where="surplus").inc()
+            self._connection.metrics.errors.labels(where="excess").inc()
             log.exception(LogEvent.ACK_FAILED, subject=delivery.subject)
 
     async def _leave(self) -> None:
@@ -254,8 +254,8 @@ class Puller:
             item = self._ready.get_nowait()
             if isinstance(item, Delivery):
                 self._return_excess(item)
-        if self._giving_back:
-            await asyncio.wait(self._giving_back)
+        if self._returning:
+            await asyncio.wait(self._returning)
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         try:
@@ -263,4 +263,4 @@ class Puller:
         except Exception as error:
             self._connection.metrics.errors.labels(where="puller").inc()
             log.exception(LogEvent.TASK_CRASHED, puller=self._label)
-            self._ready.put_nowait(error)  # whoever takes next must know
+            self._ready.put_nowait(error)  # the next taker must know

@@ -1,4 +1,4 @@
-"""Requests over one inbox, whose answers are told apart by their last token.
+"""Requests over one inbox, whose answers are matched by their last token.
 
 Own, instead of nats-py's, for two reasons: a request under way fails at once when the connection breaks, so that its
 retry does not wait out a timeout; and each costs less.
@@ -14,12 +14,12 @@ from typing import Any, Protocol, TypeVar
 from omnibus.errors import BrokerUnavailable
 
 CLOSED_SOCKET = (ConnectionError, RuntimeError)
-"""What the loop raises for a socket that is closed; uvloop the second."""
+"""Exceptions of the loop for a socket that is closed; uvloop raises the second."""
 T = TypeVar("T")
 
 
 class ReceivedMessage(Protocol):
-    """What a subscription receives."""
+    """A message that a subscription receives."""
 
     subject: str
     reply: str
@@ -116,11 +116,11 @@ class _Many:
 
 
 async def seen_through(work: Awaitable[T]) -> T:
-    """What work of the client gives, with two of its faults mended.
+    """Await work of the client, with two of its faults mended.
 
-    It may swallow a cancellation, and whoever cancelled would wait for ever: its `asyncio.wait_for` does, before Python 3.12,
+    It may swallow a cancellation, and the canceller would wait for ever: its `asyncio.wait_for` does, before Python 3.12,
     when the answer comes in the same turn of the loop, and its `publish` while it waits for room in a full buffer. And it does
-    not expect what is said of a socket that is closed, as when the server was killed: raises Transient then.
+    not expect the exceptions of a socket that is closed, as when the server was killed: raises Transient then.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0

@@ -1,8 +1,8 @@
 """One watch of a key-value bucket that heals itself.
 
 The server pushes the last value of every key and then every change, through a consumer of its own. When the connection
-breaks, when a change is missing or when the server falls silent, the watch starts over and compares: what it now finds is
-told as changes, what it no longer finds as deletions. Changes of one key may be conflated: state, not an event log.
+breaks, when a change is missing or when the server falls silent, the watch starts over and compares: new values are
+reported as changes, missing keys as deletions. Changes of one key may be conflated: state, not an event log.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Watch:
     `on_change` is called on the event loop for every change, in order a key, and must not block. `keys` is a filter in
     NATS' syntax. `snapshot` is what is known now; `synced` tells whether it is complete.
 
-    A deletion may be an expiry that the server only now got round to: after an outage, all at once. Whoever concludes
-    from absence that somebody died counts connected time only (`Connection.connected_since`).
+    A deletion may be an expiry that the server only now got round to: after an outage, all at once. A caller that concludes
+    from absence that a process died counts connected time only (`Connection.connected_since`).
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Watch:
         self._stale.discard(key)
         known = self._entries.get(key)
         if known is not None and known.revision == revision:
-            return  # told already: this is a resync
+            return  # reported already: this is a resync
         if value is None:
             if self._entries.pop(key, None) is None:
                 return

@@ -23,7 +23,7 @@ class Admitted:
     """An accepted request."""
 
     record: Record
-    """What the ledger held at that moment."""
+    """The record in the ledger at that moment."""
     attached: bool
     """The same request had been submitted before."""
 
@@ -96,5 +96,5 @@ async def _redrive(performer: Performer, existing: StoredRecord) -> None:
     try:
         await performer.perform(redrive(existing.record), existing.revision)
     except RevisionConflict:
-        return  # whoever was first has something queued
+        return  # the first admission has something queued
     log.warning(LogEvent.REQUEST_REDRIVEN, request=existing.record.rid, run=existing.record.ticket.run + 1)

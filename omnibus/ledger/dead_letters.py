@@ -1,7 +1,7 @@
 """Dead letters: requests whose attempts are used up, in the ledger's bucket, and their stored inputs apart.
 
-A letter outlives the request's record and everything that its pipeline stores for it. So an input that is not inline is
-copied to an object store of its own, whose lifetime is that of the letters.
+A dead letter outlives the request's record and everything that its pipeline stores for it. So an input that is not inline is
+copied to an object store of its own, whose lifetime is that of the dead letters.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class DeadLetters:
         return payload.data if payload.data is not None else await self._inputs.get(dead_letter.record.rid)
 
     async def keep(self, record: Record) -> None:
-        """Write the letter of a failed request; nothing when an operator has opened it again since. Twice is once.
+        """Write the dead letter of a failed request; nothing when an operator has opened it again since. Twice is once.
 
-        Invariant: whoever was stopped on its way here must not bring back the letter of a request that has ended well
-        meanwhile. So the letter's revision is taken before the record is looked at, and named in the write.
+        Invariant: a process that was stopped on its way here must not bring back the dead letter of a request that has
+        ended well meanwhile. So the revision of the dead letter is taken before the record is looked at, and named in the write.
         """
         key = subjects.dead_letter_key(record.rid)
 
@@ -69,7 +69,7 @@ class DeadLetters:
         await transact(attempt, f"the dead letter of request {record.rid!r}")
 
     async def forget(self, record: Record) -> None:
-        """Remove the letter of a request that has ended otherwise; that of a later request under its id stays."""
+        """Remove the dead letter of a request that has ended otherwise; that of a later request under its id stays."""
         key = subjects.dead_letter_key(record.rid)
         revision = await self._bucket.revision(key)
         dead_letter = await self.read(record.rid)
@@ -97,4 +97,4 @@ class DeadLetters:
         try:
             await self._inputs.put(record.rid, await self._payloads.get(location.key))
         except PayloadLost:
-            return  # the letter says how it ended all the same
+            return  # the dead letter shows the end all the same

@@ -1,4 +1,4 @@
-"""Lanes of single replicas: where their tasks wait, and how these are brought home to a lane that all share."""
+"""Lanes of single replicas: the tasks that wait there, and their rerouting to a lane that all replicas share."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class DirectedLanes:
 
 
 def _lane_in(subject: str) -> tuple[int, str] | None:
-    """Stage and lane in a task's subject; None when whoever published it meant no stage."""
+    """Stage and lane in a task's subject; None when the subject names no stage."""
     try:
         parsed = subjects.parse_task(subject)
     except InvalidRequest:
@@ -81,7 +81,7 @@ def _lane_in(subject: str) -> tuple[int, str] | None:
 
 
 def _lane_of(data: bytes, shared: Collection[str]) -> str:
-    """The shared lane that a task asks for; whoever takes one that cannot be read there ends its request."""
+    """Return the shared lane that a task asks for; the replica that takes an unreadable task there ends its request."""
     first = next(iter(shared))
     try:
         task: Task = codec.decode(data, Task)

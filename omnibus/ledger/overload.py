@@ -1,7 +1,7 @@
 """How much is open, whether one more request may come, and when there is room again for one that was refused: every 429.
 
 Two bounds. The pipeline's is estimated from the queue. A tenant's is exact among the requests that came through one producer,
-which is told the end of each.
+which knows the end of each.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Backlog:
         self._measured, self._measured_at = 0, 0.0
         self._underway, self._admitted = 0, 0
         self._seen = 0
-        """Of those admitted, what had been when the last reading began: their messages are in it."""
+        """Number of admissions before the last reading began: their messages are in it."""
         self._removals = Pace()
 
     async def take_slot(self, spec: PipelineSpec, lane: str) -> None:

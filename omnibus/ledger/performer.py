@@ -39,7 +39,7 @@ class Performer:
         self._connection, self.pipeline = connection, pipeline
         self._lane_of = lane_of
         self.clock = connection.clock
-        """What deadlines are compared with."""
+        """The clock that deadlines are compared with."""
 
     async def perform(self, wanted: Iterable[Effect], revision: int = 0) -> None:
         """Perform effects; `revision` is that of the record they were decided on.
@@ -66,8 +66,8 @@ class Performer:
     async def clear_orphans(self, rid: str, *, queued: bool = False) -> bool:
         """Remove what is stored for a request that has ended, and what is `queued`; False when it is open. Idempotent.
 
-        For whoever may have stored something too late for the end's own purge. What is stored before this is called is
-        gone by then or goes with the end: the record is read where it was written. Raises BrokerUnavailable and Unreadable.
+        For a worker that may have stored something too late for the end's own purge. Payloads stored before this call are
+        gone by then or go with the end: the record is read where it was written. Raises BrokerUnavailable and Unreadable.
         """
         entry = await self.ledger.read_latest(rid)
         record = entry.record if entry is not None else None

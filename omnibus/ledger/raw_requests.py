@@ -17,7 +17,7 @@ class Raw:
 
     data: bytes
     front: str | None
-    """What the producer gave as the token that it listens to; anything."""
+    """The reply token that the producer gave; unchecked."""
 
 
 class RawRequests:

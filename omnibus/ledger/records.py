@@ -42,9 +42,9 @@ class Ledger:
     async def transact(
         self, rid: str, decide: Callable[[StoredRecord | None], Awaitable[T]], *, latest: bool = False
     ) -> T:
-        """What `decide` returns, which is given the record and writes it under its revision.
+        """Have `decide` read a record, decide and write it under its revision; returns its result.
 
-        It is asked again, with the record as it is then, whenever another writer was first. Raises RevisionConflict when
+        `decide` is called again, with the record as it is then, whenever another writer was first. Raises RevisionConflict when
         that happens too often. `latest`: read the leader's copy, for decisions that a write of a moment ago would change.
         """
         read = self.read_latest if latest else self.read

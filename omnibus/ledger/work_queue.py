@@ -1,4 +1,4 @@
-"""What is queued for a request: its timer, whether anything waits, and how to remove it all."""
+"""The work queue of a pipeline: timers of requests, their waiting messages, and the removal of both."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class WorkQueue:
         await self._connection.js_publish(subjects.timer(self._pipeline, rid), data, headers=headers)
 
     async def next_sequence(self) -> int:
-        """What the next message is numbered, at least."""
+        """Return the least sequence number that the next message can have."""
         info = await self._connection.api(f"STREAM.INFO.{self._work}")
         return int(info["state"]["last_seq"]) + 1
 
@@ -82,7 +82,7 @@ class WorkQueue:
         return {subjects.parse_rid(subject) for subject in await self._connection.stored_subjects(self._work, ">")}
 
     async def traffic(self) -> Traffic:
-        """What is queued, and what has been."""
+        """Count the messages that are queued and those that have been."""
         state = (await self._connection.api(f"STREAM.INFO.{self._work}"))["state"]
         return Traffic(state["messages"], state["last_seq"] - state["messages"])
 

@@ -1,4 +1,4 @@
-"""What an orchestrator does beside events and requests; each for as long as it runs, whatever goes wrong meanwhile."""
+"""Chores of an orchestrator beside events and requests; each goes on for as long as it runs, whatever fails meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = get_logger(__name__)
 
 
 async def guarded(chore: Coroutine[Any, Any, None], name: str, connection: Connection, pipeline: str) -> None:
-    """Do one round of the chore of this name; what fails is logged, and left to its next round."""
+    """Do one round of the chore of this name; a failure is logged, and left to its next round."""
     try:
         await chore
     except BrokerError as error:

@@ -1,4 +1,4 @@
-"""The orchestrator of a pipeline as it is deployed now: whoever deploys it anew need not restart it.
+"""The orchestrator of a pipeline as it is deployed now: a new deployment needs no restart of it.
 
 Requests on their way keep the route that they were admitted with; it is in every message of theirs.
 """

@@ -1,7 +1,7 @@
-"""The server's word that a replica is gone: a disconnect event, milliseconds after its process was killed.
+"""The server's disconnect events: one comes milliseconds after the process of a replica was killed.
 
-The orchestrators of a pipeline listen as one queue group, so one of them hears each event. Supervisors are the other
-witness; this one also sees a host whose supervisor died with the replicas.
+The orchestrators of a pipeline subscribe as one queue group, so one of them gets each event. Supervisors report deaths too;
+the server also reports a host whose supervisor died with the replicas.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DisconnectListener:
             await asyncio.sleep(_RETRY)
 
     async def _listen(self, system: SystemAccount) -> None:
-        name, metrics = f"witness-{os.getpid()}", self._metrics
+        name, metrics = f"disconnects-{os.getpid()}", self._metrics
         async with connect(system.url, name=name, role="observer", metrics=metrics, clock=False) as conn:
             queue = f"orchestrators-{self._view.pipeline}"
             await conn.subscribe(subjects.disconnects(system.account), self._on_message, queue=queue)
@@ -83,7 +83,7 @@ class DisconnectListener:
                 self._start(self._mark_down(record, at_once=event.reason == AT_ONCE))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name="testify")
+        task = asyncio.create_task(work, name="mark-down")
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
@@ -97,11 +97,11 @@ class DisconnectListener:
         except BrokerError as error:
             log.warning(LogEvent.BROKER_ERROR, stage=record.stage_id, replica=record.replica, error=error.message)
         except Exception:  # the root of this task
-            self._metrics.errors.labels(where="witness").inc()
+            self._metrics.errors.labels(where="disconnects").inc()
             log.exception(LogEvent.TASK_CRASHED, stage=record.stage_id, replica=record.replica)
 
     def _is_back(self, record: ReplicaRecord) -> bool:
-        """Whether the same life of a replica has beaten over another connection: it does when it is connected again."""
+        """Check whether the same life of a replica has beaten over another connection: it does when it is connected again."""
         return any(
             one.instance == record.instance and one.reconnects > record.reconnects
             for one in self._view.replicas(record.stage_id)

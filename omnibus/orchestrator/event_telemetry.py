@@ -1,4 +1,4 @@
-"""What an orchestrator's work leaves in logs and metrics."""
+"""Logs and metrics of an orchestrator's work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ENDS = MappingProxyType(
 log = get_logger(__name__)
 
 
-class Journal:
+class EventTelemetry:
     """One line for everything that happens to a request here, and counts."""
 
     def __init__(self, metrics: Metrics, pipeline: str, clock: ServerClock) -> None:

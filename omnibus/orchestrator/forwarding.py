@@ -9,7 +9,7 @@ from omnibus.broker.delivery import Delivery
 from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import StoredRecord
-from omnibus.orchestrator.event_telemetry import Journal
+from omnibus.orchestrator.event_telemetry import EventTelemetry
 from omnibus.requests.admission import bury
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
@@ -28,7 +28,7 @@ _RECHECK_INTERVAL = 1.0
 class Forwarder:
     """Handles the events of one pipeline."""
 
-    def __init__(self, performer: Performer, stopped: Cancellations, telemetry: Journal) -> None:
+    def __init__(self, performer: Performer, stopped: Cancellations, telemetry: EventTelemetry) -> None:
         self._performer, self._stopped, self._telemetry = performer, stopped, telemetry
 
     async def handle(self, delivery: Delivery) -> None:

@@ -1,4 +1,4 @@
-"""Raw requests: whoever publishes to `omni.<pipeline>.request.<rid>` is served as over any other door."""
+"""Raw requests: a message on `omni.<pipeline>.request.<rid>` is served like a request over HTTP."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Intake:
     async def handle(self, delivery: Delivery) -> None:
         """Admit one request; acknowledged when this returns. Raises BrokerError: then it is delivered again.
 
-        What cannot be served ends as a `failed` record under its id, what waited beyond its deadline as an `expired` one;
-        where the id is another request's, whoever listens is told of a refusal. While the pipeline is at its bound, requests
+        A request that cannot be served ends as a `failed` record under its id, one that waited beyond its deadline as `expired`;
+        where the id is another request's, the producer gets a refusal. While the pipeline is at its bound, requests
         are put back: their stream fills up to its own bound, and then refuses.
         """
         rid = subjects.parse_rid(delivery.subject)
@@ -123,7 +123,7 @@ class Intake:
         await self._notify(front, EndNotice(rid=rid, state=record.state))
 
     async def _word_of(self, mine: Record) -> EndNotice | Refused | None:
-        """What to say of a request whose id was taken: how the same one has ended, nothing while it is open, or a refusal."""
+        """Make the notice for a taken id: the end of the same request, nothing while it is open, or a refusal."""
         try:
             existing = await self._performer.ledger.read(mine.rid)
             if existing is not None:

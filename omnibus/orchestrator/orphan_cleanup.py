@@ -1,7 +1,7 @@
-"""What a killed server brings back is removed again.
+"""Orphan cleanup: messages that a killed server restores are removed again.
 
 A nats-server that is killed may come up with messages whose removal it had acknowledged: payloads, timers, and tasks and
-events that it will not deliver, for its consumers know them as done. Nobody would hear of them, and they would stay.
+events that it will not deliver, for its consumers know them as done. No process would learn of them, and they would stay.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _RECHECK_INTERVAL = 10.0
 
 
 class OrphanCleanup:
-    """Removes what ended requests of one pipeline have again, at the start and whenever the connection is back.
+    """Removes messages that ended requests of one pipeline have again, at the start and whenever the connection is back.
 
-    Any number may do this at once. Requests that are open then are looked at again for as long as they have anything.
+    Any number may do this at once. Requests that are open then are re-checked for as long as they have anything.
     """
 
     def __init__(self, connection: Connection, pipeline: str, performer: Performer) -> None:
@@ -35,7 +35,7 @@ class OrphanCleanup:
         unhook = self._connection.on_reconnect(self._reconnected.set)
         try:
             while True:
-                await guarded(self._look(), "resurrected", self._connection, self._pipeline)
+                await guarded(self._look(), "orphan_cleanup", self._connection, self._pipeline)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_RECHECK_INTERVAL if self._open or self._is_due else None):
                         await self._reconnected.wait()
@@ -56,8 +56,8 @@ class OrphanCleanup:
         self._listed = generation
 
     async def _clear(self, rid: str, *, queued: bool) -> bool:
-        """Whether there is no more to do about a request."""
+        """Clear up after a request; True when there is no more to do about it."""
         try:
             return await self._performer.clear_orphans(rid, queued=queued)
-        except Unreadable:  # its record is damaged, or of a newer version; whoever meets its tasks says so
+        except Unreadable:  # its record is damaged, or of a newer version; the receiver of its tasks reports that
             return True

@@ -1,6 +1,6 @@
-"""Directed tasks whose replica is not up are brought home: to the lane that all replicas of the stage share.
+"""Rerouting: directed tasks whose replica is not up move to the lane that all replicas of the stage share.
 
-They are never NAKed: that would leave them on a lane that nobody reads. Any number of orchestrators may do this at once.
+They are never NAKed: that would leave them on a lane that no replica reads. Any number of orchestrators may do this at once.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ class Rerouting:
                 await self._guarded(self._empty(self._due.pop()))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """What fails is done when all lanes are looked at the next time."""
-        await guarded(work, "homecoming", self._conn, self._spec.name)
+        """Run a step; a failed one is repeated when all lanes are checked the next time."""
+        await guarded(work, "rerouting", self._conn, self._spec.name)
 
     async def _look_everywhere(self) -> None:
         for lane in sorted(await self._lanes.occupied()):
             await self._empty(lane)
 
     async def _empty(self, lane: Lane) -> None:
-        """Bring home what is on a lane, except what its replica, still there, has in hand.
+        """Reroute the tasks of a lane, except those that its replica, still there, has claimed.
 
-        What the replica was given has used up one attempt and no more: replicas send home what they are given twice.
+        A task that the replica was given has used up one attempt and no more: replicas reroute a task that they get twice.
         """
         stage_id, replica = lane
         if replica in self._spec.stage_lanes:
@@ -112,5 +112,5 @@ def _life(record: ReplicaRecord | None) -> tuple[str, ReplicaStatus] | None:
 
 
 def _in_hand(record: ReplicaRecord | None) -> Container[str]:
-    """Requests that a replica finishes before it leaves; one that was declared down has none."""
+    """Requests that a replica finishes before it leaves; one that was marked down has none."""
     return frozenset(rid for rid, _ in record.claims) if record is not None else frozenset()

@@ -17,7 +17,7 @@ from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
-from omnibus.orchestrator.event_telemetry import Journal
+from omnibus.orchestrator.event_telemetry import EventTelemetry
 from omnibus.orchestrator.forwarding import Forwarder
 from omnibus.orchestrator.intake import Intake
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
@@ -50,14 +50,15 @@ class OrchestratorService:
     """Serves one pipeline until `run` is cancelled; what it then has in hand is finished or delivered to others."""
 
     def __init__(self, connection: Connection, spec: PipelineSpec, *, system: SystemAccount | None = None) -> None:
-        """`system` is where disconnect events are heard; without it, the heartbeat timeout alone tells of lost hosts."""
+        """`system` is the account with the disconnect events; without it, only the heartbeat timeout shows a lost host."""
         self._connection, self._spec, self._system = connection, spec, system
         self._view = ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout)
         self._claims = ClaimBook(connection, spec.name)
         self._director = Director(connection, spec, view=self._view)
         self._performer = performer = Performer(connection, spec.name, lane_of=self._director.lane)
         self._stopped = Cancellations()
-        self._forwarder = Forwarder(performer, self._stopped, Journal(connection.metrics, spec.name, connection.clock))
+        telemetry = EventTelemetry(connection.metrics, spec.name, connection.clock)
+        self._forwarder = Forwarder(performer, self._stopped, telemetry)
         self._intake = Intake(connection, performer, spec)
 
     async def run(self) -> None:
@@ -68,16 +69,16 @@ class OrchestratorService:
                 group.create_task(self._serve_events(), name="orchestrator-events")
                 group.create_task(self._serve_requests(), name="orchestrator-requests")
                 rerouting = Rerouting(self._connection, self._spec, self._view)
-                group.create_task(rerouting.run(), name="orchestrator-homecoming")
+                group.create_task(rerouting.run(), name="orchestrator-rerouting")
                 orphan_cleanup = OrphanCleanup(self._connection, self._spec.name, self._performer)
-                group.create_task(orphan_cleanup.run(), name="orchestrator-resurrected")
-                group.create_task(self._death_reporter(), name="orchestrator-witness")
+                group.create_task(orphan_cleanup.run(), name="orchestrator-orphans")
+                group.create_task(self._watch_disconnects(), name="orchestrator-disconnects")
                 silence = SilenceListener(self._view, self._claims, LostAttempts(self._connection, self._spec.name))
                 group.create_task(silence.run(), name="orchestrator-silence")
         finally:
             await control.unsubscribe()
 
-    async def _death_reporter(self) -> None:
+    async def _watch_disconnects(self) -> None:
         if self._system is None:
             log.warning(LogEvent.DISCONNECTS_UNAVAILABLE, pipeline=self._spec.name, error="no system account is known")
             return

@@ -33,11 +33,11 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What `deploy_pipeline` did."""
+    """The outcome of `deploy_pipeline`."""
 
     deployed: Deployed
     changes: tuple[Change, ...]
-    """What the broker's layout lacked."""
+    """Changes to the broker's layout."""
     stored: bool
     """Whether the specification is new; False: this very one was deployed already."""
     replicas: int = 0

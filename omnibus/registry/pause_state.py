@@ -1,4 +1,4 @@
-"""What operators have decided for whole stages: that they pause, or sleep. Kept in the broker until it is undone.
+"""Pause states of whole stages, set by operators: paused, or asleep. They are kept in the broker until they are undone.
 
 So a replica that joins later, or starts again, does as the others do; a restart of everything changes nothing of it.
 """
@@ -25,7 +25,7 @@ log = get_logger(__name__)
 
 
 class PauseMode(StrEnum):
-    """What becomes of the tasks in hand when a replica is paused. Neither loses any."""
+    """The fate of the running tasks when a replica is paused. Neither mode loses any."""
 
     WAIT = "wait"
     """They are finished first."""
@@ -40,7 +40,7 @@ class PauseState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     asleep: bool = False
     """And their engines have given the device memory back."""
     mode: str = "abort"
-    """What became of the tasks in hand."""
+    """The mode of the pause."""
 
     @property
     def word(self) -> str:

@@ -37,7 +37,7 @@ _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
 class Resolution(Enum):
-    """What an existing record means for a request with the same id."""
+    """The meaning of an existing record for a request with the same id."""
 
     OURS = auto()
     """Created by this very call, whose acknowledgement was lost: go on."""
@@ -138,7 +138,7 @@ def unadmitted_record(
 ) -> Record:
     """The record of a raw request that ends as it begins, so that its producer can read why.
 
-    Whoever sends the same `data` again finds it, where they are a request.
+    A producer that sends the same `data` again finds it, where they are a request.
     """
     empty = Payload.inline(b"", REQUEST_MEDIA_TYPE)
     ticket = Ticket(rid=rid, pipeline=pipeline, route=Route(()), created=now, deadline=now, request=empty, front=front)
@@ -174,7 +174,7 @@ def admission_effects(record: Record) -> tuple[Effect, ...]:
 
 
 def resolve(existing: Record, mine: Record) -> Resolution:
-    """What to do when the id is taken; raises RequestConflict when it is taken by another request."""
+    """Decide about a taken id; raises RequestConflict when it is taken by another request."""
     if existing.nonce == mine.nonce:
         return Resolution.OURS
     if existing.digest == mine.digest and existing.tenant == mine.tenant:
@@ -183,9 +183,9 @@ def resolve(existing: Record, mine: Record) -> Resolution:
 
 
 def attach_effects(existing: Record) -> tuple[Effect, ...]:
-    """What whoever attaches to a request does for it.
+    """Decide what a client that attaches to a request does for it.
 
-    An open one: its admitter may have died before all tasks were queued, so they are published again, under the message
+    An open request: its admitter may have died before all tasks were queued, so they are published again, under the message
     ids of the current run; dedupe drops what is there. When nothing is queued after that, `redrive`.
     """
     ticket = existing.ticket

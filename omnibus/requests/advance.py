@@ -1,7 +1,7 @@
-"""What an event means for its request: pure, without clock, I/O or NATS.
+"""The effects of an event on its request: pure, without clock, I/O or NATS.
 
 `advance` is idempotent: an event that the record already holds yields the same effects again, because the shell that saw it
-first may have died before it performed them. A result counts whoever made it; only its run is checked.
+first may have died before it performed them. A result counts from any replica; only its run is checked.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def redrive(record: Record) -> tuple[Effect, ...]:
 
 
 def cancel(record: Record, partial: Mapping[int, FinalOutput] = _NOTHING) -> tuple[Effect, ...]:
-    """End a request on its producer's word, with what its texts had come to; an ended one stays as it is.
+    """End a request that its producer cancels, with its partial texts; an ended one stays as it is.
 
-    One that was cancelled before is stopped once more: whoever did that may have died before anybody heard of it.
+    One that was cancelled before is stopped once more: the first canceller may have died before the stop went out.
     """
     if record.state.terminal:
         return end_again(record) if record.state is RequestState.CANCELLED else ()
@@ -117,9 +117,9 @@ def fail(record: Record, failure: Failure, *, dead: bool = False) -> tuple[Effec
 
 
 def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
-    """What the end of a request brings with it, to be repeated whenever a late event finds it ended.
+    """Make the effects of the end of a request, which are repeated whenever a late event finds it ended.
 
-    What a failed request stored stays, since an operator may run it again; the store's own lifetime removes it. Of one whose
+    Payloads of a failed request stay, since an operator may run it again; the store's own lifetime removes them. Of one whose
     queue is known to be empty, the record tells whether anything was stored.
     """
     stored = record.state is not RequestState.FAILED and (queued or _has_stored(record))
@@ -130,11 +130,11 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
 
 
 def orphan_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:
-    """What is done about things of a request that are there after its end.
+    """Clear up what is there of a request after its end.
 
-    Where something is `queued`, all that its end brings: it may be the very event that was to have that repeated. Otherwise
-    what is stored is removed, unless an operator may run the request again. Nothing is done while it is open, as its end
-    will do it; nor for an id that the ledger does not know, as somebody may just be storing the input.
+    Where something is `queued`, all effects of its end are repeated: it may be the very event that was to have that
+    repeated. Otherwise what is stored is removed, unless an operator may run the request again. Nothing is done while it is
+    open, as its end will do it; nor for an id that the ledger does not know, as its admission may be under way.
     """
     if record is None or record.state is RequestState.OPEN:
         return ()
@@ -230,7 +230,7 @@ def _deadline(event: DeadlinePassed, record: Record) -> tuple[Effect, ...]:
     if event.deadline < record.ticket.deadline and not record.state.terminal:
         # The timer of an attempt to admit the same request again, or of a run before an operator's retry.
         return (ScheduleDeadline(record.rid, record.ticket.deadline),)
-    # A request that an operator ran again fails, so that its letter is of use once more.
+    # A request that an operator ran again fails, so that its dead letter is of use once more.
     return _end(record, RequestState.FAILED if record.dead else RequestState.EXPIRED, _EXPIRED)
 
 
@@ -247,7 +247,7 @@ def end_again(record: Record) -> tuple[Effect, ...]:
 
 
 def _dead_letter(record: Record) -> tuple[KeepDead | DropDead, ...]:
-    """What becomes of the dead letter at an end: kept while an operator may have use for it."""
+    """Decide about the dead letter at an end: it is kept while an operator may have use for it."""
     if not record.dead or not record.state.terminal:
         return ()
     return (KeepDead(record),) if record.state is RequestState.FAILED else (DropDead(record),)

@@ -1,4 +1,4 @@
-"""What a decision about a request asks its shell to do, in the order given.
+"""Effects: acts that a decision about a request asks its shell to perform, in the order given.
 
 Every effect may be performed twice without harm; a shell that dies between two of them repeats them all.
 """
@@ -80,7 +80,7 @@ class PublishEvent:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Publish to whoever waits for the request, on core NATS; may be lost."""
+    """Publish to the producer of the request, on core NATS; may be lost."""
 
     front: str
     message: Out

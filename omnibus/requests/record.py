@@ -28,7 +28,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     nonce: str
     """Marks the call of `admit` that made the record: a create whose answer was lost is recognised by it."""
     digest: str
-    """Of the producer's request: the same id with another digest is a conflict."""
+    """Digest of the producer's request: the same id with another digest is a conflict."""
     arrived: dict[int, Payloads] = {}
     """Outputs that joins still wait for, by the stage that made them."""
     outputs: dict[int, FinalOutput] = {}
@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timings: tuple[StageTiming, ...] = ()
     failure: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
-    """Those that failed, of all its runs, in the order in which they were told of."""
+    """Those that failed, of all its runs, in the order of their reports."""
     dead: bool = False
     """Its attempts were used up once, and its dead letter is kept."""
 
@@ -47,8 +47,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def lifetime(self, now: float) -> float | None:
         """Seconds that the record is kept from `now` on (since the epoch); None for an open one: until it ends.
 
-        Invariant: an id that workers and orchestrators drop is not free. They remember it until its deadline; whoever
-        could use it anew before would be accepted and then dropped.
+        Invariant: an id that workers and orchestrators drop is not free. They remember it until its deadline; a new
+        request under it would be accepted before and then dropped.
         """
         if not self.state.terminal:
             return None

@@ -17,7 +17,7 @@ from omnibus.wire.payload import Payload
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What a new run does not take over from the one that failed."""
+    """The parts of a new run that differ from the one that failed."""
 
     payload: Payload
     """The request, stored anew: what the failed run referred to may be gone before this one ends."""
@@ -54,7 +54,7 @@ def retry(dead_letter: DeadLetter, record: Record | None, renewal: Renewal) -> t
 
 
 def resume(record: Record) -> tuple[Effect, ...]:
-    """Effects for a run that was opened and of which nothing is queued: whoever opened it died before it had published."""
+    """Effects for a run that was opened and of which nothing is queued: the operator's process died before it had published."""
     return (ScheduleDeadline(record.rid, record.ticket.deadline), *redrive(record))
 
 

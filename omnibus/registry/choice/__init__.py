@@ -1,1 +1,1 @@
-"""Who gets a task: the choice of a replica for stages whose tasks are directed."""
+"""The choice of a replica for stages whose tasks are directed."""

@@ -1,4 +1,4 @@
-"""Who gets a directed task: policies that choose among the replicas of a stage. Without I/O; for one event loop."""
+"""Balancing policies, which choose among the replicas of a stage. Without I/O; for one event loop."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class LeastQueueLengthBalancer(LoadBalancer):
 
 
 def build_load_balancer_factory(policy: LoadBalancingPolicy | str) -> LoadBalancerFactory:
-    """What makes the balancer of a stage; each stage has its own.
+    """Make the factory of a stage's balancer; each stage has its own.
 
-    Raises ValueError for an unknown policy, and for `broker`, under which nobody chooses.
+    Raises ValueError for an unknown policy, and for `broker`, under which no balancer chooses.
     """
     try:
         balancer = LoadBalancingPolicy(policy).balancer

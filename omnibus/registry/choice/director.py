@@ -43,7 +43,7 @@ class StagePool:
 
 
 class Director:
-    """Chooses lanes for whoever publishes tasks of a pipeline, in an `async with`.
+    """Chooses lanes for publishers of a pipeline's tasks, in an `async with`.
 
     It watches replicas only when one of its stages is directed. Choices need not agree between publishers: a task that
     is published twice has one message id, whatever its lane.

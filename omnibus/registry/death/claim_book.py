@@ -1,4 +1,4 @@
-"""What every replica of a pipeline has in hand, as far as it was told: for those who give it back when one dies."""
+"""The claims of every replica of a pipeline, as announced: a failure detector requeues those of a dead one."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class ClaimBook:
             await self._subscription.unsubscribe()
 
     def held(self, record: ReplicaRecord) -> Held:
-        """What this life of a replica said last: in its last heartbeat, or in an announcement after it.
+        """Return the last claims of this life of a replica: of its last heartbeat, or of an announcement after it.
 
-        Invariant: never what a former life under the same id said. Others have had that since, and to give it back once more
-        would take it from whoever runs it now.
+        Invariant: never the claims of a former life under the same id. Others have had those tasks since, and requeueing them
+        once more would take them from the replicas that run them now.
         """
         announced = self._announced.get(record.key)
         is_later = (

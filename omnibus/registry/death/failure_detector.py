@@ -1,6 +1,6 @@
-"""The verdict on a dead replica: one compare-and-set, and whoever wins it gives the dead replica's tasks back.
+"""The failure detector: one compare-and-set marks a dead replica down, and its winner requeues the replica's tasks.
 
-Witnesses are its supervisor and the server's disconnect events; both may speak, and several orchestrators may hear.
+Deaths are reported by supervisors and by the server's disconnect events; both may report one, to several orchestrators.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 
 class FailureDetector:
-    """Declares replicas of one pipeline down."""
+    """Marks replicas of one pipeline down."""
 
     def __init__(self, conn: Connection, pipeline: str, claims: ClaimBook) -> None:
         self._conn, self._pipeline = conn, pipeline
@@ -32,9 +32,9 @@ class FailureDetector:
         self._bucket = Bucket(conn, subjects.replicas_bucket(pipeline))
 
     async def mark_down(self, dead: ReplicaRecord) -> bool:
-        """Record that this life of a replica is over; True for the one caller whose word it was.
+        """Record that this life of a replica is over; True for the one caller that did.
 
-        That one has also given its tasks back to the queue, one NAK a claim, so that others get them at once. A replica that
+        That one has also returned its tasks to the queue, one NAK a claim, so that others get them at once. A replica that
         lives all the same finds out at its next heartbeat. False when it was down already, has left, or its id belongs
         to another by now. Raises BrokerError.
         """
@@ -50,7 +50,7 @@ class FailureDetector:
         return True
 
     async def _write_down(self, dead: ReplicaRecord) -> ReplicaRecord | None:
-        """The record as it stood when this caller, and nobody else, wrote `down` over it."""
+        """Write `down`; returns the record before that, None when this caller was not the one to write it."""
         key = subjects.replica_key(dead.stage_id, dead.replica)
 
         async def attempt() -> ReplicaRecord | None:
@@ -67,10 +67,10 @@ class FailureDetector:
         return await transact(attempt, f"the record of replica {dead.replica} of stage {dead.stage_id}")
 
     async def _release(self, record: ReplicaRecord) -> tuple[tuple[str, str], ...]:
-        """Give back what the replica took from the lanes that it shares.
+        """Return to the queue what the replica took from the lanes that it shares.
 
-        Invariant: what was directed to it is never NAKed. It would wait on its own lane, which nobody reads; it is
-        brought home (`orchestrator.rerouting`).
+        Invariant: a directed task is never NAKed. It would wait on the replica's own lane, which no replica reads; it is
+        rerouted (`orchestrator.rerouting`).
         """
         own = subjects.stage_consumer(record.stage_id, record.replica)
         held = tuple(claim for claim in self._claims.held(record) if consumer_of(claim[1]) != own)

@@ -1,7 +1,7 @@
-"""The attempts that a replica took with it, told to the requests they belonged to.
+"""Lost attempts: those that ended with their replica are noted in the histories of their requests.
 
-An engine's fault is told by its replica. Of a death or a hang only the claims of the dead tell: the judge that gave them back
-passes them on, and every orchestrator those of a replica that just fell silent. Several may tell the same; one message counts.
+An engine's fault is reported by its replica. A death or a hang shows in the claims of the dead only: the failure detector that
+requeued them reports them, and every orchestrator those of a replica that just fell silent. Of equal reports one counts.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MESSAGES = {
     SILENT: "the replica hung, or its host was lost: no heartbeat within the timeout",
 }
 _MOST_DUE = 1024
-"""Silent replicas whose claims wait to be told; what comes beyond leaves no history."""
+"""Silent replicas whose claims wait to be reported; those beyond leave no history."""
 
 log = get_logger(__name__)
 
 
 class LostAttempts:
-    """Tells of the attempts that ended with a replica. What cannot be told is logged: nothing depends on it."""
+    """Reports the attempts that ended with a replica. A failed report is logged: nothing depends on it."""
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
         self._conn, self._pipeline = conn, pipeline
@@ -73,7 +73,7 @@ class LostAttempts:
 
 
 class SilenceListener:
-    """Tells of the attempts of replicas whose heartbeat ended without a verdict."""
+    """Reports the attempts of replicas whose heartbeat ended before they were marked down."""
 
     def __init__(self, view: ReplicaView, claims: ClaimBook, lost: LostAttempts) -> None:
         self._view, self._claims, self._lost = view, claims, lost
@@ -90,7 +90,7 @@ class SilenceListener:
             unhook()
 
     def _on_message(self, change: ReplicaChange) -> None:
-        """Of one that was declared down the judge tells; one that left in order holds nothing."""
+        """Note a replica that fell silent: the failure detector reports one that it marked down, one that left holds nothing."""
         if change.before is None or change.after is not None:
             return
         held = self._claims.held(change.before)

@@ -1,1 +1,1 @@
-"""Who is there: each replica's record, its heartbeats, and the view of them that others keep."""
+"""The presence of replicas: each one's record, its heartbeats, and the view of them that others keep."""

@@ -103,4 +103,4 @@ class OmniCoordClientForHub:
 
 
 async def _nothing(_replica: str) -> None:
-    """Nobody needs to be told the id: `info` has it."""
+    """Ignore the id: `info` has it."""

@@ -72,7 +72,7 @@ class Registration:
 
     @property
     def record(self) -> ReplicaRecord:
-        """What was written last."""
+        """The record that was written last."""
         return self._record
 
     async def __aenter__(self) -> Self:
@@ -133,9 +133,9 @@ class Registration:
             log.exception(LogEvent.TASK_CRASHED, stage=self._record.stage_id, replica=self._record.replica)
 
     async def _reconcile(self) -> None:
-        """Another revision is there: our own whose answer was lost, or somebody's verdict; or none, since it expired.
+        """Resolve another revision: our own whose answer was lost, a failure detector's, or none, since the record expired.
 
-        Whoever was silent for so long counts as dead: others have its deliveries by now, or soon.
+        A replica that was silent for so long counts as dead: others have its deliveries by now, or soon.
         """
         entry = await self._bucket.get_confirmed(self._key)
         theirs = _decoded(entry)

@@ -1,4 +1,4 @@
-"""What the coordinator knows of one replica."""
+"""The coordinator's record of one replica."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class ReplicaStatus(StrEnum):
-    """What a replica is doing."""
+    """The states of a replica."""
 
     STARTING = "starting"
     """Its engine is loading."""
@@ -19,7 +19,7 @@ class ReplicaStatus(StrEnum):
     ERROR = "error"
     """Its engine is dead; its process ends."""
     DOWN = "down"
-    """It has left, or was declared dead; its id is free."""
+    """It has left, or was marked down; its id is free."""
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,4 +1,4 @@
-"""Who is there: the replicas of a pipeline as this process knows them, and news of them."""
+"""The view of replicas: those of a pipeline as this process knows them, and changes of them."""
 
 from __future__ import annotations
 
