@@ -1,9 +1,9 @@
-"""Out of what arrives on core NATS, the contiguous stream that a client sees: pure.
+"""Assembly of the messages on core NATS into the contiguous stream that a client sees: pure.
 
-Messages may be lost, doubled, and come from several attempts at a stage. An attempt speaks under its fence; the highest one
-counts and the rest is dropped. Text is emitted by offset, so a later attempt that says the same continues where the earlier
-one was heard last. Of a piece beyond a gap nothing is emitted: the replica is asked to say again what is missing, and at the
-latest the finished output has it. A later attempt that says something else is not spliced on: nothing more is emitted of
+Messages may be lost, doubled, and come from several attempts at a stage. An attempt sends under its fence; the highest one
+counts and the rest is dropped. Text is emitted by offset, so a later attempt with the same text continues after the part of
+the earlier one that arrived. A piece beyond a gap is not emitted: the replica is asked to send the missing text again, and at
+the latest the finished output has it. A later attempt with another text is not spliced on: nothing more is emitted of
 that stage, and its output has the text that counts.
 """
 
@@ -21,7 +21,7 @@ _LOWEST = Fence(0, 0, 0)
 
 @dataclass(slots=True)
 class _Stage:
-    """What was heard of one stage."""
+    """The messages received of one stage."""
 
     fence: Fence = _LOWEST
     emitted: str = ""
@@ -123,7 +123,7 @@ class Assembly:
 
 
 def _whole(output: Output, emitted: str) -> Output:
-    """An aborted text with what was said between the question for it and the end."""
+    """Complete an aborted text by the pieces that came between the question for it and the end."""
     if output.finish_reason == ABORT and emitted.startswith(output.text):
         return replace(output, items=(emitted.encode(),))
     return output

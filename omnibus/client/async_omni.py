@@ -65,7 +65,7 @@ class AsyncOmni:
         for all; `deadline` is in seconds; the rest is as for AsyncOmniEngine.add_request. Leaving early aborts the request.
 
         Raises as add_request does, and what the request failed of. An aborted request raises nothing: its last output has
-        `finish_reason` "abort" and, of a text, what had been heard.
+        `finish_reason` "abort" and, of a text, the part that had been received.
         """
         arguments = RequestArguments(
             sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,

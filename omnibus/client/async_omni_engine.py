@@ -81,7 +81,7 @@ class AsyncOmniEngine:
 
     @property
     def session(self) -> Session:
-        """What runs on the thread; its coroutines go through `run` or `run_async`."""
+        """The session on the thread; its coroutines go through `run` or `run_async`."""
         return self._thread.session
 
     @property
@@ -94,17 +94,17 @@ class AsyncOmniEngine:
 
     @property
     def stage_metadata(self) -> list[StageRuntimeInfo]:
-        """Of every stage, in their order."""
+        """Information on every stage, in their order."""
         return [stage_info(stage) for stage in self.spec.stages]
 
     @property
     def default_sampling_params_list(self) -> list[dict[str, Any]]:
-        """Of every stage, in their order; a copy."""
+        """Default sampling parameters of every stage, in their order; a copy."""
         return [dict(stage.default_sampling_params) for stage in self.spec.stages]
 
     @property
     def supported_tasks(self) -> tuple[str, ...]:
-        """What the pipeline can do: `generate` for text, `text-to-image`, `text-to-speech`, …"""
+        """The tasks that the pipeline can do: `generate` for text, `text-to-image`, `text-to-speech`, …"""
         return supported_tasks(self.spec)
 
     def is_alive(self) -> bool:
@@ -112,7 +112,7 @@ class AsyncOmniEngine:
         return self._thread.alive
 
     def get_stage_metadata(self, stage_id: int) -> StageRuntimeInfo:
-        """Of one stage; raises PipelineError for an unknown one."""
+        """Return the information on one stage; raises PipelineError for an unknown one."""
         return stage_info(self.spec.stage(stage_id))
 
     # Requests: see client.session.Session

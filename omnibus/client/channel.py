@@ -30,7 +30,7 @@ _EARLY = 1024
 
 
 class Mailbox:
-    """What comes for one request, for one follower, and what the follower has passed on of it."""
+    """Messages of one request for one follower, and the part that the follower has delivered."""
 
     def __init__(self) -> None:
         self.assembly = Assembly()
@@ -108,11 +108,11 @@ class Channel:
                 del self._mailboxes[rid]
 
     async def listen(self, front: str, rid: str) -> Subscription:
-        """Hear also what is told to another producer about a request."""
+        """Receive also the messages to another producer about a request."""
         return await self.connection.subscribe(subjects.out(self.pipeline, front, rid), self._on_message)
 
     async def ask_sent_text(self, rid: str, stage_id: int, offset: int) -> None:
-        """Have whoever runs this stage say its text again from there: it comes like any other. May be lost."""
+        """Have the replica that runs this stage send its text again from there: it comes like any other. May be lost."""
         question = AskSentText(rid=rid, stage_id=stage_id, offset=offset)
         reply = subjects.out(self.pipeline, self.front, rid)
         await self.connection.publish(subjects.ctl_all(self.pipeline), codec.encode(question), reply=reply)
@@ -141,7 +141,7 @@ class Channel:
         )  # fmt: skip
 
     def result(self, ticket: Ticket, ended: out.EndNotice, outputs: tuple[Output, ...]) -> Result:
-        """The result of a request that is done, from what was heard of it."""
+        """Make the result of a request that is done from its messages."""
         return Result(
             rid=ticket.rid, pipeline=self.pipeline, state=RequestState(ended.state), created=ticket.created,
             deadline=ticket.deadline, run=ended.run, outputs=outputs, timings=ended.timings, failure=None,

@@ -78,7 +78,7 @@ class PipelineStatus:
     system_account: bool = True
     """Whether one is known here and lets us in, as the orchestrators need it to hear of lost connections."""
     pause_states: Mapping[int, PauseState] = field(default_factory=dict)
-    """What operators have decided for stages."""
+    """Pause states that operators have set, by stage."""
 
     @property
     def served(self) -> bool:

@@ -1,4 +1,4 @@
-"""What can be done to the replicas of a pipeline: pause, sleep, profile, reset. By the names that vLLM has for it."""
+"""Controls of the replicas of a pipeline: pause, sleep, profile, reset, under the names that vLLM has for them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Stages = Sequence[int] | None
 
 
 class Controls:
-    """Orders to the replicas that there are, wherever they run.
+    """Controls the replicas that there are, wherever they run.
 
-    A pause and a sleep are of the stage: they stand in the broker until they are undone, and replicas that join or start
-    again meanwhile obey them, too. Everything else is for the replicas that there are now.
+    A pause and a sleep are of the stage: they are kept in the broker until they are undone, and replicas that join or
+    start again meanwhile follow them, too. Everything else is for the replicas that there are now.
     """
 
     def __init__(self, connection: Connection, spec: PipelineSpec) -> None:

@@ -49,8 +49,8 @@ class DeadLetterAdmin:
     async def retry(self, rid: str) -> int:
         """Run a request again under its own id, with as much time as it had; returns the number of the run.
 
-        The letter stays until the request has ended well. Raises UnknownRequest; RequestConflict when the request is not failed
-        (any more) or its id is another's by now; another RequestError when the pipeline cannot serve it as it is deployed
+        The dead letter stays until the request has ended well. Raises UnknownRequest; RequestConflict when the request is not
+        failed (any more) or its id is another's by now; another RequestError when the pipeline cannot serve it as it is deployed
         now; PayloadLost when its input is gone.
         """
         dead_letter = await self.dead_letter(rid)
@@ -70,7 +70,7 @@ class DeadLetterAdmin:
         return await self._performer.ledger.transact(rid, run_again, latest=True)
 
     async def drop(self, rid: str) -> None:
-        """Remove a letter and the input that is kept for it, for good.
+        """Remove a dead letter and the input that is kept for it, for good.
 
         Raises UnknownRequest; RequestConflict while its request runs again.
         """

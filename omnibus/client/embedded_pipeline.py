@@ -43,7 +43,7 @@ class EmbeddedOptions:
     stage_init_timeout: float = 300.0
     """How long one engine may take to load."""
     log_level: str = "warning"
-    """What replicas log on stderr."""
+    """Level of the replicas' logs on stderr."""
 
 
 @asynccontextmanager

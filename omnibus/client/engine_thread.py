@@ -43,7 +43,7 @@ class EngineThread:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to close the session."""
+        """Whether `stop` was called."""
         return self._stopping.done()
 
     @property
@@ -92,7 +92,7 @@ class EngineThread:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._main())
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 told to whoever uses the engine
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 raised to the users of the engine
             self._fail(error)
         finally:
             self._loop = None

@@ -1,4 +1,4 @@
-"""Follow one request from what is heard and what the ledger says, to its end."""
+"""Follow one request by its messages and its record, to its end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
         with channel.mailbox(ticket.rid) as box:
             gaps = Gaps(channel, ticket)
             if from_record:
-                await gaps.catch_up()  # what was said before we listened
+                await gaps.catch_up()  # the text that was sent before we listened
                 box.put(None)
             async with aclosing(_events(channel, ticket, box, gaps)) as events:
                 async for event in events:
@@ -132,7 +132,7 @@ class Gaps:
         self._asked: dict[int, tuple[int, float]] = {}
 
     async def catch_up(self) -> None:
-        """Ask for all that was said before, of every text that the request delivers."""
+        """Ask for the text that was sent before, of every text output of the request."""
         for stage in self._ticket.route.finals:
             if stage.final == "text":
                 await self.fill(stage.stage_id, 0)

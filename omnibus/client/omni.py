@@ -52,7 +52,7 @@ class OmniResult:
 
     @property
     def finish_reason(self) -> str | None:
-        """Of the first output; "abort" when the request was aborted before it had one."""
+        """Finish reason of the first output; "abort" when the request was aborted before it had one."""
         return self.outputs[0].finish_reason if self.outputs else ABORT if self.failure is not None else None
 
     def raise_for_failure(self) -> None:

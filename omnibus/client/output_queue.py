@@ -1,4 +1,4 @@
-"""Outputs on their way from the engine's thread to whoever asks for them, from any thread or event loop."""
+"""Outputs on their way from the engine's thread to their taker, on any thread or event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 BOUND = 1024
-"""Outputs that wait to be taken. Beyond it whoever makes them waits: what they tell of is in the ledger."""
+"""Outputs that wait to be taken. Beyond it their maker waits: the ledger has them."""
 
 
 class OutputQueue(Generic[T]):
@@ -55,7 +55,7 @@ class OutputQueue(Generic[T]):
                     await self._news(news)
 
     def close(self, reason: Exception) -> None:
-        """Nothing is added any more; whoever waits, or takes when it is empty, gets `reason` raised. Idempotent."""
+        """Nothing is added any more; a taker that waits, or finds the queue empty, gets `reason` raised. Idempotent."""
         with self._lock:
             self._closed = self._closed or reason
             self._notify()

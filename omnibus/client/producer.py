@@ -1,7 +1,7 @@
 """The one path in: submit a request, follow it, read its result, cancel it.
 
-A producer listens on one `out` subject for all its requests. What it hears there may be lost; so whoever follows also reads
-the record after a reconnect and every five seconds, and no lost notice hangs anybody.
+A producer listens on one `out` subject for all its requests. Messages there may be lost; so a follower also reads
+the record after a reconnect and every five seconds, and no lost notice hangs it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Submission:
         return max(self._record.ticket.deadline - self._channel.performer.clock.now(), 0.0)
 
     def events(self) -> AsyncGenerator[ClientEvent, None]:
-        """What happens to the request, until it has ended; the last event is Ended.
+        """The events of the request, until it has ended; the last event is Ended.
 
         To be iterated once, and closed (`contextlib.aclosing`) when left early; the request goes on all the same.
         """
@@ -72,7 +72,7 @@ class Producer:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        """What it submits over; its owner's."""
+        """The connection to submit over; its owner closes it."""
         self.front = f"f{secrets.token_hex(6)}"
         """Token of the `out` subject that this producer listens to."""
         self._channels: dict[str, Channel] = {}
@@ -126,7 +126,7 @@ class Producer:
         return Submission(channel, admitted.record, attached=attached)
 
     async def result(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:
-        """What the ledger says now; raises UnknownRequest, also for one of another `tenant` where one is given."""
+        """Read the result in the ledger now; raises UnknownRequest, also for one of another `tenant` where one is given."""
         channel = await self.channel(pipeline)
         return await channel.resolve((await channel.entry(rid, tenant)).record)
 
@@ -149,7 +149,7 @@ class Producer:
         return await channel.resolve(await cancel_request(channel, rid, tenant=tenant))
 
     async def channel(self, pipeline: str) -> Channel:
-        """What this producer has on one pipeline, opened on first use."""
+        """Return this producer's channel of one pipeline, opened on first use."""
         async with self._opening:
             if pipeline not in self._channels:
                 self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front)
@@ -157,7 +157,7 @@ class Producer:
 
     @staticmethod
     async def _take_slot(channel: Channel, spec: PipelineSpec, rid: str, slot: QuotaSlot) -> bool:
-        """Count a request from now on, for its end may be heard before it is admitted; whether it was not counted yet.
+        """Count a request from now on, for its end may come before it is admitted; whether it was not counted yet.
 
         Raises Overloaded; not for a request that was accepted before, whose client has come back.
         """

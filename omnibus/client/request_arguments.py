@@ -29,7 +29,7 @@ class NamedAdapter(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RequestArguments:
-    """What a façade was asked for besides the prompt, under vLLM's names. None: nothing was said."""
+    """Arguments of a façade besides the prompt, under vLLM's names. None: not given."""
 
     sampling_params_list: Sequence[Any] | None = None
     """One a stage, in the order of the stages: a mapping, a SamplingParams, or None for the stage's defaults."""

@@ -1,4 +1,4 @@
-"""What a client sees of its request: events while it runs, and the result."""
+"""The client's view of its request: events while it runs, and the result."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ class Result:
     deadline: float
     run: int
     outputs: tuple[Output, ...]
-    """What is ready, in the order of the stages."""
+    """Outputs that are ready, in the order of the stages."""
     timings: tuple[StageTiming, ...]
     failure: Failure | None
     attempts: tuple[Attempt, ...] = ()
-    """Those that failed, as far as anybody could tell of them; also of a request that is open, or done in the end."""
+    """Those that failed, as far as they were reported; also of a request that is open, or done in the end."""
     stage_ids: tuple[int, ...] = ()
     """Stages that it runs, each after those that it needs."""
 

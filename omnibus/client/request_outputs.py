@@ -1,4 +1,4 @@
-"""What the façades give for a request, and how it is made of the request's events: pure."""
+"""Outputs of the façades for a request, made of the request's events: pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OmniRequestOutput:
     failure: Failure | None = None
     """Why it ended, unless it is done."""
     timings: tuple[StageTiming, ...] = ()
-    """Of every stage, with the last output; the first time in a queue starts at the request's arrival."""
+    """Times of every stage, with the last output; the first time in a queue starts at the request's arrival."""
 
     def __repr__(self) -> str:
         shown = self.output if self.output is not None else f"delta={shortened(self.delta)}"
@@ -57,7 +57,7 @@ class OmniRequestOutput:
 
     @property
     def aborted(self) -> bool:
-        """The request was aborted; a text then holds what had been heard of it."""
+        """The request was aborted; a text then holds the part that had been received."""
         return self.failure is not None and self.failure.code == RequestCancelled.code
 
     @property
@@ -84,7 +84,7 @@ class OutputAdapter:
     deltas: bool = False
     """Whether pieces of text are outputs too."""
     texts: dict[int, str] = field(default_factory=dict)
-    """What was heard of each stage's text."""
+    """The received text of each stage."""
     _held: OmniRequestOutput | None = None
     _delivered: set[int] = field(default_factory=set)
 

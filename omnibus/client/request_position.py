@@ -33,11 +33,11 @@ class RequestPosition:
     stages: tuple[StagePosition, ...]
     """Those that it is at; none for a moment while it passes from one to the next."""
     timings: tuple[StageTiming, ...]
-    """Of the stages behind it, as far as what is queued tells of them."""
+    """Times of the stages behind it, as far as the queued messages carry them."""
 
 
 async def find_position(connection: Connection, pipeline: str, rid: str) -> RequestPosition:
-    """The position of a request as the queue and the replicas tell it; empty for one that has ended.
+    """The position of a request according to the queue and the replicas; empty for one that has ended.
 
     Raises BrokerUnavailable.
     """
@@ -53,7 +53,7 @@ async def find_position(connection: Connection, pipeline: str, rid: str) -> Requ
 
 
 async def _claimants(connection: Connection, pipeline: str, rid: str, wanted: int) -> dict[int, str]:
-    """The replicas that have a request in hand, by stage, as soon as `wanted` of them have said so."""
+    """Find the replicas that have claimed a request, by stage, as soon as `wanted` of them have announced it."""
     found: dict[int, str] = {}
     complete = asyncio.Event()
 

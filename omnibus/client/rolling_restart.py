@@ -66,7 +66,7 @@ async def _order(connection: Connection, spec: PipelineSpec, record: ReplicaReco
 
 
 def _successors(found: Sequence[ReplicaRecord], record: ReplicaRecord, before: set[str]) -> list[ReplicaRecord]:
-    """Who is new and up where the old one was, now that it has left."""
+    """Find replicas that are new and up where the old one was, now that it has left."""
     if any(one.instance == record.instance and one.alive for one in found):
         return []
     return [

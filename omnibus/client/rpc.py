@@ -25,13 +25,13 @@ _LISTENING = (ReplicaStatus.UP, ReplicaStatus.DRAINING)
 
 @dataclass(frozen=True, slots=True)
 class ReplicaAnswer:
-    """What one replica said."""
+    """The answer of one replica."""
 
     stage_id: int
     replica: str
     value: Any = None
     failure: Failure | None = None
-    """What it raised instead."""
+    """The error that it raised instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class CollectiveAnswer:
     answers: tuple[ReplicaAnswer, ...]
     """By stage and replica."""
     unanswered: tuple[tuple[int, str], ...] = ()
-    """(stage id, replica) of those that said nothing in time: whether they did it is not known."""
+    """(stage id, replica) of those that did not answer in time: whether they did it is not known."""
     empty_stages: tuple[int, ...] = ()
     """Stages that were meant and have no replica."""
 

@@ -44,7 +44,7 @@ class Aborted:
     state: RequestState | None
     """How the request stands now: `cancelled`, or how it had ended before; None when nobody knows it."""
     texts: dict[int, str]
-    """What its texts had come to, by stage."""
+    """Its partial texts, by stage."""
 
 
 class Session(Controls):
@@ -172,7 +172,7 @@ class Session(Controls):
         except UnknownRequest:
             return Aborted(request_id, None, dict(received))
         kept = {output.stage_id: output.text for output in result.outputs if output.modality == "text"}
-        # Some may have been heard after the replica was asked, or not have been heard here.
+        # Some text may have come after the replica was asked, or not have come here.
         texts = {
             stage: max(received.get(stage, ""), kept.get(stage, ""), key=len) for stage in received.keys() | kept.keys()
         }
@@ -184,7 +184,7 @@ class Session(Controls):
             await self._adapt(submission, adapter, sink)
         except OmnibusError as error:
             await sink(adapter.lost(Failure.of(error)))
-        except Exception as error:  # whoever waits must hear of it
+        except Exception as error:  # its sink must get an end
             self._metrics.errors.labels(where="session").inc()
             log.exception(LogEvent.TASK_CRASHED, rid=submission.rid)
             await sink(adapter.lost(Failure.of(error)))
@@ -196,7 +196,7 @@ class Session(Controls):
             async for event in events:
                 for output in adapter.notify(event):
                     if output.finished:
-                        self._forget(adapter)  # its id is free as soon as its end is told
+                        self._forget(adapter)  # its id is free as soon as its end is known
                     await sink(output)
                     if output.finished:
                         return

@@ -1,4 +1,4 @@
-"""What a façade is to serve: a pipeline, or a model's folder as a pipeline of one stage."""
+"""The target of a façade: a pipeline, or a model's folder as a pipeline of one stage."""
 
 from __future__ import annotations
 

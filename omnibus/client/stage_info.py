@@ -1,4 +1,4 @@
-"""What callers of a façade want to know of a pipeline's stages: pure."""
+"""Information on a pipeline's stages for callers of a façade: pure."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class StageRuntimeInfo:
 
 
 def stage_info(stage: StageSpec) -> StageRuntimeInfo:
-    """What is known of a stage."""
+    """Describe a stage."""
     kind = engine_kind(stage.engine)
     return StageRuntimeInfo(stage.final_output, stage.final_output_type, stage.name, kind.stage_type)
 
 
 def supported_tasks(spec: PipelineSpec) -> tuple[str, ...]:
-    """What a pipeline can do: `generate` for text, `text-to-image`, `text-to-speech`, …"""
+    """List the tasks that a pipeline can do: `generate` for text, `text-to-image`, `text-to-speech`, …"""
     return tuple(_TASKS.get(modality, modality) for modality in spec.modalities)
