@@ -1,4 +1,4 @@
-"""What a replica has in hand: deliveries, the lease of each, and the announcements of them all."""
+"""Assignments of a replica: deliveries, the lease of each, and the announcements of them all."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Interruption(Enum):
     REQUEUED = auto()
     """The replica leaves: the task is published again, then acknowledged, which uses up no attempt."""
     RELEASED = auto()
-    """The engine is dead: the delivery is given back at once, which uses up the attempt."""
+    """The engine is dead: the delivery is NAKed at once, which uses up the attempt."""
     ABANDONED = auto()
-    """The lease is lost or the replica was declared down: others have the task; nothing is published or acknowledged."""
+    """The lease is lost or the replica was marked down: others have the task; nothing is published or acknowledged."""
 
 
 class Lease:
@@ -42,7 +42,7 @@ class Lease:
 
     A lease is held while the server confirmed a renewal less than `ack_wait` seconds ago. Once that much time has passed,
     on this process's clock, another replica may have the task: the lease is lost for good, `on_lost` is called, and
-    whoever holds it publishes and acks nothing more for this delivery. `held` looks at the clock itself, so that it is
+    the holder publishes and acks nothing more for this delivery. `held` looks at the clock itself, so that it is
     right in the first instruction after the process was suspended.
     """
 
@@ -134,7 +134,7 @@ class Claims:
         self._empty = asyncio.Event()
         self._empty.set()
         self.replica, self.instance = "", ""
-        """Whose they are, and in which life of it."""
+        """Id and instance of the replica that has the claims."""
         self.announced = 0
         """How many announcements there were."""
 

@@ -34,7 +34,7 @@ log = get_logger(__name__)
 
 
 class ControlSubscriber:
-    """Listens to what everybody is told, and what this replica is told."""
+    """Receives the control messages to all replicas, and those to this one."""
 
     def __init__(
         self, conn: Connection, pipeline: str, stage_id: int, *,
@@ -137,7 +137,7 @@ class ControlHandlers:
             self._slots.paused, self._applied = True, _PAUSED_FROM_THE_START
 
     async def reconcile(self, pause_states: PauseWatch) -> None:
-        """Do what is decided for the whole stage, until cancelled. A replica that was told directly has done it by then."""
+        """Follow the pause state of the whole stage, until cancelled. A replica that was called directly has done it by then."""
         while True:
             self._applied = await pause_states.other_than(self._applied)
             try:

@@ -26,7 +26,7 @@ log = get_logger(__name__)
 class Absences:
     """Which instances of a supervisor have served, and are missing among the replicas that beat. Pure.
 
-    Looks are counted, and not time: whoever was suspended together with its replicas sees them again before it counts on.
+    Looks are counted, and not time: a supervisor that was suspended with its replicas sees them again before it counts on.
     """
 
     def __init__(self) -> None:

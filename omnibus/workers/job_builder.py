@@ -62,7 +62,7 @@ class JobBuilder:
 
 
 def default_input(stage_input: StageInput) -> EngineInput:
-    """What a stage without an input processor works on.
+    """Make the input of a stage without an input processor.
 
     From the request itself: its prompt (text or token ids) or its messages. From earlier stages: every output of every
     source by its name, a later source over an earlier one; `token_ids`, `embeds` and `text` also as an LLM's input.

@@ -20,7 +20,7 @@ _BRIEFLY = 12
 
 
 class Lanes:
-    """Of one replica of a stage. Its own lane bears its id, and comes first: `open` it whenever the id is another."""
+    """The lanes of one replica of a stage. Its own lane bears its id, and comes first: `open` it whenever the id is another."""
 
     def __init__(self, conn: Connection, spec: PipelineSpec, stage: StageSpec) -> None:
         self._conn, self._spec, self._stage_id = conn, spec, stage.stage_id
@@ -56,7 +56,7 @@ class Lanes:
                 self.waiting, _ = await self._depth()
 
     async def close(self) -> None:
-        """Remove the own lane's consumer, in an orderly leave with nothing in hand. What still waits there is brought home.
+        """Remove the own lane's consumer, in an orderly leave without claims. Tasks that still wait there are rerouted.
 
         It stays when the broker has not taken all acknowledgements yet, which would be lost with it: the next replica of
         the same id takes it over.

@@ -50,11 +50,11 @@ class ReplicaOptions:
     """How one replica is run. Durations are seconds."""
 
     instance: str = ""
-    """Name that no other replica ever has; given by a supervisor that is to witness its death, else made up."""
+    """Name that no other replica ever has; given by a supervisor that is to report its death, else made up."""
     devices: str = ""
-    """What its process sees, for its record."""
+    """Devices that its process sees, for its record."""
     grace: float = 30.0
-    """How long tasks may go on after `drain`; what is not done by then is handed back."""
+    """How long tasks may go on after `drain`; tasks that are not done by then are requeued."""
     start_timeout: float = 300.0
     """How long the engine may take to load, and before that others to initialise one of its devices."""
     supervised: bool = False
@@ -109,7 +109,7 @@ class Replica:
 
     @property
     def record(self) -> ReplicaRecord:
-        """What the coordinator was told last."""
+        """The last record in the coordinator."""
         return self._registration.record
 
     def drain(self) -> None:
@@ -119,7 +119,7 @@ class Replica:
         self._turn.set()
 
     def hurry(self) -> None:
-        """Hand back at once what a drain would wait for; idempotent, safe in a signal handler of the loop."""
+        """Requeue at once what a drain would wait for; idempotent, safe in a signal handler of the loop."""
         self.drain()
         self._claims.interrupt(Interruption.REQUEUED)
 
@@ -171,7 +171,7 @@ class Replica:
             receiving = jobs.create_task(self._receive(puller, jobs), name="receive")
             await self._slots.open(puller)
             log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
-            reconciling = jobs.create_task(self._handlers.reconcile(self._pause_states), name="obey")
+            reconciling = jobs.create_task(self._handlers.reconcile(self._pause_states), name="reconcile")
             if not self._ending.is_set():
                 await self._turn.wait()
             self._slots.close()
@@ -224,7 +224,7 @@ class Replica:
     async def _leave(self, death: Exception) -> None:
         """End because the engine is dead; returns when no more tasks can come.
 
-        Before, what is given back might come here again, and use up its attempts on a dead engine.
+        Before, a requeued task might come here again, and use up its attempts on a dead engine.
         """
         self._engine_died(death)
         await self._left.wait()

@@ -37,7 +37,7 @@ log = get_logger(__name__)
 def main() -> None:
     """Exit codes: 0 left in order; 1 died, and may be started again; 75 wants to be; 78 cannot start as it is configured.
 
-    SIGTERM or SIGINT drains; a second one hands back at once what is in hand.
+    SIGTERM or SIGINT drains; a second one requeues the running tasks at once.
     """
     die_with_parent()
     arguments = _parser().parse_args()
@@ -77,21 +77,21 @@ async def _serve(
 ) -> bool:
     """Whether it wants to be started again."""
     spec = override_stages(await load_deployed(conn, arguments.pipeline), arguments.override)
-    stage, patience = spec.stage(arguments.stage), arguments.start_timeout
+    stage, start_timeout = spec.stage(arguments.stage), arguments.start_timeout
     allowed.check(stage)
     watchdog = Watchdog(f"stage {stage.name!r}", FATAL_EXIT_CODE)
     options = ReplicaOptions(
         instance=instance,
         devices=arguments.devices,
         grace=arguments.grace,
-        start_timeout=patience,
+        start_timeout=start_timeout,
         supervised=INSTANCE_VARIABLE in os.environ,
         on_loaded=watchdog.rest,
         tracing=tracing,
     )
-    watchdog.expect("importing the engine", patience)
+    watchdog.expect("importing the engine", start_timeout)
     replica = Replica(conn, spec, stage, options)
-    watchdog.expect("the engine", 2 * patience + STUCK_AFTER)
+    watchdog.expect("the engine", 2 * start_timeout + STUCK_AFTER)
     _leave_on_signals(replica)
     await replica.run()
     return replica.comes_back

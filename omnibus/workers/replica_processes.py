@@ -15,8 +15,8 @@ from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stag
 from omnibus.workers.supervisor import ChildDeath, ProcessSpec
 
 QUIET: Mapping[str, str] = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
-"""What the environment of replicas says where neither the operator's nor the stage's does: progress bars of loaders and
-advice from one library to another would fill the log."""
+"""Defaults of the environment of replicas, below the operator's and the stage's: progress bars of loaders and advice
+from one library to another would fill the log."""
 
 
 def replica_processes(

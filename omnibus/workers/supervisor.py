@@ -50,9 +50,9 @@ class ProcessSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the supervisor's own environment."""
     title: str = ""
-    """What it is, for whoever reads that it cannot start."""
+    """The name of the child in the error that it cannot start."""
     last: bool = False
-    """Whether the others need it to finish what they have: it is told to stop when they have ended."""
+    """Whether the others need it to finish what they have: it is stopped when they have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class Supervisor:
 
     @property
     def last_lines(self) -> dict[str, str]:
-        """The end of what each child has said in its present life, by name."""
+        """The last lines of each child's output in its present life, by name."""
         return {child.name: child.last_lines for child in self._children}
 
     @property
@@ -216,7 +216,7 @@ class _Child:
         self.restarts = 0
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._former_lines = self._lines
-        """Of its life before, which tells most while this one has said nothing."""
+        """Lines of its life before, which show most while this one has written none."""
 
     @property
     def title(self) -> str:
@@ -248,7 +248,9 @@ class _Child:
             await process.wait()
         finally:
             self.process = None
-            _signal_group(process.pid, signal.SIGKILL)  # whoever it left behind, or itself when this is cancelled
+            _signal_group(
+                process.pid, signal.SIGKILL
+            )  # processes that it left behind, or itself when this is cancelled
             code, lived = await process.wait(), time.monotonic() - started
             death = ChildDeath(name=self.name, instance=instance, returncode=code, seconds=lived)
             await on_end(death)  # first: its output may be held open by a process that left its group

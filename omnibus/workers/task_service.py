@@ -30,9 +30,9 @@ from omnibus.workers.task_telemetry import TaskTelemetry
 from omnibus.workers.triage import Disposition, GiveUp, after_failure, decode_task, exhausted, following, triage
 
 ABORT_TIMEOUT = 5.0
-"""Seconds for an engine to let go of a stopped job."""
+"""Seconds for an engine to end a stopped job."""
 FOR_OTHERS = (Interruption.REQUEUED, Interruption.RELEASED)
-"""What others are given at once: letting go of it here may take time, for an engine that hangs."""
+"""Tasks that others get at once: ending them here may take time, for an engine that hangs."""
 BEYOND_DEADLINE = 1.0
 """Seconds after which a job past its request's deadline is stopped unasked: the broadcast of its end was lost."""
 
@@ -174,7 +174,7 @@ class TaskService:
         left = assignment.task.ticket.deadline - self._clock.now() + BEYOND_DEADLINE
         done, _ = await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            assignment.interrupt(Interruption.CANCELLED)  # its end was told, and not heard here
+            assignment.interrupt(Interruption.CANCELLED)  # its end was broadcast, and missed here
         return work.result() if work.done() else assignment.interruption.result()
 
     async def _execute(self, assignment: Assignment) -> StageResult | Exception:
@@ -184,7 +184,7 @@ class TaskService:
                 assignment.task, task_seq=delivery.stream_seq, delivered=delivery.attempts, again=delivery.again,
                 replica=self._claims.replica,
             )  # fmt: skip
-        except Exception as error:  # noqa: BLE001 whatever an engine raises is judged, logged and counted
+        except Exception as error:  # noqa: BLE001 whatever an engine raises is classified, logged and counted
             return error
         except SystemExit as error:  # of a stage's own code: it would end the replica, and with it the tasks of others
             return EngineError(f"the stage's code called exit({error.code})")
@@ -221,7 +221,7 @@ class TaskService:
 
     async def _requeue(self, assignment: Assignment) -> None:
         delivery = assignment.delivery
-        # What was directed to this replica goes to whoever is free: this one leaves, or is cut off.
+        # A task that was directed to this replica goes to any free one: this one leaves, or is cut off.
         await delivery.requeue(subjects.shared_lane_of(delivery.subject, assignment.task.ticket.lane))
         self._telemetry.requeued(assignment)
 
@@ -252,7 +252,7 @@ class TaskService:
             await delivery.nak(disposition.delay)
 
     def _failed_attempt(self, assignment: Assignment, error: Exception) -> Attempt:
-        """What the request's history keeps of a failed attempt."""
+        """Make the entry of a failed attempt in the request's history."""
         delivery, failure = assignment.delivery, Failure.of(error)
         return Attempt(
             stage_id=assignment.task.stage_id, run=assignment.task.ticket.run,

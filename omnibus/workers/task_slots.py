@@ -17,7 +17,7 @@ SetStatus = Callable[[ReplicaStatus], Awaitable[None]]
 class TaskSlots:
     """Gives the puller credit for free slots, or keeps it back.
 
-    A paused replica is registered as draining: nothing is directed to it, and what waits in its own lane is brought home.
+    A paused replica is registered as draining: nothing is directed to it, and the tasks in its own lane are rerouted.
     """
 
     def __init__(self, slots: int, claims: Claims, set_status: SetStatus) -> None:
@@ -78,7 +78,7 @@ class TaskSlots:
         puller = self._opened()
         if self.paused:
             self.paused = False
-            self._changed.set()  # whoever still waits for the pause need not any more
+            self._changed.set()  # a caller that still waits for the pause need not any more
             await self._let_in(puller)
 
     async def _let_in(self, puller: Puller) -> None:

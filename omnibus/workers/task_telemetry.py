@@ -1,4 +1,4 @@
-"""What a replica's work leaves in logs and metrics."""
+"""Logs and metrics of a replica's work."""
 
 from __future__ import annotations
 

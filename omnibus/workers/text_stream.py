@@ -177,7 +177,7 @@ class SentText:
 
 
 class SentTexts:
-    """The texts that one replica is saying, by request and stage."""
+    """The texts that one replica is sending, by request and stage."""
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, int], SentText] = {}

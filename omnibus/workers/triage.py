@@ -1,4 +1,4 @@
-"""What to do with a delivery, with a result and with a failed attempt: pure."""
+"""Triage: the handling of a delivery, of a result and of a failed attempt. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST_RETRY_DELAY = 5.0
 
 
 class Disposition(Enum):
-    """What a replica does with a task that it received."""
+    """The ways in which a replica handles a received task."""
 
     RUN = auto()
     DROP = auto()
@@ -98,7 +98,7 @@ def triage(
 
 
 def after_failure(error: Exception, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:
-    """What a failed attempt means. Errors outside our tree count as the engine's.
+    """Decide what follows from a failed attempt. Errors outside our tree count as the engine's.
 
     A lost payload is not tried again here: only a new run of the whole request can make it anew.
     """
@@ -112,14 +112,14 @@ def after_failure(error: Exception, task: Task, *, delivered: int, replica: str)
 
 
 def exhausted(task: Task, *, delivered: int, replica: str) -> GiveUp:
-    """The end of a task whose last allowed attempt left no word."""
+    """End a task whose last allowed attempt left no report."""
     limit = task.ticket.max_attempts
     error = AttemptsExhausted(f"none of {limit} attempts at stage {task.stage_id} finished: each replica died or hung")
     return GiveUp(_failure(error, task, replica, attempts=delivered - 1), dead=True)
 
 
 def following(result: StageResult) -> Iterator[PublishTask | PublishEvent]:
-    """What a worker publishes for a result, in order: the tasks of its direct edges, then the event, if it needs one."""
+    """List a worker's messages for a result, in order: the tasks of its direct edges, then the event, if it needs one."""
     yield from linear_tasks(result, forwarding=Forwarding.DIRECT)
     ticket, stage_id = result.ticket, result.stage_id
     if not needs_event(ticket.route, stage_id):

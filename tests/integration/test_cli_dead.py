@@ -39,13 +39,17 @@ async def test_operator_sees_runs_again_and_drops_what_died(connection: Connecti
     facts = json.loads(shown.stdout)
     assert (facts["state"], facts["attempts"], facts["code"]) == ("failed", 2, "engine_error")
     assert [(one["delivery"], one["replica"], one["message"]) for one in facts["history"]] == [
-        (1, replica, "told to fail"),
-        (2, replica, "told to fail"),
+        (1, replica, "configured to fail"),
+        (2, replica, "configured to fail"),
     ]
 
     async with serving(connection, faulty(spec)):
         again = await dead(connection, pipeline, "retry", "b", "--wait")
-    assert (again.returncode, again.stdout.startswith("b: failed, "), "told to fail" in again.stdout) == (1, True, True)
+    assert (again.returncode, again.stdout.startswith("b: failed, "), "configured to fail" in again.stdout) == (
+        1,
+        True,
+        True,
+    )
 
     async with serving(connection, spec):
         again = await dead(connection, pipeline, "retry", "a", "nobody", "--wait")

@@ -49,7 +49,7 @@ async def test_dead_letter_names_error_and_replica_of_each_attempt_when_an_engin
         (0, 1, 1, "engine_error"),
         (0, 1, 2, "engine_error"),
     ]
-    assert all(one.replica and one.message == "told to fail" for one in attempts)
+    assert all(one.replica and one.message == "configured to fail" for one in attempts)
     assert attempts[0].at < attempts[1].at
 
 

@@ -171,7 +171,7 @@ async def test_an_error_in_mid_stream_is_raised_by_the_client(front_door: Front)
         model=front_door.spec.name, messages=ASK, modalities=["text", "image"], stream=True, extra_body=reject
     )
     said: list[str] = []
-    with pytest.raises(openai.APIError, match="told to reject") as failed:
+    with pytest.raises(openai.APIError, match="configured to reject") as failed:
         await _collect(stream, said)
     assert "".join(said) == WORDS
     assert failed.value.code == "engine_rejected"

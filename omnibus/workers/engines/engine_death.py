@@ -32,7 +32,7 @@ async def first_end(sentinels: Iterable[int]) -> None:
     Raises OSError when one of them is closed already.
     """
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    ours: list[int] = []  # whoever owns a sentinel may close it, and its number be another file's at once
+    ours: list[int] = []  # the owner of a sentinel may close it, and its number be another file's at once
     try:
         for sentinel in sentinels:
             ours.append(os.dup(sentinel))

@@ -1,4 +1,4 @@
-"""What an engine is: the one interface between the replica loop and vLLM, diffusers, transformers, Python code or `sim`."""
+"""The engine protocol: the one interface between the replica loop and vLLM, diffusers, transformers, Python code or `sim`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Outputs = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageInput:
-    """What a stage has to work with: the request, and what earlier stages made of it."""
+    """The input of a stage: the request, and the outputs of earlier stages."""
 
     rid: str
     request: Request
@@ -28,7 +28,7 @@ class StageInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInput:
-    """What an input processor makes of a StageInput.
+    """The input of an engine, which an input processor makes of a StageInput.
 
     LLM engines take the first one given of messages, token_ids, embeds, text.
     """

@@ -149,7 +149,7 @@ class PythonEngine:
 
 
 def _guarded(call: Callable[[], Any]) -> Any:
-    """No future can hold a StopIteration: whoever waits for it would wait for ever."""
+    """Wrap a StopIteration: no future can hold one, and its waiter would wait for ever."""
     try:
         return call()
     except StopIteration as error:

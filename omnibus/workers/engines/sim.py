@@ -1,4 +1,4 @@
-"""An engine that computes nothing: latency, token rate, failures and output kinds as told. For tests and benches."""
+"""An engine that computes nothing, with configured latency, token rate, failures and output kinds. For tests and benches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from omnibus.workers.engines.protocol import (
 
 CRASH_EXIT_CODE = 70
 _IDLE = ("sh", "-c", "read -r forever")
-"""A process that does nothing, and ends with whoever holds its input."""
+"""A process that does nothing, and ends with the holder of its input."""
 SAMPLE_RATE = 8000
 
 
@@ -79,7 +79,7 @@ class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def expected_text(prompt: str, tokens: int = 0) -> str:
-    """What a `sim` stage answers to a prompt: its words, over and over until there are `tokens` of them."""
+    """Make the answer of a `sim` stage to a prompt: its words, over and over until there are `tokens` of them."""
     words = prompt.split() or [""]
     count = tokens or len(words)
     return " ".join(words[index % len(words)] for index in range(count))
@@ -137,7 +137,7 @@ class SimEngine:
         if method == "echo":
             return [list(args), dict(kwargs)]
         if method == "die":
-            self._death.record(EngineDead("told to die"))
+            self._death.record(EngineDead("configured to die"))
             return None
         raise InvalidRequest(f"sim has no control method {method!r}; there are die, echo", param="method")
 
@@ -158,11 +158,11 @@ class SimEngine:
         if self._death.cause is not None:
             raise self._death.cause
         if args.reject_on.hits(job):
-            raise EngineRejected("told to reject this request")
+            raise EngineRejected("configured to reject this request")
         if args.crash_on.hits(job):
             os._exit(CRASH_EXIT_CODE)
         if args.fail_on.hits(job) or self._random.random() < args.fail_rate:
-            raise EngineError("told to fail")
+            raise EngineError("configured to fail")
 
     async def _compute(self, args: SimArgs, job: Job, aborted: asyncio.Event) -> AsyncIterator[Item]:
         made = job.engine_input.text if self._stage.input_processor is not None else None

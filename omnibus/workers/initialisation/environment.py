@@ -45,7 +45,7 @@ async def engine_environment(env: Mapping[str, str], devices: str) -> AsyncItera
     if all(os.environ.get(name) == value for name, value in wanted.items()):
         yield
         return
-    while not _turn.acquire(blocking=False):  # noqa: ASYNC110 whoever has the turn may run on another event loop
+    while not _turn.acquire(blocking=False):  # noqa: ASYNC110 the holder of the turn may run on another event loop
         await asyncio.sleep(_PAUSE)
     try:
         with stage_runtime_env(env), setup_stage_devices(devices):

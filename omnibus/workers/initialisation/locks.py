@@ -32,8 +32,8 @@ async def acquire_device_locks(
     """Lock the comma-separated devices, named as the machine names them; empty `devices` lock nothing.
 
     Engines measure free memory while they load, so two of them on one device mislead each other. The locks are files in
-    `folder` (the system's temporary one), taken in one order by everybody, and gone with this process whatever becomes of
-    it. `holder` is what others are told. Raises TimeoutError naming device and holder after `timeout` seconds; then, and
+    `folder` (the system's temporary one), taken in one order by all processes, and gone with this one whatever becomes of
+    it. `holder` is the name that others see. Raises TimeoutError naming device and holder after `timeout` seconds; then, and
     when cancelled, none is held. The same device under two names, an index and a UUID, is locked twice.
     """
     until = time.monotonic() + timeout

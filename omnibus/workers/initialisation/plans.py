@@ -1,4 +1,4 @@
-"""What will be started: for each stage its replicas, and for each replica its devices, environment and connectors."""
+"""Plans of a start: for each stage its replicas, and for each replica its devices, environment and connectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MASTER_HOST = "127.0.0.1"
 
 
 class LaunchMode(StrEnum):
-    """Who starts a replica."""
+    """The starter of a replica."""
 
     LOCAL = "local"
     """This process, as a child."""
@@ -35,7 +35,7 @@ class LaunchMode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMetadata:
-    """What others need to know of a stage without its engine."""
+    """Facts on a stage that others need without its engine."""
 
     stage_id: int
     model_stage: str
@@ -75,12 +75,12 @@ class ReplicaInitPlan:
 
     @property
     def process_name(self) -> str:
-        """What its process is called in logs."""
+        """The name of its process in logs."""
         return f"{self.metadata.model_stage}.{self.replica_id}"
 
     @property
     def title(self) -> str:
-        """What errors call it."""
+        """The name of the replica in errors."""
         where = f" on devices {self.devices}" if self.devices else ""
         stage = f"stage {self.metadata.stage_id} {self.metadata.model_stage!r}"
         return f"{stage}, replica {self.replica_id} of {self.num_replicas}{where}"
@@ -94,7 +94,7 @@ class LogicalStageInitPlan:
     """Its place in the pipeline."""
     stage_id: int
     replicas: tuple[ReplicaInitPlan, ...]
-    """Of a remote stage, as many as the pipeline expects."""
+    """All replicas; for a remote stage, as many as the pipeline expects."""
 
     @property
     def local(self) -> tuple[ReplicaInitPlan, ...]:

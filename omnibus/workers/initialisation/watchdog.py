@@ -9,10 +9,10 @@ import threading
 
 
 class Watchdog:
-    """A thread that exits the process when what it was told to expect has not come in time.
+    """A thread that exits the process when an expected step has not ended in time.
 
-    For what holds the event loop: an import or a constructor that never returns. The stacks of all threads go to stderr,
-    and after them one line that names `who`, so that a supervisor shows both.
+    It is for steps that hold the event loop: an import or a constructor that never returns. The stacks of all threads go to
+    stderr, and after them one line that names `who`, so that a supervisor shows both.
     """
 
     def __init__(self, who: str, exit_code: int) -> None:

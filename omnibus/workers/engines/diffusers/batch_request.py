@@ -1,4 +1,4 @@
-"""What one job asks of a diffusion pipeline, checked: which rows it adds to a batch, and whose batch it may join. Pure."""
+"""The checked request of one job to a diffusion pipeline: the rows it adds to a batch, and the batches it may join. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineShape:
-    """What requests need to know of a pipeline."""
+    """Facts on a pipeline that requests are checked by."""
 
     name: str
     parameters: frozenset[str]

@@ -139,7 +139,7 @@ class DiffusionModel:
 def _left_out(config: Mapping[str, Any], named: Sequence[str]) -> dict[str, None]:
     """Components not to load: those named, such as an encoder that a stage before this one is, and those saved as None.
 
-    Some pipelines load without the latter only if they are told so. Raises PipelineError for a name that is no component.
+    Some pipelines load without the latter only if those are named. Raises PipelineError for a name that is no component.
     """
     components = {name: list(value) for name, value in config.items() if isinstance(value, list | tuple)}
     unknown = next((name for name in named if name not in components), None)

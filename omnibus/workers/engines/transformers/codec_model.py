@@ -100,7 +100,7 @@ def _load(stage: StageSpec) -> Any:
         _model_class(stage.engine_args.get("model_class", "AutoModel")),
         stage.engine_args.get("dtype", "float32"),
     )
-    # Absent encoders are judged below; transformers would report them at every start.
+    # Absent encoders are checked below; transformers would report them at every start.
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

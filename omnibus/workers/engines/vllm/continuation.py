@@ -1,8 +1,8 @@
 """Going on with a text that another replica began.
 
-What it has said is fed as if it belonged to the prompt, and the text is made here from all tokens, by vLLM's own incremental
-detokenizer, primed as it was then: half a character, a leading space or a stop string that lies across the seam come out as
-in one piece.
+The tokens that arrived are fed as if they belonged to the prompt, and the text is made here from all tokens, by vLLM's own
+incremental detokenizer, primed as it was then: half a character, a leading space or a stop string that lies across the seam
+come out as in one piece.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from omnibus.workers.engines.protocol import TextDelta
 
 SLICE = 4096
-"""Tokens of one delta, at most, of what is said again."""
+"""Tokens of one delta, at most, when received text is sent again."""
 
 
 class Continuation:
@@ -41,7 +41,7 @@ class Continuation:
 
     @property
     def prompt(self) -> dict[str, Any]:
-        """What vLLM is fed."""
+        """The prompt that vLLM is fed."""
         return {**self._prompt, "prompt_token_ids": [*self._prompt["prompt_token_ids"], *self._received]}
 
     def rest(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Continuation:
         return {**sampling, "max_tokens": sampling["max_tokens"] - done, "min_tokens": fewest, "stop": None}
 
     def replay(self) -> Iterator[TextDelta]:
-        """What was heard, with its text as it was."""
+        """Send the received tokens again, with their text as it was."""
         for start in range(0, len(self._received), SLICE):
             tokens = self._received[start : start + SLICE]
             is_last = start + SLICE >= len(self._received)

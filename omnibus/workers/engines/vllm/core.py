@@ -267,7 +267,7 @@ class VllmCore:
     async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
         if reason == "error":
             raise EngineError(f"stage {self._stage.name!r}: vLLM failed on the request")
-        if reason == "abort" and not run.aborted:  # EngineCore was told to end, and ends what it has: half a text
+        if reason == "abort" and not run.aborted:  # EngineCore is ending, and ends its requests: half a text
             raise self._dead("ends")
         if self._states is None or reason == "abort":
             return self._finished(run, reason)
@@ -294,7 +294,7 @@ class VllmCore:
         return SamplingParams(**{**sampling, **ours})
 
     def _media(self, job: Job) -> dict[str, Any] | None:
-        """What the request says to its media's processor; the first stage must have one, later ones may."""
+        """Return the request's arguments for the media processor; the first stage must have one, later ones may."""
         given = job.stage_input.request.mm_processor_kwargs
         if not given or self._prompts.processes_media:
             return given or None

@@ -53,7 +53,7 @@ def fit_context(sampling: Mapping[str, Any], prompt_tokens: int, context: int) -
 
 
 def rejected(error: Exception) -> EngineRejected:
-    """What vLLM refused, naming the field where its error or its wording does."""
+    """Make the refusal of vLLM's error, naming the field where the error or its wording does."""
     message = str(error) or type(error).__name__
     param = getattr(error, "parameter", None)
     named = next((word for word in re.findall(r"\w+", message) if word in FIELDS and len(word) > 1), None)

@@ -18,17 +18,17 @@ from omnibus.workers.engines.vllm.arguments import CPU_DEFAULTS, with_spare_slot
 from omnibus.workers.engines.vllm.executor import bound
 
 CONFIG_FILES = ("config.json", "params.json")
-"""What vLLM recognises a model by: the file of transformers, or Mistral's."""
+"""Files by which vLLM recognises a model: that of transformers, or Mistral's."""
 
 
 class LoadGauge(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
-    """What vLLM's scheduler reported at its last step."""
+    """The report of vLLM's scheduler on its last step."""
 
     def __init__(self) -> None:
         self.waiting = 0
 
     def factory(self, *_config: Any) -> LoadGauge:
-        """What vLLM calls to make its logger."""
+        """Make vLLM's logger."""
         return self
 
     def record(self, scheduler_stats: Any, *_others: Any, **_more: Any) -> None:
