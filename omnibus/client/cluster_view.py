@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.watch import Watch
 from omnibus.errors import BrokerUnavailable
 from omnibus.ledger.work_queue import QueueDepth, WorkQueue
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.deployed_pipelines import read_pipeline
 from omnibus.registry.pause_state import PauseState, PauseStates
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaView
@@ -47,12 +46,12 @@ class DeployedPipelines:
         return next((spec for spec in await self.all() if spec.name == name), None)
 
     async def all(self) -> Sequence[PipelineSpec]:
-        """Every deployed pipeline that this version can read, by name. Raises BrokerError when nobody can say."""
+        """Every deployed pipeline that is valid here, by name. Raises BrokerError when nobody can say."""
         watch = await self._opened()
         if watch is None:
             return ()
         entries = (entry for _, entry in sorted(watch.snapshot.items()))
-        specs = (_decoded(entry.value) for entry in entries if entry.value is not None)
+        specs = (read_pipeline(entry.key, entry.value) for entry in entries if entry.value is not None)
         return [spec for spec in specs if spec is not None]
 
     async def _opened(self) -> Watch | None:
@@ -143,10 +142,3 @@ async def reaches_system_account(url: str | None) -> bool:
             return True
     except BrokerUnavailable:
         return False
-
-
-def _decoded(data: bytes) -> PipelineSpec | None:
-    try:
-        return msgspec.msgpack.decode(data, type=PipelineSpec)
-    except msgspec.DecodeError:
-        return None

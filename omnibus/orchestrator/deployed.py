@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
-
 from omnibus.broker.connection import Connection
 from omnibus.broker.watch import Watch
 from omnibus.observability.events import LogEvent
@@ -16,6 +14,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.disconnects import SystemAccount
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.deployed_pipelines import read_pipeline
 from omnibus.wire import subjects
 
 log = get_logger(__name__)
@@ -54,12 +53,8 @@ class DeployedOrchestrator:
         """One that was deleted is served on: requests of it may still be open."""
         if value is None:
             return
-        try:
-            found = msgspec.msgpack.decode(value, type=PipelineSpec)
-        except msgspec.DecodeError as error:
-            log.warning(LogEvent.PIPELINE_UNREADABLE, pipeline=self._spec.name, error=str(error))
-            return
-        if found != self._spec:
+        found = read_pipeline(self._spec.name, value)
+        if found is not None and found != self._spec:
             log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=found.name, revision=revision)
             self._spec = found
             self._changed.set()

@@ -181,7 +181,7 @@ _BY_NAME = {kind.name: kind for kind in BUILT_IN}
 
 def engine_names() -> tuple[str, ...]:
     """Our own engines, and those of installed packages."""
-    return (*_BY_NAME, *sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - _BY_NAME.keys()))
+    return (*_BY_NAME, *sorted({point.name for point in _points()} - _BY_NAME.keys()))
 
 
 def engine_kind(name: str) -> EngineKind:
@@ -201,19 +201,24 @@ def checkpoint_files() -> tuple[str, ...]:
 
 def engine_modules() -> frozenset[str]:
     """The modules that installed packages name as those of their engines."""
-    return frozenset(point.module for point in entry_points(group=ENTRY_POINTS))
+    return frozenset(point.module for point in _points())
+
+
+@cache
+def _points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=ENTRY_POINTS))  # reads the metadata of everything that is installed
 
 
 @cache
 def _installed(name: str) -> EngineKind:
-    points = entry_points(group=ENTRY_POINTS, name=name)
+    points = [point for point in _points() if point.name == name]
     if not points:
         known = ", ".join(engine_names())
         raise ConfigError(f"no engine {name!r} is installed here; there are {known}", param="engine")
     if len({point.value for point in points}) > 1:
         packages = " and ".join(sorted(_package(point) for point in points))
         raise ConfigError(f"engine {name!r} comes from several packages, {packages}: remove one", param="engine")
-    return replace(_loaded(next(iter(points))), name=name)
+    return replace(_loaded(points[0]), name=name)
 
 
 def _loaded(point: EntryPoint) -> EngineKind:

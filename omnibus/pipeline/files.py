@@ -13,6 +13,8 @@ _PACKAGE = Path(__file__).parents[1]
 _PRESET_FOLDERS = (_PACKAGE / "_data" / "pipelines", _PACKAGE.parent / "deploy" / "pipelines")
 """Folders of the shipped pipelines: inside an installed wheel, and beside the package in a source tree."""
 _SUFFIXES = (".yaml", ".yml")
+MOST_CHARACTERS = 256 * 1024
+"""Characters of a pipeline file."""
 
 
 def pipeline_file(path_or_name: str | os.PathLike[str], *, beside: Path | None = None) -> Path:
@@ -35,7 +37,8 @@ def is_path(text: str) -> bool:
 def read_file(path: Path) -> str:
     """Read a pipeline file; raises PipelineError naming the file when it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:  # never more than a parser would take, of a device for instance
+            return file.read(MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise PipelineError("not a text file in UTF-8", file=str(path)) from error
     except (OSError, ValueError) as error:

@@ -8,10 +8,11 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from omnibus.pipeline.files import pipeline_file, read_file, suggestion
+from omnibus.pipeline.plain_values import Path, shown
 from omnibus.pipeline.platforms import PLATFORMS, detect_platform
-from omnibus.pipeline.validation import Path
 from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
 
+MOST_BASES = 16
 BASE, OVERLAYS = "base_config", "platforms"
 """Keys of a file that this module resolves: a specification has neither."""
 _LIST_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -48,7 +49,9 @@ def _with_bases(document: YamlDocument, chain: tuple[FilePath, ...]) -> YamlDocu
         return document
     given = document.values[BASE]
     if not isinstance(given, str) or not given:
-        raise document.error((BASE,), f"must be a file or the name of a shipped pipeline, not {given!r}")
+        raise document.error((BASE,), f"must be a file or the name of a shipped pipeline, not {shown(given)}")
+    if len(chain) > MOST_BASES:
+        raise document.error((BASE,), f"more than {MOST_BASES} files inherit from each other")
     path = pipeline_file(given, beside=chain[-1].parent)
     if path.resolve() in [file.resolve() for file in chain]:
         way = " → ".join(file.name for file in (*chain, path))

@@ -11,10 +11,11 @@ import msgspec
 from omnibus.errors import PipelineError
 from omnibus.pipeline.files import pipeline_file, presets, read_file, suggestion
 from omnibus.pipeline.inheritance import parse_merged
+from omnibus.pipeline.plain_values import Path, field_name, shown
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, LaneName, PayloadRule, PipelineSpec, StageSpec
-from omnibus.pipeline.validation import Path, field_name, problems
+from omnibus.pipeline.validation import problems
 from omnibus.pipeline.yaml_document import YamlDocument
 
 __all__ = ["build_pipeline", "load_pipeline", "parse_pipeline", "presets"]
@@ -68,7 +69,7 @@ def _seconds(document: YamlDocument, field: str) -> float:
     text: str = document.values[field]
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*", text)
     if match is None:
-        raise document.error((field,), f"{text!r} is not a duration; write seconds, or such as 500ms, 30s, 5m, 1h")
+        raise document.error((field,), f"{shown(text)} is not a duration; write seconds, or such as 500ms, 30s, 5m, 1h")
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -119,7 +120,7 @@ def _not_a_choice(document: YamlDocument, path: Path) -> str:
     value = _value_at(document, path)
     field = next(str(part) for part in reversed(path) if isinstance(part, str))
     choices = _CHOICES[field]
-    return f"{value!r} is not one of {', '.join(choices)}{suggestion(value, choices)}"
+    return f"{shown(value)} is not one of {', '.join(choices)}{suggestion(value, choices)}"
 
 
 def _value_at(document: YamlDocument, path: Path) -> Any:

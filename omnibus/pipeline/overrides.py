@@ -11,8 +11,8 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.inheritance import merged
 from omnibus.pipeline.loading import build_pipeline
+from omnibus.pipeline.plain_values import Path
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.pipeline.validation import Path
 from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
 
 SOURCE = "--stage-overrides"
@@ -37,7 +37,7 @@ def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOUR
     `1.slots=2` or `dit.engine_args.dtype=float32`, whose value is YAML. Mappings such as `engine_args` and `env` are merged
     key by key, anything else is replaced; later texts win. Raises PipelineError naming the stage's field.
     """
-    values = msgspec.json.decode(msgspec.json.encode(spec))  # as a file would give them: lists, not tuples
+    values = msgspec.msgpack.decode(msgspec.msgpack.encode(spec))  # as a file would give them: lists, not tuples
     document = YamlDocument(file=source, values=values, places={})
     for text in texts:
         document = merged(document, _overlay(spec, text, source))

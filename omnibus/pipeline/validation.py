@@ -5,17 +5,16 @@ from __future__ import annotations
 import graphlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from omnibus.errors import ConfigError, PipelineError
-from omnibus.pipeline.devices import replica_devices
+from omnibus.pipeline.devices import get_stage_devices_per_replica, replica_devices
 from omnibus.pipeline.engines import engine_kind, engine_names
 from omnibus.pipeline.files import suggestion
+from omnibus.pipeline.plain_values import Path, Problem, field_name, shown, value_problems
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import NAME_PATTERN, EdgeSpec, PipelineSpec, StageSpec
-
-Path = tuple[str | int, ...]
-"""A place in a specification, such as ("stages", 1, "slots")."""
 
 MODALITY_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")
 CALLABLE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -25,14 +24,10 @@ _PARALLEL_SIZES = {
 """Engine arguments that say how many devices a replica takes."""
 WEEK = 7 * 24 * 3600
 MOST = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A fault of a specification, and its place."""
-
-    path: Path
-    message: str
+MOST_STAGES = 256
+MOST_BYTES = 512 * 1024
+"""The size of a specification, as it is deployed."""
+_DEVICE = re.compile(r"\d{1,4}|[A-Za-z][\w.:/-]{0,99}")
 
 
 def validate(spec: PipelineSpec) -> None:
@@ -44,6 +39,8 @@ def validate(spec: PipelineSpec) -> None:
 
 def problems(spec: PipelineSpec) -> Iterator[Problem]:
     """Find the problems, the basic ones first. Later checks rely on the earlier ones: trust only the first problem."""
+    yield from value_problems((), spec)
+    yield from _size_problems(spec)
     yield from _pipeline_problems(spec)
     yield from _identity_problems(spec)
     for index, stage in enumerate(spec.stages):
@@ -56,15 +53,17 @@ def problems(spec: PipelineSpec) -> Iterator[Problem]:
     yield from _repeated(("edges",), [(edge.source, edge.target) for edge in spec.edges], "edge")
 
 
-def field_name(path: Path) -> str:
-    """Write a place as text: `stages[1].slots` for ("stages", 1, "slots")."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return "".join(parts).removeprefix(".")
+def _size_problems(spec: PipelineSpec) -> Iterator[Problem]:
+    if len(spec.stages) > MOST_STAGES:
+        yield Problem(("stages",), f"there are {len(spec.stages)} stages; {MOST_STAGES} may be")
+    size = len(msgspec.msgpack.encode(spec))
+    if size > MOST_BYTES:
+        yield Problem((), f"the specification has {size} bytes; {MOST_BYTES} may be deployed")
 
 
 def _pipeline_problems(spec: PipelineSpec) -> Iterator[Problem]:
     if not NAME_PATTERN.fullmatch(spec.name):
-        yield Problem(("name",), f"{spec.name!r} does not match {NAME_PATTERN.pattern}")
+        yield Problem(("name",), f"{shown(spec.name)} does not match {NAME_PATTERN.pattern}")
     if "interactive" not in spec.lanes or len(set(spec.lanes)) != len(spec.lanes):
         yield Problem(("lanes",), "must be [interactive] or [interactive, batch]")
     # The broker counts the time to live of a heartbeat in whole seconds.
@@ -85,7 +84,7 @@ def _identity_problems(spec: PipelineSpec) -> Iterator[Problem]:
         if not 0 <= stage.stage_id <= 9999:
             yield Problem(("stages", index, "stage_id"), f"must be from 0 to 9999, not {stage.stage_id}")
         if not NAME_PATTERN.fullmatch(stage.name):
-            yield Problem(("stages", index, "name"), f"{stage.name!r} does not match {NAME_PATTERN.pattern}")
+            yield Problem(("stages", index, "name"), f"{shown(stage.name)} does not match {NAME_PATTERN.pattern}")
     yield from _repeated(("stages",), [stage.stage_id for stage in spec.stages], "stage id", field="stage_id")
     yield from _repeated(("stages",), [stage.name for stage in spec.stages], "stage name", field="name")
 
@@ -97,28 +96,44 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
             yield Problem((*path, field), f"must be from {least} to {most}, not {value}")
     yield from _engine_problems(path, stage)
     if stage.final_output_type is not None and not MODALITY_PATTERN.fullmatch(stage.final_output_type):
-        yield Problem((*path, "final_output_type"), f"{stage.final_output_type!r} is not a word in lower case")
+        yield Problem((*path, "final_output_type"), f"{shown(stage.final_output_type)} is not a word in lower case")
     if stage.input_processor is not None and not CALLABLE_PATTERN.fullmatch(stage.input_processor):
-        yield Problem((*path, "input_processor"), f"{stage.input_processor!r} is not of the form module:function")
+        yield Problem((*path, "input_processor"), f"{shown(stage.input_processor)} is not of the form module:function")
     for variable in stage.env:
         if not variable or "=" in variable or "\0" in variable + stage.env[variable]:
-            yield Problem((*path, "env", variable), f"{variable!r} cannot be an environment variable")
+            yield Problem((*path, "env", variable), f"{shown(variable)} cannot be an environment variable")
     for name in _PARALLEL_SIZES & stage.engine_args.keys():
         size = stage.engine_args[name]
         if type(size) is not int or size < 1:
-            yield Problem((*path, "engine_args", name), f"must be at least 1, not {size!r}")
+            yield Problem((*path, "engine_args", name), f"must be at least 1, not {shown(size)}")
             return
+    yield from _device_problems((*path, "devices"), stage)
+
+
+def _device_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     try:
+        needed = get_stage_devices_per_replica(stage)
         replica_devices(stage)
-    except ValueError as error:
-        yield Problem((*path, "devices"), str(error))
+    except (ValueError, TypeError, OverflowError) as error:
+        yield Problem(path, str(error))
+        return
+    entries = [entry.strip() for entry in stage.devices.split(",")] if stage.devices.strip() else []
+    for entry in entries:
+        if not _DEVICE.fullmatch(entry):
+            yield Problem(path, f"{shown(entry)} is no device; give numbers or identifiers, with commas between them")
+    if entries and len(entries) < needed:
+        yield Problem(
+            path, f"a replica takes {needed} devices by its engine_args, and there are {len(entries)}: {stage.devices}"
+        )
+    if len(set(entries)) != len(entries):
+        yield Problem(path, f"a device is named twice: {shown(stage.devices)}")
 
 
 def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     known = engine_names()
     if stage.engine not in known:
         hint = suggestion(stage.engine, known)
-        yield Problem((*path, "engine"), f"{stage.engine!r} is not one of {', '.join(known)}{hint}")
+        yield Problem((*path, "engine"), f"{shown(stage.engine)} is not one of {', '.join(known)}{hint}")
         return
     try:
         kind = engine_kind(stage.engine)

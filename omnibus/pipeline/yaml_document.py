@@ -8,9 +8,11 @@ from typing import Any
 import yaml
 
 from omnibus.errors import PipelineError
-from omnibus.pipeline.validation import Path, field_name
+from omnibus.pipeline.files import MOST_CHARACTERS
+from omnibus.pipeline.plain_values import DEEPEST, Path, field_name, shown
 
-_DEEPEST = 32
+MOST_VALUES = 20_000
+"""Values of a document when its aliases are written out."""
 Place = tuple[str, int]
 """A file and a line of it, from 1."""
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -40,8 +42,11 @@ class YamlDocument:
 def parse_yaml(text: str, file: str) -> YamlDocument:
     """Parse a single document; `file` is what errors name.
 
-    Raises PipelineError for what is not YAML, holds several documents, repeats a key or nests too deep.
+    Raises PipelineError for what is not YAML, holds several documents, repeats a key, nests too deep, is too long or expands to
+    too much.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise PipelineError(f"longer than {MOST_CHARACTERS} characters", file=file, line=1)
     try:
         return _parse(text, file)
     except yaml.MarkedYAMLError as error:
@@ -70,10 +75,14 @@ class _Builder:
         self._loader = loader
         self._file = file
         self.places: dict[Path, Place] = {}
+        self._values = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
-        if len(path) > _DEEPEST:  # an alias may contain itself
-            raise self._error(node, path[:3], f"nested deeper than {_DEEPEST} levels")
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise self._error(node, path[:3], f"more than {MOST_VALUES} values, with those that aliases repeat")
+        if len(path) > DEEPEST:  # an alias may contain itself
+            raise self._error(node, path[:3], f"nested deeper than {DEEPEST} levels")
         if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
             raise self._error(node, path, f"not valid YAML here: the tag {node.tag!r}")
         if isinstance(node, yaml.MappingNode):
@@ -94,7 +103,7 @@ class _Builder:
         for key_node, value_node in node.value:
             key = self.value(key_node, path)
             if not isinstance(key, str):
-                raise self._error(key_node, path, f"the key {key!r} must be text; quote it")
+                raise self._error(key_node, path, f"the key {shown(key)} must be text; quote it")
             if key in values:
                 _, first = self.places[(*path, key)]
                 raise self._error(key_node, (*path, key), f"repeated; first given on line {first}")

@@ -6,13 +6,14 @@ A specification is stored as MessagePack under its name; the entry's revision te
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
-from omnibus.broker.bucket import Bucket, BucketEntry
+from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import Change, ensure_layout, layout_of
-from omnibus.errors import PipelineError
+from omnibus.errors import InvalidRequest, PipelineError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
@@ -68,8 +69,16 @@ async def count_replicas(connection: Connection, pipeline: str) -> int:
     """The number of replicas that are registered; those that left or were declared down count for nothing."""
     bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
     entries = [await bucket.get(key) for key in await bucket.keys()]
-    records: list[ReplicaRecord] = [codec.decode(entry.value, ReplicaRecord) for entry in entries if entry is not None]
-    return sum(record.alive for record in records)
+    return sum(_is_alive(entry.value) for entry in entries if entry is not None and entry.value is not None)
+
+
+def _is_alive(data: bytes) -> bool:
+    """Whether a replica is registered so; a record that cannot be read counts for nothing."""
+    try:
+        record: ReplicaRecord = codec.decode(data, ReplicaRecord)
+    except InvalidRequest:
+        return False
+    return record.alive
 
 
 async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: bool = False) -> None:
@@ -111,31 +120,56 @@ async def load_deployed(connection: Connection, name: str | None = None) -> Pipe
         return next(iter(deployed.values()))
     if name is not None and name in deployed:
         return deployed[name]
+    if name is not None:
+        await _explain(connection, name)
     served = [one for one in deployed if await count_replicas(connection, one)] if name is None else []
     if len(served) == 1:
         return deployed[served[0]]
     raise PipelineError(_advice(name, served or list(deployed)))
 
 
+async def _explain(connection: Connection, name: str) -> None:
+    """Raise PipelineError for an entry that is there and cannot be served."""
+    if await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is not None:
+        entry = await Bucket(connection, subjects.PIPELINES_BUCKET).get(name)
+        if entry is not None and entry.value is not None:
+            _checked(name, entry.value)
+
+
 async def list_deployed(connection: Connection) -> list[Deployed]:
-    """All deployed pipelines, by name; those that this version cannot read are left out, with a warning."""
+    """All deployed pipelines, by name; those that are not valid here are left out, with a warning."""
     # Asked first: a read from a bucket that does not exist looks like an outage, and is retried for seconds.
     if await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is None:
         return []
     bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
     names = [key for key in await bucket.keys() if subjects.is_name(key)]  # stages' holds are beside them
     entries = [await bucket.get(name) for name in names]
-    return [found for entry in entries if entry is not None and (found := _decoded(entry)) is not None]
+    found = ((read_pipeline(one.key, one.value), one.revision) for one in entries if one is not None and one.value)
+    return [Deployed(spec, revision) for spec, revision in found if spec is not None]
 
 
-def _decoded(entry: BucketEntry) -> Deployed | None:
-    if entry.value is None:
-        return None
+@lru_cache(maxsize=256)
+def read_pipeline(name: str, data: bytes) -> PipelineSpec | None:
+    """The specification that is stored under a name; None, with a warning, for one that is not as valid as a file must be.
+
+    So one bad entry disturbs neither the others nor anybody who reads them. Read again, the same entry costs nothing.
+    """
     try:
-        return Deployed(msgspec.msgpack.decode(entry.value, type=PipelineSpec), entry.revision)
-    except msgspec.DecodeError as error:
-        log.warning(LogEvent.PIPELINE_UNREADABLE, pipeline=entry.key, error=str(error))
+        return _checked(name, data)
+    except PipelineError as error:
+        log.warning(LogEvent.PIPELINE_UNREADABLE, pipeline=name, error=error.message)
         return None
+
+
+def _checked(name: str, data: bytes) -> PipelineSpec:
+    try:
+        spec = msgspec.msgpack.decode(data, type=PipelineSpec)
+        validate(spec)
+    except (PipelineError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PipelineError(f"the entry {name!r} cannot be read: {error}") from error
+    if spec.name != name:
+        raise PipelineError(f"the entry {name!r} holds another pipeline", field="name")
+    return spec
 
 
 def _advice(name: str | None, deployed: list[str]) -> str:

@@ -15,6 +15,7 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import layout_of, plan
+from omnibus.client.cluster_view import DeployedPipelines
 from omnibus.client.producer import Producer
 from omnibus.errors import InvalidName, PipelineError
 from omnibus.ledger.records import Ledger
@@ -103,16 +104,70 @@ async def test_name_is_not_needed_when_only_one_is_deployed(own_server: Embedded
             await load_deployed(connection, "no.such.name")
 
 
+def _bad_entries() -> dict[str, bytes]:
+    """Keys and values that somebody may write into the bucket, none of which can be served."""
+    good = msgspec.to_builtins(_spec("senseless"))
+    stage = good["stages"][0]
+    return {
+        "newer": msgspec.msgpack.encode({"name": "newer", "stages": [], "unheard_of": 1}),
+        "garbage": b"\xff\xff",
+        "empty": b"",
+        "nested": b"\x91" * 100_000 + b"\xc0",
+        "senseless": msgspec.msgpack.encode({**good, "stages": [{**stage, "slots": 0}]}),
+        "stranger": msgspec.msgpack.encode(
+            {**good, "name": "stranger", "stages": [{**stage, "engine": "no-such-engine"}]}
+        ),
+        "other-name": msgspec.msgpack.encode({**good, "name": "good"}),
+        "extension": msgspec.msgpack.encode(
+            {**good, "name": "extension", "stages": [{**stage, "engine_args": {"x": msgspec.msgpack.Ext(5, b"x")}}]}
+        ),
+    }
+
+
 async def test_others_are_found_when_one_is_unreadable_or_deleted(own_server: EmbeddedServer) -> None:
-    async with connect(own_server.url, name="test") as connection:
+    async with connect(own_server.url, name="test") as connection, DeployedPipelines(connection) as pipelines:
         await deploy_pipeline(connection, _spec("good"))
         bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
-        await bucket.put("newer", msgspec.msgpack.encode({"name": "newer", "stages": [], "unheard_of": 1}))
-        await bucket.put("garbage", b"\xff\xff")
+        for key, value in _bad_entries().items():
+            await bucket.put(key, value)
+        await Bucket(connection, subjects.replicas_bucket("good")).put("0.r1", b"garbage")
         await deploy_pipeline(connection, _spec("gone"))
         await bucket.delete("gone")
 
         assert [found.spec.name for found in await list_deployed(connection)] == ["good"]
+        assert (await load_deployed(connection)).name == "good"
+        assert await _names(pipelines) == ["good"]
+        assert await load_deployed(connection, "good") == _spec("good"), "another key has taken its name"
+        with pytest.raises(PipelineError, match=r"'senseless' cannot be read: .*slots: must be from 1"):
+            await load_deployed(connection, "senseless")
+        with pytest.raises(PipelineError, match="'no-such-engine' is not one of"):
+            await load_deployed(connection, "stranger")
+    for command in (["status", "--json"], ["pipeline", "list", "--json"], ["nats", "plan"]):
+        out, _ = await _omnibus(*command, "--nats", own_server.url)
+        assert "garbage" not in out
+
+
+async def test_orchestrator_serves_on_when_its_specification_becomes_senseless(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = _spec(pipeline)
+    await deploy_pipeline(connection, spec)
+    running = asyncio.create_task(DeployedOrchestrator(connection, spec).run(), name="orchestrator")
+    try:
+        async with replica(connection, spec), Producer(connection) as producer:
+            bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+            for value in _bad_entries().values():
+                await bucket.put(pipeline, value)
+                result = await (await producer.submit(spec, Request(prompt="still here"))).result()
+                assert result.state is RequestState.DONE
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def _names(pipelines: DeployedPipelines) -> list[str]:
+    return [spec.name for spec in await pipelines.all()]
 
 
 async def _omnibus(*args: str, status: int = 0) -> tuple[str, str]:

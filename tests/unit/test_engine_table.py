@@ -35,6 +35,11 @@ WRONG = "no kind"
 Install = Callable[..., None]
 
 
+def _forget() -> None:
+    engines._points.cache_clear()
+    engines._installed.cache_clear()
+
+
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Installs entry points, `name=module:object`, as packages would."""
@@ -44,13 +49,13 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
             importlib.metadata.EntryPoint(*one.split("=", 1), group=engines.ENTRY_POINTS)  # type: ignore[call-arg]
             for one in given
         ]
+        _forget()
         monkeypatch.setattr(
             engines, "entry_points", lambda **wanted: importlib.metadata.EntryPoints(points).select(**wanted)
         )
 
-    engines._installed.cache_clear()
     yield installed
-    engines._installed.cache_clear()
+    _forget()
 
 
 def _pipeline(engine: str, args: str = "{}", modality: str = "image") -> PipelineSpec:
