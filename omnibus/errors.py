@@ -7,6 +7,7 @@
     │   ├── UnsupportedModality      400  the pipeline has no such output
     │   ├── EmptyPrompt              400
     │   ├── Unauthorized             401
+    │   ├── Forbidden                403
     │   ├── UnknownModel             404
     │   ├── UnknownRequest           404
     │   ├── RequestConflict          409  the id is taken by a different request
@@ -93,6 +94,13 @@ class Unauthorized(RequestError):
 
     code = "invalid_api_key"
     http_status = 401
+
+
+class Forbidden(RequestError):
+    """The API key does not have this right."""
+
+    code = "permission_denied"
+    http_status = 403
 
 
 class UnknownModel(RequestError):

@@ -6,6 +6,7 @@ No other module reads the environment. Flags of a command override these.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,7 @@ def default_state_dir() -> Path:
 
 
 _FRONT_DOOR = (
-    "host", "port", "api_keys", "served_model_name", "keep_alive", "max_connections",
+    "host", "port", "api_keys", "api_keys_file", "closed", "served_model_name", "keep_alive", "max_connections",
     "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials",
 )  # fmt: skip
 
@@ -73,7 +74,11 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: Words = ()
-    """Accepted bearer tokens, comma-separated; empty: no token is asked for."""
+    """Accepted bearer tokens, comma-separated, each with `admin:` before it where it is an admin's."""
+    api_keys_file: Path | None = None
+    """The hashes of more, see `omnibus keys`; None: `api-keys.json` in the state directory. Without any, no key is asked for."""
+    closed: Words = ()
+    """Pages that ask for a key, too: metrics, docs."""
     served_model_name: str | None = None
     """The name under which the pipeline is served; None: its own."""
     keep_alive: int = Field(default=75, ge=1)
@@ -87,12 +92,17 @@ class Settings(BaseSettings):
     allow_credentials: bool = False
     """Whether those pages may send cookies."""
 
+    @property
+    def keys_path(self) -> Path:
+        """The file of API keys, which may be missing."""
+        return self.api_keys_file or self.state_dir / "api-keys.json"
+
     def front_door_environment(self) -> dict[str, str]:
         """The variables by which a child process has the same settings of the front door."""
         return {f"OMNIBUS_{name.upper()}": _text(value) for name in _FRONT_DOOR if (value := getattr(self, name))}
 
     @field_validator(
-        "api_keys", "allowed_modules", "allowed_origins", "allowed_methods", "allowed_headers", mode="before"
+        "api_keys", "closed", "allowed_modules", "allowed_origins", "allowed_methods", "allowed_headers", mode="before"
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -102,6 +112,13 @@ class Settings(BaseSettings):
         if value.lstrip().startswith("["):
             return tuple(json.loads(value))
         return tuple(word.strip() for word in value.split(",") if word.strip())
+
+    @field_validator("closed")
+    @classmethod
+    def _known_pages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(value) - {"metrics", "docs"}:
+            raise ValueError(f"metrics and docs can be closed, not {', '.join(sorted(unknown))}")
+        return value
 
     @field_validator("nats_replicas")
     @classmethod
@@ -114,6 +131,11 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser()
+
+
+def inherited_environment() -> dict[str, str]:
+    """The environment of this process for its children, without the keys of callers."""
+    return {name: value for name, value in os.environ.items() if name.upper() != "OMNIBUS_API_KEYS"}
 
 
 def _text(value: object) -> str:

@@ -24,7 +24,7 @@ from omnibus.errors import ConfigError, ServerBinaryError
 from omnibus.lineage import set_death_signal
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.settings import Settings
+from omnibus.settings import Settings, inherited_environment
 
 _LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what the operator may ask for
 _START_DEADLINE = 20.0
@@ -178,7 +178,7 @@ class EmbeddedServer:
     def _environment(self) -> dict[str, str]:
         """Make the environment of the profiles; quoted, because the server reads values like its configuration."""
         store = f'"{self.state_dir.resolve() / "nats"}"'
-        return {**os.environ, "OMNIBUS_NATS_STORE": store, "OMNIBUS_NATS_SYSTEM_PASSWORD": self._password}
+        return {**inherited_environment(), "OMNIBUS_NATS_STORE": store, "OMNIBUS_NATS_SYSTEM_PASSWORD": self._password}
 
     def _read_password(self) -> str:
         """The observer's password: kept, so that observers come back after a restart."""

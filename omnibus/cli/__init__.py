@@ -42,6 +42,7 @@ COMMANDS = {
     "restart": _Entry("restart", "Restart the replicas of a stage, one after the other.", _OPERATE),
     "dead": _Entry("requests:dead", "List, show, retry or drop requests whose attempts were used up.", _OPERATE),
     "pipeline": _Entry("pipeline", "Show, validate, deploy, list or delete pipelines.", _OPERATE),
+    "keys": _Entry("keys", "Add, list or revoke the API keys of the front door.", _OPERATE),
     "nats": _Entry("nats", "Show or apply what the broker must hold.", _OPERATE),
     "version": _Entry("version", "Print the version.", _OPERATE),
 }

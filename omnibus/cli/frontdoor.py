@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @options.nats
 @options.state_dir
 @options.log_level
-def command(*, pipeline: str | None, api_key: tuple[str, ...], **flags: Any) -> None:
+def command(*, pipeline: str | None, **flags: Any) -> None:
     """Run the HTTP server for every pipeline that is deployed. Any number of them may run."""
     from omnibus.cli.root import load_settings, run_until_stopped, start_logging  # noqa: PLC0415
 
-    settings = load_settings(api_keys=api_key or None, **flags)
+    settings = load_settings(**flags)
     start_logging(settings)
     run_until_stopped(_traced(settings, pipeline))
 

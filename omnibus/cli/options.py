@@ -40,11 +40,16 @@ request_id = click.option(
     help="The request's id; the same id again attaches to the same request.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-
+api_keys_file = click.option(
+    "--api-keys-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The keys to accept, made by `omnibus keys`.",
+)
 _FRONT_DOOR = (
     click.option("--host", metavar="ADDRESS", help="Where the front door listens; loopback unless told otherwise."),
     click.option("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one."),
-    click.option("--api-key", multiple=True, metavar="KEY", help="A bearer token to accept; may be repeated."),
+    api_keys_file,
+    click.option("--closed", metavar="LIST", help="Pages that ask for a key, too: metrics,docs."),
     click.option(
         "--keep-alive", type=click.IntRange(min=1), metavar="SECONDS", help="How long it keeps idle connections."
     ),

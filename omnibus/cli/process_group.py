@@ -14,6 +14,7 @@ from typing import Any
 from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import Addresses
 from omnibus.errors import ConfigError
+from omnibus.frontdoor.api_keys import hashed_setting
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.allowed_code import AllowedCode
@@ -55,7 +56,9 @@ class Fleet:
 
     def front_door(self) -> ProcessSpec:
         """The front door; the settings' port must not be 0, so that it comes back on the same one."""
-        return self._command("frontdoor", self.settings.front_door_environment())
+        hashed = tuple(map(hashed_setting, self.settings.api_keys))
+        settings = self.settings.model_copy(update={"api_keys": hashed})
+        return self._command("frontdoor", settings.front_door_environment())
 
     def plan(
         self, here: Collection[int] | None = None, *, replicas: int | None = None, allow_zero: bool = False

@@ -84,7 +84,7 @@ class _ServeArguments:
 @options.log_stats
 @options.state_dir
 @options.log_level
-def command(*, api_key: tuple[str, ...], allow_module: tuple[str, ...], **flags: Any) -> None:
+def command(*, allow_module: tuple[str, ...], **flags: Any) -> None:
     """Serve PIPELINE, a file or the name of a shipped one: broker, orchestrator, front door and stages, supervised.
 
     An embedded NATS server is started over the state directory, unless one runs there already, or --nats or OMNIBUS_NATS_URL
@@ -95,7 +95,7 @@ def command(*, api_key: tuple[str, ...], allow_module: tuple[str, ...], **flags:
     end_with_parent()
     arguments = _ServeArguments(**{name: flags.pop(name) for name in _ServeArguments.__slots__})
     spec = arguments.spec()
-    settings = load_settings(api_keys=api_key or None, allowed_modules=allow_module or None, **flags)
+    settings = load_settings(allowed_modules=allow_module or None, **flags)
     start_logging(settings)
     settings = _with_free_ports(settings)
     if not arguments.no_frontdoor:

@@ -11,6 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from omnibus.client.producer import Producer
 from omnibus.frontdoor import error_answers
+from omnibus.frontdoor.access import ApiKeys
+from omnibus.frontdoor.api_keys import KeyTable
 from omnibus.frontdoor.context import FrontDoorContext, Options
 from omnibus.frontdoor.endpoints import (
     chat,
@@ -23,7 +25,7 @@ from omnibus.frontdoor.endpoints import (
     speech,
 )
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
-from omnibus.frontdoor.middleware import REQUEST_ID, ApiKeys, BodyLimit, Observed
+from omnibus.frontdoor.middleware import REQUEST_ID, BodyLimit, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import NoTracing, Tracing
@@ -63,8 +65,8 @@ def create_app(
     # The last one added is the outermost: every refusal has an id and is logged, also those that a browser asks for before
     # it sends a key; the key comes before the body.
     app.add_middleware(BodyLimit, limit=options.max_body_bytes)
-    if options.api_keys:
-        app.add_middleware(ApiKeys, keys=options.api_keys)
+    keys = KeyTable(options.api_keys, options.api_keys_file)
+    app.add_middleware(ApiKeys, keys=keys, closed=options.closed, admin_paths=replica_control.ADMIN_PATHS)
     if options.allowed_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=options.allowed_methods,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Self
 
 from fastapi import Depends, Request
@@ -21,7 +22,11 @@ class Options:
     """The settings of an operator. Durations are seconds."""
 
     api_keys: tuple[str, ...] = ()
-    """Accepted bearer tokens; empty: everybody may ask."""
+    """Accepted bearer tokens, as `api_keys.read_setting` reads them."""
+    api_keys_file: Path | None = None
+    """A file of more; without it and `api_keys`, no key is asked for."""
+    closed: tuple[str, ...] = ()
+    """Pages that ask for a key, too: metrics, docs."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names that pipelines are served by, name → pipeline."""
     max_body_bytes: int = DEFAULT_MAX_BODY
@@ -41,8 +46,10 @@ class Options:
     @classmethod
     def of(cls, settings: Settings, aliases: Mapping[str, str]) -> Self:
         """The options that the settings name."""
-        names = ("api_keys", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials")
-        return cls(aliases=aliases, **{name: getattr(settings, name) for name in names})
+        names = ("api_keys", "closed", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials")
+        return cls(
+            aliases=aliases, api_keys_file=settings.keys_path, **{name: getattr(settings, name) for name in names}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from omnibus.errors import InvalidRequest, OmnibusError, RequestError, RequestTo
 from omnibus.frontdoor.bodies import Answer
 
 JSON_TYPE = "application/json"
-_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ErrorDetail(Answer):

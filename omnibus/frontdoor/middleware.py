@@ -1,27 +1,24 @@
-"""What happens to every HTTP request before a route sees it: an id, a log line, the API key, the bound on its body."""
+"""Every HTTP request gets an id, a log line and a bound on its body before a route sees it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnibus.errors import RequestTooLarge, Unauthorized
+from omnibus.errors import RequestTooLarge
 from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
-from omnibus.frontdoor.identity import bearer, fresh_rid, is_known_key
+from omnibus.frontdoor.identity import fresh_rid
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import NoTracing, Tracing
 
 REQUEST_ID = "X-Request-Id"
-GUARDED = ("/v1/", "/pause", "/resume", "/is_paused", "/start_profile", "/stop_profile", "/reset_prefix_cache")
-"""What an API key is asked for; probes and metrics are open."""
 PROBES = ("/live", "/ready", "/health", "/metrics")
 """What is asked for every few seconds, by probes and by `omnibus serve` itself; logged at DEBUG only."""
 TRACE_HEADERS = ("traceparent", "tracestate")
@@ -118,22 +115,6 @@ async def _send_shutdown_notice(send: Send) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-class ApiKeys:
-    """Refuses requests under GUARDED without a known bearer token, before their body is read."""
-
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self._app, self._keys = app, tuple(keys)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(GUARDED) and not self._admits(scope):
-            await error_response(Unauthorized())(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _admits(self, scope: Scope) -> bool:
-        return is_known_key(bearer(Headers(scope=scope).get("authorization")), self._keys)
-
-
 class BodyLimit:
     """Refuses bodies beyond a size: at once where they say their length, else as soon as they pass it."""
 
@@ -158,8 +139,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:
-                # The framework lets this kind alone through its parsing of bodies.
-                raise HTTPException(413, self._message)
+                raise RequestTooLarge(self._message)
             return message
 
         return counted

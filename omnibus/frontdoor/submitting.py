@@ -15,7 +15,7 @@ from omnibus.client.request_events import Result
 from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
 from omnibus.frontdoor.body_route import fingerprint
 from omnibus.frontdoor.context import FrontDoorContext
-from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, bearer, key_tenant, keyed_rid
+from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, keyed_rid
 from omnibus.frontdoor.served import Served
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -46,10 +46,10 @@ class Accepted:
 
 async def submit(context: FrontDoorContext, http: HttpRequest, served: Served, request: Request) -> Accepted:
     """Submit under the caller's idempotency key, or else under the id of the HTTP request; raises as `Producer.submit`."""
-    tenant = tenant_of(context, http) or request.tenant
+    tenant = http.state.tenant or request.tenant
     key, shape = http.headers.get(IDEMPOTENCY_KEY), ""
     if key is not None:
-        http.state.request_id, shape = _keyed(context, http, key, tenant, served.spec.name), await fingerprint(http)
+        http.state.request_id, shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
     request = msgspec.structs.replace(request, tenant=tenant, trace=http.state.trace, fingerprint=shape)
     try:
         submission = await context.producer.submit(served.spec, request, rid=http.state.request_id)
@@ -57,11 +57,6 @@ async def submit(context: FrontDoorContext, http: HttpRequest, served: Served, r
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise
     return Accepted(submission, served, key is not None, submission.time_left + BEYOND_DEADLINE)
-
-
-def tenant_of(context: FrontDoorContext, http: HttpRequest) -> str | None:
-    """The tenant whose key a caller has shown, who alone may see its requests; None where no keys are asked for."""
-    return key_tenant(bearer(http.headers.get("authorization"))) if context.options.api_keys else None
 
 
 async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Result:
@@ -117,8 +112,7 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-def _keyed(context: FrontDoorContext, http: HttpRequest, key: str, tenant: str, pipeline: str) -> str:
+def _keyed(key: str, tenant: str, pipeline: str) -> str:
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters", param=IDEMPOTENCY_KEY)
-    api_key = bearer(http.headers.get("authorization")) if context.options.api_keys else ""
-    return keyed_rid(api_key, tenant, pipeline, key)
+    return keyed_rid(tenant, pipeline, key)

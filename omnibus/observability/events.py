@@ -98,5 +98,7 @@ class LogEvent(StrEnum):
     SERVER_STARTED = "server.started"
     SERVER_STOPPED = "server.stopped"
     HTTP_REQUEST = "http.request"
+    API_KEYS_UNREADABLE = "http.api_keys_unreadable"
+    """The file of keys has become unreadable; those that were known stay."""
     TASK_CRASHED = "process.task_crashed"
     """A background task of a process ended with an unexpected exception."""

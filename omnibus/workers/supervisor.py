@@ -21,6 +21,7 @@ from omnibus.lineage import PARENT_VARIABLE
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.settings import inherited_environment
 
 INSTANCE_VARIABLE = "OMNIBUS_INSTANCE"
 """Set for each start of a child: a name that no other process ever has."""
@@ -236,7 +237,12 @@ class _Child:
         self._former_lines, self._lines = self._lines, deque(maxlen=LAST_LINES)
         self.process = process = await asyncio.create_subprocess_exec(
             *self._spec.argv,
-            env={**os.environ, **self._spec.env, PARENT_VARIABLE: str(os.getpid()), INSTANCE_VARIABLE: instance},
+            env={
+                **inherited_environment(),
+                **self._spec.env,
+                PARENT_VARIABLE: str(os.getpid()),
+                INSTANCE_VARIABLE: instance,
+            },
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

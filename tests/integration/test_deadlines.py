@@ -67,7 +67,7 @@ async def test_caller_has_a_504_in_time_when_no_orchestrator_is_there_and_the_en
         again = await front_door.http.post("/v1/chat/completions", json=body, headers=headers)
         assert again.status_code == 504
         assert time.monotonic() - began < 3.0, "counted from its own deadline"
-        rid = keyed_rid("", "default", pipeline, "late")
+        rid = keyed_rid("default", pipeline, "late")
         assert await ended(front_door.producer, pipeline, rid) is None, "nobody has ended it"
         orchestrator = asyncio.create_task(OrchestratorService(connection, spec).run())
         try:

@@ -96,8 +96,10 @@ async def test_unknown_model_is_not_found(front_door: Front) -> None:
 
 
 async def test_controls_need_a_key_when_the_front_door_has_one(connection: Connection, pipeline: str) -> None:
-    async with front(connection, spec_of(pipeline), Options(api_keys=("secret",))) as front_door:
+    async with front(connection, spec_of(pipeline), Options(api_keys=("admin:secret", "mine"))) as front_door:
         for path in ("/pause", "/resume", "/start_profile", "/stop_profile", "/reset_prefix_cache", "/v1/omni/sleep"):
             refused = await front_door.http.post(path, headers={"Authorization": "Bearer wrong"})
             assert refused.status_code == 401, path
+            refused = await front_door.http.post(path, headers={"Authorization": "Bearer mine"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied"), path
         assert (await front_door.http.post("/pause")).status_code == 200

@@ -15,7 +15,7 @@ from tests.support.front import Front, front, omni_sim
 pytestmark = pytest.mark.integration
 
 PAGE = "https://page.example"
-OPTIONS = Options(api_keys=("secret",), allowed_origins=(PAGE,), allowed_methods=("GET", "POST"))
+OPTIONS = Options(api_keys=("admin:secret",), allowed_origins=(PAGE,), allowed_methods=("GET", "POST"))
 
 
 @pytest_asyncio.fixture

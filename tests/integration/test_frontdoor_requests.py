@@ -37,7 +37,7 @@ def body(front_door: Front, text: str = "hello there", **fields: Any) -> dict[st
 
 
 def rid_of(front_door: Front, key: str) -> str:
-    return keyed_rid("", "default", front_door.spec.name, key)
+    return keyed_rid("default", front_door.spec.name, key)
 
 
 async def state_of(front_door: Front, rid: str) -> str | None:

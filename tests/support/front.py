@@ -91,7 +91,7 @@ async def front(
             metrics=connection.metrics, tracing=tracing,
         )  # fmt: skip
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0))
-        key = options.api_keys[0] if options is not None and options.api_keys else "any"
+        key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"
         openai = await stack.enter_async_context(
             AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=20.0)
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from omnibus.client.controls import Controls
@@ -125,6 +126,12 @@ async def stop_profile(context: Context, body: TheControlBody) -> Response:
 async def reset_prefix_cache(context: Context, body: TheControlBody) -> Response:
     """Engines forget the prefixes that they have cached."""
     return await _apply(context, body, lambda it: it.reset_prefix_cache(body.stage_ids))
+
+
+ADMIN_PATHS = frozenset(
+    route.path for route in router.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+)
+"""Addresses that change what replicas do: an admin's alone."""
 
 
 async def _apply(

@@ -1,0 +1,70 @@
+"""`omnibus keys`: the API keys that the front door accepts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from omnibus.cli import options
+
+if TYPE_CHECKING:
+    from omnibus.frontdoor.api_keys import KeyFile
+
+_NAME = click.argument("name")
+
+
+@click.group("keys")
+def command() -> None:
+    """Add, list or revoke the API keys that front doors accept.
+
+    The file holds hashes alone; running front doors notice a change within a second. Once it exists, every caller needs a key.
+    """
+
+
+@command.command()
+@_NAME
+@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True, help="Its rights.")
+@options.api_keys_file
+@options.state_dir
+def add(name: str, role: str, **flags: Path | None) -> None:
+    """Make a key called NAME and print it. It cannot be shown again."""
+    from omnibus.frontdoor.api_keys import Role  # noqa: PLC0415 commands import when they run
+
+    click.echo(_file(flags).add(name, Role(role)))
+
+
+@command.command("list")
+@options.api_keys_file
+@options.state_dir
+def list_keys(**flags: Path | None) -> None:
+    """List the names of the keys, their roles, and when they were made."""
+    file = _file(flags)
+    try:
+        keys = file.read()
+    except FileNotFoundError:
+        click.echo(f"no keys: {file.path} does not exist")
+        return
+    for key in keys:
+        click.echo(f"{key.name}\t{key.role}\t{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(key.created))}")
+    if not keys:
+        click.echo("no keys: every request is refused")
+
+
+@command.command()
+@_NAME
+@options.api_keys_file
+@options.state_dir
+def revoke(name: str, **flags: Path | None) -> None:
+    """Remove the key called NAME."""
+    _file(flags).revoke(name)
+    click.echo(f"revoked {name}")
+
+
+def _file(flags: dict[str, Path | None]) -> KeyFile:
+    from omnibus.cli.root import load_settings  # noqa: PLC0415 commands import when they run
+    from omnibus.frontdoor.api_keys import KeyFile  # noqa: PLC0415
+
+    return KeyFile(load_settings(**flags).keys_path)
