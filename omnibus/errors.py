@@ -18,7 +18,9 @@
     ├── DeadlineExceeded             504
     ├── EngineError                  500  an engine failed on a request
     │   ├── EngineDead               503  the engine's process is gone
+    │   │   └── EngineStalled        503  the engine makes no progress
     │   └── AttemptsExhausted        500  every attempt that was allowed failed
+    ├── StageTimeout                 504  an execution took longer than its stage allows
     ├── ReplicaMissing               503  a replica that was asked for is not there, or does not come back
     ├── PayloadLost                  500  a referenced payload cannot be read any more
     ├── Unreadable                   500  what is stored or queued is damaged, or of a newer version
@@ -177,11 +179,24 @@ class EngineDead(EngineError):
     http_status = 503
 
 
+class EngineStalled(EngineDead):
+    """The engine makes no progress."""
+
+    code = "engine_stalled"
+
+
 class AttemptsExhausted(EngineError):
     """Every attempt that the request was allowed has failed."""
 
     code = "attempts_exhausted"
     retryable = False
+
+
+class StageTimeout(OmnibusError):
+    """An execution of a stage took longer than the stage allows."""
+
+    code = "stage_timeout"
+    http_status = 504
 
 
 class ReplicaMissing(OmnibusError):

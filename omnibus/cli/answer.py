@@ -120,12 +120,14 @@ def describe_attempt(spec: PipelineSpec, attempt: Attempt) -> dict[str, Any]:
         "replica": attempt.replica,
         "code": attempt.code,
         "message": attempt.message,
+        "where": attempt.where,
+        "detail": attempt.detail,
     }
 
 
 def attempts_table(attempts: Sequence[dict[str, Any]]) -> Table:
     """Failed attempts as `describe_attempt` describes them."""
-    head = ("stage", "run", "delivery", "at", "replica", "code", "message")
+    head = ("stage", "run", "delivery", "at", "replica", "code", "message", "where")
     rows = [[clock(one[key]) if key == "at" else one[key] for key in head] for one in attempts]
     return make_table(head, rows, title="failed attempts")
 

@@ -34,6 +34,8 @@ class LogEvent(StrEnum):
     """The task was received again: an earlier attempt was lost."""
     TASK_FINISHED = "task.finished"
     TASK_FAILED = "task.failed"
+    STAGE_RAISED = "stage.raised"
+    """A stage's own code raised an exception; the traceback stands below."""
     TASK_DROPPED = "task.dropped"
     """The request of the task has ended."""
     TASK_REQUEUED = "task.requeued"
@@ -75,6 +77,9 @@ class LogEvent(StrEnum):
     DISCONNECTS_UNAVAILABLE = "disconnects.unavailable"
     """No disconnect events from the server: of a death that no supervisor reports, only the heartbeat timeout tells."""
     ENGINE_DEAD = "engine.dead"
+    """It cannot serve any more, or is stuck; its replica ends, to be started again."""
+    CANARY_REFUSED = "canary.refused"
+    """The engine refuses the request that its stage declares as a canary."""
 
     # The broker
     BROKER_CONNECTED = "broker.connected"

@@ -167,6 +167,7 @@ BUILT_IN = (
         parameters=frozenset({"text", "image", "seed"}),
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,
+        stall_timeout=600.0,  # a function shows no progress before it returns; a generator can
     ),
     EngineKind(
         name="sim",

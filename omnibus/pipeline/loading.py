@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import msgspec
@@ -20,7 +22,6 @@ from omnibus.pipeline.yaml_document import YamlDocument
 
 __all__ = ["build_pipeline", "load_pipeline", "parse_pipeline", "presets"]
 
-_DURATION_FIELDS = ("deadline", "heartbeat_timeout")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "lb_policy": tuple(LoadBalancingPolicy),
@@ -55,21 +56,32 @@ def build_pipeline(document: YamlDocument) -> PipelineSpec:
 
 
 def _convert(document: YamlDocument) -> PipelineSpec:
-    values = dict(document.values)
-    for field in _DURATION_FIELDS:
-        if isinstance(values.get(field), str):
-            values[field] = _seconds(document, field)
+    values = copy.deepcopy(document.values)
+    for path, mapping, fields in _durations(values):
+        for field in fields:
+            if isinstance(mapping.get(field), str):
+                mapping[field] = _seconds(document, (*path, field), mapping[field])
     try:
         return msgspec.convert(values, PipelineSpec)
     except msgspec.ValidationError as error:
         raise _explained(document, str(error)) from error
 
 
-def _seconds(document: YamlDocument, field: str) -> float:
-    text: str = document.values[field]
+def _durations(values: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any], tuple[str, ...]]]:
+    """Places, mappings and their fields that are durations; the values may be of any shape yet."""
+    yield (), values, ("deadline", "heartbeat_timeout")
+    stages = values.get("stages")
+    for index, stage in enumerate(stages if isinstance(stages, list) else ()):
+        if isinstance(stage, dict):
+            yield ("stages", index), stage, ("timeout", "stall_timeout")
+            if isinstance(stage.get("canary"), dict):
+                yield ("stages", index, "canary"), stage["canary"], ("interval", "timeout")
+
+
+def _seconds(document: YamlDocument, path: Path, text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*", text)
     if match is None:
-        raise document.error((field,), f"{shown(text)} is not a duration; write seconds, or such as 500ms, 30s, 5m, 1h")
+        raise document.error(path, f"{shown(text)} is not a duration; write seconds, or such as 500ms, 30s, 5m, 1h")
     return float(match[1]) * _SECONDS[match[2]]
 
 

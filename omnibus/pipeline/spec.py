@@ -36,6 +36,19 @@ class PayloadRule(StrEnum):
     """Through the object store, whatever the size."""
 
 
+class CanarySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A cheap request that each idle replica of a stage is asked. One that fails it is down, and started again."""
+
+    request: dict[str, Any]
+    """As a producer would send it, such as `{prompt: hello}`."""
+    sources: dict[str, dict[str, Any]] = {}
+    """Outputs of the stage's input sources, by stage name."""
+    interval: float = 60.0
+    """Seconds between two of them."""
+    timeout: float = 30.0
+    """Seconds in which it must be answered."""
+
+
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One stage: an engine and how it is run."""
 
@@ -69,6 +82,12 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Arguments that are passed to the engine unchanged."""
     input_processor: str | None = None
     """`module:function` that makes the engine's input of the request and the sources' outputs."""
+    timeout: float | None = None
+    """Seconds that one execution may take; beyond them its request fails with StageTimeout. None: as long as its deadline."""
+    stall_timeout: float | None = None
+    """Seconds without progress after which a replica counts as stuck, and is started again; None: what its engine says."""
+    canary: CanarySpec | None = None
+    """None: replicas are asked nothing."""
     lb_policy: LoadBalancingPolicy = LoadBalancingPolicy.BROKER
     """Balancing policy: the broker's (the first replica with a free slot), or a directed one."""
 

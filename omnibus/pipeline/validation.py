@@ -95,6 +95,7 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         if not least <= value <= most:
             yield Problem((*path, field), f"must be from {least} to {most}, not {value}")
     yield from _engine_problems(path, stage)
+    yield from _duration_problems(path, stage)
     if stage.final_output_type is not None and not MODALITY_PATTERN.fullmatch(stage.final_output_type):
         yield Problem((*path, "final_output_type"), f"{shown(stage.final_output_type)} is not a word in lower case")
     if stage.input_processor is not None and not CALLABLE_PATTERN.fullmatch(stage.input_processor):
@@ -150,6 +151,15 @@ def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         if name not in taken:
             hint = suggestion(name, taken) or f"; it takes {', '.join(sorted(taken))}"
             yield Problem((*path, "engine_args", name), f"the engine {stage.engine} has no such argument{hint}")
+
+
+def _duration_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
+    durations: dict[Path, float | None] = {("timeout",): stage.timeout, ("stall_timeout",): stage.stall_timeout}
+    if stage.canary is not None:
+        durations |= {("canary", "interval"): stage.canary.interval, ("canary", "timeout"): stage.canary.timeout}
+    for place, seconds in durations.items():
+        if seconds is not None and not 0.1 <= seconds <= WEEK:
+            yield Problem((*path, *place), f"must be from 0.1 to {WEEK} seconds, not {seconds:g}")
 
 
 def _source_problems(spec: PipelineSpec) -> Iterator[Problem]:

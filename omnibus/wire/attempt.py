@@ -22,7 +22,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replica: str | None = None
     code: str
     message: str
+    where: str = ""
+    """Where the stage's code raised: file without its folder, line and function."""
+    detail: str = ""
+    """The whole text of what it raised, for operators; empty where the message says it all."""
 
     def __post_init__(self) -> None:
-        if len(self.message) > MESSAGE_LIMIT:
-            msgspec.structs.force_setattr(self, "message", f"{self.message[: MESSAGE_LIMIT - 1]}…")
+        for field in ("message", "detail"):
+            text: str = getattr(self, field)
+            if len(text) > MESSAGE_LIMIT:
+                msgspec.structs.force_setattr(self, field, f"{text[: MESSAGE_LIMIT - 1]}…")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
@@ -100,6 +100,8 @@ class Assignment:
         self.lease = Lease(conn, delivery, ack_wait, on_lost=lambda: self.interrupt(Interruption.ABANDONED))
         self.interruption: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         """Done as soon as somebody stops the task; the first reason counts."""
+        self.work: asyncio.Task[Any] | None = None
+        """Its execution; the slot is busy until that has ended."""
         self.acknowledged = False
         """Whether the message has left the queue: nobody can deliver it again."""
         self._abandoned = False

@@ -15,9 +15,10 @@ from omnibus.observability.logging import get_logger
 from omnibus.registry.pause_state import PauseMode, PauseState, PauseWatch, pause_mode
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, AskSentText, Cancel, Control, Rpc, RpcReply
-from omnibus.wire.failure import Failure
+from omnibus.wire.failure import Failure, describe
 from omnibus.workers.assignment import Claims
 from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.engines.threads import within
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
 from omnibus.workers.text_stream import SentTexts
@@ -96,9 +97,7 @@ class ControlSubscriber:
         try:
             answer = RpcReply(replica=self._claims.replica, value=codec.pack(await self._called(order)))
         except Exception as error:  # noqa: BLE001 whatever the engine raises is the caller's answer
-            answer = RpcReply(
-                replica=self._claims.replica, error=f"{type(error).__name__}: {error}", failure=Failure.of(error)
-            )
+            answer = RpcReply(replica=self._claims.replica, error=describe(error), failure=Failure.of(error))
         try:
             if reply:
                 await self._conn.publish(reply, codec.encode(answer))
@@ -108,8 +107,8 @@ class ControlSubscriber:
     async def _called(self, order: Rpc) -> Any:
         if len(self._calls) > MOST_CALLS:
             raise RuntimeError("too many calls are under way")
-        async with asyncio.timeout(RPC_TIMEOUT):
-            return await self._handlers.call(order.method, order.args, order.kwargs)
+        call = self._handlers.call(order.method, order.args, order.kwargs)
+        return await within(RPC_TIMEOUT, call, f"call-{order.method}")
 
 
 class ControlHandlers:

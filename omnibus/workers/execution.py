@@ -1,24 +1,32 @@
-"""One execution of a stage: from a task to its result. Publishes deltas, but neither the result nor acks."""
+"""One execution of a stage: from a task to its result. Publishes deltas, but neither the result nor acks.
+
+What leaves a stage's own code stops here, whatever it is.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Awaitable, Hashable, Mapping
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import EngineError
+from omnibus.errors import EngineError, OmnibusError
 from omnibus.observability.tracing import Tracing
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import subjects
 from omnibus.wire.envelope import StageResult, StageTiming, Task
+from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import Engine, Finished, Job, TextDelta
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
 from omnibus.workers.text_stream import Deltas, SentText, SentTexts, received
+
+T = TypeVar("T")
 
 
 class Execution:
@@ -32,9 +40,18 @@ class Execution:
         self._conn, self._stage, self.engine = conn, stage, engine
         self._builder, self._writer, self._tracing = builder, writer, tracing
         self._sent_texts = sent_texts
+        self._items: dict[int, int] = {}
+        self._numbers = itertools.count()
 
-    async def run(self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str) -> StageResult:
-        """Raises a RequestError, PayloadLost, EngineError, or whatever the engine's own code raised.
+    def progress(self) -> dict[Hashable, int]:
+        """How far each execution has come that the engine works on, in items and in the engine's own signs of life."""
+        whole = self.engine.progress()
+        return {number: items + whole for number, items in self._items.items()}
+
+    async def run(
+        self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str
+    ) -> StageResult | OmnibusError:
+        """The result, or why there is none: a RequestError, PayloadLost, EngineError; what others raise is an EngineError.
 
         `again`: somebody had the task before, and the client may have a part of its text; the engine is asked to go on
         after that. Cancelling it closes the engine's generator, which frees what the job holds. One span, under the
@@ -43,7 +60,15 @@ class Execution:
         ticket = task.ticket
         about = {"pipeline": ticket.pipeline, "stage": self._stage.name, "rid": ticket.rid, "replica": replica}
         with self._tracing.span("stage", ticket.trace, about) as trace:
-            return await self._run(task, trace, Fence(ticket.run, task_seq, delivered), again, replica)
+            return await _contained(self._run(task, trace, Fence(ticket.run, task_seq, delivered), again, replica))
+
+    async def probe(self) -> Finished | OmnibusError:
+        """Run the stage's canary; the error is returned, not raised."""
+
+        async def run() -> Finished:
+            return await self._generate(await self._builder.canary(), None, None)
+
+        return await _contained(run())
 
     async def _run(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool, replica: str) -> StageResult:
         started = self._conn.clock.now()
@@ -73,10 +98,13 @@ class Execution:
 
     async def _generate(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
         """`sent_text` is None where nobody is sent the stage's text."""
+        number = next(self._numbers)
+        self._items[number] = 0
         try:
             # Engines write generate as an async generator, which the protocol's iterator does not promise.
             async with aclosing(cast("Any", self.engine.generate(job))) as items:
                 async for item in items:
+                    self._items[number] += 1
                     if isinstance(item, Finished):
                         await _closed(deltas)
                         return item
@@ -87,6 +115,7 @@ class Execution:
                     if deltas is not None:
                         deltas.add(item)
         finally:
+            del self._items[number]
             if deltas is not None:
                 deltas.drop()
         raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
@@ -97,6 +126,30 @@ class Execution:
             return None
         subject = subjects.out(task.ticket.pipeline, front, task.ticket.rid)
         return Deltas(self._conn, subject, rid=task.ticket.rid, stage_id=task.stage_id, fence=fence)
+
+
+async def _contained(work: Awaitable[T]) -> T | OmnibusError:
+    """The result of a stage's code or an error of our tree; raises nothing but the cancellation of this very task.
+
+    The code may raise CancelledError itself, as an inner task's does that was cancelled, or what would end the process.
+    """
+    try:
+        return await work
+    except OmnibusError as error:
+        return error
+    except asyncio.CancelledError as error:
+        current = asyncio.current_task()
+        if current is not None and current.cancelling():
+            raise
+        return _foreign(error)
+    except BaseException as error:  # noqa: BLE001 its receiver logs it
+        return _foreign(error)
+
+
+def _foreign(error: BaseException) -> EngineError:
+    made = EngineError(describe(error))
+    made.__cause__ = error
+    return made
 
 
 async def _closed(deltas: Deltas | None) -> None:

@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omnibus.errors import EngineError, InvalidRequest, OmnibusError
+from omnibus.errors import ConfigError, EngineError, InvalidRequest, OmnibusError
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import codec
 from omnibus.wire.envelope import Task
+from omnibus.wire.failure import describe
 from omnibus.wire.payload import MSGPACK, TEXT, Payload
 from omnibus.wire.request import Request, decode_request
 from omnibus.workers.engines.protocol import EngineInput, Job, Outputs, StageInput
@@ -24,11 +25,12 @@ class JobBuilder:
     """Makes the jobs of one stage."""
 
     def __init__(self, spec: PipelineSpec, stage: StageSpec, store: PayloadStore) -> None:
-        """Raises ConfigError when the stage names an input processor that cannot be imported."""
+        """Raises ConfigError for an input processor that cannot be imported, and for a canary that is no request."""
         self._spec, self._stage, self._store = spec, stage, store
         self._process: InputProcessor = (
             load_object(stage.input_processor, "input_processor") if stage.input_processor else default_input
         )
+        self._canary = _canary_input(stage) if stage.canary is not None else None
 
     async def build(self, task: Task, attempt: int) -> Job:
         """Raises PayloadLost, a RequestError for what the request got wrong, or EngineError when the processor failed."""
@@ -45,6 +47,13 @@ class JobBuilder:
             trace=task.ticket.trace,
         )
 
+    async def canary(self) -> Job:
+        """The job of the stage's canary; raises what the input processor raises."""
+        given = self._canary
+        assert given is not None, "a stage without a canary asks none"
+        engine_input, sampling = await self._engine_input(given), merged_sampling(self._stage, given.request)
+        return Job(rid=given.rid, stage_input=given, engine_input=engine_input, sampling=sampling)
+
     async def _fetch(self, given: Mapping[str, Payload]) -> Outputs:
         payloads = await asyncio.gather(*(self._store.get(payload) for payload in given.values()))
         return {name: unpacked(data, given[name].media_type) for name, data in zip(given, payloads, strict=True)}
@@ -58,7 +67,16 @@ class JobBuilder:
             raise
         except Exception as error:
             what = self._stage.input_processor or "the default input processor"
-            raise EngineError(f"stage {self._stage.name!r}: {what}: {type(error).__name__}: {error}") from error
+            raise EngineError(f"stage {self._stage.name!r}: {what}: {describe(error)}") from error
+
+
+def _canary_input(stage: StageSpec) -> StageInput:
+    assert stage.canary is not None
+    try:
+        request = decode_request(codec.pack(stage.canary.request))
+    except (InvalidRequest, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"stage {stage.name!r}: canary.request: {error}", param="canary") from error
+    return StageInput(rid="canary", request=request, sources=stage.canary.sources)
 
 
 def default_input(stage_input: StageInput) -> EngineInput:

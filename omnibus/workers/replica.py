@@ -7,7 +7,8 @@ import importlib.metadata
 import os
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +29,13 @@ from omnibus.registry.pause_state import PauseWatch
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import subjects
+from omnibus.wire.failure import Failure
 from omnibus.workers.assignment import Claims, Interruption
 from omnibus.workers.control_subscriber import ControlHandlers, ControlSubscriber
+from omnibus.workers.engine_health import EngineHealth
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.engines.threads import within
 from omnibus.workers.execution import Execution
 from omnibus.workers.initialisation.starting import start_engine
 from omnibus.workers.job_builder import JobBuilder
@@ -41,6 +45,11 @@ from omnibus.workers.task_service import TaskService
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
 from omnibus.workers.text_stream import SentTexts
+
+CLOSE_TIMEOUT = 40.0
+"""Seconds for an engine to free what it holds at the end; beyond the longest that one of ours takes."""
+DEAD_CLOSE_TIMEOUT = 2.0
+"""The same for one that is dead or stuck: its replica must come back, and its process ends with this one."""
 
 log = get_logger(__name__)
 
@@ -90,7 +99,12 @@ class Replica:
         self._director = Director(conn, spec, stages=_direct_targets(spec, stage))
         self._sent_texts = SentTexts()
         self._slots = TaskSlots(stage.slots, self._claims, self._set_status)
-        self._service = self._make_service()
+        execution = self._make_execution()
+        self._health = EngineHealth(stage, execution, self._slots, on_death=self.drain)
+        self._service = TaskService(
+            stage, execution, Performer(conn, spec.name, lane_of=self._director.lane),
+            claims=self._claims, slots=self._slots, telemetry=self._telemetry, health=self._health, leave=self._leave,
+        )  # fmt: skip
         come_back = self._restart if self._options.supervised else None
         self._handlers = ControlHandlers(self._engine, self._slots, restart=come_back)
         self._pause_states = PauseWatch(conn, spec.name, stage.stage_id)
@@ -105,7 +119,6 @@ class Replica:
         self._ending = asyncio.Event()
         self._turn = asyncio.Event()  # the end is near, or the id is another
         self._left = asyncio.Event()  # no more tasks can come
-        self._engine_death: Exception | None = None
 
     @property
     def record(self) -> ReplicaRecord:
@@ -134,13 +147,13 @@ class Replica:
             try:
                 await self._load_engine()
                 await self._serve()
-            except Exception:
-                await self._registration.set_status(ReplicaStatus.ERROR)
+            except Exception as error:
+                await self._registration.set_status(ReplicaStatus.ERROR, Failure.of(error).message)
                 raise
             finally:
                 unhook()
                 await self._control.close()
-                await self._engine.close()
+                await self._close_engine()
         log.info(LogEvent.REPLICA_DOWN, stage=self._stage.stage_id, replica=self.record.replica)
 
     async def _load_engine(self) -> None:
@@ -154,15 +167,15 @@ class Replica:
         await self._control.listen()
         self._handlers.begin(self._pause_states.pause_state)
         async with asyncio.TaskGroup() as jobs:
-            watch = jobs.create_task(self._watch_engine(), name="engine-watch")
+            watch = jobs.create_task(self._health.run(), name="engine-health")
             while not self._ending.is_set():
                 await self._take_tasks(jobs)
             self._left.set()
             await self._finish()
             watch.cancel()
         await self._lanes.close()
-        if self._engine_death is not None:
-            raise EngineDead(f"stage {self._stage.name!r}: {self._engine_death}") from self._engine_death
+        if self._health.death is not None:
+            raise self._health.death
 
     async def _take_tasks(self, jobs: asyncio.TaskGroup) -> None:
         """Until the end is near, or until the replica's own lane is another one."""
@@ -180,21 +193,15 @@ class Replica:
 
     async def _receive(self, puller: Puller, jobs: asyncio.TaskGroup) -> None:
         async for delivery in puller:
-            jobs.create_task(self._see_through(self._service.take(delivery)), name=f"task-{delivery.stream_seq}")
-
-    async def _see_through(self, task: Coroutine[Any, Any, None]) -> None:
-        try:
-            await task
-        finally:
-            self._notice_death()
+            jobs.create_task(self._service.take(delivery), name=f"task-{delivery.stream_seq}")
 
     async def _finish(self) -> None:
         """Let tasks end by themselves for a while; then stop those that are left, and give them to others."""
-        if self._engine_death is not None:
+        if (death := self._health.death) is not None:
             # First of all: this ends every wait for the engine.
             self._claims.interrupt(Interruption.RELEASED)
-            log.error(LogEvent.ENGINE_DEAD, stage=self._stage.stage_id, error=str(self._engine_death))
-            await self._registration.set_status(ReplicaStatus.ERROR)
+            log.error(LogEvent.ENGINE_DEAD, stage=self._stage.stage_id, error=death.message)
+            await self._registration.set_status(ReplicaStatus.ERROR, death.message)
             return
         log.info(LogEvent.REPLICA_DRAINING, stage=self._stage.stage_id, replica=self.record.replica)
         await self._registration.set_status(ReplicaStatus.DRAINING)
@@ -205,34 +212,24 @@ class Replica:
         self.comes_back = True
         self.drain()
 
-    async def _watch_engine(self) -> None:
-        try:
-            death = await self._engine.wait_dead()
-        except Exception as error:  # noqa: BLE001 an engine that cannot even say so
-            death = error
-        self._engine_died(death)
+    async def _close_engine(self) -> None:
+        """Let the engine free what it holds, for a while: what a thread of it still holds ends with the process."""
+        timeout = CLOSE_TIMEOUT if self._health.death is None else DEAD_CLOSE_TIMEOUT
+        with suppress(TimeoutError):
+            await within(timeout, self._engine.close(), "engine-close")
 
-    def _notice_death(self) -> None:
-        if (death := self._engine.dead()) is not None:
-            self._engine_died(death)
-
-    def _engine_died(self, death: Exception) -> None:
-        if self._engine_death is None:
-            self._engine_death = death
-            self.drain()
-
-    async def _leave(self, death: Exception) -> None:
+    async def _leave(self, death: EngineDead) -> None:
         """End because the engine is dead; returns when no more tasks can come.
 
         Before, a requeued task might come here again, and use up its attempts on a dead engine.
         """
-        self._engine_died(death)
+        self._health.fail(death)
         await self._left.wait()
 
     # What the registration asks and tells
 
     def _load(self) -> Mapping[str, Any]:
-        self._notice_death()
+        self._health.check()
         stats = self._engine.stats()
         return {
             "queue_length": stats.running + stats.waiting + self._lanes.waiting,
@@ -262,17 +259,12 @@ class Replica:
 
     # What it is made of
 
-    def _make_service(self) -> TaskService:
+    def _make_execution(self) -> Execution:
         store = PayloadStore(self._conn, self._spec.name)
-        execution = Execution(
+        return Execution(
             self._conn, self._stage, self._engine,
             JobBuilder(self._spec, self._stage, store), OutputWriter(self._spec, self._stage, self._engine.outputs, store),
             tracing=self._options.tracing, sent_texts=self._sent_texts,
-        )  # fmt: skip
-        performer = Performer(self._conn, self._spec.name, lane_of=self._director.lane)
-        return TaskService(
-            self._stage, execution, performer,
-            claims=self._claims, slots=self._slots, telemetry=self._telemetry, leave=self._leave,
         )  # fmt: skip
 
     def _make_registration(self) -> Registration:

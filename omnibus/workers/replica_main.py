@@ -9,7 +9,9 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Coroutine
 from contextlib import closing
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -43,22 +45,23 @@ def main() -> None:
     arguments = _parser().parse_args()
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
-    status = _outcome(arguments, settings)
-    # Not by sys.exit, which waits for threads: an engine's may never come back.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    uvloop.run(_end_with(_run(arguments, settings), arguments.stage))
 
 
-def _outcome(arguments: argparse.Namespace, settings: Settings) -> int:
+async def _end_with(replica: Coroutine[Any, Any, bool], stage: str) -> NoReturn:
+    """End the process with the replica, at once: an engine's thread that never comes back would hold up any other end."""
+    status = 1
     try:
-        comes_back = uvloop.run(_run(arguments, settings))
+        status = RESTART_EXIT_CODE if await replica else 0
     except OmnibusError as error:
-        failure = error
-    else:
-        return RESTART_EXIT_CODE if comes_back else 0
-    log.error(LogEvent.REPLICA_DOWN, stage=arguments.stage, code=failure.code, error=failure.message)
-    return FATAL_EXIT_CODE if isinstance(failure, ConfigError) else 1
+        log.error(LogEvent.REPLICA_DOWN, stage=stage, code=error.code, error=error.message)  # noqa: TRY400 it says all
+        status = FATAL_EXIT_CODE if isinstance(error, ConfigError) else 1
+    except BaseException:
+        log.exception(LogEvent.REPLICA_DOWN, stage=stage)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 async def _run(arguments: argparse.Namespace, settings: Settings) -> bool:

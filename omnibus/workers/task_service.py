@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -13,7 +14,9 @@ from omnibus.errors import (
     EngineDead,
     EngineError,
     InvalidRequest,
+    OmnibusError,
     RequestTooLarge,
+    StageTimeout,
     Unreadable,
 )
 from omnibus.ledger.performer import Performer
@@ -22,8 +25,9 @@ from omnibus.requests.effects import PublishEvent, PublishTask
 from omnibus.wire import subjects
 from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
-from omnibus.wire.failure import Failure
+from omnibus.wire.failure import Failure, last_frame, text_of
 from omnibus.workers.assignment import Assignment, Claims, Interruption
+from omnibus.workers.engine_health import EngineHealth
 from omnibus.workers.execution import Execution
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
@@ -31,8 +35,6 @@ from omnibus.workers.triage import Disposition, GiveUp, after_failure, decode_ta
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to end a stopped job."""
-FOR_OTHERS = (Interruption.REQUEUED, Interruption.RELEASED)
-"""Tasks that others get at once: ending them here may take time, for an engine that hangs."""
 BEYOND_DEADLINE = 1.0
 """Seconds after which a job past its request's deadline is stopped unasked: the broadcast of its end was lost."""
 
@@ -41,8 +43,9 @@ SETTLE = 0.1
 _PUT_BACK = 0.25
 """Seconds for which a slot rests whose task was put back: it might come here again at once."""
 
-Outcome = StageResult | Exception | Interruption
-Leave = Callable[[Exception], Awaitable[None]]
+Work = asyncio.Task[StageResult | OmnibusError]
+Outcome = StageResult | OmnibusError | Interruption
+Leave = Callable[[EngineDead], Awaitable[None]]
 
 
 class TaskService:
@@ -54,12 +57,12 @@ class TaskService:
 
     def __init__(
         self, stage: StageSpec, execution: Execution, performer: Performer,
-        *, claims: Claims, slots: TaskSlots, telemetry: TaskTelemetry, leave: Leave,
+        *, claims: Claims, slots: TaskSlots, telemetry: TaskTelemetry, health: EngineHealth, leave: Leave,
     ) -> None:  # fmt: skip
         """`leave` ends the replica when its engine is dead, and returns when no more tasks can come to it."""
-        self._stage_id = stage.stage_id
+        self._stage = stage
         self._execution, self._performer, self._clock = execution, performer, performer.clock
-        self._claims, self._slots, self._telemetry, self._leave = claims, slots, telemetry, leave
+        self._claims, self._slots, self._telemetry, self._health, self._leave = claims, slots, telemetry, health, leave
         self._has_last_attempt = False
         """Whether a task at its last attempt runs here."""
 
@@ -67,21 +70,25 @@ class TaskService:
         """Have a delivery in hand from here on, so that no drain overlooks it. To be awaited: sees it through, raises nothing."""
         self._slots.taken()
         try:
-            task = decode_task(delivery.data, delivery.subject, self._stage_id)
+            task = decode_task(delivery.data, delivery.subject, self._stage.stage_id)
         except InvalidRequest as error:
-            return self._guarded(self._reject(delivery, error))
+            return self._guarded(self._reject(delivery, error), None)
         assignment = self._claims.take(delivery, task)
         self._slots.admit(assignment)
-        return self._guarded(self._work_on(assignment))
+        return self._guarded(self._work_on(assignment), assignment)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """The root of one task: whatever happens to it stays here."""
+    async def _guarded(self, work: Coroutine[Any, Any, None], assignment: Assignment | None) -> None:
+        """The root of one task: whatever happens to it stays here. Its slot is free when nothing works on it any more."""
         try:
             await work
         except Exception:  # noqa: BLE001 logged and counted
             self._telemetry.crashed("worker")  # not acknowledged: delivered again when its lease runs out
         finally:
-            self._slots.freed()
+            self._health.check()
+            if assignment is not None and assignment.work is not None and not assignment.work.done():
+                assignment.work.add_done_callback(lambda _: self._slots.freed())
+            else:
+                self._slots.freed()
 
     async def _reject(self, delivery: Delivery, error: InvalidRequest) -> None:
         """End the request that the subject of a malformed task names, with what is wrong, and acknowledge the delivery.
@@ -157,50 +164,53 @@ class TaskService:
             self._has_last_attempt = False
 
     async def _see_through(self, assignment: Assignment) -> None:
-        work = asyncio.create_task(self._execute(assignment), name=f"run-{assignment.rid}")
+        delivery = assignment.delivery
+        run = self._execution.run(
+            assignment.task, task_seq=delivery.stream_seq, delivered=delivery.attempts, again=delivery.again,
+            replica=self._claims.replica,
+        )  # fmt: skip
+        work = assignment.work = asyncio.create_task(run, name=f"run-{assignment.rid}")
         try:
             outcome = await self._attempt(assignment, work)
-            if outcome not in FOR_OTHERS:
-                await self._stop(assignment, work)
+            if outcome is Interruption.CANCELLED:
+                await self._stop(assignment, work)  # first: what it still stores is cleared up in the end
             await self._conclude(assignment, outcome)
         finally:
             await self._stop(assignment, work)
             if assignment.abandoned:
                 await self._clear_orphans(assignment)
 
-    async def _attempt(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> Outcome:
-        """Wait until the job ends or somebody stops it."""
+    async def _attempt(self, assignment: Assignment, work: Work) -> Outcome:
+        """Wait until the job ends, somebody stops it, or its time is over."""
+        limit = self._stage.timeout or math.inf
+        left = max(assignment.task.ticket.deadline - self._clock.now() + BEYOND_DEADLINE, 0.0)
         either: set[asyncio.Future[Any]] = {work, assignment.interruption}
-        left = assignment.task.ticket.deadline - self._clock.now() + BEYOND_DEADLINE
-        done, _ = await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            assignment.interrupt(Interruption.CANCELLED)  # its end was broadcast, and missed here
-        return work.result() if work.done() else assignment.interruption.result()
-
-    async def _execute(self, assignment: Assignment) -> StageResult | Exception:
-        delivery = assignment.delivery
-        try:
-            return await self._execution.run(
-                assignment.task, task_seq=delivery.stream_seq, delivered=delivery.attempts, again=delivery.again,
-                replica=self._claims.replica,
-            )  # fmt: skip
-        except Exception as error:  # noqa: BLE001 whatever an engine raises is classified, logged and counted
-            return error
-        except SystemExit as error:  # of a stage's own code: it would end the replica, and with it the tasks of others
-            return EngineError(f"the stage's code called exit({error.code})")
-
-    async def _stop(self, assignment: Assignment, work: asyncio.Task[StageResult | Exception]) -> None:
+        await asyncio.wait(either, timeout=min(left, limit), return_when=asyncio.FIRST_COMPLETED)
         if work.done():
+            return (
+                EngineError("the stage's code cancelled the task that runs it") if work.cancelled() else work.result()
+            )
+        if not assignment.interruption.done() and limit < left:
+            return StageTimeout(f"stage {self._stage.name!r} took longer than {limit:g} s")
+        assignment.interrupt(
+            Interruption.CANCELLED
+        )  # unless it was stopped already: its end was broadcast, and missed here
+        return assignment.interruption.result()
+
+    async def _stop(self, assignment: Assignment, work: Work) -> None:
+        """Have the engine end a job; returns when it has, or after a while: its slot stays busy then."""
+        if work.done() or work.cancelling():
             return
         try:
-            if self._execution.engine.dead() is None:
+            if self._health.death is None:
                 async with asyncio.timeout(ABORT_TIMEOUT):
                     await self._execution.engine.abort(assignment.rid)
-        except Exception:  # noqa: BLE001 logged and counted: an engine that fails or hangs here must not keep the slot
+        except Exception:  # noqa: BLE001 logged and counted: an engine that fails or hangs here must not keep the task
             self._telemetry.crashed("abort")
         finally:
             work.cancel()
-        await asyncio.wait({work}, timeout=ABORT_TIMEOUT)
+        if self._health.death is None:
+            await asyncio.wait({work}, timeout=ABORT_TIMEOUT)
 
     async def _conclude(self, assignment: Assignment, outcome: Outcome) -> None:
         match outcome:
@@ -213,8 +223,8 @@ class TaskService:
             case BrokerError() if outcome.retryable:  # an outage, which must not end a request
                 await self._requeue(assignment)
             case Interruption.RELEASED:
-                await self._fail(assignment, EngineDead())
-            case Exception():
+                await self._fail(assignment, self._health.death or EngineDead())
+            case OmnibusError():
                 await self._fail(assignment, outcome)
             case _:
                 await self._drop(assignment)
@@ -235,8 +245,10 @@ class TaskService:
         await self._ack(assignment)
         self._telemetry.finished(assignment, result)
 
-    async def _fail(self, assignment: Assignment, error: Exception) -> None:
+    async def _fail(self, assignment: Assignment, error: OmnibusError) -> None:
         delivery = assignment.delivery
+        if (raised := _raised(error)) is not None:
+            self._telemetry.raised(assignment, raised)
         if isinstance(error, EngineDead):
             await self._leave(error)
         disposition = after_failure(error, assignment.task, delivered=delivery.attempts, replica=self._claims.replica)
@@ -251,13 +263,14 @@ class TaskService:
         if not assignment.abandoned:
             await delivery.nak(disposition.delay)
 
-    def _failed_attempt(self, assignment: Assignment, error: Exception) -> Attempt:
+    def _failed_attempt(self, assignment: Assignment, error: OmnibusError) -> Attempt:
         """Make the entry of a failed attempt in the request's history."""
-        delivery, failure = assignment.delivery, Failure.of(error)
+        delivery, failure, raised = assignment.delivery, Failure.of(error), _raised(error)
         return Attempt(
             stage_id=assignment.task.stage_id, run=assignment.task.ticket.run,
             task_seq=delivery.stream_seq, delivery=delivery.num_delivered, at=self._clock.now(),
             replica=self._claims.replica, code=failure.code, message=failure.message,
+            where=last_frame(raised) if raised is not None else "", detail=text_of(raised) if raised is not None else "",
         )  # fmt: skip
 
     async def _give_up(self, assignment: Assignment, disposition: GiveUp, last: Attempt | None = None) -> None:
@@ -295,3 +308,11 @@ class TaskService:
             assignment.acknowledged = True
         except BrokerError:  # delivered again, then: what follows from it is published, and deduplicated
             self._telemetry.ack_failed(assignment)
+
+
+def _raised(error: OmnibusError) -> BaseException | None:
+    """The exception of foreign code that an error was made of."""
+    cause: BaseException | None = error
+    while isinstance(cause, OmnibusError):
+        cause = cause.__cause__
+    return cause

@@ -52,6 +52,15 @@ class TaskSlots:
         if self.paused and self._stops_tasks:
             assignment.interrupt(Interruption.REQUEUED)
 
+    def borrow(self) -> bool:
+        """Take a slot for what is no task, unless a task is in hand; whether there was one. Returned by `freed`."""
+        if self._puller is None or self.paused or self._in_hand:
+            return False
+        free = self._puller.withdraw()
+        self._puller.add_credit(max(free - 1, 0))  # a task that is under way for the slot is requeued
+        self._in_hand += min(free, 1)
+        return free > 0
+
     def freed(self) -> None:
         """It is done with: its slot is free again."""
         self._in_hand -= 1

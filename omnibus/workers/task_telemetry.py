@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import traceback
+from collections import deque
 
 from omnibus.broker.clock import ServerClock
 from omnibus.errors import OmnibusError
@@ -10,8 +12,15 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.wire.envelope import StageResult
-from omnibus.wire.failure import Failure
+from omnibus.wire.failure import Failure, describe, last_frame
 from omnibus.workers.assignment import Assignment
+
+MALFORMED_EVERY = 10.0
+"""Seconds between two lines about malformed tasks: anybody who may publish could fill the log. The metric counts each."""
+_FRAMES, _HEAD, _TAIL = 40, 8000, 2000
+"""Frames and characters of a traceback that are logged: texts of exceptions are of any length."""
+_KNOWN = 256
+"""Failures of stages' code whose traceback is in the log already."""
 
 log = get_logger(__name__)
 
@@ -23,6 +32,9 @@ class TaskTelemetry:
         self._metrics, self._clock = metrics, clock
         self._labels = (pipeline, str(stage_id))
         self._log = log.bind(stage=stage_id)
+        self._raised: deque[tuple[str, str, str]] = deque(maxlen=_KNOWN)
+        self._malformed_until = 0.0
+        self._malformed = 0
         self.replica = ""
 
     def received(self, assignment: Assignment) -> None:
@@ -50,12 +62,17 @@ class TaskTelemetry:
             self._metrics.tokens.labels(*self._labels, "completion").inc(usage.completion_tokens)
         self._log.debug(LogEvent.TASK_FINISHED, rid=assignment.rid, replica=self.replica, seconds=round(seconds, 4))
 
-    def retried(self, assignment: Assignment, error: Exception, delay: float) -> None:
+    def retried(self, assignment: Assignment, error: OmnibusError, delay: float) -> None:
         self._count("retried")
-        what = f"{type(error).__name__}: {error}"
-        self._say(
-            LogEvent.TASK_FAILED, assignment, error=what, delivered=assignment.delivery.num_delivered, again=delay
-        )
+        what, delivered = describe(error), assignment.delivery.num_delivered
+        self._say(LogEvent.TASK_FAILED, assignment, error=what, delivered=delivered, again=delay)
+
+    def raised(self, assignment: Assignment, error: BaseException) -> None:
+        """A stage's code raised something: its traceback, once for all attempts that fail here in the same way."""
+        key = (assignment.rid, describe(error), last_frame(error))
+        if key not in self._raised:
+            self._raised.append(key)
+            self._say(LogEvent.STAGE_RAISED, assignment, stack=_traceback(error))
 
     def gave_up(self, assignment: Assignment, failure: Failure, *, dead: bool) -> None:
         self._count("failed")
@@ -83,7 +100,12 @@ class TaskTelemetry:
 
     def malformed(self, subject: str, error: OmnibusError) -> None:
         self._count("malformed")
-        self._log.error(LogEvent.TASK_FAILED, subject=subject, replica=self.replica, error=error.message)
+        self._malformed += 1
+        if time.monotonic() >= self._malformed_until:
+            self._malformed_until = time.monotonic() + MALFORMED_EVERY
+            fields = {"error": error.message, "messages": self._malformed}
+            self._log.error(LogEvent.TASK_FAILED, subject=subject, replica=self.replica, **fields)
+            self._malformed = 0
 
     def crashed(self, where: str) -> None:
         """An exception that nobody expected, from inside its `except`."""
@@ -95,3 +117,8 @@ class TaskTelemetry:
 
     def _say(self, event: LogEvent, assignment: Assignment, **fields: object) -> None:
         self._log.warning(event, rid=assignment.rid, replica=self.replica, **fields)
+
+
+def _traceback(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(error, limit=-_FRAMES)).rstrip()
+    return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]} … {text[-_TAIL:]}"

@@ -97,12 +97,11 @@ def triage(
     return Disposition.RUN
 
 
-def after_failure(error: Exception, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:
-    """Decide what follows from a failed attempt. Errors outside our tree count as the engine's.
+def after_failure(error: OmnibusError, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:
+    """Decide what follows from a failed attempt.
 
     A lost payload is not tried again here: only a new run of the whole request can make it anew.
     """
-    error = error if isinstance(error, OmnibusError) else EngineError(f"{type(error).__name__}: {error}")
     again = isinstance(error, EngineError) and error.retryable
     if again and delivered < task.ticket.max_attempts:
         # A dead engine's task goes to another replica: there is nothing to wait for.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer, Submission
 from omnibus.client.request_events import ClientEvent
-from omnibus.errors import BrokerError, OmnibusError, RequestConflict, UnknownRequest
+from omnibus.errors import BrokerError, EngineDead, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.state import RequestState
@@ -77,8 +77,12 @@ def _starter(world: World, stage: StageSpec) -> object:
         options = ReplicaOptions(instance=connection.name, grace=0.5)
         replica = Replica(connection, world.spec, stage, options, engine=SimEngine(world, process, stage))
         world.replicas[process] = replica
-        await replica.run()
-        world.leave(process)
+        try:
+            await replica.run()
+        except EngineDead:
+            world.kill(process, "of its stuck engine")
+        else:
+            world.leave(process)
 
     return start
 

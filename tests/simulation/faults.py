@@ -41,6 +41,7 @@ class Faults:
         self.strikes = self._some(0.0, 0.3, 1.5)
         """Cuts, suspensions, restarts and the like, a second."""
         self.engine_errors = self._some(0.0, 0.0, 0.1, 0.5)
+        self.stalls = self._some(0.0, 0.0, 0.05, 0.2)
         self.lost_payloads = self._some(0.0, 0.0, 0.2)
         self.undone = self._some(0.0, 0.0, 0.5)
         """Removals that a kill of the broker undoes."""

@@ -18,6 +18,7 @@ def _stage(number: int, *sources: int, final: str | None = None, directed: bool 
         stage_id=number,
         name=f"s{number}",
         engine="sim",
+        stall_timeout=4.0,
         input_sources=sources,
         final_output=final is not None,
         final_output_type=final,

@@ -37,6 +37,9 @@ class SimEngine:
             self._world.kill(self._process, "poisoned")
         if self._world.faults.chance(self._world.faults.engine_errors):
             raise EngineError("out of luck")
+        if self._world.faults.chance(self._world.faults.stalls):
+            self._world.trace(self._process.name, f"stalls on {job.rid}")
+            await _stuck()
         await self._think()
         yield _delta(text[half:])
         yield Finished(outputs={"text": text})
@@ -46,6 +49,9 @@ class SimEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats()
+
+    def progress(self) -> int:
+        return 0
 
     def dead(self) -> Exception | None:
         return None
@@ -64,6 +70,16 @@ class SimEngine:
 
     async def _think(self) -> None:
         await asyncio.sleep(self._world.rng.choice((0.001, 0.01, 0.5, 2.0)))
+
+
+async def _stuck() -> None:
+    """As a thread that never comes back: a cancellation is not heeded before the process ends."""
+    never = asyncio.get_running_loop().create_future()
+    try:
+        await never
+    except asyncio.CancelledError:
+        await asyncio.wait({asyncio.get_running_loop().create_future()})
+        raise
 
 
 def _delta(text: str) -> TextDelta:
@@ -93,7 +109,7 @@ class QuietRegistration:
     async def __aexit__(self, *_: object) -> None:
         return
 
-    async def set_status(self, status: ReplicaStatus) -> None:
+    async def set_status(self, status: ReplicaStatus, _reason: str = "") -> None:
         self.record = replace(self.record, status=status)
 
     def hurry(self) -> None:

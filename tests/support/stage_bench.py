@@ -25,6 +25,7 @@ from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.waiting import eventually
 
 HEARTBEAT_TIMEOUT = 1.0
+STAGE_FIELDS = ("slots", "engine", "model", "timeout", "stall_timeout", "canary", "input_processor")
 REPLICA_PROCESS = "tests.support.replica_process"
 
 
@@ -133,12 +134,13 @@ class StageBench:
 
 @asynccontextmanager
 async def stage_bench(conn: Connection, pipeline: str, **settings: Any) -> AsyncIterator[StageBench]:
-    """`settings` are `slots`, fields of PipelineSpec by name, and for the rest `engine_args` of the stage."""
-    slots, timeout = settings.pop("slots", 1), settings.pop("heartbeat_timeout", HEARTBEAT_TIMEOUT)
+    """`settings` are fields of the stage or of PipelineSpec by name, and for the rest `engine_args` of the stage."""
+    timeout = settings.pop("heartbeat_timeout", HEARTBEAT_TIMEOUT)
+    of_stage = {name: settings.pop(name) for name in STAGE_FIELDS if name in settings}
     fields = {name: settings.pop(name) for name in ("max_attempts", "lanes", "deadline") if name in settings}
     stage = StageSpec(
-        stage_id=0, name="sim", engine="sim", slots=slots, final_output=True, final_output_type="text",
-        engine_args=settings,
+        stage_id=0, name="sim", final_output=True, final_output_type="text", engine_args=settings,
+        **{"engine": "sim", **of_stage},
     )  # fmt: skip
     spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=timeout, **fields)
     await ensure_layout(conn, describe(pipeline, {0: spec.stage_lanes}, heartbeat_timeout=timeout))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from omnibus.errors import PipelineError
 from omnibus.pipeline.loading import load_pipeline, parse_pipeline, presets
 from omnibus.pipeline.route import Forwarding
-from omnibus.pipeline.spec import PayloadRule, PipelineSpec
+from omnibus.pipeline.spec import CanarySpec, PayloadRule, PipelineSpec
 
 pytestmark = pytest.mark.unit
 
@@ -263,3 +264,42 @@ def test_error_says_what_a_pipeline_is_when_a_model_is_given(given: str, hinted:
     with pytest.raises(PipelineError, match="cannot be read") as caught:
         load_pipeline(given)
     assert ("a pipeline is a YAML file" in caught.value.message) is hinted
+
+
+STAGE = """\
+name: p
+stages:
+  - stage_id: 0
+    name: s
+    engine: sim
+    final_output: true
+    final_output_type: text
+    timeout: 90s
+    stall_timeout: 2m
+    canary: {request: {prompt: hello}, interval: 30s, timeout: 500ms}
+"""
+
+
+def test_durations_of_a_stage_are_read_with_their_units() -> None:
+    (stage,) = parse_pipeline(STAGE).stages
+    assert (stage.timeout, stage.stall_timeout) == (90.0, 120.0)
+    assert stage.canary == CanarySpec(request={"prompt": "hello"}, interval=30.0, timeout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "field", "message"),
+    [
+        ("timeout: 90s", "timeout: soon", "stages[0].timeout", "'soon' is not a duration"),
+        ("timeout: 2m", "timeout: 0", "stages[0].stall_timeout", "must be from 0.1 to 604800 seconds, not 0"),
+        ("interval: 30s", "interval: 30x", "stages[0].canary.interval", "'30x' is not a duration"),
+        ("timeout: 500ms", "timeout: .nan", "stages[0].canary.timeout", "must be from 0.1"),
+        ("interval: 30s", "every: 30s", "stages[0].canary.every", "unknown field"),
+        ("request: {prompt: hello}, ", "", "stages[0].canary.request", "missing"),
+    ],
+)
+def test_field_of_a_stage_is_named_when_its_duration_or_canary_is_wrong(
+    text: str, wrong: str, field: str, message: str
+) -> None:
+    with pytest.raises(PipelineError, match=re.escape(message)) as caught:
+        parse_pipeline(STAGE.replace(text, wrong))
+    assert caught.value.field == field

@@ -235,6 +235,12 @@ async def test_sim_refuses_what_it_does_not_know() -> None:
         await run(sim(), make_job(tokens="many"))
 
 
+@pytest.mark.parametrize("wish", [{"tokens": 10**9}, {"steps": 10**9, "latency": 1}, {"size": -1}, {"size": 10**12}])
+async def test_sim_refuses_more_than_it_could_make(wish: dict[str, Any]) -> None:
+    with pytest.raises(EngineRejected):
+        await run(sim(), make_job(**wish))
+
+
 async def test_sim_declares_every_kind_of_output() -> None:
     kinds = {"t": "text", "i": "image", "a": "audio", "x": "tensor", "k": "tokens", "j": "json"}
     made = last(await run(sim(outputs=kinds, size=8), make_job("a b"))).outputs

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from omnibus.errors import AttemptsExhausted, EngineError, EngineRejected, InvalidRequest, PayloadLost
+from omnibus.errors import (
+    AttemptsExhausted,
+    EngineError,
+    EngineRejected,
+    InvalidRequest,
+    OmnibusError,
+    PayloadLost,
+    StageTimeout,
+)
 from omnibus.pipeline.route import Route, RouteStage
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire.envelope import Task, Ticket
@@ -75,17 +83,16 @@ def test_engine_error_ends_the_request_as_dead_when_it_was_the_last_attempt() ->
     assert (failure.code, failure.attempts, failure.stage_id, failure.replica) == ("engine_error", 3, 0, "r7")
 
 
-def test_foreign_exception_counts_as_engine_error() -> None:
-    assert isinstance(after_failure(ValueError("bug"), make_task(), delivered=1, replica="r0"), Retry)
-    disposition = after_failure(ValueError("bug"), make_task(), delivered=3, replica="r0")
-    assert isinstance(disposition, GiveUp)
-    assert disposition.failure.message == "ValueError: bug"
-
-
 @pytest.mark.parametrize(
-    ("error", "status"), [(EngineRejected("no"), 400), (InvalidRequest("no"), 400), (PayloadLost("gone"), 500)]
+    ("error", "status"),
+    [
+        (EngineRejected("no"), 400),
+        (InvalidRequest("no"), 400),
+        (PayloadLost("gone"), 500),
+        (StageTimeout("long"), 504),
+    ],
 )
-def test_error_of_the_request_ends_it_at_once_and_not_as_dead(error: Exception, status: int) -> None:
+def test_error_of_the_request_ends_it_at_once_and_not_as_dead(error: OmnibusError, status: int) -> None:
     disposition = after_failure(error, make_task(), delivered=1, replica="r0")
     assert isinstance(disposition, GiveUp)
     assert not disposition.dead
@@ -115,6 +122,22 @@ def test_oldest_ids_are_forgotten_when_there_are_too_many() -> None:
         cancelled.add([f"r{index}"], until=1000.0 + index)
     assert not cancelled.holds("r89", 0.0, run=1)
     assert all(cancelled.holds(f"r{index}", 0.0, run=1) for index in range(90, 100))
+
+
+@pytest.mark.parametrize("until", [float("nan"), 0.0, -1.0])
+def test_nothing_is_remembered_of_an_id_that_ends_at_no_time(until: float) -> None:
+    cancelled = Cancellations(most=10)
+    cancelled.add([f"r{index}" for index in range(100)], until=until)
+    assert not cancelled._known
+    assert not cancelled._ends
+
+
+def test_memory_is_bounded_when_one_id_is_cancelled_again_and_again() -> None:
+    cancelled = Cancellations(most=10)
+    for index in range(1000):
+        cancelled.add(["a", "x" * 1000], until=1000.0 + index)
+    assert len(cancelled._ends) <= 20
+    assert cancelled.holds("a", 1900.0, run=1)
 
 
 def test_run_that_an_operator_opened_is_not_held_when_the_failed_one_is() -> None:

@@ -88,9 +88,9 @@ class Registration:
             self._beating.cancel()
         await self.set_status(ReplicaStatus.DOWN)
 
-    async def set_status(self, status: ReplicaStatus) -> None:
-        """Record a status at once; when that is impossible, the next beat does (or the record expires)."""
-        self._record = replace(self._record, status=status)
+    async def set_status(self, status: ReplicaStatus, reason: str = "") -> None:
+        """Record a status at once, and a reason that stays; when that is impossible, the next beat does (or it expires)."""
+        self._record = replace(self._record, status=status, reason=reason or self._record.reason)
         await self._try_beat()
 
     def hurry(self, status: ReplicaStatus | None = None) -> None:

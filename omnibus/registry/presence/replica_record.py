@@ -57,6 +57,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     announced: int = 0
     """Announcements of its claims before this: those here are newer than any of them."""
 
+    reason: str = ""
+    """Why its engine cannot serve, where that ends it."""
     marked_down_by: str = ""
     """A random token of the failure detector that marked it down: of several that do so at once, one alone wins."""
 

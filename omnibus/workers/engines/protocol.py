@@ -110,7 +110,15 @@ class Engine(Protocol):
         """Run one job; the last item is Finished. Concurrent up to the stage's slots.
 
         Raises EngineRejected for what the request got wrong, EngineError for what the engine did.
-        Cancelling the consumer, or `abort`, frees the engine's resources at once.
+        Cancelling the consumer, or `abort`, frees the engine's resources as soon as that is possible. Closing the generator
+        takes until nothing works on the job any more, neither a thread nor a request elsewhere: its slot is busy until then.
+        """
+        ...
+
+    def progress(self) -> int:
+        """A number that grows with every sign that the whole engine works, such as a step of its scheduler or of a batch.
+
+        An execution that yields no item while this stays the same makes no progress; 0 where items alone show it.
         """
         ...
 

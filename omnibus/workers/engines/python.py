@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
+from omnibus.workers.engines.threads import EngineThreads
 from omnibus.workers.object_loading import load_object
 
 _END = object()
@@ -37,7 +38,7 @@ class PythonEngine:
       as the stage's final output type, else as one output named `value`.
 
     Raise RequestError (such as InvalidRequest) for what the request got wrong; anything else counts as a failed attempt.
-    A plain function cannot be interrupted: after an abort its thread is busy until it returns.
+    A plain function cannot be interrupted: after an abort its thread, and the slot, are busy until it returns.
     """
 
     def __init__(self, stage: StageSpec) -> None:
@@ -50,11 +51,12 @@ class PythonEngine:
         self._running = 0
         self._death = EngineDeath()
         self._aborted: dict[str, asyncio.Event] = {}
-        self._threads = ThreadPoolExecutor(max(stage.slots, 1), thread_name_prefix=f"python-{stage.name}")
+        # One a slot, and one for control calls.
+        self._threads = EngineThreads(f"python-{stage.name}", stage.slots + 1)
 
     async def start(self) -> None:
         if inspect.isclass(self._target):
-            self._call = await self._in_thread(lambda: self._target(**self._arguments))
+            self._call = await self._threads.run(lambda: self._target(**self._arguments))
         elif self._arguments:
             raise ConfigError(f"{self._stage.model} is a function: it takes no engine_args", param="engine_args")
         self._takes_sampling = _takes_two(self._call)
@@ -64,12 +66,13 @@ class PythonEngine:
         pieces = _Pieces(self.outputs)
         self._running += 1
         try:
-            async for value in self._values(job):
-                if aborted.is_set():
-                    break
-                item = pieces.take(value)
-                if item is not None:
-                    yield item
+            async with aclosing(self._values(job)) as values:
+                async for value in values:
+                    if aborted.is_set():
+                        break
+                    item = pieces.take(value)
+                    if item is not None:
+                        yield item
             yield pieces.finished("abort" if aborted.is_set() else "stop")
         finally:
             self._running -= 1
@@ -81,6 +84,9 @@ class PythonEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(running=self._running)
+
+    def progress(self) -> int:
+        return 0
 
     def dead(self) -> Exception | None:
         return self._death.cause
@@ -98,38 +104,32 @@ class PythonEngine:
         bound = getattr(self._call, method)
         if inspect.iscoroutinefunction(bound):
             return await bound(*args, **kwargs)
-        return await self._in_thread(lambda: bound(*args, **kwargs))
+        return await self._threads.run(lambda: bound(*args, **kwargs))
 
     async def close(self) -> None:
         close = getattr(self._call, "close", None)
         if self._call is not self._target and callable(close):
-            await self._in_thread(close)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            await self._threads.run(close)
+        self._threads.close()
 
-    async def _values(self, job: Job) -> AsyncIterator[object]:
+    async def _values(self, job: Job) -> AsyncGenerator[object, None]:
         arguments = (job.stage_input, job.sampling) if self._takes_sampling else (job.stage_input,)
         if _is_async(self._call):
             made = self._call(*arguments)
         else:
-            made = await self._in_thread(lambda: self._call(*arguments))
+            made = await self._threads.run(self._call, *arguments)
         if inspect.isasyncgen(made):
-            try:
+            async with aclosing(made):
                 async for value in made:
                     yield value
-            finally:
-                await made.aclose()
         elif inspect.isgenerator(made):
-            async for value in self._iterate(made):
-                yield value
+            try:
+                while (value := await self._threads.run(next, made, _END)) is not _END:
+                    yield value
+            finally:
+                await self._threads.run(made.close)
         else:
             yield await made if inspect.isawaitable(made) else made
-
-    async def _iterate(self, made: Iterator[object]) -> AsyncIterator[object]:
-        while (value := await self._in_thread(lambda: next(made, _END))) is not _END:
-            yield value
-
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: _guarded(call))
 
     def _load(self) -> Any:
         try:
@@ -146,14 +146,6 @@ class PythonEngine:
             return dict(declared)
         final = self._stage.final_output_type
         return {final: final} if final else {"value": "json"}
-
-
-def _guarded(call: Callable[[], Any]) -> Any:
-    """Wrap a StopIteration: no future can hold one, and its waiter would wait for ever."""
-    try:
-        return call()
-    except StopIteration as error:
-        raise RuntimeError("the stage's code raised StopIteration") from error
 
 
 class _Pieces:

@@ -7,11 +7,13 @@ import hashlib
 import os
 import random
 import re
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from omnibus.errors import ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
@@ -26,11 +28,16 @@ from omnibus.workers.engines.protocol import (
     StageInput,
     TextDelta,
 )
+from omnibus.workers.engines.threads import EngineThreads
 
 CRASH_EXIT_CODE = 70
 _IDLE = ("sh", "-c", "read -r forever")
 """A process that does nothing, and ends with the holder of its input."""
 SAMPLE_RATE = 8000
+MOST = 100_000
+"""Words, steps or elements that anybody may ask for."""
+MOST_SIDE = 4096
+"""Pixels of an image's side, at most."""
 
 
 class On(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,11 +59,11 @@ class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     latency: float | tuple[float, float] = 0.0
     """Time before the first item; a pair: uniform between the two."""
-    tokens: int = 0
+    tokens: Annotated[int, Meta(ge=0, le=MOST)] = 0
     """Words of the answer; 0: as many as the prompt has."""
     token_rate: float = 0.0
     """Words a second; 0: all at once."""
-    steps: int = 0
+    steps: Annotated[int, Meta(ge=0, le=MOST)] = 0
     """Progress steps that the latency is divided into."""
     start_latency: float = 0.0
     """Time that loading takes."""
@@ -69,11 +76,13 @@ class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The process exits at once, as under a kill -9."""
     hang_on: On = On()
     """Never finishes by itself."""
+    stall_on: On = On()
+    """Blocks a thread for ever, and takes no notice of an abort."""
     outputs: dict[str, str] = msgspec.field(default_factory=lambda: {"text": "text"})
     """Declared outputs, name → kind."""
     subprocess: bool = False
     """Has a process of its own, as large engines do, and is dead when that is."""
-    size: int = 16
+    size: Annotated[int, Meta(ge=0, le=MOST)] = 16
     """Side of an image, elements of a tensor, samples of audio."""
     seed: int = 0
 
@@ -99,6 +108,8 @@ class SimEngine:
         self._random = random.Random(self._args.seed)  # noqa: S311 repeatable, not secret
         self._aborted: dict[str, asyncio.Event] = {}
         self._death = EngineDeath()
+        self._released = threading.Event()
+        self._threads = EngineThreads(f"sim-{stage.name}", stage.slots)
         self._child: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self.outputs: Mapping[str, str] = self._args.outputs
@@ -126,6 +137,9 @@ class SimEngine:
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self._aborted))
 
+    def progress(self) -> int:
+        return 0
+
     def dead(self) -> Exception | None:
         return self._death.cause
 
@@ -144,6 +158,8 @@ class SimEngine:
     async def close(self) -> None:
         for aborted in self._aborted.values():
             aborted.set()
+        self._released.set()
+        self._threads.close()
         if self._watching is not None:
             self._watching.cancel()
         if self._child is not None and self._child.returncode is None:
@@ -172,6 +188,8 @@ class SimEngine:
             yield progress
         if args.hang_on.hits(job):
             await aborted.wait()
+        if args.stall_on.hits(job):
+            await self._threads.run(self._released.wait)
         sent_text: list[str] = []
         if "text" in args.outputs.values():
             async for delta in _speak(words, args.token_rate, aborted, received=len(job.received)):
@@ -233,7 +251,8 @@ def _value(kind: str, text: str, args: SimArgs) -> object:
         case "tensor":
             return np.full(args.size, digest[0], dtype=np.float32)
         case "image":
-            return np.full((args.size, args.size, 3), list(digest[:3]), dtype=np.uint8)
+            side = min(args.size, MOST_SIDE)
+            return np.full((side, side, 3), list(digest[:3]), dtype=np.uint8)
         case "audio":
             return {"samples": np.full(args.size, digest[0] / 512, dtype=np.float32), "sample_rate": SAMPLE_RATE}
         case _:
@@ -245,7 +264,7 @@ def _parse(
 ) -> SimArgs:
     try:
         args = msgspec.convert(values, SimArgs)
-        for on in (args.fail_on, args.reject_on, args.crash_on, args.hang_on):
+        for on in (args.fail_on, args.reject_on, args.crash_on, args.hang_on, args.stall_on):
             re.compile(on.rid)
     except (msgspec.ValidationError, re.error) as error:
         raise error_kind(f"sim: {where}: {error}", param=where) from error

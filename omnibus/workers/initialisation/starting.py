@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from omnibus.errors import StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.engines.threads import within
 from omnibus.workers.initialisation.environment import engine_environment
 from omnibus.workers.initialisation.locks import acquire_device_locks, release_device_locks
 
@@ -22,9 +21,13 @@ async def start_engine(engine: Engine, stage: StageSpec, *, devices: str, timeou
     except TimeoutError as error:
         raise StageStartError(f"{who}: {error} after {timeout:g} s") from error
     try:
-        async with asyncio.timeout(timeout), engine_environment(stage.env, devices):
-            await engine.start()
+        await within(timeout, _load(engine, stage, devices), f"start-{stage.name}")
     except TimeoutError as error:
         raise StageStartError(f"{who}: the engine did not load within {timeout:g} s") from error
     finally:
         release_device_locks(locks)
+
+
+async def _load(engine: Engine, stage: StageSpec, devices: str) -> None:
+    async with engine_environment(stage.env, devices):
+        await engine.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers.batch_request import ImageRequest, Stopped, parse_request
 from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
+from omnibus.workers.engines.threads import EngineThreads
 
 if TYPE_CHECKING:
     from omnibus.workers.engines.diffusers.diffusion_pipeline import DiffusionModel
@@ -34,6 +34,8 @@ class _Ticket:
     # Bounded by the number of steps, which the request's own check bounds.
     items: asyncio.Queue[Item | Exception] = field(default_factory=asyncio.Queue)
     done: bool = False
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it neither waits nor is in the batch under way: nothing works on it any more."""
 
     def end(self, last: Finished | Exception) -> None:
         """Deliver the last item, once."""
@@ -48,13 +50,18 @@ def create(stage: StageSpec) -> DiffusersEngine:
 
 
 class DiffusersEngine:
-    """A DiffusionPipeline behind the engine protocol. Output: `image`, uint8 (n, H, W, 3)."""
+    """A DiffusionPipeline behind the engine protocol. Output: `image`, uint8 (n, H, W, 3).
+
+    A batch cannot be stopped within a step, and goes on while any of its requests is wanted; the slots of the others are
+    busy until then.
+    """
 
     def __init__(self, stage: StageSpec) -> None:
         self.outputs: Mapping[str, str] = {"image": "image"}
         self._stage = stage
         self._window = float(stage.engine_args.get("batch_window_ms", BATCH_WINDOW_MS)) / 1000
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"diffusers-{stage.name}")
+        self._thread = EngineThreads(f"diffusers-{stage.name}")
+        self._steps = 0
         self._model: DiffusionModel | None = None
         self._batches: asyncio.Task[None] | None = None
         # Bounded by the replica, which has at most `slots` jobs.
@@ -66,7 +73,7 @@ class DiffusersEngine:
     async def start(self) -> None:
         """Load the pipeline; raises CheckpointMissing or StageStartError."""
         try:
-            self._model = await self._in_thread(self._load)
+            self._model = await self._thread.run(self._load)
         except OmnibusError:
             raise
         except Exception as error:  # loaders raise whatever their many parts raise
@@ -91,6 +98,7 @@ class DiffusersEngine:
                     return
         finally:
             self._drop(ticket)
+            await ticket.left.wait()
 
     async def abort(self, rid: str) -> None:
         for ticket in [*self._waiting, *self._batch]:
@@ -100,6 +108,9 @@ class DiffusersEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(running=sum(not ticket.done for ticket in self._batch), waiting=len(self._waiting))
+
+    def progress(self) -> int:
+        return self._steps
 
     def dead(self) -> Exception | None:
         return self._death.cause
@@ -113,7 +124,7 @@ class DiffusersEngine:
             raise InvalidRequest(
                 f"diffusers has no control method {method!r} with these arguments; sleep and wake_up take none"
             )
-        await self._in_thread(getattr(self._model, method))
+        await self._thread.run(getattr(self._model, method))
 
     async def close(self) -> None:
         for ticket in [*self._waiting, *self._batch]:
@@ -121,7 +132,7 @@ class DiffusersEngine:
         if self._batches is not None:
             self._batches.cancel()
             await asyncio.wait([self._batches], timeout=CLOSE_TIMEOUT)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
         self._model = None
 
     def _load(self) -> DiffusionModel:
@@ -129,9 +140,6 @@ class DiffusersEngine:
         from omnibus.workers.engines.diffusers.diffusion_pipeline import DiffusionModel  # noqa: PLC0415
 
         return DiffusionModel(self._stage)
-
-    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def _run_batches(self) -> None:
         while self._death.cause is None:
@@ -145,6 +153,9 @@ class DiffusersEngine:
             except Exception as error:  # noqa: BLE001 the root of the task: an odd result ends its batch, not all after it
                 self._fail(EngineError(f"stage {self._stage.name!r}: {type(error).__name__}: {error}"))
             finally:
+                self._steps += 1
+                for ticket in self._batch:
+                    ticket.left.set()
                 self._batch = []
 
     async def _next_batch(self) -> list[_Ticket]:
@@ -179,6 +190,7 @@ class DiffusersEngine:
         loop = asyncio.get_running_loop()
 
         def on_step(step: int, total: int, preview: Callable[[int], bytes]) -> bool:
+            self._steps += 1
             row = 0
             for ticket in batch:
                 wanted = not ticket.done and ticket.request.previews and step % ticket.request.previews == 0
@@ -187,7 +199,7 @@ class DiffusersEngine:
                 row += len(ticket.request.seeds)
             return not all(ticket.done for ticket in batch)
 
-        images = await self._in_thread(self._model.run, [ticket.request for ticket in batch], on_step)
+        images = await self._thread.run(self._model.run, [ticket.request for ticket in batch], on_step)
         for ticket, image in zip(batch, images, strict=True):
             ticket.end(Finished(outputs={"image": image}))
 
@@ -202,6 +214,7 @@ class DiffusersEngine:
         ticket.done = True
         if ticket in self._waiting:
             self._waiting.remove(ticket)
+            ticket.left.set()
 
 
 def _images(batch: Sequence[_Ticket]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from omnibus.errors import EngineDead, EngineRejected, InvalidRequest, OmnibusEr
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job
+from omnibus.workers.engines.threads import EngineThreads
 
 if TYPE_CHECKING:
     from omnibus.workers.engines.transformers.codec_model import Decoder
@@ -29,20 +29,26 @@ class _Run:
     """One job: waiting for the thread, or in it."""
 
     rid: str
-    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    work: asyncio.Task[np.ndarray]
+    aborted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def abort(self) -> None:
+        if not self.aborted.done():
+            self.aborted.set_result(None)
 
 
 class TransformersEngine:
     """A decoder behind the engine protocol. Outputs: `audio`, float32 (samples,), and `sample_rate` in Hz.
 
     Jobs are decoded one after the other: a clip takes milliseconds, and padding clips to one length would change their ends.
-    A decoding cannot be stopped half-way; an aborted job ends at once, and its result is dropped.
+    A decoding cannot be stopped half-way; an aborted job ends at once, and its result is dropped: its slot is busy until then.
     """
 
     def __init__(self, stage: StageSpec) -> None:
         self.outputs: Mapping[str, str] = {"audio": "audio", "sample_rate": "json"}
         self._stage = stage
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"transformers-{stage.name}")
+        self._thread = EngineThreads(f"transformers-{stage.name}")
+        self._decoded = 0
         self._decoder: Decoder | None = None
         self._runs: list[_Run] = []
         self._death = EngineDeath()
@@ -50,7 +56,7 @@ class TransformersEngine:
     async def start(self) -> None:
         """Load the model; raises CheckpointMissing or StageStartError."""
         try:
-            self._decoder = await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+            self._decoder = await self._thread.run(self._load)
         except OmnibusError:
             raise
         except Exception as error:  # loaders raise whatever their many parts raise
@@ -65,28 +71,34 @@ class TransformersEngine:
             name = next(iter(job.sampling))
             raise EngineRejected(f"unknown parameter {name!r}: decoding takes none", param=name)
         checked = decoder.check(job.engine_input.values)
-        run = _Run(job.rid)
+        run = _Run(job.rid, asyncio.create_task(self._decode(decoder, checked), name=f"decode-{job.rid}"))
         self._runs.append(run)
         try:
-            samples = await self._decoded(decoder, checked, run)
+            either: set[asyncio.Future[Any]] = {run.work, run.aborted}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if run.aborted.done():
+                yield Finished(outputs={}, finish_reason="abort")
+            else:
+                yield Finished(outputs={"audio": run.work.result(), "sample_rate": decoder.sample_rate})
         except EngineDead as error:
             self._death.record(error)
             raise
         finally:
+            run.work.cancel()
+            await asyncio.gather(run.work, return_exceptions=True)
             self._runs.remove(run)
-        if samples is None:
-            yield Finished(outputs={}, finish_reason="abort")
-        else:
-            yield Finished(outputs={"audio": samples, "sample_rate": decoder.sample_rate})
 
     async def abort(self, rid: str) -> None:
         for run in self._runs:
             if run.rid == rid:
-                run.aborted.set()
+                run.abort()
 
     def stats(self) -> EngineStats:
         jobs = len(self._runs)
         return EngineStats(running=min(jobs, 1), waiting=max(jobs - 1, 0))
+
+    def progress(self) -> int:
+        return self._decoded
 
     def dead(self) -> Exception | None:
         return self._death.cause
@@ -100,8 +112,8 @@ class TransformersEngine:
 
     async def close(self) -> None:
         for run in self._runs:
-            run.aborted.set()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+            run.abort()
+        self._thread.close()
         self._decoder = None
 
     def _load(self) -> Decoder:
@@ -110,14 +122,9 @@ class TransformersEngine:
 
         return Decoder(self._stage)
 
-    async def _decoded(self, decoder: Decoder, checked: np.ndarray, run: _Run) -> np.ndarray | None:
-        """The samples, None when the run was aborted first."""
-        work = asyncio.get_running_loop().run_in_executor(self._thread, decoder.decode, checked)
-        aborted = asyncio.create_task(run.aborted.wait(), name=f"abort-{run.rid}")
+    async def _decode(self, decoder: Decoder, checked: np.ndarray) -> np.ndarray:
         try:
-            both: list[asyncio.Future[Any]] = [work, aborted]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            return None if aborted.done() else work.result()
+            samples: np.ndarray = await self._thread.run(decoder.decode, checked)
         finally:
-            aborted.cancel()
-            work.cancel()  # takes it off the queue where the thread has not begun
+            self._decoded += 1
+        return samples

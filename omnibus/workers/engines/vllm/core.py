@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
+from omnibus.wire.failure import describe
 from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.engine_death import first_end
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
@@ -44,6 +45,8 @@ class Run:
     id: str
     rid: str
     aborted: bool = False
+    ended: bool = False
+    """Whether EngineCore has nothing of it any more."""
     prompt_tokens: int = 0
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
@@ -70,6 +73,11 @@ class VllmCore:
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
         self._runs: dict[str, Run] = {}
         self._numbers = itertools.count()
+
+    @property
+    def steps(self) -> int:
+        """Outputs of the scheduler so far."""
+        return self._load.steps
 
     @property
     def errored(self) -> bool:
@@ -115,13 +123,19 @@ class VllmCore:
             try:
                 async with aclosing((self._encode if self._encodes else self._stream)(job, run)) as items:
                     async for item in items:
+                        run.ended = isinstance(item, Finished) and item.finish_reason != "abort"
                         yield item
             except VLLMClientError as error:
+                run.ended = True
                 raise rejected(error) from error
             except EngineDeadError as error:
                 raise self._dead("is gone") from error
             except (EngineGenerateError, GracefulHTTPError) as error:
-                raise EngineError(f"stage {self._stage.name!r}: {error.__cause__ or error}") from error
+                raise EngineError(f"stage {self._stage.name!r}: {describe(error.__cause__ or error)}") from error
+            finally:
+                if not run.ended and not self.errored:
+                    with suppress(EngineDeadError):
+                        await self._llm.is_paused()  # EngineCore answers in order: it has taken the abort by then
 
     async def abort(self, rid: str) -> None:
         """Stop the runs of a request; unknown ids are ignored."""

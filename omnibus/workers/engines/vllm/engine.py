@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, OmnibusError, StageStartError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats, Item, Job
+from omnibus.workers.engines.threads import EngineThreads
 from omnibus.workers.engines.vllm.arguments import VllmArguments, environment, sort_arguments
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class VllmEngine:
         self._arguments = sort_arguments(stage)
         self.outputs: Mapping[str, str] = _outputs(self._arguments)
         # EngineCore dies with the thread that started it (see `executor`), so one thread starts and stops it.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vllm-{stage.name}")
+        self._thread = EngineThreads(f"vllm-{stage.name}")
         self._core: VllmCore | None = None
 
     async def start(self) -> None:
         """Load the model and wait until EngineCore serves; raises CheckpointMissing or StageStartError."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._start)
+            await self._thread.run(self._start)
             await self._alive().warm()
         except OmnibusError:
             raise
@@ -65,6 +65,10 @@ class VllmEngine:
     def stats(self) -> EngineStats:
         return self._core.stats() if self._core is not None else EngineStats()
 
+    def progress(self) -> int:
+        """Outputs of its scheduler."""
+        return self._core.steps if self._core is not None else 0
+
     def dead(self) -> Exception | None:
         return self._died() if self._core is not None and self._core.errored else None
 
@@ -81,9 +85,9 @@ class VllmEngine:
         core, self._core = self._core, None
         if core is not None:
             await core.quiesce()
-            stopping = asyncio.get_running_loop().run_in_executor(self._thread, core.stop)
-            await asyncio.wait([stopping], timeout=CLOSE_TIMEOUT)
-        self._thread.shutdown(wait=False)
+            stopping = asyncio.create_task(self._thread.run(core.stop), name="vllm-stop")
+            await asyncio.wait({stopping}, timeout=CLOSE_TIMEOUT)
+        self._thread.close()
 
     def _start(self) -> None:
         for name, value in environment().items():

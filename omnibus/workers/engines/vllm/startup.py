@@ -26,12 +26,14 @@ class LoadGauge(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
 
     def __init__(self) -> None:
         self.waiting = 0
+        self.steps = 0
 
     def factory(self, *_config: Any) -> LoadGauge:
         """Make vLLM's logger."""
         return self
 
     def record(self, scheduler_stats: Any, *_others: Any, **_more: Any) -> None:
+        self.steps += 1
         if scheduler_stats is not None:
             self.waiting = scheduler_stats.num_waiting_reqs
 
