@@ -1,4 +1,4 @@
-"""What a request brings, shown as it comes: text on stdout, progress on stderr, files in a folder."""
+"""Outputs of a request, shown as they come: text on stdout, progress on stderr, files in a folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AnswerDisplay:
         self._screen = AnswerScreen(quiet=quiet)
         self._saved: dict[int, list[Path]] = {}
         self.text = ""
-        """What was shown of the text."""
+        """The text that was shown."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +61,7 @@ class AnswerDisplay:
     def keep(self, output: Output) -> None:
         """Save the files of an output, once; a text stays on the screen. Raises ConfigError where nothing can be written."""
         if output.modality == "text":
-            self._screen.end_line()  # what else is said comes below it
+            self._screen.end_line()  # other lines come below it
             return
         if output.stage_id in self._saved:
             return
@@ -76,7 +76,7 @@ class AnswerDisplay:
             self._screen.say(f"{output.modality} saved as {path}")
 
     def as_json(self, result: Result) -> dict[str, Any]:
-        """What is left of a request, as one JSON object; its files are named, not included."""
+        """Describe a result as one JSON object; its files are named, not included."""
         return describe(self._spec, result, self._saved)
 
     def _paths(self, output: Output) -> list[Path]:

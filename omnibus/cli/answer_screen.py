@@ -24,7 +24,7 @@ class AnswerScreen:
         self._rows: dict[str, TaskID] = {}
         self._live: Live | None = None
         self._open_line = ""
-        """What stands on the last line of the text."""
+        """The last line of the text."""
 
     def write(self, text: str) -> None:
         """The next piece of the text."""

@@ -21,13 +21,13 @@ Work = Callable[..., Awaitable[int | None]]
 
 @dataclass(frozen=True, slots=True)
 class CommandSession:
-    """What such a command works with."""
+    """The connection and the settings of such a command."""
 
     settings: Settings
     connection: Connection
     producer: Producer
     wanted: str | None
-    """What `--pipeline` names."""
+    """The value of `--pipeline`."""
 
     async def spec(self) -> PipelineSpec:
         """The pipeline that is meant; raises PipelineError."""

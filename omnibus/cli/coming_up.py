@@ -1,4 +1,4 @@
-"""What `serve` has started, on its way up: a line each, or a live table on a terminal; then a command to try, and `ready:`."""
+"""The start of `serve`: a line for each part, or a live table on a terminal; then a command to try, and `ready:`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ComingUp:
     view: ReplicaView
     supervisor: Supervisor
     source: str
-    """What the pipeline was called on the command line."""
+    """The pipeline's name or file on the command line."""
     front_door: bool
     init_timeout: float
     embedded: bool
@@ -173,7 +173,7 @@ class ComingUp:
                     raise self._not_up(f"and {name} has died {count} times")
 
     def _not_up(self, when: str) -> StageStartError:
-        """What is not up, and the end of what its replicas have said."""
+        """Make the error: the parts that are not up, and the last lines of their replicas."""
         missing, lines, last_lines = [], [], self.supervisor.last_lines
         for plan in self.plans:
             ready = up(self.view)[plan.stage_id]

@@ -46,7 +46,7 @@ api_keys_file = click.option(
     help="The keys to accept, made by `omnibus keys`.",
 )
 _FRONT_DOOR = (
-    click.option("--host", metavar="ADDRESS", help="Where the front door listens; loopback unless told otherwise."),
+    click.option("--host", metavar="ADDRESS", help="Where the front door listens; loopback by default."),
     click.option("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one."),
     api_keys_file,
     click.option("--closed", metavar="LIST", help="Pages that ask for a key, too: metrics,docs."),

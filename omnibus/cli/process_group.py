@@ -48,7 +48,7 @@ class Fleet:
     allowed: AllowedCode
     """Code that its replicas may load, whatever is deployed by the time that they start."""
     overrides: tuple[str, ...] = ()
-    """What the replicas started here change in their stage, other than what is deployed; `spec` has it already."""
+    """Changes of their stage in the replicas started here; `spec` has them already."""
 
     def orchestrator(self) -> ProcessSpec:
         """It ends last: what replicas finish while they leave becomes answers through it."""
@@ -103,7 +103,7 @@ class Fleet:
 async def with_death_reporter(
     connection: Connection, spec: PipelineSpec
 ) -> AsyncIterator[tuple[ReplicaView, DeathReporter]]:
-    """What a supervisor of replicas needs: a view of them, and whom to tell of the dead."""
+    """Open what a supervisor of replicas needs: a view of them, and a reporter of deaths."""
     async with (
         ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view,
         ClaimBook(connection, spec.name) as claims,

@@ -1,4 +1,4 @@
-"""What the command line says of a request, and the Request that it makes."""
+"""Flags of a request on the command line, and the Request that they make."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFlags:
-    """What the flags say."""
+    """The values of the flags."""
 
     modalities: str | None = None
     params: tuple[str, ...] = ()

@@ -84,9 +84,9 @@ async def show(session: CommandSession, request_id: str, *, as_json: bool) -> No
         return
     for name in _FACTS:
         click.echo(f"{_heading(name):<10} {_shown(name, facts[name]) or '-'}")
-    told = [one for one in history if (one["run"], one["stage"]) == (facts["run"], facts["stage"])]
-    silent = facts["attempts"] - len(told)
-    click.echo(f"attempts   {facts['attempts']}{f', {silent} without a word' if silent > 0 else ''}")
+    reported = [one for one in history if (one["run"], one["stage"]) == (facts["run"], facts["stage"])]
+    silent = facts["attempts"] - len(reported)
+    click.echo(f"attempts   {facts['attempts']}{f', {silent} without a report' if silent > 0 else ''}")
     if history:
         click.echo()
         tables.show(attempts_table(history))

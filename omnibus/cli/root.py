@@ -101,7 +101,7 @@ def run_until_stopped(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _stoppable(work: Coroutine[Any, Any, T], stops: Sequence[signal.Signals]) -> tuple[T] | None:
-    """What `work` returns, None when a signal cancelled it."""
+    """Await `work`; returns its result, None when a signal cancelled it."""
     loop, stopped = asyncio.get_running_loop(), False
     task = asyncio.ensure_future(work)
 

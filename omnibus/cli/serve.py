@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ServeArguments:
-    """What the command line asks for."""
+    """Arguments of `omnibus serve`."""
 
     pipeline: str
     platform: str | None
@@ -61,9 +61,7 @@ class _ServeArguments:
 @options.front_door
 @click.option("--served-model-name", metavar="NAME", help="A further name for the model.")
 @options.nats
-@click.option(
-    "--nats-host", metavar="ADDRESS", help="Where the embedded server listens; loopback unless told otherwise."
-)
+@click.option("--nats-host", metavar="ADDRESS", help="Where the embedded server listens; loopback by default.")
 @click.option("--nats-port", type=click.IntRange(0, 65535), help="Port of the embedded server; 0 takes a free one.")
 @click.option("--stages", metavar="LIST", help="Stages that run here, such as 0,1; by default all.")
 @options.replicas

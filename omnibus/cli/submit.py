@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
 _BEYOND_DEADLINE = 1.0
-"""Seconds after a request's deadline in which its end is told; then it is said here, whoever ends it when."""
+"""Seconds after a request's deadline in which its end may come; then the command reports the deadline itself."""
 _CANCEL_DEADLINE = 5.0
 
 

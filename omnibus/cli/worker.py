@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _WorkerArguments:
-    """What the command line asks for."""
+    """Arguments of `omnibus worker`."""
 
     pipeline: str | None
     stage: str

@@ -62,7 +62,7 @@ Unsupported = Annotated[Any, only()]
 
 
 class AskingBody(Body):
-    """What every body that becomes a request may hold. The fields from `deadline` on are Omnibus's own."""
+    """Fields of every body that becomes a request. The fields from `deadline` on are Omnibus's own."""
 
     model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
     user: Annotated[str, Field(max_length=NAME_LENGTH)] | None = None

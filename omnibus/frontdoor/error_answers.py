@@ -115,7 +115,7 @@ def error_response(error: OmnibusError) -> Response:
 
 
 def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
-    """What is wrong with a query or a body, from pydantic's list: the problem that lies deepest, its field written as a path.
+    """Make the error of a query or a body from pydantic's list: the problem that lies deepest, its field written as a path.
 
     Where a field may have several shapes, pydantic reports what is wrong with each; the one that fits best gets furthest.
     """

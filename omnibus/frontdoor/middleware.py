@@ -20,7 +20,7 @@ from omnibus.observability.tracing import NoTracing, Tracing
 
 REQUEST_ID = "X-Request-Id"
 PROBES = ("/live", "/ready", "/health", "/metrics")
-"""What is asked for every few seconds, by probes and by `omnibus serve` itself; logged at DEBUG only."""
+"""Paths that probes and `omnibus serve` itself ask for every few seconds; logged at DEBUG only."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context of a caller, passed on to every stage."""
 SHUTDOWN_HOOK_TIMEOUT = 1.0

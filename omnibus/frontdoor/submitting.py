@@ -23,7 +23,7 @@ from omnibus.wire.request import Request
 
 CANCEL_TIMEOUT = 5.0
 BEYOND_DEADLINE = 1.0
-"""Seconds after a request's deadline in which its end is told; then its caller hears of it from here, whoever ends it when."""
+"""Seconds after a request's deadline in which its end may come; then the front door answers by itself."""
 _log = get_logger(__name__)
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Acce
 
 
 async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, work: Awaitable[T]) -> T:
-    """What `work` gives; when the caller goes away first, `abandon` and RequestCancelled."""
+    """Await `work`; when the caller goes away first, `abandon` and RequestCancelled."""
     working = asyncio.ensure_future(work)
     watching = asyncio.create_task(_disconnected(http), name=f"watch-caller-{accepted.rid}")
     try:
