@@ -13,6 +13,7 @@
     │   ├── RequestConflict          409  the id is taken by a different request
     │   ├── RequestTooLarge          413
     │   └── EngineRejected           400  what only the engine can refuse
+    │       └── ContextExceeded      400  the prompt does not fit into the model's context
     ├── Overloaded                   429  a bound is reached; retry later
     ├── RequestCancelled             499
     ├── DeadlineExceeded             504
@@ -44,6 +45,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """A text that can be written as UTF-8: half a surrogate pair, which a caller's own words may hold, as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class OmnibusError(Exception):
     """Something failed inside Omnibus."""
 
@@ -52,8 +58,8 @@ class OmnibusError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip())
-        self.param = param
+        super().__init__(printable(message or (type(self).__doc__ or "").strip()))
+        self.param = None if param is None else printable(param)
 
     @property
     def message(self) -> str:
@@ -137,6 +143,12 @@ class EngineRejected(RequestError):
     """The engine refused the request."""
 
     code = "engine_rejected"
+
+
+class ContextExceeded(EngineRejected):
+    """The prompt is longer than the model's context."""
+
+    code = "context_length_exceeded"
 
 
 class Overloaded(OmnibusError):

@@ -50,6 +50,10 @@ class EngineKind:
     """Groups of a caller's parameters that its stages know: `text`, `image`, `seed`."""
     has_media_processor: bool = False
     """Whether it prepares pictures, sound and video of messages, by `mm_processor_kwargs`."""
+    takes_media: bool = False
+    """Whether its stages see the pictures, sound and video of messages."""
+    has_chat_template: bool = False
+    """Whether it shows a model what a chat's turns hold beside texts: calls, names."""
     has_tokenizer: bool = False
     """Whether `tokenizer` is one of its arguments."""
     has_prefix_cache: bool = False
@@ -117,6 +121,8 @@ BUILT_IN = (
         checkpoint_files=("config.json",),
         parameters=frozenset({"text", "seed"}),
         has_media_processor=True,
+        takes_media=True,
+        has_chat_template=True,
         has_tokenizer=True,
         has_prefix_cache=True,
         can_sleep=True,
@@ -165,6 +171,7 @@ BUILT_IN = (
         factory="omnibus.workers.engines.python:create",
         model=ModelKind.CODE,
         parameters=frozenset({"text", "image", "seed"}),
+        takes_media=True,
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,
         stall_timeout=600.0,  # a function shows no progress before it returns; a generator can
@@ -173,6 +180,7 @@ BUILT_IN = (
         name="sim",
         factory="omnibus.workers.engines.sim:create",
         parameters=frozenset({"seed"}),
+        takes_media=True,
         devices=_parallel_size,
     ),
 )

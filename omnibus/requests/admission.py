@@ -7,16 +7,18 @@ record cannot be created because the id is taken, it reads the record and asks `
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from enum import Enum, auto
 
 import msgspec
+from msgspec.structs import asdict
 
 from omnibus.errors import EmptyPrompt, InvalidRequest, RequestConflict, RequestTooLarge
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
-from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
+from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec, StageSpec
 from omnibus.requests.advance import end_again, entry_tasks
 from omnibus.requests.effects import CreateRecord, Effect, SaveRecord, ScheduleDeadline
 from omnibus.requests.record import Record
@@ -24,11 +26,23 @@ from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import INLINE_LIMIT, Payload
-from omnibus.wire.request import REQUEST_MEDIA_TYPE, Message, Request, TextPart, decode_request, encode_request
+from omnibus.wire.request import (
+    REQUEST_MEDIA_TYPE,
+    Message,
+    Request,
+    TextPart,
+    decode_request,
+    encode_request,
+    media_parts,
+)
 from omnibus.wire.subjects import check_name
 
 MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""
+NUMBER_BYTES = 4
+"""Bytes that a number counts for in `max_prompt_bytes`: about what a token's text has."""
+UNCOUNTED = frozenset({"v", "stream", "deadline", "lane", "priority", "tenant", "trace"})
+"""Fields of a request that have a bound of their own."""
 MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
 MAX_TENANT = 256
@@ -213,17 +227,35 @@ def _check_prompt(spec: PipelineSpec, request: Request) -> None:
         raise EmptyPrompt(param="prompt")
     if request.messages is not None and not any(_says_something(message) for message in request.messages):
         raise EmptyPrompt("The messages are empty.", param="messages")
-    size = len(request.text().encode())
-    if size > spec.max_prompt_bytes:
+    counted = {name: value for name, value in asdict(request).items() if name not in UNCOUNTED}
+    if (size := _bytes_of(counted)) > spec.max_prompt_bytes:
+        largest = max(counted, key=lambda name: _bytes_of(counted[name]))
         raise RequestTooLarge(
-            f"the prompt has {size} bytes; {spec.name!r} accepts {spec.max_prompt_bytes}", param="prompt"
+            f"texts, ids and parameters have {size} bytes; {spec.name!r} accepts {spec.max_prompt_bytes}", param=largest
         )
+
+
+def _bytes_of(value: object) -> int:
+    """Bytes of all texts and numbers inside a value, files left out."""
+    match value:
+        case str():
+            return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+        case bytes() | None:
+            return 0
+        case dict():
+            return sum(_bytes_of(name) + _bytes_of(inner) for name, inner in value.items())
+        case (int(), *_) if isinstance(value, tuple):  # token ids: nothing else of a request is such a tuple
+            return NUMBER_BYTES * len(value)
+        case list() | tuple():
+            return sum(map(_bytes_of, value))
+        case msgspec.Struct():
+            return sum(map(_bytes_of, asdict(value).values()))
+        case _:
+            return NUMBER_BYTES
 
 
 def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
     """Refuse what none of the stages that would run does anything with."""
-    if request.affinity is None and not request.mm_processor_kwargs:
-        return
     stages = [spec.stage(stage.stage_id) for stage in route.stages]
     if request.affinity is not None:
         check_name(request.affinity, "affinity")
@@ -233,12 +265,36 @@ def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
                 "takes a task; give a stage another lb_policy",
                 param="affinity",
             )
+    engines = ", ".join(dict.fromkeys(stage.engine for stage in stages))
     if request.mm_processor_kwargs and not any(engine_kind(stage.engine).has_media_processor for stage in stages):
-        engines = ", ".join(dict.fromkeys(stage.engine for stage in stages))
         raise InvalidRequest(f"no stage has a media processor: the engines are {engines}", param="mm_processor_kwargs")
+    adapters = sorted({name for stage in stages for name in stage.engine_args.get("lora_modules", ())})
+    if request.lora is not None and request.lora not in adapters:
+        known = ", ".join(adapters) or "none"
+        raise InvalidRequest(f"no stage has a LoRA adapter {request.lora!r}; there are: {known}", param="lora")
+    _check_turns(request.messages or (), stages, engines)
+
+
+def _check_turns(messages: Sequence[Message], stages: Sequence[StageSpec], engines: str) -> None:
+    """Refuse what a chat holds beside its texts where no stage could show it to a model."""
+    where, _ = next(media_parts(messages), ("", None))
+    if where and not any(_may(stage, "takes_media") for stage in stages):
+        raise InvalidRequest(f"no stage takes media: the engines are {engines}", param=where)
+    for index, message in enumerate(messages):
+        beside = next((name for name in ("tool_calls", "tool_call_id", "name") if getattr(message, name)), None)
+        if beside is not None and not any(_may(stage, "has_chat_template") for stage in stages):
+            raise InvalidRequest(
+                f"no stage has a chat template that shows {beside} to a model: the engines are {engines}",
+                param=f"messages[{index}].{beside}",
+            )
+
+
+def _may(stage: StageSpec, ability: str) -> bool:
+    """Whether a stage's engine can do this; an input processor may read all of a request."""
+    return stage.input_processor is not None or bool(getattr(engine_kind(stage.engine), ability))
 
 
 def _says_something(message: Message) -> bool:
     if isinstance(message.content, str):
-        return bool(message.content.strip())
+        return bool(message.content.strip() or message.tool_calls)
     return any(not isinstance(part, TextPart) or part.text.strip() for part in message.content)

@@ -5,6 +5,8 @@ The body is MessagePack or JSON, and its first byte shows which; docs/reference/
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,27 +20,27 @@ REPLY_HEADER = "Omni-Reply"
 Lane = Literal["interactive", "batch"]
 
 
-class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
+class TextPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
     """Text inside a message."""
 
     text: str
 
 
-class ImagePart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="image"):
+class ImagePart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="image"):
     """An image inside a message: the encoded file (PNG, JPEG, WebP, …)."""
 
     data: bytes
     media_type: str = "image/png"
 
 
-class AudioPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audio"):
+class AudioPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="audio"):
     """Audio inside a message: the encoded file (WAV, MP3, …)."""
 
     data: bytes
     media_type: str = "audio/wav"
 
 
-class VideoPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="video"):
+class VideoPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="video"):
     """Video inside a message: the encoded file."""
 
     data: bytes
@@ -48,17 +50,38 @@ class VideoPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 Part = TextPart | ImagePart | AudioPart | VideoPart
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of a chat."""
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function that an assistant's turn called."""
+
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A call inside an assistant's turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One turn of a chat. What is beside role and content is for the chat template of the first stage."""
 
     role: str
-    content: str | tuple[Part, ...]
+    content: str | tuple[Part, ...] = ""
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant's turn called."""
+    tool_call_id: str | None = None
+    """The call that a tool's turn answers."""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request to a pipeline. Exactly one of `prompt` and `messages` is given."""
 
-    v: int = 1
+    v: Literal[1] = 1
     prompt: str | tuple[int, ...] | None = None
     """Text, or token ids of the first stage's tokenizer."""
     messages: tuple[Message, ...] | None = None
@@ -98,12 +121,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(_text_of(message.content) for message in self.messages if message.role != "assistant")
 
 
+def media_parts(messages: Iterable[Message]) -> Iterator[tuple[str, ImagePart | AudioPart | VideoPart]]:
+    """The files of a chat, each with its place, such as `messages[1].content[0].image`."""
+    for index, message in enumerate(messages):
+        for place, part in enumerate(message.content if isinstance(message.content, tuple) else ()):
+            if not isinstance(part, TextPart):
+                yield f"messages[{index}].content[{place}].{part.__struct_config__.tag}", part
+
+
 def encode_request(request: Request) -> bytes:
-    """Encode a request as MessagePack; raises InvalidRequest for what MessagePack cannot hold."""
+    """Encode a request as MessagePack; raises InvalidRequest, naming the field, for what MessagePack cannot hold."""
     try:
         return msgspec.msgpack.encode(request)
-    except (OverflowError, TypeError, ValueError, RecursionError) as error:  # 65-bit integers, half a surrogate pair
-        raise InvalidRequest(f"malformed request: {error}") from error
+    except _UNWRITABLE as error:
+        raise InvalidRequest(f"malformed request: {error}", param=_culprit(request)) from error
 
 
 def checked(request: Request) -> Request:
@@ -115,14 +146,69 @@ def checked(request: Request) -> Request:
 
 
 def decode_request(data: bytes) -> Request:
-    """Decode a producer's message, MessagePack or JSON; raises InvalidRequest."""
+    """Decode a producer's message, MessagePack or JSON; raises InvalidRequest naming the field."""
     # A MessagePack map never starts with the byte of "{" (0x7b, an integer there); leading space is JSON too.
+    decode = msgspec.json.decode if data[:1] in (b"{", b" ", b"\n") else msgspec.msgpack.decode
     try:
-        if data[:1] in (b"{", b" ", b"\n"):
-            return msgspec.json.decode(data, type=Request)
-        return msgspec.msgpack.decode(data, type=Request)
+        try:
+            return decode(data, type=Request)
+        except msgspec.ValidationError:
+            return request_from(decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"malformed request: {error}") from error
+        raise InvalidRequest(f"malformed request: {error}", param=_place_of(error)) from error
+
+
+def request_from(fields: Any) -> Request:
+    """The request that a mapping describes; raises msgspec.ValidationError.
+
+    Nulls, and unknown fields that ask for nothing, are left out; any other unknown field is an error: nothing that a
+    request asks for is ignored.
+    """
+    if isinstance(fields, Mapping):
+        fields = _asked(fields, Request)
+        if isinstance(messages := fields.get("messages"), list | tuple):
+            fields["messages"] = [_asked(turn, Message) if isinstance(turn, Mapping) else turn for turn in messages]
+    return msgspec.convert(fields, Request)
+
+
+def asks_nothing(value: object) -> bool:
+    """Whether the value of an unknown field asks for nothing: null, false, or empty."""
+    return value is None or value is False or value in ("", [], {}, ())
+
+
+def _asked(fields: Mapping[Any, Any], kind: type[msgspec.Struct]) -> dict[Any, Any]:
+    known = kind.__struct_fields__
+    return {
+        name: value
+        for name, value in fields.items()
+        if (value is not None if name in known else not asks_nothing(value))
+    }
+
+
+def _place_of(error: Exception) -> str | None:
+    """The field that an error of msgspec is about, as a path from the request."""
+    path = re.search(r" - at `(?:key in )?\$\.?(.*)`$", str(error))
+    unknown = re.search(r"(?:unknown|required) field `(.*?)`", str(error))
+    steps = [found[1].replace("[...]", "") for found in (path, unknown) if found is not None and found[1]]
+    return ".".join(steps) or None
+
+
+def _culprit(value: Any) -> str | None:
+    """Where inside a value the first thing is that cannot be encoded."""
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, child in items:
+        try:
+            msgspec.msgpack.encode(child)
+        except _UNWRITABLE:
+            step, rest = f"[{name}]" if isinstance(name, int) else str(name), _culprit(child)
+            return step if rest is None else f"{step}{rest}" if rest.startswith("[") else f"{step}.{rest}"
+    return None
+
+
+_UNWRITABLE = (OverflowError, TypeError, ValueError, RecursionError)
+"""Errors of the encoder: integers of more than 64 bits, half a surrogate pair, types that MessagePack does not have."""
 
 
 def _text_of(content: str | tuple[Part, ...]) -> str:

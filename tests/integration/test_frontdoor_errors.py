@@ -48,7 +48,7 @@ BAD_INPUT: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     "empty prompt": (CHAT, {"messages": says("  ")}, 400, "empty_prompt", "messages"),
     "no messages": (CHAT, {"messages": []}, 400, "invalid_request", "messages"),
     "messages missing": (CHAT, {}, 400, "invalid_request", "messages"),
-    "oversized prompt": (CHAT, {"messages": says("x" * 2000)}, 413, "request_too_large", "prompt"),
+    "oversized prompt": (CHAT, {"messages": says("x" * 2000)}, 413, "request_too_large", "messages"),
     "oversized body": (CHAT, {"messages": says("x" * LIMIT)}, 413, "request_too_large", None),
     "web image": (CHAT, {"messages": says(WEB_IMAGE)}, 400, "invalid_request", "messages[0].content[0].image_url.url"),
     "wrong type": (CHAT, {"messages": says("hi"), "seed": "7"}, 400, "invalid_request", "seed"),
