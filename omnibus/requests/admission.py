@@ -41,7 +41,7 @@ MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""
 NUMBER_BYTES = 4
 """Bytes that a number counts for in `max_prompt_bytes`: about what a token's text has."""
-UNCOUNTED = frozenset({"v", "stream", "deadline", "lane", "priority", "tenant", "trace"})
+UNCOUNTED = frozenset({"v", "stream", "deadline", "lane", "priority", "tenant", "trace", "fingerprint"})
 """Fields of a request that have a bound of their own."""
 MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""

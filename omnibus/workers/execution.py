@@ -22,6 +22,7 @@ from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import Engine, Finished, Job, TextDelta
+from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
 from omnibus.workers.text_stream import Deltas, SentText, SentTexts, received
@@ -105,6 +106,7 @@ class Execution:
             async with aclosing(cast("Any", self.engine.generate(job))) as items:
                 async for item in items:
                     self._items[number] += 1
+                    check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
                         await _closed(deltas)
                         return item

@@ -6,32 +6,18 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-import numpy as np
-
 from omnibus.errors import EngineError
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
 from omnibus.wire import codec
 from omnibus.wire.envelope import FinalOutput, Task
-from omnibus.wire.payload import (
-    ENVELOPE_LIMIT,
-    INLINE_LIMIT,
-    JSON,
-    MSGPACK,
-    PNG,
-    RECORD_INLINE_LIMIT,
-    TEXT,
-    WAV,
-    Payloads,
-)
+from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, MSGPACK, RECORD_INLINE_LIMIT, TEXT, Payloads
 from omnibus.workers.engines.protocol import Finished, Outputs
+from omnibus.workers.output_files import BYTES, File, encoded
 
-BYTES = "application/octet-stream"
 _STRONGEST_FIRST = (PayloadRule.OBJECT, PayloadRule.INLINE, PayloadRule.AUTO)
 _ENVELOPE_REST = 32 * 1024  # of an envelope: route, trace, timings and names
-_FILE_TYPES = {"image": PNG, "audio": WAV}
 _KINDS = {"embedding": "tensor"}
 """Kinds of output that a modality is made of, where it does not bear the kind's name."""
 
@@ -81,18 +67,19 @@ class OutputWriter:
         return next(rule for rule in _STRONGEST_FIRST if rule in rules)
 
     def _packed(self, name: str, value: Any) -> tuple[bytes, str]:
-        if isinstance(value, str):
-            return value.encode(), TEXT
         if isinstance(value, bytes):
             return value, BYTES
         try:
-            return codec.pack(value), MSGPACK
+            return (value.encode(), TEXT) if isinstance(value, str) else (codec.pack(value), MSGPACK)
         except (TypeError, ValueError, OverflowError) as error:
             raise EngineError(f"stage {self._stage.name!r}: output {name!r}: {error}") from error
 
-    async def _files(self, modality: str, outputs: Outputs) -> list[tuple[bytes, str]]:
+    async def _files(self, modality: str, outputs: Outputs) -> list[File]:
         name = self._output_of(modality, outputs)
-        return await asyncio.to_thread(encoded, modality, outputs[name], outputs.get("sample_rate"))
+        try:
+            return await asyncio.to_thread(encoded, modality, outputs[name], outputs.get("sample_rate"))
+        except EngineError as error:
+            raise EngineError(f"stage {self._stage.name!r}: output {name!r}: {error.message}") from error
 
     def _output_of(self, modality: str, outputs: Outputs) -> str:
         """The output that a modality is delivered from: of its name, or the first of its kind."""
@@ -116,50 +103,3 @@ def inline_share(task: Task) -> int:
     free = ENVELOPE_LIMIT - _ENVELOPE_REST - len(ticket.request.data or b"")
     widest = max(len(ticket.route[target.stage_id].sources) for target in ticket.route[task.stage_id].targets)
     return min(INLINE_LIMIT, free - RECORD_INLINE_LIMIT, free // widest)
-
-
-def encoded(modality: str, value: Any, sample_rate: int | None = None) -> list[tuple[bytes, str]]:
-    """(bytes, media type) of each item of a final output; blocks while it encodes.
-
-    Text from a str; images from bytes (encoded already) or uint8 arrays (H, W, C) or (n, H, W, C), as PNG; audio from bytes,
-    or float samples with a rate, or a mapping of `samples` and `sample_rate`, as WAV; lists of these, one item each; anything
-    else as JSON.
-    """
-    if isinstance(value, list) and modality in _FILE_TYPES:
-        return [item for one in value for item in encoded(modality, one, sample_rate)]
-    if isinstance(value, bytes):
-        return [(value, _FILE_TYPES.get(modality, BYTES))]
-    if isinstance(value, str):
-        return [(value.encode(), TEXT)]
-    if modality == "image":
-        return [(file, PNG) for file in _images(value)]
-    if modality == "audio":
-        return [(_sound(value, sample_rate), WAV)]
-    try:
-        return [(msgspec.json.encode(value, enc_hook=_plain), JSON)]
-    except (TypeError, ValueError, msgspec.MsgspecError) as error:
-        raise EngineError(f"a {modality} output cannot be sent as JSON: {error}") from error
-
-
-def _images(value: Any) -> list[bytes]:
-    from omnibus.workers.engines.media import encode_image  # noqa: PLC0415 only stages with pictures load its libraries
-
-    return encode_image(np.asarray(value))
-
-
-def _sound(value: Any, sample_rate: int | None) -> bytes:
-    from omnibus.workers.engines.media import encode_audio  # noqa: PLC0415 only stages with sound load its libraries
-
-    if isinstance(value, Mapping):
-        value, sample_rate = value.get("samples"), value.get("sample_rate")
-    if value is None or sample_rate is None:
-        raise EngineError("an audio output needs samples and their sample_rate")
-    return encode_audio(np.asarray(value), int(sample_rate))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"a {type(value).__name__} has no JSON form")

@@ -18,9 +18,9 @@ import torch
 import transformers
 
 from omnibus.errors import CheckpointMissing, EngineRejected, InvalidRequest, StageStartError
+from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
-from omnibus.workers.engines.media import encode_image
 from omnibus.workers.engines.protocol import EngineInput, EngineStats, TextDelta
 from omnibus.workers.engines.vllm.engine import VllmEngine, create
 from tests.support import tiny_checkpoints
@@ -228,17 +228,21 @@ async def test_rejected_naming_the_field_when_the_request_is_wrong(engine: VllmE
     assert param is None or caught.value.param == param
 
 
-async def test_rejected_when_a_picture_is_none(engine: VllmEngine) -> None:
-    with pytest.raises(InvalidRequest, match="image part"):
-        await run_job(engine, make_job(messages=(PICTURE,)))
-
-
 async def test_rejected_when_the_model_sees_no_pictures(engine: VllmEngine) -> None:
-    (picture,) = encode_image(np.zeros((4, 4, 3), np.uint8))
+    picture = pictures.encoded(np.zeros((4, 4, 3), np.uint8))
     message = Message(role="user", content=(TextPart(text=PROMPT), ImagePart(data=picture)))
-    with pytest.raises(EngineRejected):
+    with pytest.raises(EngineRejected, match="takes no image") as caught:
         await run_job(engine, make_job(messages=(message,)))
+    assert caught.value.param == "messages[0].content[1].image"
     assert engine.dead() is None
+
+
+async def test_nothing_is_unpacked_when_the_model_sees_no_pictures(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "opened", pytest.fail)
+    with pytest.raises(EngineRejected, match="takes no image"):
+        await run_job(engine, make_job(messages=(PICTURE,)))
 
 
 async def test_rejected_when_the_adapter_is_unknown(engine: VllmEngine) -> None:

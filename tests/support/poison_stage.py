@@ -8,9 +8,13 @@ import signal
 import sys
 from typing import Any
 
+import numpy as np
+
+from omnibus.media import pictures
 from omnibus.workers.engines.protocol import EngineInput, StageInput
 
 MANY = 20_000
+PICTURE = pictures.encoded(np.zeros((1, 1), np.uint8))
 
 
 def process(stage_input: StageInput) -> EngineInput:
@@ -53,10 +57,10 @@ async def second(stage_input: StageInput) -> Any:
         case "hangs":
             await asyncio.Event().wait()
         case "delivers too many":
-            return [b"x"] * MANY
+            return [PICTURE] * MANY
         case "delivers nothing":
             return None
-    return [b"a file"]
+    return [PICTURE]
 
 
 def nest(depth: int) -> list[Any]:

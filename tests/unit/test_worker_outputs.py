@@ -13,6 +13,7 @@ from PIL import Image
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import EngineError
+from omnibus.media import pictures, sound
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import codec
@@ -22,7 +23,7 @@ from omnibus.wire.payload import JSON, MSGPACK, PNG, TEXT, WAV, Payload
 from omnibus.wire.request import Message, Request
 from omnibus.workers.engines.protocol import Progress, StageInput, TextDelta
 from omnibus.workers.job_builder import default_input, merged_sampling, unpacked
-from omnibus.workers.output_writer import encoded
+from omnibus.workers.output_files import encoded
 from omnibus.workers.text_stream import MOST_PENDING, Deltas
 from omnibus.workers.triage import following
 
@@ -41,9 +42,24 @@ def test_batch_of_images_becomes_one_file_each() -> None:
     assert Image.open(io.BytesIO(files[0][0])).size == (5, 4)
 
 
-def test_files_pass_as_they_are() -> None:
-    assert encoded("image", b"\x89PNG") == [(b"\x89PNG", PNG)]
-    assert encoded("audio", [b"one", b"two"]) == [(b"one", WAV), (b"two", WAV)]
+def test_files_pass_as_they_are_labelled_by_what_they_are() -> None:
+    jpeg = pictures.converted(pictures.encoded(np.zeros((4, 5, 3), np.uint8)), "jpeg")
+    mp3 = sound.encoded(np.zeros(4800, np.float32), 48_000, "mp3")
+    assert encoded("image", jpeg) == [(jpeg, "image/jpeg")]
+    assert encoded("audio", [mp3, mp3]) == [(mp3, "audio/mpeg")] * 2
+    assert encoded("video", b"\x00") == [(b"\x00", "application/octet-stream")]
+
+
+def test_files_of_several_formats_leave_in_one() -> None:
+    png = pictures.encoded(np.zeros((4, 5, 3), np.uint8))
+    files = encoded("image", [png, pictures.converted(png, "webp")])
+    assert [kind for _, kind in files] == [PNG, PNG]
+    assert [pictures.media_type(data) for data, _ in files] == [PNG, PNG]
+
+
+def test_a_pillow_picture_becomes_a_file() -> None:
+    ((data, kind),) = encoded("image", Image.new("RGB", (5, 4), "red"))
+    assert (kind, Image.open(io.BytesIO(data)).size) == (PNG, (5, 4))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +71,27 @@ def test_sound_becomes_a_file_of_its_rate(value: Any) -> None:
     assert (kind, rate, len(samples)) == (WAV, 8000, 80)
 
 
-@pytest.mark.parametrize(("modality", "value"), [("audio", np.zeros(8, np.float32)), ("json", object())])
+@pytest.mark.parametrize(
+    ("modality", "value"),
+    [
+        ("audio", np.zeros(8, np.float32)),
+        ("audio", {"samples": np.zeros(8), "sample_rate": "fast"}),
+        ("audio", {"samples": np.zeros(0), "sample_rate": 8000}),
+        ("audio", b"RIFF"),
+        ("audio", []),
+        ("image", b"\x89PNG"),
+        ("image", b""),
+        ("image", []),
+        ("image", np.zeros((0, 4, 5, 3), np.uint8)),
+        ("image", np.zeros((4, 5, 3), np.float32)),
+        ("image", {"a": 1}),
+        ("image", "a.png"),
+        ("text", b"caf\xc3\xa9"),
+        ("text", 5),
+        ("text", None),
+        ("json", object()),
+    ],
+)
 def test_what_cannot_be_a_file_is_the_engines_fault(modality: str, value: Any) -> None:
     with pytest.raises(EngineError):
         encoded(modality, value)

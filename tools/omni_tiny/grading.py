@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-import soundfile
 from PIL import Image, UnidentifiedImageError
 
+from omnibus.errors import InvalidRequest
+from omnibus.media import sound
 from tools.omni_tiny import sight, voice
 from tools.omni_tiny.grammar import Scene, parse
 
@@ -71,7 +72,7 @@ def grade_audio(prompt: str, audio: bytes | tuple[np.ndarray, int]) -> Grade:
     scene = parse(prompt)
     try:
         samples, rate = _samples(audio)
-    except soundfile.LibsndfileError as error:
+    except InvalidRequest as error:
         return Grade(False, f"not a sound: {error}")
     wrong = _wrong_form(scene, samples, rate) or _wrong_symbols(scene, samples)
     return Grade(False, wrong) if wrong else RIGHT
@@ -143,7 +144,7 @@ def _pixels(image: bytes | np.ndarray) -> np.ndarray:
 
 def _samples(audio: bytes | tuple[np.ndarray, int]) -> tuple[np.ndarray, int]:
     if isinstance(audio, bytes):
-        samples, rate = soundfile.read(BytesIO(audio), dtype="float64")
-    else:
-        samples, rate = np.asarray(audio[0], dtype=np.float64), audio[1]
-    return (samples.mean(axis=1) if samples.ndim == 2 else samples), int(rate)
+        samples, rate = sound.decoded(audio)
+        return samples.astype(np.float64).mean(axis=0), rate
+    samples = np.asarray(audio[0], dtype=np.float64)
+    return (samples.mean(axis=1) if samples.ndim == 2 else samples), int(audio[1])

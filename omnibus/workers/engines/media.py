@@ -1,66 +1,64 @@
-"""Pictures and sound as files: what requests bring, and what final outputs leave as.
-
-Encoding and decoding are work for a thread, not for the event loop.
-"""
+"""The files of a request, decoded for a model: bounded together, before anything is unpacked. Work for a thread."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
-import soundfile
 from PIL import Image
 
-from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
-from omnibus.wire.request import AudioPart, ImagePart
+from omnibus.errors import RequestError, RequestTooLarge
+from omnibus.media import pictures, sound
+from omnibus.wire.request import AudioPart, ImagePart, Message, media_parts
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""A larger image is refused before it is unpacked: a small file can claim a billion pixels."""
-MAX_AUDIO_SAMPLES = 1 << 28
-"""A longer recording (channels × frames) is refused before it is unpacked."""
+"""Pixels of all pictures of a request together: a small file can claim a billion."""
 
 
-def encode_image(images: np.ndarray) -> list[bytes]:
-    """PNG files of uint8 images, shape (H, W), (H, W, C) or a batch (n, H, W, C), C of 1, 3 or 4; one file an image."""
-    if images.dtype != np.uint8 or images.ndim not in (2, 3, 4):
-        raise EngineError(f"an image output must be uint8 of 2 to 4 dimensions, not {images.dtype} {images.shape}")
-    batch = images if images.ndim == 4 else images[np.newaxis]
-    return [_png(image) for image in batch]
+def check_sizes(messages: Sequence[Message]) -> None:
+    """Read what the files claim to hold, one after the other, and unpack nothing.
+
+    Raises InvalidRequest for a file in no known format, RequestTooLarge beyond MAX_PIXELS or `sound.MAX_SAMPLES`.
+    """
+    pixels = samples = 0
+    for where, part in media_parts(messages):
+        with _naming(where):
+            if isinstance(part, ImagePart):
+                pixels += pictures.pixels(part.data)
+            elif isinstance(part, AudioPart):
+                samples += sound.length(part.data)
+            if pixels > MAX_PIXELS:
+                raise RequestTooLarge(f"the pictures of a request may have {MAX_PIXELS} pixels together")
+            if samples > sound.MAX_SAMPLES:
+                raise RequestTooLarge(f"the sounds of a request may have {sound.MAX_SAMPLES} samples together")
 
 
-def encode_audio(samples: np.ndarray, rate: int) -> bytes:
-    """A 16-bit WAV file of float samples in [-1, 1], shape (frames,) or (channels, frames); louder ones are clipped."""
-    if samples.ndim not in (1, 2) or not np.issubdtype(samples.dtype, np.floating):
-        raise EngineError(f"an audio output must be float of 1 or 2 dimensions, not {samples.dtype} {samples.shape}")
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(samples.T, -1.0, 1.0), rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+def decode_image(part: ImagePart, where: str = "image") -> Image.Image:
+    """The RGB picture inside a request as a viewer shows it.
+
+    Raises InvalidRequest for what is none, RequestTooLarge beyond MAX_PIXELS; both name `where`.
+    """
+    with _naming(where):
+        if pictures.pixels(part.data) > MAX_PIXELS:
+            raise RequestTooLarge(f"a picture may have {MAX_PIXELS} pixels")
+        return pictures.shown(part.data)
 
 
-def decode_image(part: ImagePart) -> Image.Image:
-    """The RGB image inside a request; raises InvalidRequest for what is none, RequestTooLarge beyond MAX_PIXELS."""
+def decode_audio(part: AudioPart, where: str = "audio", most: int = sound.MAX_SAMPLES) -> tuple[np.ndarray, int]:
+    """Float32 samples (frames, channels) in [-1, 1] and their rate in Hz.
+
+    Raises InvalidRequest for what is no sound, RequestTooLarge beyond `most` samples; both name `where`.
+    """
+    with _naming(where):
+        samples, rate = sound.decoded(part.data, most)
+        return samples.T, rate
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
     try:
-        image = Image.open(io.BytesIO(part.data))
-        if image.width * image.height > MAX_PIXELS:
-            raise RequestTooLarge(f"an image of {image.width}x{image.height} pixels is more than {MAX_PIXELS}")
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(f"an image part of {part.media_type} cannot be decoded: {error}", param="image") from error
-
-
-def decode_audio(part: AudioPart) -> tuple[np.ndarray, int]:
-    """Float32 samples (frames, channels) in [-1, 1] and their rate in Hz; InvalidRequest for what is no audio."""
-    try:
-        with soundfile.SoundFile(io.BytesIO(part.data)) as file:
-            if file.frames * file.channels > MAX_AUDIO_SAMPLES:
-                raise RequestTooLarge(f"audio of {file.frames} frames is too long")
-            return file.read(dtype="float32", always_2d=True), int(file.samplerate)
-    except (soundfile.LibsndfileError, ValueError) as error:
-        raise InvalidRequest(f"an audio part of {part.media_type} cannot be decoded: {error}", param="audio") from error
-
-
-def _png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
+        yield
+    except RequestError as error:
+        error.param = where
+        raise

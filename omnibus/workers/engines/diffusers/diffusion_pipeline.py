@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from omnibus.errors import EngineDead, EngineError, EngineRejected, PipelineError
+from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines import media
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
 from omnibus.workers.engines.diffusers.batch_request import ImageRequest, PipelineShape, Stopped
 from omnibus.workers.object_loading import load_object
@@ -133,7 +133,7 @@ class DiffusionModel:
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         decoded = vae.decode((latents[None] / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False)[0]
         image = self._pipeline.image_processor.postprocess(decoded, output_type="np")
-        return media.encode_image((np.asarray(image) * 255).round().astype(np.uint8))[0]
+        return pictures.encoded((np.asarray(image)[0] * 255).round().astype(np.uint8))
 
 
 def _left_out(config: Mapping[str, Any], named: Sequence[str]) -> dict[str, None]:

@@ -188,7 +188,8 @@ class VllmCore:
             self._states.close()
 
     async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
-        sampling, lora = check_sampling(job.sampling), self._lora(job)
+        sampling = check_sampling(job.sampling, extracts=self._states is not None)
+        lora = self._lora(job)
         prompt = await self._prompted(job, run)
         sampling = fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len)
         begun, trace = self._begun(job, prompt, sampling), await self._trace(job)
@@ -244,6 +245,7 @@ class VllmCore:
             raise EngineRejected(f"unknown sampling parameter {name!r}: encoding takes none", param=name)
         lora, prompt = self._lora(job), await self._prompts.render(job.engine_input, self._media(job))
         run.prompt_tokens = self._prompts.length(prompt)
+        fit_context({}, run.prompt_tokens - 1, self._llm.model_config.max_model_len)  # nothing is generated
         params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
         if run.aborted:
             yield Finished(outputs={}, finish_reason="abort")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import EmbedsPrompt, TextPrompt, TokensPrompt
 from vllm.renderers.params import ChatParams
 
 from omnibus.errors import EngineRejected, InvalidRequest
-from omnibus.wire.request import AudioPart, ImagePart, Message, Part, TextPart
+from omnibus.media import sound
+from omnibus.wire.request import AudioPart, ImagePart, Message, TextPart, media_parts
 from omnibus.workers.engines import media
 from omnibus.workers.engines.protocol import EngineInput
 from omnibus.workers.engines.vllm.sampling_params import rejected
@@ -27,6 +30,7 @@ class PromptRenderer:
     def __init__(self, renderer: Any, model_config: Any, chat_template: Mapping[str, Any]) -> None:
         self._renderer = renderer
         self._model = model_config
+        self._takes = _media_of(renderer, model_config)
         self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
 
     @property
@@ -46,8 +50,8 @@ class PromptRenderer:
             return await self._complete(given)
         except InvalidRequest:  # it names the field
             raise
-        except (VLLMClientError, ValueError, TypeError) as error:
-            raise rejected(error) from error
+        except (VLLMClientError, TemplateError, ValueError, TypeError, LookupError, OverflowError) as error:
+            raise rejected(error, "mm_processor_kwargs" if media else None) from error
 
     def length(self, prompt: Any) -> int:
         """Tokens of a rendered prompt."""
@@ -57,6 +61,7 @@ class PromptRenderer:
 
     async def _chat(self, messages: Sequence[Message], media: dict[str, Any] | None) -> Any:
         self._need_tokenizer("messages")
+        self._check_media(messages)
         conversation = await asyncio.to_thread(_conversation, messages)
         # Twice: vLLM reads the first where it finds the media, the second where it processes them.
         params = dataclasses.replace(self._chat_params, mm_processor_kwargs=media)
@@ -76,6 +81,14 @@ class PromptRenderer:
             raise EngineRejected("this stage needs messages, token ids, embeddings or text", param="prompt")
         (rendered,) = await self._renderer.render_cmpl_async([prompt])
         return rendered
+
+    def _check_media(self, messages: Sequence[Message]) -> None:
+        """Refuse files that the model does not take before anything is unpacked."""
+        for where, _ in media_parts(messages):
+            kind = where.rpartition(".")[-1]
+            if kind not in self._takes:
+                taken = f"only {', '.join(sorted(self._takes))}" if self._takes else "text alone"
+                raise EngineRejected(f"this model takes no {kind}, {taken}", param=where)
 
     def _need_tokenizer(self, what: str) -> None:
         if self._renderer.tokenizer is None:
@@ -98,23 +111,47 @@ class PromptRenderer:
         return torch.from_numpy(np.array(embeds)).to(self._model.dtype)
 
 
+def _media_of(renderer: Any, model_config: Any) -> frozenset[str]:
+    """Kinds of files that the model takes."""
+    if not model_config.is_multimodal_model:
+        return frozenset()
+    limits: Mapping[str, int] = renderer.get_mm_processor().info.allowed_mm_limits
+    return frozenset(kind for kind, most in limits.items() if most)
+
+
 def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [{"role": message.role, "content": _content(message.content)} for message in messages]
+    """The chat as vLLM reads it, its files decoded."""
+    media.check_sizes(messages)
+    files = _decoded(messages)
+    return [{**_beside(message), "role": message.role, "content": _content(message, files)} for message in messages]
 
 
-def _content(content: str | tuple[Part, ...]) -> str | list[dict[str, Any]]:
-    return content if isinstance(content, str) else [_part(part) for part in content]
+def _content(message: Message, files: Iterator[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    if isinstance(message.content, str):
+        return message.content
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else next(files) for part in message.content
+    ]
 
 
-def _part(part: Part) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    if isinstance(part, ImagePart):
-        return {"type": "image_pil", "image_pil": media.decode_image(part)}
-    if isinstance(part, AudioPart):
-        sound = {"data": _base64(part.data), "format": part.media_type.split("/")[-1]}
-        return {"type": "input_audio", "input_audio": sound}
-    return {"type": "video_url", "video_url": {"url": f"data:{part.media_type};base64,{_base64(part.data)}"}}
+def _decoded(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+    left = sound.MAX_SAMPLES  # a file may hold more than it claims
+    for where, part in media_parts(messages):
+        if isinstance(part, ImagePart):
+            yield {"type": "image_pil", "image_pil": media.decode_image(part, where)}
+        elif isinstance(part, AudioPart):
+            samples, rate = media.decode_audio(part, where, left)
+            left -= samples.size
+            data = _base64(sound.encoded(samples.T, rate))
+            yield {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        else:
+            yield {"type": "video_url", "video_url": {"url": f"data:{part.media_type};base64,{_base64(part.data)}"}}
+
+
+def _beside(message: Message) -> dict[str, Any]:
+    """What a turn holds beside role and content: a name, calls, the call that it answers."""
+    fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(message, content=""))
+    return {name: value for name, value in fields.items() if name not in ("role", "content")}
 
 
 def _base64(data: bytes) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from omnibus.errors import EngineRejected
+from omnibus.errors import ContextExceeded, EngineRejected
 from omnibus.wire.sampling import FIELDS
 
 GREEDY_BELOW = 1e-5
@@ -16,6 +17,12 @@ GREEDY_BELOW = 1e-5
 LOOK_BACK = ("presence_penalty", "frequency_penalty", "bad_words", "extra_args")
 """Parameters under which a token depends on which of those before it were generated, and not only on the text. A repetition
 penalty counts the prompt too; `extra_args` may set anything."""
+
+
+PROMPT_LENGTHS = ("input_text", "input_tokens")
+"""What vLLM's errors call the length of a prompt that its context does not hold."""
+NOT_WITH_STATES = ("min_p", "logit_bias")
+"""Parameters that vLLM does not apply while it extracts hidden states, which it does as a kind of speculative decoding."""
 
 
 def continues(sampling: Mapping[str, Any]) -> bool:
@@ -29,9 +36,16 @@ def continues(sampling: Mapping[str, Any]) -> bool:
     return not any(sampling.get(name) for name in LOOK_BACK)
 
 
-def check_sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Check names and types; raises EngineRejected naming the field. Ranges are vLLM's own to check."""
+def check_sampling(sampling: Mapping[str, Any], *, extracts: bool = False) -> dict[str, Any]:
+    """Check names and types; raises EngineRejected naming the field. Ranges are vLLM's own to check.
+
+    `extracts`: hidden states are an output of the stage.
+    """
     checked = {name: _converted(name, value) for name, value in sampling.items()}
+    excluded = next((name for name in NOT_WITH_STATES if extracts and checked.get(name)), None)
+    if excluded is not None:
+        message = f"{excluded} cannot be used here: the stage's hidden states are an output, and vLLM applies no {excluded} then"
+        raise EngineRejected(message, param=excluded)
     if checked.pop("n", 1) != 1:
         raise EngineRejected("n must be 1: a request makes one text", param="n")
     return checked
@@ -42,7 +56,7 @@ def fit_context(sampling: Mapping[str, Any], prompt_tokens: int, context: int) -
     room = context - prompt_tokens
     if room < 1:
         message = f"the prompt has {prompt_tokens} tokens; with one to generate, the context of {context} is too short"
-        raise EngineRejected(message, param="prompt")
+        raise ContextExceeded(message, param="prompt")
     asked = sampling.get("max_tokens")
     most = room if asked is None else min(asked, room)
     fitted = {**sampling, "max_tokens": most}
@@ -52,12 +66,14 @@ def fit_context(sampling: Mapping[str, Any], prompt_tokens: int, context: int) -
     return fitted
 
 
-def rejected(error: Exception) -> EngineRejected:
-    """Make the refusal of vLLM's error, naming the field where the error or its wording does."""
+def rejected(error: Exception, param: str | None = None) -> EngineRejected:
+    """Make the refusal of vLLM's error, naming the field where the error or its wording does, else `param`."""
     message = str(error) or type(error).__name__
-    param = getattr(error, "parameter", None)
+    field = getattr(error, "parameter", None)
+    if field in PROMPT_LENGTHS:
+        return ContextExceeded(message, param="prompt")
     named = next((word for word in re.findall(r"\w+", message) if word in FIELDS and len(word) > 1), None)
-    return EngineRejected(message, param=param or named)
+    return EngineRejected(message, param=field or named or param)
 
 
 def _converted(name: str, value: Any) -> Any:
@@ -65,6 +81,10 @@ def _converted(name: str, value: Any) -> Any:
         raise EngineRejected(f"unknown sampling parameter {name!r}; there are {', '.join(sorted(FIELDS))}", param=name)
     try:
         # Keys of JSON objects are strings, also those of logit_bias.
-        return msgspec.convert(value, FIELDS[name], strict=name != "logit_bias")
+        converted = msgspec.convert(value, FIELDS[name], strict=name != "logit_bias")
     except msgspec.ValidationError as error:
         raise EngineRejected(f"sampling parameter {name!r}: {error}", param=name) from error
+    numbers = converted.values() if name == "logit_bias" and converted else (converted,)
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        raise EngineRejected(f"sampling parameter {name!r} must be a finite number", param=name)
+    return converted

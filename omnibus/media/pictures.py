@@ -1,0 +1,110 @@
+"""Pictures as files: what one is, as a viewer shows it, and in another format."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+"""Formats that are read. Invariant: raster formats that Pillow decodes in this process; PostScript would start Ghostscript."""
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def opened(data: bytes) -> Image.Image:
+    """A picture whose header alone is read; raises InvalidRequest for anything that is none of FORMATS."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except _BOMBS as error:
+        raise RequestTooLarge(f"the picture is too large: {error}") from error
+    except Exception as error:  # decoders raise whatever their many parts raise
+        raise InvalidRequest(f"not a picture in one of the formats {', '.join(FORMATS)}") from error
+
+
+def pixels(data: bytes) -> int:
+    """Pixels of a picture, as its header says; raises as `opened`."""
+    picture = opened(data)
+    return picture.width * picture.height
+
+
+def media_type(data: bytes) -> str:
+    """The media type of a picture; raises as `opened`."""
+    found = opened(data).format or ""
+    return Image.MIME["JPEG" if found == "MPO" else found]  # an MPO is a JPEG with more behind it
+
+
+def shown(data: bytes) -> Image.Image:
+    """The first frame of a picture in RGB, as a viewer shows it: turned by its EXIF orientation, over white where transparent.
+
+    16-bit samples are scaled to 8. Raises InvalidRequest for what cannot be decoded.
+    """
+    try:
+        picture = _oriented(_eight_bit(opened(data)))
+        if not picture.has_transparency_data:
+            return picture.convert("RGB")
+        colours = picture.convert("RGBA")
+        white = Image.new("RGBA", colours.size, "white")
+        return Image.alpha_composite(white, colours).convert("RGB")
+    except (InvalidRequest, RequestTooLarge):
+        raise
+    except Exception as error:  # decoders raise whatever their many parts raise
+        raise InvalidRequest(f"the picture cannot be decoded: {error}") from error
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    """The PNG file of a uint8 image, shape (H, W) or (H, W, C), C of 1, 3 or 4; raises EngineError for anything else."""
+    flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    colours = flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] in (3, 4))
+    if pixels.dtype != np.uint8 or not colours or not pixels.size:
+        raise EngineError(
+            f"a picture must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), not {pixels.dtype} {pixels.shape}"
+        )
+    return _written(Image.fromarray(np.ascontiguousarray(flat)), "png")
+
+
+def converted(data: bytes, wanted: str) -> bytes:
+    """The picture as png, jpeg or webp; as it is when it has that format. Raises EngineError when it cannot be."""
+    try:
+        if media_type(data) == f"image/{wanted}":
+            return data
+        picture = opened(data)
+        keeps_alpha = wanted != "jpeg" and picture.has_transparency_data
+        return _written(_oriented(picture).convert("RGBA") if keeps_alpha else shown(data), wanted)
+    except (InvalidRequest, RequestTooLarge) as error:
+        raise EngineError(error.message) from error
+
+
+def _written(picture: Image.Image, wanted: str) -> bytes:
+    file = io.BytesIO()
+    try:
+        picture.save(file, format=wanted.upper())
+    except (OSError, ValueError) as error:  # a side that the format cannot hold
+        raise EngineError(f"a picture of {picture.width}x{picture.height} cannot be written as {wanted}") from error
+    return file.getvalue()
+
+
+def _oriented(picture: Image.Image) -> Image.Image:
+    with suppress(
+        SyntaxError, ValueError, TypeError, LookupError, OSError
+    ):  # of broken EXIF data, which viewers ignore
+        if picture.getexif().get(0x0112, 1) != 1:
+            return ImageOps.exif_transpose(picture)
+    return picture
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """The picture with 8 bits a sample: Pillow would clip deeper greys to white."""
+    if picture.mode == "F":
+        raise InvalidRequest("a picture of floating-point samples has no agreed range; send 8 or 16 bits a sample")
+    if not picture.mode.startswith("I"):
+        return picture
+    samples = np.asarray(picture).astype(np.int64)
+    if (clear := picture.info.get("transparency")) is not None:
+        samples[samples == clear] = 0xFFFF
+    scaled = Image.fromarray((samples.clip(0, 0xFFFF) / 257).round().astype(np.uint8))
+    scaled.info.update({name: value for name, value in picture.info.items() if name == "exif"})
+    return scaled

@@ -1,0 +1,86 @@
+"""Whether what an engine yields is what it declares, before it leaves the worker: pure.
+
+A stage's own code may yield anything; what nobody could encode, read or show is the stage's fault, and is told with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from omnibus.errors import EngineError
+from omnibus.workers.engines.protocol import Finished, Item, Progress, TextDelta
+
+LARGEST = 2**63 - 1
+
+
+def check_item(stage: str, kinds: Mapping[str, str], item: Item) -> None:
+    """Raise EngineError, naming the stage, for an item that is not as the protocol has it; `kinds` are the declared outputs."""
+    match item:
+        case TextDelta():
+            fault = _text_fault(item.text) or _tokens_fault(item.token_ids)
+        case Progress():
+            whole = _is_count(item.step) and _is_count(item.total)
+            fault = None if whole and isinstance(item.preview, bytes | None) else "progress has whole steps and a file"
+        case Finished():
+            fault = _finished_fault(item) or _outputs_fault(kinds, item.outputs)
+        case _:
+            fault = f"a {type(item).__name__} is no item of an engine"
+    if fault is not None:
+        raise EngineError(f"stage {stage!r}: {fault}")
+
+
+def _finished_fault(item: Finished) -> str | None:
+    if not isinstance(item.outputs, Mapping) or not all(isinstance(name, str) for name in item.outputs):
+        return "outputs are a mapping from names"
+    if _text_fault(item.finish_reason) is not None:
+        return "finish_reason is a text"
+    counts = (item.usage.prompt_tokens, item.usage.completion_tokens)
+    return None if all(map(_is_count, counts)) else "usage counts whole tokens"
+
+
+def _outputs_fault(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> str | None:
+    for name, value in outputs.items():
+        check = _FAULTS.get(kinds.get(name, ""))
+        if check is not None and (fault := check(value)) is not None:
+            return f"output {name!r}: {fault}"
+    return None
+
+
+def _text_fault(value: object) -> str | None:
+    if not isinstance(value, str):
+        return f"a text is a str, not a {type(value).__name__}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "a text holds half a surrogate pair, which is no UTF-8"
+    return None
+
+
+def _tokens_fault(value: object) -> str | None:
+    array = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu"
+    if array or (isinstance(value, list | tuple) and all(isinstance(token, int | np.integer) for token in value)):
+        return None
+    return f"tokens are a list of whole numbers, not {_shape_of(value)}"
+
+
+def _tensor_fault(value: object) -> str | None:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        return "a tensor's rows have one length"
+    return None if array.dtype.kind in "fiub" else f"a tensor is an array of numbers, not {_shape_of(value)}"
+
+
+def _shape_of(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST
+
+
+_FAULTS = {"text": _text_fault, "tokens": _tokens_fault, "tensor": _tensor_fault}
+"""What is wrong with a value of a kind. Pictures, sound and JSON are judged where they are written."""

@@ -1,0 +1,102 @@
+"""A final output as files: labelled by what they are, whatever was claimed. Blocks while it encodes and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from omnibus.errors import EngineError, RequestError, RequestTooLarge
+from omnibus.wire.payload import JSON, PNG, TEXT, WAV
+
+BYTES = "application/octet-stream"
+MAX_FILES = 1024
+"""Files of one output: each is named in the request's record."""
+File = tuple[bytes, str]
+"""Content and media type."""
+
+
+def encoded(modality: str, value: Any, sample_rate: Any = None) -> list[File]:
+    """Each item of a final output; raises EngineError for one that is empty, or not what its modality says.
+
+    Text from a str. Images from files, uint8 arrays (H, W), (H, W, C) or (n, H, W, C), or Pillow's; arrays leave as PNG.
+    Audio from files, samples with a rate, or a mapping of `samples` and `sample_rate`; samples leave as WAV. Lists of these,
+    one item each, RequestTooLarge beyond MAX_FILES. Of any other modality bytes and texts as they are, anything else as JSON.
+    """
+    if modality == "text":
+        if not isinstance(value, str):
+            raise EngineError(f"a text is a str, not a {type(value).__name__}")
+        return [(value.encode(), TEXT)]
+    count = len(value) if isinstance(value, list) or getattr(value, "ndim", 0) == 4 else 1
+    if modality in ("image", "audio") and count > MAX_FILES:
+        raise RequestTooLarge(f"{count} files; an answer may hold {MAX_FILES}")
+    if modality == "image":
+        return _alike(_pictures(value), PNG)
+    if modality == "audio":
+        return _alike(_sounds(value, sample_rate), WAV)
+    if isinstance(value, bytes):
+        return [(value, BYTES)]
+    try:
+        if isinstance(value, str):
+            return [(value.encode(), TEXT)]
+        return [(msgspec.json.encode(value, enc_hook=_plain), JSON)]
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise EngineError(f"it cannot be sent as text or JSON: {error}") from error
+
+
+def _pictures(value: Any) -> list[File]:
+    from omnibus.media import pictures  # noqa: PLC0415 only stages with pictures load its libraries
+
+    if isinstance(value, list):
+        return [file for one in value for file in _pictures(one)]
+    if isinstance(value, bytes):
+        return [(value, _readable(pictures.shown, pictures.media_type, value))]
+    pixels = np.asarray(value)
+    return [(pictures.encoded(one), PNG) for one in (pixels if pixels.ndim == 4 else [pixels])]
+
+
+def _sounds(value: Any, sample_rate: Any) -> list[File]:
+    from omnibus.media import sound  # noqa: PLC0415 only stages with sound load its libraries
+
+    if isinstance(value, list):
+        return [file for one in value for file in _sounds(one, sample_rate)]
+    if isinstance(value, bytes):
+        return [(value, _readable(sound.decoded, sound.media_type, value))]
+    if isinstance(value, Mapping):
+        value, sample_rate = value.get("samples"), value.get("sample_rate")
+    try:
+        rate = int(sample_rate)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise EngineError(f"a sound has samples and their sample_rate in Hz, not {sample_rate!r}") from error
+    return [(sound.encoded(np.asarray(value), rate), WAV)]
+
+
+def _readable(read: Any, media_type: Any, data: bytes) -> str:
+    """The media type of a file that can be read to its end: it will be converted to what its caller asks for."""
+    try:
+        read(data)
+        return str(media_type(data))
+    except RequestError as error:
+        raise EngineError(f"{len(data)} bytes are no such file: {error.message}") from error
+
+
+def _alike(files: list[File], common: str) -> list[File]:
+    """The files in one format, `common` where they came in several: an output has one media type."""
+    if not files:
+        raise EngineError("it is empty")
+    if len({kind for _, kind in files}) == 1:
+        return files
+    from omnibus.media import pictures, sound  # noqa: PLC0415 as above
+
+    convert = pictures.converted if common == PNG else sound.converted
+    return [(convert(data, common.partition("/")[-1]), common) for data, _ in files]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} has no JSON form")
