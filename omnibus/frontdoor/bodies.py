@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omnibus.errors import EmptyPrompt, UnsupportedModality
 from omnibus.frontdoor.stage_params import overridden, stage_params
+from omnibus.frontdoor.unread_fields import check_unread
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Message, Request
 
@@ -25,9 +26,14 @@ DEFAULT_TENANT = "default"
 
 
 class Body(BaseModel):
-    """A request's body: types are strict, and fields that are not ours are let through unread."""
+    """A request's body: types are strict, and fields that are not ours are refused unless they ask for nothing."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _check_unread(self) -> Self:
+        check_unread(self.model_extra, type(self).__name__)
+        return self
 
 
 class Answer(BaseModel):
@@ -39,30 +45,11 @@ class Answer(BaseModel):
         return self.model_dump_json(exclude_unset=True)
 
 
-def only(*allowed: Hashable) -> AfterValidator:
-    """Accept a field that other servers have, but only with values that ask for nothing (None and empty ones always do)."""
-    return AfterValidator(_checker(allowed))
-
-
-def _checker(allowed: tuple[Hashable, ...]) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        asks_nothing = value is None or value is False or value in ("", [], {})
-        if asks_nothing or value in allowed:
-            return value
-        if not allowed:
-            raise PydanticCustomError("unsupported", "not supported; leave it out")
-        choice = " or ".join(repr(one) for one in allowed)
-        raise PydanticCustomError("unsupported", "only {choice} is supported", {"choice": choice})
-
-    return check
-
-
-Unsupported = Annotated[Any, only()]
-"""A field whose effect this server does not have."""
-
-
 class AskingBody(Body):
     """Fields of every body that becomes a request. The fields from `deadline` on are Omnibus's own."""
+
+    called: ClassVar[Mapping[str, str]] = {}
+    """The body's own names of a request's fields and of parameters, for errors."""
 
     model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
     user: Annotated[str, Field(max_length=NAME_LENGTH)] | None = None
@@ -75,6 +62,8 @@ class AskingBody(Body):
     lane: Literal["interactive", "batch"] | None = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, lt=PRIORITY_LIMIT)] | None = None
     """Lower runs earlier, where the engine schedules by priority."""
+    lora: str | None = None
+    """The adapter of the LLM stages."""
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     """Only requests with the same salt share an LLM's prefix cache."""
     affinity: str | None = None
@@ -111,11 +100,23 @@ class AskingBody(Body):
             deadline=self.deadline,
             lane=self.lane or "interactive",
             priority=self.priority or 0,
+            lora=self.lora or None,
             cache_salt=self.cache_salt,
             affinity=self.affinity,
             mm_processor_kwargs=self.mm_processor_kwargs or {},
             tenant=self.user or DEFAULT_TENANT,
         )
+
+    def field_of(self, param: str) -> str:
+        """The caller's name of what a request, its admission or an engine calls `param`."""
+        for ref, values in (self.sampling_params or {}).items():
+            if param in values:
+                return f"sampling_params.{ref}.{param}"
+        for index, given in enumerate(self.sampling_params_list or ()):
+            if param in (given or {}):
+                return f"sampling_params_list[{index}].{param}"
+        head = re.split(r"[.\[]", param, maxsplit=1)[0]
+        return self.called.get(head, param)
 
 
 class StreamOptions(Body):

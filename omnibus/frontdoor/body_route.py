@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import pydantic_core
@@ -15,7 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from omnibus.errors import InvalidRequest, RequestCancelled, RequestTooLarge
+from omnibus.errors import InvalidRequest, OmnibusError, RequestCancelled, RequestTooLarge
 from omnibus.frontdoor.error_answers import validation_error
 
 INLINE_BYTES: Final = 32 * 1024
@@ -49,11 +50,23 @@ class BodyRoute(APIRoute):
             elif not _is_json(http.headers.get("content-type", "")):
                 raise InvalidRequest("the body must be a JSON object, of Content-Type application/json")
             body = await off_loop(len(raw), parse, raw, model)
+            http.state.field_of = getattr(body, "field_of", str)
             more = {"http": http} if wants_http else {}
-            response: Response = await endpoint(body=body, context=http.app.state.context, **more)
+            with naming_fields(http.state.field_of):
+                response: Response = await endpoint(body=body, context=http.app.state.context, **more)
             return response
 
         return handle
+
+
+@contextmanager
+def naming_fields(field_of: Callable[[str], str]) -> Iterator[None]:
+    """Name the field of an error as the caller does."""
+    try:
+        yield
+    except OmnibusError as error:
+        error.param = error.param and field_of(error.param)
+        raise
 
 
 async def off_loop(size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:

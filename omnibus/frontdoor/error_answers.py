@@ -136,8 +136,12 @@ def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
 def field_path(location: Sequence[str | int], body: object) -> str:
     """`("body", "messages", 0, "content")` as `messages[0].content`, without the labels of union members in it."""
     path = ""
-    where = body
+    where, at_tag = body, False
     for index, step in enumerate(location[1:], start=1):
+        # A part's type is a step of its own, and may be the name of one of its fields, too.
+        at_tag = not at_tag and isinstance(where, dict) and where.get("type") == step and index < len(location) - 1
+        if at_tag:
+            continue
         if isinstance(step, int) and isinstance(where, list) and step < len(where):
             where = where[step]
             path += f"[{step}]"

@@ -16,6 +16,14 @@ from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
+_NO_CHANGE: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("temperature", "top_p", "repetition_penalty", "n"), (1,)),
+    **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty", "min_tokens"), (0,)),
+    **dict.fromkeys(("stop", "stop_token_ids", "logit_bias", "negative_prompt"), ("", [], {})),
+    "top_k": (0, -1),
+    "ignore_eos": (False,),
+}
+"""Values that ask for what happens anyway, and need nobody to read them."""
 StageParams = dict[str, dict[str, Any]]
 """Parameters by stage name."""
 
@@ -28,14 +36,26 @@ def stage_params(
     image: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> StageParams:
-    """Spread a caller's parameters over the stages that will run; raises as `plan_route` for wrong modalities."""
+    """Spread a caller's parameters over the stages that will run.
+
+    Raises as `plan_route` for wrong modalities, InvalidRequest for a parameter that no stage would read.
+    """
     route = plan_route(spec, modalities)
     running = [spec.stage(stage.stage_id) for stage in route.stages]
     params: StageParams = {}
-    _give(params, _text_stages(running, route), text or {})
-    _give(params, _image_stages(running), image or {})
-    if seed is not None:
-        _give(params, _knowing("seed", running), {"seed": seed})
+    for stages, values in (
+        (_text_stages(running, route), text or {}),
+        (_image_stages(running), image or {}),
+        (_knowing("seed", running), {} if seed is None else {"seed": seed}),
+    ):
+        asking = (name for name, value in values.items() if value not in _NO_CHANGE.get(name, ()))
+        unread = next((name for name in asking if name != "previews"), None)  # at most so many: none will do
+        if unread is not None and not stages:
+            engines = ", ".join(dict.fromkeys(stage.engine for stage in running))
+            raise InvalidRequest(
+                f"{unread} has no effect here: no stage reads it, the engines are {engines}", param=unread
+            )
+        _give(params, stages, values)
     return params
 
 

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from omnibus.client.request_events import ClientEvent, Ended
 from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest
 from omnibus.frontdoor.bodies import Answer
+from omnibus.frontdoor.body_route import naming_fields
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_json
 from omnibus.frontdoor.submitting import Accepted, abandon, unless_gone
@@ -125,9 +126,10 @@ async def _framed(
     context: FrontDoorContext, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]
 ) -> AsyncIterator[ServerSentEvent]:
     try:
-        async with aclosing(pieces):  # type: ignore[type-var]
-            async for piece in pieces:
-                yield piece
+        with naming_fields(accepted.field_of):
+            async with aclosing(pieces):  # type: ignore[type-var]
+                async for piece in pieces:
+                    yield piece
     except OmnibusError as error:
         yield ServerSentEvent(error_json(error), sep=_SEPARATOR)
     except Exception:  # noqa: BLE001 the root of a stream; its status is out already

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,6 +38,8 @@ class Accepted:
     """Sent with an idempotency key: it goes on without its caller, who can come back for the answer."""
     timeout: float
     """Seconds within which it must have ended."""
+    field_of: Callable[[str], str]
+    """The caller's names of fields."""
 
     @property
     def rid(self) -> str:
@@ -56,7 +58,8 @@ async def submit(context: FrontDoorContext, http: HttpRequest, served: Served, r
     except OmnibusError as error:
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise
-    return Accepted(submission, served, key is not None, submission.time_left + BEYOND_DEADLINE)
+    timeout = submission.time_left + BEYOND_DEADLINE
+    return Accepted(submission, served, key is not None, timeout, http.state.field_of)
 
 
 async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Result:

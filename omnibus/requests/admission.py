@@ -228,7 +228,7 @@ def _check_prompt(spec: PipelineSpec, request: Request) -> None:
     if request.messages is not None and not any(_says_something(message) for message in request.messages):
         raise EmptyPrompt("The messages are empty.", param="messages")
     counted = {name: value for name, value in asdict(request).items() if name not in UNCOUNTED}
-    if (size := _bytes_of(counted)) > spec.max_prompt_bytes:
+    if (size := sum(map(_bytes_of, counted.values()))) > spec.max_prompt_bytes:
         largest = max(counted, key=lambda name: _bytes_of(counted[name]))
         raise RequestTooLarge(
             f"texts, ids and parameters have {size} bytes; {spec.name!r} accepts {spec.max_prompt_bytes}", param=largest

@@ -73,7 +73,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     content: str | tuple[Part, ...] = ""
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    """What an assistant's turn called."""
+    """Calls of an assistant's turn."""
     tool_call_id: str | None = None
     """The call that a tool's turn answers."""
 

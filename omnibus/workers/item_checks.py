@@ -1,6 +1,6 @@
-"""Whether what an engine yields is what it declares, before it leaves the worker: pure.
+"""Whether what an engine yields is what it declares, before it leaves the worker.
 
-A stage's own code may yield anything; what nobody could encode, read or show is the stage's fault, and is told with its name.
+A stage's own code may yield anything; what nobody could encode, read or show is the stage's fault, and the error has its name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from omnibus.errors import EngineError
+from omnibus.errors import EngineError, RequestError
 from omnibus.workers.engines.protocol import Finished, Item, Progress, TextDelta
 
 LARGEST = 2**63 - 1
@@ -23,13 +23,25 @@ def check_item(stage: str, kinds: Mapping[str, str], item: Item) -> None:
             fault = _text_fault(item.text) or _tokens_fault(item.token_ids)
         case Progress():
             whole = _is_count(item.step) and _is_count(item.total)
-            fault = None if whole and isinstance(item.preview, bytes | None) else "progress has whole steps and a file"
+            fault = _preview_fault(item.preview) if whole else "progress counts whole steps"
         case Finished():
             fault = _finished_fault(item) or _outputs_fault(kinds, item.outputs)
         case _:
             fault = f"a {type(item).__name__} is no item of an engine"
     if fault is not None:
         raise EngineError(f"stage {stage!r}: {fault}")
+
+
+def _preview_fault(value: object) -> str | None:
+    if value is None:
+        return None
+    from omnibus.media import pictures  # noqa: PLC0415 only stages with pictures load its libraries
+
+    try:
+        pictures.shown(value)  # type: ignore[arg-type]
+    except RequestError as error:
+        return f"a preview is a picture's file: {error.message}"
+    return None
 
 
 def _finished_fault(item: Finished) -> str | None:
@@ -83,4 +95,4 @@ def _is_count(value: object) -> bool:
 
 
 _FAULTS = {"text": _text_fault, "tokens": _tokens_fault, "tensor": _tensor_fault}
-"""What is wrong with a value of a kind. Pictures, sound and JSON are judged where they are written."""
+"""The check of each kind: a fault, or None. Pictures, sound and JSON are checked where they are written."""

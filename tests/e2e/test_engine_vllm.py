@@ -17,10 +17,10 @@ import pytest_asyncio
 import torch
 import transformers
 
-from omnibus.errors import CheckpointMissing, EngineRejected, InvalidRequest, StageStartError
+from omnibus.errors import CheckpointMissing, ContextExceeded, EngineRejected, InvalidRequest, StageStartError
 from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
-from omnibus.wire.request import ImagePart, Message, Request, TextPart
+from omnibus.wire.request import FunctionCall, ImagePart, Message, Request, TextPart, ToolCall
 from omnibus.workers.engines.protocol import EngineInput, EngineStats, TextDelta
 from omnibus.workers.engines.vllm.engine import VllmEngine, create
 from tests.support import tiny_checkpoints
@@ -198,7 +198,13 @@ async def test_max_tokens_is_clamped_when_the_context_is_shorter(engine: VllmEng
     assert last.finish_reason == "length"
 
 
-PICTURE = Message(role="user", content=(ImagePart(data=b"no image"),))
+WRONG = [
+    *[("temperature", float("nan")), ("top_k", -5), ("repetition_penalty", 0.0), ("presence_penalty", 3.0)],
+    *[("min_tokens", -1), ("min_p", 0.5), ("logit_bias", {"5": 1}), ("stop", [""]), ("stop_token_ids", [1 << 40])],
+    *[("stop_token_ids", [-1]), ("allowed_token_ids", [1 << 20]), ("allowed_token_ids", []), ("bad_words", [""])],
+    ("extra_args", [1]),
+]
+"""Sampling parameters and values that vLLM does not take."""
 
 
 @pytest.mark.parametrize(
@@ -211,6 +217,7 @@ PICTURE = Message(role="user", content=(ImagePart(data=b"no image"),))
         ({"text": PROMPT}, {"max_tokens": 0}, "max_tokens"),
         ({"text": PROMPT}, {"max_tokens": 2, "min_tokens": 3}, "min_tokens"),
         ({"text": PROMPT}, {"n": 2}, "n"),
+        *(({"text": PROMPT}, {name: value}, name) for name, value in WRONG),
         ({"text": "a " * CONTEXT}, {}, None),
         ({"token_ids": [5] * CONTEXT}, {}, "prompt"),
         ({"token_ids": [5, 64]}, {}, "token_ids"),
@@ -228,21 +235,48 @@ async def test_rejected_naming_the_field_when_the_request_is_wrong(engine: VllmE
     assert param is None or caught.value.param == param
 
 
-async def test_rejected_when_the_model_sees_no_pictures(engine: VllmEngine) -> None:
-    picture = pictures.encoded(np.zeros((4, 4, 3), np.uint8))
-    message = Message(role="user", content=(TextPart(text=PROMPT), ImagePart(data=picture)))
+@pytest.mark.parametrize("given", [{"text": "a " * CONTEXT}, {"text": "a " * 100_000}, {"token_ids": [5] * 500}])
+async def test_context_length_is_exceeded_when_the_prompt_is_too_long(
+    engine: VllmEngine, given: dict[str, Any]
+) -> None:
+    with pytest.raises(ContextExceeded) as caught:
+        await run_job(engine, make_job(**given))
+
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+
+
+async def test_calls_and_names_of_a_chat_reach_the_template_which_may_refuse_them(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = (
+        "{% for message in messages %} {{ message.name or 'a' }}{% for call in message.tool_calls or () %}"
+        " {{ call.function.arguments.shape }}{% endfor %} {{ message.tool_call_id or '' }}{% endfor %}"
+    )
+    monkeypatch.setattr(engine._core._llm.renderer.tokenizer, "chat_template", template)
+    call = ToolCall(id="c", function=FunctionCall(name="f", arguments='{"shape": "circle"}'))
+    turns = (
+        Message(role="user", content="x", name="red"),
+        Message(role="assistant", tool_calls=(call,)),
+        Message(role="tool", content="x", tool_call_id="blue"),
+    )
+    prompt = await engine._core._prompts.render(EngineInput(messages=turns))
+    written = engine._core._llm.renderer.tokenizer.decode(prompt["prompt_token_ids"])
+    assert [word for word in ("red", "circle", "blue") if word in written] == ["red", "circle", "blue"]
+
+    monkeypatch.setattr(engine._core._llm.renderer.tokenizer, "chat_template", "{{ raise_exception('no such turn') }}")
+    with pytest.raises(EngineRejected, match="no such turn"):
+        await run_job(engine, make_job(messages=turns))
+
+
+async def test_rejected_and_nothing_unpacked_when_the_model_sees_no_pictures(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "opened", pytest.fail)
+    message = Message(role="user", content=(TextPart(text=PROMPT), ImagePart(data=b"no image")))
     with pytest.raises(EngineRejected, match="takes no image") as caught:
         await run_job(engine, make_job(messages=(message,)))
     assert caught.value.param == "messages[0].content[1].image"
     assert engine.dead() is None
-
-
-async def test_nothing_is_unpacked_when_the_model_sees_no_pictures(
-    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pictures, "opened", pytest.fail)
-    with pytest.raises(EngineRejected, match="takes no image"):
-        await run_job(engine, make_job(messages=(PICTURE,)))
 
 
 async def test_rejected_when_the_adapter_is_unknown(engine: VllmEngine) -> None:

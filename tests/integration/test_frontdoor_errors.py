@@ -65,7 +65,7 @@ BAD_INPUT: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
         IMAGES, {"prompt": "hi", "stream": True, "response_format": "url"}, 400, "invalid_request", "response_format",
     ),
     "fast speech": (SPEECH, {"input": "hi", "speed": 2.0}, 400, "invalid_request", "speed"),
-    "unknown audio format": (SPEECH, {"input": "hi", "response_format": "aac"}, 400, "invalid_request", "response_format"),
+    "unknown audio format": (SPEECH, {"input": "hi", "response_format": "vorbis"}, 400, "invalid_request", "response_format"),
     "two prompts": ("/v1/completions", {"prompt": ["a", "b"]}, 400, "invalid_request", "prompt"),
 }  # fmt: skip
 

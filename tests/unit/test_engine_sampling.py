@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnibus.errors import EngineRejected, PipelineError
+from omnibus.errors import ContextExceeded, EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import Message, TextPart
 from omnibus.workers.engines.diffusers.batch_request import PipelineShape, parse_request
@@ -45,7 +45,16 @@ def test_values_pass_when_they_are_right() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n", 2), ("top_k", 1.5), ("stop", [1]), ("ignore_eos", "yes"), ("output_kind", 1), ("_eos_token_id", 3)],
+    [
+        ("n", 2),
+        ("top_k", 1.5),
+        ("stop", [1]),
+        ("temperature", float("nan")),
+        ("logit_bias", {"3": float("inf")}),
+        ("ignore_eos", "yes"),
+        ("output_kind", 1),
+        ("_eos_token_id", 3),
+    ],
 )
 def test_rejected_naming_the_field_when_a_value_is_wrong(name: str, value: object) -> None:
     with pytest.raises(EngineRejected) as caught:
@@ -67,13 +76,24 @@ def test_tokens_are_clamped_to_the_context(given: dict[str, Any], fitted: dict[s
 
 
 def test_rejected_when_the_prompt_fills_the_context() -> None:
-    with pytest.raises(EngineRejected, match="100 tokens"):
+    with pytest.raises(ContextExceeded, match="100 tokens") as caught:
         fit_context({}, 100, 100)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+
+
+@pytest.mark.parametrize("sampling", [{"min_p": 0.1}, {"logit_bias": {"5": 1.0}}])
+def test_rejected_when_vllm_would_not_apply_it_beside_hidden_states(sampling: dict[str, Any]) -> None:
+    check_sampling(sampling)
+    check_sampling({"min_p": 0.0, "logit_bias": {}}, extracts=True)
+    with pytest.raises(EngineRejected, match="hidden states") as caught:
+        check_sampling(sampling, extracts=True)
+    assert caught.value.param == next(iter(sampling))
 
 
 def test_field_is_found_in_the_wording_when_an_error_names_none() -> None:
     assert rejected(ValueError("min_tokens must be at most max_tokens=3")).param == "min_tokens"
     assert rejected(ValueError("something else")).param is None
+    assert rejected(ValueError("something else"), "mm_processor_kwargs").param == "mm_processor_kwargs"
 
 
 def stage(**engine_args: Any) -> StageSpec:
@@ -203,3 +223,24 @@ def test_text_goes_on_after_a_death_unless_it_would_change_or_can_be_made_again(
     sampling: dict[str, Any], goes_on: bool
 ) -> None:
     assert continues(sampling) is goes_on
+
+
+TYPED = PipelineShape(
+    name="Typed", parameters=frozenset({"sigmas", "eta", "image", "prompt"}), has_text=True, can_preview=False,
+    max_images=4, max_pixels=64 * 64, types={"sigmas": list[float] | None, "eta": float | None, "image": np.ndarray | None},
+)  # fmt: skip
+
+
+def test_parameters_that_are_passed_through_have_the_types_that_the_pipeline_declares() -> None:
+    request = parse_request(EngineInput(text="a cat"), {"sigmas": [1, 0.5], "eta": None}, TYPED)
+    assert request.shared == {"sigmas": [1.0, 0.5], "eta": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sigmas", "abc"), ("sigmas", [1, "a"]), ("sigmas", [0.5] * 1001), ("eta", "x"), ("eta", True), ("image", [1])],
+)
+def test_rejected_naming_the_field_when_a_passed_through_value_is_of_another_type(name: str, value: object) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        parse_request(EngineInput(text="a cat"), {name: value}, TYPED)
+    assert caught.value.param == name

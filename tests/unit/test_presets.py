@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
+from omnibus.errors import EmptyPrompt, EngineError, EngineRejected, InvalidRequest
 from omnibus.frontdoor.stage_params import stage_params
 from omnibus.pipeline.loading import load_pipeline, presets
 from omnibus.presets import input_processors as processors
@@ -53,10 +53,11 @@ def test_processors_of_preset_can_be_imported(name: str) -> None:
 
 
 def test_stage_that_only_encodes_gets_no_parameters() -> None:
-    given = stage_params(
-        load_pipeline("qwen-image-encoder"), None, text={"temperature": 0.5}, image={"width": 512}, seed=3
-    )
+    spec = load_pipeline("qwen-image-encoder")
+    given = stage_params(spec, None, text={"temperature": 1.0}, image={"width": 512}, seed=3)
     assert given == {"painter": {"width": 512, "seed": 3}}
+    with pytest.raises(InvalidRequest, match="temperature has no effect"):
+        stage_params(spec, None, text={"temperature": 0.5})
 
 
 @pytest.mark.parametrize("process", [processors.rewriter_input, processors.encoder_input, processors.llasa_input])

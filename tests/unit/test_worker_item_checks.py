@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from omnibus.errors import EngineError
-from omnibus.workers.engines.protocol import Finished, Item, Progress, TextDelta, Usage
+from omnibus.media import pictures
+from omnibus.wire.envelope import TokenUsage
+from omnibus.workers.engines.protocol import Finished, Item, Progress, TextDelta
 from omnibus.workers.item_checks import check_item
 
 pytestmark = pytest.mark.unit
@@ -20,10 +22,10 @@ HALF = "\ud83d"
     "item",
     [
         TextDelta(text="grün", token_ids=(1, 2)),
-        Progress(step=1, total=2, preview=b"x"),
+        Progress(step=1, total=2, preview=pictures.encoded(np.zeros((2, 2), np.uint8))),
         Finished(outputs={"text": "", "ids": [1, np.int64(2)], "states": np.zeros((2, 3)), "more": {"a": None}}),
         Finished(outputs={"ids": np.arange(3), "states": [[1, 2], [3, 4]], "unknown": object()}),
-        Finished(outputs={}, finish_reason="abort", usage=Usage(prompt_tokens=3)),
+        Finished(outputs={}, finish_reason="abort", usage=TokenUsage(prompt_tokens=3)),
     ],
 )
 def test_what_is_declared_passes(item: Item) -> None:
@@ -38,6 +40,7 @@ def test_what_is_declared_passes(item: Item) -> None:
         TextDelta(text="x", token_ids=("y",)),  # type: ignore[arg-type]
         Progress(step=1.5, total=2),  # type: ignore[arg-type]
         Progress(step=1, total=2, preview="x"),  # type: ignore[arg-type]
+        Progress(step=1, total=2, preview=b"x"),
         Finished(outputs={"text": ["a"]}),
         Finished(outputs={"text": 5}),
         Finished(outputs={"text": b"caf\xe9"}),
@@ -51,8 +54,8 @@ def test_what_is_declared_passes(item: Item) -> None:
         Finished(outputs=["text"]),  # type: ignore[arg-type]
         Finished(outputs={1: "text"}),  # type: ignore[dict-item]
         Finished(outputs={}, finish_reason=None),  # type: ignore[arg-type]
-        Finished(outputs={}, usage=Usage(prompt_tokens=-1)),
-        Finished(outputs={}, usage=Usage(completion_tokens=2**64)),
+        Finished(outputs={}, usage=TokenUsage(prompt_tokens=-1)),
+        Finished(outputs={}, usage=TokenUsage(completion_tokens=2**64)),
         "a text by itself",
     ],
 )

@@ -135,6 +135,13 @@ async def test_async_function_with_two_parameters_gets_the_sampling_parameters()
     assert last(await run(stage("shout_async"), make_job(end="!"))).outputs == {"text": "ABC!"}
 
 
+async def test_rejected_when_the_function_takes_no_parameters_and_the_request_has_some() -> None:
+    with pytest.raises(EngineRejected, match="takes no sampling parameters") as caught:
+        await run(stage("shout"), make_job(temperature=0.5))
+    assert caught.value.param == "temperature"
+    assert last(await run(stage("shout"), make_job(seed=5))).outputs == {"text": "ABC"}, "nothing is drawn there"
+
+
 async def test_generator_streams_text_and_progress() -> None:
     items = await run(stage("spell"), make_job())
     assert items[0] == Progress(step=1, total=2)

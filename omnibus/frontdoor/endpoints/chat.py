@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import Field
 
+from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all
-from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions, TextSampling, Unsupported, only
+from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions, TextSampling
 from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
@@ -20,12 +22,24 @@ from omnibus.frontdoor.submitting import result_of, submit
 from omnibus.frontdoor.text_chunks import live_stage, text_events
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire.request import AudioPart, ImagePart, Message, Part, Request, TextPart, VideoPart
+from omnibus.wire.request import (
+    AudioPart,
+    FunctionCall,
+    ImagePart,
+    Message,
+    Part,
+    Request,
+    TextPart,
+    ToolCall,
+    VideoPart,
+)
 
-AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus"]
+AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 """Parts of one message."""
+_FILE = re.compile(r"(messages\[\d+\]\.content\[\d+\])\.(image|audio|video)")
+_FILES = {"image": "image_url", "audio": "input_audio", "video": "video_url"}
 router = APIRouter(route_class=BodyRoute)
 
 
@@ -71,19 +85,31 @@ Content = Annotated[
 ]
 
 
+class CalledFunction(Body):
+    name: str
+    arguments: str
+
+
+class CalledTool(Body):
+    """A call of an earlier turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[Content], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    """The text of an earlier turn that refused."""
+    tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+    tool_call_id: str | None = None
 
 
 class AudioOptions(Body):
     format: AudioFormat = "wav"
-    voice: Any = None
-    """Accepted and not used: a pipeline has the voice that it has."""
-
-
-class ResponseFormat(Body):
-    type: Annotated[str, only("text")]
 
 
 class ChatBody(AskingBody, TextSampling):
@@ -96,12 +122,14 @@ class ChatBody(AskingBody, TextSampling):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int | None, only(1)] = None
-    response_format: ResponseFormat | None = None
-    tools: Unsupported = None
-    functions: Unsupported = None
-    logprobs: Unsupported = None
-    top_logprobs: Unsupported = None
+
+    def field_of(self, param: str) -> str:
+        if param == "max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        found = _FILE.fullmatch(param)
+        if found is not None:
+            return f"{found[1]}.{_FILES[found[2]]}"
+        return super().field_of("messages" if param == "prompt" else param)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion)
@@ -125,10 +153,13 @@ async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Con
 
 def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
     """A chat, its media decoded; raises RequestError naming the field."""
+    modalities = _modalities(body, spec)
+    if body.audio is not None and "audio" not in (spec.modalities if modalities is None else modalities):
+        raise InvalidRequest("no audio is asked for: name it in modalities, or leave audio out", param="audio")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     text = body.chosen() if limit is None else {**body.chosen(), "max_tokens": limit}
     messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(body.messages))
-    return body.request(spec, _modalities(body, spec), text=text, messages=messages)
+    return body.request(spec, modalities, text=text, messages=messages)
 
 
 def _modalities(body: ChatBody, spec: PipelineSpec) -> tuple[str, ...] | None:
@@ -140,10 +171,19 @@ def _modalities(body: ChatBody, spec: PipelineSpec) -> tuple[str, ...] | None:
 def _message(message: ChatMessage, where: str) -> Message:
     # Chat templates know no "developer": it is OpenAI's newer name of "system".
     role = "system" if message.role == "developer" else message.role
-    if not isinstance(message.content, list):
-        return Message(role=role, content=message.content or "")
-    parts = (_part(content, f"{where}.content[{index}]") for index, content in enumerate(message.content))
-    return Message(role=role, content=tuple(parts))
+    content: str | tuple[Part, ...] = message.refusal or "" if not message.content else ""
+    if isinstance(message.content, list):
+        content = tuple(_part(part, f"{where}.content[{index}]") for index, part in enumerate(message.content))
+    elif message.content:
+        content = message.content
+    calls = (
+        ToolCall(id=call.id, function=FunctionCall(name=call.function.name, arguments=call.function.arguments))
+        for call in message.tool_calls or ()
+    )
+    return Message(
+        role=role, content=content, name=message.name or None, tool_calls=tuple(calls),
+        tool_call_id=message.tool_call_id or None,
+    )  # fmt: skip
 
 
 def _part(content: Content, where: str) -> Part:

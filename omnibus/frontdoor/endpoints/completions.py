@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -18,9 +18,7 @@ from omnibus.frontdoor.bodies import (
     AskingBody,
     StreamOptions,
     TextSampling,
-    Unsupported,
     check_modality,
-    only,
 )
 from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
@@ -38,16 +36,12 @@ router = APIRouter(route_class=BodyRoute)
 class CompletionBody(AskingBody, TextSampling):
     """A prompt to continue: one text, or the token ids of one."""
 
+    called: ClassVar[Mapping[str, str]] = {"messages": "prompt", "token_ids": "prompt"}
     prompt: (
         str | _Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[_Tokens], Field(fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int | None, only(1)] = None
-    best_of: Annotated[int | None, only(1)] = None
-    echo: Unsupported = None
-    suffix: Unsupported = None
-    logprobs: Unsupported = None
 
 
 class CompletionChoice(Answer):

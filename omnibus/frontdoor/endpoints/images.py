@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -16,12 +17,13 @@ from sse_starlette.event import ServerSentEvent
 from omnibus.client.request_events import Ended, Output, Result, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all, usage
-from omnibus.frontdoor.bodies import Answer, AskingBody, Unsupported, check_modality, single_turn
+from omnibus.frontdoor.bodies import Answer, AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
 from omnibus.frontdoor.streaming import Lookahead, data, event_stream, first_seen
 from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
@@ -43,6 +45,9 @@ def _checked_size(size: str) -> str:
 class ImageBody(AskingBody):
     """A prompt to paint."""
 
+    called: ClassVar[Mapping[str, str]] = {
+        "messages": "prompt", "width": "size", "height": "size", "previews": "partial_images",
+    }  # fmt: skip
     prompt: str
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     size: (
@@ -57,7 +62,6 @@ class ImageBody(AskingBody):
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
     negative_prompt: str | None = None
-    svg: Unsupported = None
 
 
 class ImageData(Answer):
@@ -103,6 +107,8 @@ async def generate_images(body: ImageBody, http: HttpRequest, context: Context) 
     """Paint images from a prompt."""
     if body.stream and body.response_format == "url":
         raise InvalidRequest("a stream of images is b64_json", param="response_format")
+    if body.partial_images and not body.stream:
+        raise InvalidRequest("partial images come in a stream only", param="partial_images")
     served = await context.models.find(body.model, modality="image")
     request = await mapped(http, image_request, body, served.spec)
     accepted = await submit(context, http, served, request)
@@ -165,20 +171,21 @@ async def _image_events(events: Lookahead, previews: Previews, image_format: str
             if isinstance(event, StepProgress) and event.preview is not None:
                 index = previews.take(event.step, event.total)
                 if index is not None:
-                    yield _partial(index, event.preview)
+                    preview = await asyncio.to_thread(pictures.converted, event.preview, image_format)
+                    yield _partial(index, preview, image_format)
             elif isinstance(event, Ended):
                 event.result.raise_for_state()
                 for completed in await _completed(event.result, image_format):
                     yield data(completed, event=completed.type)
 
 
-def _partial(index: int, preview: bytes) -> ServerSentEvent:
+def _partial(index: int, preview: bytes, image_format: str) -> ServerSentEvent:
     event = PartialImageEvent(
         type="image_generation.partial_image",
         partial_image_index=index,
         b64_json=to_base64(preview),
         created_at=int(time.time()),
-        output_format="png",
+        output_format=image_format,
     )
     return data(event, event=event.type)
 

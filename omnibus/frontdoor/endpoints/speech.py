@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from omnibus.errors import EngineError
 from omnibus.frontdoor.answers import timing_headers
-from omnibus.frontdoor.bodies import AskingBody, check_modality, only, single_turn
+from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute, mapped
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.submitting import result_of, submit
@@ -17,19 +18,18 @@ from omnibus.frontdoor.transcoding import transcoded
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
-SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus"]
+SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus", "aac"]
 router = APIRouter(route_class=BodyRoute)
 
 
 class SpeechBody(AskingBody):
     """A text to speak."""
 
+    called: ClassVar[Mapping[str, str]] = {"messages": "input", "prompt": "input"}
     input: str
-    voice: Any = None
-    """Accepted and not used: a pipeline has the voice that it has."""
     response_format: SpeechFormat = "mp3"
-    speed: Annotated[float, only(1.0)] | None = None
-    stream_format: Annotated[str | None, only("audio")] = None
+    stream: Literal[False] | None = None
+    """The answer comes whole."""
 
 
 @router.post("/v1/audio/speech")

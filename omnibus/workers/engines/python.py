@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import aclosing
 from typing import Any
 
-from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, InvalidRequest
+from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
@@ -62,6 +62,7 @@ class PythonEngine:
         self._takes_sampling = _takes_two(self._call)
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
+        self._check_sampling(job)
         aborted = self._aborted[job.rid] = asyncio.Event()
         pieces = _Pieces(self.outputs)
         self._running += 1
@@ -111,6 +112,16 @@ class PythonEngine:
         if self._call is not self._target and callable(close):
             await self._threads.run(close)
         self._threads.close()
+
+    def _check_sampling(self, job: Job) -> None:
+        """Refuse parameters that the callable does not take; one that draws no random numbers has nothing to seed."""
+        if self._takes_sampling:
+            return
+        known = {**self._stage.default_sampling_params, "seed": job.sampling.get("seed")}
+        unread = next((name for name, value in job.sampling.items() if known.get(name) != value), None)
+        if unread is not None:
+            message = f"{unread} has no effect: {self._stage.model} takes no sampling parameters"
+            raise EngineRejected(message, param=unread)
 
     async def _values(self, job: Job) -> AsyncGenerator[object, None]:
         arguments = (job.stage_input, job.sampling) if self._takes_sampling else (job.stage_input,)

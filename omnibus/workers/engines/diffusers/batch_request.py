@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from omnibus.errors import EngineRejected
@@ -15,6 +16,7 @@ from omnibus.wire.request import Message, TextPart
 from omnibus.workers.engines.protocol import EngineInput
 
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
 RESERVED = frozenset(
     {
         "self",
@@ -42,6 +44,8 @@ class PipelineShape:
     name: str
     parameters: frozenset[str]
     """Parameters of its `__call__`."""
+    types: Mapping[str, Any] = field(default_factory=dict)
+    """Their types, where it declares them."""
     has_text: bool
     """It can encode a prompt itself."""
     can_preview: bool
@@ -156,10 +160,25 @@ def _shared(rest: dict[str, Any], pipeline: PipelineShape) -> dict[str, Any]:
     for name in rest:
         if name not in pipeline.parameters or name in RESERVED or name.endswith(("_embeds", "_mask")):
             raise EngineRejected(f"unknown parameter {name!r}: {pipeline.name} does not take it", param=name)
-    checked = {name: _CHECKS[name](value, name) if name in _CHECKS else value for name, value in rest.items()}
+    checked = {
+        name: CHECKS[name](value, name) if name in CHECKS else _typed(name, value, pipeline)
+        for name, value in rest.items()
+    }
     if checked.get("width", 1) * checked.get("height", 1) > pipeline.max_pixels:
         raise EngineRejected(f"an image may have {pipeline.max_pixels} pixels", param="size")
     return checked
+
+
+def _typed(name: str, value: Any, pipeline: PipelineShape) -> Any:
+    """A value that the pipeline is given as it is, of the type that it declares."""
+    if isinstance(value, list) and len(value) > MAX_STEPS:
+        raise EngineRejected(f"{name} may have {MAX_STEPS} entries", param=name)
+    try:
+        return msgspec.convert(value, pipeline.types.get(name, Any))
+    except msgspec.ValidationError as error:
+        raise EngineRejected(f"{name}: {error}", param=name) from error
+    except TypeError as error:  # of a type that no message has, such as a tensor
+        raise EngineRejected(f"{name} cannot be set by a request", param=name) from error
 
 
 def _size(value: Any) -> tuple[int, int]:
@@ -181,9 +200,10 @@ def _number(value: Any, name: str, least: float, most: float) -> float:
     return float(value)
 
 
-_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "num_inference_steps": lambda value, name: _integer(value, name, 1, 1000),
+CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "num_inference_steps": lambda value, name: _integer(value, name, 1, MAX_STEPS),
     "height": lambda value, name: _integer(value, name, 8, 65536),
     "width": lambda value, name: _integer(value, name, 8, 65536),
     "guidance_scale": lambda value, name: _number(value, name, 0, 1000),
 }
+"""Parameters whose range is known here; the pipeline itself checks others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected, PipelineErro
 from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
-from omnibus.workers.engines.diffusers.batch_request import ImageRequest, PipelineShape, Stopped
+from omnibus.workers.engines.diffusers.batch_request import CHECKS, ImageRequest, PipelineShape, Stopped
 from omnibus.workers.object_loading import load_object
 
 LOADER_ARGS = frozenset({"variant", "use_safetensors", "low_cpu_mem_usage", "local_files_only"})
 """Keys of engine_args that go to `from_pretrained` as they are."""
 
+_OF_ARGUMENTS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+"""Exceptions that pipelines raise before their first step for arguments that they cannot use."""
 OnStep = Callable[[int, int, Callable[[int], bytes]], bool]
 """Called after each step with its number, how many there are, and a function that renders row r as PNG: whether to go on."""
 
@@ -66,8 +68,11 @@ class DiffusionModel:
         except torch.AcceleratorError as error:
             raise EngineDead(f"the device failed: {error}") from error
         except Exception as error:  # pipelines raise whatever their many parts raise
-            refused = isinstance(error, ValueError | TypeError) and not started
-            raise (EngineRejected if refused else EngineError)(f"{self.shape.name}: {error}") from error
+            given = next((name for name in batch[0].shared if name not in CHECKS), None)
+            blamed = (ValueError, TypeError) if given is None else _OF_ARGUMENTS
+            if started or not isinstance(error, blamed) or isinstance(error, torch.OutOfMemoryError):
+                raise EngineError(f"{self.shape.name}: {error}") from error
+            raise EngineRejected(f"{self.shape.name}: {error}", param=given) from error
         images = (np.asarray(result.images) * 255).round().astype(np.uint8)
         ends = np.cumsum([len(request.seeds) for request in batch])[:-1]
         return np.split(images, ends)
@@ -90,6 +95,7 @@ class DiffusionModel:
         return PipelineShape(
             name=type(pipeline).__name__,
             parameters=frozenset(inspect.signature(type(pipeline).__call__).parameters),
+            types=_types(type(pipeline)),
             has_text=any(encoder is not None for encoder in encoders),
             can_preview=vae is not None and processor is not None and not packed,
             max_images=int(stage.engine_args.get("max_images", 16)),
@@ -134,6 +140,15 @@ class DiffusionModel:
         decoded = vae.decode((latents[None] / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False)[0]
         image = self._pipeline.image_processor.postprocess(decoded, output_type="np")
         return pictures.encoded((np.asarray(image)[0] * 255).round().astype(np.uint8))
+
+
+def _types(kind: type) -> dict[str, Any]:
+    """Types of a pipeline's parameters; many declare one without None, and default to None."""
+    try:
+        hints = get_type_hints(kind.__call__)
+    except (NameError, TypeError):  # of names that only its type checker knows
+        return {}
+    return {name: hint | None for name, hint in hints.items() if name != "return"}
 
 
 def _left_out(config: Mapping[str, Any], named: Sequence[str]) -> dict[str, None]:

@@ -149,7 +149,7 @@ def _decoded(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
 
 
 def _beside(message: Message) -> dict[str, Any]:
-    """What a turn holds beside role and content: a name, calls, the call that it answers."""
+    """Fields of a turn beside role and content: a name, calls, the call that it answers."""
     fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(message, content=""))
     return {name: value for name, value in fields.items() if name not in ("role", "content")}
 

@@ -20,7 +20,7 @@ penalty counts the prompt too; `extra_args` may set anything."""
 
 
 PROMPT_LENGTHS = ("input_text", "input_tokens")
-"""What vLLM's errors call the length of a prompt that its context does not hold."""
+"""Names, in vLLM's errors, of the length of a prompt that the context does not hold."""
 NOT_WITH_STATES = ("min_p", "logit_bias")
 """Parameters that vLLM does not apply while it extracts hidden states, which it does as a kind of speculative decoding."""
 
