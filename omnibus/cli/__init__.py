@@ -37,6 +37,7 @@ COMMANDS = {
     "orchestrator": _Entry("orchestrator", "Run an orchestrator.", _SERVE),
     "frontdoor": _Entry("frontdoor", "Run the HTTP server.", _SERVE),
     "submit": _Entry("submit", "Send a request: stream its text, save its image and audio.", _ASK),
+    "chat": _Entry("conversation", "Talk with a pipeline, turn by turn.", _ASK),
     "cancel": _Entry("requests:cancel", "Cancel requests by id.", _ASK),
     "status": _Entry("status", "Show pipelines, stages, replicas and queues, or one request.", _OPERATE),
     "restart": _Entry("restart", "Restart the replicas of a stage, one after the other.", _OPERATE),

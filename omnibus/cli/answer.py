@@ -75,6 +75,10 @@ class AnswerDisplay:
         for path in paths:
             self._screen.say(f"{output.modality} saved as {path}")
 
+    def say(self, line: str) -> None:
+        """A message on a line of its own."""
+        self._screen.say(line)
+
     def as_json(self, result: Result) -> dict[str, Any]:
         """Describe a result as one JSON object; its files are named, not included."""
         return describe(self._spec, result, self._saved)

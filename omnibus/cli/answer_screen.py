@@ -25,6 +25,8 @@ class AnswerScreen:
         self._live: Live | None = None
         self._open_line = ""
         """The last line of the text."""
+        self._waiting: list[str] = []
+        """Messages that would break that line."""
 
     def write(self, text: str) -> None:
         """The next piece of the text."""
@@ -50,17 +52,21 @@ class AnswerScreen:
         self._draw()
 
     def say(self, line: str) -> None:
-        """A message on a line of its own."""
+        """A message on a line of its own; on a shared terminal not before the text has come to the end of its line."""
         if self._quiet:
             return
-        if self._live is None:
-            self.end_line()
-        self._console.print(line, markup=False, soft_wrap=True)
+        if self._is_shared and self._live is None and self._open_line:
+            self._waiting.append(line)
+        else:
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def end_line(self) -> None:
         """Begin a new line, unless one was just begun."""
         if self._open_line:
             self.write("\n")
+        waiting, self._waiting = self._waiting, []
+        for line in waiting:
+            self.say(line)
 
     def close(self) -> None:
         """Take the bars away, and end the line."""
@@ -81,8 +87,6 @@ class AnswerScreen:
                 self._open_line = _rows(self._open_line, self._console.width)[-1]
                 sys.stdout.write(_CLEAR_LINE)
                 sys.stdout.flush()
-            elif self._open_line:
-                self.end_line()
             self._live.start()
         text = [Text(self._open_line)] if self._is_shared and self._open_line else []
         self._live.update(Group(*text, self._bars), refresh=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,17 @@ def broker_command(role: str, *, pipeline: bool = True) -> Callable[[Work], Call
     return decorate
 
 
-async def _run(
-    work: Work, settings: Settings, role: str, pipeline: str | None, arguments: dict[str, Any]
-) -> int | None:
+@asynccontextmanager
+async def open_session(settings: Settings, role: str, pipeline: str | None) -> AsyncIterator[CommandSession]:
+    """A session, as long as the context lasts; raises BrokerUnavailable."""
     from omnibus.client.producer import Producer  # noqa: PLC0415 commands import when they run
 
     async with connected(settings, role=role) as connection, Producer(connection) as producer:
-        return await work(CommandSession(settings, connection, producer, pipeline), **arguments)
+        yield CommandSession(settings, connection, producer, pipeline)
+
+
+async def _run(
+    work: Work, settings: Settings, role: str, pipeline: str | None, arguments: dict[str, Any]
+) -> int | None:
+    async with open_session(settings, role, pipeline) as session:
+        return await work(session, **arguments)

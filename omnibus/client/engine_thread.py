@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import uvloop
 
@@ -17,19 +17,18 @@ from omnibus.client.session import Session
 from omnibus.errors import EngineDead, OmnibusError
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 ShutdownHook = Callable[[Exception], None]
 
 
-class EngineThread:
+class EngineThread(Generic[S]):
     """Opens a session, and keeps it open until `stop`. Its methods are for other threads and other loops."""
 
-    def __init__(
-        self, opening: Callable[[], AbstractAsyncContextManager[Session]], shutdown_hook: ShutdownHook
-    ) -> None:
+    def __init__(self, opening: Callable[[], AbstractAsyncContextManager[S]], shutdown_hook: ShutdownHook) -> None:
         """Returns when the session is open; raises what it raises. `shutdown_hook` is called when it is over, with the reason."""
         self._opening, self._shutdown_hook = opening, shutdown_hook
-        self._opened: Future[Session] = Future()
+        self._opened: Future[S] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: Future[None] = Future()
         self._end = EngineDead("the engine was shut down")
