@@ -39,14 +39,21 @@ def show(pipeline: str, platform: str | None, stage_overrides: tuple[str, ...], 
 @command.command()
 @click.argument("pipelines", metavar="PIPELINE...", nargs=-1, required=True)
 def validate(pipelines: tuple[str, ...]) -> int:
-    """Check pipelines; the first error of each names file, line and field. Exit code 2 if any is wrong."""
+    """Check pipelines; the first error of each names file, line and field. Exit code 2 if any is wrong.
+
+    The modules that a file names are imported, in a process of their own, and models in folders must be there.
+    """
     from omnibus.errors import PipelineError  # noqa: PLC0415
-    from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+    from omnibus.pipeline.loading import build_pipeline, load_document  # noqa: PLC0415
+    from omnibus.workers.stage_checks import problems_of_names  # noqa: PLC0415
 
     status = 0
     for pipeline in pipelines:
         try:
-            spec = load_pipeline(pipeline)
+            document = load_document(pipeline)
+            spec = build_pipeline(document)
+            for problem in problems_of_names(spec):
+                raise document.error(problem.path, problem.message)
         except PipelineError as error:
             status = 2
             click.echo(error.message, err=True)

@@ -14,7 +14,7 @@ from omnibus.cli import options
 
 if TYPE_CHECKING:
     from omnibus.cli.process_group import Fleet
-    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.pipeline.spec import PipelineSpec, StageSpec
     from omnibus.settings import Settings
     from omnibus.workers.initialisation import LogicalStageInitPlan
     from omnibus.workers.supervisor import ProcessSpec
@@ -48,12 +48,17 @@ class _ServeArguments:
         spec = override_stages(spec, self.stage_overrides)
         return override_stages(spec, lb_policies(spec, self.lb_policy), "--lb-policy")
 
+    def local_stages(self, spec: PipelineSpec) -> list[StageSpec]:
+        """The stages of which this command starts replicas; raises PipelineError for one that there is not."""
+        if self.stages is None:
+            return [stage for stage in spec.stages if self.replicas or stage.num_replicas]
+        return [spec.stage(ref.strip()) for ref in self.stages.split(",") if ref.strip()]
+
     def plan(self, fleet: Fleet) -> list[LogicalStageInitPlan]:
         """Every stage; those that are not chosen are left to workers elsewhere. Raises PipelineError, ConfigError."""
         if self.stages is None:
             return fleet.plan(replicas=self.replicas, allow_zero=True)
-        refs = [ref.strip() for ref in self.stages.split(",") if ref.strip()]
-        return fleet.plan({fleet.spec.stage(ref).stage_id for ref in refs}, replicas=self.replicas)
+        return fleet.plan({stage.stage_id for stage in self.local_stages(fleet.spec)}, replicas=self.replicas)
 
 
 @click.command("serve")
@@ -89,12 +94,14 @@ def command(*, allow_module: tuple[str, ...], **flags: Any) -> None:
     names another. Ctrl-C ends everything in order; a second one kills.
     """
     from omnibus.cli.root import end_with_parent, load_settings, run, start_logging  # noqa: PLC0415
+    from omnibus.workers.stage_checks import check_models  # noqa: PLC0415
 
     end_with_parent()
     arguments = _ServeArguments(**{name: flags.pop(name) for name in _ServeArguments.__slots__})
     spec = arguments.spec()
     settings = load_settings(allowed_modules=allow_module or None, **flags)
     start_logging(settings)
+    check_models(arguments.local_stages(spec))
     settings = _with_free_ports(settings)
     if not arguments.no_frontdoor:
         _check_port(settings)

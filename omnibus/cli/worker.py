@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ async def _work(settings: Settings, arguments: _WorkerArguments) -> None:
     from omnibus.pipeline.files import is_path  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
     from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
+    from omnibus.workers.stage_checks import check_models  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 
     async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
@@ -77,6 +79,7 @@ async def _work(settings: Settings, arguments: _WorkerArguments) -> None:
         stage = deployed.stage(arguments.stage)
         overrides = arguments.overrides(stage)
         spec = override_locally(deployed, stage.stage_id, overrides)
+        await asyncio.to_thread(check_models, [spec.stage(stage.stage_id)])
         allowed = AllowedCode(frozenset(settings.allowed_modules)).with_changes(deployed, spec)
         if arguments.pipeline is not None and is_path(arguments.pipeline):
             allowed = AllowedCode.of(spec, settings.allowed_modules)

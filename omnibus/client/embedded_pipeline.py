@@ -24,6 +24,7 @@ from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
 from omnibus.workers.hang_detector import HangWatch
 from omnibus.workers.replica_processes import DeathReporter, replica_processes
+from omnibus.workers.stage_checks import check_models
 from omnibus.workers.supervisor import ProcessSpec, Supervisor
 
 GRACE = 2.0
@@ -54,6 +55,7 @@ async def embedded(spec: PipelineSpec, settings: Settings, options: EmbeddedOpti
     naming the stages that are not up in time or cannot start, ConfigError, PipelineError, ServerBinaryError. When a replica
     can no longer be started later on, the context's body is cancelled, and StageStartError raised.
     """
+    await asyncio.to_thread(check_models, spec.stages)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(await _server(stack, settings, options))
         connection = await stack.enter_async_context(connect(server.url, name="omnibus-embedded", role="embedded"))

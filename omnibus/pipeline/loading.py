@@ -20,7 +20,7 @@ from omnibus.pipeline.spec import EdgeSpec, LaneName, PayloadRule, PipelineSpec,
 from omnibus.pipeline.validation import problems
 from omnibus.pipeline.yaml_document import YamlDocument
 
-__all__ = ["build_pipeline", "load_pipeline", "parse_pipeline", "presets"]
+__all__ = ["build_pipeline", "load_document", "load_pipeline", "parse_pipeline", "presets"]
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -37,8 +37,13 @@ def load_pipeline(path_or_name: str | os.PathLike[str], platform: str | None = N
     A text with a folder separator or ending in .yaml or .yml is a path, anything else a name. `platform` None is the one of
     this machine. Raises PipelineError.
     """
+    return build_pipeline(load_document(path_or_name, platform))
+
+
+def load_document(path_or_name: str | os.PathLike[str], platform: str | None = None) -> YamlDocument:
+    """Read a pipeline file as `load_pipeline` does, without converting it; its errors have their places."""
     path = pipeline_file(path_or_name)
-    return parse_pipeline(read_file(path), str(path), platform)
+    return parse_merged(read_file(path), str(path), platform)
 
 
 def parse_pipeline(text: str, file: str = "<pipeline>", platform: str | None = None) -> PipelineSpec:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
-from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
+from omnibus.errors import (
+    CheckpointMissing,
+    ConfigError,
+    EngineDead,
+    EngineError,
+    EngineRejected,
+    InvalidRequest,
+    PipelineError,
+)
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
@@ -57,8 +65,6 @@ class PythonEngine:
     async def start(self) -> None:
         if inspect.isclass(self._target):
             self._call = await self._threads.run(lambda: self._target(**self._arguments))
-        elif self._arguments:
-            raise ConfigError(f"{self._stage.model} is a function: it takes no engine_args", param="engine_args")
         self._takes_sampling = _takes_two(self._call)
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
@@ -149,7 +155,19 @@ class PythonEngine:
             raise CheckpointMissing(f"stage {self._stage.name!r}: {error.message}", param="model") from error
         if not callable(target):
             raise CheckpointMissing(f"stage {self._stage.name!r}: {self._stage.model} cannot be called", param="model")
+        self._check_arguments(target)
         return target
+
+    def _check_arguments(self, target: Callable[..., Any]) -> None:
+        if not inspect.isclass(target):
+            if self._arguments:
+                raise ConfigError(f"{self._stage.model} is a function: it takes no engine_args", param="engine_args")
+            return
+        with suppress(ValueError):  # of a class without a signature
+            try:
+                inspect.signature(target).bind(**self._arguments)
+            except TypeError as error:
+                raise PipelineError(f"{self._stage.model}: {error}", field="engine_args") from error
 
     def _declared(self) -> Mapping[str, str]:
         declared = self._stage.engine_args.get("outputs") or getattr(self._target, "outputs", None)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from omnibus.errors import PipelineError
+from omnibus.pipeline.files import suggestion
 from omnibus.pipeline.spec import StageSpec
 
 ENVIRONMENT: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -72,9 +77,32 @@ class VllmArguments:
     """For AsyncEngineArgs, as they are."""
 
 
+@cache
+def known_arguments() -> frozenset[str]:
+    """Every argument that the installed vLLM and we know; empty where there is no vLLM.
+
+    Read from its source: importing it would take seconds.
+    """
+    package = importlib.util.find_spec("vllm")
+    file = Path((package and package.origin) or "").with_name("engine") / "arg_utils.py"
+    if not file.is_file():
+        return frozenset()
+    classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+    fields = (node for one in classes if one.name in ("EngineArgs", "AsyncEngineArgs") for node in one.body)
+    names = {
+        field.target.id for field in fields if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    return frozenset(names | {"hidden_states", "lora_modules", "chat_template_kwargs"}) if names else frozenset()
+
+
 def sort_arguments(stage: StageSpec) -> VllmArguments:
-    """Take our own keys out; raises PipelineError for a wrong value of one."""
+    """Take our own keys out; raises PipelineError for a wrong value of one, and for a name that nobody knows."""
     given = dict(stage.engine_args)
+    known = known_arguments()
+    for name in given if known else ():
+        if name not in known:
+            hint = suggestion(name, known)
+            raise PipelineError(f"vLLM has no such argument{hint}", field=f"engine_args.{name}")
     layers = _checked("hidden_states", given.pop("hidden_states", ()), tuple[int, ...])
     loras = _checked("lora_modules", given.pop("lora_modules", {}), dict[str, str])
     template = _checked("chat_template_kwargs", given.pop("chat_template_kwargs", {}), dict[str, Any])

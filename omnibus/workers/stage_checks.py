@@ -1,0 +1,139 @@
+"""Checks of stages before anything of them is started: the modules, engine arguments and models that they name.
+
+As a program, `python -m omnibus.workers.stage_checks`, it imports what the stages on its standard input name: in a process of
+its own, since a module may do anything when it is imported, or never come back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path as FilePath
+from typing import IO
+
+import msgspec
+
+from omnibus.errors import CheckpointMissing, ConfigError, PipelineError
+from omnibus.pipeline.engines import ModelKind, engine_kind
+from omnibus.pipeline.plain_values import Path, Problem
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.workers.engines import create_engine
+from omnibus.workers.engines.checkpoints import require_file, resolve_model
+from omnibus.workers.object_loading import load_object
+
+TIMEOUT = 60.0
+"""Seconds that the modules of a pipeline may take to be imported."""
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """One line of the program's output: what it begins to check, or what is wrong with that."""
+
+    path: tuple[str | int, ...]
+    message: str | None = None
+
+
+def check_models(stages: Iterable[StageSpec]) -> None:
+    """Raise CheckpointMissing for the first stage whose model is not there; of one on the hub a small file is fetched."""
+    for stage in stages:
+        try:
+            _find_model(stage, ask_hub=not any(name.startswith("HF_") for name in stage.env))
+        except CheckpointMissing as error:
+            raise CheckpointMissing(f"stage {stage.name!r}: {error.message}", param="model") from error
+
+
+def _find_model(stage: StageSpec, *, ask_hub: bool) -> None:
+    kind = engine_kind(stage.engine)
+    if kind.model is ModelKind.CHECKPOINT:
+        found = FilePath(resolve_model(stage.model, stage.revision))
+        if found.is_dir() or (ask_hub and not found.exists() and find_spec("huggingface_hub") is not None):
+            require_file(str(found), stage.revision, kind.checkpoint_files)
+
+
+def problems_of_names(spec: PipelineSpec, timeout: float = TIMEOUT) -> Iterator[Problem]:
+    """Everything that is wrong with the modules, engine arguments and folders of models that a valid pipeline names.
+
+    Modules are imported in the environment of their stages; `timeout` is for those of one environment together, seconds.
+    Models of stages that are served elsewhere (`num_replicas: 0`), and on the hub, are not looked for.
+    """
+    environments: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for index, stage in enumerate(spec.stages):
+        environments.setdefault(tuple(sorted(stage.env.items())), []).append(index)
+        try:
+            if stage.num_replicas:
+                _find_model(stage, ask_hub=False)
+        except CheckpointMissing as error:
+            yield Problem(("stages", index, "model"), error.message)
+    for variables, indices in environments.items():
+        yield from _in_child({index: spec.stages[index] for index in indices}, dict(variables), timeout)
+
+
+def _in_child(stages: Mapping[int, StageSpec], env: Mapping[str, str], timeout: float) -> Iterator[Problem]:
+    with (
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as found,
+    ):  # files: a grandchild could hold a pipe open
+        given.write(msgspec.msgpack.encode(stages))
+        given.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "omnibus.workers.stage_checks"],
+            stdin=given, stdout=found, stderr=subprocess.DEVNULL, env={**os.environ, **env}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            status: int | None = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with suppress(ProcessLookupError):  # unless the module has left nothing behind
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        found.seek(0)
+        reports = [msgspec.json.decode(line, type=_Report) for line in found]
+    yield from (Problem(report.path, report.message) for report in reports if report.message is not None)
+    if status != 0:
+        how = (
+            f"is not imported within {timeout:g} s"
+            if status is None
+            else f"ends the process that imports it ({status})"
+        )
+        yield Problem(reports[-1].path if reports else (), how)
+
+
+def main() -> None:
+    """Check the stages on standard input, by their index, and report on standard output, a line each."""
+    with os.fdopen(os.dup(1), "wb", buffering=0) as out:
+        os.dup2(2, 1)  # modules may print
+        stages = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=dict[int, StageSpec])
+        for index, stage in stages.items():
+            _check_stage(("stages", index), stage, out)
+    os._exit(0)  # not by the end of main, which waits for threads
+
+
+def _check_stage(path: Path, stage: StageSpec, out: IO[bytes]) -> None:
+    def report(field: str, message: str | None = None) -> None:
+        out.write(msgspec.json.encode(_Report((*path, *field.split(".")), message)) + b"\n")
+
+    for field, check in (("input_processor", _check_processor), ("model", create_engine)):
+        report(field)
+        try:
+            check(stage)
+        except PipelineError as error:
+            report(error.field or field, error.message.removeprefix(f"{error.field}: "))
+        except ConfigError as error:
+            report(error.param or field, error.message)
+        except BaseException as error:  # noqa: BLE001 of the stage's own code
+            report(field, f"cannot be imported: {type(error).__name__}: {error}")
+
+
+def _check_processor(stage: StageSpec) -> None:
+    if stage.input_processor is not None:
+        load_object(stage.input_processor, "input_processor")
+
+
+if __name__ == "__main__":
+    main()
