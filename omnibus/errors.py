@@ -27,6 +27,7 @@
     ├── Unreadable                   500  what is stored or queued is damaged, or of a newer version
     ├── BrokerError                  503  NATS
     │   ├── BrokerUnavailable             cannot be reached
+    │   ├── BrokerDenied             403  the credentials do not allow it
     │   ├── BrokerRefused                 a stream refused, or an API request is wrong; carries the server's code
     │   ├── RevisionConflict              another writer was first
     │   └── ServerBinaryError             the embedded server is missing or too old
@@ -42,7 +43,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 def printable(text: str) -> str:
@@ -248,6 +249,22 @@ class BrokerUnavailable(BrokerError):
     """NATS cannot be reached."""
 
     code = "broker_unavailable"
+
+
+class BrokerDenied(BrokerError):
+    """NATS does not allow this with the credentials in use."""
+
+    code = "broker_denied"
+    http_status = 403
+    retryable = False
+
+    @classmethod
+    def of(cls, what: str, subject: str) -> Self:
+        """The refusal of one call: to `publish` on a subject, or to `subscribe to` it."""
+        return cls(
+            f"the NATS credentials in use may not {what} {subject}: use those of the role that this is for, "
+            "`omnibus doctor` names what is missing"
+        )
 
 
 class BrokerRefused(BrokerError):

@@ -33,7 +33,7 @@ _FRONT_DOOR = (
 class Settings(BaseSettings):
     """Settings of one process."""
 
-    model_config = SettingsConfigDict(env_prefix="OMNIBUS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="OMNIBUS_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     # The broker
     nats_url: str | None = None
@@ -43,7 +43,14 @@ class Settings(BaseSettings):
     nats_account: str = "OMNI"
     """The account whose disconnect events are watched."""
     nats_credentials: Path | None = None
-    """A .creds file."""
+    """A file with an nkey, a .creds file or one line user:password; or a folder with a file for each role."""
+    nats_system_credentials: Path | None = None
+    """The same for the user of the system account."""
+    nats_tls_ca: Path | None = None
+    """Certificate authority of the servers; None: ca.pem beside the credentials, else those of the machine."""
+    nats_tls_cert: Path | None = None
+    nats_tls_key: Path | None = None
+    """A client certificate and its key; None: those beside the credentials, of the same name, if there are any."""
     nats_replicas: int = 1
     """Copies of every stream and bucket; 3 in a cluster of three."""
     nats_server: Path | None = None
@@ -52,6 +59,10 @@ class Settings(BaseSettings):
     """The file of nats/ that the embedded server runs with."""
     nats_host: str = "127.0.0.1"
     """Address on which the embedded server listens: an IPv4 address of this machine, or 0.0.0.0."""
+    nats_security: Path | None = None
+    """A folder that `omnibus nats credentials` has made, for the embedded server: its users and its TLS certificate."""
+    nats_insecure: bool = False
+    """Listen beyond loopback without TLS, protected by the password alone, which everybody on the network can read."""
     nats_port: int = 4222
     """The port that the embedded server takes when it is free."""
     state_dir: Path = Field(default_factory=default_state_dir)

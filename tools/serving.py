@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnibus.broker.discovery import running_server
 from omnibus.errors import StageStartError
 from omnibus.lineage import PARENT_VARIABLE, terminate_alive_proc
 
@@ -88,7 +89,8 @@ def _await_ready(process: subprocess.Popen[str], log: Path, timeout: float, say:
         for line in process.stdout:
             ready = _READY.match(line.strip())
             if ready is not None:
-                return Serving(ready["url"] or "", ready["nats"], process.pid, log)
+                running = running_server(log.parent)  # whose address has the password
+                return Serving(ready["url"] or "", running.url if running else ready["nats"], process.pid, log)
             say(line.strip())
     finally:
         alarm.cancel()

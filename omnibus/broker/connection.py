@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from omnibus.broker.clock import ASK, ASK_TIMEOUT, ServerClock
 from omnibus.broker.link import Callback, Link, Subscription
+from omnibus.broker.nats_access import NO_ACCESS, Access
 from omnibus.broker.replies import ReceivedMessage, Transient, status_of
 from omnibus.errors import BrokerRefused, BrokerUnavailable, RevisionConflict
 from omnibus.observability.metrics import Metrics
@@ -165,18 +165,19 @@ async def connect(
     name: str,
     role: str = "client",
     deadline: float = 5.0,
-    credentials: Path | None = None,
+    access: Access = NO_ACCESS,
+    stage: str | None = None,
     metrics: Metrics | None = None,
     clock: bool = True,
 ) -> AsyncIterator[Connection]:
     """Connect to a server or a cluster (`url` may name several, comma-separated) for as long as the context lasts.
 
-    `name` is what disconnect events carry; `role` makes the inbox prefix `_INBOX_<role>`, which permissions go by.
+    `name` is what disconnect events carry; `role` and `stage` choose the credentials where `access` has several.
     `clock` measures the server's time; not for a user who may publish nothing. Raises BrokerUnavailable when no server
-    answers within `deadline` seconds.
+    answers within `deadline` seconds, ConfigError and BrokerDenied for credentials that cannot be used.
     """
     connection = Connection(url, name, metrics)
-    await connection.open(role=role, deadline=deadline, credentials=credentials)
+    await connection.open(options=access.options(role, stage), deadline=deadline)
     try:
         async with connection.clock.kept() if clock else nullcontext():
             yield connection

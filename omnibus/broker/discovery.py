@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
+from omnibus.broker.nats_access import SYSTEM_ROLE, Access, without_password
 from omnibus.settings import DEFAULT_NATS_URL, Settings
 
+_VARIABLES = (
+    "OMNIBUS_NATS_URL", "OMNIBUS_NATS_CREDENTIALS",
+    "OMNIBUS_NATS_TLS_CA", "OMNIBUS_NATS_TLS_CERT", "OMNIBUS_NATS_TLS_KEY",
+)  # fmt: skip
+_SYSTEM_VARIABLES = ("OMNIBUS_NATS_SYSTEM_URL", "OMNIBUS_NATS_SYSTEM_CREDENTIALS")
 _ADDRESS_FILE = "server.json"
 _LOCK_FILE = "server.lock"
 
@@ -19,8 +26,11 @@ class ServerAddress(msgspec.Struct, frozen=True, kw_only=True):
     """The address that a running embedded server leaves in the state directory."""
 
     url: str
+    """With the user and the password of this machine's own processes."""
     system_url: str
     pid: int
+    ca: str | None = None
+    """Path of its certificate authority, where it speaks TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +38,44 @@ class Addresses:
     """The addresses to connect to."""
 
     url: str
+    access: Access
     system_url: str | None
-    """URL with the user that may subscribe to disconnect events; None when none is known."""
+    """URL for the user that may subscribe to disconnect events; None when none is known."""
+    system_access: Access
+    environment: Mapping[str, str]
+    """By these variables a child process finds the same broker. They hold no secret that the operator has not put there."""
 
 
 def discover(settings: Settings) -> Addresses:
     """The broker to use. It may not run: connecting says so."""
-    if settings.nats_url is not None:
-        return Addresses(settings.nats_url, settings.nats_system_url)
     running = running_server(settings.state_dir)
-    if running is not None:
-        return Addresses(running.url, settings.nats_system_url or running.system_url)
-    return Addresses(DEFAULT_NATS_URL, settings.nats_system_url)
+    if running is None or not _is_meant(settings, running):
+        return _configured(settings)
+    own = Access(ca=Path(running.ca) if running.ca is not None else None)
+    unset = dict.fromkeys((*_VARIABLES, *_SYSTEM_VARIABLES), "")  # what the operator says of another broker
+    environment = {**unset, "OMNIBUS_STATE_DIR": str(settings.state_dir)}
+    return Addresses(running.url, own, running.system_url, own, environment)
+
+
+def _is_meant(settings: Settings, running: ServerAddress) -> bool:
+    """Also where its URL was given alone: its password is known here."""
+    named = settings.nats_url
+    return named is None or (settings.nats_credentials is None and named == without_password(running.url))
+
+
+def _configured(settings: Settings) -> Addresses:
+    url, access = settings.nats_url or DEFAULT_NATS_URL, Access.of(settings)
+    system = replace(access, credentials=settings.nats_system_credentials)
+    system_url = settings.nats_system_url
+    if system_url is None and access.has_role(SYSTEM_ROLE):
+        system_url, system = url, access
+    given = {
+        "OMNIBUS_NATS_URL": url,
+        **{name: getattr(settings, name.removeprefix("OMNIBUS_").lower()) for name in _VARIABLES[1:]},
+        **{name: getattr(settings, name.removeprefix("OMNIBUS_").lower()) for name in _SYSTEM_VARIABLES},
+    }
+    environment = {name: str(value) for name, value in given.items() if value is not None}
+    return Addresses(url, access, system_url, system, environment)
 
 
 def running_server(state_dir: Path) -> ServerAddress | None:

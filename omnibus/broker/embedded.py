@@ -14,19 +14,35 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from omnibus.broker.discovery import ServerAddress, publish_address, running_server, take_lock, withdraw_address
+from omnibus.broker import server_config
+from omnibus.broker.certificates import write_private
+from omnibus.broker.credentials_folder import CredentialsFolder
+from omnibus.broker.discovery import (
+    ServerAddress,
+    publish_address,
+    running_server,
+    take_lock,
+    withdraw_address,
+)
+from omnibus.broker.nats_access import CA_FILE, CREDENTIALS_FILE, without_password
+from omnibus.broker.roles import NatsRole, Permissions
 from omnibus.broker.server_binary import check_version, find_binary, profile_path
+from omnibus.broker.server_config import User
 from omnibus.errors import ConfigError, ServerBinaryError
 from omnibus.lineage import set_death_signal
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.settings import Settings, inherited_environment
+from omnibus.settings import Settings
+from omnibus.wire import subjects
 
 _LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what the operator may ask for
+OWN_USER, SYSTEM_USER = "omnibus", "observer"
+_HEARS_DISCONNECTS = Permissions((), (subjects.disconnects("OMNI"), f"_INBOX_{NatsRole.DISCONNECTS}.>"))
 _START_DEADLINE = 20.0
 _STOP_DEADLINE = 10.0
 _LOCK_DEADLINE = 2.0  # a server whose owner was just killed needs a moment to end
@@ -37,9 +53,12 @@ log = get_logger(__name__)
 class EmbeddedServer:
     """A nats-server over one state directory; an async context manager.
 
-    It listens on `host`, on `port` when that is free and else on any; anyone who reaches it may use it. `start` and `kill`
-    may be repeated: port and data stay. Create it on the thread that lives as long as the server should: on Linux the server
-    ends with that thread.
+    It listens on `host`, on `port` when that is free and else on any, and asks for the password that it keeps in the state
+    directory, in files that this user alone can read. `security` is a folder that `omnibus nats credentials` has made: its
+    users are let in too, and everything is encrypted. Without it only loopback is listened on, unless `insecure`.
+
+    `start` and `kill` may be repeated: port and data stay. Create it on the thread that lives as long as the server should:
+    on Linux the server ends with that thread.
     """
 
     def __init__(
@@ -50,6 +69,8 @@ class EmbeddedServer:
         profile: str = "balanced",
         port: int = 4222,
         host: str = _LOOPBACK,
+        security: Path | None = None,
+        insecure: bool = False,
     ) -> None:
         self.state_dir = state_dir
         self._host = host
@@ -57,7 +78,8 @@ class EmbeddedServer:
         self._binary, self._profile = binary, profile
         self._process: asyncio.subprocess.Process | None = None
         self._lock: int | None = None
-        self._password = ""
+        self._password = self._system_password = ""
+        self._security, self._insecure = security, insecure
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -68,16 +90,23 @@ class EmbeddedServer:
             profile=settings.nats_profile,
             port=settings.nats_port,
             host=settings.nats_host,
+            security=settings.nats_security,
+            insecure=settings.nats_insecure,
         )
 
     @property
     def url(self) -> str:
-        return f"nats://{self._reached_at}:{self.port}"
+        """With the user and the password of this machine's own processes."""
+        return self._url(OWN_USER, self._password)
 
     @property
     def system_url(self) -> str:
         """With the user that may hear disconnect events."""
-        return f"nats://observer:{self._password}@{self._reached_at}:{self.port}"
+        return self._url(SYSTEM_USER, self._system_password)
+
+    def _url(self, user: str, password: str) -> str:
+        scheme = "nats" if self._security is None else "tls"
+        return f"{scheme}://{user}:{password}@{self._reached_at}:{self.port}"
 
     @property
     def _reached_at(self) -> str:
@@ -94,13 +123,18 @@ class EmbeddedServer:
         return self.state_dir / "nats-server.log"
 
     async def __aenter__(self) -> Self:
-        """Start; raises ServerBinaryError, and ConfigError when another server holds the state directory."""
+        """Start; raises ServerBinaryError, and ConfigError when another server holds the state directory.
+
+        ConfigError also for an address beyond loopback without encryption.
+        """
+        check_exposure(self._host, security=self._security, insecure=self._insecure)
         self._binary = find_binary(self._binary)
         await check_version(self._binary)
-        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = await self._acquire()
         try:
-            self._password = self._read_password()
+            self._password = _kept_password(self.state_dir / CREDENTIALS_FILE, OWN_USER)
+            self._system_password = _kept_password(self.state_dir / "nats-system.credentials", SYSTEM_USER)
             self.port = self.port if _is_free(self._host, self.port) else free_port(self._host)
             await self.start()
         except BaseException:
@@ -128,8 +162,10 @@ class EmbeddedServer:
                 preexec_fn=_die_with(os.getpid()),
             )
         await self._await_ready(self._process)
-        publish_address(self.state_dir, ServerAddress(url=self.url, system_url=self.system_url, pid=self._process.pid))
-        log.info(LogEvent.BROKER_SERVER_STARTED, url=self.url, log=str(self.log_path))
+        ca = str(self._security / CA_FILE) if self._security is not None else None
+        address = ServerAddress(url=self.url, system_url=self.system_url, pid=self._process.pid, ca=ca)
+        publish_address(self.state_dir, address)
+        log.info(LogEvent.BROKER_SERVER_STARTED, url=without_password(self.url), log=str(self.log_path))
 
     async def stop(self) -> None:
         """End the server and release the state directory; idempotent."""
@@ -162,7 +198,7 @@ class EmbeddedServer:
                 break
             await asyncio.sleep(0.02)  # a file lock cannot be awaited
         holder = running_server(self.state_dir)
-        where = f" at {holder.url} (process {holder.pid})" if holder is not None else ""
+        where = f" at {without_password(holder.url)} (process {holder.pid})" if holder is not None else ""
         raise ConfigError(
             f"{self.state_dir} is in use by another nats-server{where}: use that one (it is found by itself, or through "
             "OMNIBUS_NATS_URL), or choose another OMNIBUS_STATE_DIR"
@@ -170,23 +206,35 @@ class EmbeddedServer:
 
     def _command(self) -> tuple[str, ...]:
         return (
-            *(str(self._binary), "-c", str(profile_path(self._profile))),
+            *(str(self._binary), "-c", str(self._write_config())),
             *("-a", self._host, "-p", str(self.port)),
             *("-l", str(self.log_path)),
         )
 
     def _environment(self) -> dict[str, str]:
-        """Make the environment of the profiles; quoted, because the server reads values like its configuration."""
-        store = f'"{self.state_dir.resolve() / "nats"}"'
-        return {**inherited_environment(), "OMNIBUS_NATS_STORE": store, "OMNIBUS_NATS_SYSTEM_PASSWORD": self._password}
+        """Without our own settings, which may hold secrets of other processes."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("OMNIBUS_")}
 
-    def _read_password(self) -> str:
-        """The observer's password: kept, so that observers come back after a restart."""
-        path = self.state_dir / "observer.secret"
-        path.touch(mode=0o600)
-        if not path.read_text().strip():  # new, or its writer was killed before it wrote
-            path.write_text(f"s{secrets.token_hex(16)}")  # not a digit first: the server would read a number
-        return path.read_text().strip()
+    def _write_config(self) -> Path:
+        """The server reads its passwords from a file, not from its environment or its arguments."""
+        own = User(
+            name="this machine's own processes", role=None, permissions=None, user=OWN_USER, password=self._password
+        )
+        system = User(
+            name="orchestrators, to hear of lost connections", role=NatsRole.DISCONNECTS, permissions=_HEARS_DISCONNECTS,
+            user=SYSTEM_USER, password=self._system_password,
+        )  # fmt: skip
+        users: tuple[User, ...] = (own, system)
+        tls = None
+        if self._security is not None:
+            folder = CredentialsFolder(self._security)
+            users, tls = (*users, *folder.users()), folder.tls()
+        text = server_config.embedded(
+            profile_path(self._profile), store=self.state_dir.resolve() / "nats", users=users, tls=tls
+        )
+        path = self.state_dir / "nats-server.conf"
+        write_private(path, text)
+        return path
 
     async def _await_ready(self, process: asyncio.subprocess.Process) -> None:
         until = time.monotonic() + _START_DEADLINE
@@ -219,6 +267,36 @@ class EmbeddedServer:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
         except OSError:
             return "(no log)"
+
+
+def check_exposure(host: str, *, security: Path | None, insecure: bool) -> None:
+    """Raises ConfigError for a server that others could reach, and whose password everybody on the way could read."""
+    if security is not None or insecure or _is_loopback(host):
+        return
+    raise ConfigError(
+        f"--nats-host {host} lets other machines in without TLS. Make keys and certificates, `omnibus nats credentials all "
+        f"--pipeline PIPELINE --host {host} --dir DIR`, and serve with --nats-security DIR; or say --insecure on purpose: "
+        "then a password is asked for, but everybody on the network can read it",
+        param="nats_host",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _kept_password(path: Path, user: str) -> str:
+    """The password of a user: kept, so that clients come back after a restart."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    text = path.read_text().strip()
+    if not text.startswith(f"{user}:"):  # new, or its writer was killed before it wrote
+        text = f"{user}:{secrets.token_urlsafe(24)}"
+        write_private(path, f"{text}\n")
+    return text.partition(":")[2]
 
 
 def free_port(host: str = _LOOPBACK) -> int:

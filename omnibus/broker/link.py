@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import nats.aio.client
 import nats.errors
 
+from omnibus.broker.nats_access import without_password
 from omnibus.broker.replies import CLOSED_SOCKET, ReceivedMessage, Replies, Transient, seen_through
-from omnibus.errors import BrokerRefused, BrokerUnavailable, ConfigError
+from omnibus.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -40,7 +42,10 @@ CLOSE_TIMEOUT = 5.0
 """Seconds for what is buffered to leave when a connection is closed."""
 _CANCELLATIONS = 20
 _SCHEMES = ("nats", "tls", "ws", "wss")
-_PERMISSIONS = re.compile("permissions violation", re.IGNORECASE)
+_PERMISSIONS = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
+_REFUSED = re.compile("authorization violation|authentication", re.IGNORECASE)
+_MOST_DENIED = 64
+"""Subjects that are remembered because the server refused a subscription to them."""
 
 log = get_logger(__name__)
 
@@ -55,6 +60,19 @@ class Subscription(Protocol):
         """Stop receiving; what has arrived is handled first."""
 
 
+class _TlsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
+    """The client library's, which would sign in to a server without TLS though TLS was asked for."""
+
+    def _connect_command(self) -> bytes:
+        wanted = "tls" in self.options or (
+            self._current_server is not None and self._current_server.uri.scheme == "tls"
+        )
+        if wanted and not self._server_info.get("tls_required") and not self._server_info.get("tls_available"):
+            raise nats.errors.Error("the server offers no TLS, which its URL or the credentials ask for")
+        command: bytes = super()._connect_command()
+        return command
+
+
 class Link:
     """A connection to NATS. Made by `connect`."""
 
@@ -65,40 +83,61 @@ class Link:
         """How often the connection was re-established."""
         self.connected_since: float | None = None
         """`time.monotonic()` of the last (re)connect, None while disconnected."""
-        self._client = nats.aio.client.Client()
+        self._client = _TlsClient()
         self._replies = Replies(self._client)
         self._up = asyncio.Event()
         self._closing = False
         self._last_error: Exception | None = None
+        self._refusal: asyncio.Future[BrokerDenied | ConfigError] | None = None
+        """While it is opened: why waiting would not help."""
+        self._denied: deque[str] = deque(maxlen=_MOST_DENIED)
         self._on_disconnect: list[Hook] = []
         self._on_reconnect: list[Hook] = []
 
-    async def open(self, *, role: str, deadline: float, credentials: Path | None) -> None:
+    async def open(self, *, options: dict[str, Any], deadline: float) -> None:
         """Connect; raises BrokerUnavailable, which says what to do, when that takes longer than `deadline` seconds.
 
-        Raises ConfigError for what is no URL of NATS, and for credentials that are not there.
+        `options` are those of `Access.options`. Raises ConfigError for what is no URL of NATS and for a certificate that
+        nobody known has signed, BrokerDenied for credentials that the server does not accept.
         """
-        self._check(credentials)
+        self._check()
+        connecting = asyncio.create_task(self._connect(options), name="nats-connect")
+        self._refusal = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(deadline):
-                await self._client.connect(
-                    self.url.split(","),
-                    name=self.name,
-                    inbox_prefix=f"_INBOX_{role}",
-                    user_credentials=str(credentials) if credentials is not None else None,
-                    error_cb=self._report,
-                    disconnected_cb=self._disconnected,
-                    reconnected_cb=self._reconnected,
-                    closed_cb=self._closed,
-                    **_OPTIONS,
-                )
-                await self._replies.open()
+                await self._until_open(connecting, self._refusal)
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await self.close()
             raise BrokerUnavailable(self._advice(deadline)) from error
+        except BaseException:
+            connecting.cancel()
+            await self.close()
+            raise
+        self._refusal = None
         self.connected_since = time.monotonic()
         self._up.set()
         log.debug(LogEvent.BROKER_CONNECTED, url=self._safe_url, client=self.name)
+
+    @staticmethod
+    async def _until_open(connecting: asyncio.Task[None], refusal: asyncio.Future[BrokerDenied | ConfigError]) -> None:
+        either: set[asyncio.Future[Any]] = {connecting, refusal}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            raise refusal.result()
+        await connecting
+
+    async def _connect(self, options: dict[str, Any]) -> None:
+        await self._client.connect(
+            self.url.split(","),
+            name=self.name,
+            error_cb=self._report,
+            disconnected_cb=self._disconnected,
+            reconnected_cb=self._reconnected,
+            closed_cb=self._closed,
+            **_OPTIONS,
+            **options,
+        )
+        await self._replies.open()
 
     async def close(self) -> None:
         """Send what is buffered, for CLOSE_TIMEOUT at the most, and close; idempotent."""
@@ -180,7 +219,16 @@ class Link:
         over a bound in bytes the client would drop messages.
         """
 
+        expected = re.split(r"[*>]", subject)[0]
+        is_inbox = subject.startswith("_INBOX")
+
         async def guarded(message: ReceivedMessage) -> None:
+            if not is_inbox and not message.subject.startswith(expected):
+                # A user who may create a consumer can have what a stream holds delivered to any listener.
+                log.error(
+                    LogEvent.BROKER_ERROR, client=self.name, error=f"{message.subject} was delivered on {subject}"
+                )
+                return
             try:
                 await callback(message)
             except Exception:
@@ -196,6 +244,9 @@ class Link:
             await self.flush()
         except nats.errors.Error as error:
             raise self._translated(error, subject, 0) from error
+        if subject.lower() in self._denied:
+            self._denied.remove(subject.lower())
+            raise BrokerDenied.of("subscribe to", subject)
         return subscription
 
     def new_inbox(self) -> str:
@@ -209,9 +260,7 @@ class Link:
         except nats.errors.Error as error:
             raise Transient(f"NATS did not answer a ping within {timeout:g} s") from error
 
-    def _check(self, credentials: Path | None) -> None:
-        if credentials is not None and not credentials.is_file():
-            raise ConfigError(f"OMNIBUS_NATS_CREDENTIALS names {credentials}, which is no file")
+    def _check(self) -> None:
         for part in self.url.split(","):
             try:
                 split = urlsplit(part if "://" in part else f"nats://{part}")
@@ -227,14 +276,43 @@ class Link:
 
     async def _report(self, error: Exception) -> None:
         self._last_error = error
-        if _PERMISSIONS.search(str(error)):
-            self.metrics.permission_denied.inc()
-            log.error(LogEvent.BROKER_PERMISSION_DENIED, client=self.name, error=str(error))
+        denied = _PERMISSIONS.search(str(error))
+        if denied is not None:
+            self._deny(denied[1], denied[2])
+        elif self._refusal is not None and (refusal := self._hopeless(error)) is not None:
+            if not self._refusal.done():
+                self._refusal.set_result(refusal)
         elif isinstance(error, OSError | nats.errors.UnexpectedEOF | TimeoutError):
             log.debug(LogEvent.BROKER_ERROR, client=self.name, error=repr(error))  # one a reconnect attempt
         else:
             self.metrics.errors.labels(where="broker").inc()
             log.warning(LogEvent.BROKER_ERROR, client=self.name, error=repr(error))
+
+    def _deny(self, what: str, subject: str) -> None:
+        """The server refused a message or a subscription: tell, and fail at once the call that waits for its answer.
+
+        `subject` is in lower case, whatever it was: the client library passes it on so.
+        """
+        self.metrics.permission_denied.inc()
+        log.error(LogEvent.BROKER_PERMISSION_DENIED, client=self.name, what=what, subject=subject)
+        if what == "publish":
+            self._replies.deny(subject)
+        else:
+            self._denied.append(subject)
+
+    def _hopeless(self, error: Exception) -> BrokerDenied | ConfigError | None:
+        """The error, when no second attempt to connect can succeed; else None."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return ConfigError(
+                f"no known authority has signed the certificate of NATS at {self._safe_url} for that name "
+                f"({error.verify_message}): name its CA in OMNIBUS_NATS_TLS_CA"
+            )
+        if isinstance(error, nats.errors.AuthorizationError) or _REFUSED.search(str(error)):
+            return BrokerDenied(
+                f"NATS at {self._safe_url} does not accept these credentials: name a file or a folder of them in "
+                "OMNIBUS_NATS_CREDENTIALS (those of an embedded server are nats.credentials in its state directory)"
+            )
+        return None
 
     async def _disconnected(self) -> None:
         self.connected_since = None
@@ -276,7 +354,7 @@ class Link:
     @property
     def _safe_url(self) -> str:
         """The URL without credentials, for messages and logs."""
-        return re.sub(r"//[^@/,]*@", "//", self.url)
+        return without_password(self.url)
 
 
 def _hang(hooks: list[Hook], hook: Hook) -> Hook:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
-from omnibus.errors import BrokerUnavailable
+from omnibus.errors import BrokerDenied, BrokerUnavailable
 
 CLOSED_SOCKET = (ConnectionError, RuntimeError)
 """Exceptions of the loop for a socket that is closed; uvloop raises the second."""
@@ -37,7 +37,7 @@ class Replies:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._tokens = count()
-        self._waiting: dict[str, asyncio.Future[ReceivedMessage] | _Many] = {}
+        self._waiting: dict[str, tuple[str, asyncio.Future[ReceivedMessage] | _Many]] = {}  # by token: subject, answer
         self._prefix = ""
 
     async def open(self) -> None:
@@ -52,7 +52,7 @@ class Replies:
         loop = asyncio.get_running_loop()
         token = str(next(self._tokens))
         answer: asyncio.Future[ReceivedMessage] = loop.create_future()
-        self._waiting[token] = answer
+        self._waiting[token] = subject, answer
         timer = loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
         try:
             sent = self._client.publish(subject, data, reply=self._prefix + token, headers=headers)
@@ -70,7 +70,7 @@ class Replies:
         """
         token = str(next(self._tokens))
         answers = _Many()
-        self._waiting[token] = answers
+        self._waiting[token] = subject, answers
         try:
             await seen_through(self._client.publish(subject, data, reply=self._prefix + token))
             while True:
@@ -80,11 +80,17 @@ class Replies:
 
     def fail(self, reason: str) -> None:
         """Fail every request under way: its answer cannot arrive any more."""
-        for answer in self._waiting.values():
+        for _, answer in self._waiting.values():
             _fail(answer, reason)
 
+    def deny(self, subject: str) -> None:
+        """Fail every request that is under way on a subject: the server does not allow it."""
+        for asked, answer in self._waiting.values():
+            if asked.lower() == subject.lower() and not answer.done():
+                answer.set_exception(BrokerDenied.of("publish", asked))
+
     async def _receive(self, message: ReceivedMessage) -> None:
-        answer = self._waiting.get(message.subject[len(self._prefix) :])
+        _, answer = self._waiting.get(message.subject[len(self._prefix) :], ("", None))
         if answer is not None and not answer.done():
             answer.set_result(message)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from omnibus.broker.connection import Connection
+from omnibus.broker.nats_access import CREDENTIALS_FILE, without_password
 from omnibus.cli.process_group import Fleet
 from omnibus.cli.readiness import Readiness, up
 from omnibus.cli.tables import duration, make_table
@@ -156,13 +156,22 @@ class ComingUp:
     def _worker_command(self, plan: LogicalStageInitPlan) -> str:
         stage = self.fleet.spec.stage(plan.stage_id)
         allowing = "".join(f" --allow-module {name}" for name in sorted({c.name for c in AllowedCode().beyond(stage)}))
-        return (
-            f"omnibus worker --pipeline {self.fleet.spec.name} --stage {stage.name}{allowing} --nats {self._nats_url}"
-        )
+        way_in = f"--nats {self._nats_url}{self._proof}"
+        return f"omnibus worker --pipeline {self.fleet.spec.name} --stage {stage.name}{allowing} {way_in}"
+
+    @property
+    def _proof(self) -> str:
+        """The credentials of a worker elsewhere."""
+        settings = self.fleet.settings
+        if settings.nats_url is not None:
+            return ""
+        if settings.nats_security is not None:
+            return f" --credentials COPY (of ca.pem and the files of that worker and its supervisor in {settings.nats_security})"
+        return f" --credentials COPY (of {settings.state_dir / CREDENTIALS_FILE})"
 
     @property
     def _nats_url(self) -> str:
-        return re.sub(r"//[^@/,]*@", "//", self.fleet.addresses.url)  # without a password
+        return without_password(self.fleet.addresses.url)
 
     async def _watch_restarts(self) -> None:
         """Raise StageStartError once a process has died again and again without ever having been up."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from omnibus.cli.broker_command import CommandSession, broker_command
+from omnibus.cli.credentials import credentials, revoke
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
@@ -18,10 +19,14 @@ _PIPELINES = click.argument("pipelines", metavar="[PIPELINE]...", nargs=-1)
 
 @click.group("nats")
 def command() -> None:
-    """Show or apply what the broker must hold: streams, consumers, buckets.
+    """Show or apply what the broker must hold: streams, consumers, buckets; and make the users of a server.
 
     PIPELINE is a deployed one, a file, or a shipped one; without any, all that are deployed.
     """
+
+
+command.add_command(credentials)
+command.add_command(revoke)
 
 
 @command.command()

@@ -10,8 +10,33 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+SETTING = "omnibus.settings."
+"""Prefix of the keys of settings that options leave in a command's context."""
 
-nats = click.option("--nats", "nats_url", metavar="URL", help="NATS server or cluster; by default it is found.")
+_nats_url = click.option("--nats", "nats_url", metavar="URL", help="NATS server or cluster; by default it is found.")
+_PROOFS = (
+    ("--credentials", "nats_credentials", "File, or folder with a file for each role: who this is to NATS."),
+    ("--nats-ca", "nats_tls_ca", "Certificate authority of the NATS server."),
+    ("--nats-cert", "nats_tls_cert", "Client certificate for NATS."),
+    ("--nats-key", "nats_tls_key", "Its key."),
+)
+
+
+def nats(command: F) -> F:
+    """Where the broker is, and who this is to it; of the latter `root.load_settings` knows by itself."""
+    for flag, name, text in reversed(_PROOFS):
+        option = click.option(
+            flag, name, metavar="PATH", type=click.Path(path_type=Path), help=text, expose_value=False, callback=_note
+        )
+        command = option(command)
+    return _nats_url(command)
+
+
+def _note(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.meta[f"{SETTING}{parameter.name}"] = value
+
+
 allow_module = click.option(
     "--allow-module",
     multiple=True,

@@ -34,6 +34,7 @@ async def _orchestrate(settings: Settings, pipeline: str | None) -> None:
 
     async with connected(settings, role="orchestrator", wait=START_WAIT) as connection:
         spec = await find_pipeline(connection, pipeline, wait=START_WAIT)
-        url = discover(settings).system_url
-        system = SystemAccount(url=url, account=settings.nats_account) if url is not None else None
+        found, system = discover(settings), None
+        if found.system_url is not None:
+            system = SystemAccount(url=found.system_url, access=found.system_access, account=settings.nats_account)
         await DeployedOrchestrator(connection, spec, system=system).run()

@@ -73,7 +73,7 @@ class Fleet:
         """The processes of the replicas of a stage that are started here; raises CodeNotAllowed."""
         processes = planned_processes(
             self.spec, plan, overrides=self.overrides, allowed=self.allowed,
-            nats_url=self.addresses.url, grace=self.grace, start_timeout=self.stage_init_timeout,
+            broker=self.addresses.environment, grace=self.grace, start_timeout=self.stage_init_timeout,
         )  # fmt: skip
         return [dataclasses.replace(process, env={**self._environment(), **process.env}) for process in processes]
 
@@ -82,15 +82,12 @@ class Fleet:
         return ProcessSpec(name=name, argv=argv, env={**self._environment(), **env})
 
     def _environment(self) -> dict[str, str]:
-        env = {
-            "OMNIBUS_NATS_URL": self.addresses.url,
+        return {
             "OMNIBUS_STATE_DIR": str(self.settings.state_dir),
             "OMNIBUS_LOG_LEVEL": self.settings.log_level,
             "OMNIBUS_LOG_FORMAT": self._log_format(),
+            **self.addresses.environment,
         }
-        if self.addresses.system_url is not None:
-            env["OMNIBUS_NATS_SYSTEM_URL"] = self.addresses.system_url
-        return env
 
     def _log_format(self) -> str:
         """Decided here: a child writes to a pipe, whatever its lines are shown on in the end."""

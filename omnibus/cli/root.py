@@ -11,6 +11,10 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
+
+from omnibus.cli.options import SETTING
+
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
     from omnibus.pipeline.spec import PipelineSpec
@@ -32,8 +36,11 @@ def load_settings(**flags: Any) -> Settings:
     from omnibus.errors import ConfigError  # noqa: PLC0415
     from omnibus.settings import Settings  # noqa: PLC0415
 
+    context = click.get_current_context(silent=True)
+    noted = context.meta if context is not None else {}
+    known = {name.removeprefix(SETTING): value for name, value in noted.items() if name.startswith(SETTING)}
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return Settings(**known, **{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -150,24 +157,26 @@ async def find_pipeline(connection: Connection, wanted: str | None, *, wait: flo
 
 
 @asynccontextmanager
-async def connected(settings: Settings, *, role: str, wait: float = 0.0) -> AsyncIterator[Connection]:
+async def connected(
+    settings: Settings, *, role: str, stage: str | None = None, wait: float = 0.0
+) -> AsyncIterator[Connection]:
     """A connection to the broker that the settings name or that is found; raises BrokerUnavailable.
 
     Waits up to `wait` seconds for a broker that does not run yet, so that processes may start in any order.
     """
     async with AsyncExitStack() as stack:
-        yield await _connect(stack, settings, role, time.monotonic() + wait)
+        yield await _connect(stack, settings, role, stage, time.monotonic() + wait)
 
 
-async def _connect(stack: AsyncExitStack, settings: Settings, role: str, until: float) -> Connection:
+async def _connect(stack: AsyncExitStack, settings: Settings, role: str, stage: str | None, until: float) -> Connection:
     from omnibus.broker.connection import connect  # noqa: PLC0415
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.errors import BrokerUnavailable  # noqa: PLC0415
 
     name = os.environ.get("OMNIBUS_INSTANCE", f"omnibus-{role}-{os.getpid()}")
     while True:
-        url = discover(settings).url  # asked again each time: an embedded server may have started meanwhile
-        connecting = connect(url, name=name, role=role, credentials=settings.nats_credentials)
+        found = discover(settings)  # asked again each time: an embedded server may have started meanwhile
+        connecting = connect(found.url, name=name, role=role, access=found.access, stage=stage)
         try:
             return await stack.enter_async_context(connecting)
         except BrokerUnavailable:

@@ -67,6 +67,19 @@ class _ServeArguments:
 @click.option("--served-model-name", metavar="NAME", help="A further name for the model.")
 @options.nats
 @click.option("--nats-host", metavar="ADDRESS", help="Where the embedded server listens; loopback by default.")
+@click.option(
+    "--nats-security",
+    metavar="DIR",
+    type=click.Path(),
+    help="Its users and TLS certificate: `omnibus nats credentials`.",
+)
+@click.option(
+    "--insecure",
+    "nats_insecure",
+    is_flag=True,
+    default=None,
+    help="Let other machines in without TLS, by password alone.",
+)
 @click.option("--nats-port", type=click.IntRange(0, 65535), help="Port of the embedded server; 0 takes a free one.")
 @click.option("--stages", metavar="LIST", help="Stages that run here, such as 0,1; by default all.")
 @options.replicas
@@ -162,7 +175,7 @@ async def _broker(settings: Settings) -> AsyncIterator[Settings]:
         return
     async with EmbeddedServer.of(settings) as server, asyncio.TaskGroup() as group:
         keeper = group.create_task(server.supervise(), name="nats-server")
-        yield settings.model_copy(update={"nats_url": server.url, "nats_system_url": server.system_url})
+        yield settings.model_copy()  # by which it is found in the state directory
         keeper.cancel()
 
 

@@ -72,7 +72,7 @@ class _PipelineStatuses:
         from omnibus.broker.discovery import discover  # noqa: PLC0415
         from omnibus.client.cluster_view import reaches_system_account  # noqa: PLC0415
 
-        self._system_account = await reaches_system_account(discover(self._session.settings).system_url)
+        self._system_account = await reaches_system_account(discover(self._session.settings))
         return self
 
     async def __aexit__(self, *_error: object) -> None:

@@ -74,7 +74,7 @@ async def _work(settings: Settings, arguments: _WorkerArguments) -> None:
     from omnibus.workers.stage_checks import check_models  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 
-    async with connected(settings, role="supervisor", wait=START_WAIT) as connection:
+    async with connected(settings, role="supervisor", stage=arguments.stage, wait=START_WAIT) as connection:
         deployed = await find_pipeline(connection, arguments.pipeline, wait=START_WAIT)
         stage = deployed.stage(arguments.stage)
         overrides = arguments.overrides(stage)

@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from omnibus.broker.connection import Connection, connect
+from omnibus.broker.discovery import Addresses
+from omnibus.broker.nats_access import SYSTEM_ROLE
 from omnibus.broker.watch import Watch
-from omnibus.errors import BrokerUnavailable
+from omnibus.errors import BrokerError
 from omnibus.ledger.work_queue import QueueDepth, WorkQueue
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import read_pipeline
@@ -133,12 +135,15 @@ async def pipeline_status(
     return PipelineStatus(spec, view.replicas(), depths, time.time(), system_account, pauses)
 
 
-async def reaches_system_account(url: str | None) -> bool:
+async def reaches_system_account(found: Addresses) -> bool:
     """Whether somebody with these settings would hear of lost connections."""
-    if url is None:
+    if found.system_url is None:
         return False
     try:
-        async with connect(url, name="status", role="observer", deadline=_SYSTEM_DEADLINE, clock=False):
+        async with connect(
+            found.system_url, name="status", role=SYSTEM_ROLE, access=found.system_access,
+            deadline=_SYSTEM_DEADLINE, clock=False,
+        ):  # fmt: skip
             return True
-    except BrokerUnavailable:
+    except BrokerError:
         return False

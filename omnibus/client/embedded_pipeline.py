@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from omnibus.broker.connection import Connection, connect
+from omnibus.broker.discovery import discover
 from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.errors import ConfigError, StageStartError
 from omnibus.orchestrator.deployed import DeployedOrchestrator
@@ -64,7 +65,10 @@ async def embedded(spec: PipelineSpec, settings: Settings, options: EmbeddedOpti
         claims = await stack.enter_async_context(ClaimBook(connection, spec.name))
         death_reporter = DeathReporter(view, FailureDetector(connection, spec.name, claims), connection.metrics)
         supervisor = Supervisor(
-            _processes(spec, server.url, options), grace=STOP_GRACE, on_death=death_reporter, metrics=connection.metrics
+            _processes(spec, _broker(server), options),
+            grace=STOP_GRACE,
+            on_death=death_reporter,
+            metrics=connection.metrics,
         )
         system = SystemAccount(url=server.system_url, account=settings.nats_account)
         orchestrator = DeployedOrchestrator(connection, spec, system=system)
@@ -98,7 +102,12 @@ async def _server(stack: AsyncExitStack, settings: Settings, options: EmbeddedOp
     return EmbeddedServer(state_dir, binary=settings.nats_server, profile=settings.nats_profile, port=free_port())
 
 
-def _processes(spec: PipelineSpec, nats_url: str, options: EmbeddedOptions) -> list[ProcessSpec]:
+def _broker(server: EmbeddedServer) -> Mapping[str, str]:
+    found = discover(Settings(state_dir=server.state_dir, nats_url=None))
+    return found.environment
+
+
+def _processes(spec: PipelineSpec, broker: Mapping[str, str], options: EmbeddedOptions) -> list[ProcessSpec]:
     """Raises ConfigError when the devices of a stage cannot be shared out, or nobody would serve a stage."""
     absent = [stage.name for stage in spec.stages if stage.num_replicas == 0]
     if absent:
@@ -112,7 +121,7 @@ def _processes(spec: PipelineSpec, nats_url: str, options: EmbeddedOptions) -> l
             process
             for stage in spec.stages
             for process in replica_processes(
-                spec, stage, nats_url=nats_url, grace=GRACE, start_timeout=options.stage_init_timeout
+                spec, stage, broker=broker, grace=GRACE, start_timeout=options.stage_init_timeout
             )
         ]
     except ValueError as error:

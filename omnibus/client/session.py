@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from omnibus.broker.connection import Connection, connect
+from omnibus.broker.discovery import discover
 from omnibus.client.controls import Controls
 from omnibus.client.embedded_pipeline import EmbeddedOptions, embedded
 from omnibus.client.output_queue import OutputQueue
@@ -223,11 +224,12 @@ async def open_session(
             spec = cast("PipelineSpec", target)
             connection = await stack.enter_async_context(embedded(spec, settings, options))
         else:
+            found = discover(settings.model_copy(update={"nats_url": nats}))
             name = target.name if isinstance(target, PipelineSpec) else target
             try:
                 async with asyncio.timeout(options.init_timeout):
                     connection = await stack.enter_async_context(
-                        connect(nats, name="omnibus-client", role="client", credentials=settings.nats_credentials)
+                        connect(found.url, name="omnibus-client", role="client", access=found.access)
                     )
                     spec = await load_deployed(connection, name)
             except TimeoutError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from omnibus.broker.connection import ReceivedMessage, connect
+from omnibus.broker.nats_access import NO_ACCESS, SYSTEM_ROLE, Access
 from omnibus.errors import BrokerError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -40,6 +41,7 @@ class SystemAccount:
 
     url: str
     """With a user of the system account."""
+    access: Access = NO_ACCESS
     account: str
     """The account whose clients are meant."""
 
@@ -71,7 +73,9 @@ class DisconnectListener:
 
     async def _listen(self, system: SystemAccount) -> None:
         name, metrics = f"disconnects-{os.getpid()}", self._metrics
-        async with connect(system.url, name=name, role="observer", metrics=metrics, clock=False) as conn:
+        async with connect(
+            system.url, name=name, role=SYSTEM_ROLE, access=system.access, metrics=metrics, clock=False
+        ) as conn:
             queue = f"orchestrators-{self._view.pipeline}"
             await conn.subscribe(subjects.disconnects(system.account), self._on_message, queue=queue)
             await asyncio.get_running_loop().create_future()  # until cancelled: the connection heals itself

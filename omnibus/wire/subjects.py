@@ -124,8 +124,23 @@ def ctl(pipeline: str, stage: int, replica: str) -> str:
 
 
 def ctl_all(pipeline: str) -> str:
-    """Control of all processes: cancellations, questions for claims."""
+    """Control of all processes: cancellations."""
     return f"{_root(pipeline)}.ctl.all"
+
+
+def ask(pipeline: str, stage: int, replica: str) -> str:
+    """A question to one replica that changes nothing: whether it is there."""
+    return f"{_root(pipeline)}.ask.{stage}.{check_name(replica, 'replica')}"
+
+
+def ask_all(pipeline: str) -> str:
+    """Questions to all replicas that change nothing: for claims and for texts."""
+    return f"{_root(pipeline)}.ask.all"
+
+
+def questions(pipeline: str, what: str) -> str:
+    """Questions that one orchestrator answers, or does as it is asked; `what` may be a filter."""
+    return f"{_root(pipeline)}.serve.{what}"
 
 
 def claim(pipeline: str, stage: int, replica: str) -> str:

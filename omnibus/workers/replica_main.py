@@ -66,10 +66,10 @@ async def _end_with(replica: Coroutine[Any, Any, bool], stage: str) -> NoReturn:
 
 async def _run(arguments: argparse.Namespace, settings: Settings) -> bool:
     instance = os.environ.get(INSTANCE_VARIABLE) or f"replica-{secrets.token_hex(4)}"
-    url = arguments.nats or discover(settings).url
+    found = discover(settings)
     with closing(open_tracing(settings.otlp_endpoint, "omnibus-worker")) as tracing:
         async with connect(
-            url, name=instance, role="worker", deadline=30.0, credentials=settings.nats_credentials
+            found.url, name=instance, role="worker", deadline=30.0, access=found.access, stage=arguments.stage
         ) as conn:
             allowed = AllowedCode(frozenset(settings.allowed_modules))
             return await _serve(conn, arguments, allowed, instance, tracing)
@@ -114,7 +114,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnibus-replica", description="Run one replica of a stage.")
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--stage", required=True, help="id or name")
-    parser.add_argument("--nats", default=None, help="URL of the broker")
     parser.add_argument("--devices", default="", help="what the replica sees, for its record")
     parser.add_argument("--grace", type=float, default=30.0, help="seconds to finish tasks after SIGTERM")
     parser.add_argument("--start-timeout", type=float, default=300.0, help="seconds that the engine may take to load")

@@ -24,19 +24,20 @@ def replica_processes(
     stage: StageSpec,
     num_replicas: int | None = None,
     *,
-    nats_url: str,
+    broker: Mapping[str, str],
     grace: float = 30.0,
     start_timeout: float = 300.0,
 ) -> list[ProcessSpec]:
     """One process a replica, each seeing its own share of the stage's devices.
 
-    The specification is the caller's own, and so is the code that it names. `num_replicas` overrides the stage's own. Raises
-    ValueError when the devices cannot be shared out so.
+    The specification is the caller's own, and so is the code that it names. `num_replicas` overrides the stage's own;
+    `broker` has the variables by which they find the broker (`Addresses.environment`). Raises ValueError when the devices
+    cannot be shared out so.
     """
     plans = plan_stages(spec, {stage.stage_id}, replicas=num_replicas)
     plan = next(plan for plan in plans if plan.stage_id == stage.stage_id)
     return planned_processes(
-        spec, plan, allowed=AllowedCode.of(spec), nats_url=nats_url, grace=grace, start_timeout=start_timeout
+        spec, plan, allowed=AllowedCode.of(spec), broker=broker, grace=grace, start_timeout=start_timeout
     )
 
 
@@ -44,7 +45,7 @@ def planned_processes(
     spec: PipelineSpec,
     plan: LogicalStageInitPlan,
     *,
-    nats_url: str,
+    broker: Mapping[str, str],
     grace: float = 30.0,
     start_timeout: float = 300.0,
     allowed: AllowedCode,
@@ -72,8 +73,7 @@ def planned_processes(
                 ),
                 *(f"--override={override}" for override in overrides),
             ],
-            # The broker's address may hold a password: it goes by the environment, which others cannot read.
-            env={**quiet, **replica.env, **environment_of(allowed), "OMNIBUS_NATS_URL": nats_url},
+            env={**quiet, **replica.env, **environment_of(allowed), **broker},
             title=replica.title,
         )
         for replica in plan.local

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from omnibus.broker.connection import connect
 from omnibus.broker.discovery import discover, running_server
 from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.nats_access import CREDENTIALS_FILE, Access, without_password
 from omnibus.broker.server_binary import find_binary, profile_path
-from omnibus.errors import BrokerUnavailable, ConfigError, ServerBinaryError
+from omnibus.errors import BrokerDenied, BrokerUnavailable, ConfigError, ServerBinaryError
 from omnibus.settings import Settings
 from omnibus.wire import subjects
 from tests.support.waiting import eventually
@@ -60,9 +62,9 @@ async def test_server_is_found_when_it_runs_over_the_state_directory(
 
 
 async def test_observer_has_a_password_when_its_writer_was_killed_before_it_wrote(tmp_path: Path) -> None:
-    (tmp_path / "observer.secret").touch()
+    (tmp_path / "nats-system.credentials").touch()
     async with EmbeddedServer(tmp_path, profile="dev", port=free_port()) as server:
-        assert "observer:s" in server.system_url
+        assert re.search("//observer:[^@]{20,}@", server.system_url)
 
 
 async def test_server_takes_a_free_port_when_the_wanted_one_is_taken(
@@ -73,7 +75,7 @@ async def test_server_takes_a_free_port_when_the_wanted_one_is_taken(
 
 
 async def test_second_server_is_refused_when_the_state_directory_is_held(own_server: EmbeddedServer) -> None:
-    with pytest.raises(ConfigError, match=f"in use by another nats-server at {own_server.url}"):
+    with pytest.raises(ConfigError, match=f"in use by another nats-server at {without_password(own_server.url)}"):
         async with EmbeddedServer(own_server.state_dir, port=free_port()):
             pytest.fail("two servers over one state directory")
 
@@ -180,8 +182,64 @@ async def test_connect_is_refused_when_the_url_is_malformed(url: str) -> None:
 
 async def test_connect_is_refused_when_the_credentials_are_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="OMNIBUS_NATS_CREDENTIALS"):
-        async with connect("nats://127.0.0.1:4222", name="test", credentials=tmp_path / "none"):
+        async with connect("nats://127.0.0.1:4222", name="test", access=Access(credentials=tmp_path / "none")):
             pytest.fail("connected")
+
+
+@pytest.mark.parametrize("sign_in", ["", "omnibus:wrong@", "omnibus:omnibus@", "observer:@"])
+async def test_server_refuses_a_client_when_it_does_not_know_the_password(
+    nats_server: EmbeddedServer, sign_in: str
+) -> None:
+    url = without_password(nats_server.url).replace("//", f"//{sign_in}")
+    with pytest.raises(BrokerDenied, match="OMNIBUS_NATS_CREDENTIALS"):  # at once, long before the deadline
+        async with asyncio.timeout(20), connect(url, name="stranger", deadline=60):
+            pytest.fail("connected")
+
+
+async def test_secrets_are_the_owner_s_alone_when_the_server_runs(own_server: EmbeddedServer) -> None:
+    (password,) = {line.partition(":")[2] for line in (own_server.state_dir / CREDENTIALS_FILE).read_text().split()}
+    for name in (CREDENTIALS_FILE, "nats-system.credentials", "nats-server.conf", "server.json"):
+        assert stat.S_IMODE((own_server.state_dir / name).stat().st_mode) == 0o600, name
+    process = Path(f"/proc/{own_server.pid}")
+    for what in ("cmdline", "environ"):
+        assert password not in (process / what).read_text(), what
+    assert len(password) >= 32
+
+
+async def test_copy_of_the_credentials_opens_the_server_when_it_is_named(
+    own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.write_bytes((own_server.state_dir / CREDENTIALS_FILE).read_bytes())
+    found = discover(Settings(state_dir=tmp_path, nats_url=without_password(own_server.url), nats_credentials=copy))
+    async with connect(found.url, name="elsewhere", access=found.access) as connection:
+        assert connection.connected
+
+
+async def test_password_of_this_machine_s_server_is_found_when_its_url_is_given_alone(
+    own_server: EmbeddedServer,
+) -> None:
+    found = discover(Settings(state_dir=own_server.state_dir, nats_url=without_password(own_server.url)))
+    async with connect(found.url, name="here", access=found.access) as connection:
+        assert connection.connected
+    assert not any(value for value in found.environment.values() if "omnibus:" in value), "children read it from a file"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "broker.example"])
+async def test_server_does_not_start_when_others_could_reach_it_without_encryption(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="--insecure"):
+        async with EmbeddedServer(tmp_path, port=free_port(), host=host):
+            pytest.fail("started")
+    assert not [*tmp_path.iterdir()]  # noqa: ASYNC240 a test waits for nobody
+
+
+async def test_server_asks_for_the_password_when_it_is_insecure_on_purpose(tmp_path: Path) -> None:
+    async with EmbeddedServer(tmp_path, port=free_port(), host="0.0.0.0", insecure=True) as server:
+        async with connect(server.url, name="own") as connection:
+            assert connection.connected
+        with pytest.raises(BrokerDenied):
+            async with connect(without_password(server.url), name="stranger"):
+                pytest.fail("connected")
 
 
 async def test_observer_receives_disconnects_and_nothing_else_when_on_the_system_account(
@@ -192,18 +250,19 @@ async def test_observer_receives_disconnects_and_nothing_else_when_on_the_system
     async def on_message(message: object) -> None:
         heard.append(message.data)  # type: ignore[attr-defined]
 
-    async with connect(nats_server.system_url, name="observer", role="observer") as observer:
+    async with connect(nats_server.system_url, name="observer", role="disconnects") as observer:
         await observer.subscribe(subjects.disconnects("OMNI"), on_message, queue="orchestrators")
         async with connect(nats_server.url, name="replica-of-this-test"):
             pass
         await eventually(lambda: any(b"replica-of-this-test" in data for data in heard))
         denied = observer.metrics.permission_denied
         for number, subject in enumerate(("$SYS.>", "$SYS.ACCOUNT.*.CONNECT", "omni.>", ">"), 1):
-            await observer.subscribe(subject, on_message)
+            with pytest.raises(BrokerDenied, match="may not subscribe to"):
+                await observer.subscribe(subject, on_message)
             await eventually(lambda number=number: denied._value.get() >= number, what=f"{subject} is denied")
         for subject in ("omni.p.ctl.all", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.ACCOUNT.OMNI.CONNZ"):
-            with pytest.raises(BrokerUnavailable):
-                await observer.request(subject, timeout=0.2)
+            with pytest.raises(BrokerDenied, match="may not publish"):
+                await observer.request(subject, timeout=30)
         assert denied._value.get() >= 7
 
 
@@ -212,7 +271,12 @@ async def test_shipped_configuration_is_valid_when_the_server_checks_it(profile:
     checked = await asyncio.to_thread(
         subprocess.run,
         [find_binary(None), "-t", "-c", profile_path(profile)],
-        env={**os.environ, "OMNIBUS_NATS_SYSTEM_PASSWORD": "secret", "OMNIBUS_NATS_STORE": "/tmp/x"},
+        env={
+            **os.environ,
+            "OMNIBUS_NATS_PASSWORD": "secret",
+            "OMNIBUS_NATS_SYSTEM_PASSWORD": "secret",
+            "OMNIBUS_NATS_STORE": "/tmp/x",
+        },
         capture_output=True,
         check=False,
         timeout=20,

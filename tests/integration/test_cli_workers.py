@@ -37,7 +37,9 @@ stages:
 
 def test_request_is_served_when_workers_start_before_broker_and_pipeline(tmp_path: Path) -> None:
     port = free_port()
-    nats, log = f"nats://127.0.0.1:{port}", tmp_path / "log"
+    nats, log = f"nats://omnibus:known-before@127.0.0.1:{port}", tmp_path / "log"
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "nats.credentials").write_text("omnibus:known-before\n")
     with ExitStack() as stack:
         for words in (["worker", "--stage", "second"], ["orchestrator"], ["worker", "--stage", "0"]):
             stack.enter_context(_started(*words, "--pipeline", "two", nats=nats, log=log))

@@ -191,7 +191,7 @@ async def disconnects(server: EmbeddedServer) -> AsyncIterator[dict[str, str]]:
         event = msgspec.json.decode(message.data)
         reasons[event["client"].get("name", "")] = event["reason"]
 
-    async with connect(server.system_url, name="listener", role="observer") as observer:
+    async with connect(server.system_url, name="listener", role="disconnects") as observer:
         await observer.subscribe(subjects.disconnects("OMNI"), on_message)
         yield reasons
 

@@ -138,5 +138,8 @@ async def test_client_of_the_broker_comes_back_when_its_connection_was_dropped(
 
 
 async def test_url_keeps_user_and_password(nats_server: EmbeddedServer) -> None:
-    async with Proxy(nats_server.system_url) as proxy, connect(proxy.url, name="observer", role="observer") as observer:
+    async with (
+        Proxy(nats_server.system_url) as proxy,
+        connect(proxy.url, name="observer", role="disconnects") as observer,
+    ):
         assert observer.connected

@@ -44,8 +44,18 @@ class Apart:
     def nats(self) -> dict[str, str]:
         return {
             "OMNIBUS_NATS_URL": f"nats://{self.head.address}:{PORT}",
+            "OMNIBUS_NATS_CREDENTIALS": str(self._credentials),
             "OMNIBUS_STATE_DIR": str(self.folder / "none"),
         }
+
+    @property
+    def _credentials(self) -> Path:
+        """A password that everybody has before the broker is there."""
+        path = self.folder / "state" / "nats.credentials"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("omnibus:known-before\n")
+        return path
 
     @property
     def log(self) -> Path:
@@ -55,7 +65,7 @@ class Apart:
         """`omnibus serve` on the head, with these of the stages."""
         file = write_pipeline(self.folder, PIPELINE)
         words = ("serve", str(file), "--stages", stages, "--state-dir", str(self.folder / "state"))
-        return self.head.running(*words, "--nats-host", self.head.address, env={}, log=self.log)
+        return self.head.running(*words, "--nats-host", self.head.address, "--insecure", env={}, log=self.log)
 
     def work(self, host: Host, stage: str, replicas: int = 1):
         """`omnibus worker` on a host."""

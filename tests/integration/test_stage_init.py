@@ -16,6 +16,7 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.nats_access import without_password
 from omnibus.cli.process_group import log_stats
 from omnibus.client.producer import Producer
 from omnibus.errors import StageStartError
@@ -119,7 +120,8 @@ def test_commands_of_the_other_stages_are_printed_when_serve_runs_some(tmp_path:
     words = ("--no-frontdoor", "--nats-port", "0", "--replicas", "1", "--stages", "0")
     with serving(str(file), *words, state_dir=tmp_path / "state", say=said.append) as running:
         pass
-    assert f"elsewhere: omnibus worker --pipeline reporting --stage far --nats {running.nats_url}" in said
+    way_in = f"--nats {without_password(running.nats_url)} --credentials COPY (of "
+    assert any(line.startswith(f"elsewhere: omnibus worker --pipeline reporting --stage far {way_in}") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,9 @@ async def test_stage_and_replica_are_named_when_an_engine_never_loads(
     )  # fmt: skip
     spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=2.0)
     await deploy_pipeline(connection, spec)
-    supervisor = Supervisor(replica_processes(spec, stage, nats_url=connection.url, start_timeout=1.0), grace=5)
+    supervisor = Supervisor(
+        replica_processes(spec, stage, broker={"OMNIBUS_NATS_URL": connection.url}, start_timeout=1.0), grace=5
+    )
     async with asyncio.timeout(30):
         with pytest.raises(StageStartError) as caught:
             await supervisor.run()
@@ -173,7 +177,11 @@ async def test_engines_load_one_after_the_other_when_they_share_a_device(
     stages = tuple(_slow(number, devices, telemetry) for number in range(2))
     spec = PipelineSpec(name=pipeline, stages=stages, heartbeat_timeout=2.0)
     await deploy_pipeline(connection, spec)
-    processes = [process for stage in stages for process in replica_processes(spec, stage, nats_url=connection.url)]
+    processes = [
+        process
+        for stage in stages
+        for process in replica_processes(spec, stage, broker={"OMNIBUS_NATS_URL": connection.url})
+    ]
     supervisor = Supervisor(processes, grace=5)
     running = asyncio.create_task(supervisor.run())
     async with ReplicaView(connection, pipeline, timeout=2.0) as view:

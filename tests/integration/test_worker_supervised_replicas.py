@@ -41,7 +41,9 @@ async def supervised(
     ):
         listener = DeathReporter(view, FailureDetector(bench.conn, spec.name, claims), bench.conn.metrics)
         supervisor = Supervisor(
-            replica_processes(spec, stage, replicas, nats_url=bench.conn.url, grace=5), grace=10, on_death=listener
+            replica_processes(spec, stage, replicas, broker={"OMNIBUS_NATS_URL": bench.conn.url}, grace=5),
+            grace=10,
+            on_death=listener,
         )
         running = asyncio.create_task(supervisor.run())
         try:
@@ -186,7 +188,9 @@ async def test_replica_that_cannot_start_is_not_started_again(
 ) -> None:
     spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=HEARTBEAT_TIMEOUT)
     await deploy_pipeline(connection, spec)
-    supervisor = Supervisor(replica_processes(spec, stage, 1, nats_url=connection.url, start_timeout=1.0))
+    supervisor = Supervisor(
+        replica_processes(spec, stage, 1, broker={"OMNIBUS_NATS_URL": connection.url}, start_timeout=1.0)
+    )
     async with asyncio.timeout(30):
         with pytest.raises(StageStartError, match=r"broken\.0 cannot start") as raised:
             await supervisor.run()

@@ -36,7 +36,7 @@ class ThreeNodes:
 
     @property
     def url(self) -> str:
-        return ",".join(f"nats://{HOST}:{port}" for port in self._clients.values())
+        return ",".join(f"nats://omnibus:{self._password}@{HOST}:{port}" for port in self._clients.values())
 
     @property
     def system_url(self) -> str:
@@ -141,4 +141,6 @@ class ThreeNodes:
         return file
 
     def _environment(self) -> Mapping[str, str]:
-        return {**os.environ, "OMNIBUS_NATS_SYSTEM_PASSWORD": self._password}
+        return {
+            **os.environ, "OMNIBUS_NATS_PASSWORD": self._password, "OMNIBUS_NATS_SYSTEM_PASSWORD": self._password
+        }  # fmt: skip

@@ -1,0 +1,113 @@
+"""`omnibus nats credentials` and `omnibus nats revoke`: the users of a server for production, one a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from omnibus.broker.certificates import Authority
+    from omnibus.broker.credentials_folder import CredentialsFolder
+    from omnibus.broker.roles import NatsRole
+    from omnibus.pipeline.spec import PipelineSpec
+
+_ROLES = ("operator", "orchestrator", "frontdoor", "worker", "supervisor", "producer", "observer", "disconnects")
+_FOLDER = click.option(
+    "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), default="nats-credentials", show_default=True,
+    help="The folder with everything; ca.key in it stays where it is made.",
+)  # fmt: skip
+
+
+@click.command("credentials")
+@click.argument("role", metavar="ROLE", type=click.Choice(("all", *_ROLES)))
+@click.option("--pipeline", "-p", "pipelines", multiple=True, metavar="FILE|NAME", help="Which pipelines it is for.")
+@click.option("--stage", "stages", multiple=True, metavar="ID|NAME", help="Stages of a worker or a supervisor.")
+@click.option("--token", metavar="TOKEN", help="What a producer listens to, as Omni-Reply; its name by default.")
+@click.option("--name", metavar="NAME", help="The user's name, and that of its files; made of the role by default.")
+@_FOLDER
+@click.option("--host", "hosts", multiple=True, metavar="NAME|ADDRESS", help="Under which clients reach the server.")
+@click.option(
+    "--ca", type=click.Path(dir_okay=False, path_type=Path), help="Your certificate authority, else one is made."
+)
+@click.option("--ca-key", type=click.Path(dir_okay=False, path_type=Path), help="Its key.")
+def credentials(role: str, pipelines: tuple[str, ...], folder: Path, **given: Any) -> None:
+    """Make a user for ROLE: an nkey, a client certificate, and its permissions in the server's configuration.
+
+    `all` makes one for each role, and a worker and a supervisor for each stage. A user of the same name keeps its key and gets
+    the permissions of now, such as after a change of the pipeline. Needs no server; a running one takes users over with
+    `nats-server --signal reload`.
+    """
+    from omnibus.broker.credentials_folder import CredentialsFolder  # noqa: PLC0415 commands import when they run
+    from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
+
+    if not pipelines:
+        raise click.UsageError("name at least one --pipeline")
+    made = CredentialsFolder(folder)
+    specs = [load_pipeline(one) for one in pipelines]
+    authority = made.prepare(given["hosts"], given["ca"], given["ca_key"])
+    for user in _all(specs) if role == "all" else [_one(role, specs, given["stages"], given["token"], given["name"])]:
+        click.echo(str(user.add(made, authority)))
+    click.echo(f"the server: nats-server -c {folder / 'production.conf'}")
+    click.echo(
+        f"the others: OMNIBUS_NATS_URL=tls://HOST:4222 OMNIBUS_NATS_CREDENTIALS={folder}, or a copy of their own files"
+    )
+
+
+@click.command("revoke")
+@click.argument("name")
+@_FOLDER
+def revoke(name: str, folder: Path) -> None:
+    """Take a user out of the server's configuration; it is cut off when the server reloads."""
+    from omnibus.broker.credentials_folder import CredentialsFolder  # noqa: PLC0415
+
+    CredentialsFolder(folder).revoke(name)
+    click.echo(f"{name} is out: reload the server, nats-server --signal reload")
+
+
+class _User:
+    """A user to be made."""
+
+    def __init__(
+        self, role: NatsRole, name: str, specs: Sequence[PipelineSpec], stages: Sequence[int] = (), token: str = ""
+    ) -> None:
+        self._role, self._name, self._specs = role, name, specs
+        self._stages, self._token = stages, token
+
+    def add(self, folder: CredentialsFolder, authority: Authority) -> Path:
+        return folder.add(
+            authority, self._role, self._specs, name=self._name, stages=self._stages, token=self._token
+        )  # fmt: skip
+
+
+def _one(
+    role: str, specs: Sequence[PipelineSpec], stages: tuple[str, ...], token: str | None, name: str | None
+) -> _User:
+    from omnibus.broker.roles import NatsRole  # noqa: PLC0415
+    from omnibus.wire.subjects import check_name  # noqa: PLC0415
+
+    per_stage = role in ("worker", "supervisor")
+    if per_stage != bool(stages):
+        raise click.UsageError("--stage is for workers and supervisors, and they need at least one")
+    if per_stage and len(specs) != 1:
+        raise click.UsageError(f"a {role} is of one pipeline")
+    if token is not None and role != "producer":
+        raise click.UsageError("--token is for producers")
+    ids = sorted({specs[0].stage(ref).stage_id for ref in stages}) if per_stage else []
+    called = check_name(name or "-".join([role, *(map(str, ids))]), "name")
+    return _User(NatsRole(role), called, specs, ids, check_name(token or called, "token") if role == "producer" else "")
+
+
+def _all(specs: Sequence[PipelineSpec]) -> Iterator[_User]:
+    from omnibus.broker.roles import NatsRole  # noqa: PLC0415
+
+    for role in NatsRole:
+        if role not in (NatsRole.WORKER, NatsRole.SUPERVISOR):
+            yield _User(role, role.value, specs, token=role.value if role is NatsRole.PRODUCER else "")
+            continue
+        for spec in specs:
+            for stage in spec.stages:
+                prefix = role.value if len(specs) == 1 else f"{role.value}-{spec.name}"
+                yield _User(role, f"{prefix}-{stage.stage_id}", [spec], [stage.stage_id])
