@@ -18,6 +18,7 @@ from omnibus.errors import ConfigError
 from omnibus.settings import LogFormat
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_CONSOLE_ERROR = re.compile(r"\d\d:\d\d:\d\d \[error\] .* code=(?P<code>\w+) error=(?P<error>\"(?:[^\"\\]|\\.)*\")")
 _NOT_SAID = ("event", "level", "timestamp", "logger", "exception", "exc_info")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -145,6 +146,8 @@ def _for_people(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
 def as_sentence(line: str) -> str:
     """A line of a log for people to read, whatever it was written as."""
     plain = _ANSI.sub("", line)
+    if (failed := _CONSOLE_ERROR.match(plain)) is not None:
+        return f"{json.loads(failed['error'])} ({failed['code']})"
     try:
         record = json.loads(plain) if plain.startswith("{") else None
     except ValueError:

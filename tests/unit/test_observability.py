@@ -153,6 +153,10 @@ def test_color_is_the_formats_when_the_stream_is_no_terminal(
             "error: e, KeyError: k",
         ),
         ('{"event": "replica.down", "stage": 0, "error": "no such file", "code": "gone"}', "no such file (gone)"),
+        (
+            '08:45:25 [error] replica.down [__main__] code=gone error="stage \'a\': no \\"b\\"" stage=2',
+            "stage 'a': no \"b\" (gone)",
+        ),
         ('{"a": 1}', '{"a": 1}'),
         ("{broken", "{broken"),
         ("\x1b[31mred\x1b[0m words", "red words"),
