@@ -7,8 +7,7 @@ import sys
 from functools import cache
 from typing import Any
 
-import nats.aio.client
-
+import omnibus.broker.link
 import omnibus.orchestrator.forwarding
 from omnibus.broker.puller import Puller
 from omnibus.broker.watch import Watch
@@ -31,7 +30,7 @@ def substitutes(*, registry: bool) -> tuple[tuple[Any, str, Any], ...]:
         *(() if registry else _everywhere(Registration, QuietRegistration)),
         (omnibus.orchestrator.forwarding, "ADMISSION", _ADMISSION),
         (importlib.metadata, "version", lambda _name: "0"),  # it reads files
-        (nats.aio.client, "Client", object),  # nobody connects
+        (omnibus.broker.link, "_TlsClient", object),  # nobody connects
     )
 
 
