@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Awaitable, Hashable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Hashable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
@@ -21,7 +21,7 @@ from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
-from omnibus.workers.engines.protocol import Engine, Finished, Job, TextDelta
+from omnibus.workers.engines.protocol import Engine, Finished, Item, Job, TextDelta
 from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
@@ -99,6 +99,28 @@ class Execution:
 
     async def _generate(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
         """`sent_text` is None where nobody is sent the stage's text."""
+        try:
+            async with aclosing(self._counted(job)) as items:
+                async for item in items:
+                    check_item(self._stage.name, self.engine.outputs, item)
+                    if isinstance(item, Finished):
+                        break
+                    if isinstance(item, TextDelta):
+                        if sent_text is None:
+                            continue
+                        sent_text.add(item)
+                    if deltas is not None:
+                        deltas.add(item)
+                else:
+                    raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
+            await _closed(deltas)  # waits for the broker, not for the engine: no progress is expected meanwhile
+            return item
+        finally:
+            if deltas is not None:
+                deltas.drop()
+
+    async def _counted(self, job: Job) -> AsyncGenerator[Item, None]:
+        """The items of a job, counted until nothing works on it any more."""
         number = next(self._numbers)
         self._items[number] = 0
         try:
@@ -106,21 +128,9 @@ class Execution:
             async with aclosing(cast("Any", self.engine.generate(job))) as items:
                 async for item in items:
                     self._items[number] += 1
-                    check_item(self._stage.name, self.engine.outputs, item)
-                    if isinstance(item, Finished):
-                        await _closed(deltas)
-                        return item
-                    if isinstance(item, TextDelta):
-                        if sent_text is None:
-                            continue
-                        sent_text.add(item)
-                    if deltas is not None:
-                        deltas.add(item)
+                    yield item
         finally:
             del self._items[number]
-            if deltas is not None:
-                deltas.drop()
-        raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
 
     def _deltas(self, task: Task, job: Job, fence: Fence) -> Deltas | None:
         front = task.ticket.front

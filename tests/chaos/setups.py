@@ -22,6 +22,10 @@ from tools.omni_tiny.grammar import sample_prompts
 
 HEARTBEAT = 2.0
 """Seconds of silence after which a replica of the sim pipeline counts as dead."""
+STALL = 2.0
+"""Seconds without progress after which a replica of the sim pipeline counts as stuck."""
+TINY_STALL = 10.0
+"""The same of omni-tiny's language models, on a busy machine."""
 READY = 120.0
 """Seconds for everything to come up, on a busy machine."""
 WORDS = 24
@@ -37,14 +41,14 @@ deadline: 60s
 heartbeat_timeout: {HEARTBEAT}s
 max_attempts: 4
 stages:
-- {{stage_id: 0, name: first, engine: sim, slots: 16, num_replicas: 2,
+- {{stage_id: 0, name: first, engine: sim, slots: 16, num_replicas: 2, stall_timeout: {STALL}s,
    engine_args: {{latency: [0.02, 0.2], crash_on: {{rid: {POISON}}}}}}}
 - {{stage_id: 1, name: heavy, engine: sim, slots: 16, num_replicas: 2, input_sources: [0], lb_policy: round-robin,
    engine_args: {{latency: [0.02, 0.2], outputs: {{text: text, tensor: tensor}}, size: 80000}}}}
 - {{stage_id: 2, name: speaker, engine: sim, slots: 16, num_replicas: 2, input_sources: [0, 1],
    final_output: true, final_output_type: text,
    engine_args: {{latency: 0.02, token_rate: 50, fail_on: {{rid: {BROKEN}}}}}}}
-- {{stage_id: 3, name: painter, engine: sim, slots: 16, num_replicas: 1, input_sources: [1],
+- {{stage_id: 3, name: painter, engine: sim, slots: 16, num_replicas: 1, input_sources: [1], stall_timeout: {STALL}s,
    final_output: true, final_output_type: image,
    engine_args: {{latency: 0.05, steps: 4, outputs: {{image: image}}, size: 64}}}}
 edges:
@@ -116,7 +120,9 @@ async def disk(folder: Path) -> AsyncIterator[Arena]:
 @asynccontextmanager
 async def omni_tiny(folder: Path) -> AsyncIterator[Arena]:
     """omni-tiny: real engines, whose streams come from a model."""
-    spec = replace(load_pipeline("omni-tiny"), deadline=200.0)
+    spec = load_pipeline("omni-tiny")
+    stages = (replace(one, stall_timeout=TINY_STALL) if one.engine == "vllm" else one for one in spec.stages)
+    spec = replace(spec, deadline=200.0, stages=tuple(stages))
     cluster = Cluster(folder, spec, ready=240.0)
     size = Size(http_stream=2, http=2, python=1, raw_pause=2.0)
     async with _open(cluster, tiny_wish, size, within=180.0) as arena:

@@ -39,7 +39,7 @@ class SimEngine:
             raise EngineError("out of luck")
         if self._world.faults.chance(self._world.faults.stalls):
             self._world.trace(self._process.name, f"stalls on {job.rid}")
-            await _stuck()
+            await self._stall()
         await self._think()
         yield _delta(text[half:])
         yield Finished(outputs={"text": text})
@@ -68,18 +68,15 @@ class SimEngine:
     async def close(self) -> None:
         return
 
+    async def _stall(self) -> None:
+        """Block as a thread that never comes back: a cancellation takes effect when the world ends, and not before."""
+        try:
+            await asyncio.wait({self._world.over})
+        finally:
+            await asyncio.wait({self._world.over})
+
     async def _think(self) -> None:
         await asyncio.sleep(self._world.rng.choice((0.001, 0.01, 0.5, 2.0)))
-
-
-async def _stuck() -> None:
-    """As a thread that never comes back: a cancellation is not heeded before the process ends."""
-    never = asyncio.get_running_loop().create_future()
-    try:
-        await never
-    except asyncio.CancelledError:
-        await asyncio.wait({asyncio.get_running_loop().create_future()})
-        raise
 
 
 def _delta(text: str) -> TextDelta:

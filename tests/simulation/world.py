@@ -57,6 +57,8 @@ class World:
         self.seed, self._traced, self.lines = seed, traced, list[str]()
         self.rng = random.Random(seed)
         self.loop = VirtualLoop()
+        self.over = self.loop.create_future()
+        """Done when nothing of this world is looked at any more."""
         self.graph, self.spec = any_graph(self.rng)
         self.broker = Broker(self.loop, self.rng, self.spec, self.trace)
         self.checker = Checker(self.spec, self.broker)
@@ -245,6 +247,7 @@ class World:
         self._serving.clear()
         for process in self.connections:
             process.kill()
+        self.over.set_result(None)
         self.loop.run(self.loop.time() + _TAKEN_DOWN)
 
 

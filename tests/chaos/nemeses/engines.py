@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 from tests.chaos.row import Battle
 from tests.support.processes import children_of
@@ -38,6 +39,16 @@ async def stop_engine(battle: Battle) -> None:
     pid, target = await _engine(battle)
     await battle.freeze(pid, target, HANG)
     await battle.crowd.more(2 * BETWEEN)
+
+
+async def stall_engine_core(battle: Battle) -> None:
+    """It stops for good under a replica that lives: the only one of its stage, which has to start again."""
+    pid, target = await _engine(battle)
+    battle.note("SIGSTOP", target)
+    os.kill(pid, signal.SIGSTOP)
+    await battle.crowd.more(2 * BETWEEN)
+    await battle.cluster.wait_up()
+    await eventually(lambda: not Path(f"/proc/{pid}").exists(), battle.arena.within, what="the stopped engine is gone")
 
 
 async def kill_orchestrator(battle: Battle) -> None:

@@ -33,6 +33,18 @@ async def poison(battle: Battle) -> None:
     await battle.crowd.more(BETWEEN)
 
 
+async def stall_thread(battle: Battle) -> None:
+    """Requests that block a thread for ever: of a stage with two replicas, and of one with a single replica."""
+    for stage, modality in (("first", "text"), ("painter", "image")):
+        stuck = {stage: {"stall_on": {"rid": "."}}}
+        battle.note("stall", f"thread of {stage}")
+        await battle.crowd.also(
+            "python",
+            lambda op, stuck=stuck, modality=modality: replace(doomed(op), modalities=(modality,), sampling=stuck),
+        )
+        await battle.crowd.more(BETWEEN)
+
+
 async def slow_consumer(battle: Battle) -> None:
     """Three that read their streams slowly, and one on NATS that asks for every delta and reads nothing."""
     with _deaf_subscriber(battle):
