@@ -67,6 +67,33 @@ class DeployedPipelines:
         return self._watch
 
 
+class LiveReplicas:
+    """Live views of the replicas of pipelines, in an `async with`; a pipeline's is opened when it is first asked for."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._views: dict[str, ReplicaView] = {}
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def of(self, spec: PipelineSpec) -> list[ReplicaRecord]:
+        """The replicas of a pipeline, whatever their status. Raises BrokerError when nobody can say."""
+        async with self._opening:
+            view = self._views.get(spec.name)
+            if view is None:
+                opening = ReplicaView(self._connection, spec.name, timeout=spec.heartbeat_timeout)
+                view = self._views[spec.name] = await self._stack.enter_async_context(opening)
+        return view.replicas()
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineStatus:
     """A pipeline at one moment."""

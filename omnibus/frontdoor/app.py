@@ -13,7 +13,7 @@ from omnibus.client.producer import Producer
 from omnibus.frontdoor import error_answers
 from omnibus.frontdoor.access import ApiKeys
 from omnibus.frontdoor.api_keys import KeyTable
-from omnibus.frontdoor.context import FrontDoorContext, Options
+from omnibus.frontdoor.context import FrontDoorContext, Options, Replicas
 from omnibus.frontdoor.endpoints import (
     chat,
     completions,
@@ -39,6 +39,7 @@ def create_app(
     producer: Producer,
     pipelines: Pipelines,
     *,
+    replicas: Replicas,
     connected: Callable[[], bool],
     options: Options | None = None,
     metrics: Metrics | None = None,
@@ -46,7 +47,7 @@ def create_app(
 ) -> FastAPI:
     """The front door over a producer. The caller owns everything that is passed in, and closes it after the server.
 
-    `connected` says whether the broker can be reached now, for the probes.
+    `replicas` returns the replicas of a pipeline; `connected` says whether the broker can be reached now, for the probes.
     """
     options = options if options is not None else Options()
     metrics = metrics if metrics is not None else Metrics()
@@ -55,6 +56,7 @@ def create_app(
         producer=producer,
         models=ServedModels(pipelines, options.aliases),
         options=options,
+        replicas=replicas,
         metrics=metrics,
         connected=connected,
         started=int(time.time()),

@@ -59,6 +59,8 @@ class AskingBody(Body):
     stream: bool | None = None
     deadline: Annotated[float, Field(gt=0)] | None = None
     """Seconds that the request may take."""
+    wait: bool | None = None
+    """False: refused with 503 at once where a stage has no replica up, instead of waiting for one until the deadline."""
     lane: Literal["interactive", "batch"] | None = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, lt=PRIORITY_LIMIT)] | None = None
     """Lower runs earlier, where the engine schedules by priority."""

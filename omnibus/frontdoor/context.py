@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
@@ -12,8 +12,12 @@ from fastapi import Depends, Request
 from omnibus.client.producer import Producer
 from omnibus.frontdoor.served import ServedModels
 from omnibus.observability.metrics import Metrics
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.settings import Settings
 
+Replicas = Callable[[PipelineSpec], Awaitable[Sequence[ReplicaRecord]]]
+"""Returns the replicas of a pipeline as they are now; raises BrokerError when nobody can say."""
 DEFAULT_MAX_BODY = 64 * 1024 * 1024
 
 
@@ -58,6 +62,7 @@ class FrontDoorContext:
 
     producer: Producer
     models: ServedModels
+    replicas: Replicas
     options: Options
     metrics: Metrics
     connected: Callable[[], bool]

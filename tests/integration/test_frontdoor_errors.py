@@ -18,7 +18,7 @@ from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.server import HttpServer
 from omnibus.pipeline.spec import PipelineSpec
-from tests.support.front import FixedPipelines, Front, front, omni_sim
+from tests.support.front import FixedPipelines, Front, front, nobody, omni_sim
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -165,7 +165,8 @@ async def test_probes_say_503_and_requests_fail_typed_when_the_broker_is_gone(
 
 async def test_a_taken_port_is_a_typed_error(front_door: Front) -> None:
     second = HttpServer(
-        create_app(front_door.producer, FixedPipelines(), connected=lambda: True), port=front_door.server.port
+        create_app(front_door.producer, FixedPipelines(), replicas=nobody, connected=lambda: True),
+        port=front_door.server.port,
     )
     with pytest.raises(PortTaken, match=str(front_door.server.port)):
         await second.__aenter__()

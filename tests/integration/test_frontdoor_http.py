@@ -88,3 +88,44 @@ async def test_a_page_of_another_origin_or_with_another_method_may_not(front_doo
 async def test_no_page_may_call_when_no_origin_is_allowed(connection: Connection, pipeline: str) -> None:
     async with front(connection, omni_sim(pipeline), workers=False) as front_door:
         assert "access-control-allow-origin" not in (await _preflight(front_door, PAGE)).headers
+
+
+BODIES = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/images/generations": {"prompt": "hi"},
+    "/v1/audio/speech": {"input": "hi"},
+}
+
+
+async def test_a_model_is_ready_when_each_of_its_stages_has_a_replica_up(connection: Connection, pipeline: str) -> None:
+    spec = omni_sim(pipeline)
+    async with front(connection, spec) as front_door:
+        answer = await front_door.http.get("/ready", params={"model": pipeline})
+        assert (answer.status_code, answer.json()["missing"]) == (200, [])
+        for path, body in BODIES.items():
+            answer = await front_door.http.post(path, json={"model": pipeline, "wait": False, **body})
+            assert answer.status_code == 200, path
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_does_not_want_to_wait_is_refused_at_once_when_no_replica_is_up(
+    front_door: Front, stream: bool
+) -> None:
+    missing = (await front_door.http.get("/ready", params={"model": front_door.spec.name})).json()["missing"]
+    assert missing == [{"stage": stage.name, "loading_seconds": None} for stage in front_door.spec.stages]
+    for path, body in BODIES.items():
+        asked = {"model": front_door.spec.name, "wait": False, **body}
+        if "speech" not in path:
+            asked["stream"] = stream
+        answer = await front_door.http.post(path, json=asked)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_not_ready"), path
+        assert int(answer.headers["retry-after"]) >= 1
+    waiting = {"model": front_door.spec.name, "deadline": 0.3, **BODIES["/v1/completions"]}
+    assert (await front_door.http.post("/v1/completions", json=waiting)).status_code == 504, "it waits by default"
+
+
+async def test_the_readiness_of_an_unknown_model_is_not_found(front_door: Front) -> None:
+    answer = await front_door.http.get("/ready", params={"model": "nobody"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert (await front_door.http.get("/ready")).status_code == 200

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.client.cluster_view import LiveReplicas
 from omnibus.client.producer import Producer
 from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.context import Options
@@ -19,6 +20,7 @@ from omnibus.frontdoor.server import HttpServer
 from omnibus.observability.tracing import NoTracing, Tracing
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.waiting import eventually
 
@@ -71,6 +73,11 @@ class FixedPipelines:
         return list(self._specs.values())
 
 
+async def nobody(_spec: PipelineSpec) -> list[ReplicaRecord]:
+    """A view of no replicas."""
+    return []
+
+
 @asynccontextmanager
 async def front(
     connection: Connection,
@@ -86,8 +93,9 @@ async def front(
         if workers:
             await stack.enter_async_context(_running(connection, spec, tracing or NoTracing()))
         producer = await stack.enter_async_context(Producer(connection))
+        replicas = await stack.enter_async_context(LiveReplicas(connection))
         app = create_app(
-            producer, FixedPipelines(spec), connected=lambda: connection.connected, options=options,
+            producer, FixedPipelines(spec), replicas=replicas.of, connected=lambda: connection.connected, options=options,
             metrics=connection.metrics, tracing=tracing,
         )  # fmt: skip
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0))

@@ -13,7 +13,7 @@ from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.body_route import INLINE_BYTES, _fingerprint, check_size, off_loop, parse
 from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, MAX_PARTS, ChatBody
 from omnibus.frontdoor.endpoints.completions import CompletionBody
-from tests.support.front import FixedPipelines
+from tests.support.front import FixedPipelines, nobody
 
 pytestmark = pytest.mark.unit
 
@@ -106,7 +106,7 @@ def test_two_bodies_ask_for_the_same_when_only_order_nulls_and_timing_differ() -
 
 
 def test_the_schema_says_how_errors_look_and_what_bodies_hold() -> None:
-    schema = create_app(None, FixedPipelines(), connected=lambda: True).openapi()  # type: ignore[arg-type]
+    schema = create_app(None, FixedPipelines(), replicas=nobody, connected=lambda: True).openapi()  # type: ignore[arg-type]
     operations = [operation for path in schema["paths"].values() for operation in path.values()]
     assert operations
     for operation in operations:

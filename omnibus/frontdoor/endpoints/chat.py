@@ -137,7 +137,7 @@ async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Con
     """Answer a chat with text, images and sound."""
     served = await context.models.find(body.model)
     request = await mapped(http, chat_request, body, served.spec)
-    accepted = await submit(context, http, served, request)
+    accepted = await submit(context, http, served, request, wait=body.wait)
     audio = body.audio.format if body.audio is not None else "wav"
     if not body.stream:
         result = await result_of(context, http, accepted)

@@ -67,7 +67,7 @@ async def create_completion(body: CompletionBody, http: HttpRequest, context: Co
     """Continue a prompt."""
     served = await context.models.find(body.model)
     request = await mapped(http, completion_request, body, served.spec)
-    accepted = await submit(context, http, served, request)
+    accepted = await submit(context, http, served, request, wait=body.wait)
     if not body.stream:
         result = await result_of(context, http, accepted)
         outputs = result.outputs

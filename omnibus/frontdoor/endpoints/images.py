@@ -111,7 +111,7 @@ async def generate_images(body: ImageBody, http: HttpRequest, context: Context) 
         raise InvalidRequest("partial images come in a stream only", param="partial_images")
     served = await context.models.find(body.model, modality="image")
     request = await mapped(http, image_request, body, served.spec)
-    accepted = await submit(context, http, served, request)
+    accepted = await submit(context, http, served, request, wait=body.wait)
     image_format = body.output_format or "png"
     if not body.stream:
         result = await result_of(context, http, accepted)

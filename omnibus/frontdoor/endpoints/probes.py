@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
+from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from omnibus.errors import OmnibusError
+from omnibus.errors import BrokerError, OmnibusError
 from omnibus.frontdoor.context import Context, FrontDoorContext
+from omnibus.frontdoor.stage_readiness import missing_stages
 
 PROBE_TIMEOUT = 2.0
 router = APIRouter()
@@ -28,9 +31,20 @@ async def health(context: Context) -> Response:
 
 
 @router.get("/ready")
-async def ready(context: Context) -> Response:
-    """Requests can be accepted: the broker can be reached and a pipeline is deployed; 503 else."""
-    return _status({"broker": context.connected(), "pipelines": await _has_pipelines(context)})
+async def ready(context: Context, model: str | None = None) -> Response:
+    """Requests can be accepted: the broker can be reached and a pipeline is deployed; 503 else.
+
+    With `model`: every stage of it has a replica up; a 503 names those that have none, and how long they have been loading.
+    """
+    if model is None or not context.connected():
+        return _status({"broker": context.connected(), "pipelines": await _has_pipelines(context)})
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            spec = (await context.models.find(model)).spec
+            missing = missing_stages(spec, await context.replicas(spec))
+    except (BrokerError, TimeoutError):
+        return _status({"broker": False})
+    return _status({"broker": True}, model=model, missing=[msgspec.to_builtins(one) for one in missing])
 
 
 @router.get("/metrics")
@@ -52,6 +66,6 @@ async def _has_pipelines(context: FrontDoorContext) -> bool:
         return False
 
 
-def _status(checks: dict[str, bool]) -> Response:
-    well = all(checks.values())
-    return JSONResponse({"status": "ok" if well else "unavailable", **checks}, status_code=200 if well else 503)
+def _status(checks: dict[str, bool], **more: Any) -> Response:
+    well = all(checks.values()) and not more.get("missing")
+    return JSONResponse({"status": "ok" if well else "unavailable", **checks, **more}, status_code=200 if well else 503)

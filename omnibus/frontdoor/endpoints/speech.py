@@ -37,7 +37,7 @@ async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -
     """Speak a text: the answer is the sound file itself."""
     served = await context.models.find(body.model, modality="audio")
     request = await mapped(http, speech_request, body, served.spec)
-    accepted = await submit(context, http, served, request)
+    accepted = await submit(context, http, served, request, wait=body.wait)
     result = await result_of(context, http, accepted)
     sound = next((output for output in result.outputs if output.modality == "audio" and output.items), None)
     if sound is None:
