@@ -17,19 +17,12 @@ SYMBOLS = (*COLOURS, *SHAPES, *RELATIONS, END)
 CODES = 1 + 3 * len(SYMBOLS)
 """Codec codes: silence, and three for each symbol."""
 
-PAD = 0
 END_ID = 1
 """Ends the thinker's answer, and is the symbol END in the talker's prompt."""
-CODES_END_ID = 2
-"""Ends the talker's codes (in the thinker's vocabulary: the user's turn begins)."""
-USER_ID = 2
-ASSISTANT_ID = 3
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 CANONICAL_WORDS = (*COLOURS, *(f" {word}" for word in (*COLOURS, *SHAPES, *RELATIONS)))
 """As text: an answer's first word has no space before it, and is always a colour."""
 CANONICAL_BASE = len(SPECIAL_TOKENS)
-THINKER_VOCABULARY = 512
-TALKER_VOCABULARY = 128
 CODE_BASE = 64
 
 

@@ -13,6 +13,7 @@ from omnibus.omni_tiny import vocabulary
 from omnibus.omni_tiny.conditions import CHANNELS, HIDDEN, LAYERS
 from omnibus.omni_tiny.vocabulary import CODES
 from omnibus.pipeline.loading import load_pipeline
+from tools.omni_tiny import tokens
 from tools.omni_tiny.voice import HOP, SAMPLE_RATE
 
 pytestmark = pytest.mark.unit
@@ -41,15 +42,13 @@ def test_the_tokenizer_has_the_vocabularys_ids_when_read() -> None:
     vocab = json.loads((CHECKPOINTS / "thinker" / "tokenizer.json").read_text())["model"]["vocab"]
     words = [word.replace(" ", "Ġ") for word in vocabulary.CANONICAL_WORDS]
     assert [vocab[token] for token in (*vocabulary.SPECIAL_TOKENS, *words)] == list(range(4 + len(words)))
-    assert len(vocab) <= config("thinker")["vocab_size"] == vocabulary.THINKER_VOCABULARY
+    assert len(vocab) <= config("thinker")["vocab_size"] == tokens.THINKER_VOCABULARY
 
 
 def test_end_tokens_agree_when_vocabulary_configs_and_pipeline_are_compared() -> None:
     assert config("thinker")["eos_token_id"] == vocabulary.END_ID
-    assert config("talker")["eos_token_id"] == vocabulary.CODES_END_ID
-    assert load_pipeline("omni-tiny").stage("talker").default_sampling_params["stop_token_ids"] == [
-        vocabulary.CODES_END_ID
-    ]
+    assert config("talker")["eos_token_id"] == tokens.CODES_END_ID
+    assert load_pipeline("omni-tiny").stage("talker").default_sampling_params["stop_token_ids"] == [tokens.CODES_END_ID]
 
 
 def test_shapes_agree_when_thinker_dit_and_conditions_are_compared() -> None:

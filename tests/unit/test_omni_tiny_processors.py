@@ -11,7 +11,7 @@ from omnibus.omni_tiny.conditions import CHANNELS, LENGTH, conditions_of
 from omnibus.wire.request import Message, Request
 from omnibus.workers.engines.protocol import Outputs, StageInput
 from tools.omni_tiny.grammar import all_scenes, parse
-from tools.omni_tiny.tokens import canonical_ids, code_ids
+from tools.omni_tiny.tokens import CODES_END_ID, TALKER_VOCABULARY, canonical_ids, code_ids
 from tools.omni_tiny.voice import codes_of
 
 pytestmark = pytest.mark.unit
@@ -99,13 +99,13 @@ def test_talker_input_is_refused_when_the_thinker_named_nothing() -> None:
 
 def test_code2wav_input_is_the_codes_when_the_talker_has_spoken() -> None:
     codes = codes_of(parse(PROMPT).symbols)
-    said = [*code_ids(codes), vocabulary.CODES_END_ID]
+    said = [*code_ids(codes), CODES_END_ID]
     assert processors.code2wav_input(stage_input(talker={"token_ids": said})).values == {"codes": codes}
 
 
 def test_code2wav_input_is_refused_when_the_talker_produced_no_code() -> None:
     with pytest.raises(EngineRejected):
-        processors.code2wav_input(stage_input(talker={"token_ids": [vocabulary.CODES_END_ID]}))
+        processors.code2wav_input(stage_input(talker={"token_ids": [CODES_END_ID]}))
 
 
 def test_an_engine_error_when_a_source_is_missing() -> None:
@@ -117,4 +117,4 @@ def test_every_id_fits_the_talker_when_words_and_codes_share_a_vocabulary() -> N
     ids = {token for scene in all_scenes() for token in canonical_ids(scene.symbols)}
     codes = set(code_ids(range(49)))
     assert ids.isdisjoint(codes)
-    assert max(ids | codes) < vocabulary.TALKER_VOCABULARY
+    assert max(ids | codes) < TALKER_VOCABULARY

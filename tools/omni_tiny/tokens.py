@@ -1,10 +1,18 @@
-"""Token ids of right answers, which thinker and talker are trained on."""
+"""Token ids that thinker and talker are trained on, beside those of `omnibus.omni_tiny.vocabulary`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from omnibus.omni_tiny.vocabulary import CANONICAL_BASE, CANONICAL_WORDS, CODE_BASE, END, END_ID
+
+PAD = 0
+CODES_END_ID = 2
+"""Ends the talker's codes (in the thinker's vocabulary: the user's turn begins)."""
+USER_ID = 2
+ASSISTANT_ID = 3
+THINKER_VOCABULARY = 512
+TALKER_VOCABULARY = 128
 
 _IDS = {word: CANONICAL_BASE + place for place, word in enumerate(CANONICAL_WORDS)}
 

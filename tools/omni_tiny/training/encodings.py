@@ -9,9 +9,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from omnibus.omni_tiny.conditions import LAYERS, conditions_of
-from omnibus.omni_tiny.vocabulary import PAD
 from tools.omni_tiny.grammar import Scene
-from tools.omni_tiny.tokens import canonical_ids
+from tools.omni_tiny.tokens import PAD, canonical_ids
 from tools.omni_tiny.training.thinker import padded, prompt_ids, spoken
 
 

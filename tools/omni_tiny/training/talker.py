@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from omnibus.omni_tiny.vocabulary import CODES_END_ID, PAD, TALKER_VOCABULARY
 from tools.omni_tiny.grammar import Scene, training_scenes
-from tools.omni_tiny.tokens import canonical_ids, code_ids
+from tools.omni_tiny.tokens import CODES_END_ID, PAD, TALKER_VOCABULARY, canonical_ids, code_ids
 from tools.omni_tiny.training.loop import Plan, fix_seeds, train
 from tools.omni_tiny.training.parts import Trained
 from tools.omni_tiny.training.thinker import padded, save_llm

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from omnibus.omni_tiny.vocabulary import ASSISTANT_ID, END_ID, PAD, THINKER_VOCABULARY, USER_ID
+from omnibus.omni_tiny.vocabulary import END_ID
 from tools.omni_tiny.grammar import Scene, phrase, training_scenes
-from tools.omni_tiny.tokens import canonical_ids
+from tools.omni_tiny.tokens import ASSISTANT_ID, PAD, THINKER_VOCABULARY, USER_ID, canonical_ids
 from tools.omni_tiny.training.loop import Plan, fix_seeds, train
 from tools.omni_tiny.training.parts import Trained
 from tools.omni_tiny.training.tokenizer import build_tokenizer

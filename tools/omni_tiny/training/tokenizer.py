@@ -9,8 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from omnibus.omni_tiny.vocabulary import CANONICAL_WORDS, SPECIAL_TOKENS, THINKER_VOCABULARY
+from omnibus.omni_tiny.vocabulary import CANONICAL_WORDS, SPECIAL_TOKENS
 from tools.omni_tiny.grammar import phrase, training_scenes
+from tools.omni_tiny.tokens import THINKER_VOCABULARY
 
 # The model has no memory: only the last user turn counts.
 CHAT_TEMPLATE = (
