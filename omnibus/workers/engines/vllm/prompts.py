@@ -30,7 +30,7 @@ class PromptRenderer:
     def __init__(self, renderer: Any, model_config: Any, chat_template: Mapping[str, Any]) -> None:
         self._renderer = renderer
         self._model = model_config
-        self._takes = _media_of(renderer, model_config)
+        self._takes = _media_of(renderer)
         self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
 
     @property
@@ -111,11 +111,9 @@ class PromptRenderer:
         return torch.from_numpy(np.array(embeds)).to(self._model.dtype)
 
 
-def _media_of(renderer: Any, model_config: Any) -> frozenset[str]:
+def _media_of(renderer: Any) -> frozenset[str]:
     """Kinds of files that the model takes."""
-    if not model_config.is_multimodal_model:
-        return frozenset()
-    limits: Mapping[str, int] = renderer.get_mm_processor().info.allowed_mm_limits
+    limits = {} if renderer.mm_processor is None else renderer.mm_processor.info.allowed_mm_limits
     return frozenset(kind for kind, most in limits.items() if most)
 
 
