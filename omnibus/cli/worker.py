@@ -79,10 +79,11 @@ async def _work(settings: Settings, arguments: _WorkerArguments) -> None:
         stage = deployed.stage(arguments.stage)
         overrides = arguments.overrides(stage)
         spec = override_locally(deployed, stage.stage_id, overrides)
-        await asyncio.to_thread(check_models, [spec.stage(stage.stage_id)])
         allowed = AllowedCode(frozenset(settings.allowed_modules)).with_changes(deployed, spec)
         if arguments.pipeline is not None and is_path(arguments.pipeline):
             allowed = AllowedCode.of(spec, settings.allowed_modules)
+        allowed.check(spec.stage(stage.stage_id))
+        await asyncio.to_thread(check_models, [spec.stage(stage.stage_id)])
         fleet = Fleet(
             spec=spec, overrides=overrides, allowed=allowed,
             settings=settings, addresses=discover(settings),

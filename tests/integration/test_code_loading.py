@@ -85,10 +85,15 @@ async def test_worker_refuses_and_runs_nothing_when_only_the_broker_names_code(
     assert not _has_run(attack)
 
 
-async def test_worker_serves_what_the_broker_names_when_it_is_allowed(own_server: EmbeddedServer, attack: Path) -> None:
+@pytest.mark.parametrize("is_given_by", ["flag", "file"])
+async def test_worker_serves_what_the_broker_names_when_it_is_allowed(
+    own_server: EmbeddedServer, attack: Path, is_given_by: str
+) -> None:
     async with connect(own_server.url, name="test") as connection:
         await deploy_pipeline(connection, _attacked(ATTACKS[0], attack))
-    worker = _worker(own_server, attack, "--allow-module", "attack")
+    file = write_pipeline(attack, SERVED.replace("engine: sim", "engine: python, model: 'attack:answer'"))
+    flags = {"flag": ("--allow-module", "attack"), "file": ("--pipeline", str(file))}
+    worker = _worker(own_server, attack, *flags[is_given_by])
     try:
         await eventually(lambda: _has_run(attack), 60.0)
     finally:
