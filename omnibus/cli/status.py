@@ -131,7 +131,7 @@ def describe_pipeline(status: PipelineStatus) -> list[RenderableType]:
 def _cells(replica: dict[str, Any]) -> tuple[str, ...]:
     return (
         replica["replica"],
-        f"{replica['status']}{', paused' if replica['paused'] else ''}",
+        f"{replica['status']}{', paused' if replica['paused'] else ''}{': ' if replica['reason'] else ''}{replica['reason']}",
         f"{replica['in_flight']}/{replica['slots']}",
         f"{replica['host']}:{replica['pid']}",
         replica["devices"] or "-",

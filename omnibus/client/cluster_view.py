@@ -142,6 +142,7 @@ class PipelineStatus:
         return {
             "replica": record.replica,
             "status": str(record.status),
+            "reason": record.reason,
             "paused": record.paused,
             "slots": record.slots,
             "in_flight": record.in_flight,
