@@ -76,25 +76,29 @@ def describe(
     heartbeat_timeout: float = 10.0,
     max_waiting_requests: int = 10_000,
     payload_ttl: float = 86_400.0,
+    max_stored_bytes: int | None = None,
     replicas: int = 1,
 ) -> Layout:
     """The layout of a pipeline. Pure.
 
     `heartbeat_timeout` (seconds) is the ack wait of tasks and the lifetime of a replica's key;
     `max_waiting_requests` bounds raw requests that nobody admitted yet; `payload_ttl` (seconds) is the backstop that
-    removes stored payloads; `replicas` is the number of copies of everything.
+    removes stored payloads; `max_stored_bytes` bounds each stream that may refuse or drop: raw requests, chunks, and both object
+    stores; `replicas` is the number of copies of everything.
     """
     ack_wait = _nanoseconds(heartbeat_timeout)
     work, requests = subjects.work_stream(pipeline), subjects.requests_stream(pipeline)
+    dead = subjects.dead_payloads_bucket(pipeline)
+    most = {"max_bytes": max_stored_bytes or -1}
     streams = (
-        _stream(requests, replicas, _requests_config(pipeline, max_waiting_requests)),
+        _stream(requests, replicas, {**_requests_config(pipeline, max_waiting_requests), **most}),
         _stream(work, replicas, _work_config(pipeline)),
-        _stream(subjects.chunks_stream(pipeline), replicas, _chunks_config(pipeline)),
+        _stream(subjects.chunks_stream(pipeline), replicas, {**_chunks_config(pipeline), **most}),
         _bucket(subjects.replicas_bucket(pipeline), replicas, ttl=ack_wait, markers=True),
         _bucket(subjects.requests_bucket(pipeline), replicas),
         _bucket(subjects.PIPELINES_BUCKET, replicas),
-        _object_store(subjects.payloads_bucket(pipeline), replicas, ttl=_nanoseconds(payload_ttl)),
-        _object_store(subjects.dead_payloads_bucket(pipeline), replicas, ttl=_nanoseconds(DEAD_TTL + _PAYLOAD_MARGIN)),
+        _object_store(subjects.payloads_bucket(pipeline), replicas, ttl=_nanoseconds(payload_ttl), **most),
+        _object_store(dead, replicas, ttl=_nanoseconds(DEAD_TTL + _PAYLOAD_MARGIN), **most),
     )
     tasks = (
         lane_consumer(pipeline, stage, lane, heartbeat_timeout=heartbeat_timeout)
@@ -117,6 +121,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
         heartbeat_timeout=spec.heartbeat_timeout,
         max_waiting_requests=spec.max_open_requests,
         payload_ttl=spec.deadline + DONE_TTL + _PAYLOAD_MARGIN,
+        max_stored_bytes=spec.max_stored_bytes,
         replicas=replicas,
     )
 
@@ -257,10 +262,11 @@ def _bucket(bucket: str, replicas: int, *, ttl: int = 0, markers: bool = False) 
     return _stream(f"KV_{bucket}", replicas, config)
 
 
-def _object_store(bucket: str, replicas: int, *, ttl: int) -> Stream:
+def _object_store(bucket: str, replicas: int, *, ttl: int, max_bytes: int) -> Stream:
     config = {
         "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
         "max_age": ttl,
+        "max_bytes": max_bytes,
         "discard": "new",
         "allow_rollup_hdrs": True,
         "allow_direct": True,

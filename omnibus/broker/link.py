@@ -24,6 +24,7 @@ from omnibus.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, Confi
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.observability.task_root import task_root
 
 nats.aio.client.DEFAULT_BUFFER_SIZE = 1 << 20  # doubles the throughput of messages from 64 KiB to 1 MiB
 
@@ -229,11 +230,8 @@ class Link:
                     LogEvent.BROKER_ERROR, client=self.name, error=f"{message.subject} was delivered on {subject}"
                 )
                 return
-            try:
+            with task_root("subscription", self.metrics, subject=message.subject, client=self.name):
                 await callback(message)
-            except Exception:
-                self.metrics.errors.labels(where="subscription").inc()
-                log.exception(LogEvent.TASK_CRASHED, subject=message.subject, client=self.name)
 
         try:
             subscription: Subscription = await seen_through(

@@ -120,9 +120,12 @@ class ObjectStore:
         return len(starts)
 
     async def _put_window(self, subject: str, chunks: list[bytes], msg_id: str) -> None:
-        async with asyncio.TaskGroup() as group:
-            for number, chunk in enumerate(chunks):
-                group.create_task(self._connection.js_publish(subject, chunk, f"{msg_id}.{number}"))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, chunk in enumerate(chunks):
+                    group.create_task(self._connection.js_publish(subject, chunk, f"{msg_id}.{number}"))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
 
     async def _get_chunks(self, info: _Info) -> Iterable[bytes]:
         chunks: dict[int, bytes] = {}  # by sequence, in order

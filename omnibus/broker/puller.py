@@ -15,7 +15,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
@@ -24,6 +23,7 @@ from omnibus.broker.lane import ASK_TIMEOUT, EXPIRES, HEARTBEAT, Lane
 from omnibus.errors import BrokerError, BrokerUnavailable
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.task_root import task_root
 
 _FAVOUR_EVERY = 8
 _CLOSE_DEADLINE = 5.0
@@ -84,9 +84,7 @@ class Puller:
         ]
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.withdraw()
         for unhook in self._unhook:
             unhook()
@@ -241,11 +239,10 @@ class Puller:
         task.add_done_callback(self._returning.discard)
 
     async def _guarded_excess(self, delivery: Delivery) -> None:
-        try:
+        with task_root(
+            "excess", self._connection.metrics, subject=delivery.subject
+        ):  # it comes again after the ack wait
             await self._excess(delivery)
-        except Exception:  # it comes again after the ack wait
-            self._connection.metrics.errors.labels(where="excess").inc()
-            log.exception(LogEvent.ACK_FAILED, subject=delivery.subject)
 
     async def _leave(self) -> None:
         if self._subscription is not None:

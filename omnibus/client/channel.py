@@ -23,26 +23,44 @@ from omnibus.wire import codec, out, subjects
 from omnibus.wire.control import AskSentText
 from omnibus.wire.envelope import FinalOutput, Task, Ticket
 
-_MAILBOX = 4096
-"""Messages that wait for one follower. What comes beyond is dropped: text is filled in from the output, the end is read."""
+_MOST_MESSAGES = 4096
+_MOST_BYTES = 8 << 20
+"""Messages that wait for one follower, and their bytes."""
 _EARLY = 1024
-"""Requests whose first messages are kept for a follower that has not come yet; the oldest give way."""
+_EARLY_BYTES = 64 << 10
+"""Requests whose first messages are kept for a follower that has not come yet, the oldest give way; and bytes of each."""
 
 
 class Mailbox:
-    """Messages of one request for one follower, and the part that the follower has delivered."""
+    """Messages of one request for one follower, and the part that the follower has delivered.
 
-    def __init__(self) -> None:
+    Bounded in number and bytes. A message beyond that is dropped, and the follower looks at the record instead: a text is
+    filled in from its output.
+    """
+
+    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self.assembly = Assembly()
-        self._queue: asyncio.Queue[out.Out | None] = asyncio.Queue(_MAILBOX)
+        self.most_bytes = most_bytes
+        self._queue: asyncio.Queue[tuple[out.Out | None, int]] = asyncio.Queue()  # bounded by `put`
+        self._bytes = 0
+        self._has_dropped = False
 
-    def put(self, message: out.Out | None) -> None:
-        """A message, or None: look at the record."""
-        if not self._queue.full():
-            self._queue.put_nowait(message)
+    def put(self, message: out.Out | None, size: int = 0) -> None:
+        """Add a message of so many bytes, or None: look at the record."""
+        if self._queue.qsize() >= _MOST_MESSAGES or self._bytes + size > self.most_bytes:
+            self._has_dropped = True
+            return
+        self._bytes += size
+        self._queue.put_nowait((message, size))
 
     async def get(self) -> out.Out | None:
-        return await self._queue.get()
+        """Wait for the next one."""
+        if self._has_dropped and self._queue.empty():
+            self._has_dropped = False
+            return None
+        message, size = await self._queue.get()
+        self._bytes -= size
+        return message
 
 
 class Channel:
@@ -93,12 +111,13 @@ class Channel:
         """Keep what comes for a request from now on, until it is followed."""
         if len(self._early) >= _EARLY:
             self._early.pop(next(iter(self._early)))
-        self._early[rid] = Mailbox()
+        self._early[rid] = Mailbox(_EARLY_BYTES)
 
     @contextmanager
     def mailbox(self, rid: str) -> Iterator[Mailbox]:
         """Hear what comes for a request."""
         box = self._early.pop(rid, None) or Mailbox()
+        box.most_bytes = _MOST_BYTES
         self._mailboxes[rid].append(box)
         try:
             yield box
@@ -165,7 +184,7 @@ class Channel:
         if isinstance(received, out.EndNotice):
             self.open_requests.remove(received.rid)
         for box in self._boxes(received.rid):
-            box.put(received)
+            box.put(received, len(message.data))
 
     async def _send_received(self, question: out.AskReceived, reply: str) -> None:
         """Answer for the follower that is furthest; without one be silent: another front may have one."""

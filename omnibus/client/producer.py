@@ -11,7 +11,6 @@ import secrets
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection
@@ -81,9 +80,7 @@ class Producer:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()

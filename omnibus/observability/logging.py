@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from omnibus.errors import ConfigError
+from omnibus.observability.rate_limit import RateLimit
 from omnibus.settings import LogFormat
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -56,7 +57,7 @@ def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream
     out = stream if stream is not None else cast("TextIO", _CURRENT_STDERR)
     _route_standard_library(number, out, _renderers(format, out))
     structlog.configure(
-        processors=[*_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[RateLimit(), *_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,  # or loggers made before this call keep the old configuration

@@ -20,6 +20,7 @@ from omnibus.errors import BrokerError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.observability.task_root import task_root
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.registry.presence.replica_view import ReplicaView
@@ -92,17 +93,12 @@ class DisconnectListener:
         task.add_done_callback(self._waiting.discard)
 
     async def _mark_down(self, record: ReplicaRecord, *, at_once: bool) -> None:
-        try:
+        with task_root("disconnects", self._metrics, stage=record.stage_id, replica=record.replica):
             if not at_once:
                 await asyncio.sleep(DEBOUNCE)
                 if self._is_back(record):
                     return
             await self._detector.mark_down(record)
-        except BrokerError as error:
-            log.warning(LogEvent.BROKER_ERROR, stage=record.stage_id, replica=record.replica, error=error.message)
-        except Exception:  # the root of this task
-            self._metrics.errors.labels(where="disconnects").inc()
-            log.exception(LogEvent.TASK_CRASHED, stage=record.stage_id, replica=record.replica)
 
     def _is_back(self, record: ReplicaRecord) -> bool:
         """Check whether the same life of a replica has beaten over another connection: it does when it is connected again."""

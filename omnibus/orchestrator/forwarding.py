@@ -10,10 +10,11 @@ from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import StoredRecord
 from omnibus.orchestrator.event_telemetry import EventTelemetry
-from omnibus.requests.admission import bury
+from omnibus.requests.admission import bury, lapse
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
 from omnibus.requests.effects import Effect
+from omnibus.requests.record import OPEN_TTL
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, event_rid
 from omnibus.wire.failure import Failure
@@ -70,8 +71,13 @@ class Forwarder:
         return self._stopped.holds(event.ticket.rid, self._performer.clock.now(), run=event.ticket.run)
 
     async def _perform(self, event: Event, entry: StoredRecord | None) -> None:
+        now = self._performer.clock.now()
         if entry is not None:
             await self._performed(advance(event, entry.record), entry)
+        elif isinstance(event, DeadlinePassed) and now > event.deadline + OPEN_TTL:
+            await self._performer.perform(
+                lapse(self._performer.pipeline, event.rid, nonce=secrets.token_hex(8), now=now)
+            )
 
     async def _performed(self, effects: Sequence[Effect], entry: StoredRecord) -> None:
         await self._performer.perform(effects, entry.revision)

@@ -124,16 +124,17 @@ class Intake:
 
     async def _word_of(self, mine: Record) -> EndNotice | Refused | None:
         """Make the notice for a taken id: the end of the same request, nothing while it is open, or a refusal."""
+        failure = mine.failure
         try:
             existing = await self._performer.ledger.read(mine.rid)
             if existing is not None:
                 resolve(existing.record, mine)
                 state = existing.record.state
                 return EndNotice(rid=mine.rid, state=state) if state.terminal else None
-        except (RequestConflict, Unreadable):
-            pass
-        assert mine.failure is not None
-        return Refused(rid=mine.rid, failure=mine.failure)
+        except (RequestConflict, Unreadable) as error:
+            failure = Failure.of(error)
+        assert failure is not None
+        return Refused(rid=mine.rid, failure=failure)
 
     async def _notify(self, front: str | None, message: EndNotice | Refused | None) -> None:
         if front is not None and message is not None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from omnibus.broker.connection import Connection
 from omnibus.errors import Unreadable
 from omnibus.ledger.performer import Performer
-from omnibus.orchestrator.chores import guarded
+from omnibus.observability.task_root import task_root
 
 _RECHECK_INTERVAL = 10.0
 
@@ -35,7 +35,8 @@ class OrphanCleanup:
         unhook = self._connection.on_reconnect(self._reconnected.set)
         try:
             while True:
-                await guarded(self._look(), "orphan_cleanup", self._connection, self._pipeline)
+                with task_root("orphan cleanup", self._connection.metrics, pipeline=self._pipeline):
+                    await self._look()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_RECHECK_INTERVAL if self._open or self._is_due else None):
                         await self._reconnected.wait()

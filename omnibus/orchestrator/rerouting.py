@@ -14,7 +14,7 @@ from omnibus.broker.connection import Connection
 from omnibus.ledger.directed_lanes import DirectedLanes
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.orchestrator.chores import guarded
+from omnibus.observability.task_root import task_root
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import takes_directed
@@ -74,7 +74,8 @@ class Rerouting:
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a step; a failed one is repeated when all lanes are checked the next time."""
-        await guarded(work, "rerouting", self._conn, self._spec.name)
+        with task_root("rerouting", self._conn.metrics, pipeline=self._spec.name):
+            await work
 
     async def _look_everywhere(self) -> None:
         for lane in sorted(await self._lanes.occupied()):

@@ -10,14 +10,17 @@ import uuid
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import ObjectStore
-from omnibus.errors import PayloadLost
+from omnibus.errors import BrokerRefused, Overloaded, PayloadLost
 from omnibus.pipeline.spec import PayloadRule
 from omnibus.wire import subjects
 from omnibus.wire.payload import INLINE_LIMIT, ObjectKey, Payload
 
+_FULL = 10077
+"""The server's code for a stream at its bound."""
+
 
 class PayloadStore:
-    """Payloads of one pipeline. Writing and reading raise BrokerUnavailable."""
+    """Payloads of one pipeline. Writing and reading raise BrokerUnavailable, writing also Overloaded when the store is full."""
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
@@ -39,7 +42,14 @@ class PayloadStore:
         if rule is PayloadRule.INLINE or (rule is PayloadRule.AUTO and len(data) <= limit):
             return Payload.inline(data, media_type)
         key = ObjectKey(f"{rid}.{uuid.uuid4().hex}")
-        await self._objects.put(key.key, data, group="" if lasting else rid)
+        try:
+            await self._objects.put(key.key, data, group="" if lasting else rid)
+        except BrokerRefused as refused:
+            if refused.err_code != _FULL:
+                raise
+            raise Overloaded(
+                f"the payload store {self._objects.name} is full: its bound is max_stored_bytes"
+            ) from refused
         return Payload(media_type=media_type, nbytes=len(data), location=key)
 
     async def get(self, payload: Payload) -> bytes:

@@ -113,6 +113,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Bound on open requests; beyond it a new request is refused as Overloaded."""
     max_open_per_tenant: int | None = None
     """The same bound a tenant; None: only the pipeline's."""
+    max_stored_bytes: int | None = None
+    """Bytes that the broker keeps of waiting raw requests and of stored payloads, each; None: as many as it has room for."""
     tenant_share: int | None = 8
     """Open interactive requests of one tenant beyond which its next ones take the overflow lane, so that those of other
     tenants pass them; None: all are equal."""

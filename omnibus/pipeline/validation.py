@@ -24,6 +24,7 @@ _PARALLEL_SIZES = {
 """Engine arguments that say how many devices a replica takes."""
 WEEK = 7 * 24 * 3600
 MOST = 1 << 40
+MIB = 1 << 20
 MOST_STAGES = 256
 MOST_BYTES = 512 * 1024
 """The size of a specification, as it is deployed."""
@@ -75,6 +76,8 @@ def _pipeline_problems(spec: PipelineSpec) -> Iterator[Problem]:
         bound: int | None = getattr(spec, field)
         if bound is not None and not 1 <= bound <= MOST:
             yield Problem((field,), f"must be from 1 to {MOST}, not {bound}")
+    if spec.max_stored_bytes is not None and not MIB <= spec.max_stored_bytes < 1 << 62:
+        yield Problem(("max_stored_bytes",), f"must be at least {MIB} (1 MiB), not {spec.max_stored_bytes}")
     if not spec.stages:
         yield Problem(("stages",), "a pipeline has at least one stage")
 

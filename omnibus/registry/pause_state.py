@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from enum import StrEnum
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -97,10 +96,8 @@ class PauseWatch:
         await self._watch.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._watch.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._watch.__aexit__()
 
     async def other_than(self, known: PauseState | None) -> PauseState | None:
         """The hold, as soon as it is not this one; what comes and goes meanwhile may be missed."""

@@ -13,7 +13,7 @@ from enum import Enum, auto
 import msgspec
 from msgspec.structs import asdict
 
-from omnibus.errors import EmptyPrompt, InvalidRequest, RequestConflict, RequestTooLarge
+from omnibus.errors import DeadlineExceeded, EmptyPrompt, InvalidRequest, RequestConflict, RequestTooLarge
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Route
@@ -175,6 +175,13 @@ def bury(pipeline: str, rid: str, data: bytes, failure: Failure, *, nonce: str, 
     ticket = msgspec.structs.replace(record.ticket, request=payload)
     dead = msgspec.structs.replace(record, ticket=ticket, dead=True)
     return (SaveRecord(dead), *end_again(dead))
+
+
+def lapse(pipeline: str, rid: str, *, nonce: str, now: float) -> tuple[Effect, ...]:
+    """Effects that end a request as expired whose record was open for so long that it is gone."""
+    failure = Failure.of(DeadlineExceeded())
+    record = unadmitted_record(pipeline, rid, RequestState.EXPIRED, failure, data=b"", nonce=nonce, now=now, front=None)
+    return (CreateRecord(record), *end_again(record))
 
 
 def admission_effects(record: Record) -> tuple[Effect, ...]:

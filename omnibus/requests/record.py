@@ -12,6 +12,9 @@ from omnibus.wire.payload import Payloads
 
 DONE_TTL = 15 * 60
 """Seconds that the record of an ended request stays readable, at least."""
+OPEN_TTL = 7 * 24 * 3600
+"""Seconds beyond its deadline that the record of an open request is kept. Its timer has an orchestrator end it long before;
+this is for records that nothing ends, such as those of a pipeline that nobody serves any more."""
 DEAD_TTL = 7 * 24 * 3600
 """Seconds that a dead letter is kept."""
 MOST_ATTEMPTS = 24
@@ -44,16 +47,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def rid(self) -> str:
         return self.ticket.rid
 
-    def lifetime(self, now: float) -> float | None:
-        """Seconds that the record is kept from `now` on (since the epoch); None for an open one: until it ends.
+    def lifetime(self, now: float) -> float:
+        """Seconds that the record is kept from `now` on (since the epoch).
 
         Invariant: an id that workers and orchestrators drop is not free. They remember it until its deadline; a new
         request under it would be accepted before and then dropped.
         """
+        left = max(self.ticket.deadline - now, 0.0)
         if not self.state.terminal:
-            return None
-        is_dropped = self.state is not RequestState.DONE
-        return max(DONE_TTL, self.ticket.deadline - now) if is_dropped else DONE_TTL
+            return left + OPEN_TTL
+        return DONE_TTL if self.state is RequestState.DONE else max(DONE_TTL, left)
 
     def ended(self, state: RequestState, failure: Failure | None = None) -> Record:
         """The record in a terminal state, without what only a running request needs."""

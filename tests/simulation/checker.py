@@ -110,7 +110,11 @@ class Checker:
 
     def _written(self, stored: Stored) -> None:
         key = stored.subject.rpartition("$KV.")[2].partition(".")[2]
-        if key.startswith("dead.") or not stored.data:
+        if key.startswith("dead."):
+            return
+        if not stored.data:
+            if key in self.open_ones():
+                self.fail(f"{key}: its record expired while it was open")
             return
         record, before = codec.decode(stored.data, Record), self.records.get(key)
         self.records[key] = record

@@ -19,6 +19,7 @@ from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.requests import advance
+from omnibus.requests import record as records
 from omnibus.requests.cancellations import Cancellations
 from omnibus.requests.effects import Effect, Notify, PublishTask, ScheduleDeadline
 from omnibus.requests.record import Record
@@ -237,12 +238,17 @@ def trust_in_removals(_world: World) -> Patches:
     yield OrphanCleanup, "_look", look
 
 
+def records_expire_at_their_deadline(_world: World) -> Patches:
+    """The record of an open request is kept until its deadline, and no longer: whoever ends it then is never late."""
+    yield records, "OPEN_TTL", 0.0
+
+
 HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
         ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
         nobody_home, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines, forgotten_cancellations,
         trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
-        deaf_followers, notified_what_came, trust_in_removals,
+        deaf_followers, notified_what_came, trust_in_removals, records_expire_at_their_deadline,
     )
 }  # fmt: skip

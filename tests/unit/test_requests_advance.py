@@ -11,7 +11,7 @@ from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.requests.admission import Resolution, digest, new_record, resolve
 from omnibus.requests.advance import MAX_RUNS, advance, cancel, linear_tasks, needs_event, needs_record, redrive
 from omnibus.requests.effects import KeepDead, Notify, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop
-from omnibus.requests.record import DONE_TTL, Record
+from omnibus.requests.record import DONE_TTL, OPEN_TTL, Record
 from omnibus.requests.state import TRANSITIONS, IllegalTransition, RequestState, transition
 from omnibus.wire.envelope import DeadlinePassed, FinalOutput, StageFailed, StageResult, StageTiming
 from omnibus.wire.failure import Failure
@@ -237,7 +237,7 @@ def test_only_a_failed_request_may_be_opened_again() -> None:
 @pytest.mark.parametrize(
     ("state", "deadline", "lifetime"),
     [
-        (RequestState.OPEN, 100_000.0, None),
+        (RequestState.OPEN, 100_000.0, 99_000.0 + OPEN_TTL),
         (RequestState.DONE, 100_000.0, DONE_TTL),
         (RequestState.EXPIRED, 900.0, DONE_TTL),
         (RequestState.CANCELLED, 1_100.0, DONE_TTL),
@@ -245,7 +245,7 @@ def test_only_a_failed_request_may_be_opened_again() -> None:
         (RequestState.FAILED, 100_000.0, 99_000.0),
     ],
 )
-def test_record_is_kept_while_its_id_is_dropped(state: RequestState, deadline: float, lifetime: float | None) -> None:
+def test_record_is_kept_while_its_id_is_dropped(state: RequestState, deadline: float, lifetime: float) -> None:
     """A retry under the same idempotency key would be accepted, and its tasks be dropped as those of the cancelled one."""
     record = record_of()
     record = replace(record, state=state, ticket=replace(record.ticket, deadline=deadline))

@@ -27,7 +27,16 @@ def test_a_seed_gives_the_same_schedule_when_it_is_replayed_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "hole", ["admit_on_record", "bounded_tasks", "no_nonce", "two_naks_a_claim", "endless_attempts", "deaf_followers"]
+    "hole",
+    [
+        "admit_on_record",
+        "bounded_tasks",
+        "no_nonce",
+        "two_naks_a_claim",
+        "endless_attempts",
+        "deaf_followers",
+        "records_expire_at_their_deadline",
+    ],
 )
 def test_a_seed_fails_when_a_hole_is_planted(hole: str) -> None:
     assert first_failure(range(200), hole=hole) is not None

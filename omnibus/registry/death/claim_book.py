@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections import OrderedDict
 from typing import Self
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
@@ -11,6 +11,8 @@ from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Claim
 
+MOST_BYTES = 16 << 20
+"""Bytes of the announcements that one book keeps."""
 Held = tuple[tuple[str, str], ...]
 """(request id, ack subject) of deliveries."""
 
@@ -18,12 +20,14 @@ Held = tuple[tuple[str, str], ...]
 class ClaimBook:
     """Listens to the claims of a pipeline, in an `async with`; asks for all of them at the start.
 
-    Its memory is bounded by the replicas that there are and the tasks that each has in hand.
+    Bounded in bytes, for anybody who may announce claims can announce any: beyond MOST_BYTES those announced longest ago give
+    way. Of a replica without any, its last heartbeat tells.
     """
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
         self._conn, self._pipeline = conn, pipeline
-        self._announced: dict[tuple[int, str], Claim] = {}
+        self._announced: OrderedDict[tuple[int, str], tuple[Claim, int]] = OrderedDict()  # with its bytes
+        self._bytes = 0
         self._subscription: Subscription | None = None
 
     async def __aenter__(self) -> Self:
@@ -31,9 +35,7 @@ class ClaimBook:
         await self._conn.publish(subjects.ctl_all(self._pipeline), codec.encode(AskClaims()))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._subscription is not None:
             await self._subscription.unsubscribe()
 
@@ -43,7 +45,7 @@ class ClaimBook:
         Invariant: never the claims of a former life under the same id. Others have had those tasks since, and requeueing them
         once more would take them from the replicas that run them now.
         """
-        announced = self._announced.get(record.key)
+        announced, _ = self._announced.get(record.key, (None, 0))
         is_later = (
             announced is not None and announced.instance == record.instance and announced.number > record.announced
         )
@@ -52,8 +54,15 @@ class ClaimBook:
 
     def forget(self, record: ReplicaRecord) -> None:
         """The replica is gone, and its id may be another's soon."""
-        self._announced.pop(record.key, None)
+        _, size = self._announced.pop(record.key, (None, 0))
+        self._bytes -= size
 
     async def _on_message(self, message: ReceivedMessage) -> None:
         claim: Claim = codec.decode(message.data, Claim)
-        self._announced[claim.stage_id, claim.replica] = claim
+        key, size = (claim.stage_id, claim.replica), len(message.data)
+        _, former = self._announced.pop(key, (None, 0))
+        self._announced[key] = claim, size
+        self._bytes += size - former
+        while self._bytes > MOST_BYTES:
+            _, (_, dropped) = self._announced.popitem(last=False)
+            self._bytes -= dropped

@@ -68,7 +68,7 @@ class OmniCoordClientForStage:
         if not self._is_open:
             raise RuntimeError("the client is closed already")
         self._is_open = False
-        await self._registration.__aexit__(None, None, None)
+        await self._registration.__aexit__()
 
 
 class OmniCoordClientForHub:
@@ -95,7 +95,7 @@ class OmniCoordClientForHub:
 
     async def close(self) -> None:
         """Stop watching; idempotent."""
-        await self._view.__aexit__(None, None, None)
+        await self._view.__aexit__()
 
     def _listed(self, stage_id: int | None) -> ReplicaList:
         up = (record for record in self._view.replicas(stage_id) if record.status is ReplicaStatus.UP)

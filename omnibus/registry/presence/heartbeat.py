@@ -7,16 +7,16 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 from msgspec.structs import replace
 
 from omnibus.broker.bucket import Bucket, BucketEntry
-from omnibus.errors import BrokerError, RevisionConflict
+from omnibus.errors import RevisionConflict
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.observability.task_root import task_root
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import codec, subjects
 
@@ -81,9 +81,7 @@ class Registration:
         self._beating = asyncio.create_task(self._beat_on(), name=f"heartbeat-{self._record.replica}")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._beating is not None:
             self._beating.cancel()
         await self.set_status(ReplicaStatus.DOWN)
@@ -123,14 +121,10 @@ class Registration:
             await self._try_beat()
 
     async def _try_beat(self) -> None:
-        try:
+        # Such as an exception of an engine that is asked for its load: the heart must go on beating.
+        with task_root("heartbeat", self._metrics, stage=self._record.stage_id, replica=self._record.replica):
             async with asyncio.timeout(self._timeout / 2):
                 await self.beat()
-        except (BrokerError, TimeoutError) as error:
-            log.warning(LogEvent.BROKER_ERROR, stage=self._record.stage_id, error=str(error) or "no answer")
-        except Exception:  # such as what an engine raises that is asked for its load: the heart must go on beating
-            self._metrics.errors.labels("heartbeat").inc()
-            log.exception(LogEvent.TASK_CRASHED, stage=self._record.stage_id, replica=self._record.replica)
 
     async def _reconcile(self) -> None:
         """Resolve another revision: our own whose answer was lost, a failure detector's, or none, since the record expired.

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection
@@ -54,12 +53,10 @@ class ReplicaView:
         await self._watch.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._settling is not None:
             self._settling.cancel()
-        await self._watch.__aexit__(kind, error, trace)
+        await self._watch.__aexit__()
 
     def replicas(self, stage_id: int | None = None) -> list[ReplicaRecord]:
         """The replicas of one stage, or of all, by stage and id, whatever their status."""
