@@ -96,7 +96,7 @@ async def test_each_output_arrives_when_it_is_ready(connection: Connection, pipe
 
 
 async def test_large_outputs_travel_through_the_object_store(connection: Connection, pipeline: str) -> None:
-    big = sim(0, outputs={"tensor": "tensor"}, size=300_000)
+    big = sim(0, outputs={"tensor": "tensor"}, size=100_000)
     spec = PipelineSpec(name=pipeline, stages=(big, sim(1, 0, final="text")))
     async with serving(connection, spec) as producer:
         result = await (await producer.submit(spec, HELLO)).result()
