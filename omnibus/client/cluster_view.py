@@ -76,9 +76,7 @@ class LiveReplicas:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     async def of(self, spec: PipelineSpec) -> list[ReplicaRecord]:
