@@ -60,17 +60,10 @@ class RequestFlags:
         ]
 
     def _params(self, spec: PipelineSpec, modalities: tuple[str, ...] | None) -> StageParams:
-        from omnibus.errors import InvalidRequest  # noqa: PLC0415
         from omnibus.frontdoor.stage_params import overridden, stage_params  # noqa: PLC0415
 
         image = {} if self.size is None else {"size": self.size}
-        spread = stage_params(spec, modalities, image=image, seed=self.seed)
-        for flag, name, value in (("--size", "size", self.size), ("--seed", "seed", self.seed)):
-            if value is not None and not any(name in params for params in spread.values()):
-                raise InvalidRequest(
-                    f"{flag}: no stage of {spec.name!r} that this request runs has a {name}", param=name
-                )
-        return overridden(spec, spread, self._by_stage(), None)
+        return overridden(spec, stage_params(spec, modalities, image=image, seed=self.seed), self._by_stage(), None)
 
     def _by_stage(self) -> dict[str, dict[str, Any]]:
         from omnibus.pipeline.yaml_document import parse_yaml  # noqa: PLC0415

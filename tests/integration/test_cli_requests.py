@@ -100,7 +100,7 @@ def test_times_and_outputs_are_told_when_a_request_is_done(served: Serving, tmp_
         (["--param", "nobody.temperature=1"], "nobody"),
         (["--param", "writer.x=[1"], "--param"),
         (["--size", "big"], "WIDTHxHEIGHT"),
-        (["--size", "64x64", "-m", "text"], "--size: no stage of 'simple'"),
+        (["--size", "64x64", "-m", "text"], "size has no effect here"),
         (["--image", "/no/such/file.png"], "does not exist"),
         (["--audio", "/"], "is a directory"),
     ],
