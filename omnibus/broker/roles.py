@@ -100,9 +100,9 @@ class _Table:
                 return asks, (subjects.ctl_all(name), subjects.ask_all(name), *own, *ask), True
             case NatsRole.SUPERVISOR:
                 asks = tuple(subject for stage in stages for subject in self._supervisor(stage))
-                return asks, tuple(f"{root}.claim.{stage}.*" for stage in stages), False
+                return asks, (subjects.claims(name),), False
             case NatsRole.PRODUCER:
-                return (*self._producer(token),), (f"{root}.out.{token}.*",), True
+                return (*self._producer(),), (f"{root}.out.{token}.*",), True
             case NatsRole.OBSERVER:
                 return (*self._observer(),), (), False
             case NatsRole.DISCONNECTS:
@@ -179,9 +179,13 @@ class _Table:
         yield from (f"$KV.{self._replicas}.{stage}.*", _get(self._replicas, f"{stage}.*"), _watch(self._replicas, ">"))
         yield from self._read_pipeline()
 
-    def _producer(self, token: str) -> Iterator[str]:
+    def _producer(self) -> Iterator[str]:
+        """Records and payloads can be read by id; ids of others cannot be listed."""
         yield subjects.requests_filter(self._name)
-        yield from (subjects.questions(self._name, f"{what}.{token}.*") for what in ("record", "object", "text"))
+        yield subjects.ask_all(self._name)
+        yield _get(self._ledger, "*")
+        store = self._stores[0]
+        yield from (f"{_API}.DIRECT.GET.OBJ_{store}", f"{_API}.DIRECT.GET.OBJ_{store}.$O.{store}.M.*")
 
     def _observer(self) -> Iterator[str]:
         for bucket in (self._replicas, subjects.PIPELINES_BUCKET):
@@ -217,7 +221,9 @@ class _Table:
         yield from (_get(bucket, ">"), f"{_API}.STREAM.MSG.GET.KV_{bucket}", f"{_API}.STREAM.INFO.KV_{bucket}")
 
     def _read_pipeline(self) -> Iterator[str]:
-        yield _get(subjects.PIPELINES_BUCKET, self._name)
+        """All deployed pipelines may be read: a command need not name one."""
+        bucket = subjects.PIPELINES_BUCKET
+        yield from (_get(bucket, ">"), f"{_API}.STREAM.INFO.KV_{bucket}", f"{_API}.STREAM.MSG.GET.KV_{bucket}")
 
     def _streams(self) -> tuple[str, ...]:
         buckets = (f"KV_{self._replicas}", f"KV_{self._ledger}", *(f"OBJ_{store}" for store in self._stores))

@@ -93,7 +93,7 @@ async def _sent_text(channel: Channel, record: Record, stage_id: int) -> tuple[s
     """Text and number of its tokens, asked of the replica that sends it; of two attempts the later one's."""
     assembly, text = Assembly(), ""
     question = codec.encode(AskSentText(rid=record.rid, stage_id=stage_id))
-    asking = channel.connection.request_many(subjects.ctl_all(channel.pipeline), question, timeout=ANSWER_TIMEOUT)
+    asking = channel.connection.request_many(subjects.ask_all(channel.pipeline), question, timeout=ANSWER_TIMEOUT)
     tokens = 0
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT), aclosing(asking) as answers:

@@ -134,7 +134,7 @@ class Channel:
         """Have the replica that runs this stage send its text again from there: it comes like any other. May be lost."""
         question = AskSentText(rid=rid, stage_id=stage_id, offset=offset)
         reply = subjects.out(self.pipeline, self.front, rid)
-        await self.connection.publish(subjects.ctl_all(self.pipeline), codec.encode(question), reply=reply)
+        await self.connection.publish(subjects.ask_all(self.pipeline), codec.encode(question), reply=reply)
 
     async def entry(self, rid: str, tenant: str | None = None) -> StoredRecord:
         """The record of a request, with its revision; raises as `known`."""

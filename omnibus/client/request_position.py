@@ -66,7 +66,7 @@ async def _claimants(connection: Connection, pipeline: str, rid: str, wanted: in
 
     subscription = await connection.subscribe(subjects.claims(pipeline), note)
     try:
-        await connection.publish(subjects.ctl_all(pipeline), codec.encode(AskClaims()))
+        await connection.publish(subjects.ask_all(pipeline), codec.encode(AskClaims()))
         async with asyncio.timeout(_CLAIMS_DEADLINE):
             await complete.wait()
     except TimeoutError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import ObjectStore
-from omnibus.errors import RequestTooLarge
+from omnibus.errors import BrokerUnavailable, RequestTooLarge
 from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import Ledger
 from omnibus.ledger.work_queue import WorkQueue
@@ -73,6 +73,18 @@ class Performer:
         record = entry.record if entry is not None else None
         await self.perform(orphan_effects(record, queued=queued))
         return record is None or record.state.terminal
+
+    async def report_orphans(self, rid: str) -> None:
+        """Have an orchestrator do the same, as the role of a worker may not; without one it is tried here. Raises BrokerError."""
+        try:
+            await self._connection.request(subjects.questions(self.pipeline, "orphans"), rid.encode())
+        except BrokerUnavailable:
+            await self.clear_orphans(rid)
+
+    async def report_unreadable(self, stage_id: int, rid: str, task_seq: int, reason: str) -> None:
+        """Have an orchestrator end the request of a task that cannot be read, by an event that says so. Raises BrokerError."""
+        subject = subjects.event(self.pipeline, stage_id, subjects.EventKind.FAILED, rid)
+        await self._connection.js_publish(subject, reason.encode(), f"unreadable.{rid}.{task_seq}")
 
     async def present(self) -> dict[str, bool]:
         """Requests that have payloads stored for their hops, or anything queued, and whether that is so.

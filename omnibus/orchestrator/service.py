@@ -64,6 +64,9 @@ class OrchestratorService:
     async def run(self) -> None:
         """Serve; returns only by cancellation. Raises BrokerError when the pipeline is not laid out on the broker."""
         control = await self._connection.subscribe(subjects.ctl_all(self._spec.name), self._on_message)
+        orphans = await self._connection.subscribe(
+            subjects.questions(self._spec.name, "orphans"), self._on_orphans, queue="orchestrators"
+        )
         try:
             async with self._view, self._claims, self._director, asyncio.TaskGroup() as group:
                 group.create_task(self._serve_events(), name="orchestrator-events")
@@ -77,6 +80,7 @@ class OrchestratorService:
                 group.create_task(silence.run(), name="orchestrator-silence")
         finally:
             await control.unsubscribe()
+            await orphans.unsubscribe()
 
     async def _watch_disconnects(self) -> None:
         if self._system is None:
@@ -136,6 +140,14 @@ class OrchestratorService:
             await delivery.nak(delay)
         except BrokerError:  # delivered again after the ack wait, then
             log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
+
+    async def _on_orphans(self, message: ReceivedMessage) -> None:
+        """A worker has stored something too late for its request's end."""
+        rid = message.data.decode(errors="replace")
+        if subjects.is_name(rid):
+            await self._performer.clear_orphans(rid)
+            if message.reply:
+                await self._connection.publish(message.reply)
 
     async def _on_message(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)

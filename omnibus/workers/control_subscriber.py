@@ -54,9 +54,14 @@ class ControlSubscriber:
     async def listen(self) -> None:
         """Listen under the replica's present id; again after the id has changed."""
         await self._unsubscribe()
-        own = subjects.ctl(self._pipeline, self._stage_id, self._claims.replica)
-        for subject in (subjects.ctl_all(self._pipeline), own):
-            self._subscriptions.append(await self._conn.subscribe(subject, self._receive))
+        own = (self._pipeline, self._stage_id, self._claims.replica)
+        for subject, receive in (
+            (subjects.ctl_all(self._pipeline), self._cancel),
+            (subjects.ctl(*own), self._call),
+            (subjects.ask_all(self._pipeline), self._inform),
+            (subjects.ask(*own), self._inform),
+        ):
+            self._subscriptions.append(await self._conn.subscribe(subject, receive))
 
     async def close(self) -> None:
         """Stop listening; calls under way are cancelled."""
@@ -68,17 +73,23 @@ class ControlSubscriber:
         while self._subscriptions:
             await self._subscriptions.pop().unsubscribe()
 
-    async def _receive(self, message: ReceivedMessage) -> None:
+    # Invariant: the subject is the right. Of a message, what its subject is not for is ignored: the broker lets other
+    # users publish there.
+
+    async def _cancel(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)
-        match order:
-            case Cancel():
-                self._claims.cancel(order)
-            case AskClaims():
-                await self._claims.announce()
-            case AskSentText():
-                await self._say_again(order, message.reply)
-            case Rpc():
-                self._call(order, message.reply)
+        if isinstance(order, Cancel):
+            self._claims.cancel(order)
+
+    async def _inform(self, message: ReceivedMessage) -> None:
+        """Answer what changes nothing."""
+        question: Control = codec.decode(message.data, Control)
+        if isinstance(question, AskSentText):
+            await self._say_again(question, message.reply)
+        elif isinstance(question, AskClaims):
+            await self._claims.announce()
+            if message.reply:
+                await self._conn.publish(message.reply, codec.encode(RpcReply(replica=self._claims.replica)))
 
     async def _say_again(self, order: AskSentText, reply: str) -> None:
         sent_text = self._sent_texts.of(order.rid, order.stage_id)
@@ -87,9 +98,12 @@ class ControlSubscriber:
         for message in sent_text.since(order.offset):
             await self._conn.publish(reply, codec.encode(message))
 
-    def _call(self, order: Rpc, reply: str) -> None:
+    async def _call(self, message: ReceivedMessage) -> None:
         """Answer in a task of its own, so that a slow call delays no cancellation."""
-        call = asyncio.create_task(self._answer(order, reply), name=f"rpc-{order.method}")
+        order: Control = codec.decode(message.data, Control)
+        if not isinstance(order, Rpc):
+            return
+        call = asyncio.create_task(self._answer(order, message.reply), name=f"rpc-{order.method}")
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 

@@ -13,7 +13,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import Rpc
+from omnibus.wire.control import AskClaims
 from omnibus.workers.supervisor import Supervisor
 
 LOOKS = 10
@@ -70,9 +70,9 @@ class HangWatch:
 
     async def _answers(self, record: ReplicaRecord) -> bool:
         """Whether it is alive after all, as when the broker takes no heartbeats: it can still be talked to then."""
-        subject = subjects.ctl(self._view.pipeline, *record.key)
+        subject = subjects.ask(self._view.pipeline, *record.key)
         try:
-            await self._connection.request(subject, codec.encode(Rpc(method="is_paused")), timeout=_ASK_TIMEOUT)
+            await self._connection.request(subject, codec.encode(AskClaims()), timeout=_ASK_TIMEOUT)
         except BrokerUnavailable:
             return not self._connection.connected
         return True

@@ -9,6 +9,7 @@ from typing import Any
 
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import (
+    BrokerDenied,
     BrokerError,
     BrokerRefused,
     EngineDead,
@@ -102,6 +103,9 @@ class TaskService:
             found = await self._performer.ledger.read(announced.rid) if subjects.is_name(announced.rid) else None
         except Unreadable:  # an orchestrator buries the record, at its deadline
             found = None
+        except BrokerDenied:  # a worker's role reads no records
+            found, stage_id = None, announced.stage_id
+            await self._performer.report_unreadable(stage_id, announced.rid, delivery.stream_seq, error.message)
         if found is not None and not found.record.state.terminal:
             ticket, stage_id = found.record.ticket, announced.stage_id
             failure = Failure.of(error, stage_id=stage_id, replica=self._claims.replica)
@@ -296,7 +300,7 @@ class TaskService:
     async def _clear_orphans(self, assignment: Assignment) -> None:
         """Remove what this attempt stored after its request's end, which nobody else would know of."""
         try:
-            await self._performer.clear_orphans(assignment.rid)
+            await self._performer.report_orphans(assignment.rid)
         except BrokerError as error:  # the store's own lifetime removes it, then
             self._telemetry.left_behind(assignment, error)
 

@@ -146,7 +146,7 @@ async def test_task_runs_elsewhere_within_the_bound_when_its_replica_is_killed_w
         await eventually(lambda: heard, 20)
         async with bench.replica():
             dying.send_signal(signal.SIGSTOP)
-            await connection.publish(subjects.ctl_all(pipeline), codec.encode(AskClaims()))
+            await connection.publish(subjects.ask_all(pipeline), codec.encode(AskClaims()))
             await connection.flush()
             await eventually(lambda: unread(dying.pid))
             dying.kill()

@@ -32,7 +32,7 @@ class ClaimBook:
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._conn.subscribe(subjects.claims(self._pipeline), self._on_message)
-        await self._conn.publish(subjects.ctl_all(self._pipeline), codec.encode(AskClaims()))
+        await self._conn.publish(subjects.ask_all(self._pipeline), codec.encode(AskClaims()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
