@@ -166,7 +166,7 @@ class _Table:
         yield f"$KV.{self._replicas}.{stage}.*"
         yield from (_get(self._replicas, f"{stage}.*"), f"{_API}.STREAM.MSG.GET.KV_{self._replicas}")
         yield from self._read_pipeline()
-        yield _watch(subjects.PIPELINES_BUCKET, f"{self._name}.hold.{stage}")
+        yield _watch(subjects.PIPELINES_BUCKET, subjects.pause_key(self._name, stage))
         if any(self._directed(target) for target in self._direct_targets(stage)):
             yield _watch(self._replicas, ">")
         yield from self._payloads(self._stores[0])

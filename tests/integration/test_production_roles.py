@@ -1,0 +1,145 @@
+"""A whole pipeline under the configuration for production: TLS, and each process with the credentials of its role."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from omnibus.broker.connection import connect
+from omnibus.broker.embedded import free_port
+from omnibus.broker.nats_access import Access
+from omnibus.broker.server_binary import find_binary
+from omnibus.errors import BrokerDenied, BrokerError
+from omnibus.wire import codec, subjects
+from omnibus.wire.control import Cancel, Rpc
+from tests.support.served import omnibus, start
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+PIPELINE = """
+name: guarded
+deadline: 60s
+heartbeat_timeout: 2s
+stages:
+- {stage_id: 0, name: first, engine: sim, slots: 2}
+- {stage_id: 1, name: second, engine: python, model: "tests.support.whoami:answer", input_sources: [0],
+   final_output: true, final_output_type: text, engine_args: {outputs: {text: text}}}
+"""
+
+
+class Guarded:
+    """A server with production.conf, and the folder with everybody's credentials."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.keys, self.port = folder, folder / "keys", free_port()
+        self.file = folder / "guarded.yaml"
+        self.file.write_text(PIPELINE)
+        self.url = f"tls://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        return {"OMNIBUS_NATS_CREDENTIALS": str(self.keys), "OMNIBUS_STATE_DIR": str(self.folder / "none")}
+
+    def access(self, user: str) -> Access:
+        return Access(credentials=self.keys / f"{user}.nk")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    made = Guarded(tmp_path_factory.mktemp("guarded"))
+    given = omnibus("nats", "credentials", "all", "-p", str(made.file), "--dir", str(made.keys), nats="")
+    assert given.returncode == 0, given.stderr
+    command = [find_binary(None), "-c", made.keys / "production.conf", "-a", "127.0.0.1", "-p", str(made.port)]
+    with (made.folder / "nats.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield made
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_request_ends_done_when_each_process_has_its_own_role(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in guarded.environment().items():
+        monkeypatch.setenv(name, value)
+    log = guarded.folder / "processes.log"
+    deployed = omnibus("pipeline", "deploy", str(guarded.file), nats=guarded.url)
+    assert deployed.returncode == 0, deployed.stderr
+    commands = [
+        ["orchestrator"], ["worker", "--stage", "0"],
+        ["worker", "--stage", "1", "--allow-module", "tests.support.whoami"],
+    ]  # fmt: skip
+    processes = [start(*words, "-p", "guarded", nats=guarded.url, log=log) for words in commands]
+    try:
+        done = omnibus("submit", "hello", "-p", "guarded", nats=guarded.url, timeout=45)
+        assert done.returncode == 0, done.stderr + log.read_text()
+        assert done.stdout.strip().isdecimal()
+        assert "permission_denied" not in log.read_text()
+        status = json.loads(omnibus("status", "--json", nats=guarded.url).stdout)
+        assert [len(stage["replicas"]) for stage in status["stages"]] == [1, 1]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(30)
+
+
+ATTACKS = {
+    "deploy a pipeline": ("$KV.omni-pipelines.guarded", b"x"),
+    "order a restart": (subjects.ctl("guarded", 0, "r0"), codec.encode(Rpc(method="restart"))),
+    "cancel everybody's requests": (subjects.ctl_all("guarded"), codec.encode(Cancel(rids=("a",), until=2.0**40))),
+    "pause a stage": ("$KV.omni-pipelines.guarded.pause.0", b"x"),
+    "read any record": ("$JS.API.STREAM.MSG.GET.KV_omni-guarded-requests", b'{"seq":1}'),
+    "write a record": ("$KV.omni-guarded-requests.a", b"x"),
+    "take tasks of another stage": ("$JS.API.CONSUMER.MSG.NEXT.OMNI_guarded_WORK.stage-0-interactive", b"1"),
+    "take events": ("$JS.API.CONSUMER.MSG.NEXT.OMNI_guarded_WORK.events", b"1"),
+    "read the queue": ("$JS.API.DIRECT.GET.OMNI_guarded_WORK", b'{"seq":1}'),
+    "acknowledge tasks of another stage": ("$JS.ACK.OMNI_guarded_WORK.stage-0-interactive.1.1.1.1.0", b"+ACK"),
+    "publish another stage's result": (subjects.event("guarded", 0, "final", "a"), b"x"),
+    "fire a deadline": (subjects.deadline_event("guarded", "a"), b"x"),
+    "make a consumer": ("$JS.API.CONSUMER.CREATE.OMNI_guarded_WORK.mine", b"{}"),
+    "remove a consumer": ("$JS.API.CONSUMER.DELETE.OMNI_guarded_WORK.events", b""),
+    "make a stream": ("$JS.API.STREAM.CREATE.MINE", b"{}"),
+    "remove a stream": ("$JS.API.STREAM.DELETE.OMNI_guarded_WORK", b""),
+    "purge the queue": ("$JS.API.STREAM.PURGE.OMNI_guarded_WORK", b""),
+    "purge the ledger": ("$JS.API.STREAM.PURGE.KV_omni-guarded-requests", b""),
+    "declare a replica of another stage": ("$KV.omni-guarded-replicas.0.r0", b"x"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("user", ["worker-1", "producer", "observer"])
+async def test_attack_is_refused_at_once_when_the_role_is_not_for_it(guarded: Guarded, user: str, attack: str) -> None:
+    subject, data = ATTACKS[attack]
+    async with connect(guarded.url, name="attacker", role=user, access=guarded.access(user), deadline=30) as connection:
+        with pytest.raises(BrokerDenied, match="may not publish"):
+            await connection.request(subject, data, timeout=60)
+        assert connection.metrics.permission_denied._value.get() >= 1
+
+
+@pytest.mark.parametrize(
+    "subject", ["omni.>", "$KV.>", "omni.guarded.out.other.*", "omni.guarded.task.1.*.*", "_INBOX.>"]
+)
+@pytest.mark.parametrize("user", ["producer", "worker-0", "observer", "supervisor-0"])
+async def test_listening_to_others_is_refused_when_a_role_tries(guarded: Guarded, user: str, subject: str) -> None:
+    async def nothing(_message: object) -> None:
+        return
+
+    async with connect(guarded.url, name="attacker", role=user, access=guarded.access(user), deadline=30) as connection:
+        with suppress(BrokerDenied):  # the refusal may come a moment after the call
+            await connection.subscribe(subject, nothing)
+        await eventually(lambda: connection.metrics.permission_denied._value.get() >= 1, what="it is refused")
+
+
+async def test_stranger_does_not_get_in_when_it_has_no_credentials(guarded: Guarded) -> None:
+    access = Access(ca=guarded.keys / "ca.pem")
+    with pytest.raises(BrokerError):
+        async with connect(guarded.url, name="stranger", access=access, deadline=5):
+            pytest.fail("connected")
