@@ -96,15 +96,15 @@ def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
     return np.concatenate(pieces, axis=1), rate
 
 
-def encoded(samples: np.ndarray, rate: int, wanted: str = "wav") -> bytes:
+def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | None = None) -> bytes:
     """A file of samples, shape (frames,) or (channels, frames): floats in [-1, 1], clipped, or signed integers.
 
-    The rate is kept where the format can hold it, else the next higher one is taken. Raises EngineError for samples that
-    cannot be a sound.
+    The rate, or that of `at`, is kept where the format can hold it, else the next higher one is taken. Raises EngineError for
+    samples that cannot be a sound.
     """
     checked, into = _checked(samples, rate), FORMATS[wanted]
     try:
-        return _encode(checked, rate, into)
+        return _encode(checked, rate, _possible(at or rate, into), into)
     except (av.FFmpegError, ValueError, OverflowError) as error:
         raise EngineError(
             f"{len(checked)} channels at {rate} Hz cannot be written as {wanted}: {_reason(error)}"
@@ -179,13 +179,13 @@ def _checked(samples: np.ndarray, rate: int) -> np.ndarray:
     return (planes / scale).clip(-1.0, 1.0).astype(np.float32)
 
 
-def _encode(planes: np.ndarray, rate: int, into: _Format) -> bytes:
+def _encode(planes: np.ndarray, rate: int, out_rate: int, into: _Format) -> bytes:
     packed = np.ascontiguousarray(planes.T).reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=_layout(len(planes)))
     frame.sample_rate = rate
     file = io.BytesIO()
     with av.open(file, "w", format=into.container, options={"fflags": "+bitexact"}) as container:
-        stream: Any = container.add_stream(into.codec, rate=_possible(rate, into))
+        stream: Any = container.add_stream(into.codec, rate=out_rate)
         stream.layout = _layout(min(len(planes), into.channels))
         stream.format = into.samples
         stream.codec_context.open()

@@ -194,3 +194,9 @@ def test_a_sound_is_left_alone_when_it_has_the_format() -> None:
 def test_engine_error_when_a_sound_cannot_be_converted() -> None:
     with pytest.raises(EngineError):
         sound.converted(b"junk", "mp3")
+
+
+def test_a_sound_is_written_at_another_rate_when_it_is_asked_for() -> None:
+    samples, rate = sound.decoded(sound.encoded(tone(48_000), 48_000, at=16_000))
+    assert (rate, samples.shape) == (16_000, (1, 8000))
+    assert loudest_hz(samples[0], rate) == pytest.approx(TONE_HZ, abs=5)

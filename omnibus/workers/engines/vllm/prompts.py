@@ -30,7 +30,7 @@ class PromptRenderer:
     def __init__(self, renderer: Any, model_config: Any, chat_template: Mapping[str, Any]) -> None:
         self._renderer = renderer
         self._model = model_config
-        self._takes = _media_of(renderer)
+        self._takes, self._rate = _media_of(renderer), _rate_of(renderer)
         self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
 
     @property
@@ -62,7 +62,7 @@ class PromptRenderer:
     async def _chat(self, messages: Sequence[Message], media: dict[str, Any] | None) -> Any:
         self._need_tokenizer("messages")
         self._check_media(messages)
-        conversation = await asyncio.to_thread(_conversation, messages)
+        conversation = await asyncio.to_thread(_conversation, messages, self._rate)
         # Twice: vLLM reads the first where it finds the media, the second where it processes them.
         params = dataclasses.replace(self._chat_params, mm_processor_kwargs=media)
         extras = {"mm_processor_kwargs": media}
@@ -117,10 +117,17 @@ def _media_of(renderer: Any) -> frozenset[str]:
     return frozenset(kind for kind, most in limits.items() if most)
 
 
-def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _rate_of(renderer: Any) -> int | None:
+    """Rate of the sound that the model's processor works on, Hz; None where it does not say."""
+    resampler = getattr(getattr(renderer.mm_processor, "data_parser", None), "audio_resampler", None)
+    target = getattr(resampler, "target_sr", None)
+    return None if target is None else int(target)
+
+
+def _conversation(messages: Sequence[Message], rate: int | None = None) -> list[dict[str, Any]]:
     """The chat as vLLM reads it, its files decoded."""
     media.check_sizes(messages)
-    files = _decoded(messages)
+    files = _decoded(messages, rate)
     return [{**_beside(message), "role": message.role, "content": _content(message, files)} for message in messages]
 
 
@@ -132,7 +139,7 @@ def _content(message: Message, files: Iterator[dict[str, Any]]) -> str | list[di
     ]
 
 
-def _decoded(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
+def _decoded(messages: Sequence[Message], wanted: int | None) -> Iterator[dict[str, Any]]:
     left = sound.MAX_SAMPLES  # a file may hold more than it claims
     for where, part in media_parts(messages):
         if isinstance(part, ImagePart):
@@ -140,7 +147,7 @@ def _decoded(messages: Sequence[Message]) -> Iterator[dict[str, Any]]:
         elif isinstance(part, AudioPart):
             samples, rate = media.decode_audio(part, where, left)
             left -= samples.size
-            data = _base64(sound.encoded(samples.T, rate))
+            data = _base64(sound.encoded(samples.T, rate, at=wanted))
             yield {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
         else:
             yield {"type": "video_url", "video_url": {"url": f"data:{part.media_type};base64,{_base64(part.data)}"}}
