@@ -14,9 +14,14 @@ const RECORD_INTERVAL_MS = 5_000;
 const SILENCE = Symbol("no message for a while");
 
 export class Omnibus {
-  /** Connect to a NATS server on which `pipeline` is deployed. */
+  /** Connect to NATS servers, `nats://user:password@host:port`, on which `pipeline` is deployed. */
   static async connect(servers, pipeline) {
-    const connection = await connect({ servers, name: "omnibus-node-example", reconnect: true, maxReconnectAttempts: -1 });
+    const { username, password } = new URL(servers[0]);
+    const login = username ? { user: decodeURIComponent(username), pass: decodeURIComponent(password) } : {};
+    const connection = await connect({
+      servers: servers.map((server) => new URL(server).host), ...login,
+      name: "omnibus-node-example", reconnect: true, maxReconnectAttempts: -1,
+    });
     const records = await new Kvm(connection).open(`omni-${pipeline}-requests`);
     return new Omnibus(connection, records, pipeline);
   }

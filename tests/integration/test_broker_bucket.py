@@ -192,7 +192,7 @@ async def test_watch_removes_what_a_resync_does_not_find(ledger: Bucket, connect
     told: list[tuple[str, bytes | None]] = []
     await ledger.put("a", b"1")
     async with Watch(connection, ledger.name, lambda key, value, _: told.append((key, value))) as watch:
-        watch._entries["ghost"] = bucket_module.Entry(
+        watch._entries["ghost"] = bucket_module.BucketEntry(
             "ghost", b"0", 999
         )  # deleted while nobody watched, marker and all
         watch._start_over()

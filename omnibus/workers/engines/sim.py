@@ -34,6 +34,8 @@ CRASH_EXIT_CODE = 70
 _IDLE = ("sh", "-c", "read -r forever")
 """A process that does nothing, and ends with the holder of its input."""
 SAMPLE_RATE = 8000
+MOST_SAMPLES = 1 << 26
+"""Elements of a tensor, samples of a sound: 256 MiB."""
 MOST = 100_000
 """Words, steps or elements that anybody may ask for."""
 MOST_SIDE = 4096
@@ -82,7 +84,7 @@ class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Declared outputs, name → kind."""
     subprocess: bool = False
     """Has a process of its own, as large engines do, and is dead when that is."""
-    size: Annotated[int, Meta(ge=0, le=MOST)] = 16
+    size: Annotated[int, Meta(ge=0, le=MOST_SAMPLES)] = 16
     """Side of an image, elements of a tensor, samples of audio."""
     seed: int = 0
 
