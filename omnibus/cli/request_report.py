@@ -17,6 +17,7 @@ from omnibus.client.request_position import RequestPosition, StagePosition, find
 from omnibus.errors import UnknownRequest
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import list_deployed
+from omnibus.requests.record import unknown
 from omnibus.wire.envelope import StageTiming
 
 _NOWHERE = RequestPosition((), ())
@@ -39,7 +40,7 @@ class RequestStatuses:
             except UnknownRequest:
                 continue
             return cls(session, spec, request_id)
-        raise UnknownRequest(f"no request {request_id!r} is known; results are kept for 15 minutes")
+        raise unknown(request_id)
 
     async def read(self) -> tuple[list[dict[str, Any]], RenderableType]:
         """As JSON, and for the screen."""

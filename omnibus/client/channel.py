@@ -10,14 +10,13 @@ from contextlib import AsyncExitStack, contextmanager
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.client.assembly import Assembly
 from omnibus.client.request_events import Output, Result
-from omnibus.errors import UnknownRequest
 from omnibus.ledger.overload import OpenRequests
 from omnibus.ledger.performer import Performer, shared_lane
 from omnibus.ledger.records import StoredRecord
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import Director
-from omnibus.requests.record import Record
+from omnibus.requests.record import Record, unknown
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, out, subjects
 from omnibus.wire.control import AskSentText
@@ -144,7 +143,7 @@ class Channel:
     def known(entry: StoredRecord | None, rid: str, tenant: str | None = None) -> StoredRecord:
         """The entry itself; raises UnknownRequest for none, and for one of another `tenant` where one is given."""
         if entry is None or tenant not in (None, entry.record.tenant):
-            raise UnknownRequest(f"no request {rid!r} is known; results are kept for 15 minutes")
+            raise unknown(rid)
         return entry
 
     async def resolve(self, record: Record) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from omnibus.errors import UnknownRequest
 from omnibus.requests.state import RequestState, transition
 from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import FinalOutput, StageTiming, Ticket
@@ -19,6 +20,13 @@ DEAD_TTL = 7 * 24 * 3600
 """Seconds that a dead letter is kept."""
 MOST_ATTEMPTS = 24
 """Failed attempts that a record remembers; the oldest give way."""
+
+
+def unknown(rid: str) -> UnknownRequest:
+    """The error of an id without a record."""
+    return UnknownRequest(
+        f"no request {rid!r} is known; results are kept for {DONE_TTL // 60} minutes", param="request_id"
+    )
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -19,6 +19,7 @@ from omnibus.frontdoor.data_urls import to_base64
 from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
 from omnibus.frontdoor.served import Served
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.record import unknown
 from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.subjects import check_name
@@ -111,7 +112,7 @@ async def _find(
             return served, await ask(served.spec.name, rid, tenant=tenant)
         except UnknownRequest:
             continue
-    raise UnknownRequest(f"no request {rid!r} is known; answers are kept for 15 minutes", param="request_id")
+    raise unknown(rid)
 
 
 def request_answer(result: Result, spec: PipelineSpec, model: str) -> RequestAnswer:
