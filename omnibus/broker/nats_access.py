@@ -62,6 +62,11 @@ class Access:
         except ConfigError:
             return False
 
+    def described(self, role: str, stage: str | None = None) -> Mapping[str, str]:
+        """The head of the file in use: name, role, pipelines, stages, token; empty where none was made by us."""
+        path = self._file(role, stage)
+        return {} if path is None else _described(path)
+
     def options(self, role: str, stage: str | None = None) -> dict[str, Any]:
         """Options of the client library; raises ConfigError, which names the file and what is wrong with it.
 

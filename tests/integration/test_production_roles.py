@@ -3,65 +3,27 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from omnibus.broker.connection import connect
-from omnibus.broker.embedded import free_port
 from omnibus.broker.nats_access import Access
-from omnibus.broker.server_binary import find_binary
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Rpc
+from tests.support.guarded import Guarded, guarded_server
 from tests.support.served import omnibus, start
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
-PIPELINE = """
-name: guarded
-deadline: 60s
-heartbeat_timeout: 2s
-stages:
-- {stage_id: 0, name: first, engine: sim, slots: 2}
-- {stage_id: 1, name: second, engine: python, model: "tests.support.whoami:answer", input_sources: [0],
-   final_output: true, final_output_type: text, engine_args: {outputs: {text: text}}}
-"""
-
-
-class Guarded:
-    """A server with production.conf, and the folder with everybody's credentials."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.keys, self.port = folder, folder / "keys", free_port()
-        self.file = folder / "guarded.yaml"
-        self.file.write_text(PIPELINE)
-        self.url = f"tls://127.0.0.1:{self.port}"
-
-    def environment(self) -> dict[str, str]:
-        return {"OMNIBUS_NATS_CREDENTIALS": str(self.keys), "OMNIBUS_STATE_DIR": str(self.folder / "none")}
-
-    def access(self, user: str) -> Access:
-        return Access(credentials=self.keys / f"{user}.nk")
-
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    made = Guarded(tmp_path_factory.mktemp("guarded"))
-    given = omnibus("nats", "credentials", "all", "-p", str(made.file), "--dir", str(made.keys), nats="")
-    assert given.returncode == 0, given.stderr
-    command = [find_binary(None), "-c", made.keys / "production.conf", "-a", "127.0.0.1", "-p", str(made.port)]
-    with (made.folder / "nats.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
+    with guarded_server(tmp_path_factory.mktemp("guarded")) as made:
         yield made
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def test_request_ends_done_when_each_process_has_its_own_role(
