@@ -44,6 +44,8 @@ class Addresses:
     system_access: Access
     environment: Mapping[str, str]
     """By these variables a child process finds the same broker. They hold no secret that the operator has not put there."""
+    is_embedded: bool = False
+    """Whether it is the server that runs over the state directory."""
 
 
 def discover(settings: Settings) -> Addresses:
@@ -54,7 +56,7 @@ def discover(settings: Settings) -> Addresses:
     own = Access(ca=Path(running.ca) if running.ca is not None else None)
     unset = dict.fromkeys((*_VARIABLES, *_SYSTEM_VARIABLES), "")  # what the operator says of another broker
     environment = {**unset, "OMNIBUS_STATE_DIR": str(settings.state_dir)}
-    return Addresses(running.url, own, running.system_url, own, environment)
+    return Addresses(running.url, own, running.system_url, own, environment, is_embedded=True)
 
 
 def _is_meant(settings: Settings, running: ServerAddress) -> bool:

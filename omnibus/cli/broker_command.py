@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omnibus.cli import options
-from omnibus.cli.root import ask, connected, find_pipeline, load_settings
+from omnibus.cli.root import ask, connected, find_pipeline, is_file, load_settings
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
@@ -31,8 +31,13 @@ class CommandSession:
     """The value of `--pipeline`."""
 
     async def spec(self) -> PipelineSpec:
-        """The pipeline that is meant; raises PipelineError."""
-        return await find_pipeline(self.connection, self.wanted)
+        """The pipeline that is meant; raises PipelineError, also for a file's that is not deployed."""
+        from omnibus.registry.deployed_pipelines import load_deployed  # noqa: PLC0415 commands import when they run
+
+        spec = await find_pipeline(self.connection, self.wanted)
+        if self.wanted is not None and is_file(self.wanted):
+            await load_deployed(self.connection, spec.name)
+        return spec
 
 
 def broker_command(role: str, *, pipeline: bool = True) -> Callable[[Work], Callable[..., int | None]]:

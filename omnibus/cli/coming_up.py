@@ -87,7 +87,7 @@ class ComingUp:
         if self.embedded:
             click.echo(f"{name} stays deployed, with {requests}, in {settings.state_dir}: {again} goes on with it")
             return
-        away = f"omnibus pipeline delete {name} --nats {self._nats_url}"
+        away = f"omnibus pipeline delete {name}{self._way_there}"
         click.echo(
             f"{name} stays deployed, with {requests}, at {self._nats_url}: {again} goes on with it, {away} removes it"
         )
@@ -146,12 +146,18 @@ class ComingUp:
 
     def _command_to_try(self) -> str:
         """A command for another terminal, which finds what was started here."""
-        settings, prompt = self.fleet.settings, _PROMPTS.get(self.fleet.spec.name, "hello")
-        if not self.embedded and self._nats_url != DEFAULT_NATS_URL:
-            return f'omnibus submit --nats {self._nats_url} "{prompt}"'
-        if settings.state_dir != default_state_dir():
-            return f'omnibus submit --state-dir {settings.state_dir} "{prompt}"'
-        return f'omnibus submit "{prompt}"'
+        name = self.fleet.spec.name
+        which = "" if self.embedded else f" --pipeline {name}"  # others may be served at that broker, too
+        return f'omnibus submit{which}{self._way_there} "{_PROMPTS.get(name, "hello")}"'
+
+    @property
+    def _way_there(self) -> str:
+        """The options by which a command on this machine finds the broker."""
+        settings = self.fleet.settings
+        if self.fleet.addresses.is_embedded:
+            return "" if settings.state_dir == default_state_dir() else f" --state-dir {settings.state_dir}"
+        where = "" if self._nats_url == DEFAULT_NATS_URL else f" --nats {self._nats_url}"
+        return where + ("" if settings.nats_credentials is None else f" --credentials {settings.nats_credentials}")
 
     def _worker_command(self, plan: LogicalStageInitPlan) -> str:
         stage = self.fleet.spec.stage(plan.stage_id)

@@ -120,19 +120,25 @@ class _Chat:
                 raise InvalidRequest(f"there is no file {file!r}")
             case "/image", file:
                 self._flags = dataclasses.replace(self._flags, images=(*self._flags.images, Path(file)))
+                click.echo(f"{file} goes with the next message", err=True)
             case "/audio", file:
                 self._flags = dataclasses.replace(self._flags, audios=(*self._flags.audios, Path(file)))
+                click.echo(f"{file} goes with the next message", err=True)
             case _:
                 raise InvalidRequest(f"there is no {name}; /help lists what there is")
 
     def _ask(self, line: str) -> None:
-        """One turn. Ctrl-C cancels the request; what came of its answer stays in the conversation."""
+        """One turn. Ctrl-C cancels the request; what came of its answer stays in the conversation.
+
+        Files go with this turn alone, also where it fails: a file that the model refuses would fail every turn after it.
+        """
         from omnibus.cli.answer import AnswerDisplay  # noqa: PLC0415
         from omnibus.cli.submit import failure_of, follow  # noqa: PLC0415
         from omnibus.wire.request import Message  # noqa: PLC0415
 
         self._turn += 1
-        request = self._flags.request(self._spec, line, before=self._before)
+        flags, self._flags = self._flags, dataclasses.replace(self._flags, images=(), audios=())
+        request = flags.request(self._spec, line, before=self._before)
         with AnswerDisplay(self._spec, self._out / f"turn-{self._turn}") as answer:
             try:
                 result = self._engine.call(follow(self._engine.session.producer, self._spec, request, answer))
@@ -142,7 +148,6 @@ class _Chat:
         if result is not None and result.failure is not None:
             click.echo(f"omnibus: {failure_of(result)}", err=True)
             return
-        self._flags = dataclasses.replace(self._flags, images=(), audios=())
         if self._keeps_history:
             asked = Message(role="user", content=line) if request.messages is None else request.messages[-1]
             self._before = (*self._before, asked, Message(role="assistant", content=answer.text))

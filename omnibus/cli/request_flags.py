@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mimetypes
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -51,12 +50,16 @@ class RequestFlags:
         )
 
     def _media(self) -> list[Part]:
+        if not self.images and not self.audios:
+            return []
+        from omnibus.media import pictures, sound  # noqa: PLC0415
         from omnibus.wire.request import AudioPart, ImagePart  # noqa: PLC0415
 
-        images = [ImagePart(data=path.read_bytes(), media_type=_type(path, "image/png")) for path in self.images]
+        images = (_read(path, pictures.media_type) for path in self.images)
+        sounds = (_read(path, sound.media_type) for path in self.audios)
         return [
-            *images,
-            *(AudioPart(data=path.read_bytes(), media_type=_type(path, "audio/wav")) for path in self.audios),
+            *(ImagePart(data=data, media_type=media_type) for data, media_type in images),
+            *(AudioPart(data=data, media_type=media_type) for data, media_type in sounds),
         ]
 
     def _params(self, spec: PipelineSpec, modalities: tuple[str, ...] | None) -> StageParams:
@@ -87,8 +90,17 @@ def _content(prompt: str, parts: Sequence[Part]) -> str | tuple[Part, ...]:
     return (*parts, TextPart(text=prompt)) if parts else prompt
 
 
-def _type(path: Path, otherwise: str) -> str:
-    return mimetypes.guess_type(path.name)[0] or otherwise
+def _read(path: Path, media_type: Callable[[bytes], str]) -> tuple[bytes, str]:
+    """A file and its media type; raises InvalidRequest, naming the file, where it is of another kind or cannot be read."""
+    from omnibus.errors import InvalidRequest  # noqa: PLC0415
+
+    try:
+        data = path.read_bytes()
+        return data, media_type(data)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{path}: {error.message}") from error
 
 
 def _check_params(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:

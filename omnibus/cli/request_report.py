@@ -60,7 +60,8 @@ def _in_words(spec: PipelineSpec, result: Result, position: RequestPosition) -> 
     rows = [_row(spec, stage_id, timings.get(stage_id), here.get(stage_id)) for stage_id in result.stage_ids]
     lines: list[RenderableType] = [f"request {result.rid} of {spec.name}: {escape(_headline(spec, result, position))}"]
     lines.append(_times(result, timings.values()))
-    lines += ["", make_table(("stage", "state", "waited", "ran", "replica"), rows)]
+    if rows:  # none where it was refused
+        lines += ["", make_table(("stage", "state", "waited", "ran", "replica"), rows)]
     if result.outputs:
         lines.append("")
     lines += [

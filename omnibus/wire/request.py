@@ -147,6 +147,8 @@ def checked(request: Request) -> Request:
 
 def decode_request(data: bytes) -> Request:
     """Decode a producer's message, MessagePack or JSON; raises InvalidRequest naming the field."""
+    if not data[:1].startswith((b"{", b" ", b"\n")) and not _begins_map(data):
+        raise InvalidRequest("malformed request: neither a JSON object nor a MessagePack map")
     # A MessagePack map never starts with the byte of "{" (0x7b, an integer there); leading space is JSON too.
     decode = msgspec.json.decode if data[:1] in (b"{", b" ", b"\n") else msgspec.msgpack.decode
     try:
@@ -156,6 +158,10 @@ def decode_request(data: bytes) -> Request:
             return request_from(decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"malformed request: {error}", param=_place_of(error)) from error
+
+
+def _begins_map(data: bytes) -> bool:
+    return bool(data) and (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF))
 
 
 def request_from(fields: Any) -> Request:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.served import omnibus, write_pipeline
 from tests.support.terminal import Terminal
@@ -104,7 +105,7 @@ def test_answer_stops_and_the_chat_goes_on_when_it_is_interrupted(served: Servin
 
 
 def test_file_is_attached_to_the_next_message_only_when_it_is_named(served: Serving, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
     with _chat(served, tmp_path) as chat:
         chat.read_until("> ")
         chat.type("/image a.png\n")
@@ -123,6 +124,21 @@ def test_file_is_attached_to_the_next_message_only_when_it_is_named(served: Serv
         chat.type("/help\n/quit\n")
         assert chat.wait() == 0
         assert "/audio FILE" in chat.shown
+
+
+def test_next_turn_goes_without_a_file_when_the_turn_that_had_it_failed(served: Serving, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with _chat(served, tmp_path) as chat:
+        chat.read_until("> ")
+        chat.type("/image notes.txt\n")
+        chat.read_until("notes.txt goes with the next message")
+        chat.type("look\n")
+        chat.read_until("notes.txt: not a picture")
+        chat.read_until("> ")
+        chat.type("and now\n")
+        chat.read_until("prompt: and now")
+        chat.type("/quit\n")
+        assert chat.wait() == 0
 
 
 def test_answers_alone_are_printed_when_lines_come_through_a_pipe(served: Serving) -> None:

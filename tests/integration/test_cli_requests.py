@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.served import SIM_PIPELINE, omnibus, start, write_pipeline
 from tests.support.waiting import eventually
@@ -103,6 +104,8 @@ def test_times_and_outputs_are_told_when_a_request_is_done(served: Serving, tmp_
         (["--size", "64x64", "-m", "text"], "size has no effect here"),
         (["--image", "/no/such/file.png"], "does not exist"),
         (["--audio", "/"], "is a directory"),
+        (["--image", "/etc/hostname"], "/etc/hostname: not a picture"),
+        (["--audio", "/etc/hostname"], "/etc/hostname: not a sound"),
     ],
 )
 def test_refusal_names_the_flag_when_it_can_have_no_effect(served: Serving, words: list[str], says: str) -> None:
@@ -119,8 +122,9 @@ def test_parameters_and_files_reach_their_stages_when_flags_name_them(tmp_path: 
         "    media = [f'{part.media_type} {len(part.data)}' for part in parts if hasattr(part, 'data')]\n"
         "    return '; '.join([parts[-1].text, *media, repr(sorted(sampling.items()))])\n"
     )
-    (tmp_path / "a.png").write_bytes(b"12345")
-    (tmp_path / "b.wav").write_bytes(b"123")
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    (tmp_path / "b.wav").write_bytes(b"RIFF....WAVE")
+    size = (tmp_path / "a.png").stat().st_size
     pipeline = write_pipeline(
         tmp_path,
         "name: told\nstages:\n- {stage_id: 0, name: only, engine: python, model: 'told:say', final_output: true, "
@@ -134,4 +138,4 @@ def test_parameters_and_files_reach_their_stages_when_flags_name_them(tmp_path: 
         media = ["--image", str(tmp_path / "a.png"), "--audio", str(tmp_path / "b.wav")]
         done = omnibus("submit", "look", *params, *media, nats=running.nats_url)
     expected = "[('seed', 3), ('text', 'x=y'), ('warmth', 0.7), ('words', ['a', 'b'])]"
-    assert done.stdout == f"look; image/png 5; audio/x-wav 3; {expected}\n", done.stderr
+    assert done.stdout == f"look; image/png {size}; audio/wav 12; {expected}\n", done.stderr

@@ -20,7 +20,7 @@ import pytest
 
 from omnibus.errors import StageStartError
 from tests.support.processes import children_of, is_running
-from tests.support.served import command_line, omnibus, shared_memory, start, write_pipeline
+from tests.support.served import SIM_PIPELINE, command_line, omnibus, shared_memory, start, write_pipeline
 from tests.support.terminal import Terminal
 from tests.support.waiting import eventually
 from tools.serving import Serving, serving
@@ -250,6 +250,23 @@ def test_command_to_try_comes_before_the_last_line_when_all_is_up(tmp_path: Path
         log = running.log.read_text()
     assert "/live" not in log, "our own probes are logged"
     assert log.count("broker.layout_changed") == 1
+
+
+def test_command_to_try_works_when_the_broker_of_another_pipeline_is_used(served: Serving, tmp_path: Path) -> None:
+    said: list[str] = []
+    pipeline = write_pipeline(tmp_path, SIM_PIPELINE.replace("name: simple", "name: beside"))
+    flags = ("--no-frontdoor", "--state-dir", str(served.log.parent))
+    with serving(str(pipeline), *flags, state_dir=tmp_path / "unused", say=said.append):
+        command = shlex.split(said[-1].removeprefix("try: omnibus "))
+        assert omnibus(*command, "-o", str(tmp_path), nats="").stdout == "hello\n"
+    omnibus("pipeline", "delete", "beside", "--force", nats=served.nats_url)
+
+
+def test_a_file_is_refused_in_words_when_its_pipeline_is_not_deployed(served: Serving, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, SIM_PIPELINE.replace("name: simple", "name: nowhere"))
+    done = omnibus("submit", "-p", str(pipeline), "hello", nats=served.nats_url)
+    assert done.returncode == 2
+    assert "pipeline 'nowhere' is not deployed" in done.stderr
 
 
 def test_parts_come_up_in_a_live_table_when_serve_has_a_terminal(tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ def test_request_is_read_from_json_and_messagepack_alike() -> None:
     assert decode_request(b'  {"prompt": "hi"}') == Request(prompt="hi")
 
 
+@pytest.mark.parametrize("data", [b"", b"a red circle", b'"a red circle"', b"[1]", b"\x93abc", b"\xc0"])
+def test_request_is_refused_in_plain_words_when_it_is_no_map(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="neither a JSON object nor a MessagePack map"):
+        decode_request(data)
+
+
 def test_request_carries_media() -> None:
     parts = (TextPart(text="what is this"), ImagePart(data=b"\x89PNG"), AudioPart(data=b"RIFF"))
     request = Request(messages=(Message(role="user", content=parts),))
