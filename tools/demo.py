@@ -1,6 +1,6 @@
 """`make demo`: run `omnibus demo` and grade its answer: `python -m tools.demo [--out DIR] [PROMPT]`.
 
-The last line is one JSON object. Exit code 0 only if text, image and audio are right.
+The last line is one JSON object, on a terminal a sentence. Exit code 0 only if text, image and audio are right.
 """
 
 from __future__ import annotations
@@ -42,8 +42,13 @@ def main() -> int:
         print(f"{modality}: right" if grade else f"{modality}: wrong, {grade.reason}", file=sys.stderr)
     right = {f"{modality}_ok": grade.ok for modality, grade in grades.items()}
     seconds = round(time.monotonic() - started, 1)
-    print(json.dumps({"text": text.strip(), "image": str(image), "audio": str(audio), **right, "seconds": seconds}))
+    report = {"text": text.strip(), "image": str(image), "audio": str(audio), **right, "seconds": seconds}
+    print(_sentence(seconds) if sys.stdout.isatty() else json.dumps(report))
     return 0 if all(grades.values()) else 1
+
+
+def _sentence(seconds: float) -> str:
+    return f"done in {seconds:.0f} s; to go on: . .venv/bin/activate && omnibus serve omni-tiny"
 
 
 def _run_demo(prompt: str, out: Path) -> tuple[str, int]:

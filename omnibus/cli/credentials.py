@@ -34,7 +34,7 @@ _FOLDER = click.option(
 )
 @click.option("--ca-key", type=click.Path(dir_okay=False, path_type=Path), help="Its key.")
 def credentials(role: str, pipelines: tuple[str, ...], folder: Path, **given: Any) -> None:
-    """Make a user for ROLE: an nkey, a client certificate, and its permissions in the server's configuration.
+    """Make a user for ROLE. It gets an nkey, a client certificate, and permissions in the server's configuration.
 
     `all` makes one for each role, and a worker and a supervisor for each stage. A user of the same name keeps its key and gets
     the permissions of now, such as after a change of the pipeline. Needs no server; a running one takes users over with
@@ -60,7 +60,7 @@ def credentials(role: str, pipelines: tuple[str, ...], folder: Path, **given: An
 @click.argument("name")
 @_FOLDER
 def revoke(name: str, folder: Path) -> None:
-    """Take a user out of the server's configuration; it is cut off when the server reloads."""
+    """Withdraw a user. It leaves the server's configuration, and is cut off when the server reloads."""
     from omnibus.broker.credentials_folder import CredentialsFolder  # noqa: PLC0415
 
     CredentialsFolder(folder).revoke(name)

@@ -26,7 +26,7 @@ def command() -> None:
 @options.stage_overrides
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print what was merged as one file instead.")
 def show(pipeline: str, platform: str | None, stage_overrides: tuple[str, ...], as_yaml: bool) -> None:
-    """Draw the graph of a pipeline, with what its file inherits and its platform adds."""
+    """Draw the graph of a pipeline. What its file inherits and its platform adds is in it."""
     from omnibus.pipeline.drawing import draw_pipeline  # noqa: PLC0415 commands import when they run
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_stages  # noqa: PLC0415
@@ -39,7 +39,7 @@ def show(pipeline: str, platform: str | None, stage_overrides: tuple[str, ...], 
 @command.command()
 @click.argument("pipelines", metavar="PIPELINE...", nargs=-1, required=True)
 def validate(pipelines: tuple[str, ...]) -> int:
-    """Check pipelines; the first error of each names file, line and field. Exit code 2 if any is wrong.
+    """Check pipelines. The first error of each names file, line and field. Exit code 2 if any is wrong.
 
     The modules that a file names are imported, in a process of their own, and models in folders must be there.
     """
@@ -67,7 +67,7 @@ def validate(pipelines: tuple[str, ...]) -> int:
 @options.platform
 @broker_command("deploy", pipeline=False)
 async def deploy(session: CommandSession, file: str, platform: str | None) -> None:
-    """Lay the broker out for a pipeline and store it there, so that workers need only a stage."""
+    """Deploy a pipeline. The broker keeps it, with the queues that it needs, so that workers need only a stage."""
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
 

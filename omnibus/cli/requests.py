@@ -71,7 +71,7 @@ async def list_dead_letters(session: CommandSession, *, as_json: bool) -> None:
 @options.as_json
 @broker_command("dead")
 async def show(session: CommandSession, request_id: str, *, as_json: bool) -> None:
-    """Show one dead letter: how it ended, and the error and the replica of each attempt."""
+    """Show one dead letter. How it ended, and the error and the replica of each attempt."""
     from omnibus.cli import tables  # noqa: PLC0415
     from omnibus.cli.answer import attempts_table, describe_attempt  # noqa: PLC0415
 
@@ -98,7 +98,7 @@ async def show(session: CommandSession, request_id: str, *, as_json: bool) -> No
 @click.option("--wait", is_flag=True, help="Wait until they have ended; exit code 1 when one is not done.")
 @broker_command("dead")
 async def retry(session: CommandSession, request_ids: tuple[str, ...], *, everything: bool, wait: bool) -> int:
-    """Run dead letters again, each under its own id and with a new deadline. Exit code 2 if any cannot be."""
+    """Run dead letters again. Each keeps its id and gets a new deadline. Exit code 2 if any cannot be."""
     _check_choice(request_ids, everything=everything)
     spec, admin = await _open(session)
 

@@ -141,18 +141,23 @@ async def find_pipeline(connection: Connection, wanted: str | None, *, wait: flo
     Raises PipelineError.
     """
     from omnibus.errors import PipelineError  # noqa: PLC0415
+    from omnibus.observability.events import LogEvent  # noqa: PLC0415
+    from omnibus.observability.logging import get_logger  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import load_deployed  # noqa: PLC0415
 
     if wanted is not None and is_file(wanted):
         return load_pipeline(wanted)
-    until = time.monotonic() + wait
+    until, is_noted = time.monotonic() + wait, False
     while True:
         try:
             return await load_deployed(connection, wanted)
-        except PipelineError:
+        except PipelineError as error:
             if time.monotonic() > until:
                 raise
+            if not is_noted:
+                get_logger(__name__).info(LogEvent.PIPELINE_AWAITED, seconds=wait, error=error.message)
+            is_noted = True
         await asyncio.sleep(_PAUSE)  # the bucket may not exist yet, and then nothing can be watched
 
 
@@ -172,13 +177,20 @@ async def _connect(stack: AsyncExitStack, settings: Settings, role: str, stage: 
     from omnibus.broker.connection import connect  # noqa: PLC0415
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.errors import BrokerUnavailable  # noqa: PLC0415
+    from omnibus.observability.events import LogEvent  # noqa: PLC0415
+    from omnibus.observability.logging import get_logger  # noqa: PLC0415
 
+    is_noted = False
     name = os.environ.get("OMNIBUS_INSTANCE", f"omnibus-{role}-{os.getpid()}")
     while True:
         found = discover(settings)  # asked again each time: an embedded server may have started meanwhile
         connecting = connect(found.url, name=name, role=role, access=found.access, stage=stage)
         try:
             return await stack.enter_async_context(connecting)
-        except BrokerUnavailable:
-            if time.monotonic() > until:
+        except BrokerUnavailable as error:
+            left = until - time.monotonic()
+            if left < 0:
                 raise
+            if not is_noted:
+                get_logger(__name__).info(LogEvent.BROKER_AWAITED, seconds=round(left), error=error.message)
+            is_noted = True

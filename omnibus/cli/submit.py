@@ -27,14 +27,18 @@ EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
 _BEYOND_DEADLINE = 1.0
 """Seconds after a request's deadline in which its end may come; then the command reports the deadline itself."""
 _CANCEL_DEADLINE = 5.0
+_SILENCE, _REPLICAS_DEADLINE = 2.0, 5.0
+"""Seconds without any event after which the command says which stages have no replica; seconds to find that out."""
 
 
-def _read_prompt(_context: click.Context, _parameter: click.Parameter, prompt: str) -> str:
-    return read_stdin() if prompt == "-" else prompt
+def _read_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
+    if len(words) > 1:
+        raise click.UsageError(f'PROMPT is one argument: put it in quotes, as in omnibus submit "{" ".join(words)}"')
+    return read_stdin() if words[0] == "-" else words[0]
 
 
 @click.command("submit")
-@click.argument("prompt", callback=_read_prompt)
+@click.argument("prompt", nargs=-1, required=True, metavar="PROMPT", callback=_read_prompt)
 @request_options
 @options.as_json
 @options.request_id
@@ -80,11 +84,16 @@ async def follow(
     try:
         submission = await producer.submit(spec, request, rid=rid)
         timeout = submission.time_left + _BEYOND_DEADLINE
-        async with asyncio.timeout(timeout), aclosing(submission.events()) as events:
-            async for event in events:
-                answer.show(event)
-                if isinstance(event, Ended):
-                    return event.result
+        missing = asyncio.create_task(_say_what_is_missing(producer, spec, request, answer), name=f"missing-{rid}")
+        try:
+            async with asyncio.timeout(timeout), aclosing(submission.events()) as events:
+                async for event in events:
+                    missing.cancel()
+                    answer.show(event)
+                    if isinstance(event, Ended):
+                        return event.result
+        finally:
+            missing.cancel()
     except TimeoutError as error:
         raise DeadlineExceeded(f"request {rid!r} has not ended by its deadline: no orchestrator runs") from error
     except (asyncio.CancelledError, OutputLost):  # nobody waits for it any more
@@ -93,6 +102,21 @@ async def follow(
                 await producer.cancel(spec.name, rid)
         raise
     raise UnknownRequest(f"request {rid!r} is no longer in the ledger")
+
+
+async def _say_what_is_missing(producer: Producer, spec: PipelineSpec, request: Request, answer: AnswerDisplay) -> None:
+    """After a silence, name the stages that the request needs and that have no replica up. Its failures are passed over."""
+    from omnibus.client.cluster_view import LiveReplicas  # noqa: PLC0415
+    from omnibus.errors import OmnibusError  # noqa: PLC0415
+    from omnibus.frontdoor.stage_readiness import missing_stages  # noqa: PLC0415
+    from omnibus.pipeline.routing import plan_route  # noqa: PLC0415
+
+    await asyncio.sleep(_SILENCE)
+    needed = [stage.stage_id for stage in plan_route(spec, request.modalities).stages]
+    with suppress(TimeoutError, OmnibusError):
+        async with asyncio.timeout(_REPLICAS_DEADLINE), LiveReplicas(producer.connection) as replicas:
+            if missing := missing_stages(spec, await replicas.of(spec), needed):
+                answer.say(f"waiting for a replica of {', '.join(map(str, missing))}")
 
 
 def failure_of(result: Result) -> str:

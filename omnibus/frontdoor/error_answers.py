@@ -42,7 +42,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class NoSuchRoute(RequestError):
-    """There is nothing at this address."""
+    """There is nothing at this address; /docs lists the routes."""
 
     code: ClassVar[str] = "not_found"
     http_status: ClassVar[int] = 404

@@ -82,6 +82,8 @@ class LogEvent(StrEnum):
     """The engine refuses the request that its stage declares as a canary."""
 
     # The broker
+    BROKER_AWAITED = "broker.awaited"
+    """A process has started before its broker."""
     BROKER_CONNECTED = "broker.connected"
     BROKER_DISCONNECTED = "broker.disconnected"
     BROKER_RECONNECTED = "broker.reconnected"
@@ -96,6 +98,8 @@ class LogEvent(StrEnum):
     WATCH_RESYNCED = "watch.resynced"
 
     # Processes
+    PIPELINE_AWAITED = "pipeline.awaited"
+    """A process has started before its pipeline was deployed."""
     PIPELINE_DEPLOYED = "pipeline.deployed"
     PIPELINE_DELETED = "pipeline.deleted"
     PIPELINE_UNREADABLE = "pipeline.unreadable"

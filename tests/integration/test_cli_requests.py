@@ -81,8 +81,17 @@ async def test_stage_is_named_when_a_request_waits_for_replicas(served: Serving,
     )
     await eventually(lambda: "waiting for stage 0 writer" in _status(served, "early"), 30.0)
     assert "1 tasks wait" in _status(served)
+    await eventually(lambda: "waiting for a replica of writer (none starts)" in (tmp_path / "log").read_text(), 30.0)
     asking.terminate()
     asking.wait()
+
+
+async def test_log_says_so_when_a_worker_waits_for_its_pipeline(served: Serving, tmp_path: Path) -> None:
+    worker = start("worker", "--stage", "0", "-p", "nothing", nats=served.nats_url, log=tmp_path / "log")
+    await eventually(lambda: "pipeline.awaited" in (tmp_path / "log").read_text(), 30.0)
+    worker.terminate()
+    worker.wait()
+    assert "pipeline 'nothing' is not deployed" in (tmp_path / "log").read_text()
 
 
 def test_times_and_outputs_are_told_when_a_request_is_done(served: Serving, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_one_object_is_printed_when_json_is_wanted(served: Serving, tmp_path: Pa
         (["-m", "video"], 2, "does not produce 'video'"),
         (["--request-id", "not a name"], 2, "rid must match"),
         (["--lane", "batch"], 2, "has no lane 'batch'"),
+        (["world"], 2, 'put it in quotes, as in omnibus submit "hello world"'),
         (["-p", "nothing"], 2, "'nothing' is not deployed"),
         (["-p", "nothing.yaml"], 2, "cannot be read"),
         (["-o", "/proc/1/out"], 2, "saved under"),

@@ -17,7 +17,11 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.files import suggestion
 from omnibus.pipeline.spec import StageSpec
 
-ENVIRONMENT: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+ENVIRONMENT: Mapping[str, str] = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it warns at each start of how memory is bound
+}
 """Set before `import vllm` where the operator has not set them."""
 
 CPU_ENVIRONMENT: Mapping[str, str] = {
