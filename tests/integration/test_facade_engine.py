@@ -84,7 +84,7 @@ def test_queue_wait_starts_at_the_arrival(engine: AsyncOmniEngine) -> None:
     engine.add_request("late", "x", final_stage_id=0, arrival_time=arrival)
     (output,) = outputs_of(engine, "late")
     assert output.timings[0].queued == pytest.approx(arrival)
-    assert output.timings[0].started - output.timings[0].queued >= 5.0
+    assert output.timings[0].started - output.timings[0].queued >= 4.9  # by the server's clock, and not the caller's
 
 
 def test_prompt_text_is_shown_when_the_prompt_is_token_ids(engine: AsyncOmniEngine) -> None:

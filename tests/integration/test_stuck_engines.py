@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import ConfigError, EngineDead, EngineStalled
@@ -165,13 +166,13 @@ async def test_what_leaves_a_stages_code_is_reported_at_once_whatever_it_is(
 
 
 async def test_traceback_of_a_stages_exception_is_logged_once_when_it_fails_at_every_attempt(
-    connection: Connection, pipeline: str, capsys: pytest.CaptureFixture[str]
+    connection: Connection, pipeline: str
 ) -> None:
-    async with stage_bench(connection, pipeline, max_attempts=3, **python("raise_plain")) as bench, bench.replica():
-        await bench.submit("a", prompt="lines")
-        await bench.failure("a", 20)
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("stage.raised") == 1
+    with capture_logs() as logged:
+        async with stage_bench(connection, pipeline, max_attempts=3, **python("raise_plain")) as bench, bench.replica():
+            await bench.submit("a", prompt="lines")
+            await bench.failure("a", 20)
+    assert [entry["event"] for entry in logged].count("stage.raised") == 1
 
 
 def canary(file: Path, **fields: Any) -> CanarySpec:
