@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 
+import httpx
 import pytest
 
 from omnibus.broker.connection import connect
+from omnibus.broker.embedded import free_port
 from omnibus.broker.nats_access import Access
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.wire import codec, subjects
@@ -34,15 +36,20 @@ def test_request_ends_done_when_each_process_has_its_own_role(
     log = guarded.folder / "processes.log"
     deployed = omnibus("pipeline", "deploy", str(guarded.file), nats=guarded.url)
     assert deployed.returncode == 0, deployed.stderr
+    port = free_port()
     commands = [
-        ["orchestrator"], ["worker", "--stage", "0"],
+        ["orchestrator"], ["frontdoor", "--port", str(port)], ["worker", "--stage", "0"],
         ["worker", "--stage", "1", "--allow-module", "tests.support.whoami"],
     ]  # fmt: skip
-    processes = [start(*words, "-p", "guarded", nats=guarded.url, log=log) for words in commands]
+    processes = [
+        start(*words, *(["-p", "guarded"] if words[0] != "frontdoor" else []), nats=guarded.url, log=log)
+        for words in commands
+    ]
     try:
         done = omnibus("submit", "hello", "-p", "guarded", nats=guarded.url, timeout=45)
         assert done.returncode == 0, done.stderr + log.read_text()
         assert done.stdout.strip().isdecimal()
+        _ask_the_front_door(f"http://127.0.0.1:{port}")
         assert "permission_denied" not in log.read_text()
         status = json.loads(omnibus("status", "--json", nats=guarded.url).stdout)
         assert [len(stage["replicas"]) for stage in status["stages"]] == [1, 1]
@@ -51,6 +58,20 @@ def test_request_ends_done_when_each_process_has_its_own_role(
             process.terminate()
         for process in processes:
             process.wait(30)
+
+
+def _ask_the_front_door(url: str) -> None:
+    """Send a request and a stream, and read the state of one over HTTP."""
+    transport = httpx.HTTPTransport(retries=8)  # it may still be starting
+    with httpx.Client(base_url=url, timeout=45, transport=transport) as client:
+        asked = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}]}
+        answer = client.post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"].isdecimal()
+        streamed = client.post("/v1/chat/completions", json={**asked, "stream": True})
+        assert streamed.status_code == 200
+        assert streamed.text.rstrip().endswith("data: [DONE]")
+        assert client.get("/ready", params={"model": "guarded"}).status_code == 200
 
 
 ATTACKS = {
