@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rich.cells import chop_cells
@@ -19,6 +20,7 @@ class AnswerScreen:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._is_shared = sys.stdout.isatty() and sys.stderr.isatty()
+        self._in_one_file = self._is_shared or _are_one_file()
         self._console = Console(stderr=not self._is_shared, highlight=False)
         self._bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._rows: dict[str, TaskID] = {}
@@ -52,10 +54,10 @@ class AnswerScreen:
         self._draw()
 
     def say(self, line: str) -> None:
-        """A message on a line of its own; on a shared terminal not before the text has come to the end of its line."""
+        """A message on a line of its own; where text and messages meet, not before the text has come to the end of its line."""
         if self._quiet:
             return
-        if self._is_shared and self._live is None and self._open_line:
+        if self._in_one_file and self._live is None and self._open_line:
             self._waiting.append(line)
         else:
             self._console.print(line, markup=False, soft_wrap=True)
@@ -90,6 +92,14 @@ class AnswerScreen:
             self._live.start()
         text = [Text(self._open_line)] if self._is_shared and self._open_line else []
         self._live.update(Group(*text, self._bars), refresh=True)
+
+
+def _are_one_file() -> bool:
+    """Whether both streams end in one file or pipe, as with `2>&1`."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # closed, or no files at all
+        return False
 
 
 def _rows(text: str, width: int) -> list[str]:

@@ -15,7 +15,7 @@ SETTING = "omnibus.settings."
 
 _nats_url = click.option("--nats", "nats_url", metavar="URL", help="NATS server or cluster; by default it is found.")
 _PROOFS = (
-    ("--credentials", "nats_credentials", "File, or folder with a file for each role: who this is to NATS."),
+    ("--credentials", "nats_credentials", "The user at NATS: a file, or a folder with a file for each role."),
     ("--nats-ca", "nats_tls_ca", "Certificate authority of the NATS server."),
     ("--nats-cert", "nats_tls_cert", "Client certificate for NATS."),
     ("--nats-key", "nats_tls_key", "Its key."),
