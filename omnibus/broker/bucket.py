@@ -6,6 +6,7 @@ must name, which `create` does by itself.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +21,8 @@ _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _MARKER_TTL = 60.0
 _MOST_CONFLICTS = 50
 """Writers that one decision lets pass before it gives up."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
+"""Seconds after a second conflict, and at the most after a later one."""
 
 T = TypeVar("T")
 
@@ -132,11 +135,13 @@ class Bucket:
 async def transact(attempt: Callable[[], Awaitable[T]], what: str) -> T:
     """The result of an attempt, which reads, decides, and writes by compare-and-set.
 
-    It is made again whenever another writer was first; raises RevisionConflict when that happens too often.
+    It is made again whenever another writer was first, or a copy that was read lags behind, after pauses that grow; raises
+    RevisionConflict when that happens too often.
     """
-    for _ in range(_MOST_CONFLICTS):
+    for conflicts in range(_MOST_CONFLICTS):
         with suppress(RevisionConflict):
             return await attempt()
+        await asyncio.sleep(min(_FIRST_PAUSE * (2**conflicts - 1), _LONGEST_PAUSE))
     raise RevisionConflict(f"{what} keeps changing")
 
 
