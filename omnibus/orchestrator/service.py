@@ -76,7 +76,8 @@ class OrchestratorService:
                 orphan_cleanup = OrphanCleanup(self._connection, self._spec.name, self._performer)
                 group.create_task(orphan_cleanup.run(), name="orchestrator-orphans")
                 group.create_task(self._watch_disconnects(), name="orchestrator-disconnects")
-                silence = SilenceListener(self._view, self._claims, LostAttempts(self._connection, self._spec.name))
+                lost = LostAttempts(self._connection, self._spec.name)
+                silence = SilenceListener(self._view, self._claims, lost, self._connection.metrics)
                 group.create_task(silence.run(), name="orchestrator-silence")
         finally:
             await control.unsubscribe()

@@ -15,6 +15,8 @@ from omnibus.broker.delivery import claimed
 from omnibus.errors import BrokerError, InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
+from omnibus.observability.task_root import task_root
 from omnibus.registry.death.claim_book import ClaimBook, Held
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
@@ -75,8 +77,8 @@ class LostAttempts:
 class SilenceListener:
     """Reports the attempts of replicas whose heartbeat ended before they were marked down."""
 
-    def __init__(self, view: ReplicaView, claims: ClaimBook, lost: LostAttempts) -> None:
-        self._view, self._claims, self._lost = view, claims, lost
+    def __init__(self, view: ReplicaView, claims: ClaimBook, lost: LostAttempts, metrics: Metrics) -> None:
+        self._view, self._claims, self._lost, self._metrics = view, claims, lost, metrics
         self._due: asyncio.Queue[tuple[ReplicaRecord, Held]] = asyncio.Queue(_MOST_DUE)
 
     async def run(self) -> None:
@@ -85,7 +87,9 @@ class SilenceListener:
         try:
             while True:
                 record, held = await self._due.get()
-                await self._lost.notify(record, held, SILENT)
+                # What a claim names was written by a worker: none may end the orchestrator.
+                with task_root("lost attempts", self._metrics, stage=record.stage_id, replica=record.replica):
+                    await self._lost.notify(record, held, SILENT)
         finally:
             unhook()
 
