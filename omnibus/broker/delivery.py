@@ -72,11 +72,13 @@ class Delivery:
     async def requeue(self, subject: str | None = None) -> None:
         """Publish the message again, then ack it: that counts as no attempt, and earlier attempts count on.
 
-        On another `subject` when one is given. Idempotent through its Msg-Id. Raises BrokerUnavailable.
+        On another `subject` when one is given. Idempotent through its Msg-Id. The server has both when this returns: without
+        the ack, the message would come again beside its copy. Raises BrokerUnavailable.
         """
         msg_id, headers = published_again(self.subject, self.stream_seq, self.headers, used=self.num_delivered - 1)
         await self._connection.js_publish(subject or self.subject, self.data, msg_id, headers=headers)
         await self.ack()
+        await self._connection.flush()
 
 
 def published_again(

@@ -32,7 +32,16 @@ from omnibus.workers.engine_health import EngineHealth
 from omnibus.workers.execution import Execution
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
-from omnibus.workers.triage import Disposition, GiveUp, after_failure, decode_task, exhausted, following, triage
+from omnibus.workers.triage import (
+    Disposition,
+    GiveUp,
+    after_failure,
+    decode_task,
+    exhausted,
+    following,
+    is_last_attempt,
+    triage,
+)
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to end a stopped job."""
@@ -40,7 +49,9 @@ BEYOND_DEADLINE = 1.0
 """Seconds after which a job past its request's deadline is stopped unasked: the broadcast of its end was lost."""
 
 SETTLE = 0.1
-"""Seconds before a last attempt begins, in which others that came with it are put back."""
+"""Seconds before a last attempt begins, in which others that came with it arrive."""
+_MOST_SETTLES = 100
+"""How many times as long it waits at the most, until those are put back."""
 _PUT_BACK = 0.25
 """Seconds for which a slot rests whose task was put back: it might come here again at once."""
 
@@ -66,6 +77,8 @@ class TaskService:
         self._claims, self._slots, self._telemetry, self._health, self._leave = claims, slots, telemetry, health, leave
         self._has_last_attempt = False
         """Whether a task at its last attempt runs here."""
+        self._last_attempts: set[Assignment] = set()
+        """Tasks at their last attempts that are in hand, those left out that are put back."""
 
     def take(self, delivery: Delivery) -> Coroutine[Any, Any, None]:
         """Have a delivery in hand from here on, so that no drain overlooks it. To be awaited: sees it through, raises nothing."""
@@ -75,6 +88,8 @@ class TaskService:
         except InvalidRequest as error:
             return self._guarded(self._reject(delivery, error), None)
         assignment = self._claims.take(delivery, task)
+        if is_last_attempt(task, delivery.attempts):
+            self._last_attempts.add(assignment)
         self._slots.admit(assignment)
         return self._guarded(self._work_on(assignment), assignment)
 
@@ -118,6 +133,7 @@ class TaskService:
             await self._claims.announce()
             await self._serve(assignment)
         finally:
+            self._last_attempts.discard(assignment)
             self._claims.release(assignment)
             if not assignment.acknowledged:
                 # It is delivered again: a stale claim would have it taken from the replica that runs it then.
@@ -139,6 +155,7 @@ class TaskService:
                 await self._requeue(assignment)
             case Disposition.PUT_BACK:
                 await self._requeue(assignment)
+                self._last_attempts.discard(assignment)
                 await asyncio.sleep(_PUT_BACK)
             case Disposition.RUN_ISOLATED:
                 await self._run_isolated(assignment)
@@ -149,12 +166,12 @@ class TaskService:
         delivery = assignment.delivery
         return delivery.num_delivered > 1 and subjects.parse_task(delivery.subject).lane == self._claims.replica
 
-    async def _run(self, assignment: Assignment, *, settle: float = 0.0) -> None:
+    async def _run(self, assignment: Assignment, *, isolated: bool = False) -> None:
         self._telemetry.received(assignment)
         try:
             async with assignment.lease:
-                if settle and (await asyncio.wait({assignment.interruption}, timeout=settle))[0]:
-                    await self._conclude(assignment, assignment.interruption.result())
+                if isolated and (why := await self._settle(assignment)) is not None:
+                    await self._conclude(assignment, why)
                 else:
                     await self._see_through(assignment)
         finally:
@@ -163,9 +180,21 @@ class TaskService:
     async def _run_isolated(self, assignment: Assignment) -> None:
         self._has_last_attempt = True
         try:
-            await self._run(assignment, settle=SETTLE)
+            await self._run(assignment, isolated=True)
         finally:
             self._has_last_attempt = False
+
+    async def _settle(self, assignment: Assignment) -> Interruption | None:
+        """Wait until the others that came with a last attempt are put back; why it was stopped, if it was."""
+        for _ in range(_MOST_SETTLES):
+            await asyncio.wait({assignment.interruption}, timeout=SETTLE)
+            if assignment.interruption.done():
+                why = assignment.interruption.result()
+                # It has not begun: the death of the engine uses up no attempt.
+                return Interruption.REQUEUED if why is Interruption.RELEASED else why
+            if self._last_attempts == {assignment}:
+                break
+        return None
 
     async def _see_through(self, assignment: Assignment) -> None:
         delivery = assignment.delivery
@@ -301,7 +330,7 @@ class TaskService:
         """Remove what this attempt stored after its request's end, which nobody else would know of."""
         try:
             await self._performer.report_orphans(assignment.rid)
-        except BrokerError as error:  # the store's own lifetime removes it, then
+        except (BrokerError, Unreadable) as error:  # the store's own lifetime removes it, then
             self._telemetry.left_behind(assignment, error)
 
     async def _ack(self, assignment: Assignment) -> None:

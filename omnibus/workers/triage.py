@@ -92,9 +92,14 @@ def triage(
         return Disposition.EXHAUSTED
     if redelivered:
         return Disposition.REROUTE
-    if 1 < delivered == task.ticket.max_attempts:
+    if is_last_attempt(task, delivered):
         return Disposition.PUT_BACK if has_last_attempt else Disposition.RUN_ISOLATED
     return Disposition.RUN
+
+
+def is_last_attempt(task: Task, delivered: int) -> bool:
+    """Whether this attempt is the last one at a task that was tried before."""
+    return 1 < delivered == task.ticket.max_attempts
 
 
 def after_failure(error: OmnibusError, task: Task, *, delivered: int, replica: str) -> Retry | GiveUp:

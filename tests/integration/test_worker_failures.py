@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Callback, Connection, ReceivedMessage
+from omnibus.broker.delivery import ATTEMPTS_HEADER, Delivery
+from omnibus.errors import EngineDead
 from omnibus.ledger.records import Ledger
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.requests.record import Record
@@ -192,3 +195,57 @@ async def test_task_under_a_wrong_subject_is_malformed(connection: Connection, p
         await connection.js_publish(subjects.task(pipeline, 0, "interactive", "b"), codec.encode(task))
         await bench.all_done()
         assert bench.published["b"] == 0
+
+
+async def submit_at_last_attempt(bench: StageBench, rid: str) -> None:
+    task = make_task(bench.spec, rid, "one two")
+    subject = subjects.task(bench.spec.name, 0, task.ticket.lane, rid)
+    used = {ATTEMPTS_HEADER: str(bench.spec.max_attempts - 1)}
+    await bench.conn.js_publish(subject, codec.encode(task), subjects.message_id("task", rid, 0, 1), headers=used)
+
+
+async def test_last_attempt_begins_only_when_another_is_put_back_that_takes_long_to_publish(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_service, "SETTLE", 0.02)
+    happened: list[str] = []
+    requeue = Delivery.requeue
+
+    async def slow(delivery: Delivery, subject: str | None = None) -> None:
+        await asyncio.sleep(0.3)
+        await requeue(delivery, subject)
+        happened.append("put back")
+
+    monkeypatch.setattr(Delivery, "requeue", slow)
+    async with stage_bench(connection, pipeline, slots=2, max_attempts=3) as bench:
+        for rid in ("a", "b"):
+            await submit_at_last_attempt(bench, rid)
+        async with bench.replica() as replica:
+            run = replica._service._execution.run
+
+            async def noted(*args: Any, **kwargs: Any) -> Any:
+                happened.append("run")
+                return await run(*args, **kwargs)
+
+            monkeypatch.setattr(replica._service._execution, "run", noted)
+            for rid in ("a", "b"):
+                await bench.result(rid)
+            await bench.all_done()
+    assert happened[0] == "put back"
+    assert happened.count("run") == 2
+
+
+async def test_last_attempt_is_not_used_up_when_the_engine_dies_before_it_begins(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_service, "SETTLE", 5.0)
+    async with stage_bench(connection, pipeline, slots=2, max_attempts=3) as bench:
+        await submit_at_last_attempt(bench, "a")
+        with pytest.raises(EngineDead):  # noqa: PT012 it is raised where the replica ends
+            async with bench.replica() as replica:
+                await eventually(lambda: len(replica._claims))
+                replica._health.fail(EngineDead("another task's fault"))
+        monkeypatch.setattr(task_service, "SETTLE", 0.02)
+        async with bench.replica():
+            await bench.result("a")
+            await bench.all_done()
