@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from omnibus.broker.nats_access import SYSTEM_ROLE
+from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
@@ -233,7 +234,7 @@ class _Table:
         return (stage.stage_id for stage in self._spec.stages if not stage.input_sources)
 
     def _directed(self, stage: int) -> bool:
-        return self._spec.stage(stage).lb_policy != "broker"
+        return LoadBalancingPolicy(self._spec.stage(stage).lb_policy).directed
 
     def _lanes(self, stage: int) -> tuple[str, ...]:
         own = tuple(f"r{number}" for number in range(MOST_DIRECTED)) if self._directed(stage) else ()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_consumer, lane_consumer, remove_consumer
 from omnibus.broker.puller import Puller
-from omnibus.errors import BrokerError
+from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import subjects
@@ -31,12 +31,18 @@ class Lanes:
         """Tasks on its own lane that nobody has in hand, as of the last `refresh`."""
 
     async def open(self, replica: str) -> None:
-        """Make the own lane readable; idempotent. Raises BrokerError."""
+        """Make the own lane readable; idempotent. Raises BrokerError: BrokerDenied where only operators may make consumers."""
         if self.directed:
             timeout = self._spec.heartbeat_timeout
-            await ensure_consumer(
-                self._conn, lane_consumer(self._spec.name, self._stage_id, replica, heartbeat_timeout=timeout)
-            )
+            consumer = lane_consumer(self._spec.name, self._stage_id, replica, heartbeat_timeout=timeout)
+            try:
+                await ensure_consumer(self._conn, consumer)
+            except BrokerDenied as error:
+                raise BrokerDenied(
+                    f"stage {self._stage_id} of {self._spec.name} has an lb_policy, so that each replica needs a consumer of "
+                    "its own, which the credentials of a worker may not make: set lb_policy: broker, or give this worker "
+                    "those of the embedded server"
+                ) from error
         self.replica = replica
 
     def puller(self) -> Puller:

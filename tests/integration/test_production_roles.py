@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import httpx
+import msgspec
 import pytest
 
 from omnibus.broker.connection import connect
 from omnibus.broker.embedded import free_port
 from omnibus.broker.nats_access import Access
 from omnibus.errors import BrokerDenied, BrokerError
+from omnibus.pipeline.loading import load_pipeline
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Rpc
+from omnibus.workers.lanes import Lanes
 from tests.support.guarded import Guarded, guarded_server
 from tests.support.served import omnibus, start
 from tests.support.waiting import eventually
@@ -126,3 +129,14 @@ async def test_stranger_does_not_get_in_when_it_has_no_credentials(guarded: Guar
     with pytest.raises(BrokerError):
         async with connect(guarded.url, name="stranger", access=access, deadline=5):
             pytest.fail("connected")
+
+
+async def test_worker_is_told_why_when_its_stage_is_directed_and_its_role_may_make_no_consumer(
+    guarded: Guarded,
+) -> None:
+    spec = load_pipeline(str(guarded.file))
+    stage = msgspec.structs.replace(spec.stages[0], lb_policy="round-robin")
+    access = guarded.access("worker-0")
+    async with connect(guarded.url, name="worker", role="worker", access=access, deadline=30) as connection:
+        with pytest.raises(BrokerDenied, match="set lb_policy: broker"):
+            await Lanes(connection, spec, stage).open("r0")
