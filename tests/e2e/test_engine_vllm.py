@@ -17,7 +17,7 @@ import pytest_asyncio
 import torch
 import transformers
 
-from omnibus.errors import CheckpointMissing, ContextExceeded, EngineRejected, InvalidRequest, StageStartError
+from omnibus.errors import CheckpointMissing, ContextExceeded, EngineRejected, InvalidRequest, PipelineError
 from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import FunctionCall, ImagePart, Message, Request, TextPart, ToolCall
@@ -336,11 +336,9 @@ async def test_checkpoint_missing_when_the_folder_is_empty(tmp_path: Path) -> No
     await engine.close()
 
 
-async def test_start_error_when_vllm_has_no_such_argument(checkpoint: Path) -> None:
-    engine = create(StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), engine_args={"warp": 9}))
-    with pytest.raises(StageStartError, match="warp"):
-        await engine.start()
-    await engine.close()
+def test_argument_is_refused_by_name_before_the_start_when_vllm_has_none_such(checkpoint: Path) -> None:
+    with pytest.raises(PipelineError, match="engine_args.warp"):
+        create(StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), engine_args={"warp": 9}))
 
 
 async def test_vllm_gets_priority_salt_and_what_the_context_leaves(
