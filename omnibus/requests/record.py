@@ -20,12 +20,16 @@ DEAD_TTL = 7 * 24 * 3600
 """Seconds that a dead letter is kept."""
 MOST_ATTEMPTS = 24
 """Failed attempts that a record remembers; the oldest give way."""
+_OBJECT_PREFIXES = ("chatcmpl", "cmpl")
+"""Prefixes of a request's id in OpenAI's objects."""
 
 
 def unknown(rid: str) -> UnknownRequest:
     """The error of an id without a record."""
+    prefix, dash, bare = rid.partition("-")
+    hint = f"; without {prefix}- it is a request's id: {bare}" if dash and prefix in _OBJECT_PREFIXES else ""
     return UnknownRequest(
-        f"no request {rid!r} is known; results are kept for {DONE_TTL // 60} minutes", param="request_id"
+        f"no request {rid!r} is known; results are kept for {DONE_TTL // 60} minutes{hint}", param="request_id"
     )
 
 

@@ -77,6 +77,16 @@ def test_picture_is_filtered_as_the_guide_says(served: Serving, folder: Path) ->
     assert picture.max() < 160, "200 is light, its negative is not"
 
 
+def test_picture_is_refused_at_once_when_it_cannot_be_read(served: Serving, folder: Path) -> None:
+    (folder / "broken.png").write_bytes((folder / "photo.png").read_bytes()[:20])
+    words = ("submit", "--pipeline", "more", "-m", "image", "--image", "broken.png", "negative")
+    done = subprocess.run(
+        [*command_line(*words), "--nats", served.nats_url],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "no picture that can be read (invalid_request" in done.stderr, done
+
+
 def test_steps_are_a_bar_and_text_stays_on_one_line_when_there_is_a_terminal(served: Serving, folder: Path) -> None:
     words = ("submit", "--pipeline", "more", "--image", "photo.png", "negative", "--nats", served.nats_url)
     with Terminal(*words, cwd=folder) as terminal:

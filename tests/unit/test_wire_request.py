@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from omnibus.errors import InvalidRequest
+from omnibus.requests.record import unknown
 from omnibus.wire.request import (
     FunctionCall,
     ImagePart,
@@ -109,3 +110,8 @@ def test_invalid_with_the_place_when_a_value_cannot_be_written(request_: Request
 def test_errors_can_be_written_whatever_they_quote(text: str) -> None:
     error = InvalidRequest(f"no stage {text!r} or {text}", param=f"sampling_params.{text}")
     assert (error.message + (error.param or "")).encode().isascii()
+
+
+def test_unknown_request_names_the_bare_id_when_the_id_is_that_of_an_answer() -> None:
+    assert unknown("chatcmpl-ab12").message.endswith("without chatcmpl- it is a request's id: ab12")
+    assert "without" not in unknown("my-id").message
