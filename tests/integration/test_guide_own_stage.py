@@ -78,7 +78,8 @@ def test_picture_is_filtered_as_the_guide_says(served: Serving, folder: Path) ->
 
 
 def test_picture_is_refused_at_once_when_it_cannot_be_read(served: Serving, folder: Path) -> None:
-    (folder / "broken.png").write_bytes((folder / "photo.png").read_bytes()[:20])
+    picture = (folder / "photo.png").read_bytes()
+    (folder / "broken.png").write_bytes(picture[:-30])  # its head is whole
     words = ("submit", "--pipeline", "more", "-m", "image", "--image", "broken.png", "negative")
     done = subprocess.run(
         [*command_line(*words), "--nats", served.nats_url],

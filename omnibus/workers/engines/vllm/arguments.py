@@ -88,7 +88,9 @@ def known_arguments() -> frozenset[str]:
     Read from its source: importing it would take seconds.
     """
     package = importlib.util.find_spec("vllm")
-    file = Path((package and package.origin) or "").with_name("engine") / "arg_utils.py"
+    if package is None or package.origin is None:
+        return frozenset()
+    file = Path(package.origin).with_name("engine") / "arg_utils.py"
     if not file.is_file():
         return frozenset()
     classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
