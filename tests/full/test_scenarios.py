@@ -31,7 +31,11 @@ async def test_pictures_are_right_when_the_head_runs_two_thinkers_and_a_worker_t
 async def test_pictures_are_right_when_workers_start_before_a_head_without_stages(tmp_path: Path) -> None:
     """Scenario C: a head, a worker with two thinkers, a worker with a painter: three commands, the head last."""
     port = free_port()
-    nats = f"nats://127.0.0.1:{port}"
+    password = tmp_path / "state" / "nats.credentials"  # that everybody has before the broker is there
+    password.parent.mkdir()
+    password.write_text("omnibus:known-before\n")
+    password.chmod(0o600)
+    nats = f"nats://omnibus:known-before@127.0.0.1:{port}"
     with (
         worker("dit", nats=nats, folder=tmp_path),
         worker("thinker", replicas=2, nats=nats, folder=tmp_path),
