@@ -235,7 +235,7 @@ async def test_malformed_event_fails_its_request_only(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_RETRY", 0.02)
-    spec = PipelineSpec(name=pipeline, stages=(sim(0, final="text", latency=1.0),), heartbeat_timeout=1.0)
+    spec = PipelineSpec(name=pipeline, stages=(sim(0, final="text", latency=4.0),), heartbeat_timeout=1.0)
     async with serving(connection, spec) as producer:
         poisoned, healthy = await producer.submit(spec, HELLO), await producer.submit(spec, HELLO)
         await connection.js_publish(subjects.event(pipeline, 0, "final", poisoned.rid), b"\xc1junk")
