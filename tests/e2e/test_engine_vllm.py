@@ -336,7 +336,7 @@ async def test_checkpoint_missing_when_the_folder_is_empty(tmp_path: Path) -> No
     await engine.close()
 
 
-def test_argument_is_refused_by_name_before_the_start_when_vllm_has_none_such(checkpoint: Path) -> None:
+async def test_argument_is_refused_by_name_before_the_start_when_vllm_has_none_such(checkpoint: Path) -> None:
     with pytest.raises(PipelineError, match=r"engine_args\.warp"):
         create(StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), engine_args={"warp": 9}))
 
