@@ -37,7 +37,7 @@ class Settings(BaseSettings):
 
     # The broker
     nats_url: str | None = None
-    """An existing server or cluster, comma-separated; None: discovered (see broker.embedded.discover)."""
+    """An existing server or cluster, comma-separated; None: discovered (see broker.discovery.discover)."""
     nats_system_url: str | None = None
     """The same with a user of the system account that may subscribe to disconnect events; None: discovered, or done without."""
     nats_account: str = "OMNI"

@@ -48,13 +48,13 @@ class PauseState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PauseStates:
-    """The holds of one pipeline. Every method raises BrokerUnavailable after about ten seconds of retries."""
+    """The pause states of one pipeline. Every method raises BrokerUnavailable after about ten seconds of retries."""
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
         self._bucket, self._pipeline = Bucket(conn, subjects.PIPELINES_BUCKET), pipeline
 
     async def place(self, stage_ids: Iterable[int], pause_state: PauseState) -> None:
-        """Have a hold stand for these stages, in place of another."""
+        """Set a pause state for these stages, in place of another."""
         for stage_id in stage_ids:
             await self._bucket.put(subjects.pause_key(self._pipeline, stage_id), codec.encode(pause_state))
 
@@ -64,7 +64,7 @@ class PauseStates:
             await self._bucket.delete(subjects.pause_key(self._pipeline, stage_id))
 
     async def of(self, stage_ids: Iterable[int]) -> dict[int, PauseState]:
-        """The holds that stand, by stage."""
+        """The pause states that are set, by stage."""
         ids = tuple(stage_ids)
         entries = await asyncio.gather(*(self._bucket.get(subjects.pause_key(self._pipeline, one)) for one in ids))
         pause_states = (
@@ -83,7 +83,7 @@ def pause_mode(name: str) -> PauseMode:
 
 
 class PauseWatch:
-    """The hold of one stage as it stands now, in an `async with`; known from the start."""
+    """The pause state of one stage as it is now, in an `async with`; known from the start."""
 
     def __init__(self, conn: Connection, pipeline: str, stage_id: int) -> None:
         self.pause_state: PauseState | None = None
@@ -100,7 +100,7 @@ class PauseWatch:
         await self._watch.__aexit__()
 
     async def other_than(self, known: PauseState | None) -> PauseState | None:
-        """The hold, as soon as it is not this one; what comes and goes meanwhile may be missed."""
+        """The pause state, as soon as it is not this one; what comes and goes meanwhile may be missed."""
         while self.pause_state == known:
             self._changed.clear()
             await self._changed.wait()
@@ -116,6 +116,6 @@ def _decoded(value: bytes | None) -> PauseState | None:
         return None
     try:
         return codec.decode(value, PauseState)
-    except InvalidRequest as error:  # of a newer version: that a hold stands is what matters
+    except InvalidRequest as error:  # of a newer version: that a pause is set is what matters
         log.warning(LogEvent.BROKER_ERROR, error=error.message)
         return PauseState()
