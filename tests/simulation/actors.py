@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer, Submission
 from omnibus.client.request_events import ClientEvent
-from omnibus.errors import BrokerError, EngineDead, OmnibusError, RequestConflict, UnknownRequest
+from omnibus.errors import BrokerError, BrokerUnavailable, EngineDead, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.state import RequestState
@@ -81,6 +81,10 @@ def _starter(world: World, stage: StageSpec) -> object:
             await replica.run()
         except EngineDead:
             world.kill(process, "of its stuck engine")
+        except BrokerUnavailable:
+            if replica._registration._beating is not None:
+                raise  # one that serves waits for the broker instead
+            world.kill(process, "since the broker is away while it starts")
         else:
             world.leave(process)
 
