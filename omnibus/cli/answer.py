@@ -14,7 +14,7 @@ from omnibus.cli.tables import clock, make_table
 from omnibus.client.request_events import Output, OutputArrived, Result, StepProgress, TextPiece
 from omnibus.errors import ConfigError
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire.attempt import Attempt
+from omnibus.wire.failed_attempt import Attempt
 
 EXTENSIONS = {
     "image/png": "png",

@@ -9,8 +9,8 @@ from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import StoredRecord
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import timer_effects, validate
+from omnibus.requests.operator_retry import Renewal, check_retry, resume, retry
 from omnibus.requests.record import DeadLetter, Record
-from omnibus.requests.retry import Renewal, check_retry, resume, retry
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from omnibus.requests.state import RequestState
-from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import StageTiming, TokenUsage
+from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure
 
 ABORT = "abort"

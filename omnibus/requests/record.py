@@ -6,8 +6,8 @@ import msgspec
 
 from omnibus.errors import UnknownRequest
 from omnibus.requests.state import RequestState, transition
-from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import FinalOutput, StageTiming, Ticket
+from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payloads
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from omnibus.pipeline.route import Route
-from omnibus.wire.attempt import Attempt
+from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload, Payloads
 

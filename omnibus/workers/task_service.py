@@ -24,8 +24,8 @@ from omnibus.ledger.performer import Performer
 from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.effects import PublishEvent, PublishTask
 from omnibus.wire import subjects
-from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
+from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure, last_frame, text_of
 from omnibus.workers.assignment import Assignment, Claims, Interruption
 from omnibus.workers.engine_health import EngineHealth

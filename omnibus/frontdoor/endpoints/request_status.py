@@ -20,8 +20,8 @@ from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
 from omnibus.frontdoor.served import Served
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import unknown
-from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import StageTiming
+from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.subjects import check_name
 
 router = APIRouter()

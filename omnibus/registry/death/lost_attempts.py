@@ -21,8 +21,8 @@ from omnibus.registry.death.claim_book import ClaimBook, Held
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
 from omnibus.wire import codec, subjects
-from omnibus.wire.attempt import Attempt
 from omnibus.wire.envelope import AttemptFailed, Task
+from omnibus.wire.failed_attempt import Attempt
 
 DIED = "replica_died"
 SILENT = "replica_silent"

@@ -9,11 +9,11 @@ from omnibus.errors import RequestConflict
 from omnibus.pipeline.route import Route, RouteStage
 from omnibus.requests.advance import advance, fail
 from omnibus.requests.effects import CreateRecord, DropDead, Effect, KeepDead, PublishTask, SaveRecord, ScheduleDeadline
+from omnibus.requests.operator_retry import Renewal, resume, retry
 from omnibus.requests.record import MOST_ATTEMPTS, DeadLetter, Record
-from omnibus.requests.retry import Renewal, resume, retry
 from omnibus.requests.state import RequestState
-from omnibus.wire.attempt import MESSAGE_LIMIT, Attempt
 from omnibus.wire.envelope import AttemptFailed, DeadlinePassed, FinalOutput, StageFailed, Ticket
+from omnibus.wire.failed_attempt import MESSAGE_LIMIT, Attempt
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import TEXT, Payload
 
