@@ -59,7 +59,7 @@ class World:
         self.loop = VirtualLoop()
         self.over = self.loop.create_future()
         """Done when nothing of this world is looked at any more."""
-        self.graph, self.spec = any_graph(self.rng)
+        self.graph, self.spec = any_graph(self.rng, hole)
         self.broker = Broker(self.loop, self.rng, self.spec, self.trace)
         self.checker = Checker(self.spec, self.broker)
         self.faults = Faults(self, self.rng)
