@@ -43,22 +43,24 @@ async def admit(performer: Performer, record: Record) -> Admitted:
             existing = await performer.ledger.read(record.rid)
             if existing is None:
                 raise  # it expired between our create and our read
-            await _release_input(performer, existing, record)
             return await _resolve_conflict(performer, existing, record)
         log.debug(LogEvent.REQUEST_ACCEPTED, request=record.rid, pipeline=record.ticket.pipeline)
         return Admitted(record, attached=False)
 
-    return await transact(attempt, f"the record of request {record.rid!r}")
-
-
-async def _release_input(performer: Performer, existing: StoredRecord, mine: Record) -> None:
-    """Remove what was stored for nothing: the request is there, with an input of its own."""
-    if mine.ticket.request.location is None:
-        return
-    if existing.record.nonce != mine.nonce:
-        await performer.discard_input(mine)
-    else:  # tasks may refer to this one; so the request's end removes it, unless that was before
-        await performer.clear_orphans(mine.rid)
+    # Invariant: the input is discarded when all is decided, and by no attempt. The record in the way may lapse before the
+    # next attempt, which then creates one that refers to this input.
+    try:
+        admitted = await transact(attempt, f"the record of request {record.rid!r}")
+    except RequestConflict:
+        await performer.discard_input(record)
+        raise
+    if admitted.record.nonce != record.nonce:
+        await performer.discard_input(record)
+    elif (
+        admitted.attached and record.ticket.request.location is not None
+    ):  # the end was before: it did not remove this one
+        await performer.clear_orphans(record.rid)
+    return admitted
 
 
 async def _resolve_conflict(performer: Performer, existing: StoredRecord, mine: Record) -> Admitted:

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 
 from omnibus.broker.delivery import Delivery
-from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, Unreadable
+from omnibus.errors import InvalidRequest, Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import StoredRecord
 from omnibus.orchestrator.event_telemetry import EventTelemetry
@@ -19,8 +19,6 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, event_rid
 from omnibus.wire.failure import Failure
 
-ATTEMPTS = 5
-"""Deliveries of one event after which its request is ended as failed."""
 ADMISSION = 60.0
 """Seconds past a deadline in which its request may still be on the way into the ledger: every step of that is retried."""
 _RECHECK_INTERVAL = 1.0
@@ -32,28 +30,19 @@ class Forwarder:
     def __init__(self, performer: Performer, stopped: Cancellations, telemetry: EventTelemetry) -> None:
         self._performer, self._stopped, self._telemetry = performer, stopped, telemetry
 
-    async def handle(self, delivery: Delivery) -> None:
-        """Handle one event; acknowledged when this returns. Raises BrokerError, and then it must be delivered again.
+    async def handle(self, delivery: Delivery) -> bool:
+        """Handle one event; False when it was put back. Raises BrokerError, and Unreadable for what is no event.
 
-        An event that cannot be handled, ever, ends its request as failed. A deadline that comes before its record is put
-        back: dropped, it would leave the request open for ever.
+        A deadline that comes before its record is put back: dropped, it would leave the request open for ever.
         """
-        try:
-            event = _decode(delivery)
-            if await self._precedes_record(event):
-                await delivery.nak(_RECHECK_INTERVAL)
-                self._telemetry.handled(delivery, "retried")
-                return
-            await self._advance(event)
-            self._telemetry.handled(delivery, "forwarded")
-        except Exception as error:
-            # Of what cannot be read, another orchestrator may be of a version that can.
-            may_pass = not isinstance(error, OmnibusError) or isinstance(error, BrokerError | Unreadable)
-            is_outage = isinstance(error, BrokerError) and error.retryable
-            if is_outage or (may_pass and delivery.num_delivered < ATTEMPTS):
-                raise
-            await self._fail(delivery, error, dead=may_pass)
-        await delivery.ack()
+        event = _decode(delivery)
+        if await self._precedes_record(event):
+            await delivery.nak(_RECHECK_INTERVAL)
+            self._telemetry.handled(delivery, "retried")
+            return False
+        await self._advance(event)
+        self._telemetry.handled(delivery, "forwarded")
+        return True
 
     async def _advance(self, event: Event) -> None:
         if isinstance(event, StageResult) and not needs_record(event):
@@ -88,7 +77,7 @@ class Forwarder:
             return False
         return await self._performer.ledger.read(event.rid) is None
 
-    async def _fail(self, delivery: Delivery, error: Exception, *, dead: bool = False) -> None:
+    async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:
         """End the request that the subject names; nothing when it has ended, or is not known.
 
         `dead`: all attempts at the event were used up, so that an operator may want to run the request again.

@@ -8,12 +8,10 @@ import secrets
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import (
-    BrokerError,
     DeadlineExceeded,
     InvalidName,
     Overloaded,
     RequestConflict,
-    RequestError,
     RevisionConflict,
     Unreadable,
 )
@@ -33,8 +31,6 @@ from omnibus.wire.failure import Failure
 from omnibus.wire.out import EndNotice, Refused
 from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
-ATTEMPTS = 5
-"""Deliveries of one request after which an error that nobody foresaw ends it as failed."""
 _PUT_BACK = 0.5
 """Seconds after which a request that finds the pipeline full is looked at again."""
 
@@ -49,37 +45,23 @@ class Intake:
         self._backlog = Backlog(performer.queue)
         self._store = PayloadStore(connection, spec.name)
 
-    async def handle(self, delivery: Delivery) -> None:
-        """Admit one request; acknowledged when this returns. Raises BrokerError: then it is delivered again.
+    async def handle(self, delivery: Delivery) -> bool:
+        """Admit one request; False when it was put back. Raises BrokerError, and an error that ends the request: see `give_up`.
 
-        A request that cannot be served ends as a `failed` record under its id, one that waited beyond its deadline as `expired`;
-        where the id is another request's, the producer gets a refusal. While the pipeline is at its bound, requests
-        are put back: their stream fills up to its own bound, and then refuses.
+        While the pipeline is at its bound, requests are put back: their stream fills up to its own bound, and then refuses.
         """
         rid = subjects.parse_rid(delivery.subject)
-        try:
-            subjects.check_name(rid, "rid")
-        except InvalidName as error:  # no record and no subject can bear such a name
-            log.warning(LogEvent.REQUEST_REFUSED, subject=delivery.subject, error=str(error))
-            await delivery.ack()
-            return
+        if not subjects.is_name(rid):  # no record and no subject can bear such a name
+            log.warning(LogEvent.REQUEST_REFUSED, subject=delivery.subject)
+            return True
         try:
             await self._admit(delivery, rid)
         except Overloaded:
             # It keeps its place among those in hand meanwhile, so that few are looked at in that time.
             await asyncio.sleep(_PUT_BACK)
             await delivery.nak()
-            return
-        except DeadlineExceeded as error:
-            await self._end(delivery, rid, RequestState.EXPIRED, error)
-        except RequestError as error:
-            await self._end(delivery, rid, RequestState.FAILED, error)
-        except Exception as error:
-            retryable = isinstance(error, BrokerError) and error.retryable
-            if retryable or delivery.num_delivered < ATTEMPTS:
-                raise
-            await self._end(delivery, rid, RequestState.FAILED, error)
-        await delivery.ack()
+            return False
+        return True
 
     async def _admit(self, delivery: Delivery, rid: str) -> None:
         """Its time counts from its acceptance: when the broker stored it."""
@@ -99,15 +81,20 @@ class Intake:
 
     async def _record(self, delivery: Delivery, rid: str, request: Request, front: str | None) -> Record:
         payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
-        # A redelivery is the same call: its nonce is that of the message.
-        nonce = f"{delivery.stream_seq}"
+        # Invariant: a redelivery is the same call, and nothing else is. A stream that is made anew counts from 1 again, so
+        # the sequence alone would make a later request pass for an earlier one under its id.
+        nonce = f"{delivery.stream_seq}.{delivery.stored_at}"
         return new_record(
             self._spec, request, rid=rid, payload=payload, nonce=nonce, now=delivery.stored_at, front=front
         )  # fmt: skip
 
-    async def _end(self, delivery: Delivery, rid: str, state: RequestState, error: Exception) -> None:
-        """End a request that was not admitted."""
-        front, failure = _front_or_none(delivery), Failure.of(error)
+    async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it never ran
+        """End a request that cannot be served by a `failed` record, and one that waited beyond its deadline as `expired`.
+
+        Where the id is another request's, the producer gets a refusal.
+        """
+        rid, front, failure = subjects.parse_rid(delivery.subject), _front_or_none(delivery), Failure.of(error)
+        state = RequestState.EXPIRED if isinstance(error, DeadlineExceeded) else RequestState.FAILED
         log.warning(LogEvent.REQUEST_REFUSED, request=rid, error=failure.message)
         record = unadmitted_record(
             self._spec.name, rid, state, failure, data=delivery.data,

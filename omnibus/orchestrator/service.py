@@ -7,15 +7,14 @@ only the ids of stopped requests are remembered, so that what still arrives of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from omnibus.broker.connection import Connection, ReceivedMessage
-from omnibus.broker.delivery import Delivery
 from omnibus.broker.puller import Puller
-from omnibus.errors import BrokerError
 from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.orchestrator.delivery_loop import DeliveryLoop
 from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
 from omnibus.orchestrator.event_telemetry import EventTelemetry
 from omnibus.orchestrator.forwarding import Forwarder
@@ -36,14 +35,8 @@ CONCURRENCY = 256
 """Events that one orchestrator has in hand; the bound on its memory."""
 RAW_CONCURRENCY = 64
 """Raw requests that one orchestrator admits at the same time."""
-_DRAIN = 5.0
-_RETRY = 0.5
-"""Seconds after which an event that met an outage is delivered again."""
-_LONGEST_RETRY = 10.0
-"""The same for an event that nobody can handle, so that it costs next to nothing; the delay doubles up to here."""
 
 log = get_logger(__name__)
-Handler = Callable[[Delivery], Awaitable[None]]
 
 
 class OrchestratorService:
@@ -91,56 +84,16 @@ class OrchestratorService:
         await DisconnectListener(self._view, detector, self._connection.metrics).run(self._system)
 
     async def _serve_events(self) -> None:
-        stream = subjects.work_stream(self._spec.name)
-        consumers, lease = [subjects.EVENTS_CONSUMER], self._spec.heartbeat_timeout
-        puller = Puller(self._connection, stream, consumers, step=CONCURRENCY // 8, lease=lease, label="events")
-        await self._serve(puller, CONCURRENCY, self._forwarder.handle)
+        puller = self._puller(subjects.work_stream, subjects.EVENTS_CONSUMER, "events", step=CONCURRENCY // 8)
+        await DeliveryLoop(self._connection, puller, self._forwarder, concurrency=CONCURRENCY).run()
 
     async def _serve_requests(self) -> None:
-        stream = subjects.requests_stream(self._spec.name)
-        consumers, lease = [subjects.REQUESTS_CONSUMER], self._spec.heartbeat_timeout
-        puller = Puller(self._connection, stream, consumers, lease=lease, label="requests")
-        await self._serve(puller, RAW_CONCURRENCY, self._intake.handle)
+        puller = self._puller(subjects.requests_stream, subjects.REQUESTS_CONSUMER, "requests")
+        await DeliveryLoop(self._connection, puller, self._intake, concurrency=RAW_CONCURRENCY).run()
 
-    async def _serve(self, puller: Puller, credit: int, handle: Handler) -> None:
-        """Handle deliveries, `credit` at a time.
-
-        On cancellation those that wait go back to the queue, and those in hand are finished within a grace period.
-        """
-        running: set[asyncio.Task[None]] = set()
-
-        def finished(task: asyncio.Task[None]) -> None:
-            running.discard(task)
-            puller.add_credit()
-
-        try:
-            async with puller:
-                puller.add_credit(credit)
-                async for delivery in puller:
-                    task = asyncio.create_task(self._guarded(handle, delivery), name=delivery.subject)
-                    running.add(task)
-                    task.add_done_callback(finished)
-        finally:
-            if running:
-                await asyncio.wait(running, timeout=_DRAIN)
-
-    async def _guarded(self, handle: Handler, delivery: Delivery) -> None:
-        try:
-            await handle(delivery)
-        except BrokerError as error:
-            log.warning(LogEvent.EVENT_FAILED, subject=delivery.subject, error=str(error))
-            await self._retry(delivery, _RETRY)
-        except Exception:
-            self._connection.metrics.errors.labels(where="orchestrator").inc()
-            log.exception(LogEvent.TASK_CRASHED, subject=delivery.subject, delivery=delivery.num_delivered)
-            doublings = min(delivery.num_delivered - 1, 10)
-            await self._retry(delivery, min(_RETRY * 2**doublings, _LONGEST_RETRY))
-
-    async def _retry(self, delivery: Delivery, delay: float) -> None:
-        try:
-            await delivery.nak(delay)
-        except BrokerError:  # delivered again after the ack wait, then
-            log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
+    def _puller(self, stream_of: Callable[[str], str], consumer: str, label: str, *, step: int = 1) -> Puller:
+        stream, lease = stream_of(self._spec.name), self._spec.heartbeat_timeout
+        return Puller(self._connection, stream, [consumer], step=step, lease=lease, label=label)
 
     async def _on_orphans(self, message: ReceivedMessage) -> None:
         """A worker has stored something too late for its request's end."""

@@ -5,26 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
 from omnibus.client.producer import Producer
-from omnibus.errors import Overloaded, RequestConflict
+from omnibus.errors import EngineError, Overloaded, RequestConflict, RevisionConflict
 from omnibus.ledger.acceptance import _resolve_conflict, admit
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.work_queue import WorkQueue
+from omnibus.orchestrator import intake as intake_module
+from omnibus.orchestrator.delivery_loop import ATTEMPTS
 from omnibus.orchestrator.intake import Intake
-from omnibus.pipeline.spec import PipelineSpec
+from omnibus.payloads.store import PayloadStore
+from omnibus.pipeline.spec import PayloadRule, PipelineSpec
 from omnibus.requests.admission import admission_effects, new_record
 from omnibus.requests.effects import CreateRecord
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
+from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, encode_request
 from tests.support.flow import line, serving, sim
@@ -95,11 +101,12 @@ async def test_nothing_stays_queued_when_a_raw_request_comes_again_after_its_end
     await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}')
     intake = Intake(connection, Performer(connection, pipeline), spec)
     delivery = await _raw_delivery(connection, pipeline)
-    await intake.handle(delivery)
+    assert await intake.handle(delivery)
     async with serving(connection, spec) as producer:
         first = await producer.wait(pipeline, "raw")
         await queue_is_empty(connection, pipeline)
-        await intake.handle(delivery)
+        assert await intake.handle(delivery)
+        await delivery.ack()
         await queue_is_empty(connection, pipeline)
         assert await producer.result(pipeline, "raw") == first
 
@@ -243,6 +250,74 @@ async def test_request_of_a_large_image_and_large_outputs_is_forwarded(connectio
     async with serving(connection, spec) as producer:
         result = await (await producer.submit(spec, Request(prompt="word " * 50_000))).result()
     assert result.state is RequestState.DONE, result.failure
+
+
+async def test_input_is_kept_when_the_record_in_the_way_lapses_between_two_attempts(
+    performer: Performer, connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found ended, with a dead letter that keeps changing: the next attempt finds nothing, and creates a record of its own."""
+    failed = record_of(line(pipeline), "mine").ended(RequestState.FAILED, Failure.of(EngineError("once")))
+    await performer.ledger.create(replace(failed, dead=True))
+
+    async def keep(_record: Record) -> None:
+        await performer.ledger._bucket.delete("mine")
+        raise RevisionConflict("the dead letter keeps changing")
+
+    monkeypatch.setattr(performer.dead_letters, "keep", keep)
+    store = PayloadStore(connection, pipeline)
+    body = encode_request(HELLO)
+    payload = await store.put(body, REQUEST_MEDIA_TYPE, rid="mine", rule=PayloadRule.OBJECT)
+    record = record_of(line(pipeline), "mine", nonce="other")
+    admitted = await admit(performer, replace(record, ticket=replace(record.ticket, request=payload)))
+    assert not admitted.attached
+    assert await store.get(admitted.record.ticket.request) == body
+
+
+async def test_raw_request_is_refused_when_another_had_its_id_and_its_sequence(
+    connection: Connection, pipeline: str
+) -> None:
+    """The stream was deleted and made anew: it counts from 1 again."""
+    spec = line(pipeline)
+    intake = Intake(connection, Performer(connection, pipeline), spec)
+    sequences = []
+    for prompt in ("one", "another"):
+        await ensure_layout(connection, layout_of(spec))
+        await connection.js_publish(subjects.request(pipeline, "taken"), encode_request(Request(prompt=prompt)))
+        delivery = await _raw_delivery(connection, pipeline)
+        sequences.append(delivery.stream_seq)
+        with suppress(RequestConflict) if prompt == "one" else pytest.raises(RequestConflict):
+            assert await intake.handle(delivery)
+        await connection.api(f"STREAM.DELETE.{subjects.requests_stream(pipeline)}")
+    assert sequences == [1, 1]
+
+
+async def test_raw_request_is_admitted_when_an_error_follows_a_long_wait_for_room(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was put back more often than an error is forgiven; each of that was a delivery, and none an error."""
+    spec, errors = line(pipeline, max_open_requests=1), [ZeroDivisionError("a bug of an orchestrator")]
+
+    def new_record_with_a_bug(*args: Any, **kwargs: Any) -> Record:
+        if errors:
+            raise errors.pop()
+        return new_record(*args, **kwargs)
+
+    monkeypatch.setattr(intake_module, "_PUT_BACK", 0.02)
+    monkeypatch.setattr(intake_module, "new_record", new_record_with_a_bug)
+    requests = f"CONSUMER.INFO.{subjects.requests_stream(pipeline)}.{subjects.REQUESTS_CONSUMER}"
+
+    async def put_back_often() -> bool:
+        return bool((await connection.api(requests))["delivered"]["consumer_seq"] > 2 * ATTEMPTS)
+
+    async with serving(connection, spec, replicas=0) as producer:
+        first = await producer.submit(spec, HELLO)
+        await connection.js_publish(subjects.request(pipeline, "waits"), encode_request(HELLO))
+        await eventually(put_back_often, 20, what="the raw request is put back")
+        await producer.cancel(pipeline, first.rid)
+        ledger = Performer(connection, pipeline).ledger
+        entry = await eventually(lambda: ledger.read("waits"), 20, what="its record")
+    assert not errors
+    assert entry.record.state is RequestState.OPEN
 
 
 async def _accepted(producer: Producer, spec: PipelineSpec, rid: str) -> bool:

@@ -220,7 +220,7 @@ async def test_input_is_not_kept_when_a_raw_request_comes_again_after_its_end(
         delivery = await puller.take()
     performer = Performer(connection, pipeline)
     intake = Intake(connection, performer, spec)
-    await intake.handle(delivery)
+    assert await intake.handle(delivery)
 
     async def done() -> bool:
         entry = await performer.ledger.read("raw")
@@ -229,7 +229,8 @@ async def test_input_is_not_kept_when_a_raw_request_comes_again_after_its_end(
     async with serving(connection, spec):
         await eventually(done, what="it is done")
         await all_is_gone(connection, pipeline)
-        await intake.handle(delivery)
+        assert await intake.handle(delivery)
+        await delivery.ack()
         assert not await stored(connection, pipeline)
 
 

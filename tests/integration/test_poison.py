@@ -18,7 +18,7 @@ from omnibus.errors import Unreadable
 from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import Ledger
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.orchestrator import forwarding, service
+from omnibus.orchestrator import delivery_loop, forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
@@ -147,7 +147,7 @@ async def test_others_go_on_when_events_cannot_be_handled(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each ends the request that its subject names, after a bounded number of attempts."""
-    monkeypatch.setattr(service, "_RETRY", 0.02)
+    monkeypatch.setattr(delivery_loop, "_RETRY", 0.02)
     spec = poisoned(pipeline)
     async with others_flowing(connection, spec) as others:
         for number, (kind, body) in enumerate(EVENT_POISON.values()):
@@ -163,7 +163,7 @@ async def test_others_go_on_when_handling_an_event_raises(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug of ours: after its attempts the request is a dead letter, to be run again when the bug is mended."""
-    monkeypatch.setattr(service, "_RETRY", 0.02)
+    monkeypatch.setattr(delivery_loop, "_RETRY", 0.02)
     advance, handled = forwarding.advance, []
 
     def advance_with_a_bug(event: object, record: Record | None) -> object:
@@ -178,7 +178,7 @@ async def test_others_go_on_when_handling_an_event_raises(
         await others.producer.submit(spec, Request(prompt="fine"), rid="poison")
         record = await ended(connection, spec, "poison")
     assert (record.state, record.dead) == (RequestState.FAILED, True)
-    assert len(handled) == forwarding.ATTEMPTS
+    assert len(handled) == delivery_loop.ATTEMPTS
 
 
 @pytest.mark.parametrize("damaged", [b"\xc1", b"\x81\xa1v\x07", None])
@@ -186,7 +186,7 @@ async def test_record_is_buried_when_nobody_can_read_it(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, damaged: bytes | None
 ) -> None:
     """After a few deliveries it says so itself, and what it was is a dead letter. None: the record of another request."""
-    monkeypatch.setattr(service, "_RETRY", 0.02)
+    monkeypatch.setattr(delivery_loop, "_RETRY", 0.02)
     spec = poisoned(pipeline)
     async with others_flowing(connection, spec) as others:
         record = await _open_record(others.producer, spec, "poison")
@@ -261,7 +261,7 @@ async def test_others_go_on_when_raw_requests_are_nonsense(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each was acknowledged by the broker: it ends, and its producer can read why."""
-    monkeypatch.setattr(service, "_RETRY", 0.02)
+    monkeypatch.setattr(delivery_loop, "_RETRY", 0.02)
     spec = poisoned(pipeline)
     async with others_flowing(connection, spec):
         for number, body in enumerate(RAW_POISON.values()):

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Self
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
-from omnibus.broker.delivery import is_ack_subject
+from omnibus.broker.delivery import claimed, consumer_of, is_ack_subject
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, Claim
@@ -22,6 +22,11 @@ class ClaimBook:
 
     Bounded in bytes, for anybody who may announce claims can announce any: beyond MOST_BYTES those announced longest ago give
     way. Of a replica without any, its last heartbeat tells.
+
+    Invariant: no task is lost by claims that are out of date, because announcements gave way or never arrived. One that is
+    missing here is delivered again when its lease ends. One that its replica has not any more is gone, which makes its
+    requeueing void, or another replica has it at a later delivery, which `held` leaves out; where that is not known here, the
+    task runs twice, and the first result counts.
     """
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
@@ -42,15 +47,22 @@ class ClaimBook:
     def held(self, record: ReplicaRecord) -> Held:
         """Return the last claims of this life of a replica: of its last heartbeat, or of an announcement after it.
 
-        Invariant: never the claims of a former life under the same id. Others have had those tasks since, and requeueing them
-        once more would take them from the replicas that run them now.
+        Invariant: never the claims of a former life under the same id, nor of a delivery that another replica has had after
+        this one. Others have those tasks by now, and requeueing them would take them from the replicas that run them.
         """
         announced, _ = self._announced.get(record.key, (None, 0))
         is_later = (
             announced is not None and announced.instance == record.instance and announced.number > record.announced
         )
         claims = announced.held if announced is not None and is_later else record.claims
-        return tuple(claim for claim in claims if is_ack_subject(claim[1]))
+        mine = tuple(claim for claim in claims if is_ack_subject(claim[1]))
+        others = self._held_by_others(record, {rid for rid, _ in mine})
+        return tuple(claim for claim in mine if not any(_is_later(other, claim[1]) for other in others))
+
+    def _held_by_others(self, record: ReplicaRecord, rids: set[str]) -> tuple[str, ...]:
+        """Ack subjects that other replicas of the stage have announced for these requests."""
+        others = (one for key, (one, _) in self._announced.items() if key[0] == record.stage_id and key != record.key)
+        return tuple(ack for one in others for rid, ack in one.held if rid in rids and is_ack_subject(ack))
 
     def forget(self, record: ReplicaRecord) -> None:
         """The replica is gone, and its id may be another's soon."""
@@ -66,3 +78,9 @@ class ClaimBook:
         while self._bytes > MOST_BYTES:
             _, (_, dropped) = self._announced.popitem(last=False)
             self._bytes -= dropped
+
+
+def _is_later(other: str, mine: str) -> bool:
+    """Whether an ack subject answers a later delivery of the same message."""
+    (sequence, delivery), (my_sequence, my_delivery) = claimed(other), claimed(mine)
+    return consumer_of(other) == consumer_of(mine) and sequence == my_sequence and delivery > my_delivery
