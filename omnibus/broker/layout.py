@@ -25,6 +25,9 @@ _DEDUPE_BUCKET_SECONDS = 120
 _MAX_WAITING = 65_536  # cannot be changed later; far above slots × lanes of any stage
 _PAYLOAD_MARGIN = 300.0  # seconds that a payload outlives any request and its answer
 _CHUNKS_DAYS = 1  # a backstop: they are purged when their request ends
+_IDLE_LEASES = (
+    20  # after so many the server removes the consumer of a lane that no replica reads and nothing of is in hand
+)
 
 log = get_logger(__name__)
 
@@ -127,13 +130,20 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
 
 
 def lane_consumer(pipeline: str, stage_id: int, lane: str, *, heartbeat_timeout: float = 10.0) -> Consumer:
-    """The consumer of one lane: of a shared one, or of a replica's own for directed tasks. Pure."""
+    """The consumer of one lane that the replicas of a stage share. Pure."""
     return _consumer(
         subjects.work_stream(pipeline),
         subjects.stage_consumer(stage_id, lane),
         subjects.tasks_filter(pipeline, stage_id, lane),
         _nanoseconds(heartbeat_timeout),
     )
+
+
+def own_lane_consumer(pipeline: str, stage_id: int, replica: str, *, heartbeat_timeout: float = 10.0) -> Consumer:
+    """The consumer of a replica's own lane, for directed tasks; the server removes it some time after its last use. Pure."""
+    shared = lane_consumer(pipeline, stage_id, replica, heartbeat_timeout=heartbeat_timeout)
+    idle = {"inactive_threshold": _IDLE_LEASES * _nanoseconds(heartbeat_timeout)}
+    return Consumer(shared.stream, shared.name, {**shared.config, **idle})
 
 
 async def ensure_layout(connection: Connection, layout: Layout) -> list[Change]:
@@ -161,21 +171,11 @@ async def apply(connection: Connection, changes: Sequence[Change]) -> None:
         if isinstance(target, Stream):
             await connection.api(f"STREAM.{change.action.upper()}.{target.name}", target.config)
         else:
-            await ensure_consumer(connection, target)
+            body = {"stream_name": target.stream, "config": target.config, "action": ""}
+            await connection.api(f"CONSUMER.CREATE.{target.stream}.{target.name}", body)
         log.debug(LogEvent.BROKER_LAYOUT_CHANGED, change=str(change))
     if changes:
         log.info(LogEvent.BROKER_LAYOUT_CHANGED, changes=len(changes))
-
-
-async def ensure_consumer(connection: Connection, consumer: Consumer) -> None:
-    """Create or update one consumer; idempotent."""
-    body = {"stream_name": consumer.stream, "config": consumer.config, "action": ""}
-    await connection.api(f"CONSUMER.CREATE.{consumer.stream}.{consumer.name}", body)
-
-
-async def remove_consumer(connection: Connection, consumer: Consumer) -> None:
-    """Remove one consumer, such as that of a replica's own lane; its messages stay. Idempotent."""
-    await connection.find(f"CONSUMER.DELETE.{consumer.stream}.{consumer.name}")
 
 
 async def _compare(connection: Connection, target: Stream | Consumer) -> Change | None:

@@ -141,7 +141,7 @@ class _Table:
             yield f"{_API}.STREAM.{verb}.{work}"
         yield f"{_API}.DIRECT.GET.{work}"
         yield f"{_API}.CONSUMER.INFO.{work}.*"
-        yield from (f"{_API}.CONSUMER.{verb}.{work}.*" for verb in ("CREATE", "DELETE"))  # replicas' own lanes
+        yield f"{_API}.CONSUMER.CREATE.{work}.*"  # of replicas' own lanes
 
     def _frontdoor(self) -> Iterator[str]:
         root = f"omni.{self._name}"

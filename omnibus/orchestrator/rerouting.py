@@ -1,6 +1,7 @@
-"""Rerouting: directed tasks whose replica is not up move to the lane that all replicas of the stage share.
+"""Replicas' own lanes: orchestrators make them readable, and reroute tasks to the shared lane when their replica is not up.
 
-They are never NAKed: that would leave them on a lane that no replica reads. Any number of orchestrators may do this at once.
+Such tasks are never NAKed: that would leave them on a lane that no replica reads. Any number of orchestrators may do this at
+once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from omnibus.broker.connection import Connection
+from omnibus.broker.layout import Layout, ensure_layout, own_lane_consumer
 from omnibus.ledger.directed_lanes import DirectedLanes
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -31,13 +33,14 @@ log = get_logger(__name__)
 class Rerouting:
     """Looks after the replicas' own lanes of one pipeline.
 
-    A lane is looked at when its replica stops taking tasks, and when one that has stopped dies. All are at the start and,
-    where stages are directed, once a heartbeat timeout: somebody who had not heard yet that a replica left may have
-    published to its lane afterwards.
+    A lane is looked at when its replica registers or changes its status. All are at the start and, where stages are
+    directed, once a heartbeat timeout: somebody who had not heard yet that a replica left may have published to its lane
+    afterwards, and the server removes the consumer of a lane that a paused replica did not read for long.
     """
 
     def __init__(self, conn: Connection, spec: PipelineSpec, view: ReplicaView) -> None:
         self._conn, self._spec, self._view = conn, spec, view
+        self._directed = {one.stage_id for one in spec.stages if LoadBalancingPolicy(one.lb_policy).directed}
         self._lanes = DirectedLanes(conn, spec.name)
         self._due: set[Lane] = set()
         self._woken = asyncio.Event()
@@ -51,26 +54,24 @@ class Rerouting:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._spec.heartbeat_timeout):
                         await self._work_off()
-                if any(LoadBalancingPolicy(stage.lb_policy).directed for stage in self._spec.stages):
+                if self._directed:
                     await self._guarded(self._look_everywhere())
         finally:
             unhook()
 
     def _on_message(self, change: ReplicaChange) -> None:
         record = change.after or change.before
-        if record is None or not record.directed or takes_directed(change.after):
-            return
-        if _life(change.before) != _life(change.after):  # also one that was leaving, and dies of it
+        if record is not None and record.directed and _life(change.before) != _life(change.after):
             self._due.add((record.stage_id, record.replica))
             self._woken.set()
 
     async def _work_off(self) -> None:
-        """Empty lanes as they become due."""
+        """Look after lanes as they become due."""
         while True:
             await self._woken.wait()
             self._woken.clear()
             while self._due:
-                await self._guarded(self._empty(self._due.pop()))
+                await self._guarded(self._look_after(self._due.pop()))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a step; a failed one is repeated when all lanes are checked the next time."""
@@ -78,7 +79,20 @@ class Rerouting:
             await work
 
     async def _look_everywhere(self) -> None:
-        for lane in sorted(await self._lanes.occupied()):
+        registered = {record.key for record in self._view.replicas() if record.directed}
+        for lane in sorted(registered | await self._lanes.occupied()):
+            await self._look_after(lane)
+
+    async def _look_after(self, lane: Lane) -> None:
+        """Make a lane readable while its replica is registered, and empty it while that takes no tasks."""
+        record = self._record(lane)
+        if lane[1] in self._spec.stage_lanes:
+            return
+        if record is not None and record.alive and lane[0] in self._directed:
+            timeout = self._spec.heartbeat_timeout
+            consumer = own_lane_consumer(self._spec.name, *lane, heartbeat_timeout=timeout)
+            await ensure_layout(self._conn, Layout((), (consumer,)))
+        if not takes_directed(record):
             await self._empty(lane)
 
     async def _empty(self, lane: Lane) -> None:
@@ -87,8 +101,6 @@ class Rerouting:
         A task that the replica was given has used up one attempt and no more: replicas reroute a task that they get twice.
         """
         stage_id, replica = lane
-        if replica in self._spec.stage_lanes:
-            return
         sequence, moved = 0, 0
         reached = await self._lanes.reached(stage_id, replica)
         while not takes_directed(record := self._record(lane)):

@@ -1,4 +1,7 @@
-"""The lanes that one replica takes tasks from: those that its stage shares and, where tasks are directed, its own."""
+"""The lanes that one replica takes tasks from: those that its stage shares and, where tasks are directed, its own.
+
+Orchestrators make the consumer of the own lane readable; until then the puller is refused there, and asks again.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,12 @@ import asyncio
 from contextlib import suppress
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.layout import ensure_consumer, lane_consumer, remove_consumer
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import subjects
 
-CLOSE_TIMEOUT = 1.0
-"""Seconds in which the broker must have taken the last acknowledgements for the own lane's consumer to be removed."""
-_PAUSE = 0.01
 _BRIEFLY = 12
 
 
@@ -31,17 +30,15 @@ class Lanes:
         """Tasks on its own lane that nobody has in hand, as of the last `refresh`."""
 
     async def open(self, replica: str) -> None:
-        """Make the own lane readable; idempotent. Raises BrokerError: BrokerDenied where only operators may make consumers."""
+        """Take the lane of this id for the own one; raises BrokerError: BrokerDenied where the credentials do not name it."""
         if self.directed:
-            timeout = self._spec.heartbeat_timeout
-            consumer = lane_consumer(self._spec.name, self._stage_id, replica, heartbeat_timeout=timeout)
             try:
-                await ensure_consumer(self._conn, consumer)
+                await self._depth(replica)
             except BrokerDenied as error:
                 raise BrokerDenied(
-                    f"stage {self._stage_id} of {self._spec.name} has an lb_policy, so that each replica needs a consumer of "
-                    "its own, which the credentials of a worker may not make: set lb_policy: broker, or give this worker "
-                    "those of the embedded server"
+                    f"the credentials of this worker do not name the lane {replica} of the directed stage {self._stage_id} of "
+                    f"{self._spec.name}: make them anew with `omnibus nats credentials`, run fewer replicas of the stage, or "
+                    "set lb_policy: broker"
                 ) from error
         self.replica = replica
 
@@ -59,27 +56,10 @@ class Lanes:
             return
         with suppress(TimeoutError, BrokerError):
             async with asyncio.timeout(self._spec.heartbeat_timeout / _BRIEFLY):
-                self.waiting, _ = await self._depth()
+                self.waiting = await self._depth(self.replica)
 
-    async def close(self) -> None:
-        """Remove the own lane's consumer, in an orderly leave without claims. Tasks that still wait there are rerouted.
-
-        It stays when the broker has not taken all acknowledgements yet, which would be lost with it: the next replica of
-        the same id takes it over.
-        """
-        if not self.directed:
-            return
-        with suppress(TimeoutError, BrokerError):
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                while True:
-                    _, in_hand = await self._depth()
-                    if in_hand == 0:
-                        break
-                    await asyncio.sleep(_PAUSE)  # acknowledgements have no answer to wait for
-                await remove_consumer(self._conn, lane_consumer(self._spec.name, self._stage_id, self.replica))
-
-    async def _depth(self) -> tuple[int, int]:
-        """Tasks on the own lane that wait, and those that somebody has in hand."""
-        name = subjects.stage_consumer(self._stage_id, self.replica)
+    async def _depth(self, replica: str) -> int:
+        """Tasks that wait on the lane of a replica."""
+        name = subjects.stage_consumer(self._stage_id, replica)
         info = await self._conn.find(f"CONSUMER.INFO.{subjects.work_stream(self._spec.name)}.{name}")
-        return (info["num_pending"], info["num_ack_pending"]) if info is not None else (0, 0)
+        return int(info["num_pending"]) if info is not None else 0

@@ -173,7 +173,6 @@ class Replica:
             self._left.set()
             await self._finish()
             watch.cancel()
-        await self._lanes.close()
         if self._health.death is not None:
             raise self._health.death
 

@@ -107,17 +107,53 @@ async def test_shared_lane_is_read_while_the_own_one_is_never_empty(connection: 
             assert (await home.result()).timings[0].finished < last.timings[0].finished
 
 
-async def test_own_lane_is_made_and_removed_when_a_replica_comes_and_leaves(
+async def test_own_lane_is_made_by_an_orchestrator_and_removed_when_a_replica_comes_and_leaves(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=0.3)
+    await ensure_layout(connection, layout_of(spec))
+    before = await consumers(connection, pipeline)
+
+    async def beyond_the_layout(names: set[str]) -> bool:
+        return await consumers(connection, pipeline) - before == names
+
+    async with replica(connection, spec), Producer(connection) as producer:
+        assert await beyond_the_layout(set()), "a replica makes none"
+        async with orchestrator(connection, spec):
+            await eventually(lambda: beyond_the_layout({"stage-0-r0"}), what="the lane can be read")
+            await finish(producer, spec, 5)
+    await eventually(lambda: beyond_the_layout(set()), 30, what="the server removes what nobody reads")
+
+
+async def test_own_lane_is_made_again_when_it_is_lost_while_its_replica_is_up(
     connection: Connection, pipeline: str
 ) -> None:
     spec = one_stage(pipeline)
     await ensure_layout(connection, layout_of(spec))
-    before = await consumers(connection, pipeline)
-    async with orchestrator(connection, spec), Producer(connection) as producer:
-        async with replica(connection, spec):
-            assert await consumers(connection, pipeline) - before == {"stage-0-r0"}
-            await finish(producer, spec, 5)
-        assert await consumers(connection, pipeline) == before
+    async with orchestrator(connection, spec), Producer(connection) as producer, replica(connection, spec):
+        await finish(producer, spec, 1)
+        await connection.api(f"CONSUMER.DELETE.{subjects.work_stream(pipeline)}.stage-0-r0")
+        await finish(producer, spec, 5)
+
+
+async def test_shared_lane_is_left_alone_when_a_replica_registers_under_its_name(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = one_stage(pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    info = f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.stage-0-interactive"
+    before = (await connection.api(info))["config"]
+    async with orchestrator(connection, spec), replica(connection, spec):
+        bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+        for name, stage in (("interactive", 0), ("r9", 0)):
+            false = ReplicaRecord(stage_id=stage, replica=name, instance="false", directed=True)
+            await bucket.put(f"{stage}.{name}", codec.encode(false))
+        await eventually(lambda: _has(connection, pipeline, "stage-0-r9"), what="the lanes were looked at")
+        assert (await connection.api(info))["config"] == before
+
+
+async def _has(connection: Connection, pipeline: str, consumer: str) -> bool:
+    return consumer in await consumers(connection, pipeline)
 
 
 async def test_replicas_have_no_lane_of_their_own_when_the_broker_balances(

@@ -8,16 +8,17 @@ import pytest
 
 from omnibus.broker.connection import STREAM_FULL, Connection
 from omnibus.broker.layout import (
+    Layout,
     compare,
     describe,
-    ensure_consumer,
     ensure_layout,
-    lane_consumer,
+    own_lane_consumer,
     plan,
-    remove_consumer,
 )
+from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerRefused
 from omnibus.wire import subjects
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -69,15 +70,31 @@ async def test_everything_is_kept_in_files_when_laid_out(connection: Connection,
         assert info["config"]["storage"] == "file"  # one in memory would be gone after a crash
 
 
-async def test_own_lane_comes_and_goes_when_a_replica_wants_one(connection: Connection, pipeline: str) -> None:
+async def test_own_lane_stays_while_its_replica_works_and_goes_when_nobody_reads_it(
+    connection: Connection, pipeline: str
+) -> None:
     await ensure_layout(connection, describe(pipeline, LANES))
-    lane = lane_consumer(pipeline, 0, "replica-7")
-    await remove_consumer(connection, lane)
+    lane = own_lane_consumer(pipeline, 0, "r7", heartbeat_timeout=0.1)
+    own = Layout((), (lane,))
+    assert [change.action for change in await ensure_layout(connection, own)] == ["create"]
+    assert await ensure_layout(connection, own) == []
+    idle = lane.config["inactive_threshold"] / 1e9
 
-    await ensure_consumer(connection, lane)
-    await ensure_consumer(connection, lane)
-    await remove_consumer(connection, lane)
-    assert await connection.find(f"CONSUMER.INFO.{lane.stream}.{lane.name}") is None
+    await connection.js_publish(subjects.task(pipeline, 0, "r7", "a"), b"")
+    async with Puller(connection, lane.stream, [lane.name], lease=0.1) as puller:
+        puller.add_credit()
+        delivery = await puller.take()
+        until = asyncio.get_running_loop().time() + 2 * idle
+        while asyncio.get_running_loop().time() < until:
+            await connection.publish(delivery.ack_subject, b"+WPI")
+            await asyncio.sleep(0.03)
+        assert await connection.find(f"CONSUMER.INFO.{lane.stream}.{lane.name}") is not None
+        await delivery.ack()
+
+    async def gone() -> bool:
+        return await connection.find(f"CONSUMER.INFO.{lane.stream}.{lane.name}") is None
+
+    await eventually(gone, 10 * idle)
 
 
 def test_settings_count_as_equal_when_the_server_leaves_out_zeros() -> None:

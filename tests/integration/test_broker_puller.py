@@ -9,7 +9,7 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.broker.layout import describe, ensure_layout, lane_consumer, remove_consumer
+from omnibus.broker.layout import describe, ensure_layout
 from omnibus.broker.puller import Puller
 from omnibus.wire import subjects
 from tests.support.broker import lay_out, publish_tasks, queued, stage_puller, take_all
@@ -178,7 +178,7 @@ async def test_puller_goes_on_when_its_consumer_is_deleted_and_made_again(
     async with stage_puller(connection, pipeline) as puller:
         puller.add_credit(2)
         await _parked(connection, pipeline, ("interactive",))
-        await remove_consumer(connection, lane_consumer(pipeline, 0, "interactive"))
+        await connection.api(f"CONSUMER.DELETE.{subjects.work_stream(pipeline)}.stage-0-interactive")
         await publish_tasks(connection, pipeline, _ids(2))
         await ensure_layout(connection, describe(pipeline, {0: ("interactive",)}))
         async with asyncio.timeout(4):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import suppress
 
 import httpx
-import msgspec
 import pytest
 
 from omnibus.broker.connection import connect
 from omnibus.broker.embedded import free_port
 from omnibus.broker.nats_access import Access
+from omnibus.broker.roles import MOST_DIRECTED
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.wire import codec, subjects
@@ -53,6 +54,7 @@ def test_request_ends_done_when_each_process_has_its_own_role(
         assert done.returncode == 0, done.stderr + log.read_text()
         assert done.stdout.strip().isdecimal()
         _ask_the_front_door(f"http://127.0.0.1:{port}")
+        assert asyncio.run(_taken_from(guarded, subjects.stage_consumer(1, "r0"))) >= 2
         assert "permission_denied" not in log.read_text()
         status = json.loads(omnibus("status", "--json", nats=guarded.url).stdout)
         assert [len(stage["replicas"]) for stage in status["stages"]] == [1, 1]
@@ -61,6 +63,14 @@ def test_request_ends_done_when_each_process_has_its_own_role(
             process.terminate()
         for process in processes:
             process.wait(30)
+
+
+async def _taken_from(guarded: Guarded, consumer: str) -> int:
+    """How many tasks a replica has taken from a consumer."""
+    access = guarded.access("operator")
+    async with connect(guarded.url, name="looks", role="operator", access=access, deadline=30) as connection:
+        info = await connection.api(f"CONSUMER.INFO.{subjects.work_stream('guarded')}.{consumer}")
+    return int(info["delivered"]["consumer_seq"])
 
 
 def _ask_the_front_door(url: str) -> None:
@@ -131,12 +141,12 @@ async def test_stranger_does_not_get_in_when_it_has_no_credentials(guarded: Guar
             pytest.fail("connected")
 
 
-async def test_worker_is_told_why_when_its_stage_is_directed_and_its_role_may_make_no_consumer(
-    guarded: Guarded,
-) -> None:
+async def test_worker_is_told_why_when_its_credentials_do_not_name_its_own_lane(guarded: Guarded) -> None:
     spec = load_pipeline(str(guarded.file))
-    stage = msgspec.structs.replace(spec.stages[0], lb_policy="round-robin")
-    access = guarded.access("worker-0")
+    access = guarded.access("worker-1")
     async with connect(guarded.url, name="worker", role="worker", access=access, deadline=30) as connection:
-        with pytest.raises(BrokerDenied, match="set lb_policy: broker"):
-            await Lanes(connection, spec, stage).open("r0")
+        lanes = Lanes(connection, spec, spec.stages[1])
+        await lanes.open(f"r{MOST_DIRECTED - 1}")
+        with pytest.raises(BrokerDenied, match=f"do not name the lane r{MOST_DIRECTED} of the directed stage 1"):
+            await lanes.open(f"r{MOST_DIRECTED}")
+        assert lanes.replica == f"r{MOST_DIRECTED - 1}"

@@ -11,7 +11,7 @@ import pytest
 
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.delivery import consumer_of
-from omnibus.broker.layout import ensure_consumer, ensure_layout, lane_consumer, layout_of
+from omnibus.broker.layout import Layout, ensure_layout, layout_of, own_lane_consumer
 from omnibus.client.producer import Producer
 from omnibus.ledger.directed_lanes import DirectedLanes
 from omnibus.pipeline.spec import PipelineSpec
@@ -159,7 +159,7 @@ async def test_one_copy_is_rerouted_when_two_publish_the_same_task(
 async def test_tasks_are_rerouted_when_an_orchestrator_starts(connection: Connection, pipeline: str) -> None:
     spec = one_stage(pipeline, heartbeat_timeout=60.0)
     await ensure_layout(connection, layout_of(spec))
-    await ensure_consumer(connection, lane_consumer(pipeline, 0, "r3"))
+    await ensure_layout(connection, Layout((), (own_lane_consumer(pipeline, 0, "r3"),)))
     rids = [f"left{number}" for number in range(3)]
     for rid in rids:
         await publish(connection, spec, "r3", rid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from tests.simulation.streams import Refusal, Stored, Stream, matches
 
 if TYPE_CHECKING:
     from tests.simulation.connection import SimSubscription
+    from tests.simulation.pulling import SimPuller
 
 _MARKER_SECONDS = 60.0
 _NO_HEADERS: Mapping[str, str] = {}
@@ -55,6 +57,8 @@ class Broker:
         self.replicas = self.streams[f"KV_{subjects.replicas_bucket(pipeline)}"]
         self.objects = self.streams[f"OBJ_{subjects.payloads_bucket(pipeline)}"]
         self.consumers: dict[tuple[str, str], Consumer] = {}
+        self.pullers: defaultdict[tuple[str, str], list[SimPuller]] = defaultdict(list)
+        """Who asks for the messages of a consumer, whether it is there or not."""
         self.subscriptions: list[SimSubscription] = []
         self.inboxes: dict[str, Callable[[Wire], object]] = {}
         """Clients that wait for answers of others."""
@@ -230,9 +234,6 @@ class Broker:
             return _described(self._make(stream, body["config"]))
         if (stream, name) not in self.consumers:
             raise Refusal(404, 10014, "consumer not found")
-        if verb == "DELETE":
-            del self.consumers[stream, name]
-            return {"success": True}
         return _described(self.consumers[stream, name])
 
     def _direct_get(self, rest: str, data: bytes) -> Wire:
@@ -258,8 +259,10 @@ class Broker:
         """A durable consumer; idempotent."""
         key = stream, config["durable_name"]
         if key not in self.consumers:
-            wait = config["ack_wait"] / 1e9
-            self.consumers[key] = Consumer(self, self.streams[stream], key[1], config["filter_subject"], wait)
+            made = self.consumers[key] = Consumer(self, self.streams[stream], config)
+            self.at(
+                self.loop.time() + self.rng.uniform(0.0, 1.0), made.offer
+            )  # pulls that were refused are asked for again
         return self.consumers[key]
 
 
@@ -275,6 +278,7 @@ def _json(answer: Mapping[str, Any]) -> Wire:
 def _described(consumer: Consumer) -> dict[str, Any]:
     return {
         "name": consumer.name,
+        "config": consumer.config,
         "num_pending": consumer.waiting(),
         "num_ack_pending": consumer.in_hand,
         "delivered": {"stream_seq": consumer.reached},

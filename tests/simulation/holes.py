@@ -14,7 +14,7 @@ from omnibus.errors import RequestConflict
 from omnibus.ledger import acceptance as admission
 from omnibus.ledger.records import Ledger
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.orchestrator import forwarding
+from omnibus.orchestrator import forwarding, rerouting
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
 from omnibus.registry.death.failure_detector import FailureDetector
@@ -114,6 +114,15 @@ def nobody_home(_world: World) -> Patches:
         await asyncio.get_running_loop().create_future()
 
     yield Rerouting, "run", run
+
+
+def unreadable_lanes(_world: World) -> Patches:
+    """No orchestrator makes the consumer of a replica's own lane."""
+
+    async def nothing(*_words: object) -> None:
+        return
+
+    yield rerouting, "ensure_layout", nothing
 
 
 def forgetful_advance(_world: World) -> Patches:
@@ -247,8 +256,8 @@ HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
         ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
-        nobody_home, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines, forgotten_cancellations,
-        trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
+        nobody_home, unreadable_lanes, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines,
+        forgotten_cancellations, trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
         deaf_followers, notified_what_came, trust_in_removals, records_expire_at_their_deadline,
     )
 }  # fmt: skip

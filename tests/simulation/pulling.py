@@ -25,7 +25,7 @@ class SimPuller:
         label: str = "",  # noqa: ARG002
     ) -> None:  # fmt: skip
         self._connection = connection
-        self._consumers = [connection.world.broker.consumers[stream, name] for name in consumers]
+        self._keys = [(stream, name) for name in consumers]
         self._coming = dict.fromkeys(consumers, 0)
         self._excess = excess
         self._epoch = connection.epoch
@@ -34,15 +34,15 @@ class SimPuller:
 
     async def __aenter__(self) -> Self:
         self._unhook = self._connection.on_reconnect(self._ask)
-        for consumer in self._consumers:
-            consumer.pullers.append(self)
+        for key in self._keys:
+            self._connection.world.broker.pullers[key].append(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.withdraw()
         self._unhook()
-        for consumer in self._consumers:
-            consumer.pullers.remove(self)
+        for key in self._keys:
+            self._connection.world.broker.pullers[key].remove(self)
         while not self._ready.empty():
             self._requeue(self._ready.get_nowait())
 
@@ -81,8 +81,9 @@ class SimPuller:
         self._connection.arrive(lambda: self._receive(consumer, message))
 
     def _ask(self) -> None:
-        for consumer in self._consumers:
-            consumer.offer()
+        for key in self._keys:
+            if (consumer := self._connection.world.broker.consumers.get(key)) is not None:
+                consumer.offer()
 
     def _receive(self, consumer: str, message: Wire) -> None:
         if self._epoch == self._connection.epoch:

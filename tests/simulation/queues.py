@@ -6,8 +6,9 @@ delivered once more. A lease that nobody renews ends, and the message goes to so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.simulation.streams import Stored, Stream, matches
 
@@ -26,14 +27,15 @@ class _Pending:
 class Consumer:
     """One durable consumer: a pull gets the next message, and the message again when it is not acknowledged."""
 
-    def __init__(self, broker: Broker, stream: Stream, name: str, filter_subject: str, ack_wait: float) -> None:
-        self._broker, self._stream = broker, stream
-        self.name, self._filter, self._ack_wait = name, filter_subject, ack_wait
+    def __init__(self, broker: Broker, stream: Stream, config: Mapping[str, Any]) -> None:
+        self._broker, self._stream, self.config = broker, stream, config
+        self.name, self._filter = config["durable_name"], config["filter_subject"]
+        self._ack_wait = config["ack_wait"] / 1e9
         self._next_seq, self._count = 1, 0
         self._again: list[int] = []
         self._pending: dict[int, _Pending] = {}
         self._delivered: dict[int, int] = {}
-        self.pullers: list[SimPuller] = []
+        self.pullers = broker.pullers[stream.name, self.name]
 
     @property
     def in_hand(self) -> int:
