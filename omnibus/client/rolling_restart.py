@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from omnibus.broker.connection import Connection
+from omnibus.client.rpc import ask_replica
 from omnibus.errors import BrokerUnavailable, ReplicaMissing
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaView
-from omnibus.wire import codec, subjects
-from omnibus.wire.control import Rpc, RpcReply
+from omnibus.wire import codec
+from omnibus.wire.control import Rpc
 
 ANSWER_TIMEOUT = 10.0
 """Seconds for a replica to say that it will."""
-_LISTENING = (ReplicaStatus.UP, ReplicaStatus.DRAINING)
 Say = Callable[[str], None]
 
 
@@ -29,7 +29,7 @@ async def restart_replicas(
     ReplicaMissing for one that does not answer or does not come back in time; those after it are left as they are.
     """
     async with ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view:
-        rolling = [record for record in view.replicas(stage_id) if record.status in _LISTENING]
+        rolling = [record for record in view.replicas(stage_id) if record.listens]
         for number, record in enumerate(rolling, 1):
             say(f"{_name(spec, record)}: leaves ({number} of {len(rolling)})")
             successor = await _restart(connection, spec, view, record, timeout)
@@ -55,12 +55,11 @@ async def _restart(
 
 
 async def _order(connection: Connection, spec: PipelineSpec, record: ReplicaRecord) -> None:
-    subject, order = subjects.ctl(spec.name, *record.key), codec.encode(Rpc(method="restart"))
+    order = codec.encode(Rpc(method="restart"))
     try:
-        message = await connection.request(subject, order, timeout=ANSWER_TIMEOUT)
+        reply = await ask_replica(connection, spec.name, record, order, ANSWER_TIMEOUT)
     except BrokerUnavailable as error:
         raise ReplicaMissing(f"{_name(spec, record)} does not answer: {error.message}") from error
-    reply: RpcReply = codec.decode(message.data, RpcReply)
     if reply.failure is not None:
         raise reply.failure.exception()
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerUnavailable, EngineError, InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaRecord, read_replicas
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Rpc, RpcReply
 from omnibus.wire.failure import Failure
@@ -20,7 +19,6 @@ TIMEOUT = 60.0
 """Seconds that each replica has, where the caller says nothing."""
 LONGEST_TIMEOUT = 300.0
 """A replica gives a call up after so long, so nobody need wait longer."""
-_LISTENING = (ReplicaStatus.UP, ReplicaStatus.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,8 @@ async def collective_rpc(
     stages = known_stages(spec, stage_ids)
     seconds = _seconds(timeout)
     order = _encoded(Rpc(method=method, args=tuple(args), kwargs=dict(kwargs or {})))
-    replicas = [record for record in await _replicas(connection, spec.name) if record.stage_id in stages]
+    found = await read_replicas(connection, spec.name)
+    replicas = [record for record in found if record.listens and record.stage_id in stages]
     said = await asyncio.gather(*(_ask(connection, spec.name, record, order, seconds) for record in replicas))
     return CollectiveAnswer(
         method=method,
@@ -104,23 +103,21 @@ async def _ask(
 ) -> ReplicaAnswer | None:
     """Asked once: a call may have effects, so it is not repeated when the answer is lost."""
     try:
-        message = await connection.request(subjects.ctl(pipeline, *record.key), order, timeout=timeout)
+        reply = await ask_replica(connection, pipeline, record, order, timeout)
     except BrokerUnavailable:
         return None
-    reply: RpcReply = codec.decode(message.data, RpcReply)
     if reply.value is not None:
         return ReplicaAnswer(*record.key, value=codec.unpack(reply.value))
     failure = reply.failure or Failure.of(EngineError(reply.error))
     return ReplicaAnswer(*record.key, failure=failure)
 
 
-async def _replicas(connection: Connection, pipeline: str) -> list[ReplicaRecord]:
-    """Those that listen now, by stage and id."""
-    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
-    entries = await asyncio.gather(*(bucket.get(key) for key in await bucket.keys()))
-    records: list[ReplicaRecord] = [codec.decode(entry.value, ReplicaRecord) for entry in entries if entry is not None]
-    listening = [record for record in records if record.status in _LISTENING]
-    return sorted(listening, key=lambda record: (record.stage_id, len(record.replica), record.replica))
+async def ask_replica(
+    connection: Connection, pipeline: str, record: ReplicaRecord, order: bytes, timeout: float
+) -> RpcReply:
+    """The reply of one replica to an encoded Rpc; raises BrokerUnavailable when it gives none within `timeout` seconds."""
+    message = await connection.request(subjects.ctl(pipeline, *record.key), order, timeout=timeout)
+    return codec.decode(message.data, RpcReply)
 
 
 def known_stages(spec: PipelineSpec, stage_ids: Sequence[int] | None) -> tuple[int, ...]:

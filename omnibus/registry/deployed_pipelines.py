@@ -13,13 +13,13 @@ import msgspec
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import Change, ensure_layout, layout_of
-from omnibus.errors import InvalidRequest, PipelineError
+from omnibus.errors import PipelineError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.pipeline.validation import validate
-from omnibus.registry.presence.replica_record import ReplicaRecord
-from omnibus.wire import codec, subjects
+from omnibus.registry.presence.replica_record import read_replicas
+from omnibus.wire import subjects
 
 log = get_logger(__name__)
 
@@ -67,18 +67,7 @@ async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replica
 
 async def count_replicas(connection: Connection, pipeline: str) -> int:
     """The number of replicas that are registered; those that left or were declared down count for nothing."""
-    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
-    entries = [await bucket.get(key) for key in await bucket.keys()]
-    return sum(_is_alive(entry.value) for entry in entries if entry is not None and entry.value is not None)
-
-
-def _is_alive(data: bytes) -> bool:
-    """Whether a replica is registered so; a record that cannot be read counts for nothing."""
-    try:
-        record: ReplicaRecord = codec.decode(data, ReplicaRecord)
-    except InvalidRequest:
-        return False
-    return record.alive
+    return sum(record.alive for record in await read_replicas(connection, pipeline))
 
 
 async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: bool = False) -> None:

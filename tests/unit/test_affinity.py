@@ -12,7 +12,7 @@ from omnibus.errors import InvalidName, InvalidRequest
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.affinity import favourite
-from omnibus.registry.presence.replica_info import ReplicaInfo
+from omnibus.registry.presence.replica_record import ReplicaInfo
 from omnibus.requests.admission import digest, new_record, validate
 from omnibus.wire.payload import TEXT, Payload
 from omnibus.wire.request import Request

@@ -19,8 +19,7 @@ from omnibus.registry.choice.balancers import (
     build_load_balancer_factory,
 )
 from omnibus.registry.choice.director import StagePool
-from omnibus.registry.presence.replica_info import ReplicaInfo, ReplicaList
-from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaInfo, ReplicaRecord, ReplicaStatus
 
 pytestmark = pytest.mark.unit
 ALL: tuple[Callable[[], LoadBalancer], ...] = (RandomBalancer, RoundRobinBalancer, LeastQueueLengthBalancer)
@@ -165,7 +164,6 @@ RECORD = ReplicaRecord(
 
 
 def test_replica_info_tells_what_the_record_says() -> None:
-    info = ReplicaInfo.of(RECORD)
+    info: ReplicaInfo = RECORD
     assert (info.stage_id, info.status, info.queue_length, info.addresses) == (3, "up", 4, ("h",))
     assert (info.registered_at, info.last_heartbeat) == (1.0, 2.0)
-    assert ReplicaList.of([RECORD], now=5.0) == ReplicaList([info], 5.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from omnibus.registry.presence.replica_info import ReplicaInfo
+from omnibus.registry.presence.replica_record import ReplicaRecord
 
 
-def favourite(key: str, replicas: Sequence[ReplicaInfo]) -> ReplicaInfo:
+def favourite(key: str, replicas: Sequence[ReplicaRecord]) -> ReplicaRecord:
     """The replica that a key belongs to among those that are up; `replicas` must not be empty.
 
     Rendezvous hashing (Thaler and Ravishankar, 1998): each pair of key and replica has a score, and the highest wins. So

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from omnibus.pipeline.policies import LoadBalancingPolicy
-from omnibus.registry.presence.replica_info import ReplicaInfo
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire.envelope import Task
 
 
@@ -16,7 +16,7 @@ class LoadBalancer(ABC):
     """Chooses a replica for a task."""
 
     @abstractmethod
-    def select(self, task: Task | None, replicas: Sequence[ReplicaInfo]) -> int:
+    def select(self, task: Task | None, replicas: Sequence[ReplicaRecord]) -> int:
         """The index of the chosen one in `replicas`; raises ValueError when there are none.
 
         The caller passes only replicas that take tasks.
@@ -29,7 +29,7 @@ LoadBalancerFactory = Callable[[], LoadBalancer]
 class RandomBalancer(LoadBalancer):
     """Any of them, each as likely."""
 
-    def select(self, task: Task | None, replicas: Sequence[ReplicaInfo]) -> int:  # noqa: ARG002 others look at the task
+    def select(self, task: Task | None, replicas: Sequence[ReplicaRecord]) -> int:  # noqa: ARG002 others look at the task
         _require(replicas)
         return random.randrange(len(replicas))  # noqa: S311 no secret
 
@@ -40,7 +40,7 @@ class RoundRobinBalancer(LoadBalancer):
     def __init__(self, start_index: int = 0) -> None:
         self._turn = start_index
 
-    def select(self, task: Task | None, replicas: Sequence[ReplicaInfo]) -> int:  # noqa: ARG002 others look at the task
+    def select(self, task: Task | None, replicas: Sequence[ReplicaRecord]) -> int:  # noqa: ARG002 others look at the task
         _require(replicas)
         index = self._turn % len(replicas)
         self._turn = index + 1
@@ -57,7 +57,7 @@ class LeastQueueLengthBalancer(LoadBalancer):
     def __init__(self) -> None:
         self._chosen: dict[tuple[int, str], tuple[float, int]] = {}  # heartbeat, choices since; of who was offered last
 
-    def select(self, task: Task | None, replicas: Sequence[ReplicaInfo]) -> int:  # noqa: ARG002 others look at the task
+    def select(self, task: Task | None, replicas: Sequence[ReplicaRecord]) -> int:  # noqa: ARG002 others look at the task
         _require(replicas)
         if any(replica.queue_length < 0 for replica in replicas):
             raise ValueError("queue_length must be non-negative")
@@ -71,7 +71,7 @@ class LeastQueueLengthBalancer(LoadBalancer):
         }
         return index
 
-    def _since(self, replica: ReplicaInfo) -> int:
+    def _since(self, replica: ReplicaRecord) -> int:
         """Choices of this replica since its last heartbeat."""
         heartbeat, chosen = self._chosen.get((replica.stage_id, replica.replica), (0.0, 0))
         return chosen if heartbeat == replica.last_heartbeat else 0
@@ -93,6 +93,6 @@ def build_load_balancer_factory(policy: LoadBalancingPolicy | str) -> LoadBalanc
     return factory
 
 
-def _require(replicas: Sequence[ReplicaInfo]) -> None:
+def _require(replicas: Sequence[ReplicaRecord]) -> None:
     if not replicas:
         raise ValueError("replicas must not be empty")

@@ -11,7 +11,6 @@ from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.affinity import favourite
 from omnibus.registry.choice.balancers import LoadBalancer, build_load_balancer_factory
-from omnibus.registry.presence.replica_info import ReplicaInfo
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.envelope import Task
@@ -33,8 +32,8 @@ class StagePool:
         self._balancer = balancer
 
     def pick(
-        self, replicas: Sequence[ReplicaInfo], task: Task | None = None, *, affinity: str | None = None
-    ) -> ReplicaInfo | None:
+        self, replicas: Sequence[ReplicaRecord], task: Task | None = None, *, affinity: str | None = None
+    ) -> ReplicaRecord | None:
         """The replica for a task among those of `replicas` that are up, None when none is; with a key, its favourite."""
         able = [replica for replica in replicas if replica.status is ReplicaStatus.UP]
         if not able:
@@ -84,6 +83,6 @@ class Director:
         pool = self._pools.get(task.stage_id)
         if pool is None or self._view is None:
             return task.ticket.lane
-        able = [ReplicaInfo.of(record) for record in self._view.replicas(task.stage_id) if takes_directed(record)]
+        able = [record for record in self._view.replicas(task.stage_id) if takes_directed(record)]
         chosen = pool.pick(able, task, affinity=task.ticket.affinity)
         return chosen.replica if chosen is not None else task.ticket.lane

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass, field
 from typing import Self
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.registry.presence.heartbeat import Registration
-from omnibus.registry.presence.replica_info import ReplicaInfo, ReplicaList
-from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.registry.presence.replica_record import ReplicaInfo, ReplicaStatus
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import subjects
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaList:
+    """Replicas at one moment."""
+
+    replicas: list[ReplicaInfo] = field(default_factory=list)
+    timestamp: float = 0.0
+    """When it was made, seconds since the epoch on the reader's clock."""
 
 
 class OmniCoordClientForStage:
@@ -25,7 +34,7 @@ class OmniCoordClientForStage:
     def __init__(self, conn: Connection, pipeline: str, stage_id: int, *, heartbeat_timeout: float = 10.0) -> None:
         """`heartbeat_timeout` is the pipeline's."""
         self._queue_length, self._is_open = 0, False
-        record = ReplicaRecord(
+        record = ReplicaInfo(
             stage_id=stage_id, replica="", instance=f"replica-{secrets.token_hex(8)}", connection=conn.name,
             status=ReplicaStatus.UP,
         )  # fmt: skip
@@ -48,7 +57,7 @@ class OmniCoordClientForStage:
     @property
     def info(self) -> ReplicaInfo:
         """The state that was written last; the id in it was assigned by the registration."""
-        return ReplicaInfo.of(self._registration.record)
+        return self._registration.record
 
     async def update_info(self, status: ReplicaStatus | None = None, queue_length: int | None = None) -> None:
         """Have a new status or queue length written at once; several calls before it is are one write, of the last.
@@ -71,19 +80,11 @@ class OmniCoordClientForStage:
         await self._registration.__aexit__()
 
 
-class OmniCoordClientForHub:
+class OmniCoordClientForHub(ReplicaView):
     """The replicas of a pipeline that are up, cached, in an `async with`; complete as soon as it is entered."""
 
     def __init__(self, conn: Connection, pipeline: str, *, heartbeat_timeout: float = 10.0) -> None:
-        self._view = ReplicaView(conn, pipeline, timeout=heartbeat_timeout)
-
-    async def __aenter__(self) -> Self:
-        """Raises BrokerUnavailable."""
-        await self._view.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        super().__init__(conn, pipeline, timeout=heartbeat_timeout)
 
     def get_replica_list(self) -> ReplicaList:
         """Those of all stages, by stage and id."""
@@ -95,11 +96,11 @@ class OmniCoordClientForHub:
 
     async def close(self) -> None:
         """Stop watching; idempotent."""
-        await self._view.__aexit__()
+        await self.__aexit__()
 
     def _listed(self, stage_id: int | None) -> ReplicaList:
-        up = (record for record in self._view.replicas(stage_id) if record.status is ReplicaStatus.UP)
-        return ReplicaList.of(up, time.time())
+        up = [record for record in self.replicas(stage_id) if record.status is ReplicaStatus.UP]
+        return ReplicaList(up, time.time())
 
 
 async def _nothing(_replica: str) -> None:

@@ -188,13 +188,11 @@ class Registration:
         """Replace the record of this revision; 0: there is none, at most the mark of one that expired."""
         # The bucket's age limit is the heartbeat timeout, so a key needs no lifetime of its own.
         data = codec.encode(self._record)
-        if revision == 0:
-            return await self._bucket.create(self._key, data)
-        return await self._bucket.update(self._key, data, revision)
+        return await (
+            self._bucket.update(self._key, data, revision) if revision else self._bucket.create(self._key, data)
+        )
 
 
 def _decoded(entry: BucketEntry | None) -> ReplicaRecord | None:
     """The record in an entry, None when the key is absent or expired."""
-    if entry is None or entry.value is None:
-        return None
-    return codec.decode(entry.value, ReplicaRecord)
+    return None if entry is None else codec.decode(entry.value, ReplicaRecord)

@@ -1,10 +1,20 @@
-"""The coordinator's record of one replica."""
+"""The coordinator's record of one replica, and a look at all those of a pipeline."""
 
 from __future__ import annotations
 
+import asyncio
 from enum import StrEnum
 
 import msgspec
+
+from omnibus.broker.bucket import Bucket
+from omnibus.broker.connection import Connection
+from omnibus.errors import InvalidRequest
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.wire import codec, subjects
+
+log = get_logger(__name__)
 
 
 class ReplicaStatus(StrEnum):
@@ -67,6 +77,21 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         return self.stage_id, self.replica
 
     @property
+    def rank(self) -> tuple[int, int, str]:
+        """Its place in a list: by stage and id."""
+        return self.stage_id, len(self.replica), self.replica
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Hosts that it runs on; nothing connects to it, so no ports."""
+        return (self.host,) if self.host else ()
+
+    @property
+    def listens(self) -> bool:
+        """Whether it answers calls."""
+        return self.status in (ReplicaStatus.UP, ReplicaStatus.DRAINING)
+
+    @property
     def ready(self) -> bool:
         """Whether it takes tasks, or would but for a pause."""
         return self.status is ReplicaStatus.UP or (self.paused and self.status is ReplicaStatus.DRAINING)
@@ -75,3 +100,24 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     def alive(self) -> bool:
         """Whether it works on tasks, or is about to."""
         return self.status in (ReplicaStatus.STARTING, ReplicaStatus.UP, ReplicaStatus.DRAINING)
+
+
+ReplicaInfo = ReplicaRecord
+"""The name that users of vLLM-Omni know it by."""
+
+
+def read_record(key: str, data: bytes) -> ReplicaRecord | None:
+    """The record that is stored under a key; None, with a warning, for one of a newer version or none of ours."""
+    try:
+        return codec.decode(data, ReplicaRecord)
+    except InvalidRequest as error:
+        log.warning(LogEvent.BROKER_ERROR, key=key, error=error.message)
+        return None
+
+
+async def read_replicas(connection: Connection, pipeline: str) -> list[ReplicaRecord]:
+    """The replicas of a pipeline that are registered now, by stage and id; raises BrokerUnavailable."""
+    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+    entries = await asyncio.gather(*(bucket.get(key) for key in await bucket.keys()))
+    records = (read_record(entry.key, entry.value) for entry in entries if entry is not None)
+    return sorted((record for record in records if record is not None), key=lambda record: record.rank)

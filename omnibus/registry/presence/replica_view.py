@@ -10,11 +10,10 @@ from typing import Self
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.watch import Watch
-from omnibus.errors import InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.wire import codec, subjects
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus, read_record
+from omnibus.wire import subjects
 
 log = get_logger(__name__)
 
@@ -61,7 +60,7 @@ class ReplicaView:
     def replicas(self, stage_id: int | None = None) -> list[ReplicaRecord]:
         """The replicas of one stage, or of all, by stage and id, whatever their status."""
         found = (record for record in self._records.values() if stage_id is None or record.stage_id == stage_id)
-        return sorted(found, key=lambda record: (record.stage_id, len(record.replica), record.replica))
+        return sorted(found, key=lambda record: record.rank)
 
     def on_change(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` on the event loop with all further news; returns what takes it off again."""
@@ -81,13 +80,9 @@ class ReplicaView:
             self._settle()
             return
         self._absent.discard(key)
-        try:
-            record: ReplicaRecord = codec.decode(value, ReplicaRecord)
-        except InvalidRequest as error:  # of a newer version, or not ours: leave it alone
-            log.warning(LogEvent.BROKER_ERROR, key=key, error=error.message)
-            return
-        before, self._records[key] = self._records.get(key), record
-        self._notify(ReplicaChange(before, record))
+        if (record := read_record(key, value)) is not None:
+            before, self._records[key] = self._records.get(key), record
+            self._notify(ReplicaChange(before, record))
 
     def _settle(self) -> None:
         """Believe what is absent, once the connection has lasted long enough for every living replica to beat."""
