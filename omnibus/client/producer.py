@@ -24,6 +24,7 @@ from omnibus.ledger.overload import QuotaSlot
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import lane_of, new_record, timeout_of, validate
 from omnibus.requests.record import Record
+from omnibus.requests.request_files import check_files
 from omnibus.wire import subjects
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
@@ -109,6 +110,7 @@ class Producer:
         is_new = await self._take_slot(channel, spec, rid, slot)
         attached = True
         try:
+            await check_files(request, within=timeout_of(spec, request))
             payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
             record = new_record(
                 spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrived, front=self.front,

@@ -11,6 +11,8 @@ from omnibus.errors import Forbidden, OmnibusError, Unauthorized
 from omnibus.frontdoor.api_keys import KeyTable, Role
 from omnibus.frontdoor.error_answers import error_response
 
+ASSETS = "/docs-assets"
+"""Scripts and styles of the documentation: files of an open-source package, which tell nothing and need no key."""
 KEYLESS = frozenset({"/live", "/health", "/ready", "/version"})
 """Addresses that never ask for a key."""
 PAGES = {
@@ -47,7 +49,7 @@ class ApiKeys:
         """Let the caller be known in the scope; the error for one that may not go on."""
         state, path = scope.setdefault("state", {}), scope["path"]
         state["tenant"], state["role"] = None, Role.USER
-        if path in self._open or not (self._keys.asks() or path in self._closed):
+        if path in self._open or path.startswith(f"{ASSETS}/") or not (self._keys.asks() or path in self._closed):
             return None
         key = self._keys.find(bearer(Headers(scope=scope).get("authorization")))
         if key is None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from omnibus.client.producer import Producer
 from omnibus.frontdoor import error_answers
-from omnibus.frontdoor.access import ApiKeys
+from omnibus.frontdoor.access import ASSETS, ApiKeys
 from omnibus.frontdoor.api_keys import KeyTable
 from omnibus.frontdoor.context import FrontDoorContext, Options, Replicas
 from omnibus.frontdoor.endpoints import (
@@ -25,12 +26,12 @@ from omnibus.frontdoor.endpoints import (
     speech,
 )
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
-from omnibus.frontdoor.middleware import REQUEST_ID, BodyLimit, Observed
+from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, BodyLimit, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import NoTracing, Tracing
 
-EXPOSED_HEADERS = (REQUEST_ID, "Retry-After", "Server-Timing", "x-should-retry")
+EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (chat, completions, images, speech, models, request_status, replica_control, probes)
 
@@ -51,7 +52,13 @@ def create_app(
     """
     options = options if options is not None else Options()
     metrics = metrics if metrics is not None else Metrics()
-    app = FastAPI(title="Omnibus", version=version("omnibus"), redirect_slashes=False, responses=ERROR_RESPONSES)
+    app = FastAPIOffline(
+        title="Omnibus",
+        version=version("omnibus"),
+        redirect_slashes=False,
+        responses=ERROR_RESPONSES,
+        static_url=ASSETS,
+    )
     app.state.context = FrontDoorContext(
         producer=producer,
         models=ServedModels(pipelines, options.aliases),

@@ -63,7 +63,7 @@ class AskingBody(Body):
     """False: refused with 503 at once where a stage has no replica up, instead of waiting for one until the deadline."""
     lane: Literal["interactive", "batch"] | None = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, lt=PRIORITY_LIMIT)] | None = None
-    """Lower runs earlier, where the engine schedules by priority."""
+    """Lower runs earlier, where the engine schedules by priority; one above 0 takes the lane `batch` where there is one."""
     lora: str | None = None
     """The adapter of the LLM stages."""
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
@@ -93,6 +93,7 @@ class AskingBody(Body):
 
         Only what HTTP adds is checked here; whether the pipeline can serve the request is admission's to say.
         """
+        priority = self.priority or 0
         params = stage_params(spec, modalities, text=text, image=image, seed=self.seed)
         return Request(
             **prompt,
@@ -100,8 +101,8 @@ class AskingBody(Body):
             sampling_params=overridden(spec, params, self.sampling_params, self.sampling_params_list),
             stream=bool(self.stream),
             deadline=self.deadline,
-            lane=self.lane or "interactive",
-            priority=self.priority or 0,
+            lane=self.lane or ("batch" if priority > 0 and "batch" in spec.lanes else "interactive"),
+            priority=priority,
             lora=self.lora or None,
             cache_salt=self.cache_salt,
             affinity=self.affinity,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Self
@@ -10,7 +11,9 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from omnibus.client.producer import Producer
+from omnibus.errors import BrokerUnavailable
 from omnibus.frontdoor.served import ServedModels
+from omnibus.frontdoor.stage_readiness import MissingStage, missing_stages
 from omnibus.observability.metrics import Metrics
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord
@@ -18,6 +21,8 @@ from omnibus.settings import Settings
 
 Replicas = Callable[[PipelineSpec], Awaitable[Sequence[ReplicaRecord]]]
 """Returns the replicas of a pipeline as they are now; raises BrokerError when nobody can say."""
+REPLICAS_TIMEOUT = 2.0
+"""Seconds within which the replicas of a pipeline are known."""
 DEFAULT_MAX_BODY = 64 * 1024 * 1024
 
 
@@ -69,6 +74,14 @@ class FrontDoorContext:
     """Whether the broker can be reached now."""
     started: int
     """Seconds since the epoch."""
+
+    async def missing_stages(self, spec: PipelineSpec, needed: Iterable[int] | None = None) -> list[MissingStage]:
+        """The stages among `needed` (by default all) that have no replica up; raises BrokerError when nobody can say."""
+        try:
+            async with asyncio.timeout(REPLICAS_TIMEOUT):
+                return missing_stages(spec, await self.replicas(spec), needed)
+        except TimeoutError as error:
+            raise BrokerUnavailable("the broker does not say which replicas there are") from error
 
 
 async def _context_of(request: Request) -> FrontDoorContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ from contextlib import AbstractContextManager
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnibus.errors import RequestTooLarge
+from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
 from omnibus.frontdoor.identity import fresh_rid
 from omnibus.observability.events import LogEvent
@@ -18,7 +19,8 @@ from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import NoTracing, Tracing
 
-REQUEST_ID = "X-Request-Id"
+REQUEST_ID, OWN_ID = "X-Request-Id", "Omnibus-Request-Id"
+_SENT_ID = re.compile(r"[!-~]{1,255}")
 PROBES = ("/live", "/ready", "/health", "/metrics")
 """Paths that probes and `omnibus serve` itself ask for every few seconds; logged at DEBUG only."""
 TRACE_HEADERS = ("traceparent", "tracestate")
@@ -33,7 +35,8 @@ class Observed:
 
     Where GET is served, HEAD is, and a slash at the end of a path changes nothing.
 
-    The id is in `request.state.request_id`, where a route may put another one, and in the answer's `X-Request-Id`.
+    The id is in `request.state.request_id`, where a route may put another one, and in the answer's `Omnibus-Request-Id`. An
+    `X-Request-Id` that the caller sends is logged beside it and comes back; without one, the answer's is the id.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
@@ -47,6 +50,11 @@ class Observed:
         started = time.perf_counter()
         state = scope.setdefault("state", {})
         state["request_id"] = fresh_rid()
+        sent = Headers(scope=scope).get(REQUEST_ID) or None
+        app = self._app
+        if sent is not None and not _SENT_ID.fullmatch(sent):
+            refused = InvalidRequest("an X-Request-Id has 1 to 255 visible characters of ASCII", param=REQUEST_ID)
+            sent, app = None, error_response(refused)
         status = 0
         streams = False
 
@@ -55,14 +63,15 @@ class Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = state["request_id"]
+                headers[OWN_ID] = state["request_id"]
+                headers[REQUEST_ID] = sent or state["request_id"]
                 streams = headers.get("content-type", "").startswith("text/event-stream")
             await send(message)
 
         try:
             with self._span(scope) as trace:
                 state["trace"] = dict(trace)
-                await self._app(scope, receive, tagged)
+                await app(scope, receive, tagged)
         except asyncio.CancelledError:
             # The server cancels what outlasts its grace. This is the task's root: nothing is left to be cancelled,
             # and the request goes on without its caller, who can read it by its id.
@@ -76,7 +85,7 @@ class Observed:
             if not status:
                 await error_response(ServerFault())(scope, receive, tagged)
         finally:
-            self._record(scope, status, time.perf_counter() - started)
+            self._record(scope, status, time.perf_counter() - started, sent)
 
     def _span(self, scope: Scope) -> AbstractContextManager[Mapping[str, str]]:
         """A span under the caller's own; probes and look-ups have none."""
@@ -85,7 +94,7 @@ class Observed:
         tracing = self._tracing if scope["method"] == "POST" else NoTracing()
         return tracing.span("http", caller, {"path": scope["path"]})
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, sent: str | None) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.http_requests.labels(route, str(status)).inc()
         self._metrics.http_seconds.labels(route).observe(seconds)
@@ -98,6 +107,7 @@ class Observed:
             route=route,
             status=status,
             seconds=round(seconds, 4),
+            **({} if sent is None else {"caller_id": sent}),
         )
 
 

@@ -12,20 +12,18 @@ from fastapi import Request as HttpRequest
 
 from omnibus.client.producer import Submission
 from omnibus.client.request_events import Result
-from omnibus.errors import BrokerUnavailable, DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
+from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
 from omnibus.frontdoor.body_route import fingerprint
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, keyed_rid
 from omnibus.frontdoor.served import Served
-from omnibus.frontdoor.stage_readiness import NotReady, missing_stages
+from omnibus.frontdoor.stage_readiness import NotReady
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.routing import plan_route
 from omnibus.wire.request import Request
 
 CANCEL_TIMEOUT = 5.0
-REPLICAS_TIMEOUT = 2.0
-"""Seconds within which the replicas of a pipeline are known."""
 BEYOND_DEADLINE = 1.0
 """Seconds after a request's deadline in which its end may come; then the front door answers by itself."""
 _log = get_logger(__name__)
@@ -128,12 +126,7 @@ async def _disconnected(http: HttpRequest) -> None:
 
 async def _check_ready(context: FrontDoorContext, served: Served, request: Request) -> None:
     needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
-    try:
-        async with asyncio.timeout(REPLICAS_TIMEOUT):
-            missing = missing_stages(served.spec, await context.replicas(served.spec), needed)
-    except TimeoutError as error:
-        raise BrokerUnavailable("the broker does not say which replicas there are") from error
-    if missing:
+    if missing := await context.missing_stages(served.spec, needed):
         raise NotReady(served.model, missing)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
+from omnibus.errors import EngineError, InvalidRequest, RequestError, RequestTooLarge
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 """Formats that are read. Invariant: raster formats that Pillow decodes in this process; PostScript would start Ghostscript."""
@@ -31,6 +32,21 @@ def pixels(data: bytes) -> int:
     return picture.width * picture.height
 
 
+def check(data: bytes, most: int) -> int:
+    """Decode the first frame of a picture and keep nothing; returns its pixels.
+
+    Raises InvalidRequest for what `shown` could not show, RequestTooLarge for more than `most` pixels, before it unpacks any.
+    """
+    picture = opened(data)
+    if picture.width * picture.height > most:
+        raise RequestTooLarge(f"the picture has more than {most} pixels")
+    _refuse_floats(picture)
+    with _decoding():
+        picture.draft("RGB", (1, 1))  # of a JPEG all is read, and an eighth of each side is unpacked
+        picture.load()
+    return pixels(data)
+
+
 def media_type(data: bytes) -> str:
     """The media type of a picture; raises as `opened`."""
     found = opened(data).format or ""
@@ -42,17 +58,13 @@ def shown(data: bytes) -> Image.Image:
 
     16-bit samples are scaled to 8. Raises InvalidRequest for what cannot be decoded.
     """
-    try:
+    with _decoding():
         picture = _oriented(_eight_bit(opened(data)))
         if not picture.has_transparency_data:
             return picture.convert("RGB")
         colours = picture.convert("RGBA")
         white = Image.new("RGBA", colours.size, "white")
         return Image.alpha_composite(white, colours).convert("RGB")
-    except (InvalidRequest, RequestTooLarge):
-        raise
-    except Exception as error:  # decoders raise whatever their many parts raise
-        raise InvalidRequest(f"the picture cannot be decoded: {error}") from error
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -78,6 +90,16 @@ def converted(data: bytes, wanted: str) -> bytes:
         raise EngineError(error.message) from error
 
 
+@contextmanager
+def _decoding() -> Iterator[None]:
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:  # decoders raise whatever their many parts raise
+        raise InvalidRequest(f"the picture cannot be decoded: {error}") from error
+
+
 def _written(picture: Image.Image, wanted: str) -> bytes:
     file = io.BytesIO()
     try:
@@ -98,8 +120,7 @@ def _oriented(picture: Image.Image) -> Image.Image:
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
     """The picture with 8 bits a sample: Pillow would clip deeper greys to white."""
-    if picture.mode == "F":
-        raise InvalidRequest("a picture of floating-point samples has no agreed range; send 8 or 16 bits a sample")
+    _refuse_floats(picture)
     if not picture.mode.startswith("I"):
         return picture
     samples = np.asarray(picture).astype(np.int64)
@@ -108,3 +129,8 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     scaled = Image.fromarray((samples.clip(0, 0xFFFF) / 257).round().astype(np.uint8))
     scaled.info.update({name: value for name, value in picture.info.items() if name == "exif"})
     return scaled
+
+
+def _refuse_floats(picture: Image.Image) -> None:
+    if picture.mode == "F":
+        raise InvalidRequest("a picture of floating-point samples has no agreed range; send 8 or 16 bits a sample")

@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
+from omnibus.media.containers import opened, reason, recognised
 
 MAX_SAMPLES = 1 << 26
 """Samples (channels × frames) that are unpacked of one file, or of all files of a request: 23 minutes of mono at 48 kHz."""
@@ -46,30 +47,23 @@ FORMATS = MappingProxyType(
     }
 )
 """Formats that are written: 16 bits a sample where they are lossless; `pcm` is headerless mono at PCM_RATE."""
-_SIGNATURES = (
-    (0, b"fLaC", "flac", "audio/flac"),
-    (0, b"OggS", "ogg", "audio/ogg"),
-    (4, b"ftyp", "mp4", "audio/mp4"),
-    (0, b"\x1aE\xdf\xa3", "matroska", "audio/webm"),
-    (0, b"ID3", "mp3", "audio/mpeg"),
-    (0, b"caff", "caf", "audio/x-caf"),
-    (0, b"#!AMR", "amr", "audio/amr"),
-    (8, b"WAVE", "wav", "audio/wav"),
-    (8, b"AIFF", "aiff", "audio/aiff"),
-    (8, b"AIFC", "aiff", "audio/aiff"),
-)
-"""Offset, bytes, FFmpeg's demuxer, media type. Invariant: no demuxer that opens other files or addresses (HLS, concat, SDP)."""
 
 
 def media_type(data: bytes) -> str:
     """The media type of a sound file by its first bytes; raises InvalidRequest for anything that is none."""
-    return _recognised(data)[1]
+    return recognised(data, "audio")[1]
 
 
 def length(data: bytes) -> int:
     """Samples (channels × frames) that a file claims to hold, 0 where it does not say; raises InvalidRequest for no sound."""
-    with _opened(data) as container:
+    with opened(data, "audio") as container:
         return _claimed(container)
+
+
+def check(data: bytes, most: int = MAX_SAMPLES) -> int:
+    """Decode a file's first sound and keep nothing; returns its samples. Raises as `decoded`."""
+    with opened(data, "audio") as container:
+        return sum(piece.size for piece in _pieces(container, most))
 
 
 def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
@@ -77,23 +71,9 @@ def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
 
     Raises InvalidRequest for what cannot be decoded or holds nothing, RequestTooLarge beyond `most` samples.
     """
-    pieces, total = [], 0
-    with _opened(data) as container:
-        if _claimed(container) > most:
-            raise RequestTooLarge(f"the sound has more than {most} samples")
-        stream = container.streams.audio[0]
-        rate = int(stream.rate or 0)
-        try:
-            for piece in _planes(container.decode(stream)):
-                total += piece.size
-                if total > most:
-                    raise RequestTooLarge(f"the sound has more than {most} samples")
-                pieces.append(piece)
-        except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"the sound cannot be decoded: {_reason(error)}") from error
-    if not total:
-        raise InvalidRequest("the sound is empty")
-    return np.concatenate(pieces, axis=1), rate
+    with opened(data, "audio") as container:
+        rate = int(container.streams.audio[0].rate or 0)
+        return np.concatenate(list(_pieces(container, most)), axis=1), rate
 
 
 def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | None = None) -> bytes:
@@ -107,7 +87,7 @@ def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | No
         return _encode(checked, rate, _possible(at or rate, into), into)
     except (av.FFmpegError, ValueError, OverflowError) as error:
         raise EngineError(
-            f"{len(checked)} channels at {rate} Hz cannot be written as {wanted}: {_reason(error)}"
+            f"{len(checked)} channels at {rate} Hz cannot be written as {wanted}: {reason(error)}"
         ) from error
 
 
@@ -120,31 +100,21 @@ def converted(data: bytes, wanted: str) -> bytes:
         raise EngineError(error.message) from error
 
 
-def _recognised(data: bytes) -> tuple[str, str]:
-    for offset, signature, demuxer, kind in _SIGNATURES:
-        if data.startswith(signature, offset):
-            return demuxer, kind
-    if len(data) > 3 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # a frame of MPEG audio; layer 0 is AAC
-        return ("mp3", "audio/mpeg") if data[1] & 0x06 else ("aac", "audio/aac")
-    raise InvalidRequest(
-        "not a sound in one of the formats wav, mp3, flac, ogg (opus, vorbis), m4a, webm, aac, aiff, caf, amr"
-    )
-
-
-def _opened(data: bytes) -> Any:
-    demuxer, _ = _recognised(data)
+def _pieces(container: Any, most: int) -> Iterator[np.ndarray]:
+    """Samples of a container's first sound, piece by piece."""
+    total = 0
+    if _claimed(container) > most:
+        raise RequestTooLarge(f"the sound has more than {most} samples")
     try:
-        container = av.open(io.BytesIO(data), format=demuxer, metadata_errors="ignore")
-    except (av.FFmpegError, ValueError) as error:
-        raise InvalidRequest(f"the sound cannot be read: {_reason(error)}") from error
-    if not container.streams.audio:
-        container.close()
-        raise InvalidRequest("the file holds no sound")
-    return container
-
-
-def _reason(error: Exception) -> str:
-    return str(error.strerror if isinstance(error, av.FFmpegError) else error)
+        for piece in _planes(container.decode(container.streams.audio[0])):
+            total += piece.size
+            if total > most:
+                raise RequestTooLarge(f"the sound has more than {most} samples")
+            yield piece
+    except (av.FFmpegError, ValueError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the sound cannot be decoded: {reason(error)}") from error
+    if not total:
+        raise InvalidRequest("the sound is empty")
 
 
 def _claimed(container: Any) -> int:

@@ -63,5 +63,5 @@ class EventTelemetry:
         labels = (self._pipeline, record.state.value)
         self._metrics.requests.labels(*labels).inc()
         self._metrics.request_seconds.labels(*labels).observe(seconds)
-        code = record.failure.code if record.failure is not None else None
-        log.info(_ENDS[record.state], request=record.rid, pipeline=self._pipeline, seconds=round(seconds, 4), code=code)
+        failed = {} if record.failure is None else {"code": record.failure.code}
+        log.info(_ENDS[record.state], request=record.rid, pipeline=self._pipeline, seconds=round(seconds, 4), **failed)

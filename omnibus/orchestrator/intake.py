@@ -25,6 +25,7 @@ from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.admission import new_record, resolve, timeout_of, unadmitted_record, validate
 from omnibus.requests.effects import Notify, Purge
 from omnibus.requests.record import Record
+from omnibus.requests.request_files import check_files
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.failure import Failure
@@ -72,6 +73,7 @@ class Intake:
         await self._backlog.take_slot(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
         attached = True
         try:
+            await check_files(request, within=timeout_of(self._spec, request))
             admitted = await admit(self._performer, await self._record(delivery, rid, request, front))
             attached = admitted.attached
         finally:

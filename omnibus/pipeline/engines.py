@@ -17,6 +17,7 @@ from omnibus.errors import ConfigError
 
 ENTRY_POINTS = "omnibus.engines"
 EngineArgs = Mapping[str, Any]
+_ALL_MEDIA = frozenset({"image", "audio", "video"})
 
 
 class ModelKind(Enum):
@@ -50,8 +51,8 @@ class EngineKind:
     """Groups of a caller's parameters that its stages know: `text`, `image`, `seed`."""
     has_media_processor: bool = False
     """Whether it prepares pictures, sound and video of messages, by `mm_processor_kwargs`."""
-    takes_media: bool = False
-    """Whether its stages see the pictures, sound and video of messages."""
+    takes_media: frozenset[str] = frozenset()
+    """Kinds of files in messages that its stages can see: `image`, `audio`, `video`; of a model perhaps fewer."""
     has_chat_template: bool = False
     """Whether it shows a model what a chat's turns hold beside texts: calls, names."""
     has_tokenizer: bool = False
@@ -65,8 +66,8 @@ class EngineKind:
     """Devices that one replica takes, by its arguments."""
     only_encodes: Callable[[EngineArgs], bool] = lambda _args: False
     """Whether a stage with these arguments generates nothing, and so takes no parameters."""
-    arguments: frozenset[str] | None = None
-    """Every name that `engine_args` may have; None: the factory says."""
+    arguments: frozenset[str] | None = frozenset()
+    """Every name that `engine_args` may have; None: any, and the factory raises PipelineError for those that it does not know."""
     module_arguments: frozenset[str] = frozenset()
     """Arguments whose `module:name` is imported."""
     plain_arguments: frozenset[str] | None = None
@@ -121,7 +122,7 @@ BUILT_IN = (
         checkpoint_files=("config.json",),
         parameters=frozenset({"text", "seed"}),
         has_media_processor=True,
-        takes_media=True,
+        takes_media=_ALL_MEDIA,
         has_chat_template=True,
         has_tokenizer=True,
         has_prefix_cache=True,
@@ -151,6 +152,7 @@ BUILT_IN = (
             }
             | {"tokenizer", "tokenizer_mode", "tokenizer_revision"}
         ),
+        arguments=None,
         slots=64,
     ),
     EngineKind(
@@ -171,16 +173,18 @@ BUILT_IN = (
         factory="omnibus.workers.engines.python:create",
         model=ModelKind.CODE,
         parameters=frozenset({"text", "image", "seed"}),
-        takes_media=True,
+        takes_media=_ALL_MEDIA,
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,
+        arguments=None,
         stall_timeout=600.0,  # a function shows no progress before it returns; a generator can
     ),
     EngineKind(
         name="sim",
         factory="omnibus.workers.engines.sim:create",
         parameters=frozenset({"seed"}),
-        takes_media=True,
+        arguments=None,
+        takes_media=_ALL_MEDIA,
         devices=_parallel_size,
     ),
 )

@@ -152,7 +152,7 @@ def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     taken = stage.engine_args.keys() if kind.arguments is None else kind.arguments
     for name in stage.engine_args:
         if name not in taken:
-            hint = suggestion(name, taken) or f"; it takes {', '.join(sorted(taken))}"
+            hint = suggestion(name, taken) or f"; it takes {', '.join(sorted(taken)) or 'none'}"
             yield Problem((*path, "engine_args", name), f"the engine {stage.engine} has no such argument{hint}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from enum import Enum, auto
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import asdict
@@ -47,6 +48,7 @@ MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
 MAX_TENANT = 256
 """Characters of a tenant's name."""
+T = TypeVar("T")
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
@@ -272,6 +274,12 @@ def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
                 "takes a task; give a stage another lb_policy",
                 param="affinity",
             )
+    if request.priority and not (_waits(request) or any(_schedules(stage) for stage in stages)):
+        raise InvalidRequest(
+            f"priority has no effect in pipeline {spec.name!r}: it needs a vLLM stage with `scheduling_policy: priority`, or "
+            "for one above 0 the lane `batch`",
+            param="priority",
+        )
     engines = ", ".join(dict.fromkeys(stage.engine for stage in stages))
     if request.mm_processor_kwargs and not any(engine_kind(stage.engine).has_media_processor for stage in stages):
         raise InvalidRequest(f"no stage has a media processor: the engines are {engines}", param="mm_processor_kwargs")
@@ -282,23 +290,34 @@ def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
     _check_turns(request.messages or (), stages, engines)
 
 
+def _waits(request: Request) -> bool:
+    """Whether its lane does what its priority asks for."""
+    return request.priority > 0 and request.lane == "batch"
+
+
+def _schedules(stage: StageSpec) -> bool:
+    return stage.engine_args.get("scheduling_policy") == "priority"
+
+
 def _check_turns(messages: Sequence[Message], stages: Sequence[StageSpec], engines: str) -> None:
     """Refuse what a chat holds beside its texts where no stage could show it to a model."""
-    where, _ = next(media_parts(messages), ("", None))
-    if where and not any(_may(stage, "takes_media") for stage in stages):
-        raise InvalidRequest(f"no stage takes media: the engines are {engines}", param=where)
+    for where, _ in media_parts(messages):
+        kind = where.rpartition(".")[-1]
+        if not any(kind in _may(stage, "takes_media", {kind}) for stage in stages):
+            raise InvalidRequest(f"no stage takes {kind}: the engines are {engines}", param=where)
     for index, message in enumerate(messages):
         beside = next((name for name in ("tool_calls", "tool_call_id", "name") if getattr(message, name)), None)
-        if beside is not None and not any(_may(stage, "has_chat_template") for stage in stages):
+        if beside is not None and not any(_may(stage, "has_chat_template", True) for stage in stages):
             raise InvalidRequest(
                 f"no stage has a chat template that shows {beside} to a model: the engines are {engines}",
                 param=f"messages[{index}].{beside}",
             )
 
 
-def _may(stage: StageSpec, ability: str) -> bool:
-    """Whether a stage's engine can do this; an input processor may read all of a request."""
-    return stage.input_processor is not None or bool(getattr(engine_kind(stage.engine), ability))
+def _may(stage: StageSpec, ability: str, everything: T) -> T:
+    """An ability of a stage's engine; a stage with an input processor has `everything`, which may read all of a request."""
+    found: T = everything if stage.input_processor is not None else getattr(engine_kind(stage.engine), ability)
+    return found
 
 
 def _says_something(message: Message) -> bool:

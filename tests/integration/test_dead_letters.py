@@ -22,10 +22,11 @@ from omnibus.wire.request import ImagePart, Message, Request, TextPart
 from tests.support.directed import replica
 from tests.support.dying import HELLO, bury, faulty, healthy
 from tests.support.flow import serving, sim
+from tests.support.pictures import bitmap
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
-PICTURE = ImagePart(data=bytes(300_000))  # too large for an envelope: stored apart
+PICTURE = ImagePart(data=bitmap(300_000))  # too large for an envelope: stored apart
 LARGE = Request(messages=(Message(role="user", content=(TextPart(text="a red circle"), PICTURE)),))
 
 

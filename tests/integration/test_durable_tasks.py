@@ -29,6 +29,7 @@ from omnibus.wire.request import REQUEST_MEDIA_TYPE, ImagePart, Message, Request
 from omnibus.workers.engines.sim import expected_text
 from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.flow import line, serving, sim
+from tests.support.pictures import bitmap
 from tests.support.stage_bench import make_task, stage_bench
 from tests.support.waiting import eventually
 
@@ -193,7 +194,7 @@ async def test_task_runs_elsewhere_when_the_server_is_killed_while_its_payload_i
     own_server: EmbeddedServer, pipeline: str
 ) -> None:
     """An outage is nobody's fault: it ends no request, and uses up no attempt."""
-    picture = ImagePart(data=bytes(48 << 20))
+    picture = ImagePart(data=bitmap(48 << 20))
     request = Request(messages=(Message(role="user", content=(TextPart(text="one two"), picture)),))
     async with (
         connect(own_server.url, name="test", role="test") as conn,

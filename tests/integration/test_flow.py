@@ -7,6 +7,7 @@ import json
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from omnibus.broker.connection import Connection
 from omnibus.client import following
@@ -282,9 +283,12 @@ async def test_ends_are_counted_by_state(connection: Connection, pipeline: str) 
             "omnibus_requests_total", {"pipeline": pipeline, "state": state}
         )
 
-    async with serving(connection, spec) as producer:
-        await (await producer.submit(spec, HELLO)).result()
-        await eventually(lambda: ended("done") == 1.0)
+    with capture_logs() as logged:
+        async with serving(connection, spec) as producer:
+            await (await producer.submit(spec, HELLO)).result()
+            await eventually(lambda: ended("done") == 1.0)
+    (line_of_end,) = [entry for entry in logged if entry["event"] == "request.done"]
+    assert "code" not in line_of_end, "nothing has failed"
     async with serving(connection, spec, replicas=0) as producer:
         with pytest.raises(DeadlineExceeded):
             (await (await producer.submit(spec, Request(prompt="x", deadline=0.1))).result()).raise_for_state()

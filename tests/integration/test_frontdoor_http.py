@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -11,6 +12,7 @@ import pytest_asyncio
 from omnibus.broker.connection import Connection
 from omnibus.frontdoor.context import Options
 from tests.support.front import Front, front, omni_sim
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -88,6 +90,52 @@ async def test_a_page_of_another_origin_or_with_another_method_may_not(front_doo
 async def test_no_page_may_call_when_no_origin_is_allowed(connection: Connection, pipeline: str) -> None:
     async with front(connection, omni_sim(pipeline), workers=False) as front_door:
         assert "access-control-allow-origin" not in (await _preflight(front_door, PAGE)).headers
+
+
+async def test_a_sent_request_id_comes_back_and_the_request_keeps_its_own(
+    connection: Connection, pipeline: str
+) -> None:
+    async with front(connection, omni_sim(pipeline)) as front_door:
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        sent = await front_door.http.post("/v1/chat/completions", json=body, headers={"X-Request-Id": "trace-7/a"})
+        own = sent.headers["omnibus-request-id"]
+        assert (sent.status_code, sent.headers["x-request-id"]) == (200, "trace-7/a")
+        assert sent.json()["id"] == f"chatcmpl-{own}"
+        assert (await front_door.http.get(f"/v1/requests/{own}")).json()["status"] == "done"
+        plain = await front_door.http.post("/v1/chat/completions", json=body)
+        assert plain.headers["x-request-id"] == plain.headers["omnibus-request-id"] != own
+
+
+@pytest.mark.parametrize("sent", ["x" * 256, "two words", "caf\xe9"])
+async def test_a_request_id_is_refused_when_it_cannot_come_back_as_it_is(front_door: Front, sent: str) -> None:
+    answer = await front_door.http.get("/v1/models", headers={"X-Request-Id": sent.encode("latin-1")})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "X-Request-Id")
+    assert answer.headers["x-request-id"] == answer.headers["omnibus-request-id"]
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+async def test_the_documentation_needs_no_other_server_and_its_files_no_key(front_door: Front, page: str) -> None:
+    async with httpx.AsyncClient(base_url=front_door.server.url) as browser:
+        text = (await browser.get(page)).text
+        files = re.findall(r'(?:src|href)="([^"]+)"', text)
+        assert len(files) >= 2
+        for file in files:
+            assert file.startswith("/")
+            assert (await browser.get(file)).status_code == 200
+
+
+async def test_models_that_are_ready_come_first(connection: Connection, pipeline: str) -> None:
+    idle = omni_sim(f"a-{pipeline}")
+    async with front(connection, omni_sim(f"b-{pipeline}"), idle=(idle,)) as front_door:
+
+        async def both() -> bool:
+            listed = (await front_door.http.get("/v1/models")).json()["data"]
+            return [(one["id"], one["ready"]) for one in listed] == [
+                (f"b-{pipeline}", True), (f"a-{pipeline}", False),
+            ]  # fmt: skip
+
+        await eventually(both)
+        assert not (await front_door.http.get(f"/v1/models/{idle.name}")).json()["ready"]
 
 
 BODIES = {

@@ -97,10 +97,11 @@ async def test_trace_headers_and_priority_reach_every_stage(
         return generate(engine, job)
 
     monkeypatch.setattr(SimEngine, "generate", spy)
-    spec = PipelineSpec(name=pipeline, stages=(sim(0), sim(1, 0, final="text")))
+    lanes = ("interactive", "batch")
+    spec = PipelineSpec(name=pipeline, lanes=lanes, stages=(sim(0), sim(1, 0, final="text")))
     trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
     async with serving(connection, spec) as producer:
-        await (await producer.submit(spec, Request(prompt="hi", trace=trace, priority=3))).result()
+        await (await producer.submit(spec, Request(prompt="hi", trace=trace, priority=3, lane="batch"))).result()
     assert [sorted(job.stage_input.sources) for job in jobs] == [[], ["s0"]]
     assert [(job.trace, job.priority) for job in jobs] == [(trace, 3)] * 2
 

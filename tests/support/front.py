@@ -86,16 +86,18 @@ async def front(
     *,
     workers: bool = True,
     tracing: Tracing | None = None,
+    idle: tuple[PipelineSpec, ...] = (),
 ) -> AsyncIterator[Front]:
-    """Everything for one pipeline; without `workers`, requests are accepted and stay open."""
-    await ensure_layout(connection, layout_of(spec))
+    """Everything for one pipeline; without `workers`, requests are accepted and stay open. `idle` ones are only deployed."""
+    for one in (spec, *idle):
+        await ensure_layout(connection, layout_of(one))
     async with AsyncExitStack() as stack:
         if workers:
             await stack.enter_async_context(_running(connection, spec, tracing or NoTracing()))
         producer = await stack.enter_async_context(Producer(connection))
         replicas = await stack.enter_async_context(LiveReplicas(connection))
         app = create_app(
-            producer, FixedPipelines(spec), replicas=replicas.of, connected=lambda: connection.connected, options=options,
+            producer, FixedPipelines(spec, *idle), replicas=replicas.of, connected=lambda: connection.connected, options=options,
             metrics=connection.metrics, tracing=tracing,
         )  # fmt: skip
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0))

@@ -31,6 +31,7 @@ PAINTER = EngineKind(
     devices=lambda args: args["gpus"],
     arguments=frozenset({"gpus"}),
 )
+PLAIN = EngineKind(name="plain", factory="omnibus.workers.engines.sim:create")
 WRONG = "no kind"
 Install = Callable[..., None]
 
@@ -87,9 +88,12 @@ def test_file_is_refused_when_it_asks_of_an_engine_what_it_does_not_have(install
         PipelineError, match=r"engine_args\.gpu: the engine brush has no such argument; did you mean gpus"
     ):
         _pipeline("brush", "{gpu: 3}")
+    install(f"plain={__name__}:PLAIN", f"brush={__name__}:PAINTER")
+    with pytest.raises(PipelineError, match=r"engine_args\.gpu: the engine plain has no such argument; it takes none"):
+        _pipeline("plain", "{gpu: 3}")
     with pytest.raises(PipelineError, match=r"final_output_type: the engine brush delivers image, not audio"):
         _pipeline("brush", "{gpus: 1}", modality="audio")
-    with pytest.raises(PipelineError, match=r"'brushh' is not one of .*sim, brush; did you mean brush"):
+    with pytest.raises(PipelineError, match=r"'brushh' is not one of .*sim, brush, plain; did you mean brush"):
         _pipeline("brushh")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 
@@ -142,6 +143,14 @@ def test_tenant_lane_priority_and_deadline_reach_the_request() -> None:
     request = chat_request(chat(user="alice", lane="batch", priority=3, deadline=9, stream=True), OMNI)
     assert (request.tenant, request.lane, request.priority, request.deadline) == ("alice", "batch", 3, 9.0)
     assert request.stream
+
+
+@pytest.mark.parametrize(("priority", "lane"), [(1, "batch"), (0, "interactive"), (-1, "interactive")])
+def test_a_request_takes_the_batch_lane_when_its_priority_says_that_it_may_wait(priority: int, lane: str) -> None:
+    spec = msgspec.structs.replace(OMNI, lanes=("interactive", "batch"))
+    assert chat_request(chat(priority=priority), spec).lane == lane
+    assert chat_request(chat(priority=priority, lane="interactive"), spec).lane == "interactive"
+    assert chat_request(chat(priority=priority), OMNI).lane == "interactive"
 
 
 @pytest.mark.parametrize(

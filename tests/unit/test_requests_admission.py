@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.spec import LaneName, PipelineSpec, StageSpec
 from omnibus.requests.admission import validate
 from omnibus.wire.request import AudioPart, FunctionCall, ImagePart, Message, Request, TextPart, ToolCall
 
@@ -17,9 +17,9 @@ LONG = "x" * (BOUND + 1)
 CALL = ToolCall(id="c", function=FunctionCall(name="f", arguments="{}"))
 
 
-def pipeline(engine: str, **stage: Any) -> PipelineSpec:
+def pipeline(engine: str, lanes: tuple[LaneName, ...] = ("interactive",), **stage: Any) -> PipelineSpec:
     only = StageSpec(stage_id=0, name="say", engine=engine, final_output=True, final_output_type="text", **stage)
-    return PipelineSpec(name="p", stages=(only,), max_prompt_bytes=BOUND)
+    return PipelineSpec(name="p", lanes=lanes, stages=(only,), max_prompt_bytes=BOUND)
 
 
 def user(*content: Any) -> Message:
@@ -66,7 +66,7 @@ def test_files_do_not_count_and_a_prompt_may_fill_the_bound() -> None:
 def test_media_are_refused_when_no_stage_sees_them(engine: str) -> None:
     spec = pipeline(engine)
     request = Request(messages=(Message(role="system", content="x"), user(TextPart(text="x"), ImagePart(data=b"x"))))
-    with pytest.raises(InvalidRequest, match="no stage takes media") as refused:
+    with pytest.raises(InvalidRequest, match="no stage takes image") as refused:
         validate(spec, request)
     assert refused.value.param == "messages[1].content[1].image"
 
@@ -92,6 +92,18 @@ def test_calls_and_names_are_refused_when_no_stage_has_a_chat_template(turn: Mes
     assert refused.value.param == f"messages[1].{field}"
     validate(pipeline("vllm"), request)
     validate(pipeline(engine, input_processor="a:b"), request)
+
+
+@pytest.mark.parametrize("changes", [{"priority": 3}, {"priority": -1}, {"priority": -1, "lane": "batch"}])
+def test_a_priority_is_refused_when_nothing_goes_by_it(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="priority has no effect") as refused:
+        validate(pipeline("vllm", lanes=("interactive", "batch")), Request(prompt="x", **changes))
+    assert refused.value.param == "priority"
+
+
+def test_a_priority_passes_when_an_engine_or_a_lane_goes_by_it() -> None:
+    validate(pipeline("vllm", engine_args={"scheduling_policy": "priority"}), Request(prompt="x", priority=-1))
+    validate(pipeline("sim", lanes=("interactive", "batch")), Request(prompt="x", priority=1, lane="batch"))
 
 
 def test_an_adapter_is_refused_when_no_stage_has_it() -> None:

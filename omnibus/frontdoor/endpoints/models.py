@@ -25,6 +25,8 @@ class Model(Answer):
     """The pipeline's own name."""
     modalities: list[str]
     """The outputs that it can deliver."""
+    ready: bool
+    """Whether each of its stages has a replica up; a request to another one waits for them until its deadline."""
 
 
 class ModelList(Answer):
@@ -34,19 +36,20 @@ class ModelList(Answer):
 
 @router.get("/v1/models")
 async def list_models(context: Context) -> Response:
-    """Every deployed pipeline."""
-    models = [_model(context, served) for served in await context.models.all()]
+    """Every deployed pipeline: those that are ready first, as many clients take the first one; then by name."""
+    models = [await _model(context, served) for served in await context.models.all()]
+    models.sort(key=lambda model: (not model.ready, model.id))
     return await json_response(lambda: ModelList(object="list", data=models))
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, context: Context) -> Response:
     """One of them."""
-    served = await context.models.find(model)
-    return await json_response(lambda: _model(context, served))
+    found = await _model(context, await context.models.find(model))
+    return await json_response(lambda: found)
 
 
-def _model(context: FrontDoorContext, served: Served) -> Model:
+async def _model(context: FrontDoorContext, served: Served) -> Model:
     return Model(
         id=served.model,
         object="model",
@@ -54,4 +57,5 @@ def _model(context: FrontDoorContext, served: Served) -> Model:
         owned_by="omnibus",
         root=served.spec.name,
         modalities=list(served.spec.modalities),
+        ready=not await context.missing_stages(served.spec),
     )

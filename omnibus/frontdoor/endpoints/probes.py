@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 
 from omnibus.errors import BrokerError, OmnibusError
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.stage_readiness import missing_stages
 
 PROBE_TIMEOUT = 2.0
 router = APIRouter()
@@ -40,8 +39,7 @@ async def ready(context: Context, model: str | None = None) -> Response:
         return _status({"broker": context.connected(), "pipelines": await _has_pipelines(context)})
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
-            spec = (await context.models.find(model)).spec
-            missing = missing_stages(spec, await context.replicas(spec))
+            missing = await context.missing_stages((await context.models.find(model)).spec)
     except (BrokerError, TimeoutError):
         return _status({"broker": False})
     return _status({"broker": True}, model=model, missing=[msgspec.to_builtins(one) for one in missing])

@@ -126,7 +126,6 @@ def _rate_of(renderer: Any) -> int | None:
 
 def _conversation(messages: Sequence[Message], rate: int | None = None) -> list[dict[str, Any]]:
     """The chat as vLLM reads it, its files decoded."""
-    media.check_sizes(messages)
     files = _decoded(messages, rate)
     return [{**_beside(message), "role": message.role, "content": _content(message, files)} for message in messages]
 

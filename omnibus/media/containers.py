@@ -1,0 +1,60 @@
+"""Containers of sound and video, opened by FFmpeg's libraries (PyAV): recognised by their first bytes, from an allow-list."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Literal
+
+import av
+
+from omnibus.errors import InvalidRequest
+
+_SIGNATURES = (
+    (0, b"fLaC", "flac", "audio/flac"),
+    (0, b"OggS", "ogg", "audio/ogg"),
+    (4, b"ftyp", "mp4", "audio/mp4"),
+    (0, b"\x1aE\xdf\xa3", "matroska", "audio/webm"),
+    (0, b"ID3", "mp3", "audio/mpeg"),
+    (0, b"caff", "caf", "audio/x-caf"),
+    (0, b"#!AMR", "amr", "audio/amr"),
+    (8, b"WAVE", "wav", "audio/wav"),
+    (8, b"AIFF", "aiff", "audio/aiff"),
+    (8, b"AIFC", "aiff", "audio/aiff"),
+    (8, b"AVI ", "avi", "video/x-msvideo"),
+)
+"""Offset, bytes, FFmpeg's demuxer, media type. Invariant: no demuxer that opens other files or addresses (HLS, concat, SDP)."""
+_OF_VIDEO = frozenset({"ogg", "mp4", "matroska", "avi"})
+_KNOWN = {
+    "audio": "a sound in one of the formats wav, mp3, flac, ogg (opus, vorbis), m4a, webm, aac, aiff, caf, amr",
+    "video": "a video in one of the formats mp4, mov, webm, mkv, avi, ogg",
+}
+
+
+def recognised(data: bytes, kind: Literal["audio", "video"]) -> tuple[str, str]:
+    """FFmpeg's demuxer and the media type of a file by its first bytes; raises InvalidRequest for anything that is none."""
+    for offset, signature, demuxer, media_type in _SIGNATURES:
+        if data.startswith(signature, offset) and (demuxer in _OF_VIDEO if kind == "video" else demuxer != "avi"):
+            return demuxer, media_type
+    if (
+        kind == "audio" and len(data) > 3 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
+    ):  # a frame of MPEG audio; layer 0 is AAC
+        return ("mp3", "audio/mpeg") if data[1] & 0x06 else ("aac", "audio/aac")
+    raise InvalidRequest(f"not {_KNOWN[kind]}")
+
+
+def opened(data: bytes, kind: Literal["audio", "video"]) -> Any:
+    """An open container with a stream of this kind, for the caller to close; raises InvalidRequest."""
+    demuxer, _ = recognised(data, kind)
+    try:
+        container = av.open(io.BytesIO(data), format=demuxer, metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        raise InvalidRequest(f"not {_KNOWN[kind]}: {reason(error)}") from error
+    if not getattr(container.streams, kind):
+        container.close()
+        raise InvalidRequest(f"the file holds no {'sound' if kind == 'audio' else 'video'}")
+    return container
+
+
+def reason(error: Exception) -> str:
+    """An error of a decoder in its own words."""
+    return str(error.strerror if isinstance(error, av.FFmpegError) else error)
