@@ -12,6 +12,7 @@ from omnibus.broker.server_config import Tls, User
 from omnibus.pipeline.loading import load_pipeline
 
 PIPELINE = "omni-tiny"
+_INBOX = "_INBOX"
 _TLS = Tls(certificate="$OMNIBUS_NATS_TLS_CERT", key="$OMNIBUS_NATS_TLS_KEY", ca="$OMNIBUS_NATS_TLS_CA")
 
 
@@ -36,13 +37,13 @@ def _users() -> Iterator[User]:
         for stages in [[stage.stage_id] for stage in spec.stages] if per_stage else [[]]:
             name = "-".join([role.value, *map(str, stages)])
             key, inbox = variables(name)
-            allowed = permissions(role, spec, stages=stages, token="producer", inbox=f"${inbox}")
+            allowed = permissions(role, spec, stages=stages, token="producer", inbox=_INBOX)
             yield User(name=name, role=role, nkey=f"${key}", permissions=_with_variable(allowed, f"${inbox}"))
 
 
 def _with_variable(allowed: Permissions, inbox: str) -> Permissions:
     """The variable stands for the whole subject: nats-server replaces no part of one."""
-    hears = tuple(inbox if subject == f"{inbox}.>" else subject for subject in allowed.subscribe)
+    hears = tuple(inbox if subject == f"{_INBOX}.>" else subject for subject in allowed.subscribe)
     return Permissions(allowed.publish, hears, allowed.answers)
 
 

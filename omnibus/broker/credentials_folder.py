@@ -28,17 +28,6 @@ _USERS_FILE = "users.json"
 _LISTEN = "0.0.0.0:4222"
 
 
-class _KnownUser(msgspec.Struct, frozen=True, kw_only=True):
-    """A user as users.json has it; nothing in it is secret."""
-
-    name: str
-    role: NatsRole
-    nkey: str
-    publish: tuple[str, ...]
-    subscribe: tuple[str, ...]
-    answers: bool = False
-
-
 class CredentialsFolder:
     """Reads and writes one folder. Methods raise ConfigError for what cannot be read or written."""
 
@@ -76,32 +65,27 @@ class CredentialsFolder:
         comment = "".join(f"# {key}: {value}\n" for key, value in head.items())
         write_private(path, f"# A credential of Omnibus for NATS. Keep it secret.\n{comment}{seed}\n")
         authority.issue(name, self.path / f"{name}.pem", self.path / f"{name}.key")
-        entry = _KnownUser(
-            name=name, role=role, nkey=public,
-            publish=allowed.publish, subscribe=allowed.subscribe, answers=allowed.answers,
-        )  # fmt: skip
-        self._save([*(one for one in self._entries() if one.name != name), entry])
+        user = User(name=name, role=role, nkey=public, permissions=allowed)
+        self._save([*(one for one in self.users() if one.name != name), user])
         return path
 
     def revoke(self, name: str) -> None:
         """Take a user out; its files stay. Raises ConfigError when there is none of this name."""
-        entries = self._entries()
-        kept = [entry for entry in entries if entry.name != name]
-        if len(kept) == len(entries):
-            raise ConfigError(
-                f"{self.path} has no user {name!r}: {', '.join(entry.name for entry in entries) or 'none'}"
-            )
+        users = self.users()
+        kept = [user for user in users if user.name != name]
+        if len(kept) == len(users):
+            raise ConfigError(f"{self.path} has no user {name!r}: {', '.join(user.name for user in users) or 'none'}")
         self._save(kept)
 
-    def users(self) -> tuple[User, ...]:
-        """All users, in the order of their names."""
-        return tuple(
-            User(
-                name=entry.name, role=entry.role, nkey=entry.nkey,
-                permissions=Permissions(entry.publish, entry.subscribe, entry.answers),
-            )
-            for entry in self._entries()
-        )  # fmt: skip
+    def users(self) -> list[User]:
+        """All users, in the order of their names; nothing in their file is secret."""
+        path = self.path / _USERS_FILE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=list[User])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
 
     def tls(self) -> Tls:
         """The server's files."""
@@ -122,17 +106,8 @@ class CredentialsFolder:
             return authority
         return Authority(own, own_key) if own_key.is_file() else Authority.make(own, own_key)
 
-    def _entries(self) -> list[_KnownUser]:
-        path = self.path / _USERS_FILE
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=list[_KnownUser])
-        except FileNotFoundError:
-            return []
-        except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from error
-
-    def _save(self, entries: Sequence[_KnownUser]) -> None:
-        ordered = sorted(entries, key=lambda entry: entry.name)
+    def _save(self, users: Sequence[User]) -> None:
+        ordered = sorted(users, key=lambda user: user.name)
         write_private(self.path / _USERS_FILE, msgspec.json.format(msgspec.json.encode(ordered), indent=1))
         store = str(self.path.resolve() / "data")
         limits = profile_path("limits").read_text()

@@ -214,9 +214,7 @@ class EmbeddedServer:
 
     def _write_config(self) -> Path:
         """The server reads its passwords from a file, not from its environment or its arguments."""
-        own = User(
-            name="this machine's own processes", role=None, permissions=None, user=OWN_USER, password=self._password
-        )
+        own = User(name="this machine's own processes", user=OWN_USER, password=self._password)
         system = User(
             name="orchestrators, to hear of lost connections", role=NatsRole.DISCONNECTS, permissions=_HEARS_DISCONNECTS,
             user=SYSTEM_USER, password=self._system_password,

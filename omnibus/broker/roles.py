@@ -8,9 +8,11 @@ consumer, and a body can ask for nothing that its subject does not name. Where a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from omnibus.broker.nats_access import SYSTEM_ROLE
 from omnibus.pipeline.policies import LoadBalancingPolicy
@@ -20,7 +22,6 @@ from omnibus.wire import subjects
 
 MOST_DIRECTED = 32
 """Replicas of a directed stage that a worker's permissions name: consumers have no wildcards within a name."""
-_API = "$JS.API"
 
 
 class NatsRole(StrEnum):
@@ -43,8 +44,109 @@ class NatsRole(StrEnum):
     """In the system account: hears which clients are gone, for orchestrators."""
 
 
-@dataclass(frozen=True, slots=True)
-class Permissions:
+_ANSWERING = (NatsRole.OPERATOR, NatsRole.ORCHESTRATOR, NatsRole.FRONTDOOR, NatsRole.WORKER, NatsRole.PRODUCER)
+"""Roles that may answer what they are asked, on the reply subject of the question."""
+
+_TABLE = {
+    NatsRole.OPERATOR: """
+        +frontdoor +observer
+        deploy pipelines and pause stages: $KV.{pipelines}.{P} $KV.{pipelines}.{P}.>
+        order a restart or another call of a replica: omni.{P}.ctl.*.*
+        make and change streams: $JS.API.STREAM.{CREATE|UPDATE}.{stream} $JS.API.STREAM.{CREATE|UPDATE}.KV_{pipelines}
+        remove streams: $JS.API.STREAM.DELETE.{stream}
+        make consumers: $JS.API.CONSUMER.CREATE.{queue}.*""",
+    NatsRole.ORCHESTRATOR: """
+        +everybody +ledger +replicas +pipeline
+        take raw requests: $JS.API.CONSUMER.{MSG.NEXT|INFO}.{requests}.requests $JS.ACK.{requests}.requests.>
+        take events: $JS.API.CONSUMER.MSG.NEXT.{work}.events
+        acknowledge events, and return the tasks of dead replicas: $JS.ACK.{work}.>
+        forward and reroute tasks: omni.{P}.task.*.*.*
+        report attempts: omni.{P}.event.*.attempt.*
+        set deadlines: omni.{P}.timer.*
+        send answers to callers: omni.{P}.out.*.*
+        cancel requests: omni.{P}.ctl.all <omni.{P}.ctl.all
+        learn which tasks replicas have in hand: omni.{P}.ask.all <omni.{P}.claim.*.*
+        find and remove what ended requests have left: <omni.{P}.serve.*
+        mark replicas down: $KV.{replicas}.*.*
+        notice a new revision of the pipeline: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{P}
+        read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET|MSG.DELETE}.{work} $JS.API.DIRECT.GET.{work}
+        see how long queues are, and make the lanes of replicas: $JS.API.CONSUMER.{INFO|CREATE}.{work}.*""",
+    NatsRole.FRONTDOOR: """
+        +everybody +ledger +replicas +pipeline +queues
+        send requests to stage {entry}: omni.{P}.task.{entry}.*.*
+        set deadlines: omni.{P}.timer.*
+        exchange deltas and answers: omni.{P}.out.*.* <omni.{P}.out.*.*
+        cancel requests, and ask for their texts: omni.{P}.{ctl|ask}.all
+        notice new pipelines and pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{>|*}
+        read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET}.{queue}""",
+    NatsRole.WORKER: """
+        +everybody +pipeline +payloads
+        take tasks of stage {stage} from the lane {lane}: $JS.API.CONSUMER.{MSG.NEXT|INFO}.{work}.stage-{stage}-{lane}
+        answer tasks of stage {stage} from the lane {lane}: $JS.ACK.{work}.stage-{stage}-{lane}.>
+        report results and attempts: omni.{P}.event.{stage}.{result|final|failed|attempt}.*
+        forward and return tasks of stage {target}: omni.{P}.task.{target}.*.*
+        send deltas and answers to callers: omni.{P}.out.*.*
+        tell which tasks a replica has in hand: omni.{P}.claim.{stage}.*
+        have what an ended request has left removed: omni.{P}.serve.orphans
+        notice cancellations, calls and questions: <omni.{P}.{ctl|ask}.all <omni.{P}.{ctl|ask}.{stage}.*
+        register replicas: $KV.{replicas}.{stage}.*
+        read which replicas there are: $JS.API.DIRECT.GET.KV_{replicas}.$KV.{replicas}.{stage}.*
+        read which replicas there are: $JS.API.STREAM.MSG.GET.KV_{replicas}
+        notice pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{P}.pause.{stage}
+        choose replicas of directed stages: $JS.API.CONSUMER.CREATE.KV_{replicas}.*.$KV.{replicas}.{watched}""",
+    NatsRole.SUPERVISOR: """
+        +everybody +pipeline
+        return tasks of stage {stage} from the lane {lane}: $JS.ACK.{work}.stage-{stage}-{lane}.>
+        read queued tasks of stage {stage}: $JS.API.DIRECT.GET.{work}.omni.{P}.task.{stage}.*.*
+        report attempts: omni.{P}.event.{stage}.attempt.*
+        ask replicas what they have in hand: omni.{P}.ask.{stage}.* omni.{P}.ask.all <omni.{P}.claim.*.*
+        mark replicas down: $KV.{replicas}.{stage}.*
+        read which replicas there are: $JS.API.DIRECT.GET.KV_{replicas}.$KV.{replicas}.{stage}.*
+        follow which replicas are up: $JS.API.CONSUMER.CREATE.KV_{replicas}.*.$KV.{replicas}.>""",
+    NatsRole.PRODUCER: """
+        +everybody
+        send raw requests: omni.{P}.request.*
+        receive deltas and answers: <omni.{P}.out.{token}.*
+        ask for texts: omni.{P}.ask.all
+        read the records of requests: $JS.API.DIRECT.GET.KV_{ledger}.$KV.{ledger}.*
+        read payloads: $JS.API.DIRECT.GET.OBJ_{store} $JS.API.DIRECT.GET.OBJ_{store}.$O.{store}.M.*""",
+    NatsRole.OBSERVER: """
+        +everybody +replicas +pipeline +queues
+        notice new pipelines and pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{>|*}
+        see streams and what they hold: $JS.API.STREAM.INFO.{stream}""",
+    NatsRole.DISCONNECTS: """
+        hear at once that the connection of a replica is gone: <$SYS.ACCOUNT.OMNI.DISCONNECT
+        receive answers: <{inbox}.>""",
+    "everybody": """
+        ask for the server's time and for its own permissions: $SYS.REQ.USER.INFO
+        receive answers: <{inbox}.>""",
+    "ledger": """
+        read and write the records of requests: $KV.{ledger}.> $JS.API.DIRECT.GET.KV_{ledger}.$KV.{ledger}.>
+        read the records of requests: $JS.API.STREAM.{INFO|MSG.GET}.KV_{ledger}
+        store payloads: $O.{stores}.C.> $O.{stores}.M.*
+        read payloads: $JS.API.DIRECT.GET.OBJ_{stores} $JS.API.DIRECT.GET.OBJ_{stores}.$O.{stores}.M.*
+        find and remove payloads: $JS.API.STREAM.{INFO|PURGE}.OBJ_{stores}""",
+    "payloads": """
+        store payloads: $O.{store}.C.> $O.{store}.M.*
+        read payloads: $JS.API.DIRECT.GET.OBJ_{store} $JS.API.DIRECT.GET.OBJ_{store}.$O.{store}.M.*""",
+    "replicas": """
+        read which replicas there are: $JS.API.DIRECT.GET.KV_{replicas}.$KV.{replicas}.>
+        read which replicas there are: $JS.API.STREAM.{INFO|MSG.GET}.KV_{replicas}
+        follow which replicas are up: $JS.API.CONSUMER.CREATE.KV_{replicas}.*.$KV.{replicas}.{>|*}""",
+    "pipeline": """
+        read deployed pipelines and pauses: $JS.API.DIRECT.GET.KV_{pipelines}.$KV.{pipelines}.>
+        read deployed pipelines and pauses: $JS.API.STREAM.{INFO|MSG.GET}.KV_{pipelines}""",
+    "queues": """
+        see how long queues are: $JS.API.CONSUMER.INFO.{queue}.* $JS.API.CONSUMER.LIST.{queue}""",
+}  # fmt: skip
+"""By role, or by the name of a part that several have: the purpose of rights, and their subjects; `<` is to subscribe.
+
+Braces are one of several, or a name of the pipeline's. All deployed pipelines may be read: a command need not name one.
+"""
+_BRACES = re.compile(r"\{([^}]+)\}")
+
+
+class Permissions(msgspec.Struct, frozen=True):
     """Subjects, in NATS' syntax."""
 
     publish: tuple[str, ...]
@@ -61,197 +163,74 @@ def permissions(
     `stages` are those of a worker or a supervisor, `token` is what a producer listens to (`Omni-Reply`), `inbox` the prefix
     of the user's answers.
     """
-    table = _Table(spec)
-    asks, hears, answers = table.of(role, stages, token)
-    if role is NatsRole.DISCONNECTS:
-        return Permissions((), (*hears, f"{inbox}.>"))
-    return Permissions(_sorted(("$SYS.REQ.USER.INFO", *asks)), _sorted((f"{inbox}.>", *hears)), answers)
+    found = sorted(rights(role, spec, stages=stages, token=token, inbox=inbox))
+    publish, subscribe = (
+        tuple(right.removeprefix(verb) for right in found if right.startswith(verb))
+        for verb in ("publish ", "subscribe ")
+    )
+    return Permissions(publish, subscribe, role in _ANSWERING)
 
 
-def _sorted(found: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(found)))
+def rights(
+    role: NatsRole, spec: PipelineSpec, *, stages: Sequence[int] = (), token: str = "", inbox: str
+) -> Mapping[str, str]:
+    """The purposes of a user's permissions, by `publish SUBJECT` and `subscribe SUBJECT`; arguments as of `permissions`."""
+    names = {**_names(spec), "token": [token], "inbox": [inbox]}
+    found: dict[str, str] = {}
+    for known in [{**names, **_names_of_stage(spec, stage)} for stage in stages] or [names]:
+        for line in _lines(role):
+            for filled in _filled(line, known):
+                purpose, _, wanted = filled.partition(": ")
+                for subject in wanted.split():
+                    found[f"subscribe {subject[1:]}" if subject[0] == "<" else f"publish {subject}"] = purpose
+    return found
 
 
-class _Table:
-    """The table for one pipeline."""
-
-    def __init__(self, spec: PipelineSpec) -> None:
-        self._spec, self._name = spec, spec.name
-        self._work = subjects.work_stream(spec.name)
-        self._requests = subjects.requests_stream(spec.name)
-        self._replicas = subjects.replicas_bucket(spec.name)
-        self._ledger = subjects.requests_bucket(spec.name)
-        self._stores = (subjects.payloads_bucket(spec.name), subjects.dead_payloads_bucket(spec.name))
-
-    def of(self, role: NatsRole, stages: Sequence[int], token: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-        """Publish, subscribe, and whether answers are allowed."""
-        name, root = self._name, f"omni.{self._name}"
-        match role:
-            case NatsRole.OPERATOR:
-                return (*self._operator(),), (f"{root}.out.*.*",), True
-            case NatsRole.ORCHESTRATOR:
-                hears = (subjects.ctl_all(name), subjects.claims(name), subjects.questions(name, "*"))
-                return (*self._orchestrator(),), hears, True
-            case NatsRole.FRONTDOOR:
-                return (*self._frontdoor(),), (f"{root}.out.*.*",), True
-            case NatsRole.WORKER:
-                asks = tuple(subject for stage in stages for subject in self._worker(stage))
-                own = (f"{root}.ctl.{stage}.*" for stage in stages)
-                ask = (f"{root}.ask.{stage}.*" for stage in stages)
-                return asks, (subjects.ctl_all(name), subjects.ask_all(name), *own, *ask), True
-            case NatsRole.SUPERVISOR:
-                asks = tuple(subject for stage in stages for subject in self._supervisor(stage))
-                return asks, (subjects.claims(name),), False
-            case NatsRole.PRODUCER:
-                return (*self._producer(),), (f"{root}.out.{token}.*",), True
-            case NatsRole.OBSERVER:
-                return (*self._observer(),), (), False
-            case NatsRole.DISCONNECTS:
-                return (), (subjects.disconnects("OMNI"),), False
-
-    # By role
-
-    def _operator(self) -> Iterator[str]:
-        yield from self._frontdoor()
-        yield from self._observer()
-        name = self._name
-        yield f"$KV.{subjects.PIPELINES_BUCKET}.{name}"
-        yield f"$KV.{subjects.PIPELINES_BUCKET}.{name}.>"
-        yield f"omni.{name}.ctl.*.*"
-        for stream in (*self._streams(), f"KV_{subjects.PIPELINES_BUCKET}"):
-            yield from (f"{_API}.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE"))
-        for stream in self._streams():
-            yield f"{_API}.STREAM.DELETE.{stream}"
-        for stream in (self._work, self._requests):
-            yield f"{_API}.CONSUMER.CREATE.{stream}.*"
-
-    def _orchestrator(self) -> Iterator[str]:
-        root, work = f"omni.{self._name}", self._work
-        yield from self._take(work, subjects.EVENTS_CONSUMER)
-        yield from self._take(self._requests, subjects.REQUESTS_CONSUMER)
-        yield f"$JS.ACK.{work}.>"  # a dead replica's tasks are returned
-        yield from (f"{root}.task.*.*.*", f"{root}.event.*.attempt.*", f"{root}.timer.*", f"{root}.out.*.*")
-        yield from (subjects.ctl_all(self._name), subjects.ask_all(self._name))
-        yield from self._write_records()
-        yield f"$KV.{self._replicas}.*.*"
-        yield from self._read_bucket(self._replicas)
-        yield from self._read_pipeline()
-        yield _watch(subjects.PIPELINES_BUCKET, self._name)
-        for verb in ("INFO", "PURGE", "MSG.GET", "MSG.DELETE"):
-            yield f"{_API}.STREAM.{verb}.{work}"
-        yield f"{_API}.DIRECT.GET.{work}"
-        yield f"{_API}.CONSUMER.INFO.{work}.*"
-        yield f"{_API}.CONSUMER.CREATE.{work}.*"  # of replicas' own lanes
-
-    def _frontdoor(self) -> Iterator[str]:
-        root = f"omni.{self._name}"
-        yield from (f"{root}.task.{entry}.*.*" for entry in self._entries())
-        yield from (f"{root}.timer.*", f"{root}.out.*.*")
-        yield from (subjects.ctl_all(self._name), subjects.ask_all(self._name))
-        yield from self._write_records()
-        yield from self._read_bucket(self._replicas)
-        yield from self._read_bucket(subjects.PIPELINES_BUCKET)
-        for stream in (self._work, self._requests):
-            yield from (f"{_API}.STREAM.{verb}.{stream}" for verb in ("INFO", "PURGE", "MSG.GET"))
-            yield from (f"{_API}.CONSUMER.INFO.{stream}.*", f"{_API}.CONSUMER.LIST.{stream}")
-
-    def _worker(self, stage: int) -> Iterator[str]:
-        root = f"omni.{self._name}"
-        for lane in self._lanes(stage):
-            yield from self._take(self._work, subjects.stage_consumer(stage, lane))
-        for kind in ("result", "final", "failed", "attempt"):
-            yield f"{root}.event.{stage}.{kind}.*"
-        for target in (stage, *self._direct_targets(stage)):  # its own: what it returns
-            yield f"{root}.task.{target}.*.*"
-        yield from (f"{root}.out.*.*", f"{root}.claim.{stage}.*", subjects.questions(self._name, "orphans"))
-        yield f"$KV.{self._replicas}.{stage}.*"
-        yield from (_get(self._replicas, f"{stage}.*"), f"{_API}.STREAM.MSG.GET.KV_{self._replicas}")
-        yield from self._read_pipeline()
-        yield _watch(subjects.PIPELINES_BUCKET, subjects.pause_key(self._name, stage))
-        if any(self._directed(target) for target in self._direct_targets(stage)):
-            yield _watch(self._replicas, ">")
-        yield from self._payloads(self._stores[0])
-
-    def _supervisor(self, stage: int) -> Iterator[str]:
-        root = f"omni.{self._name}"
-        yield from (f"$JS.ACK.{self._work}.{subjects.stage_consumer(stage, lane)}.>" for lane in self._lanes(stage))
-        yield f"{_API}.DIRECT.GET.{self._work}.{root}.task.{stage}.*.*"
-        yield from (f"{root}.event.{stage}.attempt.*", f"{root}.ask.{stage}.*", subjects.ask_all(self._name))
-        yield from (f"$KV.{self._replicas}.{stage}.*", _get(self._replicas, f"{stage}.*"), _watch(self._replicas, ">"))
-        yield from self._read_pipeline()
-
-    def _producer(self) -> Iterator[str]:
-        """Records and payloads can be read by id; ids of others cannot be listed."""
-        yield subjects.requests_filter(self._name)
-        yield subjects.ask_all(self._name)
-        yield _get(self._ledger, "*")
-        store = self._stores[0]
-        yield from (f"{_API}.DIRECT.GET.OBJ_{store}", f"{_API}.DIRECT.GET.OBJ_{store}.$O.{store}.M.*")
-
-    def _observer(self) -> Iterator[str]:
-        for bucket in (self._replicas, subjects.PIPELINES_BUCKET):
-            yield from self._read_bucket(bucket)
-        for stream in self._streams():
-            yield f"{_API}.STREAM.INFO.{stream}"
-        for stream in (self._work, self._requests):
-            yield from (f"{_API}.CONSUMER.INFO.{stream}.*", f"{_API}.CONSUMER.LIST.{stream}")
-
-    # Parts of several roles
-
-    def _take(self, stream: str, consumer: str) -> Iterator[str]:
-        """Take messages from one consumer, and answer them."""
-        yield f"{_API}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        yield f"{_API}.CONSUMER.INFO.{stream}.{consumer}"
-        yield f"$JS.ACK.{stream}.{consumer}.>"
-
-    def _write_records(self) -> Iterator[str]:
-        """Read and write the ledger, and what is stored for requests."""
-        yield f"$KV.{self._ledger}.>"
-        yield from (_get(self._ledger, ">"), f"{_API}.STREAM.MSG.GET.KV_{self._ledger}")
-        yield f"{_API}.STREAM.INFO.KV_{self._ledger}"
-        for store in self._stores:
-            yield from self._payloads(store)
-            yield from (f"{_API}.STREAM.{verb}.OBJ_{store}" for verb in ("INFO", "PURGE"))
-
-    def _payloads(self, store: str) -> Iterator[str]:
-        yield from (f"$O.{store}.C.>", f"$O.{store}.M.*")
-        yield from (f"{_API}.DIRECT.GET.OBJ_{store}", f"{_API}.DIRECT.GET.OBJ_{store}.$O.{store}.M.*")
-
-    def _read_bucket(self, bucket: str) -> Iterator[str]:
-        yield from (_watch(bucket, keys) for keys in (">", "*"))
-        yield from (_get(bucket, ">"), f"{_API}.STREAM.MSG.GET.KV_{bucket}", f"{_API}.STREAM.INFO.KV_{bucket}")
-
-    def _read_pipeline(self) -> Iterator[str]:
-        """All deployed pipelines may be read: a command need not name one."""
-        bucket = subjects.PIPELINES_BUCKET
-        yield from (_get(bucket, ">"), f"{_API}.STREAM.INFO.KV_{bucket}", f"{_API}.STREAM.MSG.GET.KV_{bucket}")
-
-    def _streams(self) -> tuple[str, ...]:
-        buckets = (f"KV_{self._replicas}", f"KV_{self._ledger}", *(f"OBJ_{store}" for store in self._stores))
-        return (self._work, self._requests, subjects.chunks_stream(self._name), *buckets)
-
-    def _entries(self) -> Iterator[int]:
-        return (stage.stage_id for stage in self._spec.stages if not stage.input_sources)
-
-    def _directed(self, stage: int) -> bool:
-        return LoadBalancingPolicy(self._spec.stage(stage).lb_policy).directed
-
-    def _lanes(self, stage: int) -> tuple[str, ...]:
-        own = tuple(f"r{number}" for number in range(MOST_DIRECTED)) if self._directed(stage) else ()
-        return (*self._spec.stage_lanes, *own)
-
-    def _direct_targets(self, stage: int) -> tuple[int, ...]:
-        edges = (edge for edge in self._spec.edges if edge.source == stage)
-        return tuple(edge.target for edge in edges if edge.forwarding is Forwarding.DIRECT)
+def _lines(name: str) -> Iterator[str]:
+    for line in _TABLE[name].strip().splitlines():
+        if line.strip().startswith("+"):
+            for part in line.split():
+                yield from _lines(part[1:])
+        else:
+            yield line.strip()
 
 
-def _get(bucket: str, keys: str) -> str:
-    return f"{_API}.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{keys}"
+def _filled(line: str, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A line with one after the other of what its braces stand for; the same braces stand for the same."""
+    braces = _BRACES.search(line)
+    if braces is None:
+        yield line
+        return
+    for value in names[braces[1]] if braces[1] in names else braces[1].split("|"):
+        yield from _filled(line.replace(braces[0], value), names)
 
 
-def _watch(bucket: str, keys: str) -> str:
-    """A consumer that pushes a bucket's changes: of these keys, of no other stream."""
-    return f"{_API}.CONSUMER.CREATE.KV_{bucket}.*.$KV.{bucket}.{keys}"
+def _names(spec: PipelineSpec) -> dict[str, list[str]]:
+    work, requests = subjects.work_stream(spec.name), subjects.requests_stream(spec.name)
+    replicas, ledger = subjects.replicas_bucket(spec.name), subjects.requests_bucket(spec.name)
+    stores = [subjects.payloads_bucket(spec.name), subjects.dead_payloads_bucket(spec.name)]
+    return {
+        "P": [spec.name], "pipelines": [subjects.PIPELINES_BUCKET], "replicas": [replicas], "ledger": [ledger],
+        "work": [work], "requests": [requests], "queue": [work, requests], "store": stores[:1], "stores": stores,
+        "stream": [work, requests, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],
+        "entry": [str(stage.stage_id) for stage in spec.stages if not stage.input_sources],
+        "stage": [], "lane": [], "target": [], "watched": [],
+    }  # fmt: skip
+
+
+def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
+    direct = [edge.target for edge in spec.edges if edge.source == stage and edge.forwarding is Forwarding.DIRECT]
+    own = [f"r{number}" for number in range(MOST_DIRECTED)] if _directed(spec, stage) else []
+    return {
+        "stage": [str(stage)],
+        "lane": [*spec.stage_lanes, *own],
+        "target": [str(target) for target in (stage, *direct)],  # its own: what it returns
+        "watched": [">"] if any(_directed(spec, target) for target in direct) else [],
+    }
+
+
+def _directed(spec: PipelineSpec, stage: int) -> bool:
+    return LoadBalancingPolicy(spec.stage(stage).lb_policy).directed
 
 
 def missing(wanted: Permissions, granted: Mapping[str, object] | None) -> list[str]:

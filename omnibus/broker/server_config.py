@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from omnibus.broker.roles import NatsRole, Permissions
 
 _INCLUDE = re.compile(r'^include "([^"]+)"$', re.MULTILINE)
@@ -41,14 +43,13 @@ tls {{
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User:
+class User(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A user of an account, known by its public nkey or by a password."""
 
     name: str
-    role: NatsRole | None
+    role: NatsRole | None = None
     """None: an operator of everything, such as the processes of `omnibus serve` are."""
-    permissions: Permissions | None
+    permissions: Permissions | None = None
     nkey: str = ""
     user: str = ""
     password: str = ""

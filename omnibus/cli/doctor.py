@@ -146,17 +146,17 @@ class _Examination:
 
     def _permissions(self, spec: PipelineSpec, granted: Mapping[str, object] | None, inbox: str) -> Iterator[Finding]:
         """Compare what the server grants with the table of roles."""
-        from omnibus.broker.purposes import purpose  # noqa: PLC0415
-        from omnibus.broker.roles import NatsRole, missing, permissions  # noqa: PLC0415
+        from omnibus.broker.roles import NatsRole, missing, permissions, rights  # noqa: PLC0415
 
         stages = [spec.stage(ref).stage_id for ref in self._stages] or [stage.stage_id for stage in spec.stages]
-        wanted = permissions(NatsRole(self._role), spec, stages=stages, token=self._token, inbox=inbox)
-        lacking = missing(wanted, granted)
+        user: Any = {"stages": stages, "token": self._token, "inbox": inbox}
+        wanted = permissions(NatsRole(self._role), spec, **user)
+        purposes, lacking = rights(NatsRole(self._role), spec, **user), missing(wanted, granted)
         for right in lacking:
             remedy = self._remedy(spec, stages)
             yield Finding(
                 "permissions", False, f"may not {right}, which {self._role} of {spec.name} needs to "
-                f"{purpose(right.split()[-1])}: where the server's credentials are made, run `{remedy}`",
+                f"{purposes[right]}: where the server's credentials are made, run `{remedy}`",
             )  # fmt: skip
         if not lacking:
             yield Finding("permissions", True, f"all that {self._role} of {spec.name} needs{_count(wanted)}")

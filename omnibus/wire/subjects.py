@@ -100,11 +100,6 @@ def deadline_event(pipeline: str, rid: str) -> str:
     return event(pipeline, ANY_STAGE, EventKind.DEADLINE, rid)
 
 
-def chunk(pipeline: str, rid: str, flow: str) -> str:
-    """The chunks of one flow, in order."""
-    return f"{_root(pipeline)}.chunk.{check_name(rid, 'rid')}.{check_name(flow, 'flow')}"
-
-
 # Core subjects
 
 
@@ -189,11 +184,6 @@ def work_subjects(pipeline: str) -> tuple[str, ...]:
     return (all_tasks_filter(pipeline), events_filter(pipeline), f"{root}.timer.*")
 
 
-def chunks_filter(pipeline: str, rid: str = "*") -> str:
-    """All chunks of a pipeline, or of one request."""
-    return f"{_root(pipeline)}.chunk.{rid if rid == '*' else check_name(rid, 'rid')}.*"
-
-
 # Streams, consumers, buckets
 
 
@@ -203,10 +193,6 @@ def requests_stream(pipeline: str) -> str:
 
 def work_stream(pipeline: str) -> str:
     return f"OMNI_{check_name(pipeline, 'pipeline')}_WORK"
-
-
-def chunks_stream(pipeline: str) -> str:
-    return f"OMNI_{check_name(pipeline, 'pipeline')}_CHUNKS"
 
 
 def stage_consumer(stage_id: int, lane: str) -> str:

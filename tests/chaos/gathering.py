@@ -83,7 +83,6 @@ class Gathering:
         filters = {
             subjects.work_stream(pipeline): ">",
             subjects.requests_stream(pipeline): ">",
-            subjects.chunks_stream(pipeline): ">",
             # Of a request's hops; what its answer refers to has a shorter name, and lasts as long as its record.
             f"OBJ_{bucket}": f"$O.{bucket}.C.*.*",
         }

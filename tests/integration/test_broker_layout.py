@@ -10,7 +10,6 @@ from omnibus.broker.connection import STREAM_FULL, Connection
 from omnibus.broker.layout import (
     Layout,
     compare,
-    describe,
     ensure_layout,
     own_lane_consumer,
     plan,
@@ -18,6 +17,7 @@ from omnibus.broker.layout import (
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerRefused
 from omnibus.wire import subjects
+from tests.support.broker import describe
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ async def test_layout_is_made_once_when_several_ensure_it_at_the_same_time(
 
 async def test_layout_is_updated_and_says_how_when_a_setting_changes(connection: Connection, pipeline: str) -> None:
     await ensure_layout(connection, describe(pipeline, LANES, heartbeat_timeout=10))
-    changed = describe(pipeline, {**LANES, 2: ("interactive",)}, heartbeat_timeout=4, max_waiting_requests=5)
+    changed = describe(pipeline, {**LANES, 2: ("interactive",)}, heartbeat_timeout=4, max_open_requests=5)
     described = [str(change) for change in await plan(connection, changed)]
     assert f"update stream OMNI_{pipeline}_REQUESTS (max_msgs: 10000 → 5)" in described
     assert f"create consumer of OMNI_{pipeline}_WORK stage-2-interactive" in described
@@ -52,7 +52,7 @@ async def test_layout_is_updated_and_says_how_when_a_setting_changes(connection:
 
 
 async def test_requests_are_refused_when_too_many_wait_but_work_is_not(connection: Connection, pipeline: str) -> None:
-    await ensure_layout(connection, describe(pipeline, LANES, max_waiting_requests=2))
+    await ensure_layout(connection, describe(pipeline, LANES, max_open_requests=2))
     for rid in ("a", "b"):
         await connection.js_publish(subjects.request(pipeline, rid), b"x")
     with pytest.raises(BrokerRefused) as caught:

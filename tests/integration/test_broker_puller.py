@@ -9,10 +9,10 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.broker.layout import describe, ensure_layout
+from omnibus.broker.layout import ensure_layout
 from omnibus.broker.puller import Puller
 from omnibus.wire import subjects
-from tests.support.broker import lay_out, publish_tasks, queued, stage_puller, take_all
+from tests.support.broker import describe, lay_out, publish_tasks, queued, stage_puller, take_all
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration

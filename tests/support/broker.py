@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.layout import describe, ensure_layout
+from omnibus.broker.layout import Layout, ensure_layout, lane_consumer, layout_of
 from omnibus.broker.puller import Puller
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
+
+
+def describe(pipeline: str, lanes_by_stage: Mapping[int, Sequence[str]], **fields: Any) -> Layout:
+    """The layout of a pipeline of these fields, but with just these lanes."""
+    spec = PipelineSpec(name=pipeline, stages=(), **fields)
+    bare, timeout = layout_of(spec), spec.heartbeat_timeout
+    lanes = ((stage, lane) for stage, lanes in lanes_by_stage.items() for lane in lanes)
+    own = (lane_consumer(pipeline, stage, lane, heartbeat_timeout=timeout) for stage, lane in lanes)
+    return Layout(bare.streams, (*bare.consumers, *own))
 
 
 async def lay_out(

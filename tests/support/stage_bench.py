@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from omnibus.broker.connection import Connection, ReceivedMessage
-from omnibus.broker.layout import describe, ensure_layout
+from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -143,7 +143,7 @@ async def stage_bench(conn: Connection, pipeline: str, **settings: Any) -> Async
         **{"engine": "sim", **of_stage},
     )  # fmt: skip
     spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=timeout, **fields)
-    await ensure_layout(conn, describe(pipeline, {0: spec.stage_lanes}, heartbeat_timeout=timeout))
+    await ensure_layout(conn, layout_of(spec))
     bench = StageBench(conn, spec)
     counter = await conn.subscribe(subjects.events_filter(pipeline), bench._count_published)
     async with Puller(conn, subjects.work_stream(pipeline), [subjects.EVENTS_CONSUMER]) as puller:

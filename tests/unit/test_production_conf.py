@@ -7,14 +7,14 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from omnibus.broker.credentials_folder import CONFIG_FILE
 from omnibus.broker.nats_access import inbox_prefix, public_key
-from omnibus.broker.purposes import purpose
-from omnibus.broker.roles import NatsRole, permissions
+from omnibus.broker.roles import NatsRole, permissions, rights
 from omnibus.broker.server_binary import find_binary, profile_path
 from omnibus.cli import cli
 from omnibus.pipeline.loading import load_pipeline
@@ -70,8 +70,12 @@ def test_server_accepts_the_shipped_file_when_the_variables_are_set(folder: Path
 
 @pytest.mark.parametrize("role", list(NatsRole))
 @pytest.mark.parametrize("pipeline", ["omni-tiny", "llasa"])
-def test_every_permission_has_a_purpose(role: NatsRole, pipeline: str) -> None:
+def test_every_permission_is_a_subject_with_a_purpose(role: NatsRole, pipeline: str) -> None:
     spec = load_pipeline(pipeline)
-    stages = [stage.stage_id for stage in spec.stages]
-    table = permissions(role, spec, stages=stages, token="token", inbox="_INBOX_x")
-    assert all(purpose(subject) for subject in (*table.publish, *table.subscribe))
+    user: dict[str, Any] = {"stages": [stage.stage_id for stage in spec.stages], "token": "token", "inbox": "_INBOX_x"}
+    table = permissions(role, spec, **user)
+    wanted = {*(f"publish {one}" for one in table.publish), *(f"subscribe {one}" for one in table.subscribe)}
+    purposes = rights(role, spec, **user)
+    assert set(purposes) == wanted
+    assert all(re.fullmatch(r"(publish|subscribe) [\w$.*>-]+", right) for right in purposes)
+    assert all(re.fullmatch(r"[\w ,']{8,}", purpose) for purpose in purposes.values()), purposes

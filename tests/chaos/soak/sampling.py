@@ -67,7 +67,6 @@ async def _streams(arena: Arena) -> dict[str, float]:
     streams = {
         "work stream": subjects.work_stream(pipeline),
         "requests stream": subjects.requests_stream(pipeline),
-        "chunks stream": subjects.chunks_stream(pipeline),
         "replicas stream": f"KV_{subjects.replicas_bucket(pipeline)}",
         "records ledger": f"KV_{subjects.requests_bucket(pipeline)}",
         "objects ledger": f"OBJ_{subjects.payloads_bucket(pipeline)}",
