@@ -38,7 +38,7 @@
         ├── CheckpointMissing
         └── StageStartError               a replica did not start; names stage and replica
 
-`code`, `http_status` and `retryable` are class data: nothing decides by message.
+`code`, `http_status` and `retryable` are class data, written where a class is declared: nothing decides by message.
 """
 
 from __future__ import annotations
@@ -58,6 +58,12 @@ class OmnibusError(Exception):
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
+    def __init_subclass__(cls, *, code: str = "", http_status: int = 0, retryable: bool | None = None) -> None:
+        """Set what a subclass has of its own; all else it has from its parent."""
+        super().__init_subclass__()
+        cls.code, cls.http_status = code or cls.code, http_status or cls.http_status
+        cls.retryable = cls.retryable if retryable is None else retryable
+
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         super().__init__(printable(message or (type(self).__doc__ or "").strip()))
         self.param = None if param is None else printable(param)
@@ -67,196 +73,120 @@ class OmnibusError(Exception):
         return str(self.args[0])
 
 
-class RequestError(OmnibusError):
+class RequestError(OmnibusError, code="invalid_request_error", http_status=400):
     """The request cannot be served as it is."""
 
-    code = "invalid_request_error"
-    http_status = 400
 
-
-class InvalidRequest(RequestError, ValueError):
+class InvalidRequest(RequestError, ValueError, code="invalid_request"):
     """A field of the request is missing, malformed or out of range."""
 
-    code = "invalid_request"
 
-
-class InvalidName(RequestError):
+class InvalidName(RequestError, code="invalid_name"):
     """An id must match [A-Za-z0-9_-]{1,64}."""
 
-    code = "invalid_name"
 
-
-class UnsupportedModality(RequestError):
+class UnsupportedModality(RequestError, code="unsupported_modality"):
     """The pipeline does not produce this modality."""
 
-    code = "unsupported_modality"
 
-
-class EmptyPrompt(RequestError):
+class EmptyPrompt(RequestError, code="empty_prompt"):
     """The prompt is empty."""
 
-    code = "empty_prompt"
 
-
-class Unauthorized(RequestError):
+class Unauthorized(RequestError, code="invalid_api_key", http_status=401):
     """The API key is missing or wrong."""
 
-    code = "invalid_api_key"
-    http_status = 401
 
-
-class Forbidden(RequestError):
+class Forbidden(RequestError, code="permission_denied", http_status=403):
     """The API key does not have this right."""
 
-    code = "permission_denied"
-    http_status = 403
 
-
-class UnknownModel(RequestError):
+class UnknownModel(RequestError, code="model_not_found", http_status=404):
     """No such model is served here."""
 
-    code = "model_not_found"
-    http_status = 404
 
-
-class UnknownRequest(RequestError):
+class UnknownRequest(RequestError, code="request_not_found", http_status=404):
     """No request with this id is known."""
 
-    code = "request_not_found"
-    http_status = 404
 
-
-class RequestConflict(RequestError):
+class RequestConflict(RequestError, code="request_conflict", http_status=409):
     """This request id is taken by a different request."""
 
-    code = "request_conflict"
-    http_status = 409
 
-
-class RequestTooLarge(RequestError):
+class RequestTooLarge(RequestError, code="request_too_large", http_status=413):
     """The request is larger than the pipeline accepts."""
 
-    code = "request_too_large"
-    http_status = 413
 
-
-class EngineRejected(RequestError):
+class EngineRejected(RequestError, code="engine_rejected"):
     """The engine refused the request."""
 
-    code = "engine_rejected"
 
-
-class ContextExceeded(EngineRejected):
+class ContextExceeded(EngineRejected, code="context_length_exceeded"):
     """The prompt is longer than the model's context."""
 
-    code = "context_length_exceeded"
 
-
-class Overloaded(OmnibusError):
+class Overloaded(OmnibusError, code="overloaded", http_status=429, retryable=True):
     """A bound on open requests is reached; try again later."""
-
-    code = "overloaded"
-    http_status = 429
-    retryable = True
 
     def __init__(self, message: str | None = None, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-class RequestCancelled(OmnibusError):
+class RequestCancelled(OmnibusError, code="cancelled", http_status=499):
     """The request was cancelled."""
 
-    code = "cancelled"
-    http_status = 499
 
-
-class DeadlineExceeded(OmnibusError):
+class DeadlineExceeded(OmnibusError, code="deadline_exceeded", http_status=504):
     """The request did not finish before its deadline."""
 
-    code = "deadline_exceeded"
-    http_status = 504
 
-
-class EngineError(OmnibusError):
+class EngineError(OmnibusError, code="engine_error", retryable=True):
     """An engine failed on a request."""
 
-    code = "engine_error"
-    retryable = True
 
-
-class EngineDead(EngineError):
+class EngineDead(EngineError, code="engine_dead", http_status=503):
     """The engine's process is gone."""
 
-    code = "engine_dead"
-    http_status = 503
 
-
-class EngineStalled(EngineDead):
+class EngineStalled(EngineDead, code="engine_stalled"):
     """The engine makes no progress."""
 
-    code = "engine_stalled"
 
-
-class AttemptsExhausted(EngineError):
+class AttemptsExhausted(EngineError, code="attempts_exhausted", retryable=False):
     """Every attempt that the request was allowed has failed."""
 
-    code = "attempts_exhausted"
-    retryable = False
 
-
-class StageTimeout(OmnibusError):
+class StageTimeout(OmnibusError, code="stage_timeout", http_status=504):
     """An execution of a stage took longer than the stage allows."""
 
-    code = "stage_timeout"
-    http_status = 504
 
-
-class ReplicaMissing(OmnibusError):
+class ReplicaMissing(OmnibusError, code="replica_missing", http_status=503, retryable=True):
     """A replica is not there, does not answer, or has not come back."""
 
-    code = "replica_missing"
-    http_status = 503
-    retryable = True
 
-
-class PayloadLost(OmnibusError):
+class PayloadLost(OmnibusError, code="payload_lost", retryable=True):
     """A payload that a message refers to cannot be read any more."""
 
-    code = "payload_lost"
-    retryable = True
 
-
-class Unreadable(OmnibusError):
+class Unreadable(OmnibusError, code="unreadable"):
     """A stored record or a queued event cannot be read: it is damaged, or of a newer version."""
-
-    code = "unreadable"
 
     def __init__(self, message: str | None = None, *, data: bytes = b"", revision: int = 0) -> None:
         super().__init__(message)
         self.data, self.revision = data, revision
 
 
-class BrokerError(OmnibusError):
+class BrokerError(OmnibusError, code="broker_error", http_status=503, retryable=True):
     """NATS refused or failed an operation."""
 
-    code = "broker_error"
-    http_status = 503
-    retryable = True
 
-
-class BrokerUnavailable(BrokerError):
+class BrokerUnavailable(BrokerError, code="broker_unavailable"):
     """NATS cannot be reached."""
 
-    code = "broker_unavailable"
 
-
-class BrokerDenied(BrokerError):
+class BrokerDenied(BrokerError, code="broker_denied", http_status=403, retryable=False):
     """NATS does not allow this with the credentials in use."""
-
-    code = "broker_denied"
-    http_status = 403
-    retryable = False
 
     @classmethod
     def of(cls, what: str, subject: str) -> Self:
@@ -267,11 +197,8 @@ class BrokerDenied(BrokerError):
         )
 
 
-class BrokerRefused(BrokerError):
+class BrokerRefused(BrokerError, code="broker_refused", retryable=False):
     """NATS answered with an error; `err_code` and `status` are the server's."""
-
-    code = "broker_refused"
-    retryable = False
 
     def __init__(self, message: str | None = None, *, err_code: int = 0, status: int = 0) -> None:
         super().__init__(message)
@@ -283,29 +210,20 @@ class BrokerRefused(BrokerError):
         return self.status == 404
 
 
-class RevisionConflict(BrokerError):
+class RevisionConflict(BrokerError, code="revision_conflict"):
     """Another writer was first: the key's revision is not the expected one."""
 
-    code = "revision_conflict"
 
-
-class ServerBinaryError(BrokerError):
+class ServerBinaryError(BrokerError, code="server_binary", retryable=False):
     """The embedded nats-server cannot run."""
 
-    code = "server_binary"
-    retryable = False
 
-
-class ConfigError(OmnibusError):
+class ConfigError(OmnibusError, code="config_error"):
     """The configuration cannot work as it is."""
 
-    code = "config_error"
 
-
-class PipelineError(ConfigError):
+class PipelineError(ConfigError, code="pipeline_error"):
     """A pipeline specification is wrong; the message names file, line and field."""
-
-    code = "pipeline_error"
 
     def __init__(
         self, message: str, *, file: str | None = None, line: int | None = None, field: str | None = None
@@ -316,25 +234,17 @@ class PipelineError(ConfigError):
         self.file, self.line, self.field = file, line, field
 
 
-class CodeNotAllowed(ConfigError):
+class CodeNotAllowed(ConfigError, code="code_not_allowed"):
     """A specification from the broker names code that this command may not load."""
 
-    code = "code_not_allowed"
 
-
-class PortTaken(ConfigError):
+class PortTaken(ConfigError, code="port_taken"):
     """The port is in use."""
 
-    code = "port_taken"
 
-
-class CheckpointMissing(ConfigError):
+class CheckpointMissing(ConfigError, code="checkpoint_missing"):
     """The model's checkpoint cannot be found."""
 
-    code = "checkpoint_missing"
 
-
-class StageStartError(ConfigError):
+class StageStartError(ConfigError, code="stage_start_error"):
     """A replica of a stage did not start."""
-
-    code = "stage_start_error"

@@ -26,6 +26,7 @@ from omnibus.requests.admission import lane_of, new_record, timeout_of, validate
 from omnibus.requests.record import Record
 from omnibus.requests.request_files import check_files
 from omnibus.wire import subjects
+from omnibus.wire.envelope import Ticket
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
 
@@ -40,6 +41,10 @@ class Submission:
     @property
     def rid(self) -> str:
         return self._record.rid
+
+    @property
+    def ticket(self) -> Ticket:
+        return self._record.ticket
 
     @property
     def ended(self) -> bool:

@@ -1,33 +1,27 @@
-"""Answers share these parts: who was asked and when, tokens, the reason of the end, files in the wanted format, times."""
+"""Answers share these parts: tokens, the reason of the end, files in the format that the caller asked for, times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
+from fastapi import Request as HttpRequest
 from fastapi import Response
 
 from omnibus.client.request_events import Output, Result
+from omnibus.errors import EngineError
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.body_route import off_loop
+from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import JSON_TYPE
-from omnibus.frontdoor.transcoding import transcoded
+from omnibus.frontdoor.submitting import Accepted, result_of
+from omnibus.media import pictures, sound
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.envelope import StageTiming
 
 _FINISH_REASONS = frozenset({"stop", "length"})
 """Reasons that OpenAI's clients know; any other that an engine gives reads as stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The beginning of every body of one answer."""
-
-    rid: str
-    model: str
-    """The name that the caller used."""
-    created: int
-    """Seconds since the epoch."""
 
 
 class Usage(Answer):
@@ -36,10 +30,6 @@ class Usage(Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-
-
-def head_of(result: Result, model: str) -> Head:
-    return Head(rid=result.rid, model=model, created=int(result.created))
 
 
 def usage(outputs: Iterable[Output]) -> Usage:
@@ -61,20 +51,41 @@ def finish_reason(outputs: Iterable[Output]) -> str:
     return reason if reason in _FINISH_REASONS else "stop"
 
 
-async def transcoded_all(
-    outputs: Iterable[Output], *, audio: str | None = None, image: str | None = None
-) -> list[Output]:
-    """Every output as `transcoded` makes it."""
-    return [await transcoded(output, audio=audio, image=image) for output in outputs]
-
-
-async def answered(
-    result: Result, spec: PipelineSpec, outputs: Iterable[Output], answer: Callable[[], Answer]
+async def whole_answer(
+    context: FrontDoorContext,
+    http: HttpRequest,
+    accepted: Accepted,
+    answer: Callable[[Sequence[Output]], Answer],
+    *,
+    audio: str | None = None,
+    image: str | None = None,
 ) -> Response:
-    """A body of JSON made of these outputs, with the times of the stages."""
-    response = await json_response(answer, size_of(outputs))
-    response.headers.update(timing_headers(result, spec))
+    """The body of JSON that `answer` makes of the outputs, their files in these formats, with the times of the stages."""
+    result = await result_of(context, http, accepted)
+    outputs = [await transcoded(output, audio=audio, image=image) for output in result.outputs]
+    response = await json_response(lambda: answer(outputs), size_of(outputs))
+    response.headers.update(timing_headers(result, accepted.served.spec))
     return response
+
+
+async def transcoded(output: Output, *, audio: str | None = None, image: str | None = None) -> Output:
+    """The output with its files in these formats; an output of another modality, or already in the format, as it is.
+
+    `audio` is one of `sound.FORMATS`, or pcm16 for pcm; `image` is png, jpeg or webp. Raises EngineError for files that
+    cannot be read, or that the format cannot hold.
+    """
+    if output.modality == "audio" and audio is not None:
+        wanted, convert = audio.removesuffix("16"), sound.converted
+        media_type = sound.FORMATS[wanted].media_type
+    elif output.modality == "image" and image is not None:
+        wanted, convert, media_type = image, pictures.converted, f"image/{image}"
+    else:
+        return output
+    try:
+        items = await asyncio.to_thread(lambda: tuple(convert(item, wanted) for item in output.items))
+    except EngineError as error:
+        raise EngineError(f"the {output.modality} of stage {output.stage_id}: {error.message}") from error
+    return replace(output, media_type=media_type, items=items)
 
 
 async def json_response(answer: Callable[[], Answer], size: int = 0) -> Response:

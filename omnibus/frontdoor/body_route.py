@@ -76,11 +76,6 @@ async def off_loop(size: int, work: Callable[P, T], *args: P.args, **options: P.
     return await asyncio.to_thread(work, *args, **options)
 
 
-async def mapped(http: HttpRequest, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """The result of `work` on the body of the request, as `off_loop` gives it."""
-    return await off_loop(len(await http.body()), work, *args, **options)
-
-
 def parse(raw: bytes, model: type[M]) -> M:
     """The body as the model; raises InvalidRequest naming the field, and RequestTooLarge for too many values."""
     raw = raw.removeprefix(_BOM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -41,34 +41,21 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 """Errors as OpenAPI documents them for every route."""
 
 
-class NoSuchRoute(RequestError):
+class NoSuchRoute(RequestError, code="not_found", http_status=404):
     """There is nothing at this address; /docs lists the routes."""
 
-    code: ClassVar[str] = "not_found"
-    http_status: ClassVar[int] = 404
 
-
-class MethodNotAllowed(RequestError):
+class MethodNotAllowed(RequestError, code="method_not_allowed", http_status=405):
     """This address does not take this method."""
 
-    code: ClassVar[str] = "method_not_allowed"
-    http_status: ClassVar[int] = 405
 
-
-class RequestTimeout(RequestError):
+class RequestTimeout(RequestError, code="request_timeout", http_status=408, retryable=True):
     """The request did not arrive in time; send its headers and its body without long pauses."""
 
-    code: ClassVar[str] = "request_timeout"
-    http_status: ClassVar[int] = 408
-    retryable: ClassVar[bool] = True
 
-
-class TooManyConnections(OmnibusError):
+class TooManyConnections(OmnibusError, code="too_many_connections", http_status=503, retryable=True):
     """Too many connections are open; try again later."""
 
-    code: ClassVar[str] = "too_many_connections"
-    http_status: ClassVar[int] = 503
-    retryable: ClassVar[bool] = True
     retry_after = 1.0
 
 
@@ -76,12 +63,8 @@ class ServerFault(OmnibusError):
     """The server failed; the request id finds the reason in its log."""
 
 
-class ShuttingDown(OmnibusError):
+class ShuttingDown(OmnibusError, code="shutting_down", http_status=503, retryable=True):
     """The server stops; the request goes on, and can be read by its id at another one."""
-
-    code: ClassVar[str] = "shutting_down"
-    http_status: ClassVar[int] = 503
-    retryable: ClassVar[bool] = True
 
 
 def install(app: FastAPI) -> None:

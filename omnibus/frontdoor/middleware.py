@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
@@ -13,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
-from omnibus.frontdoor.identity import fresh_rid
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -49,7 +49,7 @@ class Observed:
         scope = _as_routed(scope)
         started = time.perf_counter()
         state = scope.setdefault("state", {})
-        state["request_id"] = fresh_rid()
+        state["request_id"] = uuid.uuid4().hex
         sent = Headers(scope=scope).get(REQUEST_ID) or None
         app = self._app
         if sent is not None and not _SENT_ID.fullmatch(sent):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 import msgspec
 
@@ -28,12 +27,8 @@ class MissingStage(msgspec.Struct, frozen=True):
         return f"{self.stage} ({state})"
 
 
-class NotReady(OmnibusError):
+class NotReady(OmnibusError, code="model_not_ready", http_status=503, retryable=True):
     """A stage that the request needs has no replica up, and the request does not want to wait."""
-
-    code: ClassVar[str] = "model_not_ready"
-    http_status: ClassVar[int] = 503
-    retryable: ClassVar[bool] = True
 
     def __init__(self, model: str, missing: Sequence[MissingStage]) -> None:
         super().__init__(f"model {model!r} has no replica up of: {', '.join(map(str, missing))}", param="wait")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 
 from fastapi import Request as HttpRequest
@@ -11,16 +11,19 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from omnibus.client.request_events import ClientEvent, Ended
+from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, TextPiece
 from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest
-from omnibus.frontdoor.bodies import Answer
+from omnibus.frontdoor.answers import Usage, finish_reason, transcoded, usage
+from omnibus.frontdoor.bodies import Answer, StreamOptions
 from omnibus.frontdoor.body_route import naming_fields
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_json
-from omnibus.frontdoor.submitting import Accepted, abandon, unless_gone
+from omnibus.frontdoor.submitting import Accepted, Head, abandon, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
+PIECE_CHARS = 4096
+"""Characters of a text in one event, of 12 bytes each at worst: clients that read lines have a bound on them."""
 _SEPARATOR = "\n"
 _DONE = ServerSentEvent("[DONE]", sep=_SEPARATOR)
 _log = get_logger(__name__)
@@ -78,8 +81,16 @@ class Lookahead:
         return event
 
 
-async def first_seen(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Lookahead:
-    """Wait a little for the first event: a request that ends at once with an error raises it, and has its own status."""
+async def event_stream(
+    context: FrontDoorContext,
+    http: HttpRequest,
+    accepted: Accepted,
+    pieces: Callable[[Lookahead], AsyncIterator[ServerSentEvent]],
+) -> EventSourceResponse:
+    """A response that sends what `pieces` makes of the events, as they come.
+
+    It waits a little for the first one: a request that ends at once with an error raises it, and has its own status.
+    """
     events = Lookahead(accepted)
     try:
         first = await unless_gone(context, http, accepted, events.peek(context.options.first_event_wait))
@@ -88,14 +99,7 @@ async def first_seen(context: FrontDoorContext, http: HttpRequest, accepted: Acc
     except BaseException:
         await events.aclose()
         raise
-    return events
-
-
-def event_stream(
-    context: FrontDoorContext, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]
-) -> EventSourceResponse:
-    """A response that sends the pieces as they come."""
-    return _EventStream(context, accepted, _framed(context, accepted, pieces))
+    return _EventStream(context, accepted, _framed(context, accepted, pieces(events)))
 
 
 class _EventStream(EventSourceResponse):
@@ -137,3 +141,62 @@ async def _framed(
         _log.exception(LogEvent.TASK_CRASHED, rid=accepted.rid, where="stream")
         yield ServerSentEvent(error_json(ServerFault()), sep=_SEPARATOR)
     yield _DONE
+
+
+class TextStream:
+    """The chunks of one streamed answer. A subclass has the endpoint's shape of `piece` and `totals`.
+
+    The client promises that text pieces are contiguous, that an output comes once, after all its text, and before the end.
+    """
+
+    def __init__(self, head: Head, live: int | None, options: StreamOptions | None = None) -> None:
+        self.head, self.live = head, live
+        self.include_usage = options is not None and bool(options.include_usage)
+
+    def piece(self, text: str | None, reason: str | None = None) -> Answer:
+        """A chunk with a piece of the text, or with none; `reason` says why the text has ended."""
+        raise NotImplementedError
+
+    def totals(self, total: Usage) -> Answer:
+        """A chunk with the tokens alone."""
+        raise NotImplementedError
+
+    def opening(self) -> list[Answer]:
+        """The chunks before any text."""
+        return []
+
+    def text(self, piece: TextPiece) -> list[Answer]:
+        """A piece of text; none of stages whose text does not stream."""
+        if piece.stage_id != self.live:
+            return []
+        return [self.piece(piece.text[at : at + PIECE_CHARS]) for at in range(0, len(piece.text), PIECE_CHARS)]
+
+    def output(self, _output: Output) -> Iterable[Answer]:
+        """A finished output."""
+        return []
+
+    def closing(self, outputs: Sequence[Output]) -> list[Answer]:
+        """The last chunks: why it ended, and the tokens when they were asked for."""
+        end = self.piece(None, finish_reason(outputs))
+        return [end, self.totals(usage(outputs))] if self.include_usage else [end]
+
+
+async def text_events(
+    stream: TextStream, events: Lookahead, audio: str | None = None
+) -> AsyncIterator[ServerSentEvent]:
+    """The server-sent events of a stream, sound in the format `audio`; raises the error of a request that fails."""
+    for chunk in stream.opening():
+        yield data(chunk)
+    async with aclosing(events):
+        async for event in events:
+            chunks: Iterable[Answer] = ()
+            match event:
+                case TextPiece():
+                    chunks = stream.text(event)
+                case OutputArrived(output=output):
+                    chunks = stream.output(await transcoded(output, audio=audio))
+                case Ended(result=result):
+                    result.raise_for_state()
+                    chunks = stream.closing(result.outputs)
+            for chunk in chunks:
+                yield data(chunk)

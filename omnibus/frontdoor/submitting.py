@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,21 +14,37 @@ from fastapi import Request as HttpRequest
 from omnibus.client.producer import Submission
 from omnibus.client.request_events import Result
 from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
-from omnibus.frontdoor.body_route import fingerprint
+from omnibus.frontdoor.bodies import AskingBody
+from omnibus.frontdoor.body_route import fingerprint, off_loop
 from omnibus.frontdoor.context import FrontDoorContext
-from omnibus.frontdoor.identity import IDEMPOTENCY_KEY, MAX_KEY_LENGTH, keyed_rid
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.routing import plan_route
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
+IDEMPOTENCY_KEY = "Idempotency-Key"
+MAX_KEY_LENGTH = 255
+_RID_LENGTH = 40
 CANCEL_TIMEOUT = 5.0
 BEYOND_DEADLINE = 1.0
 """Seconds after a request's deadline in which its end may come; then the front door answers by itself."""
 _log = get_logger(__name__)
+B = TypeVar("B", bound=AskingBody)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The beginning of every body of one answer."""
+
+    rid: str
+    model: str
+    """The name that the caller used."""
+    created: int
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +64,35 @@ class Accepted:
     def rid(self) -> str:
         return self.submission.rid
 
+    @property
+    def head(self) -> Head:
+        return Head(rid=self.rid, model=self.served.model, created=int(self.submission.ticket.created))
+
+    @property
+    def live_stage(self) -> int | None:
+        """The stage whose text streams as it is written: the first that delivers text; None when none does."""
+        return next((stage.stage_id for stage in self.submission.ticket.route.finals if stage.final == "text"), None)
+
 
 async def submit(
-    context: FrontDoorContext, http: HttpRequest, served: Served, request: Request, *, wait: bool | None = None
+    context: FrontDoorContext,
+    http: HttpRequest,
+    body: B,
+    request_of: Callable[[B, PipelineSpec], Request],
+    *,
+    modality: str | None = None,
 ) -> Accepted:
-    """Submit under the caller's idempotency key, or else under the id of the HTTP request; raises as `Producer.submit`.
+    """Submit what a body asks for, under the caller's idempotency key, or else under the id of the HTTP request.
 
-    Without `wait` it raises NotReady when a stage that the request needs has no replica up.
+    `modality` is the one that the route delivers, for a caller that names no model. Raises as `Producer.submit`, and NotReady
+    where the caller does not want to wait and a stage that the request needs has no replica up.
     """
-    if wait is False:
-        await _check_ready(context, served, request)
+    served = await context.models.find(body.model, modality=modality)
+    request = await off_loop(len(await http.body()), request_of, body, served.spec)
+    if body.wait is False:
+        needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
+        if missing := await context.missing_stages(served.spec, needed):
+            raise NotReady(served.model, missing)
     tenant = http.state.tenant or request.tenant
     key, shape = http.headers.get(IDEMPOTENCY_KEY), ""
     if key is not None:
@@ -124,13 +160,19 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-async def _check_ready(context: FrontDoorContext, served: Served, request: Request) -> None:
-    needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
-    if missing := await context.missing_stages(served.spec, needed):
-        raise NotReady(served.model, missing)
-
-
 def _keyed(key: str, tenant: str, pipeline: str) -> str:
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters", param=IDEMPOTENCY_KEY)
     return keyed_rid(tenant, pipeline, key)
+
+
+def keyed_rid(tenant: str, pipeline: str, key: str) -> str:
+    """The id of every request that a caller sends with this idempotency key.
+
+    A hash, so that a caller's words never become a subject, and so that callers cannot reach each other's requests:
+    the tenant, which stands for the API key, is part of it. The pipeline is, because each has a ledger of its own.
+    """
+    # Lengths go first: ("a", "bc") and ("ab", "c") must differ.
+    parts = (tenant, pipeline, key)
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:_RID_LENGTH]

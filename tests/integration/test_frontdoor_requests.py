@@ -15,7 +15,7 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.client.request_events import Result
 from omnibus.errors import UnknownRequest
-from omnibus.frontdoor.identity import keyed_rid
+from omnibus.frontdoor.submitting import keyed_rid
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import subjects
 from tests.support.front import Front, front, omni_sim

@@ -11,13 +11,14 @@ import pytest
 
 from omnibus.client.request_events import Output, Result, TextPiece
 from omnibus.errors import EngineError
-from omnibus.frontdoor.answers import Head, server_timing
+from omnibus.frontdoor.answers import server_timing
 from omnibus.frontdoor.bodies import Answer, StreamOptions
 from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
 from omnibus.frontdoor.endpoints.completions import CompletionStream, completion
 from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
-from omnibus.frontdoor.text_chunks import TextStream
+from omnibus.frontdoor.streaming import TextStream
+from omnibus.frontdoor.submitting import Head
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, TokenUsage

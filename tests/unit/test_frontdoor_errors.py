@@ -18,7 +18,7 @@ from omnibus.errors import (
 )
 from omnibus.frontdoor.endpoints.chat import ChatBody
 from omnibus.frontdoor.error_answers import error_response, validation_error
-from omnibus.frontdoor.identity import keyed_rid
+from omnibus.frontdoor.submitting import keyed_rid
 from omnibus.pipeline.spec import NAME_PATTERN
 
 pytestmark = pytest.mark.unit

@@ -10,7 +10,7 @@ from PIL import Image
 
 from omnibus.client.request_events import Output
 from omnibus.errors import EngineError
-from omnibus.frontdoor.transcoding import transcoded
+from omnibus.frontdoor.answers import transcoded
 from omnibus.media import pictures, sound
 
 pytestmark = pytest.mark.unit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
@@ -11,16 +11,14 @@ from fastapi import Request as HttpRequest
 from pydantic import Field
 
 from omnibus.errors import InvalidRequest
-from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all
+from omnibus.frontdoor.answers import whole_answer
 from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions, TextSampling
-from omnibus.frontdoor.body_route import BodyRoute, mapped
+from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
 from omnibus.frontdoor.endpoints.chat_answers import ChatCompletion, ChatStream, chat_completion
-from omnibus.frontdoor.streaming import event_stream, first_seen
-from omnibus.frontdoor.submitting import result_of, submit
-from omnibus.frontdoor.text_chunks import live_stage, text_events
-from omnibus.pipeline.routing import plan_route
+from omnibus.frontdoor.streaming import event_stream, text_events
+from omnibus.frontdoor.submitting import submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import (
     AudioPart,
@@ -135,20 +133,12 @@ class ChatBody(AskingBody, TextSampling):
 @router.post("/v1/chat/completions", response_model=ChatCompletion)
 async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Context) -> Response:
     """Answer a chat with text, images and sound."""
-    served = await context.models.find(body.model)
-    request = await mapped(http, chat_request, body, served.spec)
-    accepted = await submit(context, http, served, request, wait=body.wait)
+    accepted = await submit(context, http, body, chat_request)
     audio = body.audio.format if body.audio is not None else "wav"
     if not body.stream:
-        result = await result_of(context, http, accepted)
-        outputs = await transcoded_all(result.outputs, audio=audio)
-        return await answered(
-            result, served.spec, outputs, lambda: chat_completion(head_of(result, served.model), outputs)
-        )
-    head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
-    stream = ChatStream(head, live_stage(plan_route(served.spec, request.modalities)), body.stream_options)
-    events = await first_seen(context, http, accepted)
-    return event_stream(context, accepted, text_events(events, stream, audio))
+        return await whole_answer(context, http, accepted, partial(chat_completion, accepted.head), audio=audio)
+    stream = ChatStream(accepted.head, accepted.live_stage, body.stream_options)
+    return await event_stream(context, http, accepted, partial(text_events, stream, audio=audio))
 
 
 def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from omnibus.client.request_events import Output
-from omnibus.frontdoor.answers import Head, Usage, finish_reason, transcript, usage
+from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.data_urls import file_name, to_base64, to_data_url
-from omnibus.frontdoor.text_chunks import TextStream
+from omnibus.frontdoor.streaming import TextStream
+from omnibus.frontdoor.submitting import Head
 from omnibus.requests.record import DONE_TTL
 
 PIECE_BYTES = 24 * 1024

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Response
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from omnibus.client.request_events import Output
 from omnibus.errors import EmptyPrompt, InvalidRequest
-from omnibus.frontdoor.answers import Head, Usage, answered, finish_reason, head_of, transcript, usage
+from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage, whole_answer
 from omnibus.frontdoor.bodies import (
     Answer,
     AskingBody,
@@ -20,12 +20,10 @@ from omnibus.frontdoor.bodies import (
     TextSampling,
     check_modality,
 )
-from omnibus.frontdoor.body_route import BodyRoute, mapped
+from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.streaming import event_stream, first_seen
-from omnibus.frontdoor.submitting import result_of, submit
-from omnibus.frontdoor.text_chunks import TextStream, live_stage, text_events
-from omnibus.pipeline.routing import plan_route
+from omnibus.frontdoor.streaming import TextStream, event_stream, text_events
+from omnibus.frontdoor.submitting import Head, submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
@@ -65,17 +63,11 @@ class Completion(Answer):
 @router.post("/v1/completions", response_model=Completion)
 async def create_completion(body: CompletionBody, http: HttpRequest, context: Context) -> Response:
     """Continue a prompt."""
-    served = await context.models.find(body.model)
-    request = await mapped(http, completion_request, body, served.spec)
-    accepted = await submit(context, http, served, request, wait=body.wait)
+    accepted = await submit(context, http, body, completion_request)
     if not body.stream:
-        result = await result_of(context, http, accepted)
-        outputs = result.outputs
-        return await answered(result, served.spec, outputs, lambda: completion(head_of(result, served.model), outputs))
-    head = Head(rid=accepted.rid, model=served.model, created=int(time.time()))
-    stream = CompletionStream(head, live_stage(plan_route(served.spec, request.modalities)), body.stream_options)
-    events = await first_seen(context, http, accepted)
-    return event_stream(context, accepted, text_events(events, stream))
+        return await whole_answer(context, http, accepted, partial(completion, accepted.head))
+    stream = CompletionStream(accepted.head, accepted.live_stage, body.stream_options)
+    return await event_stream(context, http, accepted, partial(text_events, stream))
 
 
 def completion_request(body: CompletionBody, spec: PipelineSpec) -> Request:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Response
@@ -16,13 +17,13 @@ from sse_starlette.event import ServerSentEvent
 
 from omnibus.client.request_events import Ended, Output, Result, StepProgress
 from omnibus.errors import InvalidRequest
-from omnibus.frontdoor.answers import Head, answered, head_of, transcoded_all, usage
+from omnibus.frontdoor.answers import transcoded, usage, whole_answer
 from omnibus.frontdoor.bodies import Answer, AskingBody, check_modality, single_turn
-from omnibus.frontdoor.body_route import BodyRoute, mapped
+from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
-from omnibus.frontdoor.streaming import Lookahead, data, event_stream, first_seen
-from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.frontdoor.streaming import Lookahead, data, event_stream
+from omnibus.frontdoor.submitting import Head, submit
 from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
@@ -109,20 +110,13 @@ async def generate_images(body: ImageBody, http: HttpRequest, context: Context) 
         raise InvalidRequest("a stream of images is b64_json", param="response_format")
     if body.partial_images and not body.stream:
         raise InvalidRequest("partial images come in a stream only", param="partial_images")
-    served = await context.models.find(body.model, modality="image")
-    request = await mapped(http, image_request, body, served.spec)
-    accepted = await submit(context, http, served, request, wait=body.wait)
+    accepted = await submit(context, http, body, image_request, modality="image")
     image_format = body.output_format or "png"
     if not body.stream:
-        result = await result_of(context, http, accepted)
-        outputs = await transcoded_all(result.outputs, image=image_format)
-        head, as_urls = head_of(result, served.model), body.response_format == "url"
-        return await answered(
-            result, served.spec, outputs, lambda: images(head, outputs, as_urls=as_urls, image_format=image_format)
-        )
-    previews = Previews(body.partial_images or 0)
-    events = await first_seen(context, http, accepted)
-    return event_stream(context, accepted, _image_events(events, previews, image_format))
+        answer = partial(images, accepted.head, as_urls=body.response_format == "url", image_format=image_format)
+        return await whole_answer(context, http, accepted, answer, image=image_format)
+    pieces = partial(_image_events, Previews(body.partial_images or 0), image_format)
+    return await event_stream(context, http, accepted, pieces)
 
 
 def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
@@ -165,7 +159,7 @@ class Previews:
         return self._sent - 1
 
 
-async def _image_events(events: Lookahead, previews: Previews, image_format: str) -> AsyncIterator[ServerSentEvent]:
+async def _image_events(previews: Previews, image_format: str, events: Lookahead) -> AsyncIterator[ServerSentEvent]:
     async with aclosing(events):
         async for event in events:
             if isinstance(event, StepProgress) and event.preview is not None:
@@ -175,33 +169,27 @@ async def _image_events(events: Lookahead, previews: Previews, image_format: str
                     yield _partial(index, preview, image_format)
             elif isinstance(event, Ended):
                 event.result.raise_for_state()
-                for completed in await _completed(event.result, image_format):
-                    yield data(completed, event=completed.type)
+                for output in event.result.outputs:
+                    for item in (await transcoded(output, image=image_format)).items:
+                        yield _completed(event.result, item, image_format)
 
 
 def _partial(index: int, preview: bytes, image_format: str) -> ServerSentEvent:
+    kind: Literal["image_generation.partial_image"] = "image_generation.partial_image"
     event = PartialImageEvent(
-        type="image_generation.partial_image",
-        partial_image_index=index,
-        b64_json=to_base64(preview),
-        created_at=int(time.time()),
+        type=kind, partial_image_index=index, b64_json=to_base64(preview), created_at=int(time.time()),
         output_format=image_format,
-    )
-    return data(event, event=event.type)
+    )  # fmt: skip
+    return data(event, event=kind)
 
 
-async def _completed(result: Result, image_format: str) -> list[ImageCompletedEvent]:
-    return [
-        ImageCompletedEvent(
-            type="image_generation.completed",
-            b64_json=to_base64(item),
-            created_at=int(result.created),
-            output_format=image_format,
-            usage=_image_usage(result.outputs),
-        )
-        for output in await transcoded_all(result.outputs, image=image_format)
-        for item in output.items
-    ]
+def _completed(result: Result, item: bytes, image_format: str) -> ServerSentEvent:
+    kind: Literal["image_generation.completed"] = "image_generation.completed"
+    event = ImageCompletedEvent(
+        type=kind, b64_json=to_base64(item), created_at=int(result.created), output_format=image_format,
+        usage=_image_usage(result.outputs),
+    )  # fmt: skip
+    return data(event, event=kind)
 
 
 def _image_usage(outputs: Iterable[Output]) -> ImageUsage:

@@ -9,12 +9,11 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from omnibus.errors import EngineError
-from omnibus.frontdoor.answers import timing_headers
+from omnibus.frontdoor.answers import timing_headers, transcoded
 from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
-from omnibus.frontdoor.body_route import BodyRoute, mapped
+from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.submitting import result_of, submit
-from omnibus.frontdoor.transcoding import transcoded
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
@@ -35,15 +34,13 @@ class SpeechBody(AskingBody):
 @router.post("/v1/audio/speech")
 async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -> Response:
     """Speak a text: the answer is the sound file itself."""
-    served = await context.models.find(body.model, modality="audio")
-    request = await mapped(http, speech_request, body, served.spec)
-    accepted = await submit(context, http, served, request, wait=body.wait)
+    accepted = await submit(context, http, body, speech_request, modality="audio")
     result = await result_of(context, http, accepted)
     sound = next((output for output in result.outputs if output.modality == "audio" and output.items), None)
     if sound is None:
         raise EngineError("the pipeline delivered no audio")
     sound = await transcoded(sound, audio=body.response_format)
-    return Response(sound.items[0], headers=timing_headers(result, served.spec), media_type=sound.media_type)
+    return Response(sound.items[0], headers=timing_headers(result, accepted.served.spec), media_type=sound.media_type)
 
 
 def speech_request(body: SpeechBody, spec: PipelineSpec) -> Request:
