@@ -155,7 +155,7 @@ class Channel:
         return Result(
             rid=record.rid, pipeline=self.pipeline, state=record.state, created=ticket.created, deadline=ticket.deadline,
             run=ticket.run, outputs=tuple(outputs), timings=record.timings, failure=record.failure,
-            attempts=record.attempts, stage_ids=tuple(stage.stage_id for stage in ticket.route.stages),
+            attempts=record.attempts, stage_ids=ticket.route.stage_ids,
         )  # fmt: skip
 
     def result(self, ticket: Ticket, ended: out.EndNotice, outputs: tuple[Output, ...]) -> Result:
@@ -163,7 +163,7 @@ class Channel:
         return Result(
             rid=ticket.rid, pipeline=self.pipeline, state=RequestState(ended.state), created=ticket.created,
             deadline=ticket.deadline, run=ended.run, outputs=outputs, timings=ended.timings, failure=None,
-            stage_ids=tuple(stage.stage_id for stage in ticket.route.stages),
+            stage_ids=ticket.route.stage_ids,
         )  # fmt: skip
 
     async def output(self, final: FinalOutput) -> Output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from omnibus.broker.bucket import transact
@@ -10,9 +11,8 @@ from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import StoredRecord
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.requests.admission import Resolution, admission_effects, attach_effects, resolve, timer_effects
+from omnibus.requests.admission import admission_effects, attach_effects, check_same, timer_effects
 from omnibus.requests.advance import redrive
-from omnibus.requests.effects import CreateRecord
 from omnibus.requests.record import Record
 
 log = get_logger(__name__)
@@ -54,40 +54,33 @@ async def admit(performer: Performer, record: Record) -> Admitted:
     except RequestConflict:
         await performer.discard_input(record)
         raise
-    if admitted.record.nonce != record.nonce:
+    if admitted.record.ticket.request != record.ticket.request:
         await performer.discard_input(record)
-    elif (
-        admitted.attached and record.ticket.request.location is not None
-    ):  # the end was before: it did not remove this one
-        await performer.clear_orphans(record.rid)
     return admitted
 
 
 async def _resolve_conflict(performer: Performer, existing: StoredRecord, mine: Record) -> Admitted:
+    """Attach to a request that is there: another's, or that of this very call, whose acknowledgement was lost."""
+    record = existing.record
     try:
-        resolution = resolve(existing.record, mine)
+        check_same(record, mine)
     except RequestConflict:
-        await performer.perform(timer_effects(existing.record))
-        await _recheck(performer, existing)
+        await performer.perform(timer_effects(record))
+        await _recheck(performer, record)
         raise
-    if resolution is Resolution.OURS and not existing.record.state.terminal:
-        after_create = [effect for effect in admission_effects(mine) if not isinstance(effect, CreateRecord)]
-        await performer.perform(after_create, existing.revision)
-        await _recheck(performer, existing)
-        return Admitted(existing.record, attached=False)
-    await performer.perform(attach_effects(existing.record), existing.revision)
-    is_queued = existing.record.state.terminal or await performer.queue.anything_queued(mine.rid)
-    if await _recheck(performer, existing) and not is_queued:
+    await performer.perform(attach_effects(record))
+    is_queued = record.state.terminal or await performer.queue.anything_queued(mine.rid)
+    if await _recheck(performer, record) and not is_queued:
         await _redrive(performer, existing)
-    log.debug(LogEvent.REQUEST_ATTACHED, request=mine.rid, state=existing.record.state.value)
-    return Admitted(existing.record, attached=True)
+    log.debug(LogEvent.REQUEST_ATTACHED, request=mine.rid, state=record.state.value)
+    return Admitted(record, attached=record.state.terminal or record.nonce != mine.nonce)
 
 
-async def _recheck(performer: Performer, existing: StoredRecord) -> bool:
+async def _recheck(performer: Performer, record: Record) -> bool:
     """Whether a request is open still; one that ended meanwhile loses the timer and the tasks that were put back."""
-    if existing.record.state.terminal:
+    if record.state.terminal:
         return False  # nothing was put back
-    latest = await performer.ledger.read_latest(existing.record.rid)
+    latest = await performer.ledger.read_latest(record.rid)
     if latest is not None and latest.record.state.terminal:
         await performer.perform(timer_effects(latest.record))
     return latest is not None and not latest.record.state.terminal
@@ -95,8 +88,6 @@ async def _recheck(performer: Performer, existing: StoredRecord) -> bool:
 
 async def _redrive(performer: Performer, existing: StoredRecord) -> None:
     """Nothing was queued for an open record: its admitter died, and dedupe remembers its tasks."""
-    try:
+    with suppress(RevisionConflict):  # then the first admission has something queued
         await performer.perform(redrive(existing.record), existing.revision)
-    except RevisionConflict:
-        return  # the first admission has something queued
-    log.warning(LogEvent.REQUEST_REDRIVEN, request=existing.record.rid, run=existing.record.ticket.run + 1)
+        log.warning(LogEvent.REQUEST_REDRIVEN, request=existing.record.rid, run=existing.record.ticket.run + 1)

@@ -70,7 +70,7 @@ def bound(spec: PipelineSpec, lane: str) -> int:
 def messages_a_request(spec: PipelineSpec) -> int:
     """Messages that the queue stores for a request that needs every stage: its timer, tasks, and events."""
     route = plan_route(spec, None)
-    return 1 + sum(1 + needs_event(route, stage.stage_id) for stage in route.stages)
+    return 1 + sum(1 + needs_event(route, stage_id) for stage_id in route.stage_ids)
 
 
 class Backlog:
@@ -134,10 +134,8 @@ class QuotaSlot:
 
 @dataclass(slots=True)
 class _Tenant:
-    open: dict[str, QuotaSlot] = field(default_factory=dict)
     lanes: Counter[str] = field(default_factory=Counter)
-    """How many asked for each."""
-    swept: float = 0.0
+    """Its open requests, by the lane that they asked for."""
     ended: int = 0
     pace: Pace = field(default_factory=Pace)
 
@@ -147,8 +145,10 @@ class OpenRequests:
 
     def __init__(self, queue: WorkQueue, clock: ServerClock) -> None:
         self._backlog, self._clock = Backlog(queue), clock
+        self._open: dict[str, QuotaSlot] = {}
         self._tenants: dict[str, _Tenant] = {}
-        self._tenant_of: dict[str, str] = {}
+        """Those that have any."""
+        self._swept = 0.0
 
     async def take_slot(self, spec: PipelineSpec, rid: str, slot: QuotaSlot) -> bool:
         """Count a request that is about to be admitted; whether it was not counted yet, and is to be settled.
@@ -156,14 +156,13 @@ class OpenRequests:
         Raises Overloaded when it would pass a bound, and BrokerUnavailable when the queue cannot be read; then it is not
         counted. Exact for a tenant, however many ask at the same time.
         """
-        if rid in self._tenant_of:
+        if rid in self._open:
             return False
         self._check_tenant(spec, slot.tenant)
         tenant = self._tenants.setdefault(slot.tenant, _Tenant())
-        tenant.open[rid] = slot
         tenant.lanes[slot.asked] += 1
         tenant.pace.mark(time.monotonic(), tenant.ended)
-        self._tenant_of[rid] = slot.tenant
+        self._open[rid] = slot
         try:
             await self._backlog.take_slot(spec, slot.lane)
         except BaseException:
@@ -179,39 +178,36 @@ class OpenRequests:
 
     def remove(self, rid: str, *, ended: bool = True) -> None:
         """A request has ended, or was not accepted; unknown ones are ignored."""
-        name = self._tenant_of.pop(rid, None)
-        if name is None:
+        slot = self._open.pop(rid, None)
+        if slot is None:
             return
-        tenant = self._tenants[name]
-        tenant.lanes[tenant.open.pop(rid).asked] -= 1
-        if ended:
-            tenant.ended += 1
-            tenant.pace.mark(time.monotonic(), tenant.ended)
-        if not tenant.open:
-            del self._tenants[name]
+        tenant = self._tenants[slot.tenant]
+        tenant.lanes[slot.asked] -= 1
+        tenant.ended += ended
+        tenant.pace.mark(time.monotonic(), tenant.ended)
+        if not tenant.lanes.total():
+            del self._tenants[slot.tenant]
 
     def count(self, tenant: str, lane: str | None = None) -> int:
         """Open requests of a tenant; those only that asked for this lane."""
-        self._sweep(tenant)
-        known = self._tenants.get(tenant)
-        if known is None:
-            return 0
-        return len(known.open) if lane is None else known.lanes[lane]
+        self._sweep()
+        lanes = self._tenants.get(tenant, _Tenant()).lanes
+        return lanes.total() if lane is None else lanes[lane]
 
-    def _sweep(self, tenant: str) -> None:
+    def _sweep(self) -> None:
         """Remove those whose deadline passed, now and then: the notice of their end was lost."""
-        known, now = self._tenants.get(tenant), self._clock.now()
-        if known is None or now - known.swept < _SWEEP_EVERY:
+        now = self._clock.now()
+        if now - self._swept < _SWEEP_EVERY:
             return
-        known.swept = now
-        for rid in [rid for rid, slot in known.open.items() if slot.deadline < now]:
+        self._swept = now
+        for rid in [rid for rid, slot in self._open.items() if slot.deadline < now]:
             self.remove(rid)
 
-    def _check_tenant(self, spec: PipelineSpec, tenant: str) -> None:
+    def _check_tenant(self, spec: PipelineSpec, name: str) -> None:
         most = spec.max_open_per_tenant
-        if most is None or (count := self.count(tenant)) < most:
+        if most is None or (count := self.count(name)) < most:
             return
         raise Overloaded(
-            f"tenant {tenant!r} has {most} open requests on {spec.name!r}, its bound; try again later",
-            retry_after=self._tenants[tenant].pace.retry_after(time.monotonic(), count - most + 1),
+            f"tenant {name!r} has {most} open requests on {spec.name!r}, its bound; try again later",
+            retry_after=self._tenants[name].pace.retry_after(time.monotonic(), count - most + 1),
         )

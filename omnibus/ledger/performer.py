@@ -55,13 +55,17 @@ class Performer:
 
         Raises BrokerUnavailable, and RequestTooLarge for an envelope above its limit.
         """
+        envelope: Task | Event
         match effect:
-            case effects.PublishTask(task):
-                return await self._publish(self._task_subject(task), task, effect.msg_id)
-            case effects.PublishEvent(event, rid, stage_id):
-                stage = subjects.ANY_STAGE if stage_id is None else stage_id
-                subject = subjects.event(self.pipeline, stage, event_kind(event), rid)
-                return await self._publish(subject, event, effect.msg_id)
+            case effects.PublishTask(envelope):
+                rid, lane = envelope.ticket.rid, self._lane_of(envelope)
+                subject = subjects.task(self.pipeline, envelope.stage_id, lane, rid)
+            case effects.PublishEvent(envelope, rid, stage_id):
+                subject = subjects.event(self.pipeline, stage_id, event_kind(envelope), rid)
+        data = codec.encode(envelope)
+        if len(data) > ENVELOPE_LIMIT:
+            raise RequestTooLarge(f"an envelope of {len(data)} bytes exceeds the limit of {ENVELOPE_LIMIT}")
+        return not (await self._connection.js_publish(subject, data, effect.msg_id)).duplicate
 
     async def clear_orphans(self, rid: str, *, queued: bool = False) -> bool:
         """Remove what is stored for a request that has ended, and what is `queued`; False when it is open. Idempotent.
@@ -106,9 +110,7 @@ class Performer:
             case effects.PublishTask() | effects.PublishEvent():
                 await self.publish(effect)
             case effects.Notify(front, message):
-                await self._connection.publish(
-                    subjects.out(self.pipeline, front, message.rid), codec.encode(message)
-                )  # fmt: skip
+                await self._connection.publish(subjects.out(self.pipeline, front, message.rid), codec.encode(message))
             case effects.SaveRecord(record):
                 return await self.ledger.save(record, revision)
             case effects.CreateRecord(record):
@@ -116,12 +118,6 @@ class Performer:
             case effects.ScheduleDeadline(rid, deadline):
                 event = DeadlinePassed(rid=rid, deadline=deadline)
                 await self.queue.schedule_deadline(rid, deadline, codec.encode(event))
-            case effects.Stop() | effects.Purge() | effects.KeepDead() | effects.DropDead():
-                await self._clear_up(effect)
-        return revision
-
-    async def _clear_up(self, effect: effects.Stop | effects.Purge | effects.KeepDead | effects.DropDead) -> None:
-        match effect:
             case effects.Stop(rid, until, run):
                 order = Cancel(rids=(rid,), until=until, run=run)
                 await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(order))
@@ -131,6 +127,7 @@ class Performer:
                 await self.dead_letters.keep(record)
             case effects.DropDead(record):
                 await self.dead_letters.forget(record)
+        return revision
 
     async def _purge(self, effect: effects.Purge) -> None:
         before = None
@@ -151,12 +148,3 @@ class Performer:
     async def _has_failed(self, rid: str, run: int) -> bool:
         entry = await self.ledger.read_latest(rid)
         return entry is not None and entry.record.has_failed(run)
-
-    def _task_subject(self, task: Task) -> str:
-        return subjects.task(self.pipeline, task.stage_id, self._lane_of(task), task.ticket.rid)
-
-    async def _publish(self, subject: str, envelope: Task | Event, msg_id: str) -> bool:
-        data = codec.encode(envelope)
-        if len(data) > ENVELOPE_LIMIT:
-            raise RequestTooLarge(f"an envelope of {len(data)} bytes exceeds the limit of {ENVELOPE_LIMIT}")
-        return not (await self._connection.js_publish(subject, data, msg_id)).duplicate

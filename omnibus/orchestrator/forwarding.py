@@ -45,28 +45,24 @@ class Forwarder:
         return True
 
     async def _advance(self, event: Event) -> None:
-        if isinstance(event, StageResult) and not needs_record(event):
-            if self._is_stopped(event) or not await self._pass_on(event):
-                await self._performer.clear_orphans(event.ticket.rid)  # stored too late for its end
-            return
-        rid = event_rid(event)
-        await self._performer.ledger.transact(rid, lambda entry: self._perform(event, entry))
+        if not isinstance(event, StageResult) or needs_record(event):
+            await self._performer.ledger.transact(event_rid(event), lambda entry: self._perform(event, entry))
+        elif not await self._pass_on(event):
+            await self._performer.clear_orphans(event.ticket.rid)  # stored too late for its end
 
     async def _pass_on(self, event: StageResult) -> bool:
-        """Publish the tasks that follow from it; False when another attempt was first, whose end may have come since."""
+        """Publish the tasks that follow; False when the request was stopped, or another attempt was first, and its end too."""
+        if self._stopped.holds(event.ticket.rid, self._performer.clock.now(), run=event.ticket.run):
+            return False
         return all([await self._performer.publish(task) for task in linear_tasks(event)])
-
-    def _is_stopped(self, event: StageResult) -> bool:
-        return self._stopped.holds(event.ticket.rid, self._performer.clock.now(), run=event.ticket.run)
 
     async def _perform(self, event: Event, entry: StoredRecord | None) -> None:
         now = self._performer.clock.now()
         if entry is not None:
             await self._performed(advance(event, entry.record), entry)
         elif isinstance(event, DeadlinePassed) and now > event.deadline + OPEN_TTL:
-            await self._performer.perform(
-                lapse(self._performer.pipeline, event.rid, nonce=secrets.token_hex(8), now=now)
-            )
+            effects = lapse(self._performer.pipeline, event.rid, nonce=secrets.token_hex(8), now=now)
+            await self._performer.perform(effects)
 
     async def _performed(self, effects: Sequence[Effect], entry: StoredRecord) -> None:
         await self._performer.perform(effects, entry.revision)
@@ -107,17 +103,14 @@ class Forwarder:
 def _decode(delivery: Delivery) -> Event:
     """The event in a delivery; raises Unreadable when it is none, or not of the request that its subject names."""
     try:
-        return _checked(codec.decode(delivery.data, Event), delivery.subject)
+        return _checked(codec.decode(delivery.data, Event), subjects.parse_event(delivery.subject).rid)
     except InvalidRequest as error:
         raise Unreadable(f"the event on {delivery.subject!r} cannot be read: {error.message}") from error
 
 
-def _checked(event: Event, subject: str) -> Event:
-    subjects.parse_event(subject)
-    if event_rid(event) != subjects.parse_rid(subject):
+def _checked(event: Event, rid: str) -> Event:
+    if event_rid(event) != rid:
         raise InvalidRequest(f"it is of {event_rid(event)!r}")
-    if isinstance(event, StageResult | StageFailed) and all(
-        stage.stage_id != event.stage_id for stage in event.ticket.route.stages
-    ):
+    if isinstance(event, StageResult | StageFailed) and event.stage_id not in event.ticket.route.stage_ids:
         raise InvalidRequest(f"its route has no stage {event.stage_id}")
     return event

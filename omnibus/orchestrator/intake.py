@@ -9,7 +9,6 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import (
     DeadlineExceeded,
-    InvalidName,
     Overloaded,
     RequestConflict,
     RevisionConflict,
@@ -22,7 +21,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
-from omnibus.requests.admission import new_record, resolve, timeout_of, unadmitted_record, validate
+from omnibus.requests.admission import check_same, new_record, timeout_of, unadmitted_record, validate
 from omnibus.requests.effects import Notify, Purge
 from omnibus.requests.record import Record
 from omnibus.requests.request_files import check_files
@@ -30,7 +29,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import EndNotice, Refused
-from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
+from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, decode_request, encode_request
 
 _PUT_BACK = 0.5
 """Seconds after which a request that finds the pipeline full is looked at again."""
@@ -67,35 +66,35 @@ class Intake:
     async def _admit(self, delivery: Delivery, rid: str) -> None:
         """Its time counts from its acceptance: when the broker stored it."""
         front, request = _front_of(delivery), decode_request(delivery.data)
-        validate(self._spec, request)
+        subjects.check_name(delivery.headers.get(REPLY_HEADER, "none"), REPLY_HEADER)
+        route = validate(self._spec, request)
         if self._performer.clock.now() >= delivery.stored_at + timeout_of(self._spec, request):
             raise DeadlineExceeded
         await self._backlog.take_slot(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
+        # Invariant: a redelivery is the same call, and nothing else is. A stream that is made anew counts from 1 again, so
+        # the sequence alone would make a later request pass for an earlier one under its id.
+        nonce = f"{delivery.stream_seq}.{delivery.stored_at}"
         attached = True
         try:
             await check_files(request, within=timeout_of(self._spec, request))
-            admitted = await admit(self._performer, await self._record(delivery, rid, request, front))
+            payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
+            record = new_record(
+                self._spec, request, rid=rid, payload=payload, nonce=nonce, now=delivery.stored_at, front=front,
+                lane=request.lane, route=route,
+            )  # fmt: skip
+            admitted = await admit(self._performer, record)
             attached = admitted.attached
         finally:
             self._backlog.settle(admitted=not attached)
         if attached and admitted.record.state.terminal:
             await self._notify(front, EndNotice(rid=rid, state=admitted.record.state))
 
-    async def _record(self, delivery: Delivery, rid: str, request: Request, front: str | None) -> Record:
-        payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
-        # Invariant: a redelivery is the same call, and nothing else is. A stream that is made anew counts from 1 again, so
-        # the sequence alone would make a later request pass for an earlier one under its id.
-        nonce = f"{delivery.stream_seq}.{delivery.stored_at}"
-        return new_record(
-            self._spec, request, rid=rid, payload=payload, nonce=nonce, now=delivery.stored_at, front=front
-        )  # fmt: skip
-
     async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it never ran
         """End a request that cannot be served by a `failed` record, and one that waited beyond its deadline as `expired`.
 
         Where the id is another request's, the producer gets a refusal.
         """
-        rid, front, failure = subjects.parse_rid(delivery.subject), _front_or_none(delivery), Failure.of(error)
+        rid, front, failure = subjects.parse_rid(delivery.subject), _front_of(delivery), Failure.of(error)
         state = RequestState.EXPIRED if isinstance(error, DeadlineExceeded) else RequestState.FAILED
         log.warning(LogEvent.REQUEST_REFUSED, request=rid, error=failure.message)
         record = unadmitted_record(
@@ -105,24 +104,22 @@ class Intake:
         try:
             await self._performer.ledger.create(record)
         except RevisionConflict:
-            await self._notify(front, await self._word_of(record))
+            await self._notify(front, await self._notice(record, failure))
             return
         # Of an attempt to admit it that went wrong half-way.
         await self._performer.perform((Purge(rid, queued=False, stored=delivery.num_delivered > 1),))
         await self._notify(front, EndNotice(rid=rid, state=record.state))
 
-    async def _word_of(self, mine: Record) -> EndNotice | Refused | None:
+    async def _notice(self, mine: Record, failure: Failure) -> EndNotice | Refused | None:
         """Make the notice for a taken id: the end of the same request, nothing while it is open, or a refusal."""
-        failure = mine.failure
         try:
             existing = await self._performer.ledger.read(mine.rid)
             if existing is not None:
-                resolve(existing.record, mine)
+                check_same(existing.record, mine)
                 state = existing.record.state
                 return EndNotice(rid=mine.rid, state=state) if state.terminal else None
         except (RequestConflict, Unreadable) as error:
             failure = Failure.of(error)
-        assert failure is not None
         return Refused(rid=mine.rid, failure=failure)
 
     async def _notify(self, front: str | None, message: EndNotice | Refused | None) -> None:
@@ -131,13 +128,6 @@ class Intake:
 
 
 def _front_of(delivery: Delivery) -> str | None:
-    """The token that the producer listens to; raises InvalidName when it is none."""
+    """The token that the producer listens to; None for one that is no name, too."""
     front = delivery.headers.get(REPLY_HEADER)
-    return subjects.check_name(front, REPLY_HEADER) if front is not None else None
-
-
-def _front_or_none(delivery: Delivery) -> str | None:
-    try:
-        return _front_of(delivery)
-    except InvalidName:
-        return None
+    return front if front is not None and subjects.is_name(front) else None

@@ -56,6 +56,10 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
         raise KeyError(stage_id)
 
     @property
+    def stage_ids(self) -> tuple[int, ...]:
+        return tuple(stage.stage_id for stage in self.stages)
+
+    @property
     def entries(self) -> tuple[RouteStage, ...]:
         """Return the stages that start from the request itself."""
         return tuple(stage for stage in self.stages if not stage.sources)

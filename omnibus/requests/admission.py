@@ -1,14 +1,13 @@
 """Whether a request may enter a pipeline, and what is done when it does: pure.
 
 The shell performs `admission_effects` in order; the request is accepted when its last task is acknowledged. When the
-record cannot be created because the id is taken, it reads the record and asks `resolve`.
+record cannot be created because the id is taken, it reads the record and asks `check_same`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from enum import Enum, auto
 from typing import TypeVar
 
 import msgspec
@@ -50,15 +49,6 @@ MAX_TENANT = 256
 """Characters of a tenant's name."""
 T = TypeVar("T")
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
-
-
-class Resolution(Enum):
-    """The meaning of an existing record for a request with the same id."""
-
-    OURS = auto()
-    """Created by this very call, whose acknowledgement was lost: go on."""
-    ATTACHED = auto()
-    """The same request, submitted before: wait for its answer, or take it."""
 
 
 def validate(spec: PipelineSpec, request: Request) -> Route:
@@ -196,13 +186,10 @@ def admission_effects(record: Record) -> tuple[Effect, ...]:
     )
 
 
-def resolve(existing: Record, mine: Record) -> Resolution:
-    """Decide about a taken id; raises RequestConflict when it is taken by another request."""
-    if existing.nonce == mine.nonce:
-        return Resolution.OURS
-    if existing.digest == mine.digest and existing.tenant == mine.tenant:
-        return Resolution.ATTACHED
-    raise RequestConflict(f"request id {mine.rid!r} was used for a different request")
+def check_same(existing: Record, mine: Record) -> None:
+    """Raises RequestConflict when an id is taken by another request; one with the same nonce is of the very same call."""
+    if existing.nonce != mine.nonce and (existing.digest, existing.tenant) != (mine.digest, mine.tenant):
+        raise RequestConflict(f"request id {mine.rid!r} was used for a different request")
 
 
 def attach_effects(existing: Record) -> tuple[Effect, ...]:
@@ -265,7 +252,7 @@ def _bytes_of(value: object) -> int:
 
 def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
     """Refuse what none of the stages that would run does anything with."""
-    stages = [spec.stage(stage.stage_id) for stage in route.stages]
+    stages = [spec.stage(stage_id) for stage_id in route.stage_ids]
     if request.affinity is not None:
         check_name(request.affinity, "affinity")
         if not any(LoadBalancingPolicy(stage.lb_policy).directed for stage in stages):

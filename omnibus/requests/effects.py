@@ -67,15 +67,14 @@ class PublishEvent:
 
     event: Event
     rid: str
-    stage_id: int | None
+    stage_id: int
     run: int
 
     @property
     def msg_id(self) -> str:
         if isinstance(self.event, AttemptFailed):
             return subjects.attempt_id(self.rid, self.event.attempt.task_seq, self.event.attempt.delivery)
-        stage = subjects.ANY_STAGE if self.stage_id is None else self.stage_id
-        return subjects.message_id("event", self.rid, stage, self.run)
+        return subjects.message_id("event", self.rid, self.stage_id, self.run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,9 @@ class RequestState(StrEnum):
 
 TRANSITIONS: Mapping[RequestState, frozenset[RequestState]] = MappingProxyType(
     {
+        **dict.fromkeys(RequestState, frozenset()),
         RequestState.OPEN: frozenset(RequestState) - {RequestState.OPEN},
-        RequestState.DONE: frozenset(),
         RequestState.FAILED: frozenset({RequestState.OPEN}),  # an operator's retry, as a new run
-        RequestState.CANCELLED: frozenset(),
-        RequestState.EXPIRED: frozenset(),
     }
 )
 

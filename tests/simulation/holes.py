@@ -91,11 +91,11 @@ def no_nonce(_world: World) -> Patches:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
         return await self._write(key, data, headers if ttl is None else {**headers, "Nats-TTL": str(int(ttl))})
 
-    def resolve(existing: Record, mine: Record) -> Any:
+    def check_same(existing: Record, mine: Record) -> None:
         raise RequestConflict(f"request id {mine.rid!r} is taken, {existing.state}")
 
     yield Bucket, "update", update
-    yield admission, "resolve", resolve
+    yield admission, "check_same", check_same
 
 
 def two_naks_a_claim(_world: World) -> Patches:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from omnibus.errors import RequestConflict
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
-from omnibus.requests.admission import Resolution, digest, new_record, resolve
+from omnibus.requests.admission import check_same, digest, new_record
 from omnibus.requests.advance import MAX_RUNS, advance, cancel, linear_tasks, needs_event, needs_record, redrive
 from omnibus.requests.effects import KeepDead, Notify, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop
 from omnibus.requests.record import DONE_TTL, OPEN_TTL, Record
@@ -211,14 +211,14 @@ def test_worker_forwards_direct_edges_and_tells_only_what_is_needed() -> None:
     assert (needs_event(route, 0), needs_event(route, 1)) == (False, True)
 
 
-def test_taken_id_is_ours_attached_or_a_conflict() -> None:
+def test_taken_id_is_a_conflict_when_neither_call_nor_request_is_the_same() -> None:
     record = record_of()
-    assert resolve(record, record) is Resolution.OURS
-    assert resolve(record, replace(record, nonce="m")) is Resolution.ATTACHED
+    check_same(record, record)
+    check_same(record, replace(record, nonce="m"))
     with pytest.raises(RequestConflict):
-        resolve(record, replace(record, nonce="m", digest="other"))
+        check_same(record, replace(record, nonce="m", digest="other"))
     with pytest.raises(RequestConflict):
-        resolve(record, replace(record, nonce="m", tenant="other"))
+        check_same(record, replace(record, nonce="m", tenant="other"))
 
 
 def test_digest_ignores_what_does_not_change_the_answer() -> None:

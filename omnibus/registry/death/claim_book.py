@@ -25,8 +25,8 @@ class ClaimBook:
 
     Invariant: no task is lost by claims that are out of date, because announcements gave way or never arrived. One that is
     missing here is delivered again when its lease ends. One that its replica has not any more is gone, which makes its
-    requeueing void, or another replica has it at a later delivery, which `held` leaves out; where that is not known here, the
-    task runs twice, and the first result counts.
+    requeueing void, or another replica has it at a later delivery, which `releasable` leaves out; where that is not known here,
+    the task runs twice, and the first result counts.
     """
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
@@ -47,22 +47,25 @@ class ClaimBook:
     def held(self, record: ReplicaRecord) -> Held:
         """Return the last claims of this life of a replica: of its last heartbeat, or of an announcement after it.
 
-        Invariant: never the claims of a former life under the same id, nor of a delivery that another replica has had after
-        this one. Others have those tasks by now, and requeueing them would take them from the replicas that run them.
+        Invariant: never the claims of a former life under the same id. Others have had those tasks since.
         """
         announced, _ = self._announced.get(record.key, (None, 0))
         is_later = (
             announced is not None and announced.instance == record.instance and announced.number > record.announced
         )
         claims = announced.held if announced is not None and is_later else record.claims
-        mine = tuple(claim for claim in claims if is_ack_subject(claim[1]))
-        others = self._held_by_others(record, {rid for rid, _ in mine})
-        return tuple(claim for claim in mine if not any(_is_later(other, claim[1]) for other in others))
+        return tuple(claim for claim in claims if is_ack_subject(claim[1]))
 
-    def _held_by_others(self, record: ReplicaRecord, rids: set[str]) -> tuple[str, ...]:
-        """Ack subjects that other replicas of the stage have announced for these requests."""
+    def releasable(self, record: ReplicaRecord) -> Held:
+        """Those of `held` whose task no other replica has had since, as far as is known.
+
+        Invariant: a task whose lease has ended belongs to another replica. To requeue it once more would take it from that one.
+        """
+        held = self.held(record)
+        rids = {rid for rid, _ in held}
         others = (one for key, (one, _) in self._announced.items() if key[0] == record.stage_id and key != record.key)
-        return tuple(ack for one in others for rid, ack in one.held if rid in rids and is_ack_subject(ack))
+        later = [ack for one in others for rid, ack in one.held if rid in rids and is_ack_subject(ack)]
+        return tuple(claim for claim in held if not any(_is_later(other, claim[1]) for other in later))
 
     def forget(self, record: ReplicaRecord) -> None:
         """The replica is gone, and its id may be another's soon."""

@@ -73,6 +73,6 @@ class FailureDetector:
         rerouted (`orchestrator.rerouting`).
         """
         own = subjects.stage_consumer(record.stage_id, record.replica)
-        held = tuple(claim for claim in self._claims.held(record) if consumer_of(claim[1]) != own)
+        held = tuple(claim for claim in self._claims.releasable(record) if consumer_of(claim[1]) != own)
         await asyncio.gather(*(release(self._conn, ack_subject) for _, ack_subject in held))
         return held
