@@ -34,6 +34,7 @@ class LogEvent(StrEnum):
     """The task was received again: an earlier attempt was lost."""
     TASK_FINISHED = "task.finished"
     TASK_FAILED = "task.failed"
+    TASK_MALFORMED = "task.malformed"
     STAGE_RAISED = "stage.raised"
     """A stage's own code raised an exception; the traceback stands below."""
     TASK_DROPPED = "task.dropped"

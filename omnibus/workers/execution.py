@@ -21,7 +21,7 @@ from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
-from omnibus.workers.engines.protocol import Engine, Finished, Item, Job, TextDelta
+from omnibus.workers.engines.protocol import Engine, Finished, Item, Job, StageInput, TextDelta
 from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
@@ -42,12 +42,20 @@ class Execution:
         self._builder, self._writer, self._tracing = builder, writer, tracing
         self._sent_texts = sent_texts
         self._items: dict[int, int] = {}
+        self._processing: set[int] = set()
+        """Executions whose input processor runs."""
         self._numbers = itertools.count()
 
     def progress(self) -> dict[Hashable, int]:
-        """How far each execution has come that the engine works on, in items and in the engine's own signs of life."""
+        """How far each execution has come that the engine works on, in items and in the engine's own signs of life.
+
+        An input processor shows no progress before it returns.
+        """
         whole = self.engine.progress()
-        return {number: items + whole for number, items in self._items.items()}
+        return {
+            **{number: items + whole for number, items in self._items.items()},
+            **dict.fromkeys(self._processing, 0),
+        }
 
     async def run(
         self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str
@@ -63,11 +71,16 @@ class Execution:
         with self._tracing.span("stage", ticket.trace, about) as trace:
             return await _contained(self._run(task, trace, Fence(ticket.run, task_seq, delivered), again, replica))
 
+    async def close(self) -> None:
+        """Free what the engine and the input processor hold."""
+        self._builder.close()
+        await self.engine.close()
+
     async def probe(self) -> Finished | OmnibusError:
         """Run the stage's canary; the error is returned, not raised."""
 
         async def run() -> Finished:
-            return await self._generate(await self._builder.canary(), None, None)
+            return await self._generate(await self._built(self._builder.canary()), None, None)
 
         return await _contained(run())
 
@@ -91,11 +104,20 @@ class Execution:
         )  # fmt: skip
 
     async def _job(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool) -> Job:
-        job = dataclasses.replace(await self._builder.build(task, fence.delivery), trace=trace)
+        given = await self._builder.given(task)
+        job = await self._built(given, attempt=fence.delivery, priority=task.ticket.priority, trace=trace)
         streams = job.stage_input.request.stream and task.ticket.route[task.stage_id].final == "text"
         if streams and (again or fence.run > 1):
             job = dataclasses.replace(job, received=await received(self._conn, task, fence))
         return job
+
+    async def _built(self, given: StageInput, **more: Any) -> Job:
+        number = next(self._numbers)
+        self._processing.add(number)
+        try:
+            return await self._builder.build(given, **more)
+        finally:
+            self._processing.discard(number)
 
     async def _generate(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
         """`sent_text` is None where nobody is sent the stage's text."""

@@ -16,6 +16,7 @@ from omnibus.wire.failure import describe
 from omnibus.wire.payload import MSGPACK, TEXT, Payload
 from omnibus.wire.request import Request, decode_request
 from omnibus.workers.engines.protocol import EngineInput, Job, Outputs, StageInput
+from omnibus.workers.engines.threads import EngineLoop
 from omnibus.workers.object_loading import load_object
 
 InputProcessor = Callable[[StageInput], EngineInput]
@@ -27,47 +28,55 @@ class JobBuilder:
     def __init__(self, spec: PipelineSpec, stage: StageSpec, store: PayloadStore) -> None:
         """Raises ConfigError for an input processor that cannot be imported, and for a canary that is no request."""
         self._spec, self._stage, self._store = spec, stage, store
-        self._process: InputProcessor = (
-            load_object(stage.input_processor, "input_processor") if stage.input_processor else default_input
+        self._process: InputProcessor | None = (
+            load_object(stage.input_processor, "input_processor") if stage.input_processor else None
         )
+        self._loop = EngineLoop(f"input-{stage.name}")
         self._canary = _canary_input(stage) if stage.canary is not None else None
 
-    async def build(self, task: Task, attempt: int) -> Job:
-        """Raises PayloadLost, a RequestError for what the request got wrong, or EngineError when the processor failed."""
+    async def given(self, task: Task) -> StageInput:
+        """Fetch the stage's input; raises PayloadLost, or a RequestError for what the request got wrong."""
         request = decode_request(await self._store.get(task.ticket.request))
         sources = {self._spec.stage(source).name: await self._fetch(given) for source, given in task.inputs.items()}
-        stage_input = StageInput(rid=task.ticket.rid, request=request, sources=sources)
+        return StageInput(rid=task.ticket.rid, request=request, sources=sources)
+
+    async def build(self, given: StageInput, **more: Any) -> Job:
+        """The job that the input processor makes, with `more` fields; raises a RequestError, EngineError when that failed."""
+        sampling = merged_sampling(self._stage, given.request)
         return Job(
-            rid=task.ticket.rid,
-            stage_input=stage_input,
-            engine_input=await self._engine_input(stage_input),
-            sampling=merged_sampling(self._stage, request),
-            attempt=attempt,
-            priority=task.ticket.priority,
-            trace=task.ticket.trace,
+            rid=given.rid, stage_input=given, engine_input=await self._engine_input(given), sampling=sampling, **more
         )
 
-    async def canary(self) -> Job:
-        """The job of the stage's canary; raises what the input processor raises."""
-        given = self._canary
-        assert given is not None, "a stage without a canary asks none"
-        engine_input, sampling = await self._engine_input(given), merged_sampling(self._stage, given.request)
-        return Job(rid=given.rid, stage_input=given, engine_input=engine_input, sampling=sampling)
+    def canary(self) -> StageInput:
+        """The input of the stage's canary."""
+        assert self._canary is not None, "a stage without a canary asks none"
+        return self._canary
+
+    def close(self) -> None:
+        """End the thread of the input processor."""
+        self._loop.close()
 
     async def _fetch(self, given: Mapping[str, Payload]) -> Outputs:
         payloads = await asyncio.gather(*(self._store.get(payload) for payload in given.values()))
         return {name: unpacked(data, given[name].media_type) for name, data in zip(given, payloads, strict=True)}
 
     async def _engine_input(self, stage_input: StageInput) -> EngineInput:
-        """Isolated: whatever a processor raises ends or retries this request only."""
+        """Isolated: whatever a processor raises ends or retries this request only, and it holds up no more than its own kind."""
+        if self._process is None:
+            return default_input(stage_input)
         try:
-            made = self._process(stage_input)
-            return await made if inspect.isawaitable(made) else made
+            return await self._loop.run(_processed(self._process, stage_input))
         except OmnibusError:
             raise
         except Exception as error:
-            what = self._stage.input_processor or "the default input processor"
-            raise EngineError(f"stage {self._stage.name!r}: {what}: {describe(error)}") from error
+            raise EngineError(
+                f"stage {self._stage.name!r}: {self._stage.input_processor}: {describe(error)}"
+            ) from error
+
+
+async def _processed(process: InputProcessor, stage_input: StageInput) -> EngineInput:
+    made = process(stage_input)
+    return await made if inspect.isawaitable(made) else made
 
 
 def _canary_input(stage: StageSpec) -> StageInput:

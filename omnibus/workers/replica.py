@@ -99,7 +99,7 @@ class Replica:
         self._director = Director(conn, spec, stages=_direct_targets(spec, stage))
         self._sent_texts = SentTexts()
         self._slots = TaskSlots(stage.slots, self._claims, self._set_status)
-        execution = self._make_execution()
+        self._execution = execution = self._make_execution()
         self._health = EngineHealth(stage, execution, self._slots, on_death=self.drain)
         self._service = TaskService(
             stage, execution, Performer(conn, spec.name, lane_of=self._director.lane),
@@ -215,7 +215,7 @@ class Replica:
         """Let the engine free what it holds, for a while: what a thread of it still holds ends with the process."""
         timeout = CLOSE_TIMEOUT if self._health.death is None else DEAD_CLOSE_TIMEOUT
         with suppress(TimeoutError):
-            await within(timeout, self._engine.close(), "engine-close")
+            await within(timeout, self._execution.close(), "engine-close")
 
     async def _leave(self, death: EngineDead) -> None:
         """End because the engine is dead; returns when no more tasks can come.

@@ -15,8 +15,6 @@ from omnibus.wire.envelope import StageResult
 from omnibus.wire.failure import Failure, describe, last_frame
 from omnibus.workers.assignment import Assignment
 
-MALFORMED_EVERY = 10.0
-"""Seconds between two lines about malformed tasks: anybody who may publish could fill the log. The metric counts each."""
 _FRAMES, _HEAD, _TAIL = 40, 8000, 2000
 """Frames and characters of a traceback that are logged: texts of exceptions are of any length."""
 _KNOWN = 256
@@ -33,8 +31,6 @@ class TaskTelemetry:
         self._labels = (pipeline, str(stage_id))
         self._log = log.bind(stage=stage_id)
         self._raised: deque[tuple[str, str, str]] = deque(maxlen=_KNOWN)
-        self._malformed_until = 0.0
-        self._malformed = 0
         self.replica = ""
 
     def received(self, assignment: Assignment) -> None:
@@ -99,13 +95,9 @@ class TaskTelemetry:
         self._say(LogEvent.ACK_FAILED, assignment)
 
     def malformed(self, subject: str, error: OmnibusError) -> None:
+        """An event of its own, whose lines are bounded: anybody who may publish causes it, and could hide failures."""
         self._count("malformed")
-        self._malformed += 1
-        if time.monotonic() >= self._malformed_until:
-            self._malformed_until = time.monotonic() + MALFORMED_EVERY
-            fields = {"error": error.message, "messages": self._malformed}
-            self._log.error(LogEvent.TASK_FAILED, subject=subject, replica=self.replica, **fields)
-            self._malformed = 0
+        self._log.error(LogEvent.TASK_MALFORMED, subject=subject, replica=self.replica, error=error.message)
 
     def crashed(self, where: str) -> None:
         """An exception that nobody expected, from inside its `except`."""

@@ -111,6 +111,26 @@ async def test_requeued_message_is_stored_again_when_its_id_is_known(connection:
     assert await queued(connection, pipeline) == 1
 
 
+async def test_server_has_copy_and_acknowledgement_when_a_requeue_returns(
+    nats_server: EmbeddedServer, connection: Connection, pipeline: str
+) -> None:
+    """Its connection breaks in the next instruction: what the client still had in its buffers would be lost."""
+    await lay_out(connection, pipeline)
+    await publish_tasks(connection, pipeline, ["r"])
+    async with (
+        connect(nats_server.url, name="leaving", role="test") as leaving,
+        stage_puller(leaving, pipeline) as puller,
+    ):
+        puller.add_credit()
+        delivery = await asyncio.wait_for(puller.take(), 2)
+        await delivery.requeue()
+        leaving._client._pending.clear()
+        leaving._client._transport._io_writer.transport.abort()
+        stream = subjects.work_stream(pipeline)
+        info = await connection.api(f"CONSUMER.INFO.{stream}.{delivery.consumer}")
+        assert (await queued(connection, pipeline), info["num_ack_pending"]) == (1, 0)
+
+
 async def test_untaken_deliveries_are_requeued_when_the_puller_closes(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline)
     await publish_tasks(connection, pipeline, _ids(3))

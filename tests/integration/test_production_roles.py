@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import httpx
 import pytest
@@ -14,11 +14,15 @@ from omnibus.broker.connection import connect
 from omnibus.broker.embedded import free_port
 from omnibus.broker.nats_access import Access
 from omnibus.broker.roles import MOST_DIRECTED
+from omnibus.client.producer import Producer
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.pipeline.loading import load_pipeline
+from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Rpc
+from omnibus.wire.request import Request
 from omnibus.workers.lanes import Lanes
+from omnibus.workers.replica import Replica
 from tests.support.guarded import Guarded, guarded_server
 from tests.support.served import omnibus, start
 from tests.support.waiting import eventually
@@ -139,6 +143,41 @@ async def test_stranger_does_not_get_in_when_it_has_no_credentials(guarded: Guar
     with pytest.raises(BrokerError):
         async with connect(guarded.url, name="stranger", access=access, deadline=5):
             pytest.fail("connected")
+
+
+async def test_request_ends_when_a_worker_that_may_read_no_records_finds_its_task_malformed(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker says so in an event, and an orchestrator, which has the record, ends the request."""
+    for name, value in guarded.environment().items():
+        monkeypatch.setenv(name, value)
+    assert omnibus("pipeline", "deploy", str(guarded.file), nats=guarded.url).returncode == 0
+    log = guarded.folder / "unreadable.log"
+    orchestrator = start("orchestrator", "-p", "guarded", nats=guarded.url, log=log)
+    spec = load_pipeline(str(guarded.file))
+    try:
+        async with AsyncExitStack() as stack:
+            front, writer, worker = [
+                await stack.enter_async_context(
+                    connect(guarded.url, name=role, role=role, access=guarded.access(user), deadline=30)
+                )
+                for role, user in (("frontdoor", "frontdoor"), ("test", "orchestrator"), ("worker", "worker-0"))
+            ]
+            producer = await stack.enter_async_context(Producer(front))
+            submission = await producer.submit(spec, Request(prompt="hello"))  # nobody serves its second stage
+            await writer.js_publish(subjects.task("guarded", 0, "interactive", submission.rid), b"\xc1junk")
+            replica = Replica(worker, spec, spec.stages[0])
+            serving = asyncio.create_task(replica.run())
+            async with asyncio.timeout(40):
+                result = await submission.result()
+            replica.drain()
+            await serving
+        assert result.state is RequestState.FAILED
+        assert result.failure is not None
+        assert "malformed" in result.failure.message
+    finally:
+        orchestrator.terminate()
+        orchestrator.wait(20)
 
 
 async def test_worker_is_told_why_when_its_credentials_do_not_name_its_own_lane(guarded: Guarded) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -27,6 +29,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline, load_deployed
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.request import Request
+from omnibus.workers.engines.vllm.arguments import environment
 from omnibus.workers.replica import Replica
 from omnibus.workers.replica_processes import replica_processes
 from omnibus.workers.supervisor import Supervisor
@@ -265,3 +268,11 @@ async def stage_replica(connection: Connection, spec: PipelineSpec) -> AsyncIter
     finally:
         replica.drain()
         await running
+
+
+def test_torch_warns_of_no_triton_when_a_model_is_loaded() -> None:
+    """By its own logger, in a process of the environment that ours has: EngineCore may be spawned."""
+    program = "from torch._library.triton import get_inner_triton_kernels as k; print(k(print))"
+    child = [sys.executable, "-W", "ignore", "-c", program]
+    heard = subprocess.run(child, env={**os.environ, **environment()}, capture_output=True, text=True, check=True)
+    assert (heard.stdout.strip(), heard.stderr) == ("[]", "")

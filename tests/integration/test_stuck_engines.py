@@ -84,6 +84,47 @@ async def test_replica_is_down_with_the_reason_and_its_tasks_run_elsewhere_when_
         await bench.all_done()
 
 
+BLOCKING: dict[str, dict[str, Any]] = {
+    **{function: {"engine": "python", "model": f"{STAGES}:{function}"} for function in ("hold", "hold_generating")},
+    **{f"{name}, sim": {"input_processor": f"{STAGES}:{name}"} for name in ("hold_input", "hold_input_async")},
+}
+
+
+@pytest.mark.parametrize("fields", BLOCKING.values(), ids=BLOCKING.keys())
+async def test_replica_stays_reachable_and_is_down_with_the_reason_when_a_stages_code_blocks_its_event_loop(
+    connection: Connection, pipeline: str, fields: dict[str, Any]
+) -> None:
+    """Its lease is shorter than the time until it counts as stuck: the lease is kept, and nobody else runs the task before."""
+    async with stage_bench(connection, pipeline, max_attempts=2, heartbeat_timeout=1.0) as bench:
+        async with up(bench, replace(bench.stage, stall_timeout=3 * STUCK, **fields)) as (stuck, running):
+            await bench.submit("a", prompt="block")
+            await eventually(lambda: len(stuck._claims) == 1)
+            async with up(bench, bench.stage):
+                assert (await bench.result("a", 30)).replica != stuck.record.replica
+            await eventually(running.done, 20)
+        with pytest.raises(EngineStalled, match="no progress for 3 s"):
+            running.result()
+        assert (stuck.record.status, stuck.record.reason) == ("down", "stage 'sim': no progress for 3 s")
+        assert [(one.attempt.code, one.attempt.delivery) for one in bench.attempts["a"]] == [("engine_stalled", 1)]
+        await bench.all_done()
+
+
+async def test_process_is_killed_and_serves_again_when_async_code_blocked_it(
+    connection: Connection, pipeline: str
+) -> None:
+    fields = python("hold", stall_timeout=STUCK)
+    async with (
+        stage_bench(connection, pipeline, max_attempts=2, **fields) as bench,
+        supervised(bench, bench.stage, 1) as (supervisor, _),
+    ):
+        await bench.submit("stuck", prompt="block")
+        failed = await bench.failure("stuck", 60)
+        assert (failed.failure.code, failed.failure.attempts) == ("engine_stalled", 2)
+        await bench.submit("fine")
+        await bench.result("fine", 30)
+        assert sum(supervisor.restarts.values()) == 2
+
+
 @pytest.mark.parametrize("function", ["answer", "wait"])
 async def test_slot_is_busy_until_the_thread_ends_when_its_request_is_over(
     connection: Connection, pipeline: str, function: str

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 
-from omnibus.workers.engines.protocol import StageInput
+from omnibus.workers.engines.protocol import EngineInput, StageInput
 
 let_go = threading.Event()
 """Set by the test whose stage is in this process."""
@@ -16,7 +16,7 @@ def answer(stage_input: StageInput) -> str:
     """A plain function, which blocks its thread on a prompt that says so."""
     prompt = stage_input.request.text()
     if prompt == "block":
-        let_go.wait()
+        let_go.wait(60)
     return prompt
 
 
@@ -29,6 +29,26 @@ async def wait(stage_input: StageInput) -> str:
         except asyncio.CancelledError:
             continue
     return prompt
+
+
+async def hold(stage_input: StageInput) -> str:
+    """An async function that blocks its event loop on a prompt that says so."""
+    return answer(stage_input)
+
+
+async def hold_generating(stage_input: StageInput) -> AsyncIterator[str]:
+    """The same between two pieces of a text."""
+    yield "first "
+    yield answer(stage_input)
+
+
+def hold_input(stage_input: StageInput) -> EngineInput:
+    """An input processor that blocks."""
+    return EngineInput(text=answer(stage_input))
+
+
+async def hold_input_async(stage_input: StageInput) -> EngineInput:
+    return hold_input(stage_input)
 
 
 class WordlessError(Exception):
@@ -93,6 +113,6 @@ def asked(stage_input: StageInput) -> str:
     prompt = stage_input.request.text()
     if prompt.startswith("canary ") and (sick := Path(prompt.removeprefix("canary "))).exists():
         if sick.read_text() == "block":
-            let_go.wait()
+            let_go.wait(60)
         raise RuntimeError("the device is lost")
     return prompt

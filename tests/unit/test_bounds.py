@@ -11,10 +11,13 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
+from omnibus.broker.clock import ServerClock
 from omnibus.client.channel import _EARLY_BYTES, _MOST_BYTES, _MOST_MESSAGES, Mailbox
+from omnibus.errors import InvalidRequest
 from omnibus.observability import rate_limit
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.observability.metrics import Metrics
 from omnibus.observability.rate_limit import RateLimit
 from omnibus.registry.death import claim_book
 from omnibus.registry.death.claim_book import ClaimBook
@@ -27,6 +30,7 @@ from omnibus.wire.control import Claim
 from omnibus.wire.out import EndNotice
 from omnibus.wire.payload import TEXT, Payload
 from omnibus.wire.request import Request
+from omnibus.workers.task_telemetry import TaskTelemetry
 from tests.support.flow import line
 
 pytestmark = pytest.mark.unit
@@ -109,3 +113,20 @@ def test_record_is_kept_beyond_its_deadline_while_it_is_open(state: RequestState
     request, payload = Request(prompt="x", deadline=10.0), Payload.inline(b"", TEXT)
     record: Record = new_record(line("p"), request, rid="a", payload=payload, nonce="n", now=90.0, front=None)
     assert replace(record, state=state).lifetime(now) == seconds
+
+
+async def _ask() -> float:
+    raise AssertionError("nobody asks for the time")
+
+
+def test_lines_about_malformed_tasks_are_few_and_hide_no_other_failure_when_there_are_many() -> None:
+    stream, metrics = io.StringIO(), Metrics()
+    configure_logging("info", "json", stream=stream)
+    telemetry = TaskTelemetry(metrics, "p", 0, ServerClock(_ask))
+    for number in range(300):
+        telemetry.malformed(f"omni.p.task.0.interactive.{number}", InvalidRequest("malformed"))
+    get_logger("omnibus.test").warning(LogEvent.TASK_FAILED)
+    events = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert events == ["task.malformed"] * RateLimit.LINES + ["task.failed"]
+    assert metrics.deliveries.labels("p", "0", "malformed")._value.get() == 300
+    structlog.reset_defaults()

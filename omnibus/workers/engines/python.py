@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from omnibus.errors import (
@@ -20,7 +21,7 @@ from omnibus.errors import (
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.engine_death import EngineDeath
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
-from omnibus.workers.engines.threads import EngineThreads
+from omnibus.workers.engines.threads import EngineLoop, EngineThreads, awaited
 from omnibus.workers.object_loading import load_object
 
 _END = object()
@@ -38,7 +39,8 @@ class PythonEngine:
       instantiated once with `engine_args` (without `outputs`) and its instances are called; its `close` is called at the end.
       One that depends on something which may die, such as a process of its own, has an async `wait_dead` that returns the
       reason then: the replica gives its tasks to others and is started again.
-    - Plain functions and generators run in threads, async ones on the replica's event loop, which they must not block.
+    - Plain functions and generators run in threads, async ones together on an event loop in a thread of its own: one that
+      blocks it holds up the others, and the replica is started again after the stage's `stall_timeout`.
     - What is returned, or yielded last, are the outputs: a mapping with exactly the declared names, or the value of the
       only declared one. A generator also yields str or TextDelta, delivered as they come, and joined they are the value
       when nothing else is yielded; and Progress.
@@ -61,6 +63,7 @@ class PythonEngine:
         self._aborted: dict[str, asyncio.Event] = {}
         # One a slot, and one for control calls.
         self._threads = EngineThreads(f"python-{stage.name}", stage.slots + 1)
+        self._loop = EngineLoop(f"python-{stage.name}-loop")
 
     async def start(self) -> None:
         if inspect.isclass(self._target):
@@ -101,23 +104,21 @@ class PythonEngine:
     async def wait_dead(self) -> Exception:
         watch = getattr(self._call, "wait_dead", None)
         if watch is not None:
-            self._death.record(EngineDead(f"stage {self._stage.name!r}: {await watch()}"))
+            self._death.record(EngineDead(f"stage {self._stage.name!r}: {await self._loop.beside(watch())}"))
         return await self._death.wait()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a method that the class lists in its attribute `rpc_methods`."""
         if method not in getattr(self._call, "rpc_methods", ()):
             raise InvalidRequest(f"{self._stage.model} has no control method {method!r}", param="method")
-        bound = getattr(self._call, method)
-        if inspect.iscoroutinefunction(bound):
-            return await bound(*args, **kwargs)
-        return await self._threads.run(lambda: bound(*args, **kwargs))
+        return await self._called(getattr(self._call, method), *args, **kwargs)
 
     async def close(self) -> None:
         close = getattr(self._call, "close", None)
         if self._call is not self._target and callable(close):
-            await self._threads.run(close)
+            await self._called(close)
         self._threads.close()
+        self._loop.close()
 
     def _check_sampling(self, job: Job) -> None:
         """Refuse parameters that the callable does not take; one that draws no random numbers has nothing to seed."""
@@ -129,15 +130,18 @@ class PythonEngine:
             message = f"{unread} has no effect: {self._stage.model} takes no sampling parameters"
             raise EngineRejected(message, param=unread)
 
+    async def _called(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The value of a method: of an async one on the loop, of a plain one in a thread."""
+        if inspect.iscoroutinefunction(call):
+            return await self._loop.run(call(*args, **kwargs))
+        return await self._threads.run(partial(call, *args, **kwargs))
+
     async def _values(self, job: Job) -> AsyncGenerator[object, None]:
         arguments = (job.stage_input, job.sampling) if self._takes_sampling else (job.stage_input,)
-        if _is_async(self._call):
-            made = self._call(*arguments)
-        else:
-            made = await self._threads.run(self._call, *arguments)
+        made = self._call(*arguments) if _is_async(self._call) else await self._threads.run(self._call, *arguments)
         if inspect.isasyncgen(made):
-            async with aclosing(made):
-                async for value in made:
+            async with aclosing(self._loop.values(made)) as values:
+                async for value in values:
                     yield value
         elif inspect.isgenerator(made):
             try:
@@ -146,7 +150,7 @@ class PythonEngine:
             finally:
                 await self._threads.run(made.close)
         else:
-            yield await made if inspect.isawaitable(made) else made
+            yield await self._loop.run(awaited(made)) if inspect.isawaitable(made) else made
 
     def _load(self) -> Any:
         try:

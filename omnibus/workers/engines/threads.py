@@ -1,15 +1,20 @@
-"""Threads of an engine: a call has ended when its thread is free, whether or not somebody still waits for its result."""
+"""Threads of an engine, for code that may block: a call has ended when its thread is free, whether or not anybody still waits."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from omnibus.errors import EngineError
 
 T = TypeVar("T")
+AHEAD = 64
+"""Values that a stage's generator may be ahead of who takes them."""
+_END = object()
 
 
 class EngineThreads:
@@ -25,19 +30,93 @@ class EngineThreads:
         cancellation then takes effect when its thread is free; a second one takes effect at once.
         """
         work = self._pool.submit(_contained, call, args)
-        ended = asyncio.wrap_future(work)
-        ended.add_done_callback(_retrieved)
-        try:
-            await asyncio.wait({ended})
-        except asyncio.CancelledError:
-            if not work.cancel():
-                await asyncio.wait({ended})
-            raise
-        return ended.result()
+        return await _outlasted(work, work.cancel)
 
     def close(self) -> None:
         """Accept no more calls, and drop those that have not begun; does not wait for those that have."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class EngineLoop:
+    """An event loop in a thread of its own: async code that blocks it holds up its own kind, and not the replica.
+
+    The thread begins with the first work.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._runner: asyncio.Runner | None = None
+        self._closed = False
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The value of some work; raises what it raises, and EngineError for what is no Exception.
+
+        When this is cancelled, so is the work. The cancellation takes effect when that has ended; a second one at once.
+        """
+        loop, outcome = self._begun(), Future[T]()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(loop.create_task(work, name=self._name))
+            tasks[0].add_done_callback(lambda task: _settle(outcome, task.result))
+
+        def cancel() -> bool:
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108 there is one only then
+            return False
+
+        loop.call_soon_threadsafe(begin)
+        return await _outlasted(outcome, cancel)
+
+    async def values(self, generator: AsyncGenerator[T, Any]) -> AsyncGenerator[T, None]:
+        """Yield what a generator yields. Closing this cancels the generator, and takes until it has ended."""
+        here, loop, room = asyncio.get_running_loop(), self._begun(), asyncio.Semaphore(AHEAD)
+        made: asyncio.Queue[Any] = asyncio.Queue()  # bounded by `room`
+
+        async def pump() -> None:
+            async with aclosing(generator):
+                async for value in generator:
+                    await room.acquire()
+                    here.call_soon_threadsafe(made.put_nowait, value)
+
+        work = asyncio.create_task(self.run(pump()), name=f"{self._name}-values")
+        work.add_done_callback(lambda _: made.put_nowait(_END))
+        try:
+            while (value := await made.get()) is not _END:
+                loop.call_soon_threadsafe(room.release)
+                yield value
+            await work
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+
+    def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """Some work that nobody waits for when it is cancelled."""
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._begun()))
+
+    def close(self) -> None:
+        """Cancel what still runs; does not wait for it."""
+        if self._runner is not None and not self._closed:
+            self._closed = True
+            loop = self._runner.get_loop()
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _begun(self) -> asyncio.AbstractEventLoop:
+        if self._runner is None:
+            self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            loop = self._runner.get_loop()
+            threading.Thread(target=self._serve, args=(self._runner, loop), name=self._name, daemon=True).start()
+        return self._runner.get_loop()
+
+    def _serve(self, runner: asyncio.Runner, loop: asyncio.AbstractEventLoop) -> None:
+        with runner:
+            while not self._closed:
+                with suppress(BaseException):  # SystemExit of an inner task; its own waiter has it, too
+                    loop.run_forever()
+
+
+async def awaited(value: Awaitable[T]) -> T:
+    """The value of anything awaitable, as a coroutine."""
+    return await value
 
 
 async def within(timeout: float, work: Coroutine[Any, Any, T], name: str) -> T:
@@ -53,7 +132,27 @@ async def within(timeout: float, work: Coroutine[Any, Any, T], name: str) -> T:
     return task.result()
 
 
-def _contained(call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+async def _outlasted(work: Future[T], cancel: Callable[[], bool]) -> T:
+    """The result of work elsewhere, which a cancellation of its waiter outlasts; `cancel` tells whether it will never begin."""
+    ended = asyncio.wrap_future(work)
+    ended.add_done_callback(_retrieved)
+    try:
+        await asyncio.wait({ended})
+    except asyncio.CancelledError:
+        if not cancel():
+            await asyncio.wait({ended})
+        raise
+    return ended.result()
+
+
+def _settle(outcome: Future[T], result: Callable[[], T]) -> None:
+    try:
+        outcome.set_result(_contained(result, ()))
+    except Exception as error:  # noqa: BLE001 its waiter's
+        outcome.set_exception(error)
+
+
+def _contained(call: Callable[..., T], args: tuple[Any, ...]) -> T:
     """Only exceptions that a future can pass on leave the thread: others would end its waiter, or never reach it."""
     try:
         return call(*args)

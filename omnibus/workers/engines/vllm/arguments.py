@@ -21,6 +21,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # else it warns at each start of how memory is bound
+    "TORCH_LOGS": "-torch._library.triton",  # the logger that warns, at each start, where there is no Triton
 }
 """Set before `import vllm` where the operator has not set them."""
 
