@@ -39,7 +39,7 @@ async def _traced(settings: Settings, pipeline: str | None) -> None:
 
 async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> None:
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415 commands import when they run
-    from omnibus.client.cluster_view import DeployedPipelines, LiveReplicas  # noqa: PLC0415
+    from omnibus.client.cluster_view import ClusterView  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
     from omnibus.frontdoor.app import create_app  # noqa: PLC0415
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
@@ -49,14 +49,13 @@ async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> 
     async with (
         connected(settings, role="frontdoor", wait=START_WAIT) as connection,
         Producer(connection) as producer,
-        DeployedPipelines(connection) as pipelines,
-        LiveReplicas(connection) as replicas,
+        ClusterView(connection) as cluster,
     ):
         aliases = {}
         if settings.served_model_name is not None:
             aliases = {settings.served_model_name: (await find_pipeline(connection, pipeline, wait=START_WAIT)).name}
         app = create_app(
-            producer, pipelines, replicas=replicas.of, connected=lambda: connection.connected, metrics=connection.metrics,
+            producer, cluster, replicas=cluster.replicas, connected=lambda: connection.connected, metrics=connection.metrics,
             options=Options.of(settings, aliases), tracing=tracing,
         )  # fmt: skip
         limits = Limits(keep_alive=settings.keep_alive, max_connections=settings.max_connections)

@@ -6,12 +6,10 @@ import asyncio
 import dataclasses
 import signal
 import sys
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import Addresses
 from omnibus.errors import ConfigError
 from omnibus.frontdoor.api_keys import hashed_setting
@@ -19,12 +17,10 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.death.claim_book import ClaimBook
-from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
-from omnibus.workers.replica_processes import DeathReporter, planned_processes
+from omnibus.workers.replica_processes import planned_processes
 from omnibus.workers.supervisor import ProcessSpec, Supervisor
 
 STATS_EVERY = 10.0
@@ -94,18 +90,6 @@ class Fleet:
         if self.settings.log_format != "auto":
             return self.settings.log_format
         return "color" if sys.stderr.isatty() else "json"
-
-
-@asynccontextmanager
-async def with_death_reporter(
-    connection: Connection, spec: PipelineSpec
-) -> AsyncIterator[tuple[ReplicaView, DeathReporter]]:
-    """Open what a supervisor of replicas needs: a view of them, and a reporter of deaths."""
-    async with (
-        ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view,
-        ClaimBook(connection, spec.name) as claims,
-    ):
-        yield view, DeathReporter(view, FailureDetector(connection, spec.name, claims), connection.metrics)
 
 
 async def log_stats(view: ReplicaView, every: float = STATS_EVERY) -> None:

@@ -124,11 +124,12 @@ def command(*, allow_module: tuple[str, ...], **flags: Any) -> None:
 async def _serve(spec: PipelineSpec, settings: Settings, arguments: _ServeArguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
     from omnibus.cli.coming_up import ComingUp  # noqa: PLC0415
-    from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
+    from omnibus.cli.process_group import Fleet, log_stats, supervise  # noqa: PLC0415
     from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.pipeline.allowed_code import AllowedCode  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
     from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
+    from omnibus.workers.replica_processes import with_death_reporter  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 
     async with _broker(settings) as found, connected(found, role="serve") as connection:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,9 +16,8 @@ from omnibus.cli.broker_command import CommandSession, broker_command
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from omnibus.client.cluster_view import PipelineStatus
+    from omnibus.client.cluster_view import ClusterView, PipelineStatus
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.presence.replica_view import ReplicaView
 
 _EVERY = 1.0
 _NO_SYSTEM_ACCOUNT = (
@@ -36,15 +36,19 @@ async def command(session: CommandSession, request_id: str | None, *, watch: boo
 
     A task is queued while it waits, and running once a replica has it. --json prints an object a pipeline, each on a line.
     """
-    from omnibus.cli.request_report import RequestStatuses  # noqa: PLC0415 commands import when they run
+    from omnibus.broker.discovery import discover  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.request_report import RequestStatuses  # noqa: PLC0415
     from omnibus.cli.tables import Screen  # noqa: PLC0415
+    from omnibus.client.cluster_view import ClusterView, reaches_system_account  # noqa: PLC0415
 
     async with AsyncExitStack() as stack:
         statuses: RequestStatuses | _PipelineStatuses
         if request_id is not None:
             statuses = await RequestStatuses.find(session, request_id)
         else:
-            statuses = await stack.enter_async_context(_PipelineStatuses(session))
+            system_account = await reaches_system_account(discover(session.settings))
+            cluster = await stack.enter_async_context(ClusterView(session.connection))
+            statuses = _PipelineStatuses(session, cluster, system_account=system_account)
         screen = stack.enter_context(Screen(live=watch and not as_json))
         while True:
             objects, renderable = await statuses.read()
@@ -58,31 +62,20 @@ async def command(session: CommandSession, request_id: str | None, *, watch: boo
 
 
 class _PipelineStatuses:
-    """The statuses of all deployed pipelines, or of the one that was named; an async context manager."""
+    """The statuses of all deployed pipelines, or of the one that was named."""
 
     ended = False
 
-    def __init__(self, session: CommandSession) -> None:
-        self._session = session
-        self._views: dict[str, ReplicaView] = {}
-        self._stack = AsyncExitStack()
-        self._system_account = False
-
-    async def __aenter__(self) -> Self:
-        from omnibus.broker.discovery import discover  # noqa: PLC0415
-        from omnibus.client.cluster_view import reaches_system_account  # noqa: PLC0415
-
-        self._system_account = await reaches_system_account(discover(self._session.settings))
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self._stack.aclose()
+    def __init__(self, session: CommandSession, cluster: ClusterView, *, system_account: bool) -> None:
+        self._session, self._cluster, self._system_account = session, cluster, system_account
 
     async def read(self) -> tuple[list[dict[str, Any]], RenderableType]:
         """As JSON, and for the screen."""
         from rich.console import Group  # noqa: PLC0415
 
-        statuses = [await self._status(spec) for spec in await self._specs()]
+        statuses = [
+            await self._cluster.status(spec, system_account=self._system_account) for spec in await self._specs()
+        ]
         renderables: list[RenderableType] = []
         for status in sorted(statuses, key=lambda status: not status.served):
             renderables += ["", *describe_pipeline(status)] if renderables else describe_pipeline(status)
@@ -90,22 +83,10 @@ class _PipelineStatuses:
             renderables.append(f"[dim]{_NO_SYSTEM_ACCOUNT}[/]")
         return [status.as_json() for status in statuses], Group(*renderables)
 
-    async def _specs(self) -> list[PipelineSpec]:
-        from omnibus.registry.deployed_pipelines import list_deployed  # noqa: PLC0415
-
-        if self._session.wanted is None and (found := await list_deployed(self._session.connection)):
-            return [deployed.spec for deployed in found]
+    async def _specs(self) -> Sequence[PipelineSpec]:
+        if self._session.wanted is None and (found := await self._cluster.all()):
+            return found
         return [await self._session.spec()]  # which says what to do when there is none
-
-    async def _status(self, spec: PipelineSpec) -> PipelineStatus:
-        from omnibus.client.cluster_view import pipeline_status  # noqa: PLC0415
-        from omnibus.registry.presence.replica_view import ReplicaView  # noqa: PLC0415
-
-        connection = self._session.connection
-        if spec.name not in self._views:
-            view = ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout)
-            self._views[spec.name] = await self._stack.enter_async_context(view)
-        return await pipeline_status(connection, spec, self._views[spec.name], system_account=self._system_account)
 
 
 def describe_pipeline(status: PipelineStatus) -> list[RenderableType]:

@@ -78,7 +78,7 @@ async def follow(
     Raises DeadlineExceeded when nobody has ended it by its deadline, and as `Producer.submit`.
     """
     from omnibus.client.request_events import Ended  # noqa: PLC0415
-    from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest  # noqa: PLC0415
+    from omnibus.errors import DeadlineExceeded, OmnibusError  # noqa: PLC0415
 
     rid = request_id if request_id is not None else uuid.uuid4().hex  # known before Ctrl-C may come in between
     try:
@@ -101,12 +101,12 @@ async def follow(
             async with asyncio.timeout(_CANCEL_DEADLINE):
                 await producer.cancel(spec.name, rid)
         raise
-    raise UnknownRequest(f"request {rid!r} is no longer in the ledger")
+    raise AssertionError("the last event of a request is Ended")
 
 
 async def _say_what_is_missing(producer: Producer, spec: PipelineSpec, request: Request, answer: AnswerDisplay) -> None:
     """After a silence, name the stages that the request needs and that have no replica up. Its failures are passed over."""
-    from omnibus.client.cluster_view import LiveReplicas  # noqa: PLC0415
+    from omnibus.client.cluster_view import ClusterView  # noqa: PLC0415
     from omnibus.errors import OmnibusError  # noqa: PLC0415
     from omnibus.frontdoor.stage_readiness import missing_stages  # noqa: PLC0415
     from omnibus.pipeline.routing import plan_route  # noqa: PLC0415
@@ -114,8 +114,8 @@ async def _say_what_is_missing(producer: Producer, spec: PipelineSpec, request: 
     await asyncio.sleep(_SILENCE)
     needed = [stage.stage_id for stage in plan_route(spec, request.modalities).stages]
     with suppress(TimeoutError, OmnibusError):
-        async with asyncio.timeout(_REPLICAS_DEADLINE), LiveReplicas(producer.connection) as replicas:
-            if missing := missing_stages(spec, await replicas.of(spec), needed):
+        async with asyncio.timeout(_REPLICAS_DEADLINE), ClusterView(producer.connection) as cluster:
+            if missing := missing_stages(spec, await cluster.replicas(spec), needed):
                 answer.say(f"waiting for a replica of {', '.join(map(str, missing))}")
 
 

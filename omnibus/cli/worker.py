@@ -65,12 +65,13 @@ def command(
 
 async def _work(settings: Settings, arguments: _WorkerArguments) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415
-    from omnibus.cli.process_group import Fleet, log_stats, supervise, with_death_reporter  # noqa: PLC0415
+    from omnibus.cli.process_group import Fleet, log_stats, supervise  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
     from omnibus.pipeline.allowed_code import AllowedCode  # noqa: PLC0415
     from omnibus.pipeline.files import is_path  # noqa: PLC0415
     from omnibus.pipeline.overrides import override_locally  # noqa: PLC0415
     from omnibus.workers.hang_detector import HangWatch  # noqa: PLC0415
+    from omnibus.workers.replica_processes import with_death_reporter  # noqa: PLC0415
     from omnibus.workers.stage_checks import check_models  # noqa: PLC0415
     from omnibus.workers.supervisor import Supervisor  # noqa: PLC0415
 

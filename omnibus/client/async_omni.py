@@ -4,45 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from omnibus.client.async_omni_engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
-from omnibus.client.engine_thread import from_any_loop
-from omnibus.client.output_queue import OutputQueue
-from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments
+from omnibus.client.omni_base import OmniBase, from_any_loop
+from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request
 from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Aborted, Session
-from omnibus.client.single_stage import Target
-from omnibus.pipeline.spec import PipelineSpec
 
 
-class AsyncOmni:
-    """A pipeline that is served from here or runs on a cluster; arguments and errors are those of AsyncOmniEngine.
+class AsyncOmni(OmniBase):
+    """Gives the outputs of each request to who asked; arguments and errors are those of OmniBase.
 
-    Everything is up when the constructor returns; it blocks. `close` when done, or use it in an `async with`. May be used
-    from any event loop.
+    `close` when done, or use it in an `async with`. May be used from any event loop.
     """
-
-    def __init__(
-        self,
-        model: Target | None = None,
-        stage_init_timeout: float = STAGE_INIT_TIMEOUT,
-        init_timeout: float = 600,
-        **kwargs: Any,
-    ) -> None:
-        self.engine = AsyncOmniEngine(model, stage_init_timeout, init_timeout, **kwargs)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    @property
-    def spec(self) -> PipelineSpec:
-        return self.engine.spec
 
     async def generate(  # noqa: PLR0913 vLLM's signature, and ours
         self,
@@ -67,22 +48,35 @@ class AsyncOmni:
         Raises as add_request does, and what the request failed of. An aborted request raises nothing: its last output has
         `finish_reason` "abort" and, of a text, the part that had been received.
         """
-        arguments = RequestArguments(
-            sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
+        request = make_request(
+            self.spec, prompt, sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
             trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
         rid = request_id if request_id is not None else uuid.uuid4().hex
-        queue = self.engine.new_queue()
-        submitting = self.engine.session.submit(
-            rid, prompt, arguments, queue.put, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
-        )
-        async with aclosing(self._outputs(rid, queue, submitting)) as outputs:
-            async for output in outputs:
-                yield output
+        queue, finished = self._new_queue(), False
+        try:
+            await self.run_async(
+                self.session.submit(
+                    rid, request, queue, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
+                )
+            )
+            while not finished:
+                output = await queue.take_async(None)  # bounded by the request's deadline, and by the engine's life
+                assert output is not None
+                finished = output.finished
+                output.raise_for_failure()
+                if output.delta or output.output is not None or output.aborted:
+                    yield output
+        except (asyncio.CancelledError, GeneratorExit):
+            if not finished and self.is_alive():
+                await self.abort(rid)  # also on its way in
+            raise
+        finally:
+            self._drop_queue(queue)
 
     async def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
-        """See AsyncOmniEngine.abort."""
-        return await self.engine.abort_async(request_id, timeout)
+        """See Session.abort; does nothing after a shutdown."""
+        return [] if self._thread.stopped else await self.run_async(self.session.abort(request_id, timeout))
 
     # Control of all replicas: see client.controls.Controls
 
@@ -97,31 +91,6 @@ class AsyncOmni:
     stop_profile = from_any_loop(Session.stop_profile)
     reset_prefix_cache = from_any_loop(Session.reset_prefix_cache)
 
-    def shutdown(self) -> None:
-        """See AsyncOmniEngine.shutdown; idempotent. It blocks: on an event loop, await `close` instead."""
-        self.engine.shutdown()
-
     async def close(self) -> None:
-        """The same, without blocking the event loop."""
+        """Shut down without blocking the event loop."""
         await asyncio.to_thread(self.shutdown)
-
-    async def _outputs(
-        self, rid: str, queue: OutputQueue[OmniRequestOutput], submitting: Coroutine[Any, Any, None]
-    ) -> AsyncGenerator[OmniRequestOutput, None]:
-        """Submit, and give what comes; a request that is left before its end is aborted, also on its way in."""
-        finished = False
-        try:
-            await self.engine.run_async(submitting)
-            while not finished:
-                output = await queue.take_async(None)  # bounded by the request's deadline, and by the engine's life
-                assert output is not None
-                finished = output.finished
-                output.raise_for_failure()
-                if output.delta or output.output is not None or output.aborted:
-                    yield output
-        except (asyncio.CancelledError, GeneratorExit):
-            if not finished and self.engine.is_alive():
-                await self.abort(rid)
-            raise
-        finally:
-            self.engine.drop_queue(queue)

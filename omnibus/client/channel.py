@@ -148,22 +148,22 @@ class Channel:
 
     async def resolve(self, record: Record) -> Result:
         """The result with its outputs read; raises PayloadLost."""
-        ticket = record.ticket
         if record.state.terminal:
             self.open_requests.remove(record.rid)  # its notice may have been lost
         outputs = [await self.output(record.outputs[stage]) for stage in sorted(record.outputs)]
-        return Result(
-            rid=record.rid, pipeline=self.pipeline, state=record.state, created=ticket.created, deadline=ticket.deadline,
-            run=ticket.run, outputs=tuple(outputs), timings=record.timings, failure=record.failure,
-            attempts=record.attempts, stage_ids=ticket.route.stage_ids,
-        )  # fmt: skip
+        return self.result(record.ticket, record, tuple(outputs))
 
-    def result(self, ticket: Ticket, ended: out.EndNotice, outputs: tuple[Output, ...]) -> Result:
-        """Make the result of a request that is done from its messages."""
+    def result(self, ticket: Ticket, source: Record | out.EndNotice, outputs: tuple[Output, ...]) -> Result:
+        """Make the result of a request of its record, or of the notice that it is done."""
+        match source:
+            case Record(failure=failure, attempts=attempts):
+                run = ticket.run
+            case out.EndNotice(run=run):
+                failure, attempts = None, ()
         return Result(
-            rid=ticket.rid, pipeline=self.pipeline, state=RequestState(ended.state), created=ticket.created,
-            deadline=ticket.deadline, run=ended.run, outputs=outputs, timings=ended.timings, failure=None,
-            stage_ids=ticket.route.stage_ids,
+            rid=ticket.rid, pipeline=self.pipeline, state=RequestState(source.state), created=ticket.created,
+            deadline=ticket.deadline, run=run, outputs=outputs, timings=source.timings, failure=failure,
+            attempts=attempts, stage_ids=ticket.route.stage_ids,
         )  # fmt: skip
 
     async def output(self, final: FinalOutput) -> Output:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import Addresses
@@ -23,70 +23,54 @@ from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import subjects
 
 _SYSTEM_DEADLINE = 2.0
+_SHOWN = ("replica", "status", "reason", "paused", "slots", "in_flight", "queue_length", "host", "pid", "devices")
+"""Fields of a replica's record in its status."""
 
 
-class DeployedPipelines:
-    """A live view of all deployed pipelines, in an `async with`; empty until the first one is deployed."""
+class ClusterView(AsyncExitStack):
+    """Live views of all deployed pipelines and of their replicas, in an `async with`; each opened when first asked for.
+
+    Every method raises BrokerError when nobody can say.
+    """
 
     def __init__(self, connection: Connection) -> None:
+        super().__init__()
         self._connection = connection
-        self._watch: Watch | None = None
+        self._pipelines: Watch | None = None
+        self._replicas: dict[str, ReplicaView] = {}
         self._opening = asyncio.Lock()
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
 
     async def get(self, name: str) -> PipelineSpec | None:
-        """The pipeline as it is deployed now; None when there is none. Raises BrokerError when nobody can say."""
+        """The pipeline of this name as it is deployed now; None when there is none."""
         return next((spec for spec in await self.all() if spec.name == name), None)
 
     async def all(self) -> Sequence[PipelineSpec]:
-        """Every deployed pipeline that is valid here, by name. Raises BrokerError when nobody can say."""
-        watch = await self._opened()
-        if watch is None:
-            return ()
-        entries = (entry for _, entry in sorted(watch.snapshot.items()))
-        specs = (read_pipeline(entry.key, entry.value) for entry in entries if entry.value is not None)
+        """Every deployed pipeline that is valid here, by name."""
+        bucket = subjects.PIPELINES_BUCKET
+        async with self._opening:
+            if self._pipelines is None:
+                if await self._connection.find(f"STREAM.INFO.KV_{bucket}") is None:
+                    return ()  # until the first one is deployed
+                self._pipelines = await self.enter_async_context(Watch(self._connection, bucket, keys="*"))
+        entries = sorted(self._pipelines.snapshot.items())
+        specs = (read_pipeline(name, entry.value) for name, entry in entries)
         return [spec for spec in specs if spec is not None]
 
-    async def _opened(self) -> Watch | None:
-        """The watch, from the moment on that there is a bucket to watch."""
+    async def replicas(self, spec: PipelineSpec) -> list[ReplicaRecord]:
+        """The replicas of a pipeline, whatever their status."""
         async with self._opening:
-            if self._watch is None:
-                bucket = subjects.PIPELINES_BUCKET
-                if await self._connection.find(f"STREAM.INFO.KV_{bucket}") is None:
-                    return None
-                self._watch = await self._stack.enter_async_context(Watch(self._connection, bucket, keys="*"))
-        return self._watch
-
-
-class LiveReplicas:
-    """Live views of the replicas of pipelines, in an `async with`; a pipeline's is opened when it is first asked for."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._views: dict[str, ReplicaView] = {}
-        self._opening = asyncio.Lock()
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
-
-    async def of(self, spec: PipelineSpec) -> list[ReplicaRecord]:
-        """The replicas of a pipeline, whatever their status. Raises BrokerError when nobody can say."""
-        async with self._opening:
-            view = self._views.get(spec.name)
+            view = self._replicas.get(spec.name)
             if view is None:
                 opening = ReplicaView(self._connection, spec.name, timeout=spec.heartbeat_timeout)
-                view = self._views[spec.name] = await self._stack.enter_async_context(opening)
+                view = self._replicas[spec.name] = await self.enter_async_context(opening)
         return view.replicas()
+
+    async def status(self, spec: PipelineSpec, *, system_account: bool) -> PipelineStatus:
+        """The status of a pipeline now."""
+        replicas = await self.replicas(spec)
+        depths = await WorkQueue(self._connection, spec.name).depths()
+        pauses = await PauseStates(self._connection, spec.name).of(stage.stage_id for stage in spec.stages)
+        return PipelineStatus(spec, replicas, depths, time.time(), system_account, pauses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,28 +118,8 @@ class PipelineStatus:
         }
 
     def _replica(self, record: ReplicaRecord) -> dict[str, Any]:
-        return {
-            "replica": record.replica,
-            "status": str(record.status),
-            "reason": record.reason,
-            "paused": record.paused,
-            "slots": record.slots,
-            "in_flight": record.in_flight,
-            "queue_length": record.queue_length,
-            "host": record.host,
-            "pid": record.pid,
-            "devices": record.devices,
-            "heartbeat_age": round(max(0.0, self.now - record.last_heartbeat), 3),
-        }
-
-
-async def pipeline_status(
-    connection: Connection, spec: PipelineSpec, view: ReplicaView, *, system_account: bool
-) -> PipelineStatus:
-    """The status of a pipeline now; raises BrokerUnavailable."""
-    depths = await WorkQueue(connection, spec.name).depths()
-    pauses = await PauseStates(connection, spec.name).of(stage.stage_id for stage in spec.stages)
-    return PipelineStatus(spec, view.replicas(), depths, time.time(), system_account, pauses)
+        age = round(max(0.0, self.now - record.last_heartbeat), 3)
+        return {**{name: getattr(record, name) for name in _SHOWN}, "heartbeat_age": age}
 
 
 async def reaches_system_account(found: Addresses) -> bool:

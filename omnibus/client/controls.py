@@ -58,10 +58,10 @@ class Controls:
         stages, pause_state = known_stages(self.spec, stage_ids), PauseState(mode=pause_mode(mode))
         held = await self._pause_states.of(stages)
         await self._pause_states.place([one for one in stages if one not in held or not held[one].asleep], pause_state)
-        answer = await self._present("pause_generation", args=(mode,), stage_ids=stage_ids)
+        answer = await self._all("pause_generation", mode, stage_ids=stage_ids, stands=True)
         cached = self._cached(stage_ids)
         if clear_cache and cached:
-            await self._present("reset_prefix_cache", stage_ids=cached)
+            await self._all("reset_prefix_cache", stage_ids=cached, stands=True)
         return answer
 
     async def resume_generation(self, stage_ids: Stages = None) -> CollectiveAnswer:
@@ -71,11 +71,11 @@ class Controls:
             if pause_state.asleep:
                 raise InvalidRequest(f"stage {stage_id} is asleep: wake it up", param="stage_ids")
         await self._pause_states.lift(stages)
-        return await self._present("resume_generation", stage_ids=stage_ids)
+        return await self._all("resume_generation", stage_ids=stage_ids, stands=True)
 
     async def is_paused(self, stage_ids: Stages = None) -> bool:
         """Whether all replicas are paused, and any that joins a stage without one would be."""
-        answer = await self._present("is_paused", stage_ids=stage_ids)
+        answer = await self._all("is_paused", stage_ids=stage_ids, stands=True)
         empty = set(known_stages(self.spec, stage_ids)) - {one.stage_id for one in answer.answers}
         return all(answer) and empty <= (await self._pause_states.of(empty)).keys()
 
@@ -92,7 +92,7 @@ class Controls:
             engines = ", ".join(self.spec.stage(one).engine for one in sleepless)
             raise InvalidRequest(f"stages {sleepless} cannot sleep: the engines are {engines}", param="stage_ids")
         before = await self._pause_states.of(stages)
-        answer = await self._call("sleep", args=(level, mode), stage_ids=stage_ids)
+        answer = await self._call("sleep", level, mode, stage_ids=stage_ids)
         if not answer.complete:
             await self._undo_sleep(stages, before)
             answer.raise_for_partial()
@@ -103,12 +103,12 @@ class Controls:
         asleep = {stage_id for stage_id, pause_state in before.items() if pause_state.asleep}
         await self._call("wake_up", stage_ids=[one for one in stages if one not in asleep])
         for stage_id in before.keys() - asleep:
-            await self._call("pause_generation", args=(before[stage_id].mode,), stage_ids=[stage_id])
+            await self._call("pause_generation", before[stage_id].mode, stage_ids=[stage_id])
 
     async def wake_up(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have sleeping replicas load their weights back and take tasks again; idempotent."""
         await self._pause_states.lift(known_stages(self.spec, stage_ids))
-        return await self._present("wake_up", stage_ids=stage_ids)
+        return await self._all("wake_up", stage_ids=stage_ids, stands=True)
 
     async def is_sleeping(self, stage_ids: Stages = None) -> bool:
         """Whether all replicas are asleep."""
@@ -132,19 +132,15 @@ class Controls:
             raise InvalidRequest(f"no stage of pipeline {self.spec.name!r} has an engine with reset_prefix_cache")
         return await self._all("reset_prefix_cache", stage_ids=able)
 
-    async def _call(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
+    async def _call(self, method: str, *args: Any, stage_ids: Stages) -> CollectiveAnswer:
         known_stages(self.spec, stage_ids)
         return await self.collective_rpc(method, LONGEST_TIMEOUT, args, stage_ids=stage_ids)
 
-    async def _all(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
-        """Raises unless everybody did it."""
-        answer = await self._call(method, args=args, stage_ids=stage_ids)
-        answer.raise_for_partial()
-        return answer
-
-    async def _present(self, method: str, *, args: Sequence[Any] = (), stage_ids: Stages) -> CollectiveAnswer:
-        """The same of an order that stands: a stage without replicas lacks nobody."""
-        answer = replace(await self._call(method, args=args, stage_ids=stage_ids), empty_stages=())
+    async def _all(self, method: str, *args: Any, stage_ids: Stages, stands: bool = False) -> CollectiveAnswer:
+        """Raises unless every replica did it; of an order that `stands`, a stage without replicas lacks nobody."""
+        answer = await self._call(method, *args, stage_ids=stage_ids)
+        if stands:
+            answer = replace(answer, empty_stages=())
         answer.raise_for_partial()
         return answer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omnibus.broker.connection import Connection, connect
@@ -16,15 +16,15 @@ from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.errors import ConfigError, StageStartError
 from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.orchestrator.disconnects import SystemAccount
+from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.death.claim_book import ClaimBook
-from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
 from omnibus.workers.hang_detector import HangWatch
-from omnibus.workers.replica_processes import DeathReporter, replica_processes
+from omnibus.workers.initialisation.plans import plan_stages
+from omnibus.workers.replica_processes import planned_processes, with_death_reporter
 from omnibus.workers.stage_checks import check_models
 from omnibus.workers.supervisor import ProcessSpec, Supervisor
 
@@ -61,15 +61,11 @@ async def embedded(spec: PipelineSpec, settings: Settings, options: EmbeddedOpti
         server = await stack.enter_async_context(await _server(stack, settings, options))
         connection = await stack.enter_async_context(connect(server.url, name="omnibus-embedded", role="embedded"))
         await deploy_pipeline(connection, spec)
-        view = await stack.enter_async_context(ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout))
-        claims = await stack.enter_async_context(ClaimBook(connection, spec.name))
-        death_reporter = DeathReporter(view, FailureDetector(connection, spec.name, claims), connection.metrics)
+        view, death_reporter = await stack.enter_async_context(with_death_reporter(connection, spec))
         supervisor = Supervisor(
-            _processes(spec, _broker(server), options),
-            grace=STOP_GRACE,
-            on_death=death_reporter,
-            metrics=connection.metrics,
+            _processes(spec, server, options), grace=STOP_GRACE, on_death=death_reporter, metrics=connection.metrics
         )
+        hangs = HangWatch(connection, view, supervisor, settings.hang_timeout)
         system = SystemAccount(url=server.system_url, account=settings.nats_account)
         orchestrator = DeployedOrchestrator(connection, spec, system=system)
         try:
@@ -77,9 +73,7 @@ async def embedded(spec: PipelineSpec, settings: Settings, options: EmbeddedOpti
                 keepers = [
                     group.create_task(server.supervise(), name="nats-server"),
                     group.create_task(orchestrator.run(), name="orchestrator"),
-                    group.create_task(
-                        HangWatch(connection, view, supervisor, settings.hang_timeout).run(), name="hangs"
-                    ),
+                    group.create_task(hangs.run(), name="hangs"),
                 ]
                 supervising = group.create_task(supervisor.run(), name="supervisor")
                 await _wait_up(view, spec, options.init_timeout)
@@ -102,12 +96,7 @@ async def _server(stack: AsyncExitStack, settings: Settings, options: EmbeddedOp
     return EmbeddedServer(state_dir, binary=settings.nats_server, profile=settings.nats_profile, port=free_port())
 
 
-def _broker(server: EmbeddedServer) -> Mapping[str, str]:
-    found = discover(Settings(state_dir=server.state_dir, nats_url=None))
-    return found.environment
-
-
-def _processes(spec: PipelineSpec, broker: Mapping[str, str], options: EmbeddedOptions) -> list[ProcessSpec]:
+def _processes(spec: PipelineSpec, server: EmbeddedServer, options: EmbeddedOptions) -> list[ProcessSpec]:
     """Raises ConfigError when the devices of a stage cannot be shared out, or nobody would serve a stage."""
     absent = [stage.name for stage in spec.stages if stage.num_replicas == 0]
     if absent:
@@ -115,26 +104,25 @@ def _processes(spec: PipelineSpec, broker: Mapping[str, str], options: EmbeddedO
             f"num_replicas: 0 leaves {', '.join(absent)} to workers elsewhere, which cannot reach an embedded pipeline: "
             "start it with `omnibus serve`, and name its broker with nats="
         )
+    found = discover(Settings(state_dir=server.state_dir, nats_url=None))
     environment = {"OMNIBUS_LOG_LEVEL": options.log_level, "OMNIBUS_LOG_FORMAT": "console"}
     try:
-        processes = [
-            process
-            for stage in spec.stages
-            for process in replica_processes(
-                spec, stage, broker=broker, grace=GRACE, start_timeout=options.stage_init_timeout
-            )
-        ]
+        plans = plan_stages(spec)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return [ProcessSpec(name=one.name, argv=one.argv, env={**environment, **one.env}) for one in processes]
+    return [
+        replace(process, env={**environment, **process.env})
+        for plan in plans
+        for process in planned_processes(
+            spec, plan, allowed=AllowedCode.of(spec), broker=found.environment, grace=GRACE,
+            start_timeout=options.stage_init_timeout,
+        )
+    ]  # fmt: skip
 
 
 async def _wait_up(view: ReplicaView, spec: PipelineSpec, timeout: float) -> None:
-    def complete(records: list[ReplicaRecord]) -> bool:
-        return not _missing(records, spec)
-
     try:
-        await view.wait_until(complete, timeout)
+        await view.wait_until(lambda records: not _missing(records, spec), timeout)
     except TimeoutError as error:
         late = ", ".join(_missing(view.replicas(), spec))
         raise StageStartError(f"pipeline {spec.name!r} was not up within {timeout:g} s; missing: {late}") from error

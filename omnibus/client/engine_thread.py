@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, on which a session lives, and façades' methods that run on it."""
+"""An event loop on a thread of its own, on which a session lives."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from functools import wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import uvloop
 
-from omnibus.client.session import Session
 from omnibus.errors import EngineDead, OmnibusError
 
-P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 ShutdownHook = Callable[[Exception], None]
@@ -117,42 +114,3 @@ class EngineThread(Generic[S]):
         self._end = EngineDead(f"the engine has died: {reason}")
         if not self._opened.done():
             self._opened.set_exception(self._end if isinstance(error, asyncio.CancelledError) else error)
-
-
-class ThreadOwner(Protocol):
-    """An owner of an EngineThread."""
-
-    @property
-    def session(self) -> Session: ...
-    def run(self, work: Coroutine[Any, Any, T]) -> T: ...
-    async def run_async(self, work: Coroutine[Any, Any, T]) -> T: ...
-
-
-class Facade(Protocol):
-    """An object with methods made by `blocking` or `from_any_loop`."""
-
-    @property
-    def engine(self) -> ThreadOwner: ...
-
-
-SessionMethod = Callable[Concatenate[Session, P], Coroutine[Any, Any, T]]
-
-
-def blocking(method: SessionMethod[P, T]) -> Callable[Concatenate[Facade, P], T]:
-    """A façade's method that runs this one of its session and waits for it; raises EngineDead when the engine is not alive."""
-
-    @wraps(method)
-    def call(self: Facade, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.engine.run(method(self.engine.session, *args, **kwargs))
-
-    return call
-
-
-def from_any_loop(method: SessionMethod[P, T]) -> Callable[Concatenate[Facade, P], Coroutine[Any, Any, T]]:
-    """The same, to be awaited on any event loop, which it does not block."""
-
-    @wraps(method)
-    async def call(self: Facade, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.engine.run_async(method(self.engine.session, *args, **kwargs))
-
-    return call

@@ -7,21 +7,19 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
-from omnibus.client.async_omni_engine import STAGE_INIT_TIMEOUT, AsyncOmniEngine
-from omnibus.client.engine_thread import blocking
+from omnibus.client.omni_base import OmniBase, blocking
+from omnibus.client.producer import Submission
 from omnibus.client.progress_bar import Bar
-from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments, make_request, text_of
+from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request, text_of
 from omnibus.client.request_events import ABORT, Output
-from omnibus.client.request_outputs import OmniRequestOutput
-from omnibus.client.session import Aborted, Session, Sink
-from omnibus.client.single_stage import Target
+from omnibus.client.session import Aborted, Session
 from omnibus.errors import OmnibusError, Overloaded
-from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import validate
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.failure import Failure
+from omnibus.wire.request import Request
 
 AHEAD = 2
 """Prompts open at the same time, for each slot of the pipeline's widest stage: a deadline starts with the submission. Of a
@@ -61,27 +59,8 @@ class OmniResult:
             raise self.failure.exception()
 
 
-class Omni:
-    """The offline form; arguments and errors are those of AsyncOmniEngine. `close` when done, or use it in a `with`."""
-
-    def __init__(
-        self,
-        model: Target | None = None,
-        stage_init_timeout: float = STAGE_INIT_TIMEOUT,
-        init_timeout: float = 600,
-        **kwargs: Any,
-    ) -> None:
-        self.engine = AsyncOmniEngine(model, stage_init_timeout, init_timeout, **kwargs)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def spec(self) -> PipelineSpec:
-        return self.engine.spec
+class Omni(OmniBase):
+    """Runs batches of prompts; arguments and errors are those of OmniBase. `close` when done, or use it in a `with`."""
 
     def generate(
         self,
@@ -101,24 +80,26 @@ class Omni:
         is a terminal and `use_tqdm` is true. A prompt that fails has a `failure` in its result, and disturbs no other.
         Raises a RequestError for a prompt that the pipeline cannot serve, before any is run. Ctrl-C aborts what is open.
         """
-        arguments = RequestArguments(
-            sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
-            trace_headers=trace_headers, priority=priority, deadline=deadline,
-        )  # fmt: skip
-        batch = _as_batch(prompts)
-        for prompt in batch:
-            validate(self.spec, make_request(self.spec, prompt, arguments))
-        rids = [uuid.uuid4().hex for _ in batch]
-        with Bar(len(batch), visible=use_tqdm) as bar:
+        requests = [
+            make_request(
+                self.spec, prompt, sampling_params_list=sampling_params_list, modalities=output_modalities,
+                lora_request=lora_request, trace_headers=trace_headers, priority=priority, deadline=deadline,
+            )
+            for prompt in _as_batch(prompts)
+        ]  # fmt: skip
+        for request in requests:
+            validate(self.spec, request)
+        rids = [uuid.uuid4().hex for _ in requests]
+        with Bar(len(requests), visible=use_tqdm) as bar:
             try:
-                return self.engine.run(self._run_all(batch, rids, arguments, bar))
+                return self.run(self._run_all(requests, rids, bar))
             except KeyboardInterrupt:
                 self.abort(rids)
                 raise
 
     def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
-        """See AsyncOmniEngine.abort; from another thread while `generate` runs."""
-        return self.engine.abort(request_id, timeout)
+        """See Session.abort; from another thread while `generate` runs. It does nothing after a shutdown."""
+        return [] if self._thread.stopped else self.run(self.session.abort(request_id, timeout))
 
     # Control of all replicas: see client.controls.Controls
 
@@ -133,68 +114,46 @@ class Omni:
     stop_profile = blocking(Session.stop_profile)
     reset_prefix_cache = blocking(Session.reset_prefix_cache)
 
-    def shutdown(self) -> None:
-        """See AsyncOmniEngine.shutdown; idempotent."""
-        self.engine.shutdown()
+    close = OmniBase.shutdown
 
-    close = shutdown
-
-    async def _run_all(
-        self, batch: Sequence[Prompt], rids: Sequence[str], arguments: RequestArguments, bar: Bar
-    ) -> list[OmniResult]:
+    async def _run_all(self, requests: Sequence[Request], rids: Sequence[str], bar: Bar) -> list[OmniResult]:
         """On the engine's loop."""
         widest = max(stage.slots * max(1, stage.num_replicas) for stage in self.spec.stages)
-        room = asyncio.Semaphore(AHEAD * widest)
+        slots = asyncio.Semaphore(AHEAD * widest)
 
-        async def run(rid: str, prompt: Prompt) -> OmniResult:
-            async with room:
-                result = await self._run(rid, prompt, arguments)
+        async def run(rid: str, request: Request) -> OmniResult:
+            async with slots:
+                result = await self._run(rid, request)
             bar.advance(failed=result.failure is not None)
             return result
 
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(run(rid, prompt), name=f"prompt-{rid}")
-                for rid, prompt in zip(rids, batch, strict=True)
+                group.create_task(run(rid, request), name=f"prompt-{rid}")
+                for rid, request in zip(rids, requests, strict=True)
             ]
         return [task.result() for task in tasks]
 
-    async def _run(self, rid: str, prompt: Prompt, arguments: RequestArguments) -> OmniResult:
-        result, done = OmniResult(rid, text_of(prompt)), asyncio.Event()
-
-        async def collect(output: OmniRequestOutput) -> None:
-            _add(result, output)
-            if output.finished:
-                done.set()
-
+    async def _run(self, rid: str, request: Request) -> OmniResult:
+        done = OmniResult(rid, text_of(request))
         try:
-            await self._submit(rid, prompt, arguments, collect)
+            result = await (await self._submit(rid, request)).result()  # the request's deadline ends it at the latest
         except OmnibusError as error:
-            result.failure = Failure.of(error)
+            done.failure = Failure.of(error)
         else:
-            await done.wait()  # the request's deadline ends it at the latest
-        return result
+            done.outputs, done.failure, done.timings = list(result.outputs), result.failure, result.timings
+        return done
 
-    async def _submit(self, rid: str, prompt: Prompt, arguments: RequestArguments, sink: Sink) -> None:
+    async def _submit(self, rid: str, request: Request) -> Submission:
         """Submit a prompt; while others fill the pipeline it waits, for as long as the pipeline lets a request take."""
         until = time.monotonic() + self.spec.deadline
         while True:
             try:
-                await self.engine.session.submit(rid, prompt, arguments, sink)
+                return await self.session.producer.submit(self.spec, request, rid=rid)
             except Overloaded as error:
                 if time.monotonic() > until:
                     raise
                 await asyncio.sleep(error.retry_after)
-            else:
-                return
-
-
-def _add(result: OmniResult, output: OmniRequestOutput) -> None:
-    if output.output is not None:
-        result.outputs.append(output.output)
-    if output.finished:
-        result.outputs.sort(key=lambda one: one.stage_id)
-        result.failure, result.timings = output.failure, output.timings
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> Sequence[Any]:

@@ -18,7 +18,7 @@ from omnibus.client.cancelling import cancel_request
 from omnibus.client.channel import Channel
 from omnibus.client.following import follow
 from omnibus.client.request_events import ClientEvent, Ended, Result
-from omnibus.errors import Overloaded, UnknownRequest
+from omnibus.errors import Overloaded
 from omnibus.ledger.acceptance import admit
 from omnibus.ledger.overload import QuotaSlot
 from omnibus.pipeline.spec import PipelineSpec
@@ -57,7 +57,7 @@ class Submission:
         return max(self._record.ticket.deadline - self._channel.performer.clock.now(), 0.0)
 
     def events(self) -> AsyncGenerator[ClientEvent, None]:
-        """The events of the request, until it has ended; the last event is Ended.
+        """The events of the request, until it has ended; the last event is Ended. Raises UnknownRequest when its record is gone.
 
         To be iterated once, and closed (`contextlib.aclosing`) when left early; the request goes on all the same.
         """
@@ -66,10 +66,8 @@ class Submission:
     async def result(self) -> Result:
         """The result, once the request has ended; at the latest its deadline ends it."""
         async with aclosing(self.events()) as events:
-            async for event in events:
-                if isinstance(event, Ended):
-                    return event.result
-        raise UnknownRequest(f"request {self.rid!r} is no longer in the ledger")
+            results = [event.result async for event in events if isinstance(event, Ended)]
+        return results.pop()
 
 
 class Producer:

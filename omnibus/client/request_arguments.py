@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from omnibus.errors import InvalidRequest
-from omnibus.pipeline.routing import plan_route
+from omnibus.pipeline.routing import plan_route, with_ancestors
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import Message, Request, checked
 from omnibus.wire.sampling import FIELDS
@@ -27,42 +26,39 @@ class NamedAdapter(Protocol):
     lora_name: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RequestArguments:
-    """Arguments of a façade besides the prompt, under vLLM's names. None: not given."""
+def make_request(  # noqa: PLR0913 vLLM's arguments
+    spec: PipelineSpec,
+    prompt: Prompt,
+    *,
+    sampling_params_list: Sequence[Any] | None = None,
+    modalities: Sequence[str] | None = None,
+    final_stage_id: int | None = None,
+    final_output_stage_ids: Sequence[int] | None = None,
+    lora_request: str | NamedAdapter | None = None,
+    trace_headers: Mapping[str, str] | None = None,
+    priority: int = 0,
+    data_parallel_rank: int | None = None,
+    resumable: bool = False,
+    deadline: float | None = None,
+) -> Request:
+    """The request to submit; raises InvalidRequest naming the argument that cannot have an effect, or is of a wrong type.
 
-    sampling_params_list: Sequence[Any] | None = None
-    """One a stage, in the order of the stages: a mapping, a SamplingParams, or None for the stage's defaults."""
-    modalities: Sequence[str] | None = None
-    final_stage_id: int | None = None
-    final_output_stage_ids: Sequence[int] | None = None
-    lora_request: str | NamedAdapter | None = None
-    trace_headers: Mapping[str, str] | None = None
-    priority: int = 0
-    data_parallel_rank: int | None = None
-    resumable: bool = False
-    deadline: float | None = None
-
-
-def make_request(spec: PipelineSpec, prompt: Prompt, arguments: RequestArguments) -> Request:
-    """The request to submit; raises InvalidRequest naming the argument that cannot have an effect, or is of a wrong type."""
-    _refuse_what_is_not_there(arguments)
-    request = as_request(prompt)
-    changes: dict[str, Any] = {}
-    if arguments.sampling_params_list is not None:
-        changes["sampling_params"] = _sampling(spec, arguments.sampling_params_list)
-    modalities = _modalities(spec, arguments)
-    if modalities is not None:
-        changes["modalities"] = modalities
-    if arguments.lora_request is not None:
-        changes["lora"] = _lora(spec, arguments.lora_request)
-    if arguments.trace_headers is not None:
-        changes["trace"] = dict(arguments.trace_headers)
-    if arguments.priority:
-        changes |= _urgency(spec, arguments.priority)
-    if arguments.deadline is not None:
-        changes["deadline"] = arguments.deadline
-    return checked(replace(request, **changes))
+    `sampling_params_list` has one entry a stage, in their order: a mapping, a SamplingParams, or None for its defaults.
+    """
+    if data_parallel_rank is not None:
+        raise InvalidRequest("replicas are chosen by the broker: there are no ranks", param="data_parallel_rank")
+    if resumable:
+        raise InvalidRequest("streaming input is not there yet: send the whole prompt", param="resumable")
+    wanted = _modalities(spec, modalities, final_stage_id, final_output_stage_ids)
+    changes = {
+        "sampling_params": None if sampling_params_list is None else _sampling(spec, sampling_params_list),
+        "modalities": wanted,
+        "lora": None if lora_request is None else _lora(spec, lora_request),
+        "trace": None if trace_headers is None else dict(trace_headers),
+        "deadline": deadline,
+        **(_urgency(spec, priority) if priority else {}),
+    }
+    return checked(replace(as_request(prompt), **{name: value for name, value in changes.items() if value is not None}))
 
 
 def as_request(prompt: Prompt) -> Request:
@@ -81,15 +77,9 @@ def as_request(prompt: Prompt) -> Request:
         ) from error
 
 
-def text_of(prompt: Prompt) -> str | None:
-    """The text of a prompt; None when it is token ids."""
-    request = as_request(prompt)
+def text_of(request: Request) -> str | None:
+    """The text of a request's prompt; None when it is token ids."""
     return None if isinstance(request.prompt, tuple) else request.text()
-
-
-def final_stages(spec: PipelineSpec, request: Request) -> tuple[int, ...]:
-    """The stages whose outputs a request brings."""
-    return tuple(stage.stage_id for stage in plan_route(spec, request.modalities).finals)
 
 
 def _from_mapping(prompt: Mapping[str, Any]) -> Request:
@@ -106,13 +96,6 @@ def _from_mapping(prompt: Mapping[str, Any]) -> Request:
         raise InvalidRequest(f"prompt: {error}", param="prompt") from error
 
 
-def _refuse_what_is_not_there(arguments: RequestArguments) -> None:
-    if arguments.data_parallel_rank is not None:
-        raise InvalidRequest("replicas are chosen by the broker: there are no ranks", param="data_parallel_rank")
-    if arguments.resumable:
-        raise InvalidRequest("streaming input is not there yet: send the whole prompt", param="resumable")
-
-
 def _sampling(spec: PipelineSpec, given: Sequence[Any]) -> dict[str, dict[str, Any]]:
     if isinstance(given, str | Mapping) or len(given) != len(spec.stages):
         names = ", ".join(stage.name for stage in spec.stages)
@@ -124,38 +107,31 @@ def _sampling(spec: PipelineSpec, given: Sequence[Any]) -> dict[str, dict[str, A
 
 
 def _as_mapping(stage: StageSpec, params: Any) -> dict[str, Any]:
-    if isinstance(params, Mapping):
-        return dict(params)
-    if isinstance(params, msgspec.Struct):
-        return _whole(params)
-    raise InvalidRequest(
-        f"sampling parameters of stage {stage.name!r} are a mapping or a SamplingParams", param="sampling_params_list"
-    )
-
-
-def _whole(params: msgspec.Struct) -> dict[str, Any]:
     """All that a SamplingParams says: it replaces the stage's defaults, also where it has vLLM's own.
 
     A field that stages do not take goes along when it was set, to be refused by name.
     """
+    if isinstance(params, Mapping):
+        return dict(params)
+    if not isinstance(params, msgspec.Struct):
+        message = f"sampling parameters of stage {stage.name!r} are a mapping or a SamplingParams"
+        raise InvalidRequest(message, param="sampling_params_list")
     default = type(params)()
-    fields = [name for name in params.__struct_fields__ if not name.startswith("_")]
-    return {
-        name: getattr(params, name)
-        for name in fields
-        if name in FIELDS or getattr(params, name) != getattr(default, name)
-    }
+    values = {name: getattr(params, name) for name in params.__struct_fields__ if not name.startswith("_")}
+    return {name: value for name, value in values.items() if name in FIELDS or value != getattr(default, name)}
 
 
-def _modalities(spec: PipelineSpec, arguments: RequestArguments) -> tuple[str, ...] | None:
-    """The modalities of the stages that were asked for."""
-    if isinstance(arguments.modalities, str):
-        raise InvalidRequest(f"modalities are a list, such as [{arguments.modalities!r}]", param="modalities")
-    if arguments.final_stage_id is None and arguments.final_output_stage_ids is None:
-        return None if arguments.modalities is None else tuple(arguments.modalities)
-    if arguments.modalities is not None:
+def _modalities(
+    spec: PipelineSpec, named: Sequence[str] | None, last: int | None, given: Sequence[int] | None
+) -> tuple[str, ...] | None:
+    """The modalities that were named, or those of the final stages that were asked for."""
+    if isinstance(named, str):
+        raise InvalidRequest(f"modalities are a list, such as [{named!r}]", param="modalities")
+    if last is None and given is None:
+        return None if named is None else tuple(named)
+    if named is not None:
         raise InvalidRequest("name modalities or final stages, not both", param="modalities")
-    wanted = _wanted_stages(spec, arguments.final_stage_id, arguments.final_output_stage_ids)
+    wanted = _wanted_stages(spec, last, given)
     types = dict.fromkeys(stage.final_output_type or "" for stage in spec.stages if stage.stage_id in wanted)
     brought = {stage.stage_id for stage in plan_route(spec, tuple(types)).finals}
     if brought != wanted:
@@ -171,20 +147,13 @@ def _wanted_stages(spec: PipelineSpec, last: int | None, given: Sequence[int] | 
         for stage_id in ids:
             if stage_id not in finals:
                 raise InvalidRequest(f"stage {stage_id!r} delivers nothing; {sorted(finals)} do", param=name)
-    reachable = finals if last is None else finals & _with_ancestors(spec, last)
+    reachable = finals if last is None else finals & with_ancestors(spec, {last})
     if given is None:
         return reachable
     beyond = set(given) - reachable
     if beyond or not given:
         raise InvalidRequest(f"stages {sorted(beyond)} do not lead to stage {last}", param=_FINALS)
     return set(given)
-
-
-def _with_ancestors(spec: PipelineSpec, stage_id: int) -> set[int]:
-    found = {stage_id}
-    for source in spec.stage(stage_id).input_sources:
-        found |= _with_ancestors(spec, source)
-    return found
 
 
 def _lora(spec: PipelineSpec, adapter: str | NamedAdapter) -> str:

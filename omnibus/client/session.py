@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,11 +16,12 @@ from omnibus.client.controls import Controls
 from omnibus.client.embedded_pipeline import EmbeddedOptions, embedded
 from omnibus.client.output_queue import OutputQueue
 from omnibus.client.producer import Producer, Submission
-from omnibus.client.request_arguments import NamedAdapter, Prompt, RequestArguments, final_stages, make_request, text_of
+from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request, text_of
 from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
 from omnibus.errors import BrokerUnavailable, InvalidRequest, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.requests.state import RequestState
@@ -28,7 +29,6 @@ from omnibus.settings import Settings
 from omnibus.wire.failure import Failure
 from omnibus.wire.request import Request
 
-Sink = Callable[[OmniRequestOutput], Awaitable[None]]
 _CLOCKS_APART = 60.0
 """Seconds by which the clock that a request's arrival was read from may be ahead of ours."""
 _KEPT_OF_AN_ID = 31
@@ -56,8 +56,7 @@ class Session(Controls):
     ) -> None:
         """`outputs` takes the outputs of `add_request`."""
         super().__init__(connection, spec)
-        self._metrics = connection.metrics
-        self._producer, self._outputs = producer, outputs
+        self.producer, self._outputs = producer, outputs
         self._open: dict[str, OutputAdapter] = {}
         self._followers: set[asyncio.Task[None]] = set()
         self._rids: dict[str, str] = {}
@@ -90,39 +89,38 @@ class Session(Controls):
         Raises InvalidRequest naming an argument that would have no effect, `data_parallel_rank` and `resumable` always;
         any RequestError for what the pipeline cannot serve; RequestConflict for an id that is in use; Overloaded.
         """
-        arguments = RequestArguments(
-            sampling_params_list=sampling_params_list, final_stage_id=final_stage_id,
+        request = make_request(
+            self.spec, prompt, sampling_params_list=sampling_params_list, final_stage_id=final_stage_id,
             final_output_stage_ids=final_output_stage_ids, lora_request=lora_request, trace_headers=trace_headers,
             priority=priority, data_parallel_rank=data_parallel_rank, resumable=resumable,
         )  # fmt: skip
-        put = self._outputs.put
-        await self.submit(request_id, prompt, arguments, put, prompt_text=prompt_text, arrival_time=arrival_time)
+        await self.submit(request_id, request, self._outputs, prompt_text=prompt_text, arrival_time=arrival_time)
 
     async def add_streaming_update(self, request_id: str, *_: Any, **__: Any) -> None:
         """Always raises InvalidRequest: requests take no further input yet."""
         raise InvalidRequest(f"request {request_id!r}: streaming input is not there yet", param="resumable")
 
     async def submit(
-        self, request_id: str, prompt: Prompt, arguments: RequestArguments, sink: Sink, *,
+        self, request_id: str, request: Request, outputs: OutputQueue[OmniRequestOutput], *,
         prompt_text: str | None = None, arrival_time: float | None = None, deltas: bool = False,
     ) -> None:  # fmt: skip
-        """Submit a request, whose outputs go to `sink`; accepted when this returns. Raises as Producer.submit does.
+        """Submit a request, whose outputs go to a queue; accepted when this returns. Raises as Producer.submit does.
 
         An id that this session has open is refused with RequestConflict. The queue wait and the deadline are counted from
         `arrival_time`, seconds since the epoch.
         """
-        request = make_request(self.spec, prompt, arguments)
-        types = {stage: self.spec.stage(stage).final_output_type or "" for stage in final_stages(self.spec, request)}
+        finals = plan_route(self.spec, request.modalities).finals
         if request_id in self._open:
             raise RequestConflict(f"request {request_id!r} is running already", param="request_id")
-        adapter = OutputAdapter(request_id, prompt_text or text_of(prompt), types, deltas)
+        types = {stage.stage_id: stage.final or "" for stage in finals}
+        adapter = OutputAdapter(request_id, prompt_text or text_of(request), types, deltas)
         self._open[request_id] = adapter
         try:
             submission = await self._accepted(request_id, request, _checked(arrival_time))
         except BaseException:
             del self._open[request_id]
             raise
-        follower = asyncio.create_task(self._follow(submission, adapter, sink), name=f"follow-{request_id}")
+        follower = asyncio.create_task(self._follow(submission, adapter, outputs), name=f"follow-{request_id}")
         self._followers.add(follower)
         follower.add_done_callback(self._followers.discard)
 
@@ -130,7 +128,7 @@ class Session(Controls):
         """The request, accepted; under another id in the ledger where that of an ended request still has its own."""
         known = self._rids.get(request_id, request_id)
         try:
-            submission = await self._producer.submit(self.spec, request, rid=known, arrival=arrival)
+            submission = await self.producer.submit(self.spec, request, rid=known, arrival=arrival)
             if not (submission.attached and submission.ended):
                 return submission
         except RequestConflict:
@@ -140,11 +138,11 @@ class Session(Controls):
         rid = self._rids[request_id] = f"{request_id[:_KEPT_OF_AN_ID]}-{uuid.uuid4().hex}"
         while len(self._rids) > _MOST_RIDS and (oldest := next(iter(self._rids))) not in self._open:
             del self._rids[oldest]
-        return await self._producer.submit(self.spec, request, rid=rid, arrival=arrival)
+        return await self.producer.submit(self.spec, request, rid=rid, arrival=arrival)
 
     async def _has_ended(self, rid: str) -> bool:
         try:
-            return (await self._producer.attach(self.spec.name, rid)).ended
+            return (await self.producer.attach(self.spec.name, rid)).ended
         except UnknownRequest:  # it has just expired
             return True
 
@@ -169,7 +167,7 @@ class Session(Controls):
         adapter = self._open.get(request_id)
         received = adapter.texts if adapter is not None else {}
         try:
-            result = await self._producer.cancel(self.spec.name, self._rids.get(request_id, request_id))
+            result = await self.producer.cancel(self.spec.name, self._rids.get(request_id, request_id))
         except UnknownRequest:
             return Aborted(request_id, None, dict(received))
         kept = {output.stage_id: output.text for output in result.outputs if output.modality == "text"}
@@ -179,29 +177,27 @@ class Session(Controls):
         }
         return Aborted(request_id, result.state, texts)
 
-    async def _follow(self, submission: Submission, adapter: OutputAdapter, sink: Sink) -> None:
+    async def _follow(
+        self, submission: Submission, adapter: OutputAdapter, outputs: OutputQueue[OmniRequestOutput]
+    ) -> None:
         """The root of one request's task."""
         try:
-            await self._adapt(submission, adapter, sink)
+            async with aclosing(submission.events()) as events:
+                async for event in events:
+                    for output in adapter.notify(event):
+                        if output.finished:
+                            self._forget(adapter)  # its id is free as soon as its end is known
+                        await outputs.put(output)
+                        if output.finished:
+                            return
         except OmnibusError as error:
-            await sink(adapter.lost(Failure.of(error)))
-        except Exception as error:  # its sink must get an end
-            self._metrics.errors.labels(where="session").inc()
+            await outputs.put(adapter.lost(Failure.of(error)))
+        except Exception as error:  # its taker must get an end
+            self._connection.metrics.errors.labels(where="session").inc()
             log.exception(LogEvent.TASK_CRASHED, rid=submission.rid)
-            await sink(adapter.lost(Failure.of(error)))
+            await outputs.put(adapter.lost(Failure.of(error)))
         finally:
             self._forget(adapter)
-
-    async def _adapt(self, submission: Submission, adapter: OutputAdapter, sink: Sink) -> None:
-        async with aclosing(submission.events()) as events:
-            async for event in events:
-                for output in adapter.notify(event):
-                    if output.finished:
-                        self._forget(adapter)  # its id is free as soon as its end is known
-                    await sink(output)
-                    if output.finished:
-                        return
-        raise UnknownRequest(f"request {submission.rid!r} is no longer in the ledger")
 
     def _forget(self, adapter: OutputAdapter) -> None:
         """Unless the id belongs to a later request by now."""

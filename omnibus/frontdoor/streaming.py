@@ -12,7 +12,7 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
 from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, TextPiece
-from omnibus.errors import DeadlineExceeded, OmnibusError, UnknownRequest
+from omnibus.errors import DeadlineExceeded, OmnibusError
 from omnibus.frontdoor.answers import Usage, finish_reason, transcoded, usage
 from omnibus.frontdoor.bodies import Answer, StreamOptions
 from omnibus.frontdoor.body_route import naming_fields
@@ -41,7 +41,6 @@ class Lookahead:
         self._events = aiter(accepted.submission.events())
         self._until = asyncio.get_running_loop().time() + accepted.timeout
         self._next: asyncio.Task[ClientEvent] | None = None
-        self._has_ended = False
 
     async def peek(self, timeout: float) -> ClientEvent | None:
         """The first event, None when there is none within `timeout` seconds."""
@@ -70,15 +69,9 @@ class Lookahead:
     async def _take(self) -> ClientEvent:
         try:
             async with asyncio.timeout_at(self._until):
-                event = await anext(self._events)
+                return await anext(self._events)
         except TimeoutError as error:
             raise DeadlineExceeded from error
-        except StopAsyncIteration as error:
-            if self._has_ended:
-                raise
-            raise UnknownRequest("the request is no longer in the ledger") from error
-        self._has_ended = isinstance(event, Ended)
-        return event
 
 
 async def event_stream(

@@ -19,7 +19,7 @@ def plan_route(spec: PipelineSpec, modalities: tuple[str, ...] | None = None) ->
     """
     wanted = _wanted(spec, modalities)
     finals = {stage.stage_id for stage in spec.stages if stage.final_output and stage.final_output_type in wanted}
-    needed = _with_ancestors(spec, finals)
+    needed = with_ancestors(spec, finals)
     targets = _targets(spec, needed)
     return Route(
         stages=tuple(
@@ -67,7 +67,8 @@ def _wanted(spec: PipelineSpec, modalities: tuple[str, ...] | None) -> tuple[str
     return modalities
 
 
-def _with_ancestors(spec: PipelineSpec, finals: set[int]) -> set[int]:
+def with_ancestors(spec: PipelineSpec, finals: set[int]) -> set[int]:
+    """Return these stages and all that they need."""
     sources = {stage.stage_id: stage.input_sources for stage in spec.stages}
     needed: set[int] = set()
     frontier = list(finals)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import msgspec
 
-from omnibus.broker.bucket import Bucket
+from omnibus.broker.bucket import Bucket, BucketEntry
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import Change, ensure_layout, layout_of
 from omnibus.errors import PipelineError
@@ -103,38 +103,35 @@ async def load_deployed(connection: Connection, name: str | None = None) -> Pipe
     Raises PipelineError, listing what is deployed, when there is no such one or the choice is not clear.
     """
     if name is not None:
-        subjects.check_name(name, "pipeline")
-    deployed = {found.spec.name: found.spec for found in await list_deployed(connection)}
+        entry = await _read(connection, subjects.check_name(name, "pipeline"))
+        if entry is not None:
+            return _checked(name, entry.value)
+    deployed = [found.spec for found in await list_deployed(connection)]
+    if name is None and len(deployed) > 1:
+        deployed = [spec for spec in deployed if await count_replicas(connection, spec.name)] or deployed
     if name is None and len(deployed) == 1:
-        return next(iter(deployed.values()))
-    if name is not None and name in deployed:
-        return deployed[name]
-    if name is not None:
-        await _explain(connection, name)
-    served = [one for one in deployed if await count_replicas(connection, one)] if name is None else []
-    if len(served) == 1:
-        return deployed[served[0]]
-    raise PipelineError(_advice(name, served or list(deployed)))
-
-
-async def _explain(connection: Connection, name: str) -> None:
-    """Raise PipelineError for an entry that is there and cannot be served."""
-    if await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is not None:
-        entry = await Bucket(connection, subjects.PIPELINES_BUCKET).get(name)
-        if entry is not None and entry.value is not None:
-            _checked(name, entry.value)
+        return deployed[0]
+    raise PipelineError(_advice(name, [spec.name for spec in deployed]))
 
 
 async def list_deployed(connection: Connection) -> list[Deployed]:
     """All deployed pipelines, by name; those that are not valid here are left out, with a warning."""
-    # Asked first: a read from a bucket that does not exist looks like an outage, and is retried for seconds.
-    if await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is None:
+    if not await _is_laid_out(connection):
         return []
     bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
-    names = [key for key in await bucket.keys() if subjects.is_name(key)]  # stages' holds are beside them
-    entries = [await bucket.get(name) for name in names]
-    found = ((read_pipeline(one.key, one.value), one.revision) for one in entries if one is not None and one.value)
+    names = [key for key in await bucket.keys() if subjects.is_name(key)]  # stages' pause states are beside them
+    entries = [entry for name in names if (entry := await bucket.get(name)) is not None]
+    found = ((read_pipeline(entry.key, entry.value), entry.revision) for entry in entries)
     return [Deployed(spec, revision) for spec, revision in found if spec is not None]
+
+
+async def _read(connection: Connection, name: str) -> BucketEntry | None:
+    return await Bucket(connection, subjects.PIPELINES_BUCKET).get(name) if await _is_laid_out(connection) else None
+
+
+async def _is_laid_out(connection: Connection) -> bool:
+    """Whether there is a bucket of pipelines. A read from none looks like an outage, and is retried for seconds."""
+    return await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is not None
 
 
 @lru_cache(maxsize=256)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
+from omnibus.broker.connection import Connection
 from omnibus.observability.metrics import Metrics
 from omnibus.pipeline.allowed_code import AllowedCode, environment_of
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
@@ -93,6 +96,18 @@ class DeathReporter:
             if record.instance == death.instance:
                 self._metrics.replica_restarts.labels(self._view.pipeline, str(record.stage_id)).inc()
                 await self._detector.mark_down(record)
+
+
+@asynccontextmanager
+async def with_death_reporter(
+    connection: Connection, spec: PipelineSpec
+) -> AsyncIterator[tuple[ReplicaView, DeathReporter]]:
+    """Open what a supervisor of replicas needs: a view of them, and a reporter of deaths."""
+    async with (
+        ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view,
+        ClaimBook(connection, spec.name) as claims,
+    ):
+        yield view, DeathReporter(view, FailureDetector(connection, spec.name, claims), connection.metrics)
 
 
 def _argv(options: dict[str, str]) -> Sequence[str]:

@@ -154,7 +154,7 @@ def test_id_runs_once_when_its_acceptance_was_not_heard_of(
     engine: AsyncOmniEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that is repeated after an outage attaches to its request, also where an ended one had the id before."""
-    producer = engine.session._producer
+    producer = engine.session.producer
     submit, submitted = producer.submit, []
 
     async def not_heard_of(*arguments: Any, rid: str, **more: Any) -> Any:
@@ -246,7 +246,7 @@ def test_abort_says_so_when_it_takes_too_long(engine: AsyncOmniEngine, monkeypat
     async def never(*_: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(engine.session._producer, "cancel", never)
+    monkeypatch.setattr(engine.session.producer, "cancel", never)
     with pytest.raises(TimeoutError):
         engine.abort("anything", timeout=0.05)
     with pytest.raises(TimeoutError):

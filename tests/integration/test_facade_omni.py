@@ -19,6 +19,7 @@ from rich.console import Console
 from omnibus.broker.connection import Connection
 from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.omni import Omni
+from omnibus.client.producer import Submission
 from omnibus.client.progress_bar import Bar
 from omnibus.errors import (
     EmptyPrompt,
@@ -88,20 +89,21 @@ def test_failed_prompt_disturbs_no_other(omni: Omni) -> None:
 
 def test_prompts_wait_for_their_turn_when_the_pipeline_is_full(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     full = iter([True, True, False])
-    submit = omni.engine.session.submit
+    producer = omni.session.producer
+    submit = producer.submit
 
-    async def at_first_full(*arguments: Any) -> str:
+    async def at_first_full(*arguments: Any, rid: str) -> Submission:
         if next(full, False):
             raise Overloaded(retry_after=0.01)
-        return await submit(*arguments)
+        return await submit(*arguments, rid=rid)
 
-    monkeypatch.setattr(omni.engine.session, "submit", at_first_full)
+    monkeypatch.setattr(producer, "submit", at_first_full)
     assert [one.text for one in omni.generate(["a", "b"], output_modalities=["text"])] == ["a", "b"]
 
 
 def test_prompts_run_when_all_stages_are_left_to_workers_elsewhere(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = tuple(msgspec.structs.replace(stage, num_replicas=0) for stage in omni.spec.stages)
-    monkeypatch.setattr(omni.engine.session, "spec", msgspec.structs.replace(omni.spec, stages=stages))
+    monkeypatch.setattr(omni.session, "spec", msgspec.structs.replace(omni.spec, stages=stages))
     assert [one.text for one in omni.generate(["a", "b"], output_modalities=["text"])] == ["a", "b"]
 
 
@@ -113,7 +115,7 @@ def test_everything_open_is_aborted_when_the_caller_interrupts(omni: Omni) -> No
     with pytest.raises(KeyboardInterrupt):
         omni.generate(prompts, output_modalities=["text"])
     assert [one.text for one in omni.generate("free", output_modalities=["text"])] == ["free"]
-    assert omni.engine.session._open == {}
+    assert omni.session._open == {}
 
 
 def test_nothing_is_run_when_a_prompt_cannot_be_served(omni: Omni) -> None:
@@ -194,7 +196,7 @@ async def test_request_is_aborted_when_its_reader_leaves(async_omni: AsyncOmni, 
 async def test_request_is_aborted_when_its_reader_leaves_while_it_is_submitted(
     async_omni: AsyncOmni, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accepted, producer = threading.Event(), async_omni.engine.session._producer
+    accepted, producer = threading.Event(), async_omni.session.producer
     submit = producer.submit
 
     async def never_heard_back(*arguments: Any, **more: Any) -> None:
@@ -209,7 +211,7 @@ async def test_request_is_aborted_when_its_reader_leaves_while_it_is_submitted(
     reading.cancel()
     await asyncio.wait({reading}, timeout=10)
     assert reading.cancelled()
-    result = await async_omni.engine.run_async(producer.result("facade", "way-in"))
+    result = await async_omni.run_async(producer.result("facade", "way-in"))
     assert result.state is RequestState.CANCELLED
 
 
@@ -245,11 +247,11 @@ async def test_cluster_is_paused_and_resumed(async_omni: AsyncOmni) -> None:
 
 async def test_accepted_requests_go_on_when_the_facade_is_closed(cluster: Serving, async_omni: AsyncOmni) -> None:
     async with AsyncOmni(nats=cluster.nats_url) as brief:
-        await brief.engine.add_request_async("outlives", "one two three", final_stage_id=0)
+        await brief.run_async(brief.session.add_request("outlives", "one two three", final_stage_id=0))
 
     async def done() -> bool:
-        session = async_omni.engine.session
-        result = await async_omni.engine.run_async(session._producer.result("facade", "outlives"))
+        session = async_omni.session
+        result = await async_omni.run_async(session.producer.result("facade", "outlives"))
         return result.state is RequestState.DONE
 
     await eventually(done)

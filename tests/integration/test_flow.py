@@ -24,7 +24,7 @@ from omnibus.errors import (
     UnsupportedModality,
 )
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.orchestrator import service
+from omnibus.orchestrator import delivery_loop
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
@@ -235,7 +235,7 @@ async def test_raw_request_ends_failed_when_invalid(
 async def test_malformed_event_fails_its_request_only(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_RETRY", 0.02)
+    monkeypatch.setattr(delivery_loop, "_RETRY", 0.02)
     spec = PipelineSpec(name=pipeline, stages=(sim(0, final="text", latency=4.0),), heartbeat_timeout=1.0)
     async with serving(connection, spec) as producer:
         poisoned, healthy = await producer.submit(spec, HELLO), await producer.submit(spec, HELLO)
@@ -268,7 +268,7 @@ async def test_event_of_an_impossible_id_is_acknowledged(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No record can bear such a name: left in the queue, it would come again for ever."""
-    monkeypatch.setattr(service, "_RETRY", 0.02)
+    monkeypatch.setattr(delivery_loop, "_RETRY", 0.02)
     spec = line(pipeline)
     async with serving(connection, spec, replicas=0):
         await connection.js_publish(subjects.event(pipeline, 0, "result", "x") + 64 * "x", b"garbage")

@@ -6,7 +6,7 @@ import pytest
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.client.cluster_view import DeployedPipelines
+from omnibus.client.cluster_view import ClusterView
 from omnibus.errors import InvalidRequest, UnknownModel
 from omnibus.frontdoor.served import ServedModels
 from omnibus.registry.deployed_pipelines import deploy_pipeline
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 async def test_a_pipeline_is_served_when_it_is_deployed_under_a_running_front_door(
     connection: Connection, pipeline: str
 ) -> None:
-    async with DeployedPipelines(connection) as pipelines:
+    async with ClusterView(connection) as pipelines:
         models = ServedModels(pipelines, {})
         with pytest.raises(UnknownModel):
             await models.find(pipeline)
@@ -29,7 +29,7 @@ async def test_a_pipeline_is_served_when_it_is_deployed_under_a_running_front_do
 
 
 async def test_a_pipeline_stays_known_while_the_broker_is_away(own_server: EmbeddedServer, pipeline: str) -> None:
-    async with connect(own_server.url, name="test") as connection, DeployedPipelines(connection) as pipelines:
+    async with connect(own_server.url, name="test") as connection, ClusterView(connection) as pipelines:
         models = ServedModels(pipelines, {})
         await deploy_pipeline(connection, omni_sim(pipeline))
         await eventually(lambda: _serves(models, pipeline))
@@ -39,7 +39,7 @@ async def test_a_pipeline_stays_known_while_the_broker_is_away(own_server: Embed
 
 
 async def test_a_model_may_be_left_out_when_there_is_no_choice(own_server: EmbeddedServer, pipeline: str) -> None:
-    async with connect(own_server.url, name="test") as connection, DeployedPipelines(connection) as pipelines:
+    async with connect(own_server.url, name="test") as connection, ClusterView(connection) as pipelines:
         models = ServedModels(pipelines, {"alias": pipeline})
         with pytest.raises(InvalidRequest, match="none"):
             await models.find(None)

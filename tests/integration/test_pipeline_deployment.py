@@ -15,7 +15,7 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import layout_of, plan
-from omnibus.client.cluster_view import DeployedPipelines
+from omnibus.client.cluster_view import ClusterView
 from omnibus.client.producer import Producer
 from omnibus.errors import InvalidName, PipelineError
 from omnibus.ledger.records import Ledger
@@ -125,7 +125,7 @@ def _bad_entries() -> dict[str, bytes]:
 
 
 async def test_others_are_found_when_one_is_unreadable_or_deleted(own_server: EmbeddedServer) -> None:
-    async with connect(own_server.url, name="test") as connection, DeployedPipelines(connection) as pipelines:
+    async with connect(own_server.url, name="test") as connection, ClusterView(connection) as pipelines:
         await deploy_pipeline(connection, _spec("good"))
         bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
         for key, value in _bad_entries().items():
@@ -166,7 +166,7 @@ async def test_orchestrator_serves_on_when_its_specification_becomes_senseless(
         await asyncio.wait({running})
 
 
-async def _names(pipelines: DeployedPipelines) -> list[str]:
+async def _names(pipelines: ClusterView) -> list[str]:
     return [spec.name for spec in await pipelines.all()]
 
 

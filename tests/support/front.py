@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
-from omnibus.client.cluster_view import LiveReplicas
+from omnibus.client.cluster_view import ClusterView
 from omnibus.client.producer import Producer
 from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.context import Options
@@ -95,10 +95,10 @@ async def front(
         if workers:
             await stack.enter_async_context(_running(connection, spec, tracing or NoTracing()))
         producer = await stack.enter_async_context(Producer(connection))
-        replicas = await stack.enter_async_context(LiveReplicas(connection))
+        cluster = await stack.enter_async_context(ClusterView(connection))
         app = create_app(
-            producer, FixedPipelines(spec, *idle), replicas=replicas.of, connected=lambda: connection.connected, options=options,
-            metrics=connection.metrics, tracing=tracing,
+            producer, FixedPipelines(spec, *idle), replicas=cluster.replicas, options=options,
+            connected=lambda: connection.connected, metrics=connection.metrics, tracing=tracing,
         )  # fmt: skip
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0))
         key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from omnibus.client.request_arguments import RequestArguments, as_request, make_request
+from omnibus.client.request_arguments import as_request, make_request
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import Message, Request
@@ -28,7 +28,7 @@ PLAIN = PipelineSpec(name="p", stages=(sim(0, final="text"), sim(1, 0, final="im
 
 
 def made(spec: PipelineSpec = SPEC, **arguments: Any) -> Request:
-    return make_request(spec, "hi", RequestArguments(**arguments))
+    return make_request(spec, "hi", **arguments)
 
 
 class Adapter:

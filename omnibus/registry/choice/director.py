@@ -41,7 +41,7 @@ class StagePool:
         return favourite(affinity, able) if affinity is not None else able[self._balancer.select(task, able)]
 
 
-class Director:
+class Director(AsyncExitStack):
     """Chooses lanes for publishers of a pipeline's tasks, in an `async with`.
 
     It watches replicas only when one of its stages is directed. Choices need not agree between publishers: a task that
@@ -57,6 +57,7 @@ class Director:
         view: ReplicaView | None = None,
     ) -> None:
         """`stages` are those whose tasks are published here, None: all; `view` is one that the caller has open anyway."""
+        super().__init__()
         self._conn, self.spec = conn, spec
         self._view = view
         self._pools = {
@@ -64,19 +65,13 @@ class Director:
             for stage in spec.stages
             if LoadBalancingPolicy(stage.lb_policy).directed and (stages is None or stage.stage_id in stages)
         }
-        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Raises BrokerUnavailable when the replicas cannot be watched."""
-        if not self._pools:
-            return self
-        if self._view is None:
+        if self._pools and self._view is None:
             view = ReplicaView(self._conn, self.spec.name, timeout=self.spec.heartbeat_timeout)
-            self._view = await self._stack.enter_async_context(view)
+            self._view = await self.enter_async_context(view)
         return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
 
     def lane(self, task: Task) -> str:
         """The lane of a task: the id of the chosen replica, or the task's shared lane when nobody is up to be chosen."""
