@@ -10,7 +10,7 @@ from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel
 from omnibus.client.request_events import ABORT
 from omnibus.errors import OmnibusError, RequestCancelled
-from omnibus.ledger.raw_requests import RawRequests
+from omnibus.ledger.raw_requests import find_raw, remove_raw
 from omnibus.ledger.records import StoredRecord
 from omnibus.requests.admission import unadmitted_record
 from omnibus.requests.advance import cancel
@@ -53,8 +53,7 @@ async def _cancel_raw(channel: Channel, rid: str, tenant: str | None) -> bool:
     and admits it no more.
     """
     performer, clock = channel.performer, channel.connection.clock
-    waiting = RawRequests(channel.connection, channel.pipeline)
-    if (raw := await waiting.find(rid)) is None:
+    if (raw := await find_raw(channel.connection, channel.pipeline, rid)) is None:
         return False
     front = raw.front if raw.front is not None and subjects.is_name(raw.front) else None
     record = unadmitted_record(
@@ -66,7 +65,7 @@ async def _cancel_raw(channel: Channel, rid: str, tenant: str | None) -> bool:
     await performer.ledger.create(record)
     if front is not None:
         await performer.perform((Notify(front, EndNotice(rid=rid, state=record.state)),))
-    await waiting.remove(rid)
+    await remove_raw(channel.connection, channel.pipeline, rid)
     # Of an orchestrator that died before it came to the record.
     await performer.perform((Purge(rid, queued=False, stored=True),))
     return True

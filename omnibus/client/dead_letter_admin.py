@@ -8,9 +8,10 @@ from omnibus.errors import RequestConflict, RevisionConflict, UnknownRequest
 from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import StoredRecord
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.admission import timer_effects, validate
+from omnibus.requests.admission import timer_effects
 from omnibus.requests.operator_retry import Renewal, check_retry, resume, retry
 from omnibus.requests.record import DeadLetter, Record
+from omnibus.requests.request_checks import validate
 from omnibus.requests.state import RequestState
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request
 

@@ -16,7 +16,7 @@ from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request,
 from omnibus.client.request_events import ABORT, Output
 from omnibus.client.session import Aborted, Session
 from omnibus.errors import OmnibusError, Overloaded
-from omnibus.requests.admission import validate
+from omnibus.requests.request_checks import validate
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.failure import Failure
 from omnibus.wire.request import Request

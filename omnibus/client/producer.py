@@ -22,8 +22,9 @@ from omnibus.errors import Overloaded
 from omnibus.ledger.acceptance import admit
 from omnibus.ledger.overload import QuotaSlot
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.admission import lane_of, new_record, timeout_of, validate
+from omnibus.requests.admission import lane_of, new_record, timeout_of
 from omnibus.requests.record import Record
+from omnibus.requests.request_checks import validate
 from omnibus.requests.request_files import check_files
 from omnibus.wire import subjects
 from omnibus.wire.envelope import Ticket

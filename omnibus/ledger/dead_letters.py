@@ -6,6 +6,8 @@ copied to an object store of its own, whose lifetime is that of the dead letters
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from omnibus.broker.bucket import Bucket, transact
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import ObjectStore
@@ -59,11 +61,14 @@ class DeadLetters:
 
         async def attempt() -> None:
             revision = await self._bucket.revision(key)
-            latest = await self._failed(record)
-            if latest is None or await self._is_kept(latest):
+            entry = await self._ledger.read_latest(record.rid)
+            if entry is None or not entry.record.has_failed(record.ticket.run):
+                return  # that run is not the last one any more
+            kept = await self.read(record.rid)
+            if kept is not None and kept.record == entry.record:
                 return
-            await self._keep_input(latest)
-            dead_letter = DeadLetter(record=latest, died=self._clock.now())
+            await self._keep_input(entry.record)
+            dead_letter = DeadLetter(record=entry.record, died=self._clock.now())
             await self._bucket.update(key, codec.encode(dead_letter), revision, ttl=DEAD_TTL)
 
         await transact(attempt, f"the dead letter of request {record.rid!r}")
@@ -75,26 +80,11 @@ class DeadLetters:
         dead_letter = await self.read(record.rid)
         if dead_letter is None or dead_letter.record.nonce != record.nonce:
             return
-        try:
+        with suppress(RevisionConflict):  # somebody else removed it, or wrote a later one
             await self._bucket.delete(key, revision)
-        except RevisionConflict:
-            return  # somebody else removed it, or wrote a later one
-        await self._inputs.delete(record.rid)
-
-    async def _failed(self, record: Record) -> Record | None:
-        """The record as the ledger has it now; None when that run of it is not the last one any more."""
-        entry = await self._ledger.read_latest(record.rid)
-        return entry.record if entry is not None and entry.record.has_failed(record.ticket.run) else None
-
-    async def _is_kept(self, record: Record) -> bool:
-        dead_letter = await self.read(record.rid)
-        return dead_letter is not None and dead_letter.record == record
+            await self._inputs.delete(record.rid)
 
     async def _keep_input(self, record: Record) -> None:
-        location = record.ticket.request.location
-        if location is None:
-            return
-        try:
-            await self._inputs.put(record.rid, await self._payloads.get(location.key))
-        except PayloadLost:
-            return  # the dead letter shows the end all the same
+        if (location := record.ticket.request.location) is not None:
+            with suppress(PayloadLost):  # the dead letter shows the end all the same
+                await self._inputs.put(record.rid, await self._payloads.get(location.key))

@@ -31,11 +31,8 @@ class DirectedLanes:
     async def first(self, stage_id: int, lane: str, after: int = 0) -> ReceivedMessage | None:
         """The first task of a lane behind a stream sequence, whether anybody has it in hand or not; it stays there."""
         body = {"seq": after + 1, "next_by_subj": subjects.tasks_filter(self._pipeline, stage_id, lane)}
-        found = await self._connection.retried_request(
-            f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(body)
-        )  # fmt: skip
-        status = status_of(found)
-        if status == "404":
+        found = await self._connection.retried_request(f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(body))
+        if (status := status_of(found)) == "404":
             return None
         if found.headers is None or "Nats-Sequence" not in found.headers:
             raise BrokerRefused(f"cannot read lane {lane} of stage {stage_id}: status {status}")
@@ -43,9 +40,7 @@ class DirectedLanes:
 
     async def reached(self, stage_id: int, lane: str) -> int:
         """The last stream sequence that the replica of a lane was given; 0 when nobody reads it."""
-        info = await self._connection.find(
-            f"CONSUMER.INFO.{self._stream}.{subjects.stage_consumer(stage_id, lane)}"
-        )  # fmt: skip
+        info = await self._connection.find(f"CONSUMER.INFO.{self._stream}.{subjects.stage_consumer(stage_id, lane)}")
         return int(info["delivered"]["stream_seq"]) if info is not None else 0
 
     async def reroute(self, found: ReceivedMessage, shared: Collection[str], *, used: int) -> None:
@@ -60,12 +55,8 @@ class DirectedLanes:
         home = subjects.shared_lane_of(subject, _lane_of(found.data, shared))
         msg_id, kept = published_again(subject, sequence, headers, used=used)
         await self._connection.js_publish(home, found.data, msg_id, headers=kept)
-        await self._delete(sequence)
-
-    async def _delete(self, sequence: int) -> None:
-        body = {"seq": sequence, "no_erase": True}
         try:
-            await self._connection.find(f"STREAM.MSG.DELETE.{self._stream}", body)
+            await self._connection.find(f"STREAM.MSG.DELETE.{self._stream}", {"seq": sequence, "no_erase": True})
         except BrokerRefused as refused:
             if refused.err_code not in _GONE:
                 raise

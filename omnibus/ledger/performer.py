@@ -74,9 +74,8 @@ class Performer:
         gone by then or go with the end: the record is read where it was written. Raises BrokerUnavailable and Unreadable.
         """
         entry = await self.ledger.read_latest(rid)
-        record = entry.record if entry is not None else None
-        await self.perform(orphan_effects(record, queued=queued))
-        return record is None or record.state.terminal
+        await self.perform(orphan_effects(entry.record if entry is not None else None, queued=queued))
+        return entry is None or entry.record.state.terminal
 
     async def report_orphans(self, rid: str) -> None:
         """Have an orchestrator do the same, as the role of a worker may not; without one it is tried here. Raises BrokerError."""
@@ -96,8 +95,7 @@ class Performer:
         The answer grows with their number. Raises BrokerUnavailable.
         """
         queued = await self.queue.present()
-        found = queued | await self._objects.groups()
-        return {rid: rid in queued for rid in found if subjects.is_name(rid)}
+        return {rid: rid in queued for rid in queued | await self._objects.groups() if subjects.is_name(rid)}
 
     async def discard_input(self, record: Record) -> None:
         """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""

@@ -47,10 +47,9 @@ class Ledger:
         `decide` is called again, with the record as it is then, whenever another writer was first. Raises RevisionConflict when
         that happens too often. `latest`: read the leader's copy, for decisions that a write of a moment ago would change.
         """
-        read = self.read_latest if latest else self.read
 
         async def attempt() -> T:
-            return await decide(await read(rid))
+            return await decide(await (self.read_latest(rid) if latest else self.read(rid)))
 
         return await transact(attempt, f"the record of request {rid!r}")
 
@@ -71,12 +70,11 @@ def _decoded(rid: str, entry: bucket.BucketEntry | None) -> StoredRecord | None:
         return None
     try:
         record: Record = codec.decode(entry.value, Record)
+        why = None if record.rid == rid else f"it is the record of {record.rid!r}"
     except InvalidRequest as error:
-        raise _unreadable(rid, entry, error.message) from error
-    if record.rid != rid:
-        raise _unreadable(rid, entry, f"it is the record of {record.rid!r}")
+        why = error.message
+    if why is not None:
+        raise Unreadable(
+            f"the record of request {rid!r} cannot be read: {why}", data=entry.value, revision=entry.revision
+        )
     return StoredRecord(record, entry.revision)
-
-
-def _unreadable(rid: str, entry: bucket.BucketEntry, why: str) -> Unreadable:
-    return Unreadable(f"the record of request {rid!r} cannot be read: {why}", data=entry.value, revision=entry.revision)

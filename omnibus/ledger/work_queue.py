@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -13,8 +12,7 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, Task
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
+class Traffic(NamedTuple):
     """Messages of a queue, counted."""
 
     messages: int
@@ -48,10 +46,8 @@ class WorkQueue:
         Kept across crashes of the server; scheduling again replaces the time.
         """
         moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        headers = {
-            "Nats-Schedule": f"@at {moment}",
-            "Nats-Schedule-Target": subjects.deadline_event(self._pipeline, rid),
-        }
+        target = subjects.deadline_event(self._pipeline, rid)
+        headers = {"Nats-Schedule": f"@at {moment}", "Nats-Schedule-Target": target}
         await self._connection.js_publish(subjects.timer(self._pipeline, rid), data, headers=headers)
 
     async def next_sequence(self) -> int:

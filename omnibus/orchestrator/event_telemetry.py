@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import MappingProxyType
 
 from omnibus.broker.clock import ServerClock
 from omnibus.broker.delivery import Delivery
@@ -12,17 +11,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.requests.effects import Effect, KeepDead, SaveRecord
 from omnibus.requests.record import Record
-from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
-
-_ENDS = MappingProxyType(
-    {
-        RequestState.DONE: LogEvent.REQUEST_DONE,
-        RequestState.FAILED: LogEvent.REQUEST_FAILED,
-        RequestState.CANCELLED: LogEvent.REQUEST_CANCELLED,
-        RequestState.EXPIRED: LogEvent.REQUEST_EXPIRED,
-    }
-)
 
 log = get_logger(__name__)
 
@@ -64,4 +53,5 @@ class EventTelemetry:
         self._metrics.requests.labels(*labels).inc()
         self._metrics.request_seconds.labels(*labels).observe(seconds)
         failed = {} if record.failure is None else {"code": record.failure.code}
-        log.info(_ENDS[record.state], request=record.rid, pipeline=self._pipeline, seconds=round(seconds, 4), **failed)
+        end = LogEvent(f"request.{record.state}")
+        log.info(end, request=record.rid, pipeline=self._pipeline, seconds=round(seconds, 4), **failed)

@@ -21,9 +21,10 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
-from omnibus.requests.admission import check_same, new_record, timeout_of, unadmitted_record, validate
+from omnibus.requests.admission import check_same, new_record, timeout_of, unadmitted_record
 from omnibus.requests.effects import Notify, Purge
 from omnibus.requests.record import Record
+from omnibus.requests.request_checks import validate
 from omnibus.requests.request_files import check_files
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from msgspec.structs import replace
 
 from omnibus.errors import DeadlineExceeded, PayloadLost, RequestCancelled
-from omnibus.pipeline.route import Forwarding, Route, RouteStage
+from omnibus.pipeline.route import Forwarding, Route
 from omnibus.requests.effects import (
     DropDead,
     Effect,
@@ -113,7 +113,7 @@ def cancel(record: Record, partial: Mapping[int, FinalOutput] = _NOTHING) -> tup
 
 def fail(record: Record, failure: Failure, *, dead: bool = False) -> tuple[Effect, ...]:
     """End a request as failed, and where asked as a dead letter; an ended one stays as it is."""
-    return _end(record if record.state.terminal else _dying(record, dead=dead), RequestState.FAILED, failure)
+    return _end(replace(record, dead=record.dead or (dead and not record.state.terminal)), RequestState.FAILED, failure)
 
 
 def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
@@ -122,7 +122,8 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     Payloads of a failed request stay, since an operator may run it again; the store's own lifetime removes them. Of one whose
     queue is known to be empty, the record tells whether anything was stored.
     """
-    stored = record.state is not RequestState.FAILED and (queued or _has_stored(record))
+    has_stored = record.ticket.request.location is not None or any(timing.stored for timing in record.timings)
+    stored = record.state is not RequestState.FAILED and (queued or has_stored)
     # What is done has nothing running any more; every other end may leave stages at work.
     stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
     ended = EndNotice(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
@@ -147,10 +148,6 @@ def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Pu
     """Remove what is left of an ended request; of one that may be opened again, nothing that comes after its end."""
     failed_run = record.ticket.run if record.state is RequestState.FAILED else None
     return Purge(record.rid, queued=queued, stored=stored, failed_run=failed_run)
-
-
-def _has_stored(record: Record) -> bool:
-    return record.ticket.request.location is not None or any(timing.stored for timing in record.timings)
 
 
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
@@ -179,13 +176,9 @@ def _merge(event: StageResult, record: Record) -> Record:
     feeds_join = any(route[target.stage_id].is_join for target in route[source].targets)
     if feeds_join and source not in arrived:
         arrived = {**arrived, source: event.outputs}
-    timings = _merge_timings(timings, event.timings)
+    known = {timing.stage_id for timing in timings}
+    timings = (*timings, *(timing for timing in event.timings if timing.stage_id not in known))
     return replace(record, outputs=outputs, arrived=arrived, timings=timings)
-
-
-def _merge_timings(known: tuple[StageTiming, ...], new: tuple[StageTiming, ...]) -> tuple[StageTiming, ...]:
-    seen = {timing.stage_id for timing in known}
-    return (*known, *(timing for timing in new if timing.stage_id not in seen))
 
 
 def _ready_joins(event: StageResult, record: Record) -> Iterator[PublishTask]:
@@ -193,11 +186,8 @@ def _ready_joins(event: StageResult, record: Record) -> Iterator[PublishTask]:
     for target in route[event.stage_id].targets:
         join = route[target.stage_id]
         if join.is_join and all(source in record.arrived for source in join.sources):
-            yield _task(record.ticket, join.stage_id, _join_inputs(join, record.arrived), record.timings)
-
-
-def _join_inputs(join: RouteStage, arrived: Mapping[int, Payloads]) -> dict[int, Payloads]:
-    return {source: arrived[source] for source in join.sources}
+            inputs = {source: record.arrived[source] for source in join.sources}
+            yield _task(record.ticket, join.stage_id, inputs, record.timings)
 
 
 def _payload_lost(event: StageFailed, record: Record) -> tuple[Effect, ...]:
@@ -251,10 +241,6 @@ def _dead_letter(record: Record) -> tuple[KeepDead | DropDead, ...]:
     if not record.dead or not record.state.terminal:
         return ()
     return (KeepDead(record),) if record.state is RequestState.FAILED else (DropDead(record),)
-
-
-def _dying(record: Record, *, dead: bool) -> Record:
-    return replace(record, dead=True) if dead else record
 
 
 def _notify(record: Record, message: OutputReady | EndNotice) -> tuple[Notify, ...]:

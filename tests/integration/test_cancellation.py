@@ -11,7 +11,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.errors import UnknownRequest
-from omnibus.ledger.raw_requests import RawRequests
+from omnibus.ledger.raw_requests import find_raw
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
@@ -149,7 +149,7 @@ async def test_raw_request_is_cancelled_when_nobody_has_admitted_it(connection: 
         with pytest.raises(UnknownRequest):
             await producer.cancel(pipeline, "raw", tenant="somebody else")
         await cancelled(producer, pipeline, "raw")
-        assert await RawRequests(connection, pipeline).find("raw") is None
+        assert await find_raw(connection, pipeline, "raw") is None
         await eventually(lambda: heard, what="its producer is told")
         assert heard[0] == EndNotice(rid="raw", state="cancelled")
         with pytest.raises(UnknownRequest):

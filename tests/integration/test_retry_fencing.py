@@ -126,7 +126,7 @@ async def test_late_events_of_the_failed_run_change_nothing_of_the_retried_one(
     await finishes(connection, spec)
 
 
-@pytest.mark.parametrize("moment", ["_failed", "_is_kept", "_keep_input"])
+@pytest.mark.parametrize("moment", ["read_latest", "read", "_keep_input"])
 async def test_dead_letter_of_a_request_that_is_done_does_not_come_back_when_its_write_comes_late(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -140,14 +140,15 @@ async def test_dead_letter_of_a_request_that_is_done_does_not_come_back_when_its
             await producer.wait(pipeline, "a")
             await eventually(lambda: gone(connection, pipeline), what="the letter is gone")
 
-    monkeypatch.setattr(late.dead_letters, moment, before(getattr(late.dead_letters, moment), run_to_its_end))
-    monkeypatch.setattr(late.dead_letters, "_is_kept", _never) if moment != "_is_kept" else None
+    owner = late.dead_letters._ledger if moment == "read_latest" else late.dead_letters
+    monkeypatch.setattr(owner, moment, before(getattr(owner, moment), run_to_its_end))
+    monkeypatch.setattr(late.dead_letters, "read", _nothing) if moment != "read" else None
     await late.perform([KeepDead(dead_letter.record)])
     assert await gone(connection, pipeline)
 
 
-async def _never(_record: object) -> bool:
-    return False
+async def _nothing(_rid: str) -> None:
+    return None
 
 
 async def gone(connection: Connection, pipeline: str) -> bool:

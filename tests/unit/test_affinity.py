@@ -13,7 +13,8 @@ from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.affinity import favourite
 from omnibus.registry.presence.replica_record import ReplicaInfo
-from omnibus.requests.admission import digest, new_record, validate
+from omnibus.requests.admission import digest, new_record
+from omnibus.requests.request_checks import validate
 from omnibus.wire.payload import TEXT, Payload
 from omnibus.wire.request import Request
 from tests.support.directed import one_stage

@@ -8,7 +8,7 @@ import pytest
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.pipeline.spec import LaneName, PipelineSpec, StageSpec
-from omnibus.requests.admission import validate
+from omnibus.requests.request_checks import validate
 from omnibus.wire.request import AudioPart, FunctionCall, ImagePart, Message, Request, TextPart, ToolCall
 
 pytestmark = pytest.mark.unit
