@@ -44,10 +44,8 @@ lint: $(STAMP) ## ruff, mypy and the direction of imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP) ## what a hop costs, what a flood does to others, and how often omni-tiny is right
-	@$(BIN)/python -m bench.hops
-	@$(BIN)/python -m bench.fairness
-	@$(BIN)/python -m bench.quality
+bench: $(STAMP) ## every figure beside its peers, into docs/reference/benchmarks.md; QUICK=1: six minutes, no page
+	@$(BIN)/python -m bench.all $(if $(QUICK),--quick,--write-docs)
 
 train: $(STAMP) ## train omni-tiny anew, under 20 minutes on two cores
 	@$(BIN)/python -m tools.omni_tiny.training

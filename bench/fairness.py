@@ -22,7 +22,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.load import one_in_flight, percentile
+from bench.measuring.load import one_in_flight, percentile
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.broker.layout import ensure_layout, layout_of
@@ -65,7 +65,7 @@ async def _latencies(producer: Producer, spec: PipelineSpec, count: int, *, at_o
         await (await producer.submit(spec, Request(prompt="hi", tenant="quiet", stream=False))).result()
 
     rows = await asyncio.gather(*[one_in_flight(ask, count) for _ in range(at_once)])
-    taken = [seconds for row in rows for seconds in row]
+    taken = [seconds for row in rows for seconds in row.latencies]
     return {"p50_ms": round(median(taken) * 1000, 1), "p99_ms": round(percentile(taken, 99) * 1000, 1)}
 
 

@@ -53,7 +53,9 @@ class Ports:
 class ZeroMqPipeline:
     """The running baseline, seen from its producer."""
 
-    def __init__(self, context: zmq.asyncio.Context, ports: Ports, payload: bytes) -> None:
+    def __init__(self, context: zmq.asyncio.Context, ports: Ports, payload: bytes, pids: tuple[int, ...]) -> None:
+        self.pids = pids
+        """The orchestrator and the workers."""
         self._push = context.socket(zmq.PUSH)
         self._push.connect(_url(ports.inbox))
         self._pull = context.socket(zmq.PULL)
@@ -81,7 +83,7 @@ async def pipeline(payload: bytes) -> AsyncIterator[ZeroMqPipeline]:
     ports, context = Ports.free(), zmq.asyncio.Context()
     roles = ["orchestrator", *(f"worker-{stage}" for stage in range(STAGES))]
     processes = [await _start(role, ports) for role in roles]
-    producer = ZeroMqPipeline(context, ports, payload)
+    producer = ZeroMqPipeline(context, ports, payload, tuple(process.pid for process in processes))
     receiver = asyncio.create_task(producer.receive(), name="bench.zeromq.receive")
     try:
         async with asyncio.timeout(START_TIMEOUT):
@@ -117,7 +119,7 @@ async def _work(ports: Ports, stage: int) -> None:
 
 
 async def _start(role: str, ports: Ports) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.zeromq", role, *ports.words())
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.peers.zeromq", role, *ports.words())
 
 
 def _bound(context: zmq.asyncio.Context, kind: int, port: int) -> zmq.asyncio.Socket:

@@ -1,0 +1,1 @@
+"""The systems that the product is measured beside, in the same run."""

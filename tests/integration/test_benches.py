@@ -1,0 +1,109 @@
+"""Each bench at its smallest size: it runs, and its line of JSON has every figure that its rows name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import document, plots
+from bench.all import BENCHES
+from bench.rows import ROWS, Row, shorts
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+_QUICK_TO_START = tuple(name for name in BENCHES if name != "overhead")
+RESULTS: dict[str, Any] = {
+    "size": "quick",
+    "machine": {
+        "cores": 2,
+        "cpu": "a processor",
+        "memory_gib": 8.0,
+        "kernel": "6",
+        "python": "3.11",
+        "packages": {"uvloop": "1"},
+    },
+    "seconds": 1.0,
+    "others_busy_cores": 0.0,
+    "figures": {"http": {"omnibus.rate_beside_fastapi": 0.1, "omnibus.p99_ms": 20.0}, "handoff": {}},
+    "spread": {"http": {"omnibus.p99_ms": [18.0, 23.0]}},
+    "missing": {"handoff": {"tcp.gb_a_second": "no such transport"}},
+    "detail": {},
+}
+
+
+@pytest.mark.parametrize("bench", _QUICK_TO_START)
+def test_line_of_json_has_every_figure_of_the_rows_when_a_bench_runs_at_its_smallest(bench: str) -> None:
+    line = run(bench)
+    assert line["bench"] == bench
+    for row in ROWS:
+        if row.bench == bench and row.figure not in line["missing"]:
+            assert line["figures"][row.figure] >= 0 or "over" in row.figure, row
+    assert all(line["missing"].values()), "a figure is missing without a reason"
+    assert set(line["spread"]) <= set(line["figures"])
+
+
+def test_rows_are_named_as_missed_when_a_bound_is_not_reached_or_a_figure_could_not_be_had() -> None:
+    found = {short.row: short for short in shorts(RESULTS["figures"], RESULTS["missing"], ["http", "handoff"])}
+    assert found["http.omnibus.rate_beside_fastapi"].figure == 0.1
+    assert "http.omnibus.p99_ms" not in found
+    assert found["handoff.tcp.gb_a_second"].reason == "no such transport"
+    assert found["handoff.same_host.gb_a_second"].reason
+    assert not any(name.startswith("hops.") for name in found), "it was not run"
+
+
+@pytest.mark.parametrize(("at", "value", "missed"), [("most", 4.6, True), ("most", 4.5, False), ("least", 4.4, True)])
+def test_bound_is_missed_when_the_value_lies_beyond_it(at: Any, value: float, missed: bool) -> None:
+    assert Row(bench="b", figure="f", text="t", at=at, bound=4.5).missed_by(value) is missed
+
+
+def test_table_of_the_page_is_replaced_and_the_text_around_it_stays_when_results_are_written(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{document.BEGIN}\nold\n{document.END}\nbelow\n")
+    document.write(RESULTS, page)
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "old" not in text
+    assert "| 20 ms | 18 – 23 | ≤ 50 ms | reached |" in text
+    assert "| 0.1× |  | ≥ 0.25× | **missed** |" in text
+    assert "no such transport" in text
+
+
+def test_page_has_the_marks_between_which_its_table_is_written() -> None:
+    text = document.PAGE.read_text()
+    assert text.index(document.BEGIN) < text.index(document.END)
+
+
+def test_pictures_are_written_when_benches_have_series(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = {
+        "figures": {
+            "scaling": {},
+            "hops": {},
+            "makespan": {"over_bound_1_to_50": 1.1, "model.random": 1.5},
+            "failover": {},
+        },
+        "detail": {
+            "scaling": {"detail": {"rates": {"1": 10.0, "2": 19.0}, "ideal": {"1": 10.0, "2": 20.0}}},
+            "hops": {"detail": {"cpu_ms": {"direct": {"nats-server": 0.3, "bench": 0.2}, "zeromq": {"zeromq": 0.2}}}},
+            "failover": {"detail": {"waits_ms": [10.0, 12.0]}},
+        },
+    }
+    plots.write(results, tmp_path)
+    for plot in plots.PLOTS:
+        assert (tmp_path / plot.file).read_bytes().startswith(b"\x89PNG")
+
+
+def run(bench: str, *flags: str) -> dict[str, Any]:
+    ended = subprocess.run(
+        (sys.executable, "-m", f"bench.{bench}", "--size", "smallest", *flags),
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    line: dict[str, Any] = json.loads(ended.stdout.rstrip().rpartition("\n")[2])
+    return line
