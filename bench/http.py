@@ -54,9 +54,7 @@ def run(settings: Settings, folder: Path) -> Report:
 
 async def _measure(settings: Settings, systems: Mapping[str, tuple[str, Processes]]) -> Report:
     cpu: dict[str, dict[str, float]] = {name: {} for name in systems}
-    measures = {
-        name: _measured(settings, url, processes, cpu[name]) for name, (url, processes) in systems.items()
-    }
+    measures = {name: _measured(settings, url, processes, cpu[name]) for name, (url, processes) in systems.items()}
     rounds = await interleaved(measures, settings.rounds, lambda line: console.print(line, style="dim"))
     samples = [{**flat(one), **beside(one, "omnibus", _FASTAPI, "rate", "cpu_ms")} for one in rounds]
     return Report(figures=medians(samples), spread=spreads(samples), detail={"cpu_ms": cpu})
