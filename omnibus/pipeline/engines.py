@@ -38,8 +38,8 @@ class EngineKind:
     name: str
     """The value of a stage's `engine`; of an installed package's engine its entry point's name."""
     factory: str
-    """`module:function` that makes an `Engine` of a StageSpec, without loading the model; raises PipelineError for arguments
-    that the engine does not take."""
+    """`module:name` of a class or function that makes an `Engine` of a StageSpec, without loading the model; raises
+    PipelineError for arguments that the engine does not take."""
     stage_type: str = "custom"
     """The word of façades for such a stage: `llm`, `diffusion`, …"""
     model: ModelKind = ModelKind.NONE
@@ -99,7 +99,7 @@ def _world_size(args: EngineArgs) -> int:
 BUILT_IN = (
     EngineKind(
         name="diffusers",
-        factory="omnibus.workers.engines.diffusers.engine:create",
+        factory="omnibus.workers.engines.diffusers.engine:DiffusersEngine",
         stage_type="diffusion",
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("model_index.json",),
@@ -116,7 +116,7 @@ BUILT_IN = (
     ),
     EngineKind(
         name="vllm",
-        factory="omnibus.workers.engines.vllm.engine:create",
+        factory="omnibus.workers.engines.vllm.engine:VllmEngine",
         stage_type="llm",
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
@@ -157,7 +157,7 @@ BUILT_IN = (
     ),
     EngineKind(
         name="transformers",
-        factory="omnibus.workers.engines.transformers.engine:create",
+        factory="omnibus.workers.engines.transformers.engine:TransformersEngine",
         stage_type="codec",
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
@@ -170,7 +170,7 @@ BUILT_IN = (
     ),
     EngineKind(
         name="python",
-        factory="omnibus.workers.engines.python:create",
+        factory="omnibus.workers.engines.python:PythonEngine",
         model=ModelKind.CODE,
         parameters=frozenset({"text", "image", "seed"}),
         takes_media=_ALL_MEDIA,
@@ -181,7 +181,7 @@ BUILT_IN = (
     ),
     EngineKind(
         name="sim",
-        factory="omnibus.workers.engines.sim:create",
+        factory="omnibus.workers.engines.sim:SimEngine",
         parameters=frozenset({"seed"}),
         arguments=None,
         takes_media=_ALL_MEDIA,

@@ -19,7 +19,7 @@ from PIL import Image
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers.batch_request import parse_request
-from omnibus.workers.engines.diffusers.engine import DiffusersEngine, create
+from omnibus.workers.engines.diffusers.engine import DiffusersEngine
 from omnibus.workers.engines.protocol import EngineStats, Finished, Job, Progress
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[DiffusersEngine]:
-    engine = create(make_stage(checkpoint))
+    engine = DiffusersEngine(make_stage(checkpoint))
     await engine.start()
     yield engine
     await engine.close()
@@ -250,7 +250,7 @@ async def test_weights_come_back_when_woken_up(engine: DiffusersEngine) -> None:
 
 async def test_checkpoint_missing_when_the_folder_holds_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointMissing, match=r"model_index\.json"):
-        await create(make_stage(tmp_path)).start()
+        await DiffusersEngine(make_stage(tmp_path)).start()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ async def test_checkpoint_missing_when_the_folder_holds_none(tmp_path: Path) -> 
 )
 async def test_pipeline_error_when_an_engine_argument_is_wrong(checkpoint: Path, name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
-        await create(make_stage(checkpoint, **{name: value})).start()
+        await DiffusersEngine(make_stage(checkpoint, **{name: value})).start()
 
 
 class Forgetful(diffusers.SanaPipeline):
@@ -274,7 +274,7 @@ class Forgetful(diffusers.SanaPipeline):
 
 
 async def test_pipeline_serves_on_when_it_returned_something_odd(checkpoint: Path) -> None:
-    engine = create(make_stage(checkpoint, pipeline_class=f"{__name__}:Forgetful"))
+    engine = DiffusersEngine(make_stage(checkpoint, pipeline_class=f"{__name__}:Forgetful"))
     await engine.start()
     try:
         async with asyncio.timeout(20):
@@ -286,7 +286,7 @@ async def test_pipeline_serves_on_when_it_returned_something_odd(checkpoint: Pat
 
 
 async def test_waiting_requests_end_when_the_engine_closes(checkpoint: Path) -> None:
-    engine = create(make_stage(checkpoint, batch_window_ms=60_000))
+    engine = DiffusersEngine(make_stage(checkpoint, batch_window_ms=60_000))
     await engine.start()
     waiting = asyncio.ensure_future(run_job(engine, image_job("waiting", 1)))
     await eventually(lambda: engine.stats().waiting == 1)
@@ -298,7 +298,9 @@ async def test_waiting_requests_end_when_the_engine_closes(checkpoint: Path) -> 
 
 
 async def test_prompts_are_encoded_when_the_pipeline_can(tmp_path: Path) -> None:
-    engine = create(make_stage(tiny_checkpoints.make_painter(tmp_path), pipeline_class="StableDiffusionPipeline"))
+    engine = DiffusersEngine(
+        make_stage(tiny_checkpoints.make_painter(tmp_path), pipeline_class="StableDiffusionPipeline")
+    )
     await engine.start()
     sampling = {"num_inference_steps": 2, "guidance_scale": 3.0, "size": "16x16", "negative_prompt": "blue"}
     jobs = [make_job(prompt, {**sampling, "seed": seed}, text=prompt) for seed, prompt in enumerate(("red", "square"))]

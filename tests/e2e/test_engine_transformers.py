@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineStats
-from omnibus.workers.engines.transformers.engine import TransformersEngine, create
+from omnibus.workers.engines.transformers.engine import TransformersEngine
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 from tests.support.waiting import eventually
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[TransformersEngine]:
-    engine = create(make_stage(checkpoint))
+    engine = TransformersEngine(make_stage(checkpoint))
     await engine.start()
     yield engine
     await engine.close()
@@ -118,7 +118,7 @@ async def test_job_ends_at_once_when_aborted(engine: TransformersEngine) -> None
 
 async def test_decoder_alone_is_enough_when_the_encoder_is_not_shipped(checkpoint: Path, tmp_path: Path) -> None:
     copy_checkpoint(checkpoint, tmp_path, lambda name: not name.startswith("encoder."))
-    engine = create(make_stage(tmp_path))
+    engine = TransformersEngine(make_stage(tmp_path))
     await engine.start()
 
     _, last = await run_job(engine, make_job(values={"codes": CODES}))
@@ -130,7 +130,7 @@ async def test_decoder_alone_is_enough_when_the_encoder_is_not_shipped(checkpoin
 async def test_checkpoint_missing_when_a_part_of_the_decoder_is(checkpoint: Path, tmp_path: Path) -> None:
     copy_checkpoint(checkpoint, tmp_path, lambda name: not name.startswith("decoder.conv1"))
     with pytest.raises(CheckpointMissing, match=r"decoder\.conv1"):
-        await create(make_stage(tmp_path)).start()
+        await TransformersEngine(make_stage(tmp_path)).start()
 
 
 def copy_checkpoint(checkpoint: Path, to: Path, keep: Any) -> None:
@@ -147,7 +147,7 @@ async def test_vocoder_takes_features(tmp_path: Path) -> None:
     vocoder = transformers.SpeechT5HifiGan(config).eval()
     vocoder.save_pretrained(tmp_path)
     features = np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32)
-    engine = create(make_stage(tmp_path, model_class="SpeechT5HifiGan", input="spectrogram"))
+    engine = TransformersEngine(make_stage(tmp_path, model_class="SpeechT5HifiGan", input="spectrogram"))
     await engine.start()
 
     _, last = await run_job(engine, make_job(values={"spectrogram": features}))
@@ -162,11 +162,11 @@ async def test_vocoder_takes_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "value"), [("model_class", "NoSuchModel"), ("method", "sing")])
 async def test_pipeline_error_when_an_engine_argument_is_wrong(checkpoint: Path, name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
-        await create(make_stage(checkpoint, **{name: value})).start()
+        await TransformersEngine(make_stage(checkpoint, **{name: value})).start()
 
 
 async def test_no_service_when_closed_and_no_control_methods(checkpoint: Path) -> None:
-    engine = create(make_stage(checkpoint))
+    engine = TransformersEngine(make_stage(checkpoint))
     await engine.start()
     with pytest.raises(InvalidRequest, match="dance"):
         await engine.rpc("dance", [], {})

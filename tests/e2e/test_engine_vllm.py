@@ -22,7 +22,7 @@ from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import FunctionCall, ImagePart, Message, Request, TextPart, ToolCall
 from omnibus.workers.engines.protocol import EngineInput, EngineStats, TextDelta
-from omnibus.workers.engines.vllm.engine import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support import tiny_checkpoints
 from tests.support.greedy import greedy_ids
 from tests.support.jobs import make_job, run_job
@@ -60,7 +60,7 @@ def tokenizer(checkpoint: Path) -> transformers.PreTrainedTokenizerFast:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     arguments = {"hidden_states": LAYERS}
-    engine = create(
+    engine = VllmEngine(
         StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), slots=8, engine_args=arguments)
     )
     await engine.start()
@@ -330,7 +330,7 @@ async def test_alive_when_nothing_happened(engine: VllmEngine) -> None:
 
 
 async def test_checkpoint_missing_when_the_folder_is_empty(tmp_path: Path) -> None:
-    engine = create(StageSpec(stage_id=0, name="none", engine="vllm", model=str(tmp_path)))
+    engine = VllmEngine(StageSpec(stage_id=0, name="none", engine="vllm", model=str(tmp_path)))
     with pytest.raises(CheckpointMissing):
         await engine.start()
     await engine.close()
@@ -338,7 +338,7 @@ async def test_checkpoint_missing_when_the_folder_is_empty(tmp_path: Path) -> No
 
 async def test_argument_is_refused_by_name_before_the_start_when_vllm_has_none_such(checkpoint: Path) -> None:
     with pytest.raises(PipelineError, match=r"engine_args\.warp"):
-        create(StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), engine_args={"warp": 9}))
+        VllmEngine(StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), engine_args={"warp": 9}))
 
 
 async def test_vllm_gets_priority_salt_and_what_the_context_leaves(

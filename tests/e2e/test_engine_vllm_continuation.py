@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import Finished, Item, Job, TextDelta
-from omnibus.workers.engines.vllm.engine import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     arguments = {"hidden_states": [0, 2]}
-    engine = create(
+    engine = VllmEngine(
         StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), slots=8, engine_args=arguments)
     )
     await engine.start()

@@ -19,7 +19,7 @@ from omnibus.errors import EngineDead, EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import Message
 from omnibus.workers.engines.protocol import TextDelta
-from omnibus.workers.engines.vllm.engine import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 from tests.support.processes import children_of
@@ -50,7 +50,7 @@ def reference(checkpoint: Path) -> transformers.Qwen3ForCausalLM:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     arguments = {"skip_tokenizer_init": True, "enable_prompt_embeds": True}
-    engine = create(
+    engine = VllmEngine(
         StageSpec(stage_id=2, name="talker", engine="vllm", model=str(checkpoint), slots=8, engine_args=arguments)
     )
     await engine.start()

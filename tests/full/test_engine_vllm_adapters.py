@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.vllm.engine import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support import tiny_checkpoints
 from tests.support.greedy import greedy_ids
 from tests.support.jobs import make_job, run_job
@@ -54,7 +54,7 @@ async def engine(folder: Path, models: object) -> AsyncIterator[VllmEngine]:
         "max_loras": 2,
         "profiler_config": {"profiler": "torch", "torch_profiler_dir": str(folder / "profile")},
     }
-    engine = create(
+    engine = VllmEngine(
         StageSpec(stage_id=0, name="llm", engine="vllm", model=str(folder / "llm"), slots=8, engine_args=arguments)
     )
     await engine.start()

@@ -16,7 +16,7 @@ import transformers
 from omnibus.errors import EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import Finished
-from omnibus.workers.engines.vllm.engine import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
     arguments = {"runner": "pooling", "convert": "embed", "max_model_len": CONTEXT}
-    engine = create(
+    engine = VllmEngine(
         StageSpec(stage_id=0, name="encoder", engine="vllm", model=str(checkpoint), slots=8, engine_args=arguments)
     )
     await engine.start()

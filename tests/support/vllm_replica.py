@@ -6,12 +6,12 @@ import asyncio
 import sys
 
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.vllm.engine import create
+from omnibus.workers.engines.vllm.engine import VllmEngine
 
 
 async def serve(checkpoint: str) -> None:
     arguments = {"skip_tokenizer_init": True}
-    engine = create(StageSpec(stage_id=0, name="orphan", engine="vllm", model=checkpoint, engine_args=arguments))
+    engine = VllmEngine(StageSpec(stage_id=0, name="orphan", engine="vllm", model=checkpoint, engine_args=arguments))
     await engine.start()
     print("ready", flush=True)
     await asyncio.Event().wait()

@@ -12,14 +12,14 @@ from contextlib import aclosing
 
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import TextDelta
-from omnibus.workers.engines.vllm.engine import VllmEngine, create
+from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support.jobs import make_job
 
 LONG = {"temperature": 0.0, "max_tokens": 110, "ignore_eos": True}
 
 
 async def serve(checkpoint: str) -> None:
-    engine = create(StageSpec(stage_id=0, name="llm", engine="vllm", model=checkpoint))
+    engine = VllmEngine(StageSpec(stage_id=0, name="llm", engine="vllm", model=checkpoint))
     await engine.start()
     print(await _end_of_texts(engine), flush=True)
     await engine.wait_dead()

@@ -24,14 +24,14 @@ pytestmark = pytest.mark.unit
 
 PAINTER = EngineKind(
     name="painter",
-    factory="omnibus.workers.engines.sim:create",
+    factory="omnibus.workers.engines.sim:SimEngine",
     stage_type="diffusion",
     gives=frozenset({"image"}),
     parameters=frozenset({"image"}),
     devices=lambda args: args["gpus"],
     arguments=frozenset({"gpus"}),
 )
-PLAIN = EngineKind(name="plain", factory="omnibus.workers.engines.sim:create")
+PLAIN = EngineKind(name="plain", factory="omnibus.workers.engines.sim:SimEngine")
 WRONG = "no kind"
 Install = Callable[..., None]
 
@@ -116,7 +116,7 @@ def test_only_stages_of_an_engine_are_refused_when_its_package_is_broken(
 
 def test_own_engine_is_meant_when_a_package_takes_its_name(install: Install) -> None:
     install("sim=no_such_module_at_all:ENGINE")
-    assert engine_kind("sim").factory == "omnibus.workers.engines.sim:create"
+    assert engine_kind("sim").factory == "omnibus.workers.engines.sim:SimEngine"
     with pytest.raises(ConfigError, match="no engine 'else' is installed here; there are diffusers"):
         engine_kind("else")
 

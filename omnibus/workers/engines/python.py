@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -19,20 +18,15 @@ from omnibus.errors import (
     PipelineError,
 )
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.engine_death import EngineDeath
-from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Outputs, Progress, TextDelta
-from omnibus.workers.engines.threads import EngineLoop, EngineThreads, awaited
+from omnibus.workers.engines.loaded_engine import LoadedEngine
+from omnibus.workers.engines.protocol import Finished, Item, Job, Outputs, Progress, TextDelta
+from omnibus.workers.engines.threads import EngineLoop, awaited
 from omnibus.workers.object_loading import load_object
 
 _END = object()
 
 
-def create(stage: StageSpec) -> PythonEngine:
-    """The engine of a stage, not yet started."""
-    return PythonEngine(stage)
-
-
-class PythonEngine:
+class PythonEngine(LoadedEngine[Callable[..., Any]]):
     """Calls `model`, a `module:name`, with the stage's input.
 
     - A function takes a StageInput, and the sampling parameters too when it has a second parameter. A class is
@@ -52,17 +46,12 @@ class PythonEngine:
     """
 
     def __init__(self, stage: StageSpec) -> None:
-        self._stage = stage
+        super().__init__(stage, stage.slots + 1)  # one a slot, and one for control calls
         self._arguments = {name: value for name, value in stage.engine_args.items() if name != "outputs"}
-        self._target = self._load()
+        self._target = self._found()
         self.outputs: Mapping[str, str] = self._declared()
         self._call: Callable[..., Any] = self._target
         self._takes_sampling = False
-        self._running = 0
-        self._death = EngineDeath()
-        self._aborted: dict[str, asyncio.Event] = {}
-        # One a slot, and one for control calls.
-        self._threads = EngineThreads(f"python-{stage.name}", stage.slots + 1)
         self._loop = EngineLoop(f"python-{stage.name}-loop")
 
     async def start(self) -> None:
@@ -72,10 +61,8 @@ class PythonEngine:
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         self._check_sampling(job)
-        aborted = self._aborted[job.rid] = asyncio.Event()
         pieces = _Pieces(self.outputs)
-        self._running += 1
-        try:
+        with self._running(job.rid) as aborted:
             async with aclosing(self._values(job)) as values:
                 async for value in values:
                     if aborted.is_set():
@@ -84,28 +71,12 @@ class PythonEngine:
                     if item is not None:
                         yield item
             yield pieces.finished("abort" if aborted.is_set() else "stop")
-        finally:
-            self._running -= 1
-            self._aborted.pop(job.rid, None)
-
-    async def abort(self, rid: str) -> None:
-        if rid in self._aborted:
-            self._aborted[rid].set()
-
-    def stats(self) -> EngineStats:
-        return EngineStats(running=self._running)
-
-    def progress(self) -> int:
-        return 0
-
-    def dead(self) -> Exception | None:
-        return self._death.cause
 
     async def wait_dead(self) -> Exception:
         watch = getattr(self._call, "wait_dead", None)
         if watch is not None:
-            self._death.record(EngineDead(f"stage {self._stage.name!r}: {await self._loop.beside(watch())}"))
-        return await self._death.wait()
+            self._die(EngineDead(self._named(await self._loop.beside(watch()))))
+        return await super().wait_dead()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call a method that the class lists in its attribute `rpc_methods`."""
@@ -117,7 +88,7 @@ class PythonEngine:
         close = getattr(self._call, "close", None)
         if self._call is not self._target and callable(close):
             await self._called(close)
-        self._threads.close()
+        await super().close()
         self._loop.close()
 
     def _check_sampling(self, job: Job) -> None:
@@ -152,7 +123,7 @@ class PythonEngine:
         else:
             yield await self._loop.run(awaited(made)) if inspect.isawaitable(made) else made
 
-    def _load(self) -> Any:
+    def _found(self) -> Any:
         try:
             target = load_object(self._stage.model, "model")
         except ConfigError as error:

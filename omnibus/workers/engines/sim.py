@@ -18,17 +18,8 @@ from msgspec import Meta
 from omnibus.errors import ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
-from omnibus.workers.engines.engine_death import EngineDeath
-from omnibus.workers.engines.protocol import (
-    EngineStats,
-    Finished,
-    Item,
-    Job,
-    Progress,
-    StageInput,
-    TextDelta,
-)
-from omnibus.workers.engines.threads import EngineThreads
+from omnibus.workers.engines.loaded_engine import LoadedEngine
+from omnibus.workers.engines.protocol import Finished, Item, Job, Progress, StageInput, TextDelta
 
 CRASH_EXIT_CODE = 70
 _IDLE = ("sh", "-c", "read -r forever")
@@ -96,22 +87,14 @@ def expected_text(prompt: str, tokens: int = 0) -> str:
     return " ".join(words[index % len(words)] for index in range(count))
 
 
-def create(stage: StageSpec) -> SimEngine:
-    """The engine of a stage, not yet started."""
-    return SimEngine(stage)
-
-
-class SimEngine:
+class SimEngine(LoadedEngine[None]):
     """See SimArgs. Its text depends on the prompt only, so that a test can tell what must come out."""
 
     def __init__(self, stage: StageSpec) -> None:
-        self._stage = stage
+        super().__init__(stage, stage.slots)
         self._args = _parse(stage.engine_args, "engine_args")
         self._random = random.Random(self._args.seed)  # noqa: S311 repeatable, not secret
-        self._aborted: dict[str, asyncio.Event] = {}
-        self._death = EngineDeath()
         self._released = threading.Event()
-        self._threads = EngineThreads(f"sim-{stage.name}", stage.slots)
         self._child: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self.outputs: Mapping[str, str] = self._args.outputs
@@ -125,43 +108,22 @@ class SimEngine:
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         args = _parse({**self._stage.engine_args, **job.sampling}, "sampling_params", EngineRejected)
         self._misbehave(args, job)
-        aborted = self._aborted[job.rid] = asyncio.Event()
-        try:
+        with self._running(job.rid) as aborted:
             async for item in self._compute(args, job, aborted):
                 yield item
-        finally:
-            self._aborted.pop(job.rid, None)
-
-    async def abort(self, rid: str) -> None:
-        if rid in self._aborted:
-            self._aborted[rid].set()
-
-    def stats(self) -> EngineStats:
-        return EngineStats(running=len(self._aborted))
-
-    def progress(self) -> int:
-        return 0
-
-    def dead(self) -> Exception | None:
-        return self._death.cause
-
-    async def wait_dead(self) -> Exception:
-        return await self._death.wait()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`echo` returns its arguments; `die` makes the engine dead."""
         if method == "echo":
             return [list(args), dict(kwargs)]
         if method == "die":
-            self._death.record(EngineDead("configured to die"))
+            self._die(EngineDead("configured to die"))
             return None
         raise InvalidRequest(f"sim has no control method {method!r}; there are die, echo", param="method")
 
     async def close(self) -> None:
-        for aborted in self._aborted.values():
-            aborted.set()
         self._released.set()
-        self._threads.close()
+        await super().close()
         if self._watching is not None:
             self._watching.cancel()
         if self._child is not None and self._child.returncode is None:
@@ -170,11 +132,11 @@ class SimEngine:
 
     async def _watch(self, child: asyncio.subprocess.Process) -> None:
         code = await child.wait()
-        self._death.record(EngineDead(f"stage {self._stage.name!r}: the engine's process ended with {code}"))
+        self._die(EngineDead(self._named(f"the engine's process ended with {code}")))
 
     def _misbehave(self, args: SimArgs, job: Job) -> None:
-        if self._death.cause is not None:
-            raise self._death.cause
+        if self._cause is not None:
+            raise self._cause
         if args.reject_on.hits(job):
             raise EngineRejected("configured to reject this request")
         if args.crash_on.hits(job):

@@ -8,15 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError, StageStartError
+from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers.batch_request import ImageRequest, Stopped, parse_request
-from omnibus.workers.engines.engine_death import EngineDeath
+from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
-from omnibus.workers.engines.threads import EngineThreads
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.diffusers.diffusion_pipeline import DiffusionModel
+    from omnibus.workers.engines.diffusers.diffusion_pipeline import DiffusionModel  # noqa: F401 the class is made of it
 
 BATCH_WINDOW_MS = 5.0
 """How long a first request waits for company, unless `batch_window_ms` says otherwise."""
@@ -44,47 +43,31 @@ class _Ticket:
             self.items.put_nowait(last)
 
 
-def create(stage: StageSpec) -> DiffusersEngine:
-    """The engine of a stage, not yet started."""
-    return DiffusersEngine(stage)
-
-
-class DiffusersEngine:
+class DiffusersEngine(LoadedEngine["DiffusionModel"]):
     """A DiffusionPipeline behind the engine protocol. Output: `image`, uint8 (n, H, W, 3).
 
     A batch cannot be stopped within a step, and goes on while any of its requests is wanted; the slots of the others are
     busy until then.
     """
 
+    outputs: Mapping[str, str] = {"image": "image"}
+
     def __init__(self, stage: StageSpec) -> None:
-        self.outputs: Mapping[str, str] = {"image": "image"}
-        self._stage = stage
+        super().__init__(stage)
         self._window = float(stage.engine_args.get("batch_window_ms", BATCH_WINDOW_MS)) / 1000
-        self._thread = EngineThreads(f"diffusers-{stage.name}")
         self._steps = 0
-        self._model: DiffusionModel | None = None
         self._batches: asyncio.Task[None] | None = None
         # Bounded by the replica, which has at most `slots` jobs.
         self._waiting: list[_Ticket] = []
         self._batch: list[_Ticket] = []
         self._arrived = asyncio.Event()
-        self._death = EngineDeath()
 
-    async def start(self) -> None:
-        """Load the pipeline; raises CheckpointMissing or StageStartError."""
-        try:
-            self._model = await self._thread.run(self._load)
-        except OmnibusError:
-            raise
-        except Exception as error:  # loaders raise whatever their many parts raise
-            raise StageStartError(f"stage {self._stage.name!r}: diffusers did not start: {error}") from error
+    async def _warm(self) -> None:
         self._batches = asyncio.create_task(self._run_batches(), name=f"diffusers-{self._stage.name}-batches")
 
     async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
         """Progress after each step, with a preview every `previews` steps, then Finished."""
-        if self._model is None or self._death.cause is not None:
-            raise self._death.cause or EngineDead(f"stage {self._stage.name!r}: the pipeline is not running")
-        request = parse_request(job.engine_input, job.sampling, self._model.shape)
+        request = parse_request(job.engine_input, job.sampling, self._loaded().shape)
         ticket = _Ticket(job.rid, request, asyncio.get_running_loop().time())
         self._waiting.append(ticket)
         self._arrived.set()
@@ -112,37 +95,30 @@ class DiffusersEngine:
     def progress(self) -> int:
         return self._steps
 
-    def dead(self) -> Exception | None:
-        return self._death.cause
-
-    async def wait_dead(self) -> Exception:
-        return await self._death.wait()
-
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """`sleep` moves the weights off the device, `wake_up` back; raises InvalidRequest for anything else."""
         if self._model is None or method not in ("sleep", "wake_up") or args or kwargs:
             raise InvalidRequest(
                 f"diffusers has no control method {method!r} with these arguments; sleep and wake_up take none"
             )
-        await self._thread.run(getattr(self._model, method))
+        await self._threads.run(getattr(self._model, method))
 
     async def close(self) -> None:
         for ticket in [*self._waiting, *self._batch]:
-            ticket.end(EngineDead(f"stage {self._stage.name!r}: the engine was closed"))
+            ticket.end(EngineDead(self._named("the engine was closed")))
         if self._batches is not None:
             self._batches.cancel()
             await asyncio.wait([self._batches], timeout=CLOSE_TIMEOUT)
-        self._thread.close()
-        self._model = None
+        await super().close()
 
-    def _load(self) -> DiffusionModel:
+    def _load(self) -> None:
         # Seconds of import, off the loop.
         from omnibus.workers.engines.diffusers.diffusion_pipeline import DiffusionModel  # noqa: PLC0415
 
-        return DiffusionModel(self._stage)
+        self._model = DiffusionModel(self._stage)
 
     async def _run_batches(self) -> None:
-        while self._death.cause is None:
+        while self._cause is None:
             self._batch = await self._next_batch()
             try:
                 await self._run_batch(self._batch)
@@ -151,7 +127,7 @@ class DiffusersEngine:
             except OmnibusError as error:
                 self._fail(error)
             except Exception as error:  # noqa: BLE001 the root of the task: an odd result ends its batch, not all after it
-                self._fail(EngineError(f"stage {self._stage.name!r}: {type(error).__name__}: {error}"))
+                self._fail(EngineError(self._named(f"{type(error).__name__}: {error}")))
             finally:
                 self._steps += 1
                 for ticket in self._batch:
@@ -186,7 +162,6 @@ class DiffusersEngine:
         return batch
 
     async def _run_batch(self, batch: list[_Ticket]) -> None:
-        assert self._model is not None
         loop = asyncio.get_running_loop()
 
         def on_step(step: int, total: int, preview: Callable[[int], bytes]) -> bool:
@@ -199,15 +174,15 @@ class DiffusersEngine:
                 row += len(ticket.request.seeds)
             return not all(ticket.done for ticket in batch)
 
-        images = await self._thread.run(self._model.run, [ticket.request for ticket in batch], on_step)
+        images = await self._threads.run(self._loaded().run, [ticket.request for ticket in batch], on_step)
         for ticket, image in zip(batch, images, strict=True):
             ticket.end(Finished(outputs={"image": image}))
 
     def _fail(self, failure: OmnibusError) -> None:
         """A batch's failure is that of its requests; a lost device is that of all."""
         if isinstance(failure, EngineDead):
-            self._death.record(failure)
-        for ticket in [*self._batch, *(self._waiting if self._death.cause else ())]:
+            self._die(failure)
+        for ticket in [*self._batch, *(self._waiting if self._cause else ())]:
             ticket.end(failure)
 
     def _drop(self, ticket: _Ticket) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,6 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.failure import describe
 from omnibus.workers.engines.checkpoints import resolve_model
-from omnibus.workers.engines.engine_death import first_end
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
 from omnibus.workers.engines.vllm import hidden_states
 from omnibus.workers.engines.vllm.arguments import VllmArguments
@@ -92,7 +92,7 @@ class VllmCore:
         manager: Any = self._llm.engine_core.resources.engine_manager
         signs: list[asyncio.Task[Any]] = [asyncio.create_task(self._ending.wait(), name="engine-ending")]
         if hasattr(manager, "sentinels"):
-            signs.append(asyncio.create_task(first_end(manager.sentinels()), name="engine-end"))
+            signs.append(asyncio.create_task(_first_end(manager.sentinels()), name="engine-end"))
         try:
             await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -327,3 +327,21 @@ class VllmCore:
             known = ", ".join(self._loras) or "none"
             raise EngineRejected(f"no LoRA adapter {name!r} here; there are: {known}", param="lora")
         return LoRARequest(name, list(self._loras).index(name) + 1, resolve_model(self._loras[name]))
+
+
+async def _first_end(sentinels: Iterable[int]) -> None:
+    """Return when one of some processes has ended, given the `sentinel` of each (see multiprocessing.Process).
+
+    Raises OSError when one of them is closed already.
+    """
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    ours: list[int] = []  # the owner of a sentinel may close it, and its number be another file's at once
+    try:
+        for sentinel in sentinels:
+            ours.append(os.dup(sentinel))
+            loop.add_reader(ours[-1], ended.set)
+        await ended.wait()
+    finally:
+        for file in ours:
+            loop.remove_reader(file)
+            os.close(file)
