@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omnibus.workers.engines.protocol import StageInput
 
-SHOWN = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "MASTER_PORT", "OF_STAGE")
+SHOWN = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OF_STAGE")
 
 
 async def report(_stage_input: StageInput) -> str:

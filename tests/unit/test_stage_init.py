@@ -167,14 +167,6 @@ def test_plan_has_devices_environment_and_connectors_of_each_replica() -> None:
     assert ar.replicas[0].stage_connector_spec.outputs == dit.replicas[0].stage_connector_spec.inputs
 
 
-def test_every_diffusion_replica_has_a_master_port_of_its_own() -> None:
-    """parity: a MASTER_PORT a diffusion replica."""
-    ar, dit = plan_stages(SPEC, replicas=8, environ={}, here={1}, allow_zero=True)
-    ports = [replica.env["MASTER_PORT"] for replica in dit.replicas]
-    assert len(set(ports)) == 8
-    assert not any("MASTER_PORT" in replica.env for replica in ar.replicas)
-
-
 def test_stage_is_left_to_others_when_it_is_not_started_here() -> None:
     """parity: --omni-dp-size-local is local to each invocation."""
     ar, dit = plan_stages(SPEC, {1}, replicas=1, environ={})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,8 +18,6 @@ from omnibus.pipeline.devices import (
 )
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
-
-_MASTER_HOST = "127.0.0.1"
 
 
 class LaunchMode(StrEnum):
@@ -71,7 +67,7 @@ class ReplicaInitPlan:
     devices: str
     """As the machine numbers them; empty: whatever is visible."""
     env: Mapping[str, str]
-    """Added to the launcher's environment: the stage's own, visibility, and MASTER_PORT for diffusion."""
+    """Added to the launcher's environment: the stage's own, and visibility."""
 
     @property
     def process_name(self) -> str:
@@ -141,36 +137,24 @@ def plan_stages(
     counts, shares_of = compute_replica_layout(stages, allow_zero=allow_zero)
     plans = []
     for index, (stage, count) in enumerate(zip(stages, counts, strict=True)):
-        starts: list[_Start] = [("", {})] * count
+        mode, shares = LaunchMode.REMOTE, [""] * count
         if stage.stage_id in local:
-            shares = shares_of.get(index, [stage.devices] * count)
-            starts = _starts(stage, [launcher_devices(share, environ, stage.stage_id) for share in shares])
-        mode = LaunchMode.LOCAL if stage.stage_id in local else LaunchMode.REMOTE
-        planned = tuple(_plan_replicas(spec, stage, mode, starts))
+            mode, shares = LaunchMode.LOCAL, shares_of.get(index, [stage.devices] * count)
+        devices = [launcher_devices(share, environ, stage.stage_id) for share in shares]
+        planned = tuple(_plan_replicas(spec, stage, mode, devices))
         plans.append(LogicalStageInitPlan(stage_idx=index, stage_id=stage.stage_id, replicas=planned))
     return plans
 
 
-_Start = tuple[str, Mapping[str, str]]
-"""Devices and environment of a replica."""
-
-
-def _starts(stage: StageSpec, shares: Sequence[str]) -> list[_Start]:
-    meetings = _rendezvous(stage, len(shares))
-    return [
-        (devices, {**meeting, **stage.env, **visible_devices_env(devices)})
-        for devices, meeting in zip(shares, meetings, strict=True)
-    ]
-
-
 def _plan_replicas(
-    spec: PipelineSpec, stage: StageSpec, mode: LaunchMode, starts: Sequence[_Start]
+    spec: PipelineSpec, stage: StageSpec, mode: LaunchMode, devices: Sequence[str]
 ) -> Iterator[ReplicaInitPlan]:
     metadata, connectors = extract_stage_metadata(stage), _connectors(spec, stage)
-    for number, (devices, env) in enumerate(starts):
+    for number, own in enumerate(devices):
+        env = {} if mode is LaunchMode.REMOTE else {**stage.env, **visible_devices_env(own)}
         yield ReplicaInitPlan(
-            replica_id=number, num_replicas=len(starts), launch_mode=mode, metadata=metadata,
-            stage_connector_spec=connectors, devices=devices, env=env,
+            replica_id=number, num_replicas=len(devices), launch_mode=mode, metadata=metadata,
+            stage_connector_spec=connectors, devices=own, env=env,
         )  # fmt: skip
 
 
@@ -181,14 +165,3 @@ def _connectors(spec: PipelineSpec, stage: StageSpec) -> StageConnectorSpec:
             spec.edge(stage.stage_id, other.stage_id) for other in spec.stages if stage.stage_id in other.input_sources
         ),
     )
-
-
-def _rendezvous(stage: StageSpec, count: int) -> list[dict[str, str]]:
-    """Where the processes of each diffusion replica would meet: two replicas must not share a port."""
-    if engine_kind(stage.engine).stage_type != "diffusion":
-        return [{}] * count
-    with ExitStack() as held:  # all at once, so that no port is given twice
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((_MASTER_HOST, 0))
-        return [{"MASTER_PORT": str(probe.getsockname()[1])} for probe in probes]
