@@ -28,20 +28,20 @@ from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
 from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure, last_frame, text_of
 from omnibus.workers.assignment import Assignment, Claims, Interruption
-from omnibus.workers.engine_health import EngineHealth
-from omnibus.workers.execution import Execution
-from omnibus.workers.task_slots import TaskSlots
-from omnibus.workers.task_telemetry import TaskTelemetry
-from omnibus.workers.triage import (
+from omnibus.workers.attempt_decision import (
     Disposition,
     GiveUp,
     after_failure,
     decode_task,
+    disposition_of,
     exhausted,
     following,
     is_last_attempt,
-    triage,
 )
+from omnibus.workers.engine_health import EngineHealth
+from omnibus.workers.execution import Execution
+from omnibus.workers.task_slots import TaskSlots
+from omnibus.workers.task_telemetry import TaskTelemetry
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to end a stopped job."""
@@ -142,7 +142,7 @@ class TaskService:
     async def _serve(self, assignment: Assignment) -> None:
         """Decide about a task, and see it through; raises BrokerError when it must be left to be delivered again."""
         task, delivered, now = assignment.task, assignment.delivery.attempts, self._clock.now()
-        match triage(
+        match disposition_of(
             task, delivered=delivered, now=now,
             cancelled=self._claims.is_cancelled(assignment),
             redelivered=self._is_redelivered(assignment), has_last_attempt=self._has_last_attempt,

@@ -6,7 +6,8 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerError, OmnibusError
@@ -38,9 +39,8 @@ class Deltas:
 
     def __init__(self, conn: Connection, subject: str, *, rid: str, stage_id: int, fence: Fence) -> None:
         self._conn, self._subject = conn, subject
-        self._rid, self._stage_id, self._fence = rid, stage_id, fence
-        self._offset = 0
-        self._token_offset = 0
+        self._next = Tokens(rid=rid, stage_id=stage_id, fence=fence, offset=0, text="")
+        """The next message, without what waits for it."""
         self._text: list[str] = []
         self._pending = 0
         self._token_ids: list[int] = []
@@ -52,10 +52,8 @@ class Deltas:
             self._step = item
         else:
             self._add_text(item)
-        if not self._waiting:
-            return
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.create_task(self._send(), name=f"deltas-{self._rid}")
+        if self._waiting and (self._sender is None or self._sender.done()):
+            self._sender = asyncio.create_task(self._send(), name=f"deltas-{self._next.rid}")
 
     async def close(self) -> None:
         """Wait until everything has been handed to the connection."""
@@ -68,18 +66,16 @@ class Deltas:
             self._sender.cancel()
 
     def _add_text(self, delta: TextDelta) -> None:
+        self._token_ids.extend(delta.token_ids)
         if self._pending + len(delta.text) > MOST_PENDING:
-            self._token_ids.extend(delta.token_ids)
             self._skip(len(delta.text))
             return
         self._text.append(delta.text)
-        self._token_ids.extend(delta.token_ids)
         self._pending += len(delta.text)
 
-    def _skip(self, characters: int) -> None:
+    def _skip(self, characters: int = 0) -> None:
         """Leave out all that waits and this piece: what follows must not be taken for its continuation."""
-        self._offset += self._pending + characters
-        self._token_offset += len(self._token_ids)
+        self._next = _after(self._next, self._pending + characters, len(self._token_ids))
         self._text.clear()
         self._token_ids.clear()
         self._pending = 0
@@ -94,52 +90,36 @@ class Deltas:
             while self._waiting:
                 if self._pending:
                     await self._conn.publish(self._subject, codec.encode(self._take_tokens()))
-                if self._step is not None:
-                    await self._conn.publish(self._subject, codec.encode(self._take_step(self._step)))
+                if (step := self._step) is not None:
+                    self._step, at = None, self._next
+                    made = Step(
+                        rid=at.rid, stage_id=at.stage_id, fence=at.fence,
+                        step=step.step, total=step.total, preview=step.preview,
+                    )  # fmt: skip
+                    await self._conn.publish(self._subject, codec.encode(made))
         except BrokerError as error:
-            log.debug(LogEvent.BROKER_ERROR, rid=self._rid, stage=self._stage_id, error=str(error))
+            log.debug(LogEvent.BROKER_ERROR, rid=self._next.rid, stage=self._next.stage_id, error=str(error))
 
     def _take_tokens(self) -> Tokens:
-        text = "".join(self._text)
-        made = Tokens(
-            rid=self._rid, stage_id=self._stage_id, fence=self._fence,
-            offset=self._offset, text=text, token_offset=self._token_offset, token_ids=tuple(self._token_ids),
-        )  # fmt: skip
-        self._skip(0)
+        made = replace(self._next, text="".join(self._text), token_ids=tuple(self._token_ids))
+        self._skip()
         return made
 
-    def _take_step(self, step: Progress) -> Step:
-        self._step = None
-        return Step(
-            rid=self._rid, stage_id=self._stage_id, fence=self._fence,
-            step=step.step, total=step.total, preview=step.preview,
-        )  # fmt: skip
 
-
-@dataclass(slots=True)
 class SentText:
     """The text of one attempt, piece by piece."""
 
-    rid: str
-    stage_id: int
-    fence: Fence
-    _pieces: list[TextDelta] = field(default_factory=list)
-    _offsets: list[int] = field(default_factory=list)
-    """Characters before each piece."""
-    _token_offsets: list[int] = field(default_factory=list)
-    _characters: int = 0
-    _tokens: int = 0
-    _full: bool = False
+    def __init__(self, rid: str, stage_id: int, fence: Fence) -> None:
+        self._pieces: list[Tokens] = []
+        self._end = Tokens(rid=rid, stage_id=stage_id, fence=fence, offset=0, text="")
+        self._full = False
 
     def add(self, delta: TextDelta) -> None:
-        self._full = self._full or self._characters + len(delta.text) > MOST_KEPT
+        self._full = self._full or self._end.offset + len(delta.text) > MOST_KEPT
         if self._full:
             return
-        self._pieces.append(delta)
-        self._offsets.append(self._characters)
-        self._token_offsets.append(self._tokens)
-        self._characters += len(delta.text)
-        self._tokens += len(delta.token_ids)
+        self._pieces.append(replace(self._end, text=delta.text, token_ids=tuple(delta.token_ids)))
+        self._end = _after(self._end, len(delta.text), len(delta.token_ids))
 
     def since(self, offset: int) -> Iterator[Tokens]:
         """Messages that hold the text from an offset on, maybe from a little before it.
@@ -147,33 +127,27 @@ class SentText:
         Each but the last has SENT_TEXT_PAGE characters or more; the last has fewer, down to none.
         """
         # Of the pieces at this offset the first: tokens that made no text yet belong to what follows.
-        first = bisect_left(self._offsets, offset)
-        if first > 0 and (first == len(self._offsets) or self._offsets[first] > offset):
+        first = bisect_left(self._pieces, offset, key=_offset)
+        if first > 0 and (first == len(self._pieces) or self._pieces[first].offset > offset):
             first -= 1
         while True:
-            end = self._page_end(first)
-            page = self._page(first, end)
-            yield page
-            if len(page.text) < SENT_TEXT_PAGE:
+            begin = self._pieces[first] if first < len(self._pieces) else self._end
+            last = bisect_left(self._pieces, begin.offset + SENT_TEXT_PAGE, lo=first, key=_offset)
+            pieces = self._pieces[first:last]
+            text = "".join(piece.text for piece in pieces)
+            yield replace(begin, text=text, token_ids=tuple(token for piece in pieces for token in piece.token_ids))
+            if len(text) < SENT_TEXT_PAGE:
                 return
-            first = end
+            first = last
 
-    def _page_end(self, first: int) -> int:
-        """The piece after the one with which the page is full."""
-        if first >= len(self._offsets):
-            return first
-        return bisect_left(self._offsets, self._offsets[first] + SENT_TEXT_PAGE, lo=first)
 
-    def _page(self, first: int, end: int) -> Tokens:
-        pieces = self._pieces[first:end]
-        at_end = first >= len(self._pieces)
-        return Tokens(
-            rid=self.rid, stage_id=self.stage_id, fence=self.fence,
-            offset=self._characters if at_end else self._offsets[first],
-            text="".join(piece.text for piece in pieces),
-            token_offset=self._tokens if at_end else self._token_offsets[first],
-            token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-        )  # fmt: skip
+def _offset(piece: Tokens) -> int:
+    return piece.offset
+
+
+def _after(piece: Tokens, characters: int, tokens: int) -> Tokens:
+    """The place that many characters and tokens behind the beginning of a piece."""
+    return replace(piece, offset=piece.offset + characters, token_offset=piece.token_offset + tokens)
 
 
 class SentTexts:

@@ -29,8 +29,8 @@ from omnibus.wire.envelope import Event, StageResult
 from omnibus.wire.out import OutputReady
 from omnibus.workers import task_service
 from omnibus.workers.assignment import Assignment
+from omnibus.workers.attempt_decision import Disposition
 from omnibus.workers.task_service import TaskService
-from omnibus.workers.triage import Disposition
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -224,13 +224,13 @@ def talking_zombies(_world: World) -> Patches:
 
 def endless_attempts(_world: World) -> Patches:
     """A task is run as often as it comes."""
-    real = task_service.triage
+    real = task_service.disposition_of
 
-    def triage(*args: Any, **kwargs: Any) -> Disposition:
+    def decided(*args: Any, **kwargs: Any) -> Disposition:
         disposition = real(*args, **kwargs)
         return Disposition.RUN if disposition is Disposition.EXHAUSTED else disposition
 
-    yield task_service, "triage", triage
+    yield task_service, "disposition_of", decided
 
 
 def deaf_followers(_world: World) -> Patches:

@@ -21,11 +21,11 @@ from omnibus.wire.envelope import StageResult, Ticket
 from omnibus.wire.out import Fence, Out, Step, Tokens
 from omnibus.wire.payload import JSON, MSGPACK, PNG, TEXT, WAV, Payload
 from omnibus.wire.request import Message, Request
+from omnibus.workers.attempt_decision import following
 from omnibus.workers.engines.protocol import Progress, StageInput, TextDelta
 from omnibus.workers.job_builder import default_input, merged_sampling, unpacked
 from omnibus.workers.output_files import encoded
 from omnibus.workers.text_stream import MOST_PENDING, Deltas
-from omnibus.workers.triage import following
 
 pytestmark = pytest.mark.unit
 

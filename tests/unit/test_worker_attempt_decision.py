@@ -17,7 +17,7 @@ from omnibus.pipeline.route import Route, RouteStage
 from omnibus.requests.cancellations import Cancellations
 from omnibus.wire.envelope import Task, Ticket
 from omnibus.wire.payload import TEXT, Payload
-from omnibus.workers.triage import Disposition, GiveUp, Retry, after_failure, exhausted, triage
+from omnibus.workers.attempt_decision import Disposition, GiveUp, Retry, after_failure, disposition_of, exhausted
 
 pytestmark = pytest.mark.unit
 
@@ -45,9 +45,9 @@ def make_task(*, deadline: float = NOW + 60, max_attempts: int = 3) -> Task:
         (1, False, NOW, Disposition.DROP),
     ],
 )
-def test_triage_of_a_delivery(delivered: int, cancelled: bool, deadline: float, disposition: Disposition) -> None:
+def test_disposition_of_a_delivery(delivered: int, cancelled: bool, deadline: float, disposition: Disposition) -> None:
     task = make_task(deadline=deadline)
-    assert triage(task, delivered=delivered, cancelled=cancelled, now=NOW) is disposition
+    assert disposition_of(task, delivered=delivered, cancelled=cancelled, now=NOW) is disposition
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_triage_of_a_delivery(delivered: int, cancelled: bool, deadline: float, 
 )
 def test_last_attempts_do_not_share_a_replica(delivered: int, max_attempts: int, disposition: Disposition) -> None:
     task = make_task(max_attempts=max_attempts)
-    assert triage(task, delivered=delivered, cancelled=False, now=NOW, has_last_attempt=True) is disposition
+    assert disposition_of(task, delivered=delivered, cancelled=False, now=NOW, has_last_attempt=True) is disposition
 
 
 def test_engine_error_is_retried_with_growing_delay_when_attempts_are_left() -> None:
@@ -156,4 +156,4 @@ def test_run_that_an_operator_opened_is_not_held_when_the_failed_one_is() -> Non
 def test_task_is_rerouted_when_it_was_tried_on_the_lane_of_one_replica(
     delivered: int, disposition: Disposition
 ) -> None:
-    assert triage(make_task(), delivered=delivered, cancelled=False, now=NOW, redelivered=True) is disposition
+    assert disposition_of(make_task(), delivered=delivered, cancelled=False, now=NOW, redelivered=True) is disposition

@@ -1,4 +1,4 @@
-"""Triage: the handling of a delivery, of a result and of a failed attempt. Pure."""
+"""Decisions about an attempt at a task: whether a delivery is run, what follows from its result or its failure. Pure."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def decode_task(data: bytes, subject: str, stage_id: int) -> Task:
     return task
 
 
-def triage(
+def disposition_of(
     task: Task,
     *,
     delivered: int,
