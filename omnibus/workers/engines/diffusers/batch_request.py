@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from omnibus.errors import EngineRejected
 from omnibus.wire.request import Message, TextPart
@@ -90,10 +91,10 @@ class ImageRequest:
 def parse_request(given: EngineInput, sampling: Mapping[str, Any], pipeline: PipelineShape) -> ImageRequest:
     """Check a job against the pipeline; raises EngineRejected naming the field."""
     rest = dict(sampling)
-    count = _integer(rest.pop("n", 1), "n", 1, pipeline.max_images)
+    count = _checked("n", rest.pop("n", 1), _whole(1, pipeline.max_images))
     seed = rest.pop("seed", None)
-    first = secrets.randbits(32) if seed is None else _integer(seed, "seed", 0, MAX_SEED - count)
-    previews = _integer(rest.pop("previews", 0), "previews", 0, 1000)
+    first = secrets.randbits(32) if seed is None else _checked("seed", seed, _whole(0, MAX_SEED - count))
+    previews = _checked("previews", rest.pop("previews", 0), _whole(0, 1000))
     if previews and not pipeline.can_preview:
         raise EngineRejected(f"{pipeline.name} cannot show previews", param="previews")
     negative = rest.pop("negative_prompt", None)
@@ -161,20 +162,19 @@ def _shared(rest: dict[str, Any], pipeline: PipelineShape) -> dict[str, Any]:
         if name not in pipeline.parameters or name in RESERVED or name.endswith(("_embeds", "_mask")):
             raise EngineRejected(f"unknown parameter {name!r}: {pipeline.name} does not take it", param=name)
     checked = {
-        name: CHECKS[name](value, name) if name in CHECKS else _typed(name, value, pipeline)
-        for name, value in rest.items()
+        name: _checked(name, value, RANGES.get(name) or pipeline.types.get(name, Any)) for name, value in rest.items()
     }
     if checked.get("width", 1) * checked.get("height", 1) > pipeline.max_pixels:
         raise EngineRejected(f"an image may have {pipeline.max_pixels} pixels", param="size")
     return checked
 
 
-def _typed(name: str, value: Any, pipeline: PipelineShape) -> Any:
-    """A value that the pipeline is given as it is, of the type that it declares."""
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """A value of the type that is known here, or that the pipeline declares."""
     if isinstance(value, list) and len(value) > MAX_STEPS:
         raise EngineRejected(f"{name} may have {MAX_STEPS} entries", param=name)
     try:
-        return msgspec.convert(value, pipeline.types.get(name, Any))
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise EngineRejected(f"{name}: {error}", param=name) from error
     except TypeError as error:  # of a type that no message has, such as a tensor
@@ -188,22 +188,14 @@ def _size(value: Any) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _integer(value: Any, name: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise EngineRejected(f"{name} must be a whole number from {least} to {most}, not {value!r}", param=name)
-    return value
+def _whole(least: int, most: int) -> Any:
+    return Annotated[int, Meta(ge=least, le=most)]
 
 
-def _number(value: Any, name: str, least: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise EngineRejected(f"{name} must be a number from {least:g} to {most:g}, not {value!r}", param=name)
-    return float(value)
-
-
-CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-    "num_inference_steps": lambda value, name: _integer(value, name, 1, MAX_STEPS),
-    "height": lambda value, name: _integer(value, name, 8, 65536),
-    "width": lambda value, name: _integer(value, name, 8, 65536),
-    "guidance_scale": lambda value, name: _number(value, name, 0, 1000),
+RANGES: Mapping[str, Any] = {
+    "num_inference_steps": _whole(1, MAX_STEPS),
+    "height": _whole(8, 65536),
+    "width": _whole(8, 65536),
+    "guidance_scale": Annotated[float, Meta(ge=0, le=1000)],
 }
 """Parameters whose range is known here; the pipeline itself checks others."""

@@ -13,7 +13,7 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected, PipelineErro
 from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
-from omnibus.workers.engines.diffusers.batch_request import CHECKS, ImageRequest, PipelineShape, Stopped
+from omnibus.workers.engines.diffusers.batch_request import RANGES, ImageRequest, PipelineShape, Stopped
 from omnibus.workers.object_loading import load_object
 
 LOADER_ARGS = frozenset({"variant", "use_safetensors", "low_cpu_mem_usage", "local_files_only"})
@@ -68,7 +68,7 @@ class DiffusionModel:
         except torch.AcceleratorError as error:
             raise EngineDead(f"the device failed: {error}") from error
         except Exception as error:  # pipelines raise whatever their many parts raise
-            given = next((name for name in batch[0].shared if name not in CHECKS), None)
+            given = next((name for name in batch[0].shared if name not in RANGES), None)
             blamed = (ValueError, TypeError) if given is None else _OF_ARGUMENTS
             if started or not isinstance(error, blamed) or isinstance(error, torch.OutOfMemoryError):
                 raise EngineError(f"{self.shape.name}: {error}") from error
