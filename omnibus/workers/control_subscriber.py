@@ -84,19 +84,14 @@ class ControlSubscriber:
     async def _inform(self, message: ReceivedMessage) -> None:
         """Answer what changes nothing."""
         question: Control = codec.decode(message.data, Control)
-        if isinstance(question, AskSentText):
-            await self._say_again(question, message.reply)
+        if isinstance(question, AskSentText) and message.reply:
+            sent_text = self._sent_texts.of(question.rid, question.stage_id)
+            for page in sent_text.since(question.offset) if sent_text is not None else ():
+                await self._conn.publish(message.reply, codec.encode(page))
         elif isinstance(question, AskClaims):
             await self._claims.announce()
             if message.reply:
                 await self._conn.publish(message.reply, codec.encode(RpcReply(replica=self._claims.replica)))
-
-    async def _say_again(self, order: AskSentText, reply: str) -> None:
-        sent_text = self._sent_texts.of(order.rid, order.stage_id)
-        if sent_text is None or not reply:
-            return
-        for message in sent_text.since(order.offset):
-            await self._conn.publish(reply, codec.encode(message))
 
     async def _call(self, message: ReceivedMessage) -> None:
         """Answer in a task of its own, so that a slow call delays no cancellation."""
@@ -108,21 +103,20 @@ class ControlSubscriber:
         call.add_done_callback(self._calls.discard)
 
     async def _answer(self, order: Rpc, reply: str) -> None:
+        replica = self._claims.replica
         try:
-            answer = RpcReply(replica=self._claims.replica, value=codec.pack(await self._called(order)))
+            if len(self._calls) > MOST_CALLS:
+                raise RuntimeError("too many calls are under way")  # noqa: TRY301 an answer like others
+            call = self._handlers.call(order.method, order.args, order.kwargs)
+            value = await within(RPC_TIMEOUT, call, f"call-{order.method}")
+            answer = RpcReply(replica=replica, value=codec.pack(value))
         except Exception as error:  # noqa: BLE001 whatever the engine raises is the caller's answer
-            answer = RpcReply(replica=self._claims.replica, error=describe(error), failure=Failure.of(error))
+            answer = RpcReply(replica=replica, error=describe(error), failure=Failure.of(error))
         try:
             if reply:
                 await self._conn.publish(reply, codec.encode(answer))
         except BrokerError:
             self._telemetry.crashed("rpc")
-
-    async def _called(self, order: Rpc) -> Any:
-        if len(self._calls) > MOST_CALLS:
-            raise RuntimeError("too many calls are under way")
-        call = self._handlers.call(order.method, order.args, order.kwargs)
-        return await within(RPC_TIMEOUT, call, f"call-{order.method}")
 
 
 class ControlHandlers:
@@ -153,17 +147,15 @@ class ControlHandlers:
         """Follow the pause state of the whole stage, until cancelled. A replica that was called directly has done it by then."""
         while True:
             self._applied = await pause_states.other_than(self._applied)
+            state = self._applied
             try:
-                await self._follow(self._applied)
+                if state is None:
+                    await self._wake_up()
+                    continue
+                log.warning(LogEvent.REPLICA_PAUSED, pause_state=state.word)
+                await (self._sleep(mode=state.mode) if state.asleep else self._pause(state.mode))
             except Exception as error:  # noqa: BLE001 whatever the engine raises: the replica must go on
-                log.warning(LogEvent.REPLICA_PAUSED, pause_state=self._applied and self._applied.word, error=str(error))
-
-    async def _follow(self, pause_state: PauseState | None) -> None:
-        if pause_state is None:
-            await self._wake_up()
-            return
-        log.warning(LogEvent.REPLICA_PAUSED, pause_state=pause_state.word)
-        await (self._sleep(mode=pause_state.mode) if pause_state.asleep else self._pause(pause_state.mode))
+                log.warning(LogEvent.REPLICA_PAUSED, pause_state=state and state.word, error=str(error))
 
     async def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Raises InvalidRequest for what does not exist or cannot be undone, and whatever the engine raises."""

@@ -21,6 +21,7 @@ from omnibus.errors import (
     Unreadable,
 )
 from omnibus.ledger.performer import Performer
+from omnibus.observability.events import LogEvent
 from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.effects import PublishEvent, PublishTask
 from omnibus.wire import subjects
@@ -266,7 +267,7 @@ class TaskService:
         delivery = assignment.delivery
         # A task that was directed to this replica goes to any free one: this one leaves, or is cut off.
         await delivery.requeue(subjects.shared_lane_of(delivery.subject, assignment.task.ticket.lane))
-        self._telemetry.requeued(assignment)
+        self._telemetry.ended(assignment, LogEvent.TASK_REQUEUED)
 
     async def _finish(self, assignment: Assignment, result: StageResult) -> None:
         try:
@@ -318,7 +319,7 @@ class TaskService:
     async def _drop(self, assignment: Assignment) -> None:
         await self._clear_orphans(assignment)
         await self._ack(assignment)
-        self._telemetry.dropped(assignment)
+        self._telemetry.ended(assignment, LogEvent.TASK_DROPPED)
 
     async def _perform(self, assignment: Assignment, effect: PublishTask | PublishEvent) -> None:
         if assignment.abandoned:

@@ -75,13 +75,10 @@ class TaskTelemetry:
         event = LogEvent.TASK_EXHAUSTED if dead else LogEvent.TASK_FAILED
         self._say(event, assignment, code=failure.code, error=failure.message, attempts=failure.attempts)
 
-    def dropped(self, assignment: Assignment) -> None:
-        self._count("dropped")
-        self._say(LogEvent.TASK_DROPPED, assignment)
-
-    def requeued(self, assignment: Assignment) -> None:
-        self._count("requeued")
-        self._say(LogEvent.TASK_REQUEUED, assignment)
+    def ended(self, assignment: Assignment, event: LogEvent) -> None:
+        """Left without a result: `task.dropped` or `task.requeued`."""
+        self._count(event.partition(".")[-1])
+        self._say(event, assignment)
 
     def lease_lost(self, assignment: Assignment) -> None:
         self._metrics.leases_lost.labels(*self._labels).inc()

@@ -147,7 +147,7 @@ async def test_nothing_runs_any_more_when_the_consumer_leaves(engine: VllmEngine
     await generated.aclose()
 
     assert engine.stats() == EngineStats()
-    assert engine._core._llm.get_num_unfinished_requests() == 0
+    assert engine._model._llm.get_num_unfinished_requests() == 0
 
 
 async def test_abort_is_ignored_when_the_id_is_unknown(engine: VllmEngine) -> None:
@@ -252,18 +252,18 @@ async def test_calls_and_names_of_a_chat_reach_the_template_which_may_refuse_the
         "{% for message in messages %} {{ message.name or 'a' }}{% for call in message.tool_calls or () %}"
         " {{ call.function.arguments.shape }}{% endfor %} {{ message.tool_call_id or '' }}{% endfor %}"
     )
-    monkeypatch.setattr(engine._core._llm.renderer.tokenizer, "chat_template", template)
+    monkeypatch.setattr(engine._model._llm.renderer.tokenizer, "chat_template", template)
     call = ToolCall(id="c", function=FunctionCall(name="f", arguments='{"shape": "circle"}'))
     turns = (
         Message(role="user", content="x", name="red"),
         Message(role="assistant", tool_calls=(call,)),
         Message(role="tool", content="x", tool_call_id="blue"),
     )
-    prompt = await engine._core._prompts.render(EngineInput(messages=turns))
-    written = engine._core._llm.renderer.tokenizer.decode(prompt["prompt_token_ids"])
+    prompt = await engine._model._prompts.render(EngineInput(messages=turns))
+    written = engine._model._llm.renderer.tokenizer.decode(prompt["prompt_token_ids"])
     assert [word for word in ("red", "circle", "blue") if word in written] == ["red", "circle", "blue"]
 
-    monkeypatch.setattr(engine._core._llm.renderer.tokenizer, "chat_template", "{{ raise_exception('no such turn') }}")
+    monkeypatch.setattr(engine._model._llm.renderer.tokenizer, "chat_template", "{{ raise_exception('no such turn') }}")
     with pytest.raises(EngineRejected, match="no such turn"):
         await run_job(engine, make_job(messages=turns))
 
@@ -321,7 +321,7 @@ async def test_nothing_is_unpickled_when_a_control_method_is_given_as_bytes(engi
 async def test_no_files_remain_when_requests_have_ended(engine: VllmEngine) -> None:
     await run_job(engine, make_job("tidy", GREEDY, text=PROMPT))
 
-    folder = engine._core._states.path
+    folder = engine._model._states.path
     assert [path.name for path in folder.iterdir() if path.name.startswith("tidy")] == []
 
 
@@ -344,7 +344,7 @@ async def test_argument_is_refused_by_name_before_the_start_when_vllm_has_none_s
 async def test_vllm_gets_priority_salt_and_what_the_context_leaves(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm, seen = engine._core._llm, {}
+    llm, seen = engine._model._llm, {}
     generate = llm.generate
 
     def spy(prompt: Any, params: Any, rid: str, **more: Any) -> Any:
@@ -370,7 +370,7 @@ async def test_media_arguments_reach_vllms_processor_with_the_prompt(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parity: `mm_processor_kwargs` of a request. vLLM hands this prompt to the model's processor when it holds media."""
-    renderer, seen = engine._core._llm.renderer, []
+    renderer, seen = engine._model._llm.renderer, []
     process = renderer.process_for_engine_async
 
     def spy(prompt: Any, *more: Any, **named: Any) -> Any:
@@ -379,8 +379,8 @@ async def test_media_arguments_reach_vllms_processor_with_the_prompt(
 
     monkeypatch.setattr(renderer, "process_for_engine_async", spy)
     given = EngineInput(messages=(Message(role="user", content="draw a red circle"),))
-    await engine._core._prompts.render(given, {"max_pixels": 64})
-    await engine._core._prompts.render(given)
+    await engine._model._prompts.render(given, {"max_pixels": 64})
+    await engine._model._prompts.render(given)
     assert [prompt.get("mm_processor_kwargs") for prompt in seen] == [{"max_pixels": 64}, None]
 
 
