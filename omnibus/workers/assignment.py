@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
@@ -37,67 +36,18 @@ class Interruption(Enum):
     """The lease is lost or the replica was marked down: others have the task; nothing is published or acknowledged."""
 
 
-class Lease:
-    """Renews a delivery's lease from a task of its own, in an `async with`.
+class Assignment:
+    """A delivery, the task in it, its lease, and whether somebody stopped it.
 
     A lease is held while the server confirmed a renewal less than `ack_wait` seconds ago. Once that much time has passed,
-    on this process's clock, another replica may have the task: the lease is lost for good, `on_lost` is called, and
-    the holder publishes and acks nothing more for this delivery. `held` looks at the clock itself, so that it is
-    right in the first instruction after the process was suspended.
+    on this process's clock, another replica may have the task: the delivery is abandoned for good, and the holder publishes
+    and acks nothing more for it.
     """
 
-    def __init__(self, conn: Connection, delivery: Delivery, ack_wait: float, *, on_lost: Callable[[], None]) -> None:
-        self._conn, self._delivery = conn, delivery
-        self._ack_wait = ack_wait
-        self._on_lost = on_lost
-        self._until = time.monotonic() + ack_wait
-        self._lost = False
-        self._keeper: asyncio.Task[None] | None = None
-
-    @property
-    def held(self) -> bool:
-        if time.monotonic() >= self._until:
-            self._lost = True
-        return not self._lost
-
-    async def __aenter__(self) -> Self:
-        self._keeper = asyncio.create_task(self._keep(), name=f"lease-{self._delivery.stream_seq}")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-
-    async def _keep(self) -> None:
-        pause = self._ack_wait / RENEWALS
-        while self.held:
-            await asyncio.sleep(pause)
-            renewed = await self._renew()
-            pause = self._ack_wait / RENEWALS / (1 if renewed else 4)
-        self._on_lost()
-
-    async def _renew(self) -> bool:
-        asked = time.monotonic()
-        if not self.held:
-            return False
-        try:
-            # A request, not Delivery.in_progress: only its answer tells that the renewal arrived in time.
-            await self._conn.request(self._delivery.ack_subject, _IN_PROGRESS, timeout=self._until - asked)
-        except BrokerError:
-            return False  # the clock decides
-        self._until = asked + self._ack_wait
-        return True
-
-
-class Assignment:
-    """A delivery, the task in it, its lease, and whether somebody stopped it."""
-
     def __init__(self, conn: Connection, delivery: Delivery, task: Task, ack_wait: float) -> None:
-        self.delivery, self.task = delivery, task
+        self._conn, self.delivery, self.task = conn, delivery, task
         self.received = time.monotonic()
-        self.lease = Lease(conn, delivery, ack_wait, on_lost=lambda: self.interrupt(Interruption.ABANDONED))
+        self._ack_wait, self._until = ack_wait, self.received + ack_wait
         self.interruption: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         """Done as soon as somebody stops the task; the first reason counts."""
         self.work: asyncio.Task[Any] | None = None
@@ -112,14 +62,47 @@ class Assignment:
 
     @property
     def abandoned(self) -> bool:
-        """Whether to say nothing more about the delivery. Looks at the clock: ask again before every step."""
-        return self._abandoned or not self.lease.held
+        """Whether to say nothing more about the delivery. Ask again before every step.
+
+        Looks at the clock, so that it is right in the first instruction after the process was suspended.
+        """
+        self._abandoned = self._abandoned or time.monotonic() >= self._until
+        return self._abandoned
 
     def interrupt(self, why: Interruption) -> None:
         """Stop it. Abandoning silences a task that was already stopped for another reason."""
         self._abandoned = self._abandoned or why is Interruption.ABANDONED
         if not self.interruption.done():
             self.interruption.set_result(why)
+
+    @asynccontextmanager
+    async def leased(self) -> AsyncIterator[None]:
+        """Renew the lease from a task of its own; one that is lost interrupts the assignment."""
+        keeper = asyncio.create_task(self._keep(), name=f"lease-{self.delivery.stream_seq}")
+        try:
+            yield
+        finally:
+            keeper.cancel()
+
+    async def _keep(self) -> None:
+        pause = self._ack_wait / RENEWALS
+        while not self.abandoned:
+            await asyncio.sleep(pause)
+            renewed = await self._renew()
+            pause = self._ack_wait / RENEWALS / (1 if renewed else 4)
+        self.interrupt(Interruption.ABANDONED)
+
+    async def _renew(self) -> bool:
+        asked = time.monotonic()
+        if self.abandoned:
+            return False
+        try:
+            # A request, not a core publish: only its answer tells that the renewal arrived in time.
+            await self._conn.request(self.delivery.ack_subject, _IN_PROGRESS, timeout=self._until - asked)
+        except BrokerError:
+            return False  # the clock decides
+        self._until = asked + self._ack_wait
+        return True
 
 
 class Claims:

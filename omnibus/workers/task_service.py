@@ -170,7 +170,7 @@ class TaskService:
     async def _run(self, assignment: Assignment, *, isolated: bool = False) -> None:
         self._telemetry.received(assignment)
         try:
-            async with assignment.lease:
+            async with assignment.leased():
                 if isolated and (why := await self._settle(assignment)) is not None:
                     await self._conclude(assignment, why)
                 else:
