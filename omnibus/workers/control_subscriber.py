@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +29,10 @@ MOST_CALLS = 64
 """Calls of the engine under way at the same time; a caller beyond them is refused."""
 SLEEP_LEVEL = 1
 """Weights leave the device and come back. Level 2 drops them, and nothing here would load them again."""
+OWN_METHODS = frozenset(
+    {"pause_generation", "resume_generation", "is_paused", "sleep", "wake_up", "is_sleeping", "restart"}
+)
+"""Methods of ControlHandlers that may be called; others are the engine's."""
 _PAUSED_FROM_THE_START = PauseState(mode="")
 
 log = get_logger(__name__)
@@ -128,15 +132,6 @@ class ControlHandlers:
         self._asleep = False
         self._turning = asyncio.Lock()
         self._applied: PauseState | None = None
-        self._own: Mapping[str, Callable[..., Awaitable[Any]]] = {
-            "pause_generation": self._pause,
-            "resume_generation": self._resume,
-            "is_paused": self._is_paused,
-            "sleep": self._sleep,
-            "wake_up": self._wake_up,
-            "is_sleeping": self._is_sleeping,
-            "restart": self._restart,
-        }
 
     def begin(self, pause_state: PauseState | None) -> None:
         """Know what is decided for the stage before the first task can come."""
@@ -150,46 +145,46 @@ class ControlHandlers:
             state = self._applied
             try:
                 if state is None:
-                    await self._wake_up()
+                    await self.wake_up()
                     continue
                 log.warning(LogEvent.REPLICA_PAUSED, pause_state=state.word)
-                await (self._sleep(mode=state.mode) if state.asleep else self._pause(state.mode))
+                await (self.sleep(mode=state.mode) if state.asleep else self.pause_generation(state.mode))
             except Exception as error:  # noqa: BLE001 whatever the engine raises: the replica must go on
                 log.warning(LogEvent.REPLICA_PAUSED, pause_state=state and state.word, error=str(error))
 
     async def call(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Raises InvalidRequest for what does not exist or cannot be undone, and whatever the engine raises."""
-        own = self._own.get(method)
-        if own is None:
+        if method not in OWN_METHODS:
             return await self._engine.rpc(method, args, kwargs)
+        own = getattr(self, method)
         try:
             inspect.signature(own).bind(*args, **kwargs)
         except TypeError as error:
             raise InvalidRequest(f"{method}: {error}") from error
         return await own(*args, **kwargs)
 
-    async def _restart(self) -> None:
+    async def restart(self) -> None:
         """Return at once; the end and the new life are seen in the coordinator. Idempotent."""
         if self._come_back is None:
             raise InvalidRequest("nobody would start this replica again: it runs without a supervisor")
         self._come_back()
 
-    async def _pause(self, mode: str = PauseMode.ABORT) -> None:
+    async def pause_generation(self, mode: str = PauseMode.ABORT) -> None:
         """Return when nothing is in hand any more."""
         await self._slots.pause(pause_mode(mode))
 
-    async def _resume(self) -> None:
+    async def resume_generation(self) -> None:
         if self._asleep:
             raise InvalidRequest("the replica is asleep: wake it up")
         await self._slots.resume()
 
-    async def _is_paused(self) -> bool:
+    async def is_paused(self) -> bool:
         return self._slots.paused
 
-    async def _is_sleeping(self) -> bool:
+    async def is_sleeping(self) -> bool:
         return self._asleep
 
-    async def _sleep(self, level: int = SLEEP_LEVEL, mode: str = PauseMode.ABORT) -> None:
+    async def sleep(self, level: int = SLEEP_LEVEL, mode: str = PauseMode.ABORT) -> None:
         """Pause, and let the engine sleep; takes tasks again when it cannot. Idempotent."""
         if level != SLEEP_LEVEL:
             raise InvalidRequest(f"sleep level {level} cannot be undone here; only {SLEEP_LEVEL} can", param="level")
@@ -209,7 +204,7 @@ class ControlHandlers:
             raise
         self._asleep = True
 
-    async def _wake_up(self) -> None:
+    async def wake_up(self) -> None:
         """Take tasks again, also when it was paused, and did not sleep at all. Idempotent."""
         async with self._turning:
             if self._asleep:

@@ -98,7 +98,8 @@ class Replica:
         self._lanes = Lanes(conn, spec, stage)
         self._director = Director(conn, spec, stages=_direct_targets(spec, stage))
         self._sent_texts = SentTexts()
-        self._slots = TaskSlots(stage.slots, self._claims, self._set_status)
+        self._registration = self._make_registration()
+        self._slots = TaskSlots(stage.slots, self._claims, self._registration.set_status)
         self._execution = execution = self._make_execution()
         self._health = EngineHealth(stage, execution, self._slots, on_death=self.drain)
         self._service = TaskService(
@@ -113,7 +114,6 @@ class Replica:
             handlers=self._handlers, claims=self._claims,
             telemetry=self._telemetry, sent_texts=self._sent_texts,
         )  # fmt: skip
-        self._registration = self._make_registration()
         self.comes_back = False
         """Whether it leaves, or has left, to be started again."""
         self._ending = asyncio.Event()
@@ -250,12 +250,6 @@ class Replica:
         if self._lanes.directed and before != replica:
             self._turn.set()
 
-    async def _set_status(self, status: ReplicaStatus) -> None:
-        await self._registration.set_status(status)
-
-    def _fenced(self) -> None:
-        self._claims.interrupt(Interruption.ABANDONED)
-
     # What it is made of
 
     def _make_execution(self) -> Execution:
@@ -277,7 +271,8 @@ class Replica:
         return Registration(
             Bucket(self._conn, subjects.replicas_bucket(self._spec.name)), record,
             timeout=self._spec.heartbeat_timeout, load=self._load,
-            on_registered=self._registered, on_fenced=self._fenced, refresh=self._lanes.refresh, metrics=self._metrics,
+            on_registered=self._registered, on_fenced=lambda: self._claims.interrupt(Interruption.ABANDONED),
+            refresh=self._lanes.refresh, metrics=self._metrics,
         )  # fmt: skip
 
 

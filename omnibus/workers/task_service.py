@@ -159,7 +159,7 @@ class TaskService:
                 self._last_attempts.discard(assignment)
                 await asyncio.sleep(_PUT_BACK)
             case Disposition.RUN_ISOLATED:
-                await self._run_isolated(assignment)
+                await self._run(assignment, isolated=True)
             case Disposition.RUN:
                 await self._run(assignment)
 
@@ -169,6 +169,7 @@ class TaskService:
 
     async def _run(self, assignment: Assignment, *, isolated: bool = False) -> None:
         self._telemetry.received(assignment)
+        self._has_last_attempt = self._has_last_attempt or isolated
         try:
             async with assignment.leased():
                 if isolated and (why := await self._settle(assignment)) is not None:
@@ -177,13 +178,8 @@ class TaskService:
                     await self._see_through(assignment)
         finally:
             self._telemetry.released(assignment)
-
-    async def _run_isolated(self, assignment: Assignment) -> None:
-        self._has_last_attempt = True
-        try:
-            await self._run(assignment, isolated=True)
-        finally:
-            self._has_last_attempt = False
+            if isolated:
+                self._has_last_attempt = False
 
     async def _settle(self, assignment: Assignment) -> Interruption | None:
         """Wait until the others that came with a last attempt are put back; why it was stopped, if it was."""
