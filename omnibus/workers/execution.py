@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Hashable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Hashable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar, cast
 
 from omnibus.broker.connection import Connection
@@ -21,13 +21,15 @@ from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
-from omnibus.workers.engines.protocol import Engine, Finished, Item, Job, StageInput, TextDelta
+from omnibus.workers.engines.protocol import Engine, Finished, Job, StageInput, TextDelta
 from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
 from omnibus.workers.text_stream import Deltas, SentText, SentTexts, received
 
 T = TypeVar("T")
+PROCESSING = -1
+"""Stands for the items of an execution whose input processor runs."""
 
 
 class Execution:
@@ -42,8 +44,6 @@ class Execution:
         self._builder, self._writer, self._tracing = builder, writer, tracing
         self._sent_texts = sent_texts
         self._items: dict[int, int] = {}
-        self._processing: set[int] = set()
-        """Executions whose input processor runs."""
         self._numbers = itertools.count()
 
     def progress(self) -> dict[Hashable, int]:
@@ -52,10 +52,7 @@ class Execution:
         An input processor shows no progress before it returns.
         """
         whole = self.engine.progress()
-        return {
-            **{number: items + whole for number, items in self._items.items()},
-            **dict.fromkeys(self._processing, 0),
-        }
+        return {number: items if items == PROCESSING else items + whole for number, items in self._items.items()}
 
     async def run(
         self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str
@@ -112,45 +109,44 @@ class Execution:
         return job
 
     async def _built(self, given: StageInput, **more: Any) -> Job:
-        number = next(self._numbers)
-        self._processing.add(number)
-        try:
+        with self._counted(PROCESSING):
             return await self._builder.build(given, **more)
-        finally:
-            self._processing.discard(number)
 
     async def _generate(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
         """`sent_text` is None where nobody is sent the stage's text."""
         try:
-            async with aclosing(self._counted(job)) as items:
+            finished = await self._taken(job, deltas, sent_text)
+            if deltas is not None:
+                await deltas.close()  # waits for the broker, not for the engine: no progress is expected meanwhile
+            return finished
+        finally:
+            if deltas is not None:
+                deltas.drop()
+
+    async def _taken(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
+        """The last item of a job, counted until nothing works on the job any more."""
+        # Engines write generate as an async generator, which the protocol's iterator does not promise.
+        with self._counted(0) as number:
+            async with aclosing(cast("Any", self.engine.generate(job))) as items:
                 async for item in items:
+                    self._items[number] += 1
                     check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
-                        break
+                        return item
                     if isinstance(item, TextDelta):
                         if sent_text is None:
                             continue
                         sent_text.add(item)
                     if deltas is not None:
                         deltas.add(item)
-                else:
-                    raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
-            await _closed(deltas)  # waits for the broker, not for the engine: no progress is expected meanwhile
-            return item
-        finally:
-            if deltas is not None:
-                deltas.drop()
+        raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
 
-    async def _counted(self, job: Job) -> AsyncGenerator[Item, None]:
-        """The items of a job, counted until nothing works on it any more."""
+    @contextmanager
+    def _counted(self, items: int) -> Iterator[int]:
         number = next(self._numbers)
-        self._items[number] = 0
+        self._items[number] = items
         try:
-            # Engines write generate as an async generator, which the protocol's iterator does not promise.
-            async with aclosing(cast("Any", self.engine.generate(job))) as items:
-                async for item in items:
-                    self._items[number] += 1
-                    yield item
+            yield number
         finally:
             del self._items[number]
 
@@ -184,11 +180,6 @@ def _foreign(error: BaseException) -> EngineError:
     made = EngineError(describe(error))
     made.__cause__ = error
     return made
-
-
-async def _closed(deltas: Deltas | None) -> None:
-    if deltas is not None:
-        await deltas.close()
 
 
 def _nbytes(*payloads: Payloads) -> int:

@@ -103,7 +103,7 @@ class Supervisor:
             stopper = group.create_task(self._stop_children(), name="supervisor-stop")
             async with asyncio.TaskGroup() as keepers:  # which cancels each once: a second time would cut its end short
                 for child in self._children:
-                    keepers.create_task(self._keep(child), name=f"keep-{child.name}")
+                    child.keeper = keepers.create_task(self._keep_alive(child), name=f"keep-{child.name}")
             stopper.cancel()
         if self._failure is not None:
             raise self._failure
@@ -138,12 +138,6 @@ class Supervisor:
             if child.instance == instance:
                 child.signal(signal.SIGKILL)
 
-    async def _keep(self, child: _Child) -> None:
-        try:
-            await self._keep_alive(child)
-        finally:
-            child.ended.set()
-
     async def _keep_alive(self, child: _Child) -> None:
         quick_deaths, lives = 0, 0
         while not self._stopping.is_set():
@@ -158,8 +152,14 @@ class Supervisor:
                 return
             quick_deaths = 0 if death.seconds >= HEALTHY_AFTER else quick_deaths + 1
             delay = min(FIRST_DELAY * 2 ** (quick_deaths - 1), LONGEST_DELAY) if quick_deaths else 0.0
-            self._report(child, death, delay)
-            await self._pause(delay)
+            child.restarts += 1
+            log.warning(
+                LogEvent.REPLICA_RESTARTING, process=child.name, returncode=death.returncode,
+                lived=round(death.seconds, 3), restarts=child.restarts, delay=delay,
+            )  # fmt: skip
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
 
     async def _death_reporter(self, death: ChildDeath) -> None:
         if self._on_death is None or death.returncode in (0, RESTART_EXIT_CODE):
@@ -172,22 +172,6 @@ class Supervisor:
                 self._metrics.errors.labels(where="supervisor").inc()
             log.exception(LogEvent.TASK_CRASHED, process=death.name)
 
-    def _report(self, child: _Child, death: ChildDeath, delay: float) -> None:
-        child.restarts += 1
-        log.warning(
-            LogEvent.REPLICA_RESTARTING,
-            process=child.name,
-            returncode=death.returncode,
-            lived=round(death.seconds, 3),
-            restarts=child.restarts,
-            delay=delay,
-        )
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
     async def _stop_children(self) -> None:
         await self._stopping.wait()
         await self._end([child for child in self._children if not child.last], self._grace)
@@ -196,10 +180,8 @@ class Supervisor:
     async def _end(self, children: Sequence[_Child], grace: float) -> None:
         for child in children:
             child.signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                for child in children:
-                    await child.ended.wait()
+        if kept := [child.keeper for child in children if child.keeper is not None]:
+            await asyncio.wait(kept, timeout=grace)
         for child in children:
             child.signal(signal.SIGKILL)
 
@@ -210,8 +192,8 @@ class _Child:
     def __init__(self, spec: ProcessSpec) -> None:
         self._spec = spec
         self.name, self.last = spec.name, spec.last
-        self.ended = asyncio.Event()
-        """Set when it will not be started again."""
+        self.keeper: asyncio.Task[None] | None = None
+        """Ends when it will not be started again."""
         self.process: asyncio.subprocess.Process | None = None
         self.instance = ""
         self.restarts = 0
