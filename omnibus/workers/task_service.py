@@ -217,14 +217,12 @@ class TaskService:
         either: set[asyncio.Future[Any]] = {work, assignment.interruption}
         await asyncio.wait(either, timeout=min(left, limit), return_when=asyncio.FIRST_COMPLETED)
         if work.done():
-            return (
-                EngineError("the stage's code cancelled the task that runs it") if work.cancelled() else work.result()
-            )
+            cancelled = EngineError("the stage's code cancelled the task that runs it")
+            return cancelled if work.cancelled() else work.result()
         if not assignment.interruption.done() and limit < left:
             return StageTimeout(f"stage {self._stage.name!r} took longer than {limit:g} s")
-        assignment.interrupt(
-            Interruption.CANCELLED
-        )  # unless it was stopped already: its end was broadcast, and missed here
+        # Unless it was stopped already: its end was broadcast, and missed here.
+        assignment.interrupt(Interruption.CANCELLED)
         return assignment.interruption.result()
 
     async def _stop(self, assignment: Assignment, work: Work) -> None:
@@ -283,13 +281,12 @@ class TaskService:
             await self._leave(error)
         disposition = after_failure(error, assignment.task, delivered=delivery.attempts, replica=self._claims.replica)
         if isinstance(disposition, GiveUp):
-            await self._give_up(
-                assignment, disposition, self._failed_attempt(assignment, error) if disposition.dead else None
-            )
+            last = self._failed_attempt(assignment, error) if disposition.dead else None
+            await self._give_up(assignment, disposition, last)
             return
         self._telemetry.retried(assignment, error, disposition.delay)
-        task, news = assignment.task, AttemptFailed(rid=assignment.rid, attempt=self._failed_attempt(assignment, error))
-        await self._perform(assignment, PublishEvent(news, assignment.rid, task.stage_id, task.ticket.run))
+        news = AttemptFailed(rid=assignment.rid, attempt=self._failed_attempt(assignment, error))
+        await self._publish_event(assignment, news)
         if not assignment.abandoned:
             await delivery.nak(disposition.delay)
 
@@ -308,7 +305,7 @@ class TaskService:
         event = StageFailed(
             ticket=task.ticket, stage_id=task.stage_id, failure=disposition.failure, dead=disposition.dead, attempt=last
         )
-        await self._perform(assignment, PublishEvent(event, assignment.rid, task.stage_id, task.ticket.run))
+        await self._publish_event(assignment, event)
         await self._ack(assignment)
         self._telemetry.gave_up(assignment, disposition.failure, dead=disposition.dead)
 
@@ -316,6 +313,10 @@ class TaskService:
         await self._clear_orphans(assignment)
         await self._ack(assignment)
         self._telemetry.ended(assignment, LogEvent.TASK_DROPPED)
+
+    async def _publish_event(self, assignment: Assignment, event: AttemptFailed | StageFailed) -> None:
+        task = assignment.task
+        await self._perform(assignment, PublishEvent(event, assignment.rid, task.stage_id, task.ticket.run))
 
     async def _perform(self, assignment: Assignment, effect: PublishTask | PublishEvent) -> None:
         if assignment.abandoned:

@@ -243,8 +243,7 @@ class VllmCore:
         if job.sampling:
             name = next(iter(job.sampling))
             raise EngineRejected(f"unknown sampling parameter {name!r}: encoding takes none", param=name)
-        lora, prompt = self._lora(job), await self._prompts.render(job.engine_input, self._media(job))
-        run.prompt_tokens = self._prompts.length(prompt)
+        lora, prompt = self._lora(job), await self._prompted(job, run)
         fit_context({}, run.prompt_tokens - 1, self._llm.model_config.max_model_len)  # nothing is generated
         params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
         if run.aborted:
