@@ -103,9 +103,8 @@ def describe(spec: PipelineSpec, result: Result, files: Mapping[int, Sequence[Pa
         ],
         "failure": None if failure is None else {"code": failure.code, "message": failure.message},
         "stages": {
-            spec.stage(timing.stage_id).name: {
-                "queued": round(timing.started - timing.queued, 6),
-                "running": round(timing.finished - timing.started, 6),
+            spec.stage_name(timing.stage_id): {
+                name: round(seconds, 6) for name, seconds in zip(("queued", "running"), timing.seconds, strict=True)
             }
             for timing in result.timings
         },
@@ -115,9 +114,8 @@ def describe(spec: PipelineSpec, result: Result, files: Mapping[int, Sequence[Pa
 
 def describe_attempt(spec: PipelineSpec, attempt: Attempt) -> dict[str, Any]:
     """A failed attempt as one JSON object; a stage that the pipeline has no more is named by its number."""
-    names = {stage.stage_id: stage.name for stage in spec.stages}
     return {
-        "stage": names.get(attempt.stage_id, str(attempt.stage_id)),
+        "stage": spec.stage_name(attempt.stage_id),
         "run": attempt.run,
         "delivery": attempt.delivery,
         "at": round(attempt.at, 3),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omnibus.cli import options
-from omnibus.cli.root import ask, connected, find_pipeline, is_file, load_settings
+from omnibus.cli.root import ask, connected, find_pipeline, load_settings
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
@@ -32,10 +32,11 @@ class CommandSession:
 
     async def spec(self) -> PipelineSpec:
         """The pipeline that is meant; raises PipelineError, also for a file's that is not deployed."""
+        from omnibus.pipeline.files import is_path  # noqa: PLC0415 commands import when they run
         from omnibus.registry.deployed_pipelines import load_deployed  # noqa: PLC0415 commands import when they run
 
         spec = await find_pipeline(self.connection, self.wanted)
-        if self.wanted is not None and is_file(self.wanted):
+        if self.wanted is not None and is_path(self.wanted):
             await load_deployed(self.connection, spec.name)
         return spec
 

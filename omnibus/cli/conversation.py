@@ -49,11 +49,8 @@ def command(*, pipeline: str | None, nats_url: str | None, state_dir: Path | Non
 
     configure_logging("warning", "console")
     settings = load_settings(nats_url=nats_url, state_dir=state_dir)
-    engine = EngineThread(lambda: open_session(settings, "chat", pipeline), lambda _reason: None)
-    try:
+    with EngineThread(lambda: open_session(settings, "chat", pipeline), lambda _reason: None) as engine:
         _Chat(engine, **flags).run()
-    finally:
-        engine.stop()
 
 
 class _Chat:
@@ -66,7 +63,7 @@ class _Chat:
         from omnibus.wire.request import Message  # noqa: PLC0415
 
         self._engine, self._out = engine, out
-        self._spec = engine.call(engine.session.spec())
+        self._spec = engine.run(engine.session.spec())
         if "text" not in self._spec.modalities:
             raise UnsupportedModality(f"pipeline {self._spec.name!r} delivers no text: there is nothing to talk with")
         self._flags = RequestFlags(**flags)
@@ -141,7 +138,7 @@ class _Chat:
         request = flags.request(self._spec, line, before=self._before)
         with AnswerDisplay(self._spec, self._out / f"turn-{self._turn}") as answer:
             try:
-                result = self._engine.call(follow(self._engine.session.producer, self._spec, request, answer))
+                result = self._engine.run(follow(self._engine.session.producer, self._spec, request, answer))
             except KeyboardInterrupt:
                 result = None
                 answer.say("stopped")

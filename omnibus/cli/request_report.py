@@ -49,7 +49,7 @@ class RequestStatuses:
         position = (
             _NOWHERE if self.ended else await find_position(self._session.connection, self._spec.name, result.rid)
         )
-        at = [{"stage": _name(self._spec, one.stage_id), "replica": one.replica, "queued_at": one.queued}
+        at = [{"stage": self._spec.stage_name(one.stage_id), "replica": one.replica, "queued_at": one.queued}
               for one in position.stages]  # fmt: skip
         return [{**describe(self._spec, result), "at": at}], Group(*_in_words(self._spec, result, position))
 
@@ -65,7 +65,7 @@ def _in_words(spec: PipelineSpec, result: Result, position: RequestPosition) -> 
     if result.outputs:
         lines.append("")
     lines += [
-        escape(f"{output.modality} from {_name(spec, output.stage_id)}: {output.summary()}")
+        escape(f"{output.modality} from {spec.stage_name(output.stage_id)}: {output.summary()}")
         for output in result.outputs
     ]
     if result.attempts:
@@ -82,7 +82,7 @@ def _headline(spec: PipelineSpec, result: Result, position: RequestPosition) -> 
 
 
 def _at(spec: PipelineSpec, one: StagePosition) -> str:
-    stage = f"stage {one.stage_id} {_name(spec, one.stage_id)}"
+    stage = f"stage {one.stage_id} {spec.stage_name(one.stage_id)}"
     return f"running at {stage}, replica {one.replica}" if one.replica is not None else f"waiting for {stage}"
 
 
@@ -97,7 +97,7 @@ def _times(result: Result, timings: Iterable[StageTiming]) -> str:
 
 
 def _row(spec: PipelineSpec, stage_id: int, timing: StageTiming | None, here: StagePosition | None) -> list[str | None]:
-    name = f"{stage_id} {_name(spec, stage_id)}"
+    name = f"{stage_id} {spec.stage_name(stage_id)}"
     if here is not None:
         since = duration(time.time() - here.queued)
         if here.replica is None:
@@ -105,10 +105,5 @@ def _row(spec: PipelineSpec, stage_id: int, timing: StageTiming | None, here: St
         return [name, f"running, queued at {clock(here.queued)}", None, None, here.replica]
     if timing is None:
         return [name, "not there", None, None, None]
-    waited, ran = duration(timing.started - timing.queued), duration(timing.finished - timing.started)
+    waited, ran = map(duration, timing.seconds)
     return [name, "done", waited, ran, None]
-
-
-def _name(spec: PipelineSpec, stage_id: int) -> str:
-    """The stage's name; its id when the pipeline was deployed anew without it."""
-    return next((stage.name for stage in spec.stages if stage.stage_id == stage_id), str(stage_id))

@@ -167,7 +167,6 @@ async def _ids(admin: DeadLetterAdmin) -> list[str]:
 
 async def _describe(spec: PipelineSpec, admin: DeadLetterAdmin, dead_letter: DeadLetter) -> dict[str, Any]:
     record, failure, state = dead_letter.record, dead_letter.record.failure, await admin.state(dead_letter)
-    names = {stage.stage_id: stage.name for stage in spec.stages}
     stage_id = failure.stage_id if failure is not None else None
     return {
         "request_id": record.rid,
@@ -175,7 +174,7 @@ async def _describe(spec: PipelineSpec, admin: DeadLetterAdmin, dead_letter: Dea
         "state": str(state) if state is not None else "forgotten",
         "died": round(dead_letter.died, 3),
         "run": record.ticket.run,
-        "stage": None if stage_id is None else names.get(stage_id, str(stage_id)),
+        "stage": None if stage_id is None else spec.stage_name(stage_id),
         "replica": failure.replica if failure is not None else None,
         "code": failure.code if failure is not None else None,
         "message": failure.message if failure is not None else None,

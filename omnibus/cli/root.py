@@ -130,11 +130,6 @@ async def _stoppable(work: Coroutine[Any, Any, T], stops: Sequence[signal.Signal
         return None
 
 
-def is_file(wanted: str) -> bool:
-    """Whether a `--pipeline` means a file, not a name."""
-    return os.sep in wanted or wanted.endswith((".yaml", ".yml"))
-
-
 async def find_pipeline(connection: Connection, wanted: str | None, *, wait: float = 0.0) -> PipelineSpec:
     """The deployed pipeline of this name (None: the one that is meant), waiting up to `wait` seconds for it; or a file's.
 
@@ -143,10 +138,11 @@ async def find_pipeline(connection: Connection, wanted: str | None, *, wait: flo
     from omnibus.errors import PipelineError  # noqa: PLC0415
     from omnibus.observability.events import LogEvent  # noqa: PLC0415
     from omnibus.observability.logging import get_logger  # noqa: PLC0415
+    from omnibus.pipeline.files import is_path  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import load_deployed  # noqa: PLC0415
 
-    if wanted is not None and is_file(wanted):
+    if wanted is not None and is_path(wanted):
         return load_pipeline(wanted)
     until, is_noted = time.monotonic() + wait, False
     while True:

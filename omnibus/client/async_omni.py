@@ -11,6 +11,7 @@ from omnibus.client.omni_base import OmniBase, from_any_loop
 from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request
 from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Aborted, Session
+from omnibus.errors import EngineDead
 
 
 class AsyncOmni(OmniBase):
@@ -72,11 +73,11 @@ class AsyncOmni(OmniBase):
                 await self.abort(rid)  # also on its way in
             raise
         finally:
-            self._drop_queue(queue)
+            queue.close(EngineDead("nobody takes these outputs any more"))
 
     async def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See Session.abort; does nothing after a shutdown."""
-        return [] if self._thread.stopped else await self.run_async(self.session.abort(request_id, timeout))
+        return [] if self.stopped else await self.run_async(self.session.abort(request_id, timeout))
 
     # Control of all replicas: see client.controls.Controls
 

@@ -24,11 +24,11 @@ class AsyncOmniEngine(OmniBase):
 
     def abort(self, request_ids: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See Session.abort; does nothing after a shutdown."""
-        return [] if self._thread.stopped else self.run(self.session.abort(request_ids, timeout))
+        return [] if self.stopped else self.run(self.session.abort(request_ids, timeout))
 
     async def abort_async(self, request_ids: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See `abort`."""
-        return [] if self._thread.stopped else await self.run_async(self.session.abort(request_ids, timeout))
+        return [] if self.stopped else await self.run_async(self.session.abort(request_ids, timeout))
 
     def try_get_output(self, timeout: float | None = 0.001) -> OmniRequestOutput | None:
         """The next output of any request, None when there is none within `timeout` seconds; raises EngineDead at the end."""

@@ -83,7 +83,7 @@ class Channel:
         """Listen; raises BrokerUnavailable."""
         channel = cls(connection, pipeline, front)
         subject = subjects.out_all(pipeline, front)
-        channel._subscriptions.append(await connection.subscribe(subject, channel._on_message))
+        channel._subscriptions.append(await connection.subscribe(subject, channel.on_message))
         channel._unhook = connection.on_reconnect(channel._reconnected)
         return channel
 
@@ -124,10 +124,6 @@ class Channel:
             self._mailboxes[rid].remove(box)
             if not self._mailboxes[rid]:
                 del self._mailboxes[rid]
-
-    async def listen(self, front: str, rid: str) -> Subscription:
-        """Receive also the messages to another producer about a request."""
-        return await self.connection.subscribe(subjects.out(self.pipeline, front, rid), self._on_message)
 
     async def ask_sent_text(self, rid: str, stage_id: int, offset: int) -> None:
         """Have the replica that runs this stage send its text again from there: it comes like any other. May be lost."""
@@ -175,7 +171,8 @@ class Channel:
             finish_reason=final.finish_reason, usage=final.usage,
         )  # fmt: skip
 
-    async def _on_message(self, message: ReceivedMessage) -> None:
+    async def on_message(self, message: ReceivedMessage) -> None:
+        """Take a message to this producer, or to another one that a follower listens to."""
         received: out.Out = codec.decode(message.data, out.Out)
         if isinstance(received, out.AskReceived):
             await self._send_received(received, message.reply)

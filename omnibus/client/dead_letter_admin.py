@@ -81,18 +81,16 @@ class DeadLetterAdmin:
         await self._dead_letters.forget(dead_letter.record)
 
     async def _renewal(self, dead_letter: DeadLetter) -> Renewal:
-        check_retry(dead_letter, await self._idle_record(dead_letter))
+        record = await self._record(dead_letter.record.rid)
+        if record is not None and not await self._is_stranded(dead_letter, record):
+            check_retry(dead_letter, record)
         data = await self._dead_letters.input(dead_letter)
         route = validate(self._spec, decode_request(data))
         payload = await self._channel.store.put(data, REQUEST_MEDIA_TYPE, rid=dead_letter.record.rid)
         return Renewal(payload, route, self._spec.max_attempts, self._performer.clock.now())
 
-    async def _idle_record(self, dead_letter: DeadLetter) -> Record | None:
-        """The record, None also where an earlier retry left it open with nothing queued."""
-        record = await self._record(dead_letter.record.rid)
-        return None if record is not None and await self._is_stranded(dead_letter, record) else record
-
     async def _is_stranded(self, dead_letter: DeadLetter, record: Record) -> bool:
+        """Whether an earlier retry left it open with nothing queued."""
         is_open = record.nonce == dead_letter.record.nonce and record.state is RequestState.OPEN
         return is_open and not await self._performer.queue.anything_queued(record.rid)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import uvloop
 
@@ -20,7 +21,7 @@ ShutdownHook = Callable[[Exception], None]
 
 
 class EngineThread(Generic[S]):
-    """Opens a session, and keeps it open until `stop`. Its methods are for other threads and other loops."""
+    """Opens a session, and keeps it open until `shutdown`. Its methods are for other threads and other loops."""
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[S]], shutdown_hook: ShutdownHook) -> None:
         """Returns when the session is open; raises what it raises. `shutdown_hook` is called when it is over, with the reason."""
@@ -29,25 +30,31 @@ class EngineThread(Generic[S]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: Future[None] = Future()
         self._end = EngineDead("the engine was shut down")
-        self._thread = threading.Thread(target=self._run, name="omnibus-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="omnibus-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.shutdown)
         try:
             self.session = self._opened.result()  # bounded by the opening's own deadlines
         except BaseException:
-            self.stop()  # the caller may have been interrupted while it waited
+            self.shutdown()  # the caller may have been interrupted while it waited
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
 
     @property
     def stopped(self) -> bool:
-        """Whether `stop` was called."""
+        """Whether `shutdown` was called."""
         return self._stopping.done()
 
-    @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the session is open."""
         return self._thread.is_alive() and self._loop is not None
 
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the session's loop and wait; raises EngineDead when it is over. Ctrl-C cancels the work."""
         started = self._start(work)
         try:
@@ -58,7 +65,7 @@ class EngineThread(Generic[S]):
             started.cancel()
             raise
 
-    async def call_async(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_async(self, work: Coroutine[Any, Any, T]) -> T:
         """The same from another loop; cancelling it cancels the work."""
         started = self._start(work)
         try:
@@ -68,8 +75,9 @@ class EngineThread(Generic[S]):
                 raise self._end from None
             raise
 
-    def stop(self) -> None:
-        """Close the session in order; idempotent."""
+    def shutdown(self) -> None:
+        """Close the session in order; idempotent, and blocks."""
+        atexit.unregister(self.shutdown)
         if not self._stopping.done():
             self._stopping.set_result(None)
         self._thread.join()
@@ -84,7 +92,7 @@ class EngineThread(Generic[S]):
         work.close()
         raise self._end
 
-    def _run(self) -> None:
+    def _run_loop(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._main())

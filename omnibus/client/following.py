@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.request_events import ClientEvent, Ended
@@ -14,7 +14,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire import out
+from omnibus.wire import out, subjects
 from omnibus.wire.envelope import Ticket
 
 READ_EVERY = 5.0
@@ -35,22 +35,19 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
     expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open BEYOND_DEADLINE:
     no orchestrator runs, or none can be reached.
     """
-    elsewhere = None
-    if ticket.front is not None and ticket.front != channel.front:
-        elsewhere = await channel.listen(ticket.front, ticket.rid)
-    try:
-        with channel.mailbox(ticket.rid) as box:
-            follower = _Follower(channel, ticket, box)
-            if from_record:
-                await follower.catch_up()
-            ended = None
-            while ended is None:
-                for event in await follower.events():
-                    ended = event if isinstance(event, Ended) else None
-                    yield event
-    finally:
-        if elsewhere is not None:
-            await elsewhere.unsubscribe()
+    async with AsyncExitStack() as stack:
+        if ticket.front is not None and ticket.front != channel.front:
+            subject = subjects.out(ticket.pipeline, ticket.front, ticket.rid)
+            elsewhere = await channel.connection.subscribe(subject, channel.on_message)
+            stack.push_async_callback(elsewhere.unsubscribe)
+        follower = _Follower(channel, ticket, stack.enter_context(channel.mailbox(ticket.rid)))
+        if from_record:
+            await follower.catch_up()
+        ended = None
+        while ended is None:
+            for event in await follower.events():
+                ended = event if isinstance(event, Ended) else None
+                yield event
 
 
 class _Follower:

@@ -99,7 +99,7 @@ class Omni(OmniBase):
 
     def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See Session.abort; from another thread while `generate` runs. It does nothing after a shutdown."""
-        return [] if self._thread.stopped else self.run(self.session.abort(request_id, timeout))
+        return [] if self.stopped else self.run(self.session.abort(request_id, timeout))
 
     # Control of all replicas: see client.controls.Controls
 
@@ -124,7 +124,7 @@ class Omni(OmniBase):
         async def run(rid: str, request: Request) -> OmniResult:
             async with slots:
                 result = await self._run(rid, request)
-            bar.advance(failed=result.failure is not None)
+            bar.count(failed=result.failure is not None)
             return result
 
         async with asyncio.TaskGroup() as group:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakSet
 
 from omnibus.client.embedded_pipeline import EmbeddedOptions
 from omnibus.client.engine_thread import EngineThread
@@ -16,7 +16,7 @@ from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Session, open_session
 from omnibus.client.single_stage import Target, pipeline_for
 from omnibus.client.stage_info import StageRuntimeInfo, stage_info, supported_tasks
-from omnibus.errors import EngineDead, InvalidRequest
+from omnibus.errors import InvalidRequest
 from omnibus.observability.logging import configure_quietly
 from omnibus.pipeline.files import is_path
 from omnibus.pipeline.spec import PipelineSpec
@@ -28,7 +28,7 @@ STAGE_INIT_TIMEOUT = 300.0
 """Seconds that one engine may take to load, where nobody says otherwise."""
 
 
-class OmniBase:
+class OmniBase(EngineThread[Session]):
     """Serves a pipeline from here, or uses one that runs on a cluster.
 
     `model` is a pipeline file, the name of a shipped pipeline, a PipelineSpec, or the folder of a checkpoint, which is
@@ -59,26 +59,14 @@ class OmniBase:
             state_dir=Path(state_dir) if state_dir is not None else None,
             init_timeout=init_timeout, stage_init_timeout=stage_init_timeout, log_level=log_level,
         )  # fmt: skip
-        self._queues: set[OutputQueue[OmniRequestOutput]] = set()
+        self._queues: WeakSet[OutputQueue[OmniRequestOutput]] = WeakSet()
         self._outputs = self._new_queue()
-        self._thread = EngineThread(
+        super().__init__(
             lambda: open_session(target, settings, nats=nats, options=options, outputs=self._outputs),
             shutdown_hook=self._close_queues,
         )
-        atexit.register(self.shutdown)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
 
     # What it is
-
-    @property
-    def session(self) -> Session:
-        """The session on the thread; its coroutines go through `run` or `run_async`."""
-        return self._thread.session
 
     @property
     def spec(self) -> PipelineSpec:
@@ -103,39 +91,17 @@ class OmniBase:
         """The tasks that the pipeline can do: `generate` for text, `text-to-image`, `text-to-speech`, …"""
         return supported_tasks(self.spec)
 
-    def is_alive(self) -> bool:
-        """Whether requests can be added."""
-        return self._thread.alive
-
     def get_stage_metadata(self, stage_id: int) -> StageRuntimeInfo:
         """Return the information on one stage; raises PipelineError for an unknown one."""
         return stage_info(self.spec.stage(stage_id))
 
-    # What it does
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of the session and wait for it; raises EngineDead when the engine is not alive."""
-        return self._thread.call(work)
-
-    async def run_async(self, work: Coroutine[Any, Any, T]) -> T:
-        """The same, without blocking the caller's loop."""
-        return await self._thread.call_async(work)
-
-    def shutdown(self) -> None:
-        """End everything that was started here; idempotent, and blocks. On a cluster, requests that were accepted go on."""
-        atexit.unregister(self.shutdown)
-        self._thread.stop()
+    # What it does: a coroutine of its `session` goes through `run` or `run_async`, which raise EngineDead when it is over
 
     def _new_queue(self) -> OutputQueue[OmniRequestOutput]:
         """A queue of outputs that is closed with the engine."""
         queue: OutputQueue[OmniRequestOutput] = OutputQueue()
         self._queues.add(queue)
         return queue
-
-    def _drop_queue(self, queue: OutputQueue[OmniRequestOutput]) -> None:
-        """Nobody takes from it any more."""
-        self._queues.discard(queue)
-        queue.close(EngineDead("nobody takes these outputs any more"))
 
     def _close_queues(self, reason: Exception) -> None:
         for queue in tuple(self._queues):

@@ -111,7 +111,13 @@ class Producer:
         route = validate(spec, request)
         lane = lane_of(spec, request, channel.open_requests.count(request.tenant, request.lane))
         slot = QuotaSlot(request.tenant, request.lane, lane, arrived + timeout_of(spec, request))
-        is_new = await self._take_slot(channel, spec, rid, slot)
+        # Counted from now on: its end may come before it is admitted.
+        try:
+            is_new = await channel.open_requests.take_slot(spec, rid, slot)
+        except Overloaded:
+            if await channel.performer.ledger.read(rid) is None:
+                raise
+            is_new = False  # it was accepted before, and its client has come back
         attached = True
         try:
             await check_files(request, within=timeout_of(spec, request))
@@ -157,16 +163,3 @@ class Producer:
             if pipeline not in self._channels:
                 self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front)
             return self._channels[pipeline]
-
-    @staticmethod
-    async def _take_slot(channel: Channel, spec: PipelineSpec, rid: str, slot: QuotaSlot) -> bool:
-        """Count a request from now on, for its end may come before it is admitted; whether it was not counted yet.
-
-        Raises Overloaded; not for a request that was accepted before, whose client has come back.
-        """
-        try:
-            return await channel.open_requests.take_slot(spec, rid, slot)
-        except Overloaded:
-            if await channel.performer.ledger.read(rid) is None:
-                raise
-            return False

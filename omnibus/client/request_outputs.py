@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from omnibus.client.request_events import (
@@ -32,8 +32,6 @@ class OmniRequestOutput:
     """The prompt's text, where it is known."""
     stage_id: int | None = None
     """None when the request ended without this output belonging to a stage."""
-    final_output_type: str | None = None
-    """Modality."""
     delta: str = ""
     """The next piece of a text; then `output` is None."""
     output: Output | None = None
@@ -54,6 +52,11 @@ class OmniRequestOutput:
     def text(self) -> str:
         """The text, or its next piece."""
         return self.output.text if self.output is not None else self.delta
+
+    @property
+    def final_output_type(self) -> str | None:
+        """Modality; None when no output belongs to it."""
+        return self.output.modality if self.output is not None else "text" if self.delta else None
 
     @property
     def aborted(self) -> bool:
@@ -79,8 +82,6 @@ class OutputAdapter:
 
     request_id: str
     prompt: str | None
-    final_types: Mapping[int, str]
-    """Modality of each stage whose output is expected."""
     deltas: bool = False
     """Whether pieces of text are outputs too."""
     texts: dict[int, str] = field(default_factory=dict)
@@ -126,9 +127,8 @@ class OutputAdapter:
 
     def _of(self, stage_id: int | None, *, delta: str = "", output: Output | None = None) -> OmniRequestOutput:
         return OmniRequestOutput(
-            request_id=self.request_id, prompt=self.prompt, stage_id=stage_id, delta=delta, output=output,
-            final_output_type=None if stage_id is None else self.final_types.get(stage_id),
-        )  # fmt: skip
+            request_id=self.request_id, prompt=self.prompt, stage_id=stage_id, delta=delta, output=output
+        )
 
 
 def _partial(stage_id: int, text: str) -> Output:

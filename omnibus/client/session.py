@@ -21,7 +21,6 @@ from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
 from omnibus.errors import BrokerUnavailable, InvalidRequest, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.requests.state import RequestState
@@ -109,11 +108,9 @@ class Session(Controls):
         An id that this session has open is refused with RequestConflict. The queue wait and the deadline are counted from
         `arrival_time`, seconds since the epoch.
         """
-        finals = plan_route(self.spec, request.modalities).finals
         if request_id in self._open:
             raise RequestConflict(f"request {request_id!r} is running already", param="request_id")
-        types = {stage.stage_id: stage.final or "" for stage in finals}
-        adapter = OutputAdapter(request_id, prompt_text or text_of(request), types, deltas)
+        adapter = OutputAdapter(request_id, prompt_text or text_of(request), deltas)
         self._open[request_id] = adapter
         try:
             submission = await self._accepted(request_id, request, _checked(arrival_time))

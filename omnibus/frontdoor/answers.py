@@ -109,17 +109,6 @@ def server_timing(timings: Iterable[StageTiming], spec: PipelineSpec) -> str:
     """The value of a `Server-Timing` header: a stage's time in the queue and in the engine, milliseconds."""
     metrics: list[str] = []
     for timing in timings:
-        name, (queued, running) = stage_name(spec, timing.stage_id), stage_seconds(timing)
+        name, (queued, running) = spec.stage_name(timing.stage_id), timing.seconds
         metrics += (f"{name}-queue;dur={queued * 1000:.1f}", f"{name};dur={running * 1000:.1f}")
     return ", ".join(metrics)
-
-
-def stage_seconds(timing: StageTiming) -> tuple[float, float]:
-    """Seconds in the queue and in the engine."""
-    # Clocks of two hosts may differ by more than a task waited.
-    return max(0.0, timing.started - timing.queued), max(0.0, timing.finished - timing.started)
-
-
-def stage_name(spec: PipelineSpec, stage_id: int) -> str:
-    """The stage's name; its id when the pipeline was deployed anew without it."""
-    return next((stage.name for stage in spec.stages if stage.stage_id == stage_id), str(stage_id))

@@ -145,6 +145,10 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         known = ", ".join(f"{stage.stage_id} ({stage.name})" for stage in self.stages)
         raise PipelineError(f"pipeline {self.name!r} has no stage {ref!r}; it has {known}", field="stages")
 
+    def stage_name(self, stage_id: int) -> str:
+        """Return the stage's name; its id when the pipeline was deployed anew without it."""
+        return next((stage.name for stage in self.stages if stage.stage_id == stage_id), str(stage_id))
+
     def edge(self, source: int, target: int) -> EdgeSpec:
         """Return the settings of the edge, the defaults where the file sets none; it need not be declared in `input_sources`."""
         for edge in self.edges:

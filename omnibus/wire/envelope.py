@@ -50,6 +50,11 @@ class StageTiming(msgspec.Struct, frozen=True, array_like=True):
     stored: int = 0
     """Payloads that the stage put into the object store for the next ones."""
 
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Seconds in the queue and in the engine; the clocks of two hosts may differ by more than a task waited."""
+        return max(0.0, self.started - self.queued), max(0.0, self.finished - self.started)
+
 
 class TokenUsage(msgspec.Struct, frozen=True, array_like=True):
     """Tokens of one stage."""

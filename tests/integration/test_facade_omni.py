@@ -131,8 +131,8 @@ def test_nothing_is_run_when_a_prompt_cannot_be_served(omni: Omni) -> None:
 def test_bar_counts_prompts_on_a_terminal() -> None:
     screen = io.StringIO()
     with Bar(2, visible=True, console=Console(file=screen, force_terminal=True, width=100)) as bar:
-        bar.advance()
-        bar.advance(failed=True)
+        bar.count()
+        bar.count(failed=True)
     assert "2/2" in screen.getvalue()
     assert "1 failed" in screen.getvalue()
 
@@ -140,7 +140,7 @@ def test_bar_counts_prompts_on_a_terminal() -> None:
 def test_bar_is_silent_when_it_is_not_wanted() -> None:
     screen = io.StringIO()
     with Bar(1, visible=False, console=Console(file=screen, force_terminal=True)) as bar:
-        bar.advance()
+        bar.count()
     assert screen.getvalue() == ""
 
 

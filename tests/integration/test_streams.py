@@ -179,7 +179,7 @@ async def test_gap_is_filled_from_the_replica_when_messages_were_lost(connection
         lost = len(overheard.tokens)
         await eventually(lambda: len(overheard.tokens) > lost + 3)
         subject = subjects.out_all(pipeline, producer.front)
-        channel._subscriptions.append(await connection.subscribe(subject, channel._on_message))
+        channel._subscriptions.append(await connection.subscribe(subject, channel.on_message))
         received = await everything(submission.events())
         await listening.unsubscribe()
     assert texts(received) == PROMPT

@@ -25,7 +25,7 @@ def ended(state: RequestState = RequestState.DONE, failure: Failure | None = Non
 
 
 def told(*events: ClientEvent, deltas: bool = False) -> list[OmniRequestOutput]:
-    output_adapter = OutputAdapter("a", "hi", {0: "text", 1: "image"}, deltas)
+    output_adapter = OutputAdapter("a", "hi", deltas)
     return [output for event in events for output in output_adapter.notify(event)]
 
 

@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 
 from omnibus.client.request_events import Output, Result
 from omnibus.errors import UnknownRequest
-from omnibus.frontdoor.answers import Usage, json_response, size_of, stage_name, stage_seconds, usage
+from omnibus.frontdoor.answers import Usage, json_response, size_of, usage
 from omnibus.frontdoor.api_keys import Role
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
@@ -132,7 +132,7 @@ def request_answer(result: Result, spec: PipelineSpec, model: str) -> RequestAns
 
 def _output(output: Output, spec: PipelineSpec) -> RequestOutput:
     return RequestOutput(
-        stage=stage_name(spec, output.stage_id),
+        stage=spec.stage_name(output.stage_id),
         modality=output.modality,
         finish_reason=output.finish_reason,
         usage=usage([output]),
@@ -147,12 +147,12 @@ def _item(item: bytes, output: Output) -> OutputItem:
 
 
 def _seconds(timing: StageTiming, spec: PipelineSpec) -> StageSeconds:
-    queued, running = stage_seconds(timing)
-    return StageSeconds(stage=stage_name(spec, timing.stage_id), queued=queued, running=running)
+    queued, running = timing.seconds
+    return StageSeconds(stage=spec.stage_name(timing.stage_id), queued=queued, running=running)
 
 
 def _attempt(attempt: Attempt, spec: PipelineSpec) -> FailedAttempt:
     return FailedAttempt(
-        stage=stage_name(spec, attempt.stage_id), run=attempt.run, delivery=attempt.delivery, at=attempt.at,
+        stage=spec.stage_name(attempt.stage_id), run=attempt.run, delivery=attempt.delivery, at=attempt.at,
         replica=attempt.replica, code=attempt.code, message=attempt.message,
     )  # fmt: skip

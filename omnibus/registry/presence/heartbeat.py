@@ -58,7 +58,8 @@ class Registration:
         `refresh` is awaited before each beat, so that `load` has what only the broker can tell.
         """
         self._bucket = bucket
-        self._record = record
+        self.record = record
+        """The record that was written last."""
         self._timeout = timeout
         self._load = load
         self._on_registered, self._on_fenced = on_registered, on_fenced
@@ -70,15 +71,10 @@ class Registration:
         self._hurry = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
 
-    @property
-    def record(self) -> ReplicaRecord:
-        """The record that was written last."""
-        return self._record
-
     async def __aenter__(self) -> Self:
         await self._claim()
         await self._notify_id()
-        self._beating = asyncio.create_task(self._beat_on(), name=f"heartbeat-{self._record.replica}")
+        self._beating = asyncio.create_task(self._beat_on(), name=f"heartbeat-{self.record.replica}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -88,7 +84,7 @@ class Registration:
 
     async def set_status(self, status: ReplicaStatus, reason: str = "") -> None:
         """Record a status at once, and a reason that stays; when that is impossible, the next beat does (or it expires)."""
-        self._record = replace(self._record, status=status, reason=reason or self._record.reason)
+        self.record = replace(self.record, status=status, reason=reason or self.record.reason)
         await self._try_beat()
 
     def hurry(self, status: ReplicaStatus | None = None) -> None:
@@ -97,7 +93,7 @@ class Registration:
         Such as after a reconnect: observers saw the connection break, and wait for a sign of life.
         """
         if status is not None:
-            self._record = replace(self._record, status=status)
+            self.record = replace(self.record, status=status)
         self._hurry.set()
 
     async def beat(self) -> None:
@@ -105,7 +101,7 @@ class Registration:
         async with self._writing:
             if self._refresh is not None:
                 await self._refresh()
-            self._record = replace(self._record, **self._load(), last_heartbeat=time.time())
+            self.record = replace(self.record, **self._load(), last_heartbeat=time.time())
             try:
                 self._revision = await self._update(self._revision)
             except RevisionConflict:
@@ -122,7 +118,7 @@ class Registration:
 
     async def _try_beat(self) -> None:
         # Such as an exception of an engine that is asked for its load: the heart must go on beating.
-        with task_root("heartbeat", self._metrics, stage=self._record.stage_id, replica=self._record.replica):
+        with task_root("heartbeat", self._metrics, stage=self.record.stage_id, replica=self.record.replica):
             async with asyncio.timeout(self._timeout / 2):
                 await self.beat()
 
@@ -142,31 +138,31 @@ class Registration:
             await self._register_afresh()
 
     def _is_ours(self, found: ReplicaRecord) -> bool:
-        if found.instance != self._record.instance:
+        if found.instance != self.record.instance:
             return False
-        return found.status is not ReplicaStatus.DOWN or self._record.status is ReplicaStatus.DOWN
+        return found.status is not ReplicaStatus.DOWN or self.record.status is ReplicaStatus.DOWN
 
     async def _register_afresh(self) -> None:
-        if self._record.status is ReplicaStatus.DOWN:
+        if self.record.status is ReplicaStatus.DOWN:
             return  # somebody else wrote it first
-        log.warning(LogEvent.REPLICA_FENCED, stage=self._record.stage_id, replica=self._record.replica)
+        log.warning(LogEvent.REPLICA_FENCED, stage=self.record.stage_id, replica=self.record.replica)
         self._notified = ""
         self._on_fenced()
-        self._record = replace(self._record, **self._load())
+        self.record = replace(self.record, **self._load())
         await self._claim()
 
     async def _claim(self) -> None:
         now = time.time()
         for number in itertools.count():
-            self._record = replace(self._record, replica=f"r{number}", registered_at=now, last_heartbeat=now)
+            self.record = replace(self.record, replica=f"r{number}", registered_at=now, last_heartbeat=now)
             if await self._take():
                 break
 
     async def _notify_id(self) -> None:
         """After every beat, not only after a claim: the time for a beat may end between the two."""
-        if self._notified != self._record.replica:
-            await self._on_registered(self._record.replica)
-            self._notified = self._record.replica
+        if self._notified != self.record.replica:
+            await self._on_registered(self.record.replica)
+            self._notified = self.record.replica
 
     async def _take(self) -> bool:
         """Whether the id was free, and is ours now."""
@@ -182,12 +178,12 @@ class Registration:
 
     @property
     def _key(self) -> str:
-        return subjects.replica_key(self._record.stage_id, self._record.replica)
+        return subjects.replica_key(self.record.stage_id, self.record.replica)
 
     async def _update(self, revision: int) -> int:
         """Replace the record of this revision; 0: there is none, at most the mark of one that expired."""
         # The bucket's age limit is the heartbeat timeout, so a key needs no lifetime of its own.
-        data = codec.encode(self._record)
+        data = codec.encode(self.record)
         return await (
             self._bucket.update(self._key, data, revision) if revision else self._bucket.create(self._key, data)
         )
