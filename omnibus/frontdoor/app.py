@@ -26,7 +26,7 @@ from omnibus.frontdoor.endpoints import (
     speech,
 )
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
-from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, BodyLimit, Observed
+from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import NoTracing, Tracing
@@ -73,7 +73,6 @@ def create_app(
     error_answers.install(app)
     # The last one added is the outermost: every refusal has an id and is logged, also those that a browser asks for before
     # it sends a key; the key comes before the body.
-    app.add_middleware(BodyLimit, limit=options.max_body_bytes)
     keys = KeyTable(options.api_keys, options.api_keys_file)
     app.add_middleware(ApiKeys, keys=keys, closed=options.closed, admin_paths=replica_control.ADMIN_PATHS)
     if options.allowed_origins:

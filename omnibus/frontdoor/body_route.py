@@ -44,7 +44,7 @@ class BodyRoute(APIRoute):
         wants_http = self.dependant.request_param_name is not None
 
         async def handle(http: HttpRequest) -> Response:
-            raw = await _read(http)
+            raw = http.state.body = await _read(http)
             if not raw and not is_required:
                 raw = b"{}"
             elif not _is_json(http.headers.get("content-type", "")):
@@ -89,7 +89,7 @@ def parse(raw: bytes, model: type[M]) -> M:
 
 async def fingerprint(http: HttpRequest) -> str:
     """A digest of all that a request asks for; the order of fields, and nulls, change nothing."""
-    raw = await http.body()
+    raw = http.state.body
     return await off_loop(len(raw), _fingerprint, http.url.path, raw)
 
 
@@ -149,7 +149,18 @@ def _is_json(content_type: str) -> bool:
 
 
 async def _read(http: HttpRequest) -> bytes:
+    """The body; raises RequestTooLarge at once where it says its length, else as soon as it has passed the bound."""
+    limit: int = http.app.state.context.options.max_body_bytes
+    too_large = RequestTooLarge(f"the body is larger than {limit} bytes")
+    declared = http.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
     try:
-        return await http.body()
+        async for chunk in http.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+        return bytes(body)
     except ClientDisconnect as error:
         raise RequestCancelled("the caller went away before its request was complete") from error

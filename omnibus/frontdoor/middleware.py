@@ -1,4 +1,4 @@
-"""Every HTTP request gets an id, a log line and a bound on its body before a route sees it."""
+"""Every HTTP request gets an id and a log line before a route sees it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnibus.errors import InvalidRequest, RequestTooLarge
+from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -123,37 +123,3 @@ async def _send_shutdown_notice(send: Send) -> None:
     body = f"data: {error_json(ShuttingDown())}\n\ndata: [DONE]\n\n".encode()
     async with asyncio.timeout(SHUTDOWN_HOOK_TIMEOUT):
         await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-class BodyLimit:
-    """Refuses bodies beyond a size: at once where they say their length, else as soon as they pass it."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._limit:
-            await error_response(RequestTooLarge(self._message))(scope, receive, send)
-            return
-        await self._app(scope, self._counted(receive), send)
-
-    def _counted(self, receive: Receive) -> Receive:
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise RequestTooLarge(self._message)
-            return message
-
-        return counted
-
-    @property
-    def _message(self) -> str:
-        return f"the body is larger than {self._limit} bytes"

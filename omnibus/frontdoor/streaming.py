@@ -27,6 +27,7 @@ PIECE_CHARS = 4096
 _SEPARATOR = "\n"
 _DONE = ServerSentEvent("[DONE]", sep=_SEPARATOR)
 _log = get_logger(__name__)
+Events = AsyncGenerator[ClientEvent, None]
 
 
 def data(answer: Answer, *, event: str | None = None) -> ServerSentEvent:
@@ -34,65 +35,51 @@ def data(answer: Answer, *, event: str | None = None) -> ServerSentEvent:
     return ServerSentEvent(answer.json_text(), event=event, sep=_SEPARATOR)
 
 
-class Lookahead:
-    """The events of a request, whose first can be waited for without taking it."""
+async def _events(accepted: Accepted) -> Events:
+    """The events of a request until it ends; raises DeadlineExceeded when that takes too long."""
+    until = asyncio.get_running_loop().time() + accepted.timeout
+    async with aclosing(accepted.submission.events()) as events:
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    event = await anext(events)
+            except TimeoutError as error:
+                raise DeadlineExceeded from error
+            yield event
+            if isinstance(event, Ended):
+                return
 
-    def __init__(self, accepted: Accepted) -> None:
-        self._events = aiter(accepted.submission.events())
-        self._until = asyncio.get_running_loop().time() + accepted.timeout
-        self._next: asyncio.Task[ClientEvent] | None = None
 
-    async def peek(self, timeout: float) -> ClientEvent | None:
-        """The first event, None when there is none within `timeout` seconds."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._take(), name="first-event")
-        done, _ = await asyncio.wait({self._next}, timeout=timeout)
-        return self._next.result() if done else None
-
-    def __aiter__(self) -> Lookahead:
-        return self
-
-    async def __anext__(self) -> ClientEvent:
-        if self._next is None:
-            return await self._take()
-        task, self._next = self._next, None
-        return await task
-
-    async def aclose(self) -> None:
-        """Stop listening."""
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-        if isinstance(self._events, AsyncGenerator):
-            await self._events.aclose()
-
-    async def _take(self) -> ClientEvent:
-        try:
-            async with asyncio.timeout_at(self._until):
-                return await anext(self._events)
-        except TimeoutError as error:
-            raise DeadlineExceeded from error
+async def _with_first(first: asyncio.Task[ClientEvent], rest: Events) -> Events:
+    """All events, whose first is waited for already."""
+    async with aclosing(rest):
+        yield await first
+        async for event in rest:
+            yield event
 
 
 async def event_stream(
     context: FrontDoorContext,
     http: HttpRequest,
     accepted: Accepted,
-    pieces: Callable[[Lookahead], AsyncIterator[ServerSentEvent]],
+    pieces: Callable[[Events], AsyncIterator[ServerSentEvent]],
 ) -> EventSourceResponse:
     """A response that sends what `pieces` makes of the events, as they come.
 
     It waits a little for the first one: a request that ends at once with an error raises it, and has its own status.
     """
-    events = Lookahead(accepted)
+    events = _events(accepted)
+    first = asyncio.create_task(anext(events), name=f"first-event-{accepted.rid}")
     try:
-        first = await unless_gone(context, http, accepted, events.peek(context.options.first_event_wait))
-        if isinstance(first, Ended):
-            first.result.raise_for_state()
+        await unless_gone(context, http, accepted, asyncio.wait({first}, timeout=context.options.first_event_wait))
+        if first.done() and isinstance(event := first.result(), Ended):
+            event.result.raise_for_state()
     except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
         await events.aclose()
         raise
-    return _EventStream(context, accepted, _framed(context, accepted, pieces(events)))
+    return _EventStream(context, accepted, _framed(context, accepted, pieces(_with_first(first, events))))
 
 
 class _EventStream(EventSourceResponse):
@@ -174,9 +161,7 @@ class TextStream:
         return [end, self.totals(usage(outputs))] if self.include_usage else [end]
 
 
-async def text_events(
-    stream: TextStream, events: Lookahead, audio: str | None = None
-) -> AsyncIterator[ServerSentEvent]:
+async def text_events(stream: TextStream, events: Events, audio: str | None = None) -> AsyncIterator[ServerSentEvent]:
     """The server-sent events of a stream, sound in the format `audio`; raises the error of a request that fails."""
     for chunk in stream.opening():
         yield data(chunk)

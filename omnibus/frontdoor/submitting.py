@@ -88,7 +88,7 @@ async def submit(
     where the caller does not want to wait and a stage that the request needs has no replica up.
     """
     served = await context.models.find(body.model, modality=modality)
-    request = await off_loop(len(await http.body()), request_of, body, served.spec)
+    request = await off_loop(len(http.state.body), request_of, body, served.spec)
     if body.wait is False:
         needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
         if missing := await context.missing_stages(served.spec, needed):

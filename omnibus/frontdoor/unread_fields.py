@@ -13,12 +13,8 @@ from omnibus.wire.request import asks_nothing
 SENT_FOR_NO_REASON = frozenset(
     {
         *("metadata", "store", "service_tier", "parallel_tool_calls", "stream_options", "moderation"),  # OpenAI's own
-        *(
-            "safety_identifier",
-            "prompt_cache_key",
-            "prompt_cache_retention",
-            "cache_control",
-        ),  # no answer depends on them
+        *("safety_identifier", "prompt_cache_key", "prompt_cache_retention"),  # no answer depends on them
+        "cache_control",
         "voice",  # clients must name one; a pipeline has the voice that it has
         "detail",  # of a picture, which is seen at its own size
         *("index", "annotations"),  # of earlier answers that are sent back

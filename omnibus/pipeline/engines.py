@@ -96,6 +96,22 @@ def _world_size(args: EngineArgs) -> int:
     return max(1, int(parallel.get("world_size") or 1)) if isinstance(parallel, Mapping) else 1
 
 
+_OF_DIFFUSERS = frozenset({
+    "batch_window_ms", "device", "dtype", "leave_out", "local_files_only", "low_cpu_mem_usage", "max_images",
+    "max_pixels", "pipeline_class", "use_safetensors", "variant",
+})  # fmt: skip
+_PLAIN_OF_VLLM = frozenset({
+    "attention_backend", "block_size", "chat_template_kwargs", "config_format", "convert", "cudagraph_capture_sizes",
+    "dtype", "generation_config", "hidden_states", "kv_cache_dtype", "limit_mm_per_prompt", "load_format",
+    "lora_dtype", "lora_modules", "max_model_len", "mm_processor_kwargs", "model_impl", "override_generation_config",
+    "pooler_config", "quantization", "revision", "runner", "scheduling_policy", "served_model_name", "tokenizer",
+    "tokenizer_mode", "tokenizer_revision",
+})  # fmt: skip
+"""Arguments that name no code; many of vLLM's others name classes, modules and plugins, some of them deep inside."""
+_OF_TRANSFORMERS = frozenset({
+    "argument", "device", "dtype", "input", "max_frames", "method", "method_kwargs", "model_class", "output",
+    "sample_rate",
+})  # fmt: skip
 BUILT_IN = (
     EngineKind(
         name="diffusers",
@@ -107,10 +123,7 @@ BUILT_IN = (
         parameters=frozenset({"image", "seed"}),
         can_sleep=True,
         devices=_world_size,
-        arguments=frozenset(
-            {"pipeline_class", "dtype", "device", "max_images", "max_pixels", "batch_window_ms", "leave_out", "variant"}
-            | {"use_safetensors", "low_cpu_mem_usage", "local_files_only"}
-        ),
+        arguments=_OF_DIFFUSERS,
         module_arguments=frozenset({"pipeline_class"}),
         stall_timeout=600.0,
     ),
@@ -130,28 +143,7 @@ BUILT_IN = (
         profiler="profiler_config",
         devices=_parallel_size,
         only_encodes=lambda args: args.get("runner") == "pooling",
-        # Of vLLM's other arguments many name classes, modules and plugins, some of them deep inside.
-        plain_arguments=frozenset(
-            {
-                "attention_backend",
-                "block_size",
-                "chat_template_kwargs",
-                "config_format",
-                "convert",
-                "cudagraph_capture_sizes",
-            }
-            | {"dtype", "generation_config", "hidden_states", "kv_cache_dtype", "limit_mm_per_prompt", "load_format"}
-            | {"lora_dtype", "lora_modules", "max_model_len", "mm_processor_kwargs", "model_impl", "pooler_config"}
-            | {
-                "override_generation_config",
-                "quantization",
-                "revision",
-                "runner",
-                "scheduling_policy",
-                "served_model_name",
-            }
-            | {"tokenizer", "tokenizer_mode", "tokenizer_revision"}
-        ),
+        plain_arguments=_PLAIN_OF_VLLM,
         arguments=None,
         slots=64,
     ),
@@ -162,10 +154,7 @@ BUILT_IN = (
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
         gives=frozenset({"audio"}),
-        arguments=frozenset(
-            {"model_class", "method", "method_kwargs", "input", "argument", "output", "sample_rate", "device", "dtype"}
-            | {"max_frames"}
-        ),
+        arguments=_OF_TRANSFORMERS,
         module_arguments=frozenset({"model_class"}),
     ),
     EngineKind(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
 from omnibus.pipeline.files import pipeline_file, read_file, suggestion
-from omnibus.pipeline.plain_values import Path, shown
+from omnibus.pipeline.plain_values import shown
 from omnibus.pipeline.platforms import PLATFORMS, detect_platform
-from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
+from omnibus.pipeline.yaml_document import Place, YamlDocument, YamlList, YamlMapping, parse_yaml, places_of
 
 MOST_BASES = 16
 BASE, OVERLAYS = "base_config", "platforms"
@@ -20,8 +20,6 @@ _LIST_KEYS: dict[str, Callable[[dict[str, Any]], object]] = {
     "edges": lambda edge: (edge.get("source"), edge.get("target")),
 }
 """Lists whose items are merged with the item of the same key; other lists are replaced."""
-
-Places = dict[Path, Place]
 
 
 def parse_merged(text: str, file: str, platform: str | None = None) -> YamlDocument:
@@ -36,9 +34,11 @@ def parse_merged(text: str, file: str, platform: str | None = None) -> YamlDocum
 
 def merged(below: YamlDocument, above: YamlDocument) -> YamlDocument:
     """Merge two documents; a value of `above` wins. A place remembers the file it came from."""
-    below, above = _keyed(below), _keyed(above)
-    places = {**below.places, **above.places}
-    return _listed(YamlDocument(file=above.file, values=_merge(below.values, above.values), places=places))
+    values = _merge(below.values, above.values)
+    for field, key_of in _LIST_KEYS.items():
+        if field in below.values and field in above.values:
+            values[field] = _merge_lists(below.values[field], above.values[field], key_of)
+    return YamlDocument(above.file, values)
 
 
 def _with_bases(document: YamlDocument, chain: tuple[FilePath, ...]) -> YamlDocument:
@@ -77,67 +77,41 @@ def _with_overlay(document: YamlDocument, platform: str | None) -> YamlDocument:
     chosen = platform or detect_platform()
     if chosen not in overlays:
         return _without(document, OVERLAYS)
-    prefix = (OVERLAYS, chosen)
-    places = {path[2:]: place for path, place in document.places.items() if len(path) > 2 and path[:2] == prefix}
-    overlay_file, _ = document.place(prefix)
-    overlay = YamlDocument(file=overlay_file, values=overlays[chosen], places=places)
-    return merged(_without(document, OVERLAYS), overlay)
+    overlay_file, _ = document.place((OVERLAYS, chosen))
+    return merged(_without(document, OVERLAYS), YamlDocument(overlay_file, overlays[chosen]))
 
 
 def _without(document: YamlDocument, key: str) -> YamlDocument:
     values = {name: value for name, value in document.values.items() if name != key}
-    return YamlDocument(file=document.file, values=values, places=document.places)
-
-
-class _Keyed(dict[str, Any]):
-    """A list of mappings in the form of a mapping, so that it merges like one; in the order of the list."""
+    return YamlDocument(document.file, YamlMapping(values, places_of(document.values)))
 
 
 def _merge(below: Any, above: Any) -> Any:
-    if not isinstance(below, dict) or type(below) is not type(above):
+    if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     both = {key: _merge(below[key], above[key]) for key in below.keys() & above.keys()}
-    return type(below)({**below, **above, **both})
+    return YamlMapping({**below, **above, **both}, {**places_of(below), **places_of(above)})
 
 
-def _keyed(document: YamlDocument) -> YamlDocument:
-    """Turn each list of `_LIST_KEYS` into a _Keyed; a value that is no list of mappings stays for the conversion to refuse."""
-    values, places = dict(document.values), document.places
-    for field, key_of in _LIST_KEYS.items():
-        items = values.get(field)
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            continue
-        names = _unique([repr(key_of(item)) for item in items])
-        values[field] = _Keyed(zip(names, items, strict=True))
-        places = _renamed(places, field, dict(enumerate(names)))
-    return YamlDocument(file=document.file, values=values, places=places)
+def _merge_lists(below: Any, above: Any, key_of: Callable[[dict[str, Any]], object]) -> Any:
+    """Items of the same key merge; a value that is no list of mappings stays for the conversion to refuse."""
+    if not all(isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in (below, above)):
+        return above
+    both = _by_key(below, key_of)
+    for name, (item, place) in _by_key(above, key_of).items():
+        both[name] = (_merge(both[name][0], item) if name in both else item, place)
+    places = {index: place for index, (_, place) in enumerate(both.values()) if place is not None}
+    return YamlList((item for item, _ in both.values()), places)
 
 
-def _listed(document: YamlDocument) -> YamlDocument:
-    """Undo `_keyed`."""
-    values, places = dict(document.values), document.places
-    for field in _LIST_KEYS:
-        items = values.get(field)
-        if isinstance(items, _Keyed):
-            values[field] = list(items.values())
-            places = _renamed(places, field, {name: index for index, name in enumerate(items)})
-    return YamlDocument(file=document.file, values=values, places=places)
-
-
-def _unique(names: list[str]) -> list[str]:
-    """A key that a file repeats stays apart, for the validation to refuse."""
+def _by_key(
+    items: list[Any], key_of: Callable[[dict[str, Any]], object]
+) -> dict[tuple[str, int], tuple[Any, Place | None]]:
+    """The items and their places by their keys; one that repeats a key stays apart, for the validation to refuse."""
     seen: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        numbered.append(f"{name} {seen[name]}")
+    found = {}
+    for index, item in enumerate(items):
+        name = repr(key_of(item))
+        found[name, seen[name]] = item, places_of(items).get(index)
         seen[name] += 1
-    return numbered
-
-
-def _renamed(places: Places, field: str, names: Mapping[Any, str | int]) -> Places:
-    """Rename the items of a list in the places of a document."""
-    renamed = {}
-    for path, place in places.items():
-        inside = len(path) > 1 and path[0] == field and path[1] in names
-        renamed[(field, names[path[1]], *path[2:]) if inside else path] = place
-    return renamed
+    return found

@@ -11,22 +11,14 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.inheritance import merged
 from omnibus.pipeline.loading import build_pipeline
-from omnibus.pipeline.plain_values import Path
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.pipeline.yaml_document import Place, YamlDocument, parse_yaml
+from omnibus.pipeline.yaml_document import YamlDocument, YamlList, YamlMapping, parse_yaml, places_of
 
 SOURCE = "--stage-overrides"
 """The source that errors name in the place of a file."""
 LOCAL_FIELDS = (
-    "model",
-    "revision",
-    "devices",
-    "num_replicas",
-    "slots",
-    "env",
-    "engine_args",
-    "default_sampling_params",
-)
+    "model", "revision", "devices", "num_replicas", "slots", "env", "engine_args", "default_sampling_params",
+)  # fmt: skip
 """Fields in which one replica of a stage may differ from the others."""
 
 
@@ -38,7 +30,7 @@ def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOUR
     key by key, anything else is replaced; later texts win. Raises PipelineError naming the stage's field.
     """
     values = msgspec.msgpack.decode(msgspec.msgpack.encode(spec))  # as a file would give them: lists, not tuples
-    document = YamlDocument(file=source, values=values, places={})
+    document = YamlDocument(source, values)
     for text in texts:
         document = merged(document, _overlay(spec, text, source))
     return build_pipeline(document)
@@ -85,14 +77,13 @@ def _overlay(spec: PipelineSpec, text: str, source: str) -> YamlDocument:
     given = parse_yaml(text, source) if _is_mapping(text) else _assignment(text, source)
     if not isinstance(given.values, dict):
         raise PipelineError(f"{text!r} is no mapping of stages to fields, nor STAGE.FIELD=VALUE", file=source)
-    stages: list[dict[str, Any]] = []
-    places: dict[Path, Place] = {("stages",): (source, 1)}
-    for index, (ref, fields) in enumerate(given.values.items()):
+    stages = YamlList((), dict(enumerate(places_of(given.values).values())))
+    for ref, fields in given.values.items():
         if not isinstance(fields, Mapping):
             raise PipelineError(f"stage {ref}: must be a mapping of fields, not {fields!r}", file=source)
-        stages.append({**fields, "stage_id": _stage_id(spec, ref, fields, source)})
-        places.update(_moved(given.places, (ref,), ("stages", index)))
-    return YamlDocument(file=source, values={"stages": stages}, places=places)
+        changed = {**fields, "stage_id": _stage_id(spec, ref, fields, source)}
+        stages.append(YamlMapping(changed, places_of(fields)))
+    return YamlDocument(source, YamlMapping({"stages": stages}, {"stages": (source, 1)}))
 
 
 def _stage_id(spec: PipelineSpec, ref: str, fields: Mapping[str, Any], source: str) -> int:
@@ -115,12 +106,7 @@ def _assignment(text: str, source: str) -> YamlDocument:
     way = tuple(part.strip() for part in target.split("."))
     if not equals or len(way) == 1 or not all(way):
         raise PipelineError(f"{text!r} is not of the form STAGE.FIELD=VALUE", file=source)
-    given = parse_yaml(value.strip() or "null", source)
-    values = given.values
+    values = parse_yaml(value.strip() or "null", source).values
     for part in reversed(way):
-        values = {part: values}
-    return YamlDocument(file=source, values=values, places=_moved(given.places, (), way))
-
-
-def _moved(places: Mapping[Path, Place], old: Path, new: Path) -> dict[Path, Place]:
-    return {new + path[len(old) :]: place for path, place in places.items() if path[: len(old)] == old}
+        values = YamlMapping({part: values}, {part: (source, 1)})
+    return YamlDocument(source, values)

@@ -1,8 +1,9 @@
-"""A YAML document as plain values, with the file and line of every place in it."""
+"""A YAML document as plain values: dicts, lists and scalars, with the file and line of every place in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -18,20 +19,44 @@ Place = tuple[str, int]
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
+class YamlMapping(dict[str, Any]):
+    """A mapping that knows the places of its keys."""
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[Any, Place]) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
+
+class YamlList(list[Any]):
+    """A list that knows the places of its items."""
+
+    def __init__(self, values: Iterable[Any], places: Mapping[Any, Place]) -> None:
+        super().__init__(values)
+        self.places = dict(places)
+
+
+def places_of(values: Any) -> dict[Any, Place]:
+    """The places of the entries of a mapping or a list; empty for values that no file gave."""
+    return values.places if isinstance(values, YamlMapping | YamlList) else {}
+
+
 @dataclass(frozen=True, slots=True)
 class YamlDocument:
-    """Plain values of one document: dicts, lists and scalars."""
+    """Plain values of one document, several files when documents were merged; what a file gave knows its places."""
 
     file: str
     values: Any
-    places: dict[Path, Place] = field(repr=False)
-    """Places of each mapping's entry (its key) and each list's item; several files when documents were merged."""
 
     def place(self, path: Path) -> Place:
         """Find the file and line of a value; of one without a place of its own, the closest around it."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path, (self.file, 1))
+        found, values = (self.file, 1), self.values
+        for part in path:
+            found = places_of(values).get(part, found)
+            try:
+                values = values[part]
+            except (LookupError, TypeError):
+                break
+        return found
 
     def error(self, path: Path, message: str) -> PipelineError:
         """Make the error for a place of this document."""
@@ -64,8 +89,7 @@ def _parse(text: str, file: str) -> YamlDocument:
     root = loader.get_single_node()
     if root is None:
         raise PipelineError("the file is empty", file=file, line=1)
-    builder = _Builder(loader, file)
-    return YamlDocument(file=file, values=builder.value(root, ()), places=builder.places)
+    return YamlDocument(file=file, values=_Builder(loader, file).value(root, ()))
 
 
 class _Builder:
@@ -74,7 +98,6 @@ class _Builder:
     def __init__(self, loader: yaml.SafeLoader, file: str) -> None:
         self._loader = loader
         self._file = file
-        self.places: dict[Path, Place] = {}
         self._values = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
@@ -88,32 +111,29 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self._item(child, (*path, index)) for index, child in enumerate(node.value)]
+            items = (self.value(child, (*path, index)) for index, child in enumerate(node.value))
+            return YamlList(items, {index: self._place(child) for index, child in enumerate(node.value)})
         try:
             return self._loader.construct_object(node)
         except ValueError as error:  # a date such as 2024-13-01
             raise self._error(node, path, f"not valid YAML: {error}") from error
 
-    def _item(self, node: yaml.Node, path: Path) -> Any:
-        self.places[path] = (self._file, _line(node))
-        return self.value(node, path)
-
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> YamlMapping:
+        values = YamlMapping({}, {})
         for key_node, value_node in node.value:
             key = self.value(key_node, path)
             if not isinstance(key, str):
                 raise self._error(key_node, path, f"the key {shown(key)} must be text; quote it")
             if key in values:
-                _, first = self.places[(*path, key)]
+                _, first = values.places[key]
                 raise self._error(key_node, (*path, key), f"repeated; first given on line {first}")
-            self.places[(*path, key)] = (self._file, _line(key_node))
+            values.places[key] = self._place(key_node)
             values[key] = self.value(value_node, (*path, key))
         return values
 
+    def _place(self, node: yaml.Node) -> Place:
+        return self._file, int(node.start_mark.line) + 1
+
     def _error(self, node: yaml.Node, path: Path, message: str) -> PipelineError:
-        return PipelineError(message, file=self._file, line=_line(node), field=field_name(path) or None)
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
+        file, line = self._place(node)
+        return PipelineError(message, file=file, line=line, field=field_name(path) or None)

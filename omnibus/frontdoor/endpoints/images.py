@@ -22,7 +22,7 @@ from omnibus.frontdoor.bodies import Answer, AskingBody, check_modality, single_
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
-from omnibus.frontdoor.streaming import Lookahead, data, event_stream
+from omnibus.frontdoor.streaming import Events, data, event_stream
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec
@@ -159,7 +159,7 @@ class Previews:
         return self._sent - 1
 
 
-async def _image_events(previews: Previews, image_format: str, events: Lookahead) -> AsyncIterator[ServerSentEvent]:
+async def _image_events(previews: Previews, image_format: str, events: Events) -> AsyncIterator[ServerSentEvent]:
     async with aclosing(events):
         async for event in events:
             if isinstance(event, StepProgress) and event.preview is not None:
