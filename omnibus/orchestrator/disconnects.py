@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -85,20 +83,17 @@ class DisconnectListener:
         event = msgspec.json.decode(message.data, type=_Disconnect)
         for record in self._view.replicas():
             if record.connection == event.client.name and record.status is not ReplicaStatus.DOWN:
-                self._start(self._mark_down(record, at_once=event.reason == AT_ONCE))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name="mark-down")
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
+                marking = self._mark_down(record, at_once=event.reason == AT_ONCE)
+                task = asyncio.create_task(marking, name="mark-down")
+                self._waiting.add(task)
+                task.add_done_callback(self._waiting.discard)
 
     async def _mark_down(self, record: ReplicaRecord, *, at_once: bool) -> None:
         with task_root("disconnects", self._metrics, stage=record.stage_id, replica=record.replica):
             if not at_once:
                 await asyncio.sleep(DEBOUNCE)
-                if self._is_back(record):
-                    return
-            await self._detector.mark_down(record)
+            if at_once or not self._is_back(record):
+                await self._detector.mark_down(record)
 
     def _is_back(self, record: ReplicaRecord) -> bool:
         """Check whether the same life of a replica has beaten over another connection: it does when it is connected again."""

@@ -7,7 +7,8 @@ only the ids of stopped requests are remembered, so that what still arrives of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Coroutine
+from typing import Any
 
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.puller import Puller
@@ -62,19 +63,28 @@ class OrchestratorService:
         )
         try:
             async with self._view, self._claims, self._director, asyncio.TaskGroup() as group:
-                group.create_task(self._serve_events(), name="orchestrator-events")
-                group.create_task(self._serve_requests(), name="orchestrator-requests")
-                rerouting = Rerouting(self._connection, self._spec, self._view)
-                group.create_task(rerouting.run(), name="orchestrator-rerouting")
-                orphan_cleanup = OrphanCleanup(self._connection, self._spec.name, self._performer)
-                group.create_task(orphan_cleanup.run(), name="orchestrator-orphans")
-                group.create_task(self._watch_disconnects(), name="orchestrator-disconnects")
-                lost = LostAttempts(self._connection, self._spec.name)
-                silence = SilenceListener(self._view, self._claims, lost, self._connection.metrics)
-                group.create_task(silence.run(), name="orchestrator-silence")
+                for name, run in self._parts().items():
+                    group.create_task(run, name=f"orchestrator-{name}")
         finally:
             await control.unsubscribe()
             await orphans.unsubscribe()
+
+    def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
+        connection, spec = self._connection, self._spec
+        work, raw, lease = subjects.work_stream(spec.name), subjects.requests_stream(spec.name), spec.heartbeat_timeout
+        events = Puller(
+            connection, work, [subjects.EVENTS_CONSUMER], step=CONCURRENCY // 8, lease=lease, label="events"
+        )  # fmt: skip
+        requests = Puller(connection, raw, [subjects.REQUESTS_CONSUMER], lease=lease, label="requests")
+        lost = LostAttempts(connection, spec.name)
+        return {
+            "events": DeliveryLoop(connection, events, self._forwarder, concurrency=CONCURRENCY).run(),
+            "requests": DeliveryLoop(connection, requests, self._intake, concurrency=RAW_CONCURRENCY).run(),
+            "rerouting": Rerouting(connection, spec, self._view).run(),
+            "orphans": OrphanCleanup(connection, spec.name, self._performer).run(),
+            "disconnects": self._watch_disconnects(),
+            "silence": SilenceListener(self._view, self._claims, lost, connection.metrics).run(),
+        }
 
     async def _watch_disconnects(self) -> None:
         if self._system is None:
@@ -82,18 +92,6 @@ class OrchestratorService:
             return
         detector = FailureDetector(self._connection, self._spec.name, self._claims)
         await DisconnectListener(self._view, detector, self._connection.metrics).run(self._system)
-
-    async def _serve_events(self) -> None:
-        puller = self._puller(subjects.work_stream, subjects.EVENTS_CONSUMER, "events", step=CONCURRENCY // 8)
-        await DeliveryLoop(self._connection, puller, self._forwarder, concurrency=CONCURRENCY).run()
-
-    async def _serve_requests(self) -> None:
-        puller = self._puller(subjects.requests_stream, subjects.REQUESTS_CONSUMER, "requests")
-        await DeliveryLoop(self._connection, puller, self._intake, concurrency=RAW_CONCURRENCY).run()
-
-    def _puller(self, stream_of: Callable[[str], str], consumer: str, label: str, *, step: int = 1) -> Puller:
-        stream, lease = stream_of(self._spec.name), self._spec.heartbeat_timeout
-        return Puller(self._connection, stream, [consumer], step=step, lease=lease, label=label)
 
     async def _on_orphans(self, message: ReceivedMessage) -> None:
         """A worker has stored something too late for its request's end."""
