@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from omnibus.broker.nats_access import write_private
 from omnibus.errors import ConfigError
 
 _AUTHORITY_DAYS, _DAYS = 3650, 825
@@ -66,14 +66,6 @@ class Authority:
         write_private(key, _pem(private))
         signed = builder.sign(self._key, hashes.SHA256())  # type: ignore[arg-type] # any signing key
         certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-
-
-def write_private(path: Path, data: str | bytes) -> None:
-    """Write a file that its owner alone can read, in place of another."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.touch(mode=0o600)
-    scratch.write_bytes(data.encode() if isinstance(data, str) else data)
-    scratch.replace(path)
 
 
 def _builder(

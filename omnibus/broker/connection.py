@@ -35,29 +35,23 @@ _OUT_OF_RESOURCES = (STREAM_FULL, 10023, 10028, 10047)  # sent with the code of 
 T = TypeVar("T")
 
 
-class PubAck(msgspec.Struct, frozen=True):
-    """The server's acknowledgement that a message is stored."""
-
-    stream: str
-    seq: int
-    duplicate: bool = False
-    """The message was there already: its Msg-Id is known."""
-
-
 class ServerError(msgspec.Struct, frozen=True):
     code: int = 0
     err_code: int = 0
     description: str = ""
 
 
-class _ApiAnswer(msgspec.Struct):
-    error: ServerError | None = None
+class PubAck(msgspec.Struct, frozen=True):
+    """The server's acknowledgement that a message is stored, or its refusal."""
+
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
+    """The message was there already: its Msg-Id is known."""
+    error: ServerError | None = None
 
 
-_decode_ack = msgspec.json.Decoder(_ApiAnswer).decode
+_decode_ack = msgspec.json.Decoder(PubAck).decode
 
 
 class Connection(Link):
@@ -125,10 +119,10 @@ class Connection(Link):
 
     async def _publish_once(self, subject: str, data: bytes, headers: dict[str, str] | None) -> PubAck:
         message = await self.request(subject, data, headers=headers, timeout=_ATTEMPT_TIMEOUT)
-        answer = _decode_ack(message.data)
-        if answer.error is not None:
-            raise _refusal(answer.error, subject)
-        return PubAck(answer.stream, answer.seq, answer.duplicate)
+        ack = _decode_ack(message.data)
+        if ack.error is not None:
+            raise _refusal(ack.error, subject)
+        return ack
 
     async def _call_once(self, operation: str, data: bytes) -> dict[str, Any]:
         message = await self.request(f"$JS.API.{operation}", data, timeout=_ATTEMPT_TIMEOUT)

@@ -15,8 +15,8 @@ import msgspec
 import nkeys
 
 from omnibus.broker import server_config
-from omnibus.broker.certificates import Authority, write_private
-from omnibus.broker.nats_access import CA_FILE, SEED_SUFFIX, inbox_prefix, public_key
+from omnibus.broker.certificates import Authority
+from omnibus.broker.nats_access import CA_FILE, SEED_SUFFIX, inbox_prefix, public_key, write_private
 from omnibus.broker.roles import NatsRole, Permissions, permissions
 from omnibus.broker.server_binary import profile_path
 from omnibus.broker.server_config import Tls, User

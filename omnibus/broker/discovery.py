@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from omnibus.broker.nats_access import SYSTEM_ROLE, Access, without_password
+from omnibus.broker.nats_access import SYSTEM_ROLE, Access, without_password, write_private
 from omnibus.settings import DEFAULT_NATS_URL, Settings
 
 _VARIABLES = (
@@ -95,10 +95,7 @@ def running_server(state_dir: Path) -> ServerAddress | None:
 
 def publish_address(state_dir: Path, address: ServerAddress) -> None:
     """Leave the address for `discover`; readable by this user only."""
-    scratch = state_dir / f"{_ADDRESS_FILE}.{os.getpid()}"
-    scratch.touch(mode=0o600)
-    scratch.write_bytes(msgspec.json.encode(address))
-    scratch.replace(state_dir / _ADDRESS_FILE)
+    write_private(state_dir / _ADDRESS_FILE, msgspec.json.encode(address))
 
 
 def withdraw_address(state_dir: Path) -> None:

@@ -14,12 +14,12 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
 from omnibus.broker import server_config
-from omnibus.broker.certificates import write_private
 from omnibus.broker.credentials_folder import CredentialsFolder
 from omnibus.broker.discovery import (
     ServerAddress,
@@ -28,7 +28,7 @@ from omnibus.broker.discovery import (
     take_lock,
     withdraw_address,
 )
-from omnibus.broker.nats_access import CA_FILE, CREDENTIALS_FILE, without_password
+from omnibus.broker.nats_access import CA_FILE, CREDENTIALS_FILE, without_password, write_private
 from omnibus.broker.roles import NatsRole, Permissions
 from omnibus.broker.server_binary import check_version, find_binary, profile_path
 from omnibus.broker.server_config import User
@@ -49,6 +49,7 @@ _LOCK_DEADLINE = 2.0  # a server whose owner was just killed needs a moment to e
 log = get_logger(__name__)
 
 
+@dataclass(eq=False)
 class EmbeddedServer:
     """A nats-server over one state directory; an async context manager.
 
@@ -60,38 +61,26 @@ class EmbeddedServer:
     on Linux the server ends with that thread.
     """
 
-    def __init__(
-        self,
-        state_dir: Path,
-        *,
-        binary: Path | None = None,
-        profile: str = "balanced",
-        port: int = 4222,
-        host: str = _LOOPBACK,
-        security: Path | None = None,
-        insecure: bool = False,
-    ) -> None:
-        self.state_dir = state_dir
-        self._host = host
-        self.port = port
-        self._binary, self._profile = binary, profile
-        self._process: asyncio.subprocess.Process | None = None
-        self._lock: int | None = None
-        self._password = self._system_password = ""
-        self._security, self._insecure = security, insecure
+    state_dir: Path
+    _: KW_ONLY
+    binary: Path | None = None
+    profile: str = "balanced"
+    port: int = 4222
+    host: str = _LOOPBACK
+    security: Path | None = None
+    insecure: bool = False
+    _process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    _lock: int | None = field(default=None, init=False)
+    _password: str = field(default="", init=False)
+    _system_password: str = field(default="", init=False)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """The server that the settings describe."""
         return cls(
-            settings.state_dir,
-            binary=settings.nats_server,
-            profile=settings.nats_profile,
-            port=settings.nats_port,
-            host=settings.nats_host,
-            security=settings.nats_security,
-            insecure=settings.nats_insecure,
-        )
+            settings.state_dir, binary=settings.nats_server, profile=settings.nats_profile, port=settings.nats_port,
+            host=settings.nats_host, security=settings.nats_security, insecure=settings.nats_insecure,
+        )  # fmt: skip
 
     @property
     def url(self) -> str:
@@ -104,13 +93,13 @@ class EmbeddedServer:
         return self._url(SYSTEM_USER, self._system_password)
 
     def _url(self, user: str, password: str) -> str:
-        scheme = "nats" if self._security is None else "tls"
+        scheme = "nats" if self.security is None else "tls"
         return f"{scheme}://{user}:{password}@{self._reached_at}:{self.port}"
 
     @property
     def _reached_at(self) -> str:
         """Where this machine reaches it."""
-        return _LOOPBACK if self._host == _EVERYWHERE else self._host
+        return _LOOPBACK if self.host == _EVERYWHERE else self.host
 
     @property
     def pid(self) -> int | None:
@@ -126,15 +115,15 @@ class EmbeddedServer:
 
         ConfigError also for an address beyond loopback without encryption.
         """
-        check_exposure(self._host, security=self._security, insecure=self._insecure)
-        self._binary = find_binary(self._binary)
-        await check_version(self._binary)
+        check_exposure(self.host, security=self.security, insecure=self.insecure)
+        self.binary = find_binary(self.binary)
+        await check_version(self.binary)
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = await self._acquire()
         try:
             self._password = _kept_password(self.state_dir / CREDENTIALS_FILE, OWN_USER)
             self._system_password = _kept_password(self.state_dir / "nats-system.credentials", SYSTEM_USER)
-            self.port = self.port if _is_free(self._host, self.port) else free_port(self._host)
+            self.port = self.port if _is_free(self.host, self.port) else free_port(self.host)
             await self.start()
         except BaseException:
             await self.stop()
@@ -159,7 +148,7 @@ class EmbeddedServer:
                 preexec_fn=_die_with(os.getpid()),
             )
         await self._await_ready(self._process)
-        ca = str(self._security / CA_FILE) if self._security is not None else None
+        ca = str(self.security / CA_FILE) if self.security is not None else None
         address = ServerAddress(url=self.url, system_url=self.system_url, pid=self._process.pid, ca=ca)
         publish_address(self.state_dir, address)
         log.info(LogEvent.BROKER_SERVER_STARTED, url=without_password(self.url), log=str(self.log_path))
@@ -203,8 +192,8 @@ class EmbeddedServer:
 
     def _command(self) -> tuple[str, ...]:
         return (
-            *(str(self._binary), "-c", str(self._write_config())),
-            *("-a", self._host, "-p", str(self.port)),
+            *(str(self.binary), "-c", str(self._write_config())),
+            *("-a", self.host, "-p", str(self.port)),
             *("-l", str(self.log_path)),
         )
 
@@ -221,11 +210,11 @@ class EmbeddedServer:
         )  # fmt: skip
         users: tuple[User, ...] = (own, system)
         tls = None
-        if self._security is not None:
-            folder = CredentialsFolder(self._security)
+        if self.security is not None:
+            folder = CredentialsFolder(self.security)
             users, tls = (*users, *folder.users()), folder.tls()
         text = server_config.embedded(
-            profile_path(self._profile), store=self.state_dir.resolve() / "nats", users=users, tls=tls
+            profile_path(self.profile), store=self.state_dir.resolve() / "nats", users=users, tls=tls
         )
         path = self.state_dir / "nats-server.conf"
         write_private(path, text)

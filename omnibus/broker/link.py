@@ -101,7 +101,8 @@ class Link:
         `options` are those of `Access.options`. Raises ConfigError for what is no URL of NATS and for a certificate that
         nobody known has signed, BrokerDenied for credentials that the server does not accept.
         """
-        self._check()
+        if not all(map(_is_nats_url, self.url.split(","))):
+            raise ConfigError(f"{self._safe_url!r} is no NATS URL: write it as nats://host:4222, several with commas")
         connecting = asyncio.create_task(self._connect(options), name="nats-connect")
         self._refusal = asyncio.get_running_loop().create_future()
         try:
@@ -175,11 +176,11 @@ class Link:
 
     def on_disconnect(self, hook: Hook) -> Hook:
         """Call `hook` when the connection breaks; returns the function that takes it off again."""
-        return _hang(self._on_disconnect, hook)
+        return _add_hook(self._on_disconnect, hook)
 
     def on_reconnect(self, hook: Hook) -> Hook:
         """Call `hook` when the connection is back, subscriptions included; returns what takes it off again."""
-        return _hang(self._on_reconnect, hook)
+        return _add_hook(self._on_reconnect, hook)
 
     async def wait_connected(self, timeout: float) -> None:
         """Return once connected; raises BrokerUnavailable after `timeout` seconds."""
@@ -259,20 +260,6 @@ class Link:
                 await seen_through(self._client.flush(timeout))
         except nats.errors.Error as error:
             raise Transient(f"NATS did not answer a ping within {timeout:g} s") from error
-
-    def _check(self) -> None:
-        for part in self.url.split(","):
-            try:
-                split = urlsplit(part if "://" in part else f"nats://{part}")
-                known = (
-                    split.scheme in _SCHEMES and split.hostname is not None and (split.port is None or split.port > 0)
-                )
-            except ValueError:
-                known = False
-            if not known:
-                raise ConfigError(
-                    f"{self._safe_url!r} is no NATS URL: write it as nats://host:4222, several with commas"
-                )
 
     async def _report(self, error: Exception) -> None:
         self._last_error = error
@@ -357,6 +344,15 @@ class Link:
         return without_password(self.url)
 
 
-def _hang(hooks: list[Hook], hook: Hook) -> Hook:
+def _is_nats_url(text: str) -> bool:
+    try:
+        split = urlsplit(text if "://" in text else f"nats://{text}")
+        port = split.port
+    except ValueError:
+        return False
+    return split.scheme in _SCHEMES and split.hostname is not None and port != 0
+
+
+def _add_hook(hooks: list[Hook], hook: Hook) -> Hook:
     hooks.append(hook)
     return lambda: hooks.remove(hook) if hook in hooks else None

@@ -5,6 +5,7 @@ Credentials are named by path, never given on a command line, where other users 
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -124,6 +125,14 @@ NO_ACCESS = Access()
 def without_password(url: str) -> str:
     """A URL as logs and people may see it."""
     return re.sub(r"//[^@/,]*@", "//", url)
+
+
+def write_private(path: Path, data: str | bytes) -> None:
+    """Write a file that its owner alone can read, in place of another."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    scratch.touch(mode=0o600)
+    scratch.write_bytes(data.encode() if isinstance(data, str) else data)
+    scratch.replace(path)
 
 
 def inbox_prefix(public_key: str) -> str:

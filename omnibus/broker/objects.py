@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 
 import msgspec
@@ -60,44 +60,32 @@ class ObjectStore:
         """
         unique = self._connection.new_inbox().rpartition(".")[2]
         nuid = f"{group}.{unique}" if group else unique
-        try:
-            async with asyncio.timeout(deadline):
-                old = await self._info(name)
-                chunks = await self._put_chunks(nuid, memoryview(data))
-                info = _Info(
-                    name=name, bucket=self.name, nuid=nuid, size=len(data), chunks=chunks, digest=_digest(data)
-                )
-                await self._put_info(info)
-                if old is not None:
-                    await self._purge_chunks(old.nuid)
-        except TimeoutError as error:
-            raise BrokerUnavailable(f"object {name} was not stored within {deadline:g} s") from error
+        async with _within(deadline, f"object {name} was not stored"):
+            old = await self._info(name)
+            chunks = await self._put_chunks(nuid, memoryview(data))
+            info = _Info(name=name, bucket=self.name, nuid=nuid, size=len(data), chunks=chunks, digest=_digest(data))
+            await self._put_info(info)
+            if old is not None:
+                await self._purge_chunks(old.nuid)
 
     async def get(self, name: str, *, deadline: float = _DEFAULT_DEADLINE) -> bytes:
         """The whole object; raises PayloadLost when there is none, or when it is not what was stored."""
-        try:
-            async with asyncio.timeout(deadline):
-                info = await self._info(name)
-                if info is None:
-                    raise PayloadLost(f"object {name} is not in store {self.name}")
-                data = b"".join(await self._get_chunks(info))
-        except TimeoutError as error:
-            raise BrokerUnavailable(f"object {name} was not read within {deadline:g} s") from error
+        async with _within(deadline, f"object {name} was not read"):
+            info = await self._info(name)
+            if info is None:
+                raise PayloadLost(f"object {name} is not in store {self.name}")
+            data = b"".join(await self._get_chunks(info))
         if len(data) != info.size or _digest(data) != info.digest:
             raise PayloadLost(f"object {name} in store {self.name} is damaged: {len(data)} of {info.size} bytes")
         return data
 
     async def delete(self, name: str, *, deadline: float = _DEFAULT_DEADLINE) -> None:
         """Remove an object; idempotent."""
-        try:
-            async with asyncio.timeout(deadline):
-                info = await self._info(name)
-                if info is None:
-                    return
+        async with _within(deadline, f"object {name} was not deleted"):
+            info = await self._info(name)
+            if info is not None:
                 await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": self._meta_subject(name)})
                 await self._purge_chunks(info.nuid)
-        except TimeoutError as error:
-            raise BrokerUnavailable(f"object {name} was not deleted within {deadline:g} s") from error
 
     async def purge_group(self, group: str) -> None:
         """Free the bytes of every object of a group, in one request; idempotent. Their metadata stays until it expires."""
@@ -173,6 +161,15 @@ class ObjectStore:
 
     def _meta_subject(self, name: str) -> str:
         return f"$O.{self.name}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+@asynccontextmanager
+async def _within(deadline: float, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline):
+            yield
+    except TimeoutError as error:
+        raise BrokerUnavailable(f"{what} within {deadline:g} s") from error
 
 
 def _digest(data: bytes | memoryview) -> str:

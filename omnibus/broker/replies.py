@@ -7,7 +7,8 @@ retry does not wait out a timeout; and each costs less.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
@@ -31,13 +32,16 @@ class Transient(BrokerUnavailable):
     """The broker did not answer this time; the same request may be sent again."""
 
 
+_Give = Callable[["ReceivedMessage | Exception"], None]
+
+
 class Replies:
     """Requests that wait for their answer."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
         self._tokens = count()
-        self._waiting: dict[str, tuple[str, asyncio.Future[ReceivedMessage] | _Many]] = {}  # by token: subject, answer
+        self._waiting: dict[str, tuple[str, _Give]] = {}  # by token: subject, and what takes the answer
         self._prefix = ""
 
     async def open(self) -> None:
@@ -52,8 +56,9 @@ class Replies:
         loop = asyncio.get_running_loop()
         token = str(next(self._tokens))
         answer: asyncio.Future[ReceivedMessage] = loop.create_future()
-        self._waiting[token] = subject, answer
-        timer = loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
+        give = partial(_settle, answer)
+        self._waiting[token] = subject, give
+        timer = loop.call_later(timeout, give, Transient(f"no answer on {subject} within {timeout:g} s"))
         try:
             sent = self._client.publish(subject, data, reply=self._prefix + token, headers=headers)
             await seen_through(sent)
@@ -69,56 +74,36 @@ class Replies:
         How many may wait unread is bounded by what the request asks for.
         """
         token = str(next(self._tokens))
-        answers = _Many()
-        self._waiting[token] = subject, answers
+        answers: asyncio.Queue[ReceivedMessage | Exception] = asyncio.Queue()
+        self._waiting[token] = subject, answers.put_nowait
         try:
             await seen_through(self._client.publish(subject, data, reply=self._prefix + token))
             while True:
-                yield _answered(await answers.next(subject, timeout), subject)
+                async with asyncio.timeout(timeout):
+                    answer = await answers.get()
+                if isinstance(answer, Exception):
+                    raise answer
+                yield _answered(answer, subject)
+        except TimeoutError as error:
+            raise Transient(f"no further answer on {subject} within {timeout:g} s") from error
         finally:
             del self._waiting[token]
 
     def fail(self, reason: str) -> None:
         """Fail every request under way: its answer cannot arrive any more."""
-        for _, answer in self._waiting.values():
-            _fail(answer, reason)
+        for _, give in self._waiting.values():
+            give(Transient(reason))
 
     def deny(self, subject: str) -> None:
         """Fail every request that is under way on a subject: the server does not allow it."""
-        for asked, answer in self._waiting.values():
-            if asked.lower() == subject.lower() and not answer.done():
-                answer.set_exception(BrokerDenied.of("publish", asked))
+        for asked, give in self._waiting.values():
+            if asked.lower() == subject.lower():
+                give(BrokerDenied.of("publish", asked))
 
     async def _receive(self, message: ReceivedMessage) -> None:
-        _, answer = self._waiting.get(message.subject[len(self._prefix) :], ("", None))
-        if answer is not None and not answer.done():
-            answer.set_result(message)
-
-
-class _Many:
-    """The answers of one request, with the part of a future's interface that is used here."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[ReceivedMessage | Exception] = asyncio.Queue()
-
-    def done(self) -> bool:
-        return False
-
-    def set_result(self, message: ReceivedMessage) -> None:
-        self._queue.put_nowait(message)
-
-    def set_exception(self, error: Exception) -> None:
-        self._queue.put_nowait(error)
-
-    async def next(self, subject: str, timeout: float) -> ReceivedMessage:
-        try:
-            async with asyncio.timeout(timeout):
-                item = await self._queue.get()
-        except TimeoutError as error:
-            raise Transient(f"no further answer on {subject} within {timeout:g} s") from error
-        if isinstance(item, Exception):
-            raise item
-        return item
+        waiting = self._waiting.get(message.subject[len(self._prefix) :])
+        if waiting is not None:
+            waiting[1](message)
 
 
 async def seen_through(work: Awaitable[T]) -> T:
@@ -152,6 +137,10 @@ def _answered(message: ReceivedMessage, subject: str) -> ReceivedMessage:
     return message
 
 
-def _fail(answer: asyncio.Future[ReceivedMessage] | _Many, reason: str) -> None:
-    if not answer.done():
-        answer.set_exception(Transient(reason))
+def _settle(answer: asyncio.Future[ReceivedMessage], found: ReceivedMessage | Exception) -> None:
+    if answer.done():
+        return
+    if isinstance(found, Exception):
+        answer.set_exception(found)
+    else:
+        answer.set_result(found)
