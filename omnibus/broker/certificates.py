@@ -38,10 +38,8 @@ class Authority:
     def make(cls, certificate: Path, key: Path) -> Authority:
         """A new one, in these files."""
         private = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Omnibus authority")])
-        builder = _builder(name, name, private, _AUTHORITY_DAYS)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        builder = builder.add_extension(_usage(signs=True), critical=True)
+        name = _named("Omnibus authority")
+        builder = _builder(name, name, private, _AUTHORITY_DAYS, signs=True)
         write_private(key, _pem(private))
         certificate.write_bytes(builder.sign(private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
         return cls(certificate, key)
@@ -49,39 +47,36 @@ class Authority:
     def issue(self, name: str, certificate: Path, key: Path, *, hosts: Sequence[str] = ()) -> None:
         """Write a certificate and its key: of a server where `hosts` are given, else of a client."""
         private = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = _builder(subject, self._certificate.subject, private, _DAYS)
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(_usage(signs=False), critical=True)
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
-        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        builder = builder.add_extension(
+        extensions: list[x509.ExtensionType] = [
+            x509.ExtendedKeyUsage([purpose]),
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._certificate.public_key()),  # type: ignore[arg-type] # any signing key
-            critical=False,
-        )
+        ]
         if hosts:
-            builder = builder.add_extension(
-                x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
-            )
+            extensions.append(x509.SubjectAlternativeName([_host(host) for host in hosts]))
+        builder = _builder(_named(name), self._certificate.subject, private, _DAYS, signs=False)
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
         write_private(key, _pem(private))
         signed = builder.sign(self._key, hashes.SHA256())  # type: ignore[arg-type] # any signing key
         certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
 
 
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, *, signs: bool
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - _SKEW)
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(identifier, critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.BasicConstraints(ca=signs, path_length=0 if signs else None), critical=True)
+        .add_extension(_usage(signs=signs), critical=True)
     )
 
 

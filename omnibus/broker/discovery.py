@@ -13,11 +13,11 @@ import msgspec
 from omnibus.broker.nats_access import SYSTEM_ROLE, Access, without_password, write_private
 from omnibus.settings import DEFAULT_NATS_URL, Settings
 
+_URL_VARIABLE = "OMNIBUS_NATS_URL"
 _VARIABLES = (
-    "OMNIBUS_NATS_URL", "OMNIBUS_NATS_CREDENTIALS",
-    "OMNIBUS_NATS_TLS_CA", "OMNIBUS_NATS_TLS_CERT", "OMNIBUS_NATS_TLS_KEY",
+    "OMNIBUS_NATS_CREDENTIALS", "OMNIBUS_NATS_TLS_CA", "OMNIBUS_NATS_TLS_CERT", "OMNIBUS_NATS_TLS_KEY",
+    "OMNIBUS_NATS_SYSTEM_URL", "OMNIBUS_NATS_SYSTEM_CREDENTIALS",
 )  # fmt: skip
-_SYSTEM_VARIABLES = ("OMNIBUS_NATS_SYSTEM_URL", "OMNIBUS_NATS_SYSTEM_CREDENTIALS")
 _ADDRESS_FILE = "server.json"
 _LOCK_FILE = "server.lock"
 
@@ -54,7 +54,7 @@ def discover(settings: Settings) -> Addresses:
     if running is None or not _is_meant(settings, running):
         return _configured(settings)
     own = Access(ca=Path(running.ca) if running.ca is not None else None)
-    unset = dict.fromkeys((*_VARIABLES, *_SYSTEM_VARIABLES), "")  # what the operator says of another broker
+    unset = dict.fromkeys((_URL_VARIABLE, *_VARIABLES), "")  # what the operator says of another broker
     environment = {**unset, "OMNIBUS_STATE_DIR": str(settings.state_dir)}
     return Addresses(running.url, own, running.system_url, own, environment, is_embedded=True)
 
@@ -72,9 +72,8 @@ def _configured(settings: Settings) -> Addresses:
     if system_url is None and access.has_role(SYSTEM_ROLE):
         system_url, system = url, access
     given = {
-        "OMNIBUS_NATS_URL": url,
-        **{name: getattr(settings, name.removeprefix("OMNIBUS_").lower()) for name in _VARIABLES[1:]},
-        **{name: getattr(settings, name.removeprefix("OMNIBUS_").lower()) for name in _SYSTEM_VARIABLES},
+        _URL_VARIABLE: url,
+        **{name: getattr(settings, name.removeprefix("OMNIBUS_").lower()) for name in _VARIABLES},
     }
     environment = {name: str(value) for name, value in given.items() if value is not None}
     return Addresses(url, access, system_url, system, environment)

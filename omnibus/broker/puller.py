@@ -95,11 +95,6 @@ class Puller:
             async with asyncio.timeout(_CLOSE_DEADLINE):
                 await self._leave()
 
-    @property
-    def credit(self) -> int:
-        """Free slots that wait for a message."""
-        return self._credit
-
     def add_credit(self, slots: int = 1) -> None:
         """`slots` more messages may come."""
         self._credit += slots
@@ -120,8 +115,7 @@ class Puller:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Delivery:
-        return await self.take()
+    __anext__ = take
 
     # Asking
 

@@ -56,9 +56,8 @@ class Replies:
         loop = asyncio.get_running_loop()
         token = str(next(self._tokens))
         answer: asyncio.Future[ReceivedMessage] = loop.create_future()
-        give = partial(_settle, answer)
-        self._waiting[token] = subject, give
-        timer = loop.call_later(timeout, give, Transient(f"no answer on {subject} within {timeout:g} s"))
+        self._waiting[token] = subject, partial(_settle, answer)
+        timer = loop.call_later(timeout, _time_out, answer, subject, timeout)
         try:
             sent = self._client.publish(subject, data, reply=self._prefix + token, headers=headers)
             await seen_through(sent)
@@ -135,6 +134,10 @@ def _answered(message: ReceivedMessage, subject: str) -> ReceivedMessage:
     if status_of(message) == "503":
         raise Transient(f"nobody answers on {subject}")
     return message
+
+
+def _time_out(answer: asyncio.Future[ReceivedMessage], subject: str, timeout: float) -> None:
+    _settle(answer, Transient(f"no answer on {subject} within {timeout:g} s"))
 
 
 def _settle(answer: asyncio.Future[ReceivedMessage], found: ReceivedMessage | Exception) -> None:

@@ -33,8 +33,8 @@ def find_binary(configured: Path | None) -> Path:
     return Path(found)
 
 
-async def check_version(binary: Path) -> tuple[int, int, int]:
-    """The version of a nats-server; raises ServerBinaryError when it is older than OLDEST or not a nats-server."""
+async def check_version(binary: Path) -> None:
+    """Raises ServerBinaryError when a program is older than OLDEST, or not a nats-server."""
     try:
         process = await asyncio.create_subprocess_exec(
             binary, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
@@ -46,11 +46,9 @@ async def check_version(binary: Path) -> tuple[int, int, int]:
     match = _VERSION.search(printed.decode(errors="replace"))
     if match is None:
         raise ServerBinaryError(f"{binary} does not say which nats-server it is: {_ADVICE}")
-    major, minor, patch = (int(part) for part in match.groups())
-    if (major, minor) < OLDEST:
+    if (int(match[1]), int(match[2])) < OLDEST:
         wanted = ".".join(str(part) for part in OLDEST)
-        raise ServerBinaryError(f"{binary} is nats-server {major}.{minor}.{patch}, older than {wanted}: {_ADVICE}")
-    return major, minor, patch
+        raise ServerBinaryError(f"{binary} is nats-server {match[0].removeprefix('v')}, older than {wanted}: {_ADVICE}")
 
 
 def profile_path(profile: str) -> Path:

@@ -18,9 +18,10 @@ from typing import Self
 from omnibus.broker.bucket import BucketEntry, value_of
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
 from omnibus.broker.delivery import Delivery
-from omnibus.errors import BrokerError, BrokerUnavailable
+from omnibus.errors import BrokerUnavailable
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.task_root import task_root
 
 HEARTBEAT = 2.0
 """Seconds of silence after which the server sends a sign of life."""
@@ -112,16 +113,11 @@ class Watch:
             await self._resync()
 
     async def _resync(self) -> None:
-        try:
+        with task_root("watch", self._connection.metrics, bucket=self._bucket):
             await self._unsubscribe()
             await self._subscribe()
-        except BrokerError as error:
-            log.warning(LogEvent.BROKER_ERROR, watch=self._bucket, error=error.message)
-            asyncio.get_running_loop().call_later(_RETRY_PAUSE, self._restart.set)
-        except Exception:  # the root of this task: it must live on
-            self._connection.metrics.errors.labels(where="watch").inc()
-            log.exception(LogEvent.TASK_CRASHED, watch=self._bucket)
-            asyncio.get_running_loop().call_later(10 * _RETRY_PAUSE, self._restart.set)
+            return
+        asyncio.get_running_loop().call_later(_RETRY_PAUSE, self._restart.set)
 
     async def _subscribe(self) -> None:
         inbox = self._connection.new_inbox()

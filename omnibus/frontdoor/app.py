@@ -29,7 +29,7 @@ from omnibus.frontdoor.error_answers import ERROR_RESPONSES
 from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
-from omnibus.observability.tracing import NoTracing, Tracing
+from omnibus.observability.tracing import Tracing
 
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
@@ -81,5 +81,5 @@ def create_app(
             allow_headers=options.allowed_headers, allow_credentials=options.allow_credentials,
             expose_headers=EXPOSED_HEADERS,
         )  # fmt: skip
-    app.add_middleware(Observed, metrics=metrics, tracing=tracing or NoTracing())
+    app.add_middleware(Observed, metrics=metrics, tracing=tracing or Tracing())
     return app

@@ -17,7 +17,7 @@ from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_jso
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.observability.tracing import NoTracing, Tracing
+from omnibus.observability.tracing import Tracing
 
 REQUEST_ID, OWN_ID = "X-Request-Id", "Omnibus-Request-Id"
 _SENT_ID = re.compile(r"[!-~]{1,255}")
@@ -91,7 +91,7 @@ class Observed:
         """A span under the caller's own; probes and look-ups have none."""
         headers = Headers(scope=scope)
         caller = {name: headers[name] for name in TRACE_HEADERS if name in headers}
-        tracing = self._tracing if scope["method"] == "POST" else NoTracing()
+        tracing = self._tracing if scope["method"] == "POST" else Tracing()
         return tracing.span("http", caller, {"path": scope["path"]})
 
     def _record(self, scope: Scope, status: int, seconds: float, sent: str | None) -> None:

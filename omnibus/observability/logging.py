@@ -51,9 +51,7 @@ def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream
 
     Raises ConfigError for a level that is not one of LEVELS.
     """
-    if level.lower() not in LEVELS:
-        raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}", param="log_level")
-    number = logging.getLevelNamesMapping()[level.upper()]
+    number = _number_of(level)
     out = stream if stream is not None else cast("TextIO", _CURRENT_STDERR)
     _route_standard_library(number, out, _renderers(format, out))
     structlog.configure(
@@ -69,11 +67,9 @@ def configure_quietly(level: str) -> None:
 
     Does nothing where structlog is configured already: then the application decides. Raises ConfigError as above.
     """
-    if level.lower() not in LEVELS:
-        raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}", param="log_level")
+    number = _number_of(level)
     if structlog.is_configured():
         return
-    number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -93,6 +89,12 @@ def get_logger(name: str, **bound: object) -> FilteringBoundLogger:
     `get_logger(__name__, stage=…).info(LogEvent.REPLICA_UP)`."""
     logger: FilteringBoundLogger = structlog.get_logger(name, **bound)
     return logger
+
+
+def _number_of(level: str) -> int:
+    if level.lower() not in LEVELS:
+        raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}", param="log_level")
+    return logging.getLevelNamesMapping()[level.upper()]
 
 
 def _route_standard_library(level: int, out: TextIO, renderers: list[Processor]) -> None:

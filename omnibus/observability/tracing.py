@@ -7,8 +7,8 @@ process. Install the extra `otel` to export spans; without it headers still pass
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from omnibus.errors import ConfigError
 
@@ -18,45 +18,32 @@ if TYPE_CHECKING:
 Headers = Mapping[str, str]
 
 
-class Tracing(Protocol):
-    """Makes spans. Attributes are bounded values: a stage, a pipeline, a request's id; never a prompt."""
+class Tracing:
+    """Makes spans of one OpenTelemetry provider, which it shuts down; without one it passes headers on.
 
-    def span(self, name: str, parent: Headers, attributes: Headers) -> AbstractContextManager[Headers]:
-        """A span around a block, under the span that `parent` names.
+    Attributes are bounded values: a stage, a pipeline, a request's id; never a prompt.
+    """
 
-        The block gets the headers that a child in another process needs. An exception marks the span as failed.
-        """
-        ...
-
-    def close(self) -> None:
-        """Export what is left; idempotent."""
-
-
-class NoTracing:
-    """Passes the parent's headers on."""
-
-    @contextmanager
-    def span(self, name: str, parent: Headers, attributes: Headers) -> Iterator[Headers]:  # noqa: ARG002 the protocol's
-        yield parent
-
-    def close(self) -> None:
-        return
-
-
-class OpenTelemetryTracing:
-    """Spans of one provider, which this object shuts down."""
-
-    def __init__(self, provider: TracerProvider) -> None:
+    def __init__(self, provider: TracerProvider | None = None) -> None:
+        self.provider = provider
+        if provider is None:
+            return
         from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415 the extra `otel`
             TraceContextTextMapPropagator,
         )
 
-        self._provider = provider
         self._tracer = provider.get_tracer("omnibus")
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
     def span(self, name: str, parent: Headers, attributes: Headers) -> Iterator[Headers]:
+        """A span around a block, under the span that `parent` names.
+
+        The block gets the headers that a child in another process needs. An exception marks the span as failed.
+        """
+        if self.provider is None:
+            yield parent
+            return
         context = self._propagator.extract(parent)
         with self._tracer.start_as_current_span(name, context=context, attributes=dict(attributes)):
             headers: dict[str, str] = {}
@@ -64,7 +51,9 @@ class OpenTelemetryTracing:
             yield headers
 
     def close(self) -> None:
-        self._provider.shutdown()
+        """Export what is left; idempotent."""
+        if self.provider is not None:
+            self.provider.shutdown()
 
 
 def open_tracing(endpoint: str | None, service: str) -> Tracing:
@@ -73,7 +62,7 @@ def open_tracing(endpoint: str | None, service: str) -> Tracing:
     Raises ConfigError when an endpoint is given and the extra `otel` is not installed.
     """
     if endpoint is None:
-        return NoTracing()
+        return Tracing()
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
@@ -83,4 +72,4 @@ def open_tracing(endpoint: str | None, service: str) -> Tracing:
         raise ConfigError("traces need OpenTelemetry: pip install 'omnibus[otel]'", param="otlp_endpoint") from error
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-    return OpenTelemetryTracing(provider)
+    return Tracing(provider)

@@ -20,7 +20,7 @@ from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.observability.tracing import NoTracing, Tracing
+from omnibus.observability.tracing import Tracing
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -69,7 +69,7 @@ class ReplicaOptions:
     supervised: bool = False
     """Whether somebody starts it again when it says so (`Replica.comes_back`)."""
     on_loaded: Callable[[], None] = lambda: None
-    tracing: Tracing = field(default_factory=NoTracing)
+    tracing: Tracing = field(default_factory=Tracing)
 
 
 class Replica:

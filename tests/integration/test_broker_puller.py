@@ -44,7 +44,7 @@ async def test_nothing_arrives_when_there_is_no_credit(connection: Connection, p
     async with stage_puller(connection, pipeline) as puller:
         puller.add_credit(2)
         first, second = [await puller.take() for _ in range(2)]
-        assert (first.data, second.data, puller.credit) == (b"r0", b"r1", 0)
+        assert (first.data, second.data, puller._credit) == (b"r0", b"r1", 0)
         info = await connection.api(f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.stage-0-interactive")
         assert (info["num_ack_pending"], info["num_pending"], info["num_waiting"]) == (2, 3, 0)
 
@@ -136,7 +136,7 @@ async def test_untaken_deliveries_are_requeued_when_the_puller_closes(connection
     await publish_tasks(connection, pipeline, _ids(3))
     async with stage_puller(connection, pipeline) as puller:
         puller.add_credit(3)
-        await eventually(lambda: puller.credit == 0)
+        await eventually(lambda: puller._credit == 0)
     async with stage_puller(connection, pipeline) as puller:
         puller.add_credit()
         async with asyncio.timeout(3):

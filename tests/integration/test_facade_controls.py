@@ -84,7 +84,7 @@ async def test_every_slot_is_filled_again_after_many_pauses(connection: Connecti
             await bench.result(f"a{number}")
             await bench.result(f"b{number}")
         assert replica._slots._puller is not None
-        await eventually(lambda: replica._slots._puller.credit == 2)
+        await eventually(lambda: replica._slots._puller._credit == 2)
 
 
 @pytest.mark.parametrize("mode", ["keep", "", 7])

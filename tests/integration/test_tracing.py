@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from omnibus.broker.connection import Connection
-from omnibus.observability.tracing import OpenTelemetryTracing
+from omnibus.observability.tracing import Tracing
 from tests.support.front import front, omni_sim
 from tests.support.waiting import eventually
 
@@ -21,7 +21,7 @@ CHAT = {"messages": [{"role": "user", "content": "a red circle"}], "modalities":
 async def test_stages_join_the_callers_trace_when_it_sends_one(connection: Connection, pipeline: str) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    async with front(connection, omni_sim(pipeline), tracing=OpenTelemetryTracing(provider)) as front_door:
+    async with front(connection, omni_sim(pipeline), tracing=Tracing(provider)) as front_door:
         answer = await front_door.http.post(
             "/v1/chat/completions", json=CHAT, headers={"traceparent": f"00-{TRACE}-{SPAN}-01"}
         )

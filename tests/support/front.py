@@ -17,7 +17,7 @@ from omnibus.client.producer import Producer
 from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.server import HttpServer
-from omnibus.observability.tracing import NoTracing, Tracing
+from omnibus.observability.tracing import Tracing
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord
@@ -93,7 +93,7 @@ async def front(
         await ensure_layout(connection, layout_of(one))
     async with AsyncExitStack() as stack:
         if workers:
-            await stack.enter_async_context(_running(connection, spec, tracing or NoTracing()))
+            await stack.enter_async_context(_running(connection, spec, tracing or Tracing()))
         producer = await stack.enter_async_context(Producer(connection))
         cluster = await stack.enter_async_context(ClusterView(connection))
         app = create_app(
