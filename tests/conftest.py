@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import pytest_asyncio
+import structlog
 import uvloop
 
 from omnibus.broker.connection import Connection, connect
@@ -28,6 +29,13 @@ os.environ.setdefault(
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the loop that the product runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def default_logs() -> Iterator[None]:
+    """A façade configures structlog for its process: the tests after its module see every event again."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
