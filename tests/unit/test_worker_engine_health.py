@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
 from omnibus.errors import EngineError
 from omnibus.workers.engine_health import LOOKS, Stalls
-from omnibus.workers.engines.threads import EngineThreads, within
+from omnibus.workers.engines.threads import AHEAD, EngineLoop, EngineThreads, within
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.unit
 
@@ -88,3 +91,62 @@ async def _value() -> int:
 
 async def test_result_is_returned_when_it_is_there_in_time() -> None:
     assert await within(5.0, _value(), "value") == 3
+
+
+async def test_async_work_has_ended_when_its_cancelled_waiter_returns() -> None:
+    loop, begun, let_go, ended = EngineLoop("t"), threading.Event(), threading.Event(), threading.Event()
+
+    async def block() -> None:
+        begun.set()
+        let_go.wait(30)  # blocks its loop, and not that of the test
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
+
+    work = asyncio.create_task(loop.run(block()))
+    await asyncio.to_thread(begun.wait, 30)
+    work.cancel()
+    await asyncio.sleep(0)
+    assert not work.done()
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert ended.is_set()
+    loop.close()
+    loop.close()
+
+
+async def test_generator_is_not_far_ahead_of_its_reader_and_ends_with_it() -> None:
+    loop, made, ended = EngineLoop("t"), [0], threading.Event()
+
+    async def count() -> AsyncGenerator[int, None]:
+        try:
+            while True:
+                made[0] += 1
+                yield made[0]
+        finally:
+            ended.set()
+
+    async with aclosing(loop.values(count())) as values:
+        taken = [await anext(values) for _ in range(10)]
+        await eventually(lambda: made[0] > AHEAD)
+    assert taken == list(range(1, 11))
+    assert made[0] <= AHEAD + 11
+    assert ended.is_set()
+    loop.close()
+
+
+async def test_exit_of_an_inner_task_is_its_waiters_error_and_the_loop_goes_on() -> None:
+    loop = EngineLoop("t")
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def outer() -> None:
+        await asyncio.create_task(leave())
+
+    with pytest.raises(EngineError, match="SystemExit"):
+        await loop.run(outer())
+    assert await loop.run(asyncio.sleep(0, "on")) == "on"
+    loop.close()

@@ -94,11 +94,14 @@ class EngineLoop:
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._begun()))
 
     def close(self) -> None:
-        """Cancel what still runs; does not wait for it."""
-        if self._runner is not None and not self._closed:
-            self._closed = True
-            loop = self._runner.get_loop()
-            loop.call_soon_threadsafe(loop.stop)
+        """Cancel what still runs; does not wait for it. Idempotent."""
+        if self._runner is not None:
+            with suppress(RuntimeError):  # it has ended already
+                self._runner.get_loop().call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._closed = True
+        asyncio.get_running_loop().stop()
 
     def _begun(self) -> asyncio.AbstractEventLoop:
         if self._runner is None:
