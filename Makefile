@@ -61,6 +61,8 @@ $(STAMP): pyproject.toml
 	$(call say,setting up $(VENV))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(call say,installing torch and vllm and what they need: some minutes the first time)
 	@if [ -n "$$PIP_FIND_LINKS" ]; then export UV_FIND_LINKS="$$PIP_FIND_LINKS"; else backend=--torch-backend=cpu; fi; \
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install $$backend --compile-bytecode -e '.[cpu,diffusers,transformers,dev]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $$backend --compile-bytecode -e '.[cpu,diffusers,transformers,dev]'
 	@touch $(STAMP)
+	$(call say,$(VENV) is ready)

@@ -39,8 +39,14 @@ class CredentialsFolder:
 
         Loopback and this machine's name are among the hosts.
         """
+        if (ca is None) != (ca_key is None):
+            raise ConfigError("a given certificate authority needs its certificate and its key: --ca and --ca-key")
+        given = Authority(ca, ca_key) if ca is not None and ca_key is not None else None
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        authority = self._authority(ca, ca_key)
+        own, own_key = self.path / CA_FILE, self.path / "ca.key"
+        if ca is not None:
+            own.write_bytes(ca.read_bytes())
+        authority = given or (Authority(own, own_key) if own_key.is_file() else Authority.make(own, own_key))
         certificate = self.path / "server.pem"
         if hosts or not certificate.is_file():
             names = dict.fromkeys((*hosts, "localhost", "127.0.0.1", socket.gethostname()))
@@ -95,16 +101,6 @@ class CredentialsFolder:
         if lacking:
             raise ConfigError(f"{', '.join(lacking)} missing: make the folder with `omnibus nats credentials`")
         return Tls(certificate=str(files["server.pem"]), key=str(files["server.key"]), ca=str(files[CA_FILE]))
-
-    def _authority(self, ca: Path | None, ca_key: Path | None) -> Authority:
-        own, own_key = self.path / CA_FILE, self.path / "ca.key"
-        if (ca is None) != (ca_key is None):
-            raise ConfigError("a given certificate authority needs its certificate and its key: --ca and --ca-key")
-        if ca is not None and ca_key is not None:
-            authority = Authority(ca, ca_key)
-            own.write_bytes(ca.read_bytes())
-            return authority
-        return Authority(own, own_key) if own_key.is_file() else Authority.make(own, own_key)
 
     def _save(self, users: Sequence[User]) -> None:
         ordered = sorted(users, key=lambda user: user.name)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.table import Table
 
@@ -16,21 +15,12 @@ from omnibus.errors import ConfigError
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.failed_attempt import Attempt
 
-EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "audio/mpeg": "mp3",
-    "video/mp4": "mp4",
-    "text/plain": "txt",
-    "application/json": "json",
-}
+_EXTENSIONS = {"jpeg": "jpg", "mpeg": "mp3", "plain": "txt"}
+"""By the subtypes that are no extension themselves, as png, webp, wav, flac, mp4 and json are."""
 
 
 class AnswerDisplay:
-    """Shows the events of one request; a context manager, whose end takes the progress bar away."""
+    """Shows the events of one request; `close` takes the progress bar away."""
 
     def __init__(self, spec: PipelineSpec, folder: Path, *, quiet: bool = False) -> None:
         self._spec, self._folder = spec, folder
@@ -39,12 +29,8 @@ class AnswerDisplay:
         self.text = ""
         """The text that was shown."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Take the progress bar away, and end the line."""
         self._screen.close()
 
     def show(self, event: object) -> None:
@@ -85,7 +71,8 @@ class AnswerDisplay:
 
     def _paths(self, output: Output) -> list[Path]:
         stem = f"{output.modality}-{self._spec.stage(output.stage_id).name}"
-        extension = EXTENSIONS.get(output.media_type, "bin")
+        subtype = output.media_type.rpartition("/")[2]
+        extension = _EXTENSIONS.get(subtype, subtype if subtype.isalnum() else "bin")
         names = [f"{stem}.{extension}"]
         if len(output.items) != 1:
             names = [f"{stem}-{number}.{extension}" for number in range(len(output.items))]
@@ -114,16 +101,11 @@ def describe(spec: PipelineSpec, result: Result, files: Mapping[int, Sequence[Pa
 
 def describe_attempt(spec: PipelineSpec, attempt: Attempt) -> dict[str, Any]:
     """A failed attempt as one JSON object; a stage that the pipeline has no more is named by its number."""
+    facts = ("run", "delivery", "at", "replica", "code", "message", "where", "detail")
     return {
         "stage": spec.stage_name(attempt.stage_id),
-        "run": attempt.run,
-        "delivery": attempt.delivery,
+        **{name: getattr(attempt, name) for name in facts},
         "at": round(attempt.at, 3),
-        "replica": attempt.replica,
-        "code": attempt.code,
-        "message": attempt.message,
-        "where": attempt.where,
-        "detail": attempt.detail,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from omnibus.cli import options
 from omnibus.cli.request_flags import RequestFlags, request_options
 
 if TYPE_CHECKING:
-    from omnibus.cli.broker_command import CommandSession
+    from omnibus.cli.root import CommandSession, Wanted
     from omnibus.client.engine_thread import EngineThread
     from omnibus.pipeline.spec import PipelineSpec
     from omnibus.wire.request import Message
@@ -35,20 +35,18 @@ Ctrl-C                     stop the answer"""
     help="Send the turns before, too; by default where the first stage is an LLM.",
 )
 @options.pipeline
-@options.nats
-@options.state_dir
-def command(*, pipeline: str | None, nats_url: str | None, state_dir: Path | None, **flags: Any) -> None:
+@options.broker
+def command(*, pipeline: Wanted, **flags: Any) -> None:
     """Talk with a pipeline: its text streams, its images and audio are saved in a folder a turn.
 
     Ctrl-C stops the answer, Ctrl-D ends the chat, /help lists what else there is. Lines of a pipe are turns, too.
     """
-    from omnibus.cli.broker_command import open_session  # noqa: PLC0415 commands import when they run
-    from omnibus.cli.root import load_settings  # noqa: PLC0415
+    from omnibus.cli.root import load_settings, open_session  # noqa: PLC0415 commands import when they run
     from omnibus.client.engine_thread import EngineThread  # noqa: PLC0415
     from omnibus.observability.logging import configure_logging  # noqa: PLC0415
 
     configure_logging("warning", "console")
-    settings = load_settings(nats_url=nats_url, state_dir=state_dir)
+    settings = load_settings()
     with EngineThread(lambda: open_session(settings, "chat", pipeline), lambda _reason: None) as engine:
         _Chat(engine, **flags).run()
 
@@ -115,11 +113,10 @@ class _Chat:
                 self._before = self._system
             case "/image" | "/audio", file if not Path(file).is_file():
                 raise InvalidRequest(f"there is no file {file!r}")
-            case "/image", file:
-                self._flags = dataclasses.replace(self._flags, images=(*self._flags.images, Path(file)))
-                click.echo(f"{file} goes with the next message", err=True)
-            case "/audio", file:
-                self._flags = dataclasses.replace(self._flags, audios=(*self._flags.audios, Path(file)))
+            case "/image" | "/audio", file:
+                field = f"{name.removeprefix('/')}s"
+                files: dict[str, Any] = {field: (*getattr(self._flags, field), Path(file))}
+                self._flags = dataclasses.replace(self._flags, **files)
                 click.echo(f"{file} goes with the next message", err=True)
             case _:
                 raise InvalidRequest(f"there is no {name}; /help lists what there is")
@@ -136,7 +133,7 @@ class _Chat:
         self._turn += 1
         flags, self._flags = self._flags, dataclasses.replace(self._flags, images=(), audios=())
         request = flags.request(self._spec, line, before=self._before)
-        with AnswerDisplay(self._spec, self._out / f"turn-{self._turn}") as answer:
+        with closing(AnswerDisplay(self._spec, self._out / f"turn-{self._turn}")) as answer:
             try:
                 result = self._engine.run(follow(self._engine.session.producer, self._spec, request, answer))
             except KeyboardInterrupt:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from omnibus.cli import options
+
 if TYPE_CHECKING:
-    from omnibus.broker.certificates import Authority
-    from omnibus.broker.credentials_folder import CredentialsFolder
-    from omnibus.broker.roles import NatsRole
     from omnibus.pipeline.spec import PipelineSpec
 
-_ROLES = ("operator", "orchestrator", "frontdoor", "worker", "supervisor", "producer", "observer", "disconnects")
+_User = dict[str, Any]
+"""Arguments of `CredentialsFolder.add` for a user to be made."""
 _FOLDER = click.option(
     "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), default="nats-credentials", show_default=True,
     help="The folder with everything; ca.key in it stays where it is made.",
@@ -22,7 +22,7 @@ _FOLDER = click.option(
 
 
 @click.command("credentials")
-@click.argument("role", metavar="ROLE", type=click.Choice(("all", *_ROLES)))
+@click.argument("role", metavar="ROLE", type=click.Choice(("all", *options.NATS_ROLES, "disconnects")))
 @click.option("--pipeline", "-p", "pipelines", multiple=True, metavar="FILE|NAME", help="Which pipelines it is for.")
 @click.option("--stage", "stages", multiple=True, metavar="ID|NAME", help="Stages of a worker or a supervisor.")
 @click.option("--token", metavar="TOKEN", help="What a producer listens to, as Omni-Reply; its name by default.")
@@ -49,7 +49,7 @@ def credentials(role: str, pipelines: tuple[str, ...], folder: Path, **given: An
     specs = [load_pipeline(one) for one in pipelines]
     authority = made.prepare(given["hosts"], given["ca"], given["ca_key"])
     for user in _all(specs) if role == "all" else [_one(role, specs, given["stages"], given["token"], given["name"])]:
-        click.echo(str(user.add(made, authority)))
+        click.echo(str(made.add(authority, **user)))
     click.echo(f"the server: nats-server -c {folder / 'production.conf'}")
     click.echo(
         f"the others: OMNIBUS_NATS_URL=tls://HOST:4222 OMNIBUS_NATS_CREDENTIALS={folder}, or a copy of their own files"
@@ -67,21 +67,6 @@ def revoke(name: str, folder: Path) -> None:
     click.echo(f"{name} is out: reload the server, nats-server --signal reload")
 
 
-class _User:
-    """A user to be made."""
-
-    def __init__(
-        self, role: NatsRole, name: str, specs: Sequence[PipelineSpec], stages: Sequence[int] = (), token: str = ""
-    ) -> None:
-        self._role, self._name, self._specs = role, name, specs
-        self._stages, self._token = stages, token
-
-    def add(self, folder: CredentialsFolder, authority: Authority) -> Path:
-        return folder.add(
-            authority, self._role, self._specs, name=self._name, stages=self._stages, token=self._token
-        )  # fmt: skip
-
-
 def _one(
     role: str, specs: Sequence[PipelineSpec], stages: tuple[str, ...], token: str | None, name: str | None
 ) -> _User:
@@ -97,7 +82,8 @@ def _one(
         raise click.UsageError("--token is for producers")
     ids = sorted({specs[0].stage(ref).stage_id for ref in stages}) if per_stage else []
     called = check_name(name or "-".join([role, *(map(str, ids))]), "name")
-    return _User(NatsRole(role), called, specs, ids, check_name(token or called, "token") if role == "producer" else "")
+    user = _User(role=NatsRole(role), specs=specs, name=called, stages=ids)
+    return {**user, "token": check_name(token or called, "token")} if role == "producer" else user
 
 
 def _all(specs: Sequence[PipelineSpec]) -> Iterator[_User]:
@@ -105,9 +91,9 @@ def _all(specs: Sequence[PipelineSpec]) -> Iterator[_User]:
 
     for role in NatsRole:
         if role not in (NatsRole.WORKER, NatsRole.SUPERVISOR):
-            yield _User(role, role.value, specs, token=role.value if role is NatsRole.PRODUCER else "")
+            yield _User(role=role, specs=specs, name=role.value, token=role.value if role is NatsRole.PRODUCER else "")
             continue
         for spec in specs:
             for stage in spec.stages:
                 prefix = role.value if len(specs) == 1 else f"{role.value}-{spec.name}"
-                yield _User(role, f"{prefix}-{stage.stage_id}", [spec], [stage.stage_id])
+                yield _User(role=role, specs=[spec], name=f"{prefix}-{stage.stage_id}", stages=[stage.stage_id])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import click
@@ -27,9 +27,9 @@ async def _demo(prompt: str, out: Path) -> None:
 
     from omnibus.cli.answer import AnswerDisplay  # noqa: PLC0415
     from omnibus.cli.root import load_settings  # noqa: PLC0415
+    from omnibus.cli.submit import follow  # noqa: PLC0415
     from omnibus.client.embedded_pipeline import EmbeddedOptions, embedded  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
-    from omnibus.client.request_events import Ended  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
     from omnibus.wire.request import Request  # noqa: PLC0415
 
@@ -38,10 +38,6 @@ async def _demo(prompt: str, out: Path) -> None:
         with Console(stderr=True).status(f"starting the engines of {PIPELINE}"):
             connection = await stack.enter_async_context(embedded(spec, load_settings(), EmbeddedOptions()))
         producer = await stack.enter_async_context(Producer(connection))
-        submission = await producer.submit(spec, Request(prompt=prompt, stream=True))
-        with AnswerDisplay(spec, out) as answer:
-            async with aclosing(submission.events()) as events:
-                async for event in events:
-                    answer.show(event)
-                    if isinstance(event, Ended):
-                        event.result.raise_for_state()
+        with closing(AnswerDisplay(spec, out)) as answer:
+            result = await follow(producer, spec, Request(prompt=prompt, stream=True), answer)
+        result.raise_for_state()

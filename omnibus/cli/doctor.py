@@ -6,7 +6,6 @@ import json
 import resource
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
     from omnibus.broker.nats_access import Access
     from omnibus.broker.roles import Permissions
+    from omnibus.cli.root import Wanted
     from omnibus.pipeline.spec import PipelineSpec
 
 _FEWEST_FILES = 4096
 _MOST_SKEW = 1.0
-_ROLES = ("operator", "orchestrator", "frontdoor", "worker", "supervisor", "producer", "observer")
 _DENIED = "with these credentials the deployed pipelines cannot be read, so name the pipeline's file with --pipeline"
 
 
@@ -36,32 +35,30 @@ class Finding(msgspec.Struct, frozen=True):
 
 @click.command("doctor")
 @click.option(
-    "--role", type=click.Choice(_ROLES), help="The role that the credentials are for; else what their file says."
+    "--role",
+    type=click.Choice(options.NATS_ROLES),
+    help="The role that the credentials are for; else what their file says.",
 )
 @click.option("--stage", "stages", multiple=True, metavar="ID|NAME", help="Stages of a worker or a supervisor.")
 @options.pipeline
-@options.nats
-@options.state_dir
+@options.broker
 @options.as_json
-def command(
-    *, role: str | None, stages: tuple[str, ...], pipeline: str | None, nats_url: str | None, state_dir: Path | None,
-    as_json: bool,
-) -> int:  # fmt: skip
+def command(*, role: str | None, stages: tuple[str, ...], pipeline: Wanted, as_json: bool) -> int:
     """Examine the connection to NATS, its credentials and what they permit, its version, streams and clock, and limits here.
 
     Exit code 1 when something is wrong; each fault comes with its remedy. Changes nothing.
     """
     from omnibus.cli.root import ask, load_settings  # noqa: PLC0415 commands import when they run
 
-    settings = load_settings(nats_url=nats_url, state_dir=state_dir)
-    return ask(_Examination(settings, role, stages, pipeline).report(as_json=as_json))
+    return ask(_Examination(load_settings(), role, stages, pipeline).report(as_json=as_json))
 
 
 class _Examination:
     """An examination of one broker, with the credentials of one role."""
 
-    def __init__(self, settings: Any, role: str | None, stages: Sequence[str], pipeline: str | None) -> None:
+    def __init__(self, settings: Any, role: str | None, stages: Sequence[str], pipeline: Wanted) -> None:
         self._settings, self._wanted, self._pipeline = settings, role, pipeline
+        self._file = click.get_current_context().meta.get(options.PIPELINE_FILE)
         self._role, self._stages, self._token = role or "operator", list(stages), "producer"
         self._head: Mapping[str, str] = {}
 
@@ -164,9 +161,7 @@ class _Examination:
     def _remedy(self, spec: PipelineSpec, stages: Sequence[int]) -> str:
         """Return the commands that give this user the permissions of its role."""
         names = self._head.get("pipelines", spec.name).split()
-        files = " ".join(
-            f"--pipeline {self._pipeline if self._pipeline and name == spec.name else name}" for name in names
-        )
+        files = " ".join(f"--pipeline {self._file if self._file and name == spec.name else name}" for name in names)
         words = ["omnibus nats credentials", self._role, files]
         if self._role in ("worker", "supervisor"):
             words += [f"--stage {stage}" for stage in stages]

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from omnibus.cli import options
 
 if TYPE_CHECKING:
-    from omnibus.observability.tracing import Tracing
+    from omnibus.cli.root import Wanted
     from omnibus.settings import Settings
 
 
 @click.command("frontdoor")
 @options.front_door
-@click.option("--served-model-name", metavar="NAME", help="A further name for the pipeline that --pipeline names.")
 @options.pipeline
-@options.nats
-@options.state_dir
-@options.log_level
-def command(*, pipeline: str | None, **flags: Any) -> None:
-    """Run the HTTP server for every pipeline that is deployed. Any number of them may run."""
-    from omnibus.cli.root import load_settings, run_until_stopped, start_logging  # noqa: PLC0415
+@options.process
+def command(*, pipeline: Wanted) -> None:
+    """Run the HTTP server for every pipeline that is deployed. Any number of them may run.
 
-    settings = load_settings(**flags)
-    start_logging(settings)
-    run_until_stopped(_traced(settings, pipeline))
+    --served-model-name is a further name for the pipeline that --pipeline names.
+    """
+    from omnibus.cli.root import load_settings, run_until_stopped  # noqa: PLC0415
 
-
-async def _traced(settings: Settings, pipeline: str | None) -> None:
-    from omnibus.observability.tracing import open_tracing  # noqa: PLC0415 commands import when they run
-
-    with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
-        await _serve(settings, pipeline, tracing)
+    settings = load_settings()
+    run_until_stopped(settings, _serve(settings, pipeline))
 
 
-async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> None:
+async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415 commands import when they run
     from omnibus.client.cluster_view import ClusterView  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
@@ -45,19 +37,22 @@ async def _serve(settings: Settings, pipeline: str | None, tracing: Tracing) -> 
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
     from omnibus.frontdoor.http_connection import Limits  # noqa: PLC0415
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
+    from omnibus.observability.tracing import open_tracing  # noqa: PLC0415
 
-    async with (
-        connected(settings, role="frontdoor", wait=START_WAIT) as connection,
-        Producer(connection) as producer,
-        ClusterView(connection) as cluster,
-    ):
-        aliases = {}
-        if settings.served_model_name is not None:
-            aliases = {settings.served_model_name: (await find_pipeline(connection, pipeline, wait=START_WAIT)).name}
-        app = create_app(
-            producer, cluster, replicas=cluster.replicas, connected=lambda: connection.connected, metrics=connection.metrics,
-            options=Options.of(settings, aliases), tracing=tracing,
-        )  # fmt: skip
-        limits = Limits(keep_alive=settings.keep_alive, max_connections=settings.max_connections)
-        async with HttpServer(app, host=settings.host, port=settings.port, limits=limits) as server:
-            await server.wait()
+    with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
+        async with (
+            connected(settings, role="frontdoor", wait=START_WAIT) as connection,
+            Producer(connection) as producer,
+            ClusterView(connection) as cluster,
+        ):
+            aliases = {}
+            if settings.served_model_name is not None:
+                spec = await find_pipeline(connection, pipeline, wait=START_WAIT)
+                aliases = {settings.served_model_name: spec.name}
+            app = create_app(
+                producer, cluster, replicas=cluster.replicas, connected=lambda: connection.connected,
+                metrics=connection.metrics, options=Options.of(settings, aliases), tracing=tracing,
+            )  # fmt: skip
+            limits = Limits(keep_alive=settings.keep_alive, max_connections=settings.max_connections)
+            async with HttpServer(app, host=settings.host, port=settings.port, limits=limits) as server:
+                await server.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -29,19 +28,25 @@ def command() -> None:
 @click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True, help="Its rights.")
 @options.api_keys_file
 @options.state_dir
-def add(name: str, role: str, **flags: Path | None) -> None:
+def add(name: str, role: str) -> None:
     """Make a key called NAME and print it. It cannot be shown again."""
     from omnibus.frontdoor.api_keys import Role  # noqa: PLC0415 commands import when they run
 
-    click.echo(_file(flags).add(name, Role(role)))
+    file = _file()
+    click.echo(file.add(name, Role(role)))
+    click.echo(
+        f"front doors that read {file.path} take it within a second, running ones too; with it every caller needs a key, "
+        "as Authorization: Bearer KEY",
+        err=True,
+    )
 
 
 @command.command("list")
 @options.api_keys_file
 @options.state_dir
-def list_keys(**flags: Path | None) -> None:
+def list_keys() -> None:
     """List the names of the keys, their roles, and when they were made."""
-    file = _file(flags)
+    file = _file()
     try:
         keys = file.read()
     except FileNotFoundError:
@@ -57,14 +62,14 @@ def list_keys(**flags: Path | None) -> None:
 @_NAME
 @options.api_keys_file
 @options.state_dir
-def revoke(name: str, **flags: Path | None) -> None:
+def revoke(name: str) -> None:
     """Remove the key called NAME."""
-    _file(flags).revoke(name)
+    _file().revoke(name)
     click.echo(f"revoked {name}")
 
 
-def _file(flags: dict[str, Path | None]) -> KeyFile:
+def _file() -> KeyFile:
     from omnibus.cli.root import load_settings  # noqa: PLC0415 commands import when they run
     from omnibus.frontdoor.api_keys import KeyFile  # noqa: PLC0415
 
-    return KeyFile(load_settings(**flags).keys_path)
+    return KeyFile(load_settings().keys_path)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from omnibus.cli import options
 
 if TYPE_CHECKING:
+    from omnibus.cli.root import Wanted
     from omnibus.settings import Settings
 
 
 @click.command("orchestrator")
 @options.pipeline
-@options.nats
-@options.state_dir
-@options.log_level
-def command(*, pipeline: str | None, **flags: Any) -> None:
+@options.process
+def command(*, pipeline: Wanted) -> None:
     """Run an orchestrator of a deployed pipeline. Any number of them may run; it waits for the deployment."""
-    from omnibus.cli.root import load_settings, run_until_stopped, start_logging  # noqa: PLC0415
+    from omnibus.cli.root import load_settings, run_until_stopped  # noqa: PLC0415
 
-    settings = load_settings(**flags)
-    start_logging(settings)
-    run_until_stopped(_orchestrate(settings, pipeline))
+    settings = load_settings()
+    run_until_stopped(settings, _orchestrate(settings, pipeline))
 
 
-async def _orchestrate(settings: Settings, pipeline: str | None) -> None:
+async def _orchestrate(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415 commands import when they run
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
     from omnibus.orchestrator.deployed import DeployedOrchestrator  # noqa: PLC0415

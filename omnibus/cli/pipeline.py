@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING
 
 import click
 
 from omnibus.cli import options
-from omnibus.cli.broker_command import CommandSession, broker_command
+from omnibus.cli.broker_command import broker_command
 
 if TYPE_CHECKING:
+    from omnibus.cli.root import CommandSession
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.registry.deployed_pipelines import Deployed
-    from omnibus.settings import Settings
 
 
 @click.group("pipeline")
@@ -65,14 +65,17 @@ def validate(pipelines: tuple[str, ...]) -> int:
 @command.command()
 @click.argument("file", metavar="PIPELINE")
 @options.platform
-@broker_command("deploy", pipeline=False)
-async def deploy(session: CommandSession, file: str, platform: str | None) -> None:
+@options.broker
+def deploy(file: str, platform: str | None) -> None:
     """Deploy a pipeline. The broker keeps it, with the queues that it needs, so that workers need only a stage."""
+    from omnibus.cli.root import ask, load_settings, on_broker  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import deploy_pipeline  # noqa: PLC0415
 
-    spec = load_pipeline(file, platform)
-    deployment = await deploy_pipeline(session.connection, spec, replicas=session.settings.nats_replicas)
+    spec, settings = load_pipeline(file, platform), load_settings()
+    deployment = ask(
+        on_broker(settings, "deploy", lambda broker: deploy_pipeline(broker, spec, replicas=settings.nats_replicas))
+    )
     for change in deployment.changes:
         click.echo(str(change))
     outcome = "deployed" if deployment.stored else "was deployed already"
@@ -98,44 +101,30 @@ async def delete(session: CommandSession, name: str, *, force: bool) -> None:
 @command.command("list")
 @click.option("--shipped", is_flag=True, help="List what comes with the package; needs no broker.")
 @options.as_json
-@options.nats
-@options.state_dir
-def list_pipelines(*, shipped: bool, as_json: bool, **flags: Any) -> None:
+@options.broker
+def list_pipelines(*, shipped: bool, as_json: bool) -> None:
     """List the deployed pipelines: name, revision, outputs, stages."""
-    from omnibus.cli.root import ask, load_settings  # noqa: PLC0415
+    from omnibus.cli.root import ask, load_settings, on_broker  # noqa: PLC0415
+    from omnibus.cli.tables import make_table, show  # noqa: PLC0415
     from omnibus.pipeline.loading import load_pipeline, presets  # noqa: PLC0415
-
-    if shipped:
-        rows = [_row(load_pipeline(name), None) for name in presets()]
-    else:
-        rows = [_row(found.spec, found.revision) for found in ask(_list(load_settings(**flags)))]
-    _print_rows(rows, as_json=as_json)
-
-
-async def _list(settings: Settings) -> list[Deployed]:
-    from omnibus.cli.root import connected  # noqa: PLC0415
     from omnibus.registry.deployed_pipelines import list_deployed  # noqa: PLC0415
 
-    async with connected(settings, role="list") as connection:
-        return await list_deployed(connection)
-
-
-def _row(spec: PipelineSpec, revision: int | None) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "revision": revision,
-        "modalities": list(spec.modalities),
-        "stages": [stage.name for stage in spec.stages],
-    }
-
-
-def _print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    import json  # noqa: PLC0415
-
-    from omnibus.cli import tables  # noqa: PLC0415
-
+    found: list[tuple[PipelineSpec, int | None]] = (
+        [(load_pipeline(name), None) for name in presets()] if shipped else []
+    )
+    if not shipped:
+        found = [(one.spec, one.revision) for one in ask(on_broker(load_settings(), "list", list_deployed))]
+    rows = [
+        {
+            "name": spec.name,
+            "revision": revision,
+            "modalities": spec.modalities,
+            "stages": [one.name for one in spec.stages],
+        }
+        for spec, revision in found
+    ]
     if as_json:
         click.echo(json.dumps(rows))
         return
-    cells = [[row["name"], row["revision"], ", ".join(row["modalities"]), ", ".join(row["stages"])] for row in rows]
-    tables.show(tables.make_table(("pipeline", "revision", "outputs", "stages"), cells))
+    cells = [[", ".join(value) if isinstance(value, list | tuple) else value for value in row.values()] for row in rows]
+    show(make_table(("pipeline", "revision", "outputs", "stages"), cells))

@@ -6,10 +6,11 @@ import asyncio
 import dataclasses
 import signal
 import sys
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import Addresses
 from omnibus.errors import ConfigError
 from omnibus.frontdoor.api_keys import hashed_setting
@@ -19,8 +20,9 @@ from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
+from omnibus.workers.hang_detector import HangWatch
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
-from omnibus.workers.replica_processes import planned_processes
+from omnibus.workers.replica_processes import planned_processes, with_death_reporter
 from omnibus.workers.supervisor import ProcessSpec, Supervisor
 
 STATS_EVERY = 10.0
@@ -90,6 +92,23 @@ class Fleet:
         if self.settings.log_format != "auto":
             return self.settings.log_format
         return "color" if sys.stderr.isatty() else "json"
+
+
+async def keep_running(
+    connection: Connection, fleet: Fleet, plans: Sequence[LogicalStageInitPlan], services: Sequence[ProcessSpec],
+    announce: Callable[[ReplicaView, Supervisor], Coroutine[Any, Any, None]], *, stats: bool,
+) -> None:  # fmt: skip
+    """Supervise the services and the replicas that are planned here until all have ended; `announce` runs beside them.
+
+    Raises as `supervise`, and CodeNotAllowed before anything is started.
+    """
+    processes = [*services, *(process for plan in plans for process in fleet.replicas(plan))]
+    async with with_death_reporter(connection, fleet.spec) as (view, reporter):
+        supervisor = Supervisor(
+            processes, grace=fleet.grace + 5.0, on_death=reporter, metrics=connection.metrics
+        )  # fmt: skip
+        beside = [announce(view, supervisor), HangWatch(connection, view, supervisor, fleet.settings.hang_timeout).run()]
+        await supervise(supervisor, *beside, *([log_stats(view)] if stats else []))
 
 
 async def log_stats(view: ReplicaView, every: float = STATS_EVERY) -> None:

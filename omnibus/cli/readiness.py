@@ -1,27 +1,33 @@
-"""Says when everything that `serve` has started is up."""
+"""Says when everything that a command has started is up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from omnibus.broker.connection import Connection
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord
-from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
+from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import subjects
 
+ORCHESTRATOR, FRONT_DOOR = "orchestrator", "front door"
 _PAUSE = 0.05
 
-Say = Callable[[str], None]
+Say = Callable[[str, str], None]
+"""Takes a part (a stage's name, or one of the above) and the rest of the line about it."""
 
 
 class Readiness:
     """Waits for replicas, orchestrator and front door, and says which of them came up."""
 
-    def __init__(self, connection: Connection, spec: PipelineSpec, view: ReplicaView, say: Say) -> None:
-        self._connection, self._spec, self._view, self._say = connection, spec, view, say
+    def __init__(
+        self, connection: Connection, spec: PipelineSpec, view: ReplicaView, say: Say,
+        counts: Callable[[ReplicaRecord], bool] = lambda _record: True,
+    ) -> None:  # fmt: skip
+        """`counts` tells the replicas that are waited for from others of the same stages."""
+        self._connection, self._spec, self._view, self._say, self._counts = connection, spec, view, say, counts
 
     async def wait(self, replicas: Mapping[int, int], *, front_door: tuple[str, int] | None) -> None:
         """Return once so many replicas of each stage are up, an orchestrator listens, and the front door answers.
@@ -29,59 +35,38 @@ class Readiness:
         No deadline of its own: a process that cannot start ends everything, and a caller may cancel this.
         """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._replicas(replicas), name="readiness-replicas")
+            group.create_task(self.replicas(replicas), name="readiness-replicas")
             group.create_task(self._orchestrator(), name="readiness-orchestrator")
             if front_door is not None:
                 group.create_task(self._front_door(*front_door), name="readiness-frontdoor")
 
-    async def _replicas(self, wanted: Mapping[int, int]) -> None:
-        done = asyncio.Event()
+    async def replicas(self, wanted: Mapping[int, int]) -> None:
+        """Return once so many replicas of each stage are up."""
+        announced: set[str] = set()
 
-        def on_message(change: ReplicaChange) -> None:
-            came_up = change.after is not None and change.after.ready
-            if came_up and (change.before is None or not change.before.ready):
-                self._announce(change.after, wanted)
-            if _complete(self._view, wanted):
-                done.set()
+        def complete(records: Iterable[ReplicaRecord]) -> bool:
+            ready = [one for one in records if one.ready and one.stage_id in wanted and self._counts(one)]
+            for record in ready:
+                if record.instance not in announced:
+                    announced.add(record.instance)
+                    paused = ", paused: its stage takes no tasks until it is resumed" if record.paused else ""
+                    self._say(self._spec.stage(record.stage_id).name, f" {record.replica}{paused}")
+            count = Counter(record.stage_id for record in ready)
+            return all(count[stage_id] >= number for stage_id, number in wanted.items())
 
-        take_off = self._view.on_change(on_message)
-        try:
-            if not _complete(self._view, wanted):
-                await done.wait()
-        finally:
-            take_off()
-
-    def _announce(self, record: ReplicaRecord | None, wanted: Mapping[int, int]) -> None:
-        if record is not None and record.stage_id in wanted:
-            paused = ", paused: its stage takes no tasks until it is resumed" if record.paused else ""
-            self._say(f"up: {self._spec.stage(record.stage_id).name} {record.replica}{paused}")
+        await self._view.wait_until(complete, None)
 
     async def _orchestrator(self) -> None:
         """An orchestrator that listens has parked a pull at the consumer of events."""
-        stream = subjects.work_stream(self._spec.name)
-        while True:
-            info = await self._connection.api(f"CONSUMER.INFO.{stream}.{subjects.EVENTS_CONSUMER}")
-            if info.get("num_waiting"):
-                break
+        question = f"CONSUMER.INFO.{subjects.work_stream(self._spec.name)}.{subjects.EVENTS_CONSUMER}"
+        while not (await self._connection.api(question)).get("num_waiting"):  # noqa: ASYNC110 see below
             await asyncio.sleep(_PAUSE)  # orchestrators are in no registry
-        self._say("up: orchestrator")
+        self._say(ORCHESTRATOR, "")
 
     async def _front_door(self, host: str, port: int) -> None:
-        while True:
-            if await _answers(host, port):
-                break
+        while not await _answers(host, port):  # noqa: ASYNC110 see below
             await asyncio.sleep(_PAUSE)  # a server that does not listen yet cannot be waited for
-        self._say("up: front door")
-
-
-def up(view: ReplicaView) -> Counter[int]:
-    """How many replicas of each stage are up, paused ones among them."""
-    return Counter(record.stage_id for record in view.replicas() if record.ready)
-
-
-def _complete(view: ReplicaView, wanted: Mapping[int, int]) -> bool:
-    ready = up(view)
-    return all(ready[stage_id] >= count for stage_id, count in wanted.items())
+        self._say(FRONT_DOOR, "")
 
 
 async def _answers(host: str, port: int) -> bool:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 
 from omnibus.cli.answer import attempts_table, describe, describe_attempt
-from omnibus.cli.broker_command import CommandSession
+from omnibus.cli.root import CommandSession
 from omnibus.cli.tables import clock, duration, make_table
 from omnibus.client.request_events import Result
 from omnibus.client.request_position import RequestPosition, StagePosition, find_position
@@ -57,7 +57,7 @@ class RequestStatuses:
 def _in_words(spec: PipelineSpec, result: Result, position: RequestPosition) -> list[RenderableType]:
     timings = {timing.stage_id: timing for timing in (*position.timings, *result.timings)}
     here = {one.stage_id: one for one in position.stages}
-    rows = [_row(spec, stage_id, timings.get(stage_id), here.get(stage_id)) for stage_id in result.stage_ids]
+    rows = [_row(spec, stage_id, result, timings.get(stage_id), here.get(stage_id)) for stage_id in result.stage_ids]
     lines: list[RenderableType] = [f"request {result.rid} of {spec.name}: {escape(_headline(spec, result, position))}"]
     lines.append(_times(result, timings.values()))
     if rows:  # none where it was refused
@@ -96,14 +96,19 @@ def _times(result: Result, timings: Iterable[StageTiming]) -> str:
     return accepted
 
 
-def _row(spec: PipelineSpec, stage_id: int, timing: StageTiming | None, here: StagePosition | None) -> list[str | None]:
+def _row(
+    spec: PipelineSpec, stage_id: int, result: Result, timing: StageTiming | None, here: StagePosition | None
+) -> list[str | None]:
     name = f"{stage_id} {spec.stage_name(stage_id)}"
     if here is not None:
         since = duration(time.time() - here.queued)
         if here.replica is None:
             return [name, "waiting", since, None, None]
         return [name, f"running, queued at {clock(here.queued)}", None, None, here.replica]
+    if result.failure is not None and result.failure.stage_id == stage_id:
+        attempts = f", after {result.failure.attempts} attempts" if result.failure.attempts > 1 else ""
+        return [name, f"{result.state}{attempts}", None, None, result.failure.replica]
     if timing is None:
-        return [name, "not there", None, None, None]
+        return [name, "not run" if result.state.terminal else "not there yet", None, None, None]
     waited, ran = map(duration, timing.seconds)
     return [name, "done", waited, ran, None]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnibus.cli import options
-from omnibus.cli.broker_command import CommandSession, broker_command
+from omnibus.cli.broker_command import broker_command
 
 if TYPE_CHECKING:
+    from omnibus.cli.root import CommandSession
     from omnibus.client.dead_letter_admin import DeadLetterAdmin
     from omnibus.pipeline.spec import PipelineSpec
     from omnibus.requests.record import DeadLetter
@@ -167,7 +168,7 @@ async def _ids(admin: DeadLetterAdmin) -> list[str]:
 
 async def _describe(spec: PipelineSpec, admin: DeadLetterAdmin, dead_letter: DeadLetter) -> dict[str, Any]:
     record, failure, state = dead_letter.record, dead_letter.record.failure, await admin.state(dead_letter)
-    stage_id = failure.stage_id if failure is not None else None
+    stage_id = getattr(failure, "stage_id", None)
     return {
         "request_id": record.rid,
         "pipeline": spec.name,
@@ -175,10 +176,8 @@ async def _describe(spec: PipelineSpec, admin: DeadLetterAdmin, dead_letter: Dea
         "died": round(dead_letter.died, 3),
         "run": record.ticket.run,
         "stage": None if stage_id is None else spec.stage_name(stage_id),
-        "replica": failure.replica if failure is not None else None,
-        "code": failure.code if failure is not None else None,
-        "message": failure.message if failure is not None else None,
-        "attempts": failure.attempts if failure is not None else 0,
+        **{name: getattr(failure, name, None) for name in ("replica", "code", "message")},
+        "attempts": getattr(failure, "attempts", 0),
     }
 
 

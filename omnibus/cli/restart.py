@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from omnibus.cli.broker_command import CommandSession, broker_command
+from omnibus.cli import options
+from omnibus.cli.broker_command import broker_command
+
+if TYPE_CHECKING:
+    from omnibus.cli.root import CommandSession
 
 
 @click.command("restart")
 @click.option("--stage", metavar="ID|NAME", help="Which stage.")
 @click.option("--all", "every", is_flag=True, help="All stages, one after the other.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time for each replica to finish what it has and be up again.",
-)
+@options.restart_timeout
 @broker_command("restart")
 async def command(session: CommandSession, *, stage: str | None, every: bool, timeout: float) -> None:
     """Restart the replicas of a stage, one after the other, while requests flow.

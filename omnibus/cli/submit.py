@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import uuid
-from contextlib import aclosing, suppress
+from collections.abc import Callable
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from omnibus.cli import options
-from omnibus.cli.broker_command import CommandSession, broker_command
+from omnibus.cli.broker_command import broker_command
 from omnibus.cli.request_flags import RequestFlags, request_options
 from omnibus.cli.streams import OutputLost, read_stdin
 
 if TYPE_CHECKING:
     from omnibus.cli.answer import AnswerDisplay
+    from omnibus.cli.root import CommandSession
     from omnibus.client.producer import Producer
     from omnibus.client.request_events import Result
     from omnibus.pipeline.spec import PipelineSpec
@@ -57,9 +60,10 @@ async def command(
 
     spec = await session.spec()
     request = RequestFlags(**flags).request(spec, prompt)
-    with AnswerDisplay(spec, out, quiet=as_json) as answer:
+    with closing(AnswerDisplay(spec, out, quiet=as_json)) as answer:
         try:
-            result = await follow(session.producer, spec, request, answer, request_id=request_id)
+            say = functools.partial(click.echo, err=True)
+            result = await follow(session.producer, spec, request, answer, request_id=request_id, on_cancel=say)
         except DeadlineExceeded as error:
             click.echo(f"omnibus: {error.message}", err=True)
             return EXIT_CODES["expired"]
@@ -71,14 +75,15 @@ async def command(
 
 
 async def follow(
-    producer: Producer, spec: PipelineSpec, request: Request, answer: AnswerDisplay, *, request_id: str | None = None
-) -> Result:
-    """Submit a request and show it until it has ended. Cancelled, it cancels the request.
+    producer: Producer, spec: PipelineSpec, request: Request, answer: AnswerDisplay, *,
+    request_id: str | None = None, on_cancel: Callable[[str], None] | None = None,
+) -> Result:  # fmt: skip
+    """Submit a request and show it until it has ended. Cancelled, it cancels the request and tells `on_cancel` of it.
 
     Raises DeadlineExceeded when nobody has ended it by its deadline, and as `Producer.submit`.
     """
     from omnibus.client.request_events import Ended  # noqa: PLC0415
-    from omnibus.errors import DeadlineExceeded, OmnibusError  # noqa: PLC0415
+    from omnibus.errors import DeadlineExceeded  # noqa: PLC0415
 
     rid = request_id if request_id is not None else uuid.uuid4().hex  # known before Ctrl-C may come in between
     try:
@@ -96,12 +101,25 @@ async def follow(
             missing.cancel()
     except TimeoutError as error:
         raise DeadlineExceeded(f"request {rid!r} has not ended by its deadline: no orchestrator runs") from error
-    except (asyncio.CancelledError, OutputLost):  # nobody waits for it any more
-        with suppress(TimeoutError, OmnibusError):  # it was not accepted, or its deadline ends it
-            async with asyncio.timeout(_CANCEL_DEADLINE):
-                await producer.cancel(spec.name, rid)
+    except (asyncio.CancelledError, OutputLost) as error:  # nobody waits for it any more
+        outcome = await _cancel(producer, spec, rid)
+        if on_cancel is not None and not isinstance(error, OutputLost):
+            on_cancel(outcome)
         raise
     raise AssertionError("the last event of a request is Ended")
+
+
+async def _cancel(producer: Producer, spec: PipelineSpec, rid: str) -> str:
+    """Cancel a request that nobody waits for any more, and say what has become of it."""
+    from omnibus.errors import OmnibusError, UnknownRequest  # noqa: PLC0415
+
+    try:
+        async with asyncio.timeout(_CANCEL_DEADLINE):
+            return f"request {rid} is {(await producer.cancel(spec.name, rid)).state}"
+    except UnknownRequest:
+        return f"request {rid} was not accepted yet: nothing runs"
+    except (TimeoutError, OmnibusError):
+        return f"request {rid} may still run, until its deadline: omnibus cancel {rid} stops it"
 
 
 async def _say_what_is_missing(producer: Producer, spec: PipelineSpec, request: Request, answer: AnswerDisplay) -> None:

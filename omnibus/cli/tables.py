@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.live import Live
 from rich.table import Table
 
 _WIDE = 10_000
@@ -36,31 +34,6 @@ def show(renderable: RenderableType) -> None:
     with wide.capture() as captured:
         wide.print(renderable)
     console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
-
-
-class Screen:
-    """Shows one thing after the other: each in the place of the last one where `live` and on a terminal. A context manager."""
-
-    def __init__(self, *, live: bool) -> None:
-        console = Console(highlight=False)
-        self._live = Live(console=console, auto_refresh=False) if live and console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, renderable: RenderableType) -> None:
-        if self._live is None:
-            show(renderable)
-        else:
-            self._live.update(renderable, refresh=True)
 
 
 def clock(seconds: float | None) -> str | None:

@@ -108,7 +108,7 @@ class PipelineStatus:
                     "stage_id": stage.stage_id,
                     "name": stage.name,
                     "engine": stage.engine,
-                    "hold": self.pause_states[stage.stage_id].word if stage.stage_id in self.pause_states else None,
+                    "pause": self.pause_states[stage.stage_id].word if stage.stage_id in self.pause_states else None,
                     "queued": self.depth(stage.stage_id).waiting,
                     "running": self.depth(stage.stage_id).running,
                     "replicas": [self._replica(one) for one in self.replicas if one.stage_id == stage.stage_id],

@@ -13,6 +13,7 @@ _PACKAGE = Path(__file__).parents[1]
 _PRESET_FOLDERS = (_PACKAGE / "_data" / "pipelines", _PACKAGE.parent / "deploy" / "pipelines")
 """Folders of the shipped pipelines: inside an installed wheel, and beside the package in a source tree."""
 _SUFFIXES = (".yaml", ".yml")
+_NO_TEXT = "not YAML: a binary file, or text that is not UTF-8"
 MOST_CHARACTERS = 256 * 1024
 """Characters of a pipeline file."""
 
@@ -38,14 +39,17 @@ def read_file(path: Path) -> str:
     """Read a pipeline file; raises PipelineError naming the file when it cannot be read."""
     try:
         with path.open(encoding="utf-8") as file:  # never more than a parser would take, of a device for instance
-            return file.read(MOST_CHARACTERS + 1)
+            text = file.read(MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
-        raise PipelineError("not a text file in UTF-8", file=str(path)) from error
+        raise PipelineError(_NO_TEXT, file=str(path)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         is_model = path.suffix not in _SUFFIXES  # such as org/name, or a checkpoint's folder
         hint = "; a pipeline is a YAML file, and names the models of its stages" if is_model else ""
         raise PipelineError(f"cannot be read: {reason}{hint}", file=str(path)) from error
+    if "\0" in text:
+        raise PipelineError(_NO_TEXT, file=str(path))
+    return text
 
 
 def presets() -> dict[str, Path]:

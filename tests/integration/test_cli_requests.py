@@ -66,7 +66,7 @@ async def test_stage_and_replica_are_named_when_a_request_is_running(served: Ser
     await eventually(lambda: "running at stage 0 writer, replica r" in _status(served, "hang-9"), 30.0)
     text = _status(served, "hang-9")
     assert re.search(r"accepted \d\d:\d\d:\d\d, deadline \d\d:\d\d:\d\d, in \d+", text)
-    assert re.search(r"^1 painter +not there", text, re.MULTILINE)
+    assert re.search(r"^1 painter +not there yet", text, re.MULTILINE)
     assert re.search(r"^0 writer +0 +1 +r0", _status(served), re.MULTILINE), "a running task is not queued"
     (at,) = json.loads(_status(served, "hang-9", "--json"))["at"]
     assert (at["stage"], at["replica"]) == ("writer", "r0")
@@ -101,6 +101,14 @@ def test_times_and_outputs_are_told_when_a_request_is_done(served: Serving, tmp_
     assert re.search(r"^2 speaker +done +\d\.\d s +\d\.\d s", text, re.MULTILINE)
     assert "text from writer: 'a red circle'" in text
     assert re.search(r"image from painter: 1 file of image/png, \d+ bytes", text)
+
+
+def test_stage_that_failed_is_named_when_a_request_has_failed(served: Serving) -> None:
+    omnibus("submit", "hello", "--request-id", "reject-9", nats=served.nats_url)
+    text = _status(served, "reject-9")
+    assert re.search(r"^0 writer +failed +- +- +r0", text, re.MULTILINE)
+    assert re.search(r"^1 painter +not run", text, re.MULTILINE)
+    assert "not there" not in text
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,23 @@ async def test_request_is_cancelled_when_submit_is_interrupted(served: Serving, 
     submit.send_signal(signal.SIGINT)
     assert submit.wait(10) == 130
     assert _state(served, "hang-2") == "cancelled"
+    assert (tmp_path / "log").read_text().strip() == "request hang-2 is cancelled"
+
+
+async def test_request_is_named_when_it_may_outlive_an_interrupted_submit(tmp_path: Path) -> None:
+    with serving(
+        str(write_pipeline(tmp_path)), "--no-frontdoor", "--nats-port", "0", state_dir=tmp_path / "state"
+    ) as running:
+        submit = start("submit", "hello", "--rid", "hang-8", nats=running.nats_url, log=tmp_path / "log")
+        await eventually(lambda: _state(running, "hang-8") == "open", 30.0)
+        (broker,) = children_of(running.pid, "nats-server")
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            submit.send_signal(signal.SIGINT)
+            assert submit.wait(30) == 130
+        finally:
+            os.kill(broker, signal.SIGCONT)
+    assert "request hang-8 may still run, until its deadline: omnibus cancel hang-8" in (tmp_path / "log").read_text()
 
 
 async def test_submit_says_so_when_its_request_is_cancelled_elsewhere(served: Serving, tmp_path: Path) -> None:

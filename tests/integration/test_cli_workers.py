@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -20,6 +21,7 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.request import Request
 from tests.support.served import omnibus, start, write_pipeline
+from tests.support.waiting import eventually
 from tools.serving import serving
 
 pytestmark = pytest.mark.integration
@@ -80,6 +82,35 @@ async def test_load_is_shared_and_nothing_fails_when_replicas_join_and_leave(tmp
     assert len(joined) == 3
     assert len(alone) == 1
     assert set(alone) == set(joined) - set(both), "the pair has left"
+
+
+async def test_up_and_missing_parts_are_named_when_stages_are_served_apart(tmp_path: Path) -> None:
+    """A head with one stage names the other; a worker says when its own replicas are up, and counts no others."""
+    said: list[str] = []
+    head = ("--no-frontdoor", "--nats-port", "0", "--stages", "0")
+    file = str(write_pipeline(tmp_path, TWO_STAGES))
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(file, *head, state_dir=tmp_path / "state", say=said.append))
+        assert re.match(r"elsewhere: omnibus worker --pipeline two --stage second .*--nats nats://", said[0])
+        assert said[-1] == "missing: a replica of second (none starts): requests wait until the workers above run"
+        assert "up: first r0" in said
+        for number, mine in enumerate(({"r0", "r1"}, {"r2", "r3"})):
+            log = tmp_path / f"log-{number}"
+            words = ("worker", "--stage", "1", "--replicas", "2")
+            stack.enter_context(_started(*words, nats=served.nats_url, log=log))
+            lines = await eventually(lambda log=log: _own_lines(log) if "ready: " in log.read_text() else None, 60.0)
+            assert set(lines[:-1]) == {f"up: second {replica}" for replica in mine}
+            assert lines[-1].startswith("ready: two, 2 replicas of stage 1 second, NATS nats://127.0.0.1:")
+            assert "omnibus:" not in lines[-1], "the password"
+        said.clear()
+        beside = (*head[:3], "--nats", served.nats_url)
+        stack.enter_context(serving(file, *beside, "--stages", "0", state_dir=tmp_path / "beside", say=said.append))
+    assert said[-1].startswith("try: "), "nothing is missing any more"
+
+
+def _own_lines(log: Path) -> list[str]:
+    """Lines of a worker that are no log of it or of its replicas."""
+    return [line for line in log.read_text().splitlines() if line.startswith(("up: ", "ready: "))]
 
 
 async def _deploy_and_ask(folder: Path, port: int) -> subprocess.CompletedProcess[str]:

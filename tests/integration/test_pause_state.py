@@ -183,5 +183,5 @@ async def test_status_says_that_a_stage_is_paused_when_everything_was_restarted(
         said = json.loads((await asyncio.to_thread(omnibus, *asking, "--json", nats=connection.url)).stdout)
     assert "stage s0 is paused" in table.stdout
     stage = said["stages"][0]
-    assert (stage["hold"], stage["replicas"][0]["paused"]) == ("paused", True)
+    assert (stage["pause"], stage["replicas"][0]["paused"]) == ("paused", True)
     assert pipeline in {found.spec.name for found in await list_deployed(connection)}, "and no other is made of it"

@@ -160,6 +160,7 @@ async def test_orchestrator_serves_on_when_its_specification_becomes_senseless(
                 await bucket.put(pipeline, value)
                 result = await (await producer.submit(spec, Request(prompt="still here"))).result()
                 assert result.state is RequestState.DONE
+            await bucket.delete(pipeline)  # other tests' commands would warn of it
         assert not running.done()
     finally:
         running.cancel()

@@ -175,7 +175,7 @@ class Cluster:
 
     async def wait_up(self, replicas: Mapping[int, int] | None = None) -> None:
         """Return once the replicas of each stage are up, an orchestrator listens and the front door answers."""
-        readiness = Readiness(self.connection, self.spec, self.view, lambda _line: None)
+        readiness = Readiness(self.connection, self.spec, self.view, lambda _part, _rest: None)
         ready = asyncio.create_task(
             readiness.wait(replicas or self._replicas, front_door=(HOST, self.port)), name="cluster-ready"
         )

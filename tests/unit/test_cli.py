@@ -133,6 +133,41 @@ def test_validate_reports_each_file_when_some_are_wrong(
     assert _status(["pipeline", "validate", "good.yaml"]) == 0
 
 
+@pytest.mark.parametrize(
+    "data", [b"\x89PNG\r\n\x1a\n\x00", b"name: a\x00b", "name: a".encode("utf-16")], ids=["png", "nul", "utf-16"]
+)
+def test_validate_says_that_a_file_is_binary_when_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    file = tmp_path / "photo.png"
+    file.write_bytes(data)
+    assert _status(["pipeline", "validate", str(file)]) == 2
+    assert capsys.readouterr().err == f"{file}: not YAML: a binary file, or text that is not UTF-8\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["pipeline", "deploy"], ["nats", "plan"], ["nats", "apply"], ["submit", "hi", "-p"], ["status", "-p"], ["doctor", "-p"],
+     ["worker", "--stage", "0", "-p"], ["restart", "--all", "-p"], ["chat", "-p"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_file_is_read_before_anything_is_connected_to_when_a_command_names_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(GOOD.replace("engine: sim", "engine: sims"))
+    assert _status([*words, str(file), "--nats", "nats://127.0.0.1:1"]) == 2
+    error = capsys.readouterr().err
+    assert "'sims' is not one of" in error
+    assert "NATS" not in error
+
+
+def test_serve_names_the_command_that_is_meant_when_it_is_to_run_headless(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _status(["serve", "omni-tiny", "--headless"]) == 2
+    assert "`omnibus worker --stage STAGE --nats URL`" in capsys.readouterr().err
+    assert "--headless" not in _run_help("serve")[0]
+
+
 def test_show_draws_the_graph_when_the_file_is_good(tmp_path: Path) -> None:
     file = tmp_path / "good.yaml"
     file.write_text(GOOD)

@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console, Group
 
-from omnibus.cli.status import describe_pipeline
+from omnibus.cli.cluster_report import describe_pipeline
 from omnibus.client.cluster_view import PipelineStatus
 from omnibus.ledger.work_queue import QueueDepth
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus

@@ -160,7 +160,11 @@ def test_keys_are_added_listed_and_revoked_on_the_command_line(tmp_path: Path) -
         return done.output
 
     assert "no keys" in run("list")
-    key = run("add", "alice", "--role", "admin").strip()
+    added = CliRunner().invoke(cli, ["keys", "add", "alice", "--role", "admin", "--state-dir", str(tmp_path)])
+    key = added.stdout.strip()
+    assert key.startswith("omnibus-"), "a script reads the key alone"
+    assert f"front doors that read {tmp_path}/api-keys.json take it within a second, running ones too" in added.stderr
+    assert "every caller needs a key" in added.stderr
     (listed,) = run("list").splitlines()
     assert listed.split("\t")[:2] == ["alice", "admin"]
     assert key not in listed

@@ -9,6 +9,7 @@ import click
 import pytest
 
 from omnibus.cli import COMMANDS
+from omnibus.cli.options import SETTING
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.overrides import lb_policies, override_stages
 from tests.support.migrate import GUIDE, Row, nested_overrides, rows, scenarios, translate
@@ -83,7 +84,8 @@ def test_values_arrive_where_they_belong_when_a_command_line_is_rewritten() -> N
         "vllm serve Qwen/Qwen2.5-Omni-7B --omni --stage-id 1 --omni-dp-size-local 3 --omni-lb-policy random "
         "--omni-master-address 10.1.1.1 --omni-master-port 4321 --init-timeout 900 --log-stats --replica-id 4"
     )
-    params = parsed(translate(line, TABLE)).params
+    context = parsed(translate(line, TABLE))
+    params = {**context.params, **{name.removeprefix(SETTING): value for name, value in context.meta.items()}}
     assert (params["pipeline"], params["stages"], params["replicas"]) == ("qwen2.5-omni-7b.yaml", "1", 3)
     assert (params["nats_host"], params["nats_port"], params["lb_policy"]) == ("10.1.1.1", 4321, ("random",))
     assert (params["init_timeout"], params["log_stats"]) == (900.0, True)

@@ -81,7 +81,7 @@ def test_file_is_refused_when_it_is_too_deep_or_too_long(text: str, message: str
 
 
 def test_endless_file_is_refused() -> None:
-    with pytest.raises(PipelineError, match=r"longer than|not valid YAML"):
+    with pytest.raises(PipelineError, match="not YAML: a binary file"):
         load_pipeline(Path("/dev/zero"))
 
 

@@ -67,8 +67,8 @@ class ReplicaView:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    async def wait_until(self, condition: Callable[[list[ReplicaRecord]], bool], timeout: float) -> None:
-        """Return once the condition holds of all replicas; raises TimeoutError after `timeout` seconds."""
+    async def wait_until(self, condition: Callable[[list[ReplicaRecord]], bool], timeout: float | None) -> None:
+        """Return once the condition holds of all replicas; raises TimeoutError after `timeout` seconds (None: never)."""
         async with asyncio.timeout(timeout):
             while not condition(self.replicas()):
                 self._changed.clear()

@@ -1,0 +1,174 @@
+"""The work of `omnibus serve` and `omnibus worker`: a group of processes, and the broker that they meet at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import click
+
+from omnibus.broker.discovery import discover, running_server
+from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.nats_access import without_password
+from omnibus.cli.coming_up import ComingUp
+from omnibus.cli.process_group import Fleet, keep_running
+from omnibus.cli.readiness import Readiness
+from omnibus.cli.root import (
+    START_WAIT,
+    Wanted,
+    connected,
+    end_with_parent,
+    find_pipeline,
+    load_settings,
+    run,
+    start_logging,
+)
+from omnibus.frontdoor.server import listen
+from omnibus.pipeline.allowed_code import AllowedCode
+from omnibus.pipeline.loading import load_pipeline
+from omnibus.pipeline.overrides import apply_cli_tokenizer, lb_policies, override_locally, override_stages
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.deployed_pipelines import deploy_pipeline
+from omnibus.registry.presence.replica_view import ReplicaView
+from omnibus.settings import Settings
+from omnibus.workers.stage_checks import check_models
+from omnibus.workers.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeArguments:
+    """Arguments of `omnibus serve`."""
+
+    pipeline: str
+    platform: str | None
+    stages: str | None
+    replicas: int | None
+    stage_overrides: tuple[str, ...]
+    lb_policy: tuple[str, ...]
+    tokenizer: str | None
+    no_frontdoor: bool
+    grace: float
+    stage_init_timeout: float
+    init_timeout: float
+    log_stats: bool
+
+    def spec(self) -> PipelineSpec:
+        """The pipeline as it is deployed: the file, and over it what the command line changes. Raises PipelineError."""
+        spec = load_pipeline(self.pipeline, self.platform)
+        if self.tokenizer is not None:
+            spec = apply_cli_tokenizer(spec, self.tokenizer)
+        spec = override_stages(spec, self.stage_overrides)
+        return override_stages(spec, lb_policies(spec, self.lb_policy), "--lb-policy")
+
+    def local_stages(self, spec: PipelineSpec) -> list[StageSpec]:
+        """The stages of which this command starts replicas; raises PipelineError for one that there is not."""
+        if self.stages is None:
+            return [stage for stage in spec.stages if self.replicas or stage.num_replicas]
+        return [spec.stage(ref.strip()) for ref in self.stages.split(",") if ref.strip()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerArguments:
+    """Arguments of `omnibus worker`."""
+
+    pipeline: Wanted
+    stage: str
+    replicas: int | None
+    stage_overrides: tuple[str, ...]
+    grace: float
+    stage_init_timeout: float
+    log_stats: bool
+
+    def overrides(self, stage: StageSpec) -> tuple[str, ...]:
+        """All that is otherwise here than deployed: devices are shared out among the replicas of this command."""
+        number = () if self.replicas is None else (f"{stage.name}.num_replicas={self.replicas}",)
+        return (*number, *self.stage_overrides)
+
+
+def serve(arguments: ServeArguments) -> None:
+    """Serve a pipeline until Ctrl-C or SIGTERM. What can be found wrong before anything starts is raised first."""
+    end_with_parent()
+    spec, settings = arguments.spec(), load_settings()
+    start_logging(settings)
+    check_models(arguments.local_stages(spec))
+    # A child that is started again keeps its port.
+    zero = [name for name in ("port", "nats_port") if getattr(settings, name) == 0]
+    settings = settings.model_copy(update={name: free_port() for name in zero})
+    if not arguments.no_frontdoor:  # another server there would answer in the front door's place
+        listen(settings.host, settings.port).close()
+    run(_serve(spec, settings, arguments))
+
+
+async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArguments) -> None:
+    async with _broker(settings) as found, connected(found, role="serve") as connection:
+        fleet = Fleet(
+            spec=spec, settings=found, addresses=discover(found),
+            allowed=AllowedCode.of(spec, found.allowed_modules),
+            grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
+        )  # fmt: skip
+        here = None if arguments.stages is None else {stage.stage_id for stage in arguments.local_stages(spec)}
+        plans = fleet.plan(here, replicas=arguments.replicas, allow_zero=here is None)
+        await deploy_pipeline(connection, spec, replicas=found.nats_replicas)
+        coming = ComingUp(
+            connection=connection, fleet=fleet, plans=plans, source=arguments.pipeline, embedded=found is not settings,
+            front_door=not arguments.no_frontdoor, init_timeout=arguments.init_timeout,
+        )  # fmt: skip
+        services = [fleet.orchestrator(), *([] if arguments.no_frontdoor else [fleet.front_door()])]
+        try:
+            await keep_running(connection, fleet, plans, services, coming.announce, stats=arguments.log_stats)
+        finally:
+            await coming.say_what_stays()
+
+
+@asynccontextmanager
+async def _broker(settings: Settings) -> AsyncIterator[Settings]:
+    """The settings with the address of a broker that runs as long as the context."""
+    if settings.nats_url is not None or running_server(settings.state_dir) is not None:
+        yield settings
+        return
+    async with EmbeddedServer.of(settings) as server, asyncio.TaskGroup() as group:
+        keeper = group.create_task(server.supervise(), name="nats-server")
+        yield settings.model_copy()  # by which it is found in the state directory
+        keeper.cancel()
+
+
+def work(arguments: WorkerArguments) -> None:
+    """Run replicas of one stage until Ctrl-C or SIGTERM."""
+    end_with_parent()
+    settings = load_settings()
+    start_logging(settings)
+    run(_work(settings, arguments))
+
+
+async def _work(settings: Settings, arguments: WorkerArguments) -> None:
+    async with connected(settings, role="supervisor", stage=arguments.stage, wait=START_WAIT) as connection:
+        deployed = await find_pipeline(connection, arguments.pipeline, wait=START_WAIT)
+        stage = deployed.stage(arguments.stage)
+        overrides = arguments.overrides(stage)
+        spec = override_locally(deployed, stage.stage_id, overrides)
+        allowed = AllowedCode(frozenset(settings.allowed_modules)).with_changes(deployed, spec)
+        if deployed is arguments.pipeline:  # a file's
+            allowed = AllowedCode.of(spec, settings.allowed_modules)
+        allowed.check(spec.stage(stage.stage_id))
+        await asyncio.to_thread(check_models, [spec.stage(stage.stage_id)])
+        fleet = Fleet(
+            spec=spec, overrides=overrides, allowed=allowed,
+            settings=settings, addresses=discover(settings),
+            grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
+        )  # fmt: skip
+        plans = fleet.plan({stage.stage_id})
+
+        async def announce(view: ReplicaView, supervisor: Supervisor) -> None:
+            count = sum(len(plan.local) for plan in plans)
+            readiness = Readiness(
+                connection, spec, view, lambda part, rest: click.echo(f"up: {part}{rest}"),
+                lambda one: one.instance in supervisor.instances,
+            )  # fmt: skip
+            await readiness.replicas({stage.stage_id: count})
+            replicas = f"{count} replica{'s' if count > 1 else ''}"
+            nats = without_password(fleet.addresses.url)
+            click.echo(f"ready: {spec.name}, {replicas} of stage {stage.stage_id} {stage.name}, NATS {nats}")
+
+        await keep_running(connection, fleet, plans, [], announce, stats=arguments.log_stats)
