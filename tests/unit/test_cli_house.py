@@ -92,3 +92,12 @@ def test_version_is_printed_when_asked_for() -> None:
 def _cpu_of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_setup_prints_a_few_lines_when_everything_has_to_be_installed() -> None:
+    """What its installers say is left out, but for their errors; the steps are said."""
+    planned = _run("make", "--dry-run", "--always-make", "--directory", str(ROOT), "setup").stdout
+    installers = [line for line in planned.splitlines() if "pip install" in line]
+    assert len(installers) == 2
+    assert all("--quiet" in line for line in installers)
+    assert planned.count("printf") == 3
