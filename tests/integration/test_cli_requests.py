@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import wave
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -140,8 +141,10 @@ def test_parameters_and_files_reach_their_stages_when_flags_name_them(tmp_path: 
         "    return '; '.join([parts[-1].text, *media, repr(sorted(sampling.items()))])\n"
     )
     Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
-    (tmp_path / "b.wav").write_bytes(b"RIFF....WAVE")
-    size = (tmp_path / "a.png").stat().st_size
+    with wave.open(str(tmp_path / "b.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    size, length = (tmp_path / "a.png").stat().st_size, (tmp_path / "b.wav").stat().st_size
     pipeline = write_pipeline(
         tmp_path,
         "name: told\nstages:\n- {stage_id: 0, name: only, engine: python, model: 'told:say', final_output: true, "
@@ -155,4 +158,4 @@ def test_parameters_and_files_reach_their_stages_when_flags_name_them(tmp_path: 
         media = ["--image", str(tmp_path / "a.png"), "--audio", str(tmp_path / "b.wav")]
         done = omnibus("submit", "look", *params, *media, nats=running.nats_url)
     expected = "[('seed', 3), ('text', 'x=y'), ('warmth', 0.7), ('words', ['a', 'b'])]"
-    assert done.stdout == f"look; image/png {size}; audio/wav 12; {expected}\n", done.stderr
+    assert done.stdout == f"look; image/png {size}; audio/wav {length}; {expected}\n", done.stderr
