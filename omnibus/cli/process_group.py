@@ -107,7 +107,10 @@ async def keep_running(
         supervisor = Supervisor(
             processes, grace=fleet.grace + 5.0, on_death=reporter, metrics=connection.metrics
         )  # fmt: skip
-        beside = [announce(view, supervisor), HangWatch(connection, view, supervisor, fleet.settings.hang_timeout).run()]
+        beside = [
+            announce(view, supervisor),
+            HangWatch(connection, view, supervisor, fleet.settings.hang_timeout).run(),
+        ]
         await supervise(supervisor, *beside, *([log_stats(view)] if stats else []))
 
 
