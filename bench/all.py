@@ -51,6 +51,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def run(size: Size, chosen: Sequence[str], *, beside: bool) -> dict[str, Any]:
     """Run the benches, each in a process of its own, and gather what they say."""
     started, others = time.monotonic(), [busy_cores()]
+    if others[0] > QUIET:
+        console.print(f"others keep {others[0]:.2f} cores busy: the figures will say little", style="red")
     lines: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     for name in (*chosen, *(BESIDE if beside else ())):

@@ -1,9 +1,10 @@
-"""Tokens that stream to many HTTP clients at once: as fast as they are taken, and at a pace, with the delay added."""
+"""Tokens that stream to many HTTP clients at once: fast, at a pace with the delay that is added, and in bursts."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -31,11 +32,14 @@ stages:
 class Settings:
     rounds: int = 5
     clients: int = 64
-    tokens: int = 500
-    """Words of a stream, as fast as they are taken."""
-    paced_rate: float = 5000.0
-    """Words a second to all clients together."""
-    paced_seconds: float = 6.0
+    fast: float = 25_000.0
+    """Words a second that the stage makes for all clients together: more than are asked for."""
+    paced: float = 5_000.0
+    """Words a second while it is measured how much later they come than they are made."""
+    seconds: float = 5.0
+    """Duration of either, when it is kept up with."""
+    burst: int = 500
+    """Words of a stream that are made as fast as the stage can: there is always something to join."""
     replicas: int = 2
     """Replicas of the stage, so that it is not the limit."""
 
@@ -86,41 +90,33 @@ def run(settings: Settings, folder: Path) -> Report:
 async def _measure(settings: Settings, url: str, processes: Processes) -> Report:
     async with clients(url, settings.clients) as made:
         await _listen(made, 10, 0.0)
-        cpu: dict[str, float] = {}
+        cpu: dict[str, dict[str, float]] = {"fast": {}, "paced": {}, "burst": {}}
 
-        async def fast() -> Sample:
-            before, started = processes.cpu(), time.perf_counter()
-            streams = await _listen(made, settings.tokens, 0.0)
-            seconds, used = time.perf_counter() - started, spent(before, processes.cpu())
-            tokens = settings.tokens * len(made)
-            cpu.update({role: round(each / tokens * 1e6, 1) for role, each in used.items()})
-            events = sum(len(stream.pieces) for stream in streams)
-            return {
-                "tokens_a_second": tokens / seconds,
-                "cpu_us": sum(used.values()) / tokens * 1e6,
-                "tokens_an_event": tokens / events,
-            }
+        def measured(name: str, tokens: int, rate: float) -> Measure:
+            async def measure() -> Sample:
+                before, started = processes.cpu(), time.perf_counter()
+                streams = await _listen(made, tokens, rate / len(made))
+                seconds, used = time.perf_counter() - started, spent(before, processes.cpu())
+                count = tokens * len(made)
+                cpu[name] = {role: round(each / count * 1e6, 1) for role, each in used.items()}
+                return {
+                    "tokens_a_second": count / seconds,
+                    "cpu_us": sum(used.values()) / count * 1e6,
+                    "tokens_an_event": count / sum(len(stream.pieces) for stream in streams),
+                    **(_added(streams) if rate else {}),
+                }
 
-        async def paced() -> Sample:
-            rate = settings.paced_rate / len(made)
-            before, started = processes.cpu(), time.perf_counter()
-            streams = await _listen(made, max(int(rate * settings.paced_seconds), 2), rate)
-            seconds, used = time.perf_counter() - started, spent(before, processes.cpu())
-            count, added = (
-                sum(len(stream.words) for stream in streams),
-                [delay for one in streams for delay in _added(one)],
-            )
-            return {
-                "tokens_a_second": count / seconds,
-                "cpu_us": sum(used.values()) / count * 1e6,
-                "added_p50_ms": percentile(added, 50),
-                "added_p99_ms": percentile(added, 99),
-            }
+            return measure
 
-        measures: dict[str, Measure] = {"fast": fast, "paced": paced}
+        each = {rate: max(int(rate * settings.seconds / len(made)), 2) for rate in (settings.fast, settings.paced)}
+        measures = {
+            "fast": measured("fast", each[settings.fast], settings.fast),
+            "paced": measured("paced", each[settings.paced], settings.paced),
+            "burst": measured("burst", settings.burst, 0.0),
+        }
         rounds = await interleaved(measures, settings.rounds, lambda line: console.print(line, style="dim"))
     samples = [flat(one) for one in rounds]
-    return Report(figures=medians(samples), spread=spreads(samples), detail={"fast_cpu_us": cpu})
+    return Report(figures=medians(samples), spread=spreads(samples), detail={"cpu_us": cpu})
 
 
 async def _listen(made: list[HttpClient], tokens: int, rate: float) -> list[_Stream]:
@@ -139,20 +135,22 @@ async def _listen(made: list[HttpClient], tokens: int, rate: float) -> list[_Str
     return streams
 
 
-def _added(stream: _Stream) -> list[float]:
+def _added(streams: Sequence[_Stream]) -> Sample:
     """Milliseconds added on the way to each pause between two words; 0 where they came closer together than they were made."""
-    return [
+    added = [
         max((came - before) - (int(word) - int(word_before)), 0) / 1e6
+        for stream in streams
         for (before, word_before), (came, word) in pairwise(stream.words)
     ]
+    return {"added_p50_ms": percentile(added, 50), "added_p99_ms": percentile(added, 99)}
 
 
 BENCH = Bench(
     name="stream",
     summary="Tokens that stream to many HTTP clients at once.",
     sizes={
-        Size.SMALLEST: Settings(rounds=1, clients=4, tokens=20, paced_rate=100.0, paced_seconds=0.5, replicas=1),
-        Size.QUICK: Settings(rounds=2, tokens=150, paced_seconds=3.0),
+        Size.SMALLEST: Settings(rounds=1, clients=4, fast=400.0, paced=100.0, seconds=0.5, burst=20, replicas=1),
+        Size.QUICK: Settings(rounds=2, seconds=2.0, burst=150),
         Size.FULL: Settings(),
     },
     measure=run,

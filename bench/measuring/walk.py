@@ -28,7 +28,7 @@ from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.wire.request import Request
 from omnibus.workers.replica import Replica
 
-_IDLE = 2.0
+_IDLE = 1.0
 """Seconds in which the idle system is counted."""
 
 

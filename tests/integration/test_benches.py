@@ -99,10 +99,11 @@ def test_pictures_are_written_when_benches_have_series(tmp_path: Path) -> None:
         assert (tmp_path / plot.file).read_bytes().startswith(b"\x89PNG")
 
 
-def run(bench: str, *flags: str) -> dict[str, Any]:
+def run(bench: str, *flags: str, limit: float = 240) -> dict[str, Any]:
+    """The line of JSON of a bench at its smallest size."""
     ended = subprocess.run(
         (sys.executable, "-m", f"bench.{bench}", "--size", "smallest", *flags),
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True, text=True, timeout=limit, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     line: dict[str, Any] = json.loads(ended.stdout.rstrip().rpartition("\n")[2])
