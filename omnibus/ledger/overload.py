@@ -1,4 +1,4 @@
-"""How much is open, whether one more request may come, and when there is room again for one that was refused: every 429.
+"""How much is open, whether one more request may come, and when there is room again for one that was refused: their 429.
 
 Two bounds. The pipeline's is estimated from the queue. A tenant's is exact among the requests that came through one producer,
 which knows the end of each.

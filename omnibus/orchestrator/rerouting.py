@@ -34,8 +34,8 @@ class Rerouting:
     """Looks after the replicas' own lanes of one pipeline.
 
     A lane is looked at when its replica registers or changes its status. All are at the start and, where stages are
-    directed, once a heartbeat timeout: somebody who had not heard yet that a replica left may have published to its lane
-    afterwards, and the server removes the consumer of a lane that a paused replica did not read for long.
+    directed or a look failed, once a heartbeat timeout: somebody who had not heard yet that a replica left may have
+    published to its lane afterwards, and the server removes the consumer of a lane that a paused replica did not read for long.
     """
 
     def __init__(self, conn: Connection, spec: PipelineSpec, view: ReplicaView) -> None:
@@ -44,18 +44,17 @@ class Rerouting:
         self._lanes = DirectedLanes(conn, spec.name)
         self._due: set[Lane] = set()
         self._woken = asyncio.Event()
+        self._is_behind = False  # a step has failed
 
     async def run(self) -> None:
         """Look after the lanes until cancelled; outages are waited out."""
         unhook = self._view.on_change(self._on_message)
         try:
-            await self._guarded(self._look_everywhere())
             while True:
+                self._is_behind = False
+                await self._guarded(self._look_everywhere())
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._spec.heartbeat_timeout):
-                        await self._work_off()
-                if self._directed:
-                    await self._guarded(self._look_everywhere())
+                    await self._work_off(asyncio.get_running_loop().time() + self._spec.heartbeat_timeout)
         finally:
             unhook()
 
@@ -65,18 +64,25 @@ class Rerouting:
             self._due.add((record.stage_id, record.replica))
             self._woken.set()
 
-    async def _work_off(self) -> None:
-        """Look after lanes as they become due."""
+    async def _work_off(self, until: float) -> None:
+        """Look after lanes as they become due; raises TimeoutError when all are to be looked at again.
+
+        Invariant: the time ends waiting, never work. A lane that is taken from those due is known nowhere else.
+        """
         while True:
-            await self._woken.wait()
+            async with asyncio.timeout_at(until if self._directed or self._is_behind else None):
+                await self._woken.wait()
             self._woken.clear()
             while self._due:
                 await self._guarded(self._look_after(self._due.pop()))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a step; a failed one is repeated when all lanes are checked the next time."""
+        """Run a step; a failed one is repeated when all lanes are looked at the next time."""
+        is_done = False
         with task_root("rerouting", self._conn.metrics, pipeline=self._spec.name):
             await work
+            is_done = True
+        self._is_behind |= not is_done
 
     async def _look_everywhere(self) -> None:
         registered = {record.key for record in self._view.replicas() if record.directed}

@@ -26,7 +26,7 @@ OVERFLOW_LANE = "overflow"
 
 
 class PayloadRule(StrEnum):
-    """The way in which the outputs of a stage travel along an edge."""
+    """The way in which the outputs of a stage travel along an edge; the later, the stronger where edges share outputs."""
 
     AUTO = "auto"
     """Small outputs travel inside the message, others through the object store."""

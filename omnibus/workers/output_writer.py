@@ -16,7 +16,6 @@ from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, MSGPACK, RECORD_I
 from omnibus.workers.engines.protocol import Finished, Outputs
 from omnibus.workers.output_files import BYTES, File, encoded
 
-_STRONGEST_FIRST = (PayloadRule.OBJECT, PayloadRule.INLINE, PayloadRule.AUTO)
 _ENVELOPE_REST = 32 * 1024  # of an envelope: route, trace, timings and names
 _KINDS = {"embedding": "tensor"}
 """Kinds of output that a modality is made of, where it does not bear the kind's name."""
@@ -64,7 +63,7 @@ class OutputWriter:
     def _rule(self, route: Route, stage_id: int) -> PayloadRule:
         """The rule of all edges that share the payloads: the one whose reach is the longest."""
         rules = {self._spec.edge(stage_id, target.stage_id).payload for target in route[stage_id].targets}
-        return next(rule for rule in _STRONGEST_FIRST if rule in rules)
+        return max(rules, key=list(PayloadRule).index)
 
     def _packed(self, name: str, value: Any) -> tuple[bytes, str]:
         if isinstance(value, bytes):

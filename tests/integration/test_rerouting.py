@@ -13,6 +13,7 @@ from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.delivery import consumer_of
 from omnibus.broker.layout import Layout, ensure_layout, layout_of, own_lane_consumer
 from omnibus.client.producer import Producer
+from omnibus.errors import BrokerUnavailable
 from omnibus.ledger.directed_lanes import DirectedLanes
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.death.claim_book import ClaimBook
@@ -133,6 +134,28 @@ async def test_task_is_rerouted_when_it_is_published_to_a_lane_without_a_consume
         await eventually(lambda: runs["late"] == 1, 2 * TIMEOUT + 1)
         assert log.lanes_of("late") == ["r7", "interactive"]
         await all_home(connection, spec, log, ["late"])
+
+
+async def test_lane_is_emptied_though_no_stage_is_directed_when_the_first_look_at_it_failed(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a redeployment: what stands on a lane then is all that will ever be there, so nothing else wakes a look."""
+    spec = one_stage(pipeline, "broker", heartbeat_timeout=TIMEOUT)
+    await ensure_layout(connection, layout_of(spec))
+    looks, occupied = [], DirectedLanes.occupied
+
+    async def fail_once(lanes: DirectedLanes) -> set[tuple[int, str]]:
+        looks.append(lanes)
+        if len(looks) == 1:
+            raise BrokerUnavailable("an outage")
+        return await occupied(lanes)
+
+    monkeypatch.setattr(DirectedLanes, "occupied", fail_once)
+    runs = await events_of(connection, spec)
+    await publish(connection, spec, "r7", "left")
+    async with orchestrator(connection, spec), replica(connection, spec):
+        await eventually(lambda: runs["left"] == 1, 2 * TIMEOUT + 1)
+    assert len(looks) == 2
 
 
 @pytest.mark.parametrize("older", [True, False])
