@@ -22,7 +22,7 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 	$(call say,unit)
 	@$(PYTEST) tests/unit
 	$(call say,integration)
-	@$(PYTEST) $(TWO) -n 3 --dist loadfile tests/integration
+	@$(PYTEST) $(TWO) --dist loadfile tests/integration
 	$(call say,end to end)
 	@$(PYTEST) $(TWO) --dist loadgroup tests/e2e
 	$(call say,chaos in short)
