@@ -87,11 +87,15 @@ class CredentialsFolder:
         """All users, in the order of their names; nothing in their file is secret."""
         path = self.path / _USERS_FILE
         try:
-            return msgspec.json.decode(path.read_bytes(), type=list[User])
+            users = msgspec.json.decode(path.read_bytes(), type=list[User])
         except FileNotFoundError:
             return []
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from error
+        # Invariant: never a user of this file without permissions: to a server that means all of them.
+        if unlimited := [user.name for user in users if user.permissions is None]:
+            raise ConfigError(f"{path} names no permissions of {', '.join(unlimited)}: make the folder anew")
+        return users
 
     def tls(self) -> Tls:
         """The server's files."""

@@ -71,8 +71,8 @@ class EmbeddedServer:
     insecure: bool = False
     _process: asyncio.subprocess.Process | None = field(default=None, init=False)
     _lock: int | None = field(default=None, init=False)
-    _password: str = field(default="", init=False)
-    _system_password: str = field(default="", init=False)
+    _password: str = field(default="", init=False, repr=False)
+    _system_password: str = field(default="", init=False, repr=False)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -43,7 +43,7 @@ tls {{
 """
 
 
-class User(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class User(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A user of an account, known by its public nkey or by a password."""
 
     name: str

@@ -45,8 +45,8 @@ class DeliveryLoop:
     def __init__(self, connection: Connection, puller: Puller, handler: Handler, *, concurrency: int) -> None:
         self._metrics, self._puller, self._handler = connection.metrics, puller, handler
         self._concurrency = concurrency
-        self._errors: dict[int, int] = {}
-        """By the stream sequence of the message."""
+        self._errors: dict[tuple[int, float], int] = {}
+        """By the stream sequence and the time of the message: a stream that is made anew counts from 1 again."""
 
     async def run(self) -> None:
         """Serve until cancelled. What waits then goes back to the queue, and what is in hand is finished for a while."""
@@ -92,12 +92,12 @@ class DeliveryLoop:
             await self._handler.give_up(delivery, error, dead=may_pass)
             is_handled = True
         if is_handled:
-            self._errors.pop(delivery.stream_seq, None)
+            self._errors.pop(_key(delivery), None)
         return is_handled
 
     def _count(self, delivery: Delivery) -> int:
         """The errors of a message, with this one."""
-        count = self._errors[delivery.stream_seq] = self._errors.pop(delivery.stream_seq, 0) + 1
+        count = self._errors[_key(delivery)] = self._errors.pop(_key(delivery), 0) + 1
         if len(self._errors) > _MOST_COUNTED:
             del self._errors[next(iter(self._errors))]
         return count
@@ -107,3 +107,7 @@ class DeliveryLoop:
             await delivery.nak(delay)
         except BrokerError:  # delivered again after the ack wait, then
             log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
+
+
+def _key(delivery: Delivery) -> tuple[int, float]:
+    return delivery.stream_seq, delivery.stored_at

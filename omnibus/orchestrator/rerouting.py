@@ -87,19 +87,19 @@ class Rerouting:
     async def _look_everywhere(self) -> None:
         registered = {record.key for record in self._view.replicas() if record.directed}
         for lane in sorted(registered | await self._lanes.occupied()):
-            await self._look_after(lane)
+            await self._guarded(self._look_after(lane))
 
     async def _look_after(self, lane: Lane) -> None:
         """Make a lane readable while its replica is registered, and empty it while that takes no tasks."""
         record = self._record(lane)
         if lane[1] in self._spec.stage_lanes:
             return
+        if not takes_directed(record):
+            await self._empty(lane)
         if record is not None and record.alive and lane[0] in self._directed:
             timeout = self._spec.heartbeat_timeout
             consumer = own_lane_consumer(self._spec.name, *lane, heartbeat_timeout=timeout)
             await ensure_layout(self._conn, Layout((), (consumer,)))
-        if not takes_directed(record):
-            await self._empty(lane)
 
     async def _empty(self, lane: Lane) -> None:
         """Reroute the tasks of a lane, except those that its replica, still there, has claimed.

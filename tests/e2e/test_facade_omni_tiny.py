@@ -79,6 +79,6 @@ def test_diffusion_sleeps_and_paints_after_waking(omni: Omni) -> None:
 def test_folder_of_a_checkpoint_is_served_as_it_is() -> None:
     arguments = {"max_model_len": 128, "max_num_seqs": 4, "kv_cache_memory_bytes": 64 << 20}
     with Omni(str(THINKER), **arguments) as alone:
-        assert alone.engine.get_stage_metadata(0).stage_type == "llm"
+        assert alone.get_stage_metadata(0).stage_type == "llm"
         (result,) = alone.generate("a red circle", [{"max_tokens": 4, "temperature": 0.0}])
     assert result.outputs[0].usage.completion_tokens in range(1, 5)

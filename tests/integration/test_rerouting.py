@@ -13,7 +13,7 @@ from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.delivery import consumer_of
 from omnibus.broker.layout import Layout, ensure_layout, layout_of, own_lane_consumer
 from omnibus.client.producer import Producer
-from omnibus.errors import BrokerUnavailable
+from omnibus.errors import BrokerRefused, BrokerUnavailable
 from omnibus.ledger.directed_lanes import DirectedLanes
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.death.claim_book import ClaimBook
@@ -156,6 +156,27 @@ async def test_lane_is_emptied_though_no_stage_is_directed_when_the_first_look_a
     async with orchestrator(connection, spec), replica(connection, spec):
         await eventually(lambda: runs["left"] == 1, 2 * TIMEOUT + 1)
     assert len(looks) == 2
+
+
+async def test_lanes_behind_it_are_emptied_when_one_cannot_be_read(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = one_stage(pipeline, heartbeat_timeout=TIMEOUT)
+    await ensure_layout(connection, layout_of(spec))
+    first = DirectedLanes.first
+
+    async def refuse_r6(lanes: DirectedLanes, stage_id: int, lane: str, after: int = 0) -> ReceivedMessage | None:
+        if lane == "r6":
+            raise BrokerRefused("no")
+        return await first(lanes, stage_id, lane, after)
+
+    monkeypatch.setattr(DirectedLanes, "first", refuse_r6)
+    runs = await events_of(connection, spec)
+    await publish(connection, spec, "r6", "never")
+    await publish(connection, spec, "r7", "behind")
+    async with orchestrator(connection, spec), replica(connection, spec):
+        await eventually(lambda: runs["behind"] == 1, 2 * TIMEOUT + 1)
+    assert not runs["never"]
 
 
 @pytest.mark.parametrize("older", [True, False])
