@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import Addresses
@@ -30,15 +31,18 @@ _SHOWN = ("replica", "status", "reason", "paused", "slots", "in_flight", "queue_
 class ClusterView(AsyncExitStack):
     """Live views of all deployed pipelines and of their replicas, in an `async with`; each opened when first asked for.
 
-    Every method raises BrokerError when nobody can say.
+    A pipeline's view closes when the pipeline is deleted. Every method raises BrokerError when nobody can say.
     """
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self._connection = connection
         self._pipelines: Watch | None = None
-        self._replicas: dict[str, ReplicaView] = {}
         self._opening = asyncio.Lock()
+        self._replicas: dict[str, ReplicaView] = {}
+        self._opening_replicas: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.push_async_callback(self._close_replicas)
 
     async def get(self, name: str) -> PipelineSpec | None:
         """The pipeline of this name as it is deployed now; None when there is none."""
@@ -51,18 +55,22 @@ class ClusterView(AsyncExitStack):
             if self._pipelines is None:
                 if await self._connection.find(f"STREAM.INFO.KV_{bucket}") is None:
                     return ()  # until the first one is deployed
-                self._pipelines = await self.enter_async_context(Watch(self._connection, bucket, keys="*"))
+                self._pipelines = await self.enter_async_context(
+                    Watch(self._connection, bucket, self._on_pipeline, keys="*")
+                )
         entries = sorted(self._pipelines.snapshot.items())
         specs = (read_pipeline(name, entry.value) for name, entry in entries)
         return [spec for spec in specs if spec is not None]
 
     async def replicas(self, spec: PipelineSpec) -> list[ReplicaRecord]:
-        """The replicas of a pipeline, whatever their status."""
-        async with self._opening:
+        """The replicas of a pipeline, whatever their status. One that cannot be read holds up nothing else."""
+        async with self._opening_replicas.setdefault(spec.name, asyncio.Lock()):
             view = self._replicas.get(spec.name)
             if view is None:
-                opening = ReplicaView(self._connection, spec.name, timeout=spec.heartbeat_timeout)
-                view = self._replicas[spec.name] = await self.enter_async_context(opening)
+                view = ReplicaView(self._connection, spec.name, timeout=spec.heartbeat_timeout)
+                self._replicas[spec.name] = await view.__aenter__()
+                if self._pipelines is not None and spec.name not in self._pipelines.snapshot:
+                    self._close_view(spec.name)  # deleted in the meantime
         return view.replicas()
 
     async def status(self, spec: PipelineSpec, *, system_account: bool) -> PipelineStatus:
@@ -71,6 +79,21 @@ class ClusterView(AsyncExitStack):
         depths = await WorkQueue(self._connection, spec.name).depths()
         pauses = await PauseStates(self._connection, spec.name).of(stage.stage_id for stage in spec.stages)
         return PipelineStatus(spec, replicas, depths, time.time(), system_account, pauses)
+
+    def _on_pipeline(self, name: str, value: bytes | None, _revision: int) -> None:
+        if value is None:
+            self._close_view(name)
+
+    def _close_view(self, name: str) -> None:
+        if (view := self._replicas.pop(name, None)) is not None:
+            closing = asyncio.create_task(view.__aexit__(), name=f"close-view-{name}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def _close_replicas(self) -> None:
+        for name in tuple(self._replicas):
+            self._close_view(name)
+        await asyncio.gather(*self._closing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, Response
 
+from omnibus.errors import BrokerError
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.served import Served
+from omnibus.pipeline.spec import PipelineSpec
 
 router = APIRouter()
 
@@ -37,8 +40,8 @@ class ModelList(Answer):
 @router.get("/v1/models")
 async def list_models(context: Context) -> Response:
     """Every deployed pipeline: those that are ready first, as many clients take the first one; then by name."""
-    models = [await _model(context, served) for served in await context.models.all()]
-    models.sort(key=lambda model: (not model.ready, model.id))
+    looks = (_model(context, served) for served in await context.models.all())
+    models = sorted(await asyncio.gather(*looks), key=lambda model: (not model.ready, model.id))
     return await json_response(lambda: ModelList(object="list", data=models))
 
 
@@ -57,5 +60,13 @@ async def _model(context: FrontDoorContext, served: Served) -> Model:
         owned_by="omnibus",
         root=served.spec.name,
         modalities=list(served.spec.modalities),
-        ready=not await context.missing_stages(served.spec),
+        ready=await _is_ready(context, served.spec),
     )
+
+
+async def _is_ready(context: FrontDoorContext, spec: PipelineSpec) -> bool:
+    """False, too, where the replicas cannot be read: credentials may be for other pipelines only."""
+    try:
+        return not await context.missing_stages(spec)
+    except BrokerError:
+        return False
