@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 from fastapi import Request as HttpRequest
 from sse_starlette.event import ServerSentEvent
@@ -52,10 +52,14 @@ async def _events(accepted: Accepted) -> Events:
 
 async def _with_first(first: asyncio.Task[ClientEvent], rest: Events) -> Events:
     """All events, whose first is waited for already."""
-    async with aclosing(rest):
-        yield await first
-        async for event in rest:
-            yield event
+    yield await first
+    async for event in rest:
+        yield event
+
+
+async def _cancelled(task: asyncio.Task[ClientEvent]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def event_stream(
@@ -68,25 +72,32 @@ async def event_stream(
 
     It waits a little for the first one: a request that ends at once with an error raises it, and has its own status.
     """
-    events = _events(accepted)
-    first = asyncio.create_task(anext(events), name=f"first-event-{accepted.rid}")
-    try:
+    async with AsyncExitStack() as until_first:
+        events = await until_first.enter_async_context(aclosing(_events(accepted)))
+        first = asyncio.create_task(anext(events), name=f"first-event-{accepted.rid}")
+        until_first.push_async_callback(_cancelled, first)
         await unless_gone(context, http, accepted, asyncio.wait({first}, timeout=context.options.first_event_wait))
         if first.done() and isinstance(event := first.result(), Ended):
             event.result.raise_for_state()
-    except BaseException:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await events.aclose()
-        raise
-    return _EventStream(context, accepted, _framed(context, accepted, pieces(_with_first(first, events))))
+        following = until_first.pop_all()
+    return _EventStream(context, accepted, _framed(context, accepted, pieces(_with_first(first, events))), following)
 
 
 class _EventStream(EventSourceResponse):
-    """A stream whose caller, when it goes away or stops reading, takes its request along."""
+    """A stream whose caller, when it goes away or stops reading, takes its request along.
 
-    def __init__(self, context: FrontDoorContext, accepted: Accepted, content: AsyncIterator[ServerSentEvent]) -> None:
-        self._context, self._accepted = context, accepted
+    It closes `following` at its end, whether or not anything of `content` was sent: closing a generator that has not
+    begun closes nothing of what it would have used.
+    """
+
+    def __init__(
+        self,
+        context: FrontDoorContext,
+        accepted: Accepted,
+        content: AsyncIterator[ServerSentEvent],
+        following: AsyncExitStack,
+    ) -> None:
+        self._context, self._accepted, self._following = context, accepted, following
         super().__init__(
             content,
             ping=context.options.ping_interval,
@@ -97,10 +108,11 @@ class _EventStream(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            await abandon(self._context, self._accepted)
+        async with self._following:
+            try:
+                await super().__call__(scope, receive, send)
+            except SendTimeoutError:
+                await abandon(self._context, self._accepted)
 
     async def _abandoned(self, _message: Message) -> None:
         await abandon(self._context, self._accepted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.client.request_events import Result
 from omnibus.errors import UnknownRequest
+from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.submitting import keyed_rid
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import subjects
@@ -214,3 +216,47 @@ async def _cancelled_count(front_door: Front) -> float:
         (line for line in metrics.splitlines() if 'chat/completions",status="499"' in line and "_total" in line), "x 0"
     )
     return float(line.rpartition(" ")[2])
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("read", ["http.response.start", "http.response.body"])
+async def test_nothing_is_left_of_a_stream_when_its_caller_leaves_before_the_first_event(
+    connection: Connection, pipeline: str, read: str, *, keyed: bool
+) -> None:
+    """The caller leaves while the status, or the chunk before any text, is on its way to it."""
+    async with front(connection, omni_sim(pipeline), Options(first_event_wait=0.05), workers=False) as front_door:
+        caller = _Leaving(json.dumps(body(front_door, stream=True)).encode(), read)
+        caller.scope["headers"] += [(b"idempotency-key", b"again")] if keyed else []
+        async with asyncio.timeout(20):
+            await front_door.server._app(caller.scope, caller.receive, caller.send)
+        (rid,) = [value.decode() for name, value in caller.headers if name.lower() == b"omnibus-request-id"]
+        assert f"first-event-{rid}" not in [task.get_name() for task in asyncio.all_tasks()]
+        assert rid not in (await front_door.producer.channel(pipeline))._mailboxes
+        assert (await state_of(front_door, rid) == "cancelled") is not keyed
+
+
+class _Leaving:
+    """A caller that goes away while it is sent a message of this type."""
+
+    def __init__(self, content: bytes, at: str) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self._messages = iter([{"type": "http.request", "body": content, "more_body": False}])
+        self._at, self._gone = at, asyncio.Event()
+        self.scope: dict[str, Any] = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions", "query_string": b"", "root_path": "",
+            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+        }  # fmt: skip
+
+    async def receive(self) -> dict[str, Any]:
+        if (message := next(self._messages, None)) is not None:
+            return message
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.headers += message.get("headers", [])
+        if message["type"] == self._at:
+            self._gone.set()
+            await asyncio.Event().wait()
