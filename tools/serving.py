@@ -20,7 +20,7 @@ from omnibus.lineage import PARENT_VARIABLE, terminate_alive_proc
 
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 45.0
-_READY = re.compile(r"^ready: (?P<pipeline>\S+)(?: at (?P<url>\S+))?, NATS (?P<nats>\S+?)(?:, without .+)?$")
+_READY = re.compile(r"^ready: (?P<pipeline>\S+)(?: at (?P<url>\S+))?, NATS (?P<nats>\S+)$")
 _LAST_LINES = 15
 
 

@@ -72,8 +72,7 @@ class ComingUp:
         else:
             click.echo(f"try: {click.style(self._command_to_try(), bold=True)}")
         where = f" at http://{settings.host}:{settings.port}" if self.front_door else ""
-        rest = f", without {', '.join(one.stage for one in missing)}" if missing else ""
-        click.echo(f"{click.style('ready:', fg='green', bold=True)} {spec.name}{where}, NATS {self._nats_url}{rest}")
+        click.echo(f"{click.style('ready:', fg='green', bold=True)} {spec.name}{where}, NATS {self._nats_url}")
 
     async def say_what_stays(self) -> None:
         """Say what of this pipeline is kept when its processes have ended, and what to do about it."""
