@@ -11,7 +11,6 @@ from omnibus.client.omni_base import OmniBase, from_any_loop
 from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request
 from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Aborted, Session
-from omnibus.errors import EngineDead
 
 
 class AsyncOmni(OmniBase):
@@ -73,7 +72,7 @@ class AsyncOmni(OmniBase):
                 await self.abort(rid)  # also on its way in
             raise
         finally:
-            queue.close(EngineDead("nobody takes these outputs any more"))
+            self._end_queue(queue)
 
     async def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See Session.abort; does nothing after a shutdown."""

@@ -16,11 +16,14 @@ from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request,
 from omnibus.client.request_events import ABORT, Output
 from omnibus.client.session import Aborted, Session
 from omnibus.errors import OmnibusError, Overloaded
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
 from omnibus.requests.request_checks import validate
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.failure import Failure
 from omnibus.wire.request import Request
 
+_log = get_logger(__name__)
 AHEAD = 2
 """Prompts open at the same time, for each slot of the pipeline's widest stage: a deadline starts with the submission. Of a
 stage that workers elsewhere serve one replica is counted."""
@@ -139,6 +142,10 @@ class Omni(OmniBase):
         try:
             result = await (await self._submit(rid, request)).result()  # the request's deadline ends it at the latest
         except OmnibusError as error:
+            done.failure = Failure.of(error)
+        except Exception as error:  # noqa: BLE001 the root of a prompt's task, which disturbs no other
+            self.session.producer.connection.metrics.errors.labels(where="omni").inc()
+            _log.exception(LogEvent.TASK_CRASHED, rid=rid)
             done.failure = Failure.of(error)
         else:
             done.outputs, done.failure, done.timings = list(result.outputs), result.failure, result.timings

@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
-from weakref import WeakSet
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from omnibus.client.embedded_pipeline import EmbeddedOptions
 from omnibus.client.engine_thread import EngineThread
@@ -16,7 +15,7 @@ from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Session, open_session
 from omnibus.client.single_stage import Target, pipeline_for
 from omnibus.client.stage_info import StageRuntimeInfo, stage_info, supported_tasks
-from omnibus.errors import InvalidRequest
+from omnibus.errors import EngineDead, InvalidRequest
 from omnibus.observability.logging import configure_quietly
 from omnibus.pipeline.files import is_path
 from omnibus.pipeline.spec import PipelineSpec
@@ -59,7 +58,7 @@ class OmniBase(EngineThread[Session]):
             state_dir=Path(state_dir) if state_dir is not None else None,
             init_timeout=init_timeout, stage_init_timeout=stage_init_timeout, log_level=log_level,
         )  # fmt: skip
-        self._queues: WeakSet[OutputQueue[OmniRequestOutput]] = WeakSet()
+        self._queues: set[OutputQueue[OmniRequestOutput]] = set()
         self._outputs = self._new_queue()
         super().__init__(
             lambda: open_session(target, settings, nats=nats, options=options, outputs=self._outputs),
@@ -67,6 +66,11 @@ class OmniBase(EngineThread[Session]):
         )
 
     # What it is
+
+    @property
+    def engine(self) -> Self:
+        """This object itself, which is its engine."""
+        return self
 
     @property
     def spec(self) -> PipelineSpec:
@@ -98,12 +102,17 @@ class OmniBase(EngineThread[Session]):
     # What it does: a coroutine of its `session` goes through `run` or `run_async`, which raise EngineDead when it is over
 
     def _new_queue(self) -> OutputQueue[OmniRequestOutput]:
-        """A queue of outputs that is closed with the engine."""
+        """A queue of outputs that is closed with the engine, unless `_end_queue` ends it before."""
         queue: OutputQueue[OmniRequestOutput] = OutputQueue()
         self._queues.add(queue)
         return queue
 
+    def _end_queue(self, queue: OutputQueue[OmniRequestOutput]) -> None:
+        self._queues.discard(queue)
+        queue.close(EngineDead("nobody takes these outputs any more"))
+
     def _close_queues(self, reason: Exception) -> None:
+        """Called on the engine's thread, while others make queues and end them: the copy of a set is atomic."""
         for queue in tuple(self._queues):
             queue.close(reason)
 

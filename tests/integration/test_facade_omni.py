@@ -21,6 +21,7 @@ from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.omni import Omni
 from omnibus.client.producer import Submission
 from omnibus.client.progress_bar import Bar
+from omnibus.client.request_events import Result
 from omnibus.errors import (
     EmptyPrompt,
     EngineRejected,
@@ -85,6 +86,23 @@ def test_failed_prompt_disturbs_no_other(omni: Omni) -> None:
     assert (good.text, fine.text) == ("good", "fine")
     with pytest.raises(EngineRejected):
         bad.raise_for_failure()
+
+
+def test_other_prompts_go_on_when_following_one_fails_of_a_fault(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    result_of = Submission.result
+
+    async def faulty(submission: Submission) -> Result:
+        result = await result_of(submission)
+        if any(output.text == "bad" for output in result.outputs):
+            raise LookupError("lost track")
+        return result
+
+    monkeypatch.setattr(Submission, "result", faulty)
+    good, bad, fine = omni.generate(["good", "bad", "fine"], output_modalities=["text"], use_tqdm=False)
+    assert (good.text, fine.text) == ("good", "fine")
+    assert bad.failure is not None
+    assert (bad.failure.code, bad.failure.message) == ("engine_error", "LookupError: lost track")
+    assert omni.session.producer.connection.metrics.errors.labels(where="omni")._value.get() == 1
 
 
 def test_prompts_wait_for_their_turn_when_the_pipeline_is_full(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:

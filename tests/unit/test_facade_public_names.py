@@ -12,6 +12,7 @@ import omnibus
 from omnibus.client.async_omni import AsyncOmni
 from omnibus.client.async_omni_engine import AsyncOmniEngine
 from omnibus.client.omni import Omni
+from omnibus.client.omni_base import OmniBase
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +47,12 @@ def test_nothing_is_imported_with_omnibus_itself() -> None:
 def test_no_heavy_engine_is_imported_with_the_facades() -> None:
     loaded = _run("import sys; from omnibus import AsyncOmni, AsyncOmniEngine, Omni, Producer; print(*sys.modules)")
     assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
+
+
+@pytest.mark.parametrize("facade", [Omni, AsyncOmni, AsyncOmniEngine])
+def test_a_facade_is_its_own_engine(facade: type[OmniBase]) -> None:
+    omni = facade.__new__(facade)
+    assert omni.engine is omni
 
 
 def test_engine_has_the_known_signature_when_code_comes_from_vllm_omni() -> None:
