@@ -79,6 +79,8 @@ class LogEvent(StrEnum):
     """No disconnect events from the server: of a death that no supervisor reports, only the heartbeat timeout tells."""
     ENGINE_DEAD = "engine.dead"
     """It cannot serve any more, or is stuck; its replica ends, to be started again."""
+    ENGINE_CLOSE_FAILED = "engine.close_failed"
+    """Freeing what it held raised; its replica ends as it would have."""
     CANARY_REFUSED = "canary.refused"
     """The engine refuses the request that its stage declares as a canary."""
 

@@ -7,6 +7,7 @@ the entry point group `omnibus.engines`, `name = "module:ENGINE"` with ENGINE an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import cache
@@ -231,6 +232,9 @@ def _loaded(point: EntryPoint) -> EngineKind:
         raise ConfigError(f"{at} cannot be loaded: {type(error).__name__}: {error}", param="engine") from error
     if not isinstance(kind, EngineKind):
         raise ConfigError(f"{at}: {point.value} is no EngineKind but a {type(kind).__name__}", param="engine")
+    if not (isinstance(kind.takes_media, AbstractSet) and kind.takes_media <= _ALL_MEDIA):
+        known = ", ".join(sorted(_ALL_MEDIA))
+        raise ConfigError(f"{at}: takes_media is {kind.takes_media!r}: give a set of {known}", param="engine")
     return kind
 
 

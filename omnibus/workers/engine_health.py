@@ -12,7 +12,7 @@ from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import CanarySpec, StageSpec
 from omnibus.wire.failure import Failure, describe
 from omnibus.workers.engines.threads import within
-from omnibus.workers.execution import Execution
+from omnibus.workers.execution import Execution, contained
 from omnibus.workers.task_slots import TaskSlots
 
 LOOKS = 10
@@ -56,10 +56,11 @@ class EngineHealth:
         if (death := self._engine.dead()) is not None:
             self.fail(death)
 
-    def fail(self, cause: BaseException) -> None:
+    def fail(self, cause: Exception) -> None:
         """It cannot serve any more."""
         if self.death is None:
-            self.death = cause if isinstance(cause, EngineDead) else EngineDead(self._named(describe(cause)))
+            said = cause.message if isinstance(cause, OmnibusError) else describe(cause)
+            self.death = cause if isinstance(cause, EngineDead) else EngineDead(self._named(said))
             self._on_death()
 
     async def run(self) -> None:
@@ -71,11 +72,7 @@ class EngineHealth:
                 watches.create_task(self._ask_canaries(self._stage.canary), name="canary")
 
     async def _wait_dead(self) -> None:
-        try:
-            death: BaseException = await self._engine.wait_dead()
-        except Exception as error:  # noqa: BLE001 an engine that cannot even say so
-            death = error
-        self.fail(death)
+        self.fail(await contained(self._engine.wait_dead()))  # the error of an engine that cannot even say so, too
 
     async def _watch_progress(self) -> None:
         timeout = self._stage.stall_timeout or engine_kind(self._stage.engine).stall_timeout

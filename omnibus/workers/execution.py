@@ -49,10 +49,11 @@ class Execution:
     def progress(self) -> dict[Hashable, int]:
         """How far each execution has come that the engine works on, in items and in the engine's own signs of life.
 
-        An input processor shows no progress before it returns.
+        Plain input processors run one after the other: all that wait come further when one returns. An async one shows
+        no progress before it returns.
         """
-        whole = self.engine.progress()
-        return {number: items if items == PROCESSING else items + whole for number, items in self._items.items()}
+        whole, processed = self.engine.progress(), self._builder.processed
+        return {number: processed if items == PROCESSING else items + whole for number, items in self._items.items()}
 
     async def run(
         self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str
@@ -66,7 +67,7 @@ class Execution:
         ticket = task.ticket
         about = {"pipeline": ticket.pipeline, "stage": self._stage.name, "rid": ticket.rid, "replica": replica}
         with self._tracing.span("stage", ticket.trace, about) as trace:
-            return await _contained(self._run(task, trace, Fence(ticket.run, task_seq, delivered), again, replica))
+            return await contained(self._run(task, trace, Fence(ticket.run, task_seq, delivered), again, replica))
 
     async def close(self) -> None:
         """Free what the engine and the input processor hold."""
@@ -79,7 +80,7 @@ class Execution:
         async def run() -> Finished:
             return await self._generate(await self._built(self._builder.canary()), None, None)
 
-        return await _contained(run())
+        return await contained(run())
 
     async def _run(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool, replica: str) -> StageResult:
         started = self._conn.clock.now()
@@ -158,7 +159,7 @@ class Execution:
         return Deltas(self._conn, subject, rid=task.ticket.rid, stage_id=task.stage_id, fence=fence)
 
 
-async def _contained(work: Awaitable[T]) -> T | OmnibusError:
+async def contained(work: Awaitable[T]) -> T | OmnibusError:
     """The result of a stage's code or an error of our tree; raises nothing but the cancellation of this very task.
 
     The code may raise CancelledError itself, as an inner task's does that was cancelled, or what would end the process.

@@ -16,7 +16,7 @@ from omnibus.wire.failure import describe
 from omnibus.wire.payload import MSGPACK, TEXT, Payload
 from omnibus.wire.request import Request, decode_request
 from omnibus.workers.engines.protocol import EngineInput, Job, Outputs, StageInput
-from omnibus.workers.engines.threads import EngineLoop
+from omnibus.workers.engines.threads import EngineLoop, EngineThreads, awaited, is_async
 from omnibus.workers.object_loading import load_object
 
 InputProcessor = Callable[[StageInput], EngineInput]
@@ -31,7 +31,9 @@ class JobBuilder:
         self._process: InputProcessor | None = (
             load_object(stage.input_processor, "input_processor") if stage.input_processor else None
         )
-        self._loop = EngineLoop(f"input-{stage.name}")
+        self._threads, self._loop = EngineThreads(f"input-{stage.name}"), EngineLoop(f"input-{stage.name}-loop")
+        self.processed = 0
+        """Calls of a plain input processor that have ended. They run one after the other, so it moves unless one hangs."""
         self._canary = _canary_input(stage) if stage.canary is not None else None
 
     async def given(self, task: Task) -> StageInput:
@@ -53,7 +55,8 @@ class JobBuilder:
         return self._canary
 
     def close(self) -> None:
-        """End the thread of the input processor."""
+        """End the threads of the input processor."""
+        self._threads.close()
         self._loop.close()
 
     async def _fetch(self, given: Mapping[str, Payload]) -> Outputs:
@@ -65,7 +68,7 @@ class JobBuilder:
         if self._process is None:
             return default_input(stage_input)
         try:
-            return await self._loop.run(_processed(self._process, stage_input))
+            return await self._processed(self._process, stage_input)
         except OmnibusError:
             raise
         except Exception as error:
@@ -73,10 +76,17 @@ class JobBuilder:
                 f"stage {self._stage.name!r}: {self._stage.input_processor}: {describe(error)}"
             ) from error
 
+    async def _processed(self, process: InputProcessor, stage_input: StageInput) -> EngineInput:
+        made = (
+            process(stage_input) if is_async(process) else await self._threads.run(self._counted, process, stage_input)
+        )
+        return await self._loop.run(awaited(made)) if inspect.isawaitable(made) else made
 
-async def _processed(process: InputProcessor, stage_input: StageInput) -> EngineInput:
-    made = process(stage_input)
-    return await made if inspect.isawaitable(made) else made
+    def _counted(self, process: InputProcessor, stage_input: StageInput) -> EngineInput:
+        try:
+            return process(stage_input)
+        finally:
+            self.processed += 1  # there is one thread
 
 
 def _canary_input(stage: StageSpec) -> StageInput:

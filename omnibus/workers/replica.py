@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +28,7 @@ from omnibus.registry.pause_state import PauseWatch
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import subjects
-from omnibus.wire.failure import Failure
+from omnibus.wire.failure import Failure, describe
 from omnibus.workers.assignment import Claims, Interruption
 from omnibus.workers.control_subscriber import ControlHandlers, ControlSubscriber
 from omnibus.workers.engine_health import EngineHealth
@@ -214,8 +213,13 @@ class Replica:
     async def _close_engine(self) -> None:
         """Let the engine free what it holds, for a while: what a thread of it still holds ends with the process."""
         timeout = CLOSE_TIMEOUT if self._health.death is None else DEAD_CLOSE_TIMEOUT
-        with suppress(TimeoutError):
+        try:
             await within(timeout, self._execution.close(), "engine-close")
+        except TimeoutError:
+            pass
+        except Exception as error:  # its tasks are done, and the replica leaves all the same
+            self._metrics.errors.labels("engine-close").inc()
+            log.exception(LogEvent.ENGINE_CLOSE_FAILED, stage=self._stage.stage_id, error=describe(error))
 
     async def _leave(self, death: EngineDead) -> None:
         """End because the engine is dead; returns when no more tasks can come.

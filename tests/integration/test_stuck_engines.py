@@ -125,6 +125,48 @@ async def test_process_is_killed_and_serves_again_when_async_code_blocked_it(
         assert sum(supervisor.restarts.values()) == 2
 
 
+async def test_replica_is_not_stuck_when_its_input_processor_works_through_a_burst(
+    connection: Connection, pipeline: str
+) -> None:
+    """The last waits longer than the stall timeout, while those before it are done one by one."""
+    rids = [f"r{number}" for number in range(25)]
+    fields = {"input_processor": f"{STAGES}:slow_input", "stall_timeout": STUCK, "slots": len(rids)}
+    async with stage_bench(connection, pipeline, **fields) as bench:
+        for rid in rids:
+            await bench.submit(rid)
+        async with bench.replica() as replica:
+            for rid in rids:
+                assert (await bench.result(rid, 30)).replica == replica.record.replica
+            assert replica.record.status == "up"
+            await bench.all_done()
+
+
+@pytest.mark.parametrize("kind", ["exit", "cancelled", "lines"])
+async def test_replica_is_down_with_the_reason_when_the_watch_over_its_death_raises(
+    connection: Connection, pipeline: str, kind: str
+) -> None:
+    async with stage_bench(connection, pipeline, **python("Dying")) as bench:
+        async with up(bench, bench.stage) as (replica, running):
+            await bench.submit("a", prompt=kind)
+            await eventually(running.done, 20)
+        with pytest.raises(EngineDead, match={"exit": "SystemExit", "cancelled": "CancelledError"}.get(kind, kind[:4])):
+            running.result()
+        assert replica.record.status == "down"
+
+
+async def test_drain_stays_in_order_when_the_engine_cannot_be_closed(connection: Connection, pipeline: str) -> None:
+    with capture_logs() as logged:
+        async with stage_bench(connection, pipeline, **python("Unclosable")) as bench:
+            async with up(bench, bench.stage) as (replica, running):
+                await bench.submit("a")
+                await bench.result("a")
+            running.result()
+    (failed,) = [entry for entry in logged if entry["event"] == "engine.close_failed"]
+    assert failed["error"] == "ValueError: the device is busy"
+    assert replica._metrics.errors.labels("engine-close")._value.get() == 1
+    assert replica.record.status == "down"
+
+
 @pytest.mark.parametrize("function", ["answer", "wait"])
 async def test_slot_is_busy_until_the_thread_ends_when_its_request_is_over(
     connection: Connection, pipeline: str, function: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 
 from omnibus.workers.engines.protocol import EngineInput, StageInput
@@ -49,6 +50,37 @@ def hold_input(stage_input: StageInput) -> EngineInput:
 
 async def hold_input_async(stage_input: StageInput) -> EngineInput:
     return hold_input(stage_input)
+
+
+def slow_input(stage_input: StageInput) -> EngineInput:
+    """An input processor that takes its time."""
+    time.sleep(0.1)
+    return EngineInput(text=stage_input.request.text())
+
+
+class Dying:
+    """Its watch over its own death raises what a prompt names."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Queue[str]()
+
+    async def __call__(self, stage_input: StageInput) -> str:
+        self._asked.put_nowait(stage_input.request.text())
+        return "fine"
+
+    async def wait_dead(self) -> Exception:
+        _raise(await self._asked.get())
+        return RuntimeError("never asked")
+
+
+class Unclosable:
+    """Cannot be closed."""
+
+    def __call__(self, stage_input: StageInput) -> str:
+        return stage_input.request.text()
+
+    async def close(self) -> None:
+        raise ValueError("the device is busy")
 
 
 class WordlessError(Exception):

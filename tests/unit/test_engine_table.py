@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ PAINTER = EngineKind(
     arguments=frozenset({"gpus"}),
 )
 PLAIN = EngineKind(name="plain", factory="omnibus.workers.engines.sim:SimEngine")
+FLAGGED = replace(PLAIN, takes_media=True)  # type: ignore[arg-type] as it was declared once
+MISSPELT = replace(PLAIN, takes_media=frozenset({"images"}))
 WRONG = "no kind"
 Install = Callable[..., None]
 
@@ -101,6 +104,8 @@ def test_file_is_refused_when_it_asks_of_an_engine_what_it_does_not_have(install
     ("points", "message"),
     [
         ([f"other={__name__}:WRONG"], "is no EngineKind but a str"),
+        ([f"other={__name__}:FLAGGED"], "takes_media is True: give a set of audio, image, video"),
+        ([f"other={__name__}:MISSPELT"], r"takes_media is frozenset\(\{'images'\}\): give a set of"),
         (["other=no_such_module_at_all:ENGINE"], "cannot be loaded: ModuleNotFoundError"),
         ([f"other={__name__}:PAINTER", f"other={__name__}:WRONG"], "comes from several packages"),
     ],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
 
-from omnibus.errors import EngineError
+from omnibus.errors import EngineDead, EngineError
 from omnibus.workers.engine_health import LOOKS, Stalls
 from omnibus.workers.engines.threads import AHEAD, EngineLoop, EngineThreads, within
 from tests.support.waiting import eventually
@@ -150,3 +151,70 @@ async def test_exit_of_an_inner_task_is_its_waiters_error_and_the_loop_goes_on()
         await loop.run(outer())
     assert await loop.run(asyncio.sleep(0, "on")) == "on"
     loop.close()
+
+
+@pytest.mark.parametrize("outlast", [True, False])
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+async def test_what_is_no_exception_leaves_async_work_as_an_engine_error(
+    kind: type[BaseException], *, outlast: bool
+) -> None:
+    loop = EngineLoop("t")
+
+    async def fail() -> None:
+        raise kind
+
+    with pytest.raises(EngineError, match=kind.__name__):
+        await loop.run(fail(), outlast=outlast)
+    assert await loop.run(asyncio.sleep(0, "on"), outlast=outlast) == "on"
+    loop.close()
+
+
+async def test_waiter_that_does_not_outlast_its_work_ends_at_once_and_the_work_is_cancelled() -> None:
+    loop, begun, let_go, ended = EngineLoop("t"), threading.Event(), threading.Event(), threading.Event()
+
+    async def block() -> None:
+        begun.set()
+        let_go.wait(30)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.set()
+
+    work = asyncio.create_task(loop.run(block(), outlast=False))
+    await asyncio.to_thread(begun.wait, 30)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    let_go.set()
+    assert await asyncio.to_thread(ended.wait, 30)
+    loop.close()
+
+
+async def test_work_is_cancelled_when_its_loop_is_closed_and_later_work_is_refused_and_closed() -> None:
+    loop, begun, ended = EngineLoop("t"), asyncio.Event(), threading.Event()
+    here = asyncio.get_running_loop()
+
+    async def last() -> None:
+        here.call_soon_threadsafe(begun.set)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    running = asyncio.create_task(loop.run(last()))
+    await begun.wait()
+    loop.close()
+    with pytest.raises(EngineError, match="CancelledError"):
+        await running
+    assert ended.is_set()
+    late = last()
+    with pytest.raises(EngineDead, match="closed"):
+        await loop.run(late)
+    assert inspect.getcoroutinestate(late) == inspect.CORO_CLOSED
+
+
+async def test_call_is_refused_when_the_threads_are_closed() -> None:
+    threads = EngineThreads("t")
+    threads.close()
+    with pytest.raises(EngineDead, match="closed"):
+        await threads.run(int)

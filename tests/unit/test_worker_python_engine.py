@@ -70,6 +70,14 @@ async def forever(_stage_input: StageInput) -> AsyncIterator[str]:
         yield "c"
 
 
+class Unclosable:
+    def __call__(self, _stage_input: StageInput) -> str:
+        return threading.current_thread().name
+
+    async def close(self) -> None:
+        raise ValueError("the device is busy")
+
+
 class Adder:
     outputs = {"sum": "json"}  # noqa: RUF012 as a user writes it
     rpc_methods = ("reset",)
@@ -169,6 +177,15 @@ async def test_class_is_made_once_and_declares_its_outputs() -> None:
         await engine.rpc("__init__", (), {})
     assert [item async for item in engine.generate(make_job())][-1] == Finished(outputs={"sum": 3})
     await engine.close()
+
+
+async def test_threads_end_when_the_callables_close_raises() -> None:
+    engine = await started(stage("Unclosable"))
+    items = [item async for item in engine.generate(make_job())]
+    with pytest.raises(ValueError, match="busy"):
+        await engine.close()
+    ended = {last(items).outputs["text"], "python-s-loop"}
+    await eventually(lambda: ended.isdisjoint(thread.name for thread in threading.enumerate()))
 
 
 async def test_error_of_the_callable_comes_out_unchanged() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from omnibus.errors import (
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import Finished, Item, Job, Outputs, Progress, TextDelta
-from omnibus.workers.engines.threads import EngineLoop, awaited
+from omnibus.workers.engines.threads import EngineLoop, awaited, is_async
 from omnibus.workers.object_loading import load_object
 
 _END = object()
@@ -75,7 +75,7 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
     async def wait_dead(self) -> Exception:
         watch = getattr(self._call, "wait_dead", None)
         if watch is not None:
-            self._die(EngineDead(self._named(await self._loop.beside(watch()))))
+            self._die(EngineDead(self._named(await self._loop.run(_called_here(watch), outlast=False))))
         return await super().wait_dead()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -86,10 +86,12 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
 
     async def close(self) -> None:
         close = getattr(self._call, "close", None)
-        if self._call is not self._target and callable(close):
-            await self._called(close)
-        await super().close()
-        self._loop.close()
+        try:
+            if self._call is not self._target and callable(close):
+                await self._called(close)
+        finally:
+            await super().close()
+            self._loop.close()
 
     def _check_sampling(self, job: Job) -> None:
         """Refuse parameters that the callable does not take; one that draws no random numbers has nothing to seed."""
@@ -109,7 +111,7 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
 
     async def _values(self, job: Job) -> AsyncGenerator[object, None]:
         arguments = (job.stage_input, job.sampling) if self._takes_sampling else (job.stage_input,)
-        made = self._call(*arguments) if _is_async(self._call) else await self._threads.run(self._call, *arguments)
+        made = self._call(*arguments) if is_async(self._call) else await self._threads.run(self._call, *arguments)
         if inspect.isasyncgen(made):
             async with aclosing(self._loop.values(made)) as values:
                 async for value in values:
@@ -195,9 +197,9 @@ class _Pieces:
         return {next(iter(self._declared)): self._value}
 
 
-def _is_async(call: Callable[..., Any]) -> bool:
-    inner = call if inspect.isroutine(call) else getattr(call, "__call__", call)  # noqa: B004 the bound method itself
-    return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+async def _called_here(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The value of an async call, all of which runs on the loop of this."""
+    return await call()
 
 
 def _takes_two(call: Callable[..., Any]) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from omnibus.errors import EngineError
+from omnibus.errors import EngineDead, EngineError
 
 T = TypeVar("T")
 AHEAD = 64
 """Values that a stage's generator may be ahead of who takes them."""
 _END = object()
+_CLOSED = "the engine is closed"
 
 
 class EngineThreads:
@@ -27,9 +29,13 @@ class EngineThreads:
         """The value of a call, made in a thread; raises what it raises, and EngineError for what is no Exception.
 
         When this is cancelled, a call that has not begun never does. One that has begun cannot be interrupted: the
-        cancellation then takes effect when its thread is free; a second one takes effect at once.
+        cancellation then takes effect when its thread is free; a second one takes effect at once. Raises EngineDead
+        after `close`.
         """
-        work = self._pool.submit(_contained, call, args)
+        try:
+            work = self._pool.submit(_contained, call, args)
+        except RuntimeError as error:  # it accepts no more
+            raise EngineDead(_CLOSED) from error
         return await _outlasted(work, work.cancel)
 
     def close(self) -> None:
@@ -45,14 +51,18 @@ class EngineLoop:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._runner: asyncio.Runner | None = None
-        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = self._ended = False
 
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run(self, work: Coroutine[Any, Any, T], *, outlast: bool = True) -> T:
         """The value of some work; raises what it raises, and EngineError for what is no Exception.
 
-        When this is cancelled, so is the work. The cancellation takes effect when that has ended; a second one at once.
+        When this is cancelled, so is the work. The cancellation takes effect when that has ended, or at once without
+        `outlast`; a second one always at once. Raises EngineDead after `close`.
         """
+        if self._closed:
+            work.close()
+            raise EngineDead(_CLOSED)
         loop, outcome = self._begun(), Future[T]()
         tasks: list[asyncio.Task[T]] = []
 
@@ -61,15 +71,15 @@ class EngineLoop:
             tasks[0].add_done_callback(lambda task: _settle(outcome, task.result))
 
         def cancel() -> bool:
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108 there is one only then
-            return False
+            self._soon(lambda: tasks[0].cancel())  # noqa: PLW0108 there is one only then
+            return not outlast
 
         loop.call_soon_threadsafe(begin)
         return await _outlasted(outcome, cancel)
 
     async def values(self, generator: AsyncGenerator[T, Any]) -> AsyncGenerator[T, None]:
         """Yield what a generator yields. Closing this cancels the generator, and takes until it has ended."""
-        here, loop, room = asyncio.get_running_loop(), self._begun(), asyncio.Semaphore(AHEAD)
+        here, room = asyncio.get_running_loop(), asyncio.Semaphore(AHEAD)
         made: asyncio.Queue[Any] = asyncio.Queue()  # bounded by `room`
 
         async def pump() -> None:
@@ -79,42 +89,50 @@ class EngineLoop:
                     here.call_soon_threadsafe(made.put_nowait, value)
 
         work = asyncio.create_task(self.run(pump()), name=f"{self._name}-values")
+        work.add_done_callback(_retrieved)
         work.add_done_callback(lambda _: made.put_nowait(_END))
         try:
             while (value := await made.get()) is not _END:
-                loop.call_soon_threadsafe(room.release)
+                self._soon(room.release)
                 yield value
             await work
         finally:
             work.cancel()
             await asyncio.wait({work})
 
-    def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        """Some work that nobody waits for when it is cancelled."""
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._begun()))
-
     def close(self) -> None:
-        """Cancel what still runs; does not wait for it. Idempotent."""
-        if self._runner is not None:
-            with suppress(RuntimeError):  # it has ended already
-                self._runner.get_loop().call_soon_threadsafe(self._end)
+        """Accept no more work, and cancel what still runs; does not wait for it. Idempotent."""
+        self._closed = True
+        self._soon(self._end)
 
     def _end(self) -> None:
-        self._closed = True
+        self._ended = True
         asyncio.get_running_loop().stop()
 
+    def _soon(self, call: Callable[[], object]) -> None:
+        """Make a call on the loop, unless that has ended."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(call)
+
     def _begun(self) -> asyncio.AbstractEventLoop:
-        if self._runner is None:
-            self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-            loop = self._runner.get_loop()
-            threading.Thread(target=self._serve, args=(self._runner, loop), name=self._name, daemon=True).start()
-        return self._runner.get_loop()
+        if self._loop is None:
+            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self._loop = runner.get_loop()
+            threading.Thread(target=self._serve, args=(runner, self._loop), name=self._name, daemon=True).start()
+        return self._loop
 
     def _serve(self, runner: asyncio.Runner, loop: asyncio.AbstractEventLoop) -> None:
         with runner:
-            while not self._closed:
+            while not self._ended:
                 with suppress(BaseException):  # SystemExit of an inner task; its own waiter has it, too
                     loop.run_forever()
+
+
+def is_async(call: Callable[..., Any]) -> bool:
+    """Whether a call only makes a coroutine or an async generator."""
+    inner = call if inspect.isroutine(call) else getattr(call, "__call__", call)  # noqa: B004 the bound method itself
+    return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
 
 
 async def awaited(value: Awaitable[T]) -> T:
