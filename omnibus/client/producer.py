@@ -120,7 +120,7 @@ class Producer:
             is_new = False  # it was accepted before, and its client has come back
         attached = True
         try:
-            await check_files(request, within=timeout_of(spec, request))
+            await check_files(request, within=slot.deadline - clock.now())
             payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
             record = new_record(
                 spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrived, front=self.front,

@@ -23,6 +23,10 @@ _SIGNATURES = (
     (8, b"AVI ", "avi", "video/x-msvideo"),
 )
 """Offset, bytes, FFmpeg's demuxer, media type. Invariant: no demuxer that opens other files or addresses (HLS, concat, SDP)."""
+MAX_FRAME_PIXELS = 1 << 24
+"""Pixels of a frame of video: a decoder keeps a dozen and more of them."""
+_DECODER = {"max_pixels": str(MAX_FRAME_PIXELS + (1 << 22)), "threads": "1"}
+"""Options of every decoder, FFmpeg's own at opening, too. It counts a frame with its padding: up to 63 columns."""
 _OF_VIDEO = frozenset({"ogg", "mp4", "matroska", "avi"})
 _KNOWN = {
     "audio": "a sound in one of the formats wav, mp3, flac, ogg (opus, vorbis), m4a, webm, aac, aiff, caf, amr",
@@ -46,12 +50,14 @@ def opened(data: bytes, kind: Literal["audio", "video"]) -> Any:
     """An open container with a stream of this kind, for the caller to close; raises InvalidRequest."""
     demuxer, _ = recognised(data, kind)
     try:
-        container = av.open(io.BytesIO(data), format=demuxer, metadata_errors="ignore")
+        container = av.open(io.BytesIO(data), format=demuxer, options=_DECODER, metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
         raise InvalidRequest(f"not {_KNOWN[kind]}: {reason(error)}") from error
-    if not getattr(container.streams, kind):
+    context = next((stream.codec_context for stream in getattr(container.streams, kind)), None)
+    if context is None:  # no stream, or one whose codec FFmpeg does not know
         container.close()
-        raise InvalidRequest(f"the file holds no {'sound' if kind == 'audio' else 'video'}")
+        raise InvalidRequest(f"the file holds no {'sound' if kind == 'audio' else 'video'} that can be decoded")
+    context.options = _DECODER
     return container
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from omnibus.errors import EngineError, InvalidRequest, RequestError, RequestTooLarge
+from omnibus.errors import DeadlineExceeded, EngineError, InvalidRequest, RequestError, RequestTooLarge
+from omnibus.media.effort import Effort
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 """Formats that are read. Invariant: raster formats that Pillow decodes in this process; PostScript would start Ghostscript."""
+MAX_PIXELS = 64 * 1024 * 1024
+"""Pixels of all pictures of a request together: a small file can claim a billion."""
+_COPIED = frozenset({"GIF", "JPEG2000", "TIFF", "WEBP"})
+"""Formats whose decoders hold a picture several times over: their bound is half of the others'."""
+_LARGE = 1 << 24
+"""Pixels beyond which a picture waits for others as large to be checked: one decodes at a time in this process."""
+_ONE_LARGE = threading.Lock()
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -32,19 +41,21 @@ def pixels(data: bytes) -> int:
     return picture.width * picture.height
 
 
-def check(data: bytes, most: int) -> int:
+def check(data: bytes, most: int, effort: Effort) -> int:
     """Decode the first frame of a picture and keep nothing; returns its pixels.
 
     Raises InvalidRequest for what `shown` could not show, RequestTooLarge for more than `most` pixels, before it unpacks any.
     """
     picture = opened(data)
-    if picture.width * picture.height > most:
+    size = picture.width * picture.height
+    if size > (most := min(most, MAX_PIXELS // 2) if picture.format in _COPIED else most):
         raise RequestTooLarge(f"the picture has more than {most} pixels")
     _refuse_floats(picture)
-    with _decoding():
+    with _ONE_LARGE if size > _LARGE else nullcontext(), _decoding():
+        effort.poll()
         picture.draft("RGB", (1, 1))  # of a JPEG all is read, and an eighth of each side is unpacked
         picture.load()
-    return pixels(data)
+    return size
 
 
 def media_type(data: bytes) -> str:
@@ -94,7 +105,7 @@ def converted(data: bytes, wanted: str) -> bytes:
 def _decoding() -> Iterator[None]:
     try:
         yield
-    except RequestError:
+    except (RequestError, DeadlineExceeded):
         raise
     except Exception as error:  # decoders raise whatever their many parts raise
         raise InvalidRequest(f"the picture cannot be decoded: {error}") from error

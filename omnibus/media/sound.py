@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +14,7 @@ import numpy as np
 
 from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
 from omnibus.media.containers import opened, reason, recognised
+from omnibus.media.effort import Effort
 
 MAX_SAMPLES = 1 << 26
 """Samples (channels × frames) that are unpacked of one file, or of all files of a request: 23 minutes of mono at 48 kHz."""
@@ -60,10 +62,10 @@ def length(data: bytes) -> int:
         return _claimed(container)
 
 
-def check(data: bytes, most: int = MAX_SAMPLES) -> int:
-    """Decode a file's first sound and keep nothing; returns its samples. Raises as `decoded`."""
+def check(data: bytes, most: int, effort: Effort) -> int:
+    """Decode a file's first sound and keep nothing; returns its samples. Raises as `decoded`, and as the effort's end does."""
     with opened(data, "audio") as container:
-        return sum(piece.size for piece in _pieces(container, most))
+        return sum(piece.size for piece in _pieces(container, most, effort))
 
 
 def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
@@ -73,7 +75,7 @@ def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
     """
     with opened(data, "audio") as container:
         rate = int(container.streams.audio[0].rate or 0)
-        return np.concatenate(list(_pieces(container, most)), axis=1), rate
+        return np.concatenate(list(_pieces(container, most, Effort(math.inf))), axis=1), rate
 
 
 def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | None = None) -> bytes:
@@ -100,13 +102,13 @@ def converted(data: bytes, wanted: str) -> bytes:
         raise EngineError(error.message) from error
 
 
-def _pieces(container: Any, most: int) -> Iterator[np.ndarray]:
+def _pieces(container: Any, most: int, effort: Effort) -> Iterator[np.ndarray]:
     """Samples of a container's first sound, piece by piece."""
     total = 0
     if _claimed(container) > most:
         raise RequestTooLarge(f"the sound has more than {most} samples")
     try:
-        for piece in _planes(container.decode(container.streams.audio[0])):
+        for piece in _planes(_frames(container, effort)):
             total += piece.size
             if total > most:
                 raise RequestTooLarge(f"the sound has more than {most} samples")
@@ -115,6 +117,12 @@ def _pieces(container: Any, most: int) -> Iterator[np.ndarray]:
         raise InvalidRequest(f"the sound cannot be decoded: {reason(error)}") from error
     if not total:
         raise InvalidRequest("the sound is empty")
+
+
+def _frames(container: Any, effort: Effort) -> Iterator[Any]:
+    for packet in container.demux(container.streams.audio[0]):
+        effort.poll()
+        yield from packet.decode()
 
 
 def _claimed(container: Any) -> int:

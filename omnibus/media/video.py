@@ -7,14 +7,11 @@ from typing import Any
 import av
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
-from omnibus.media.containers import opened, reason
+from omnibus.media.containers import MAX_FRAME_PIXELS, opened, reason
+from omnibus.media.effort import Effort
 
-MAX_FRAME_PIXELS = 1 << 24
-"""Pixels of a frame: a decoder keeps a dozen and more of them."""
 MAX_FRAMES = 1 << 16
 """Frames of all videos of a request: 36 minutes at 30 a second."""
-DECODED_PIXELS = 1 << 28
-"""Pixels that are decoded of one video to see whether it can be: its key frames from the beginning."""
 
 
 def length(data: bytes) -> int:
@@ -23,8 +20,8 @@ def length(data: bytes) -> int:
         return int(container.streams.video[0].frames)
 
 
-def check(data: bytes, most: int = MAX_FRAMES) -> int:
-    """Read all of a video and decode its key frames up to DECODED_PIXELS; returns the frames of its first stream.
+def check(data: bytes, most: int, effort: Effort) -> int:
+    """Read all of a video and decode its first key frame, and more as the effort allows; returns its frames.
 
     Raises InvalidRequest for what cannot be decoded or holds nothing, RequestTooLarge for more than `most` frames, or larger
     ones than MAX_FRAME_PIXELS.
@@ -35,14 +32,16 @@ def check(data: bytes, most: int = MAX_FRAMES) -> int:
         _check_size(stream)
         try:
             for packet in container.demux(stream):
+                effort.poll()
                 frames += packet.size > 0
                 if frames > most:
                     raise RequestTooLarge(f"the video has more than {most} frames")
                 # The empty packet at the end has the decoder hand out what it holds back.
-                if decoded < DECODED_PIXELS and (packet.is_keyframe or not packet.size):
+                if (effort.video_pixels > 0 or not decoded) and (packet.is_keyframe or not packet.size):
                     for frame in packet.decode():
                         _check_size(frame)
-                        decoded += frame.width * frame.height
+                        decoded += 1
+                        effort.video_pixels -= frame.width * frame.height
         except (av.FFmpegError, ValueError) as error:
             raise InvalidRequest(f"the video cannot be decoded: {reason(error)}") from error
     if not decoded:

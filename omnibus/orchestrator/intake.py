@@ -69,7 +69,8 @@ class Intake:
         front, request = _front_of(delivery), decode_request(delivery.data)
         subjects.check_name(delivery.headers.get(REPLY_HEADER, "none"), REPLY_HEADER)
         route = validate(self._spec, request)
-        if self._performer.clock.now() >= delivery.stored_at + timeout_of(self._spec, request):
+        deadline = delivery.stored_at + timeout_of(self._spec, request)
+        if self._performer.clock.now() >= deadline:
             raise DeadlineExceeded
         await self._backlog.take_slot(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
         # Invariant: a redelivery is the same call, and nothing else is. A stream that is made anew counts from 1 again, so
@@ -77,7 +78,7 @@ class Intake:
         nonce = f"{delivery.stream_seq}.{delivery.stored_at}"
         attached = True
         try:
-            await check_files(request, within=timeout_of(self._spec, request))
+            await check_files(request, within=deadline - self._performer.clock.now())
             payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
             record = new_record(
                 self._spec, request, rid=rid, payload=payload, nonce=nonce, now=delivery.stored_at, front=front,

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
@@ -14,8 +20,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omnibus.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
-from omnibus.media import sound, video
+from omnibus.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge
+from omnibus.media import effort, pictures, sound, video
+from omnibus.media.effort import Effort
 from omnibus.requests import request_files
 from omnibus.requests.request_files import check_decodable, check_files
 from omnibus.wire.request import AudioPart, ImagePart, Message, Request, TextPart, VideoPart
@@ -47,7 +54,8 @@ def clip(container: str = "mp4", codec: str = "mpeg4", frames: int = 24, side: i
         stream.width = stream.height = side  # type: ignore[attr-defined]
         stream.pix_fmt = "yuv420p"  # type: ignore[attr-defined]
         for _ in range(frames):
-            pixels = noise.integers(256, size=(side, side, 3), dtype=np.uint8)
+            shape = (side, side, 3)
+            pixels = noise.integers(256, size=shape, dtype=np.uint8) if side < 500 else np.zeros(shape, np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))  # type: ignore[attr-defined]
         out.mux(stream.encode(None))  # type: ignore[attr-defined]
     return VideoPart(data=file.getvalue())
@@ -63,6 +71,8 @@ GOOD = {
     "cmyk jpeg": image(64, "JPEG", "CMYK"),
     **{f"sound {kind}": audio(kind=kind) for kind in ("FLAC", "WAV", "OGG", "MP3")},
     "mp4": clip(),
+    "mp4 h264": clip(codec="libx264"),
+    "mp4 av1": clip(codec="libsvtav1"),
     "mov": clip("mov"),
     "webm": clip("webm", "libvpx"),
     "mkv": clip("matroska"),
@@ -83,6 +93,12 @@ def _no_content(data: bytes) -> bytes:
     return data[:60] + bytes(len(data) - 60)
 
 
+def _unknown_codec(data: bytes) -> bytes:
+    if data.startswith(b"RIFF"):
+        return data[:20] + b"\x33\x33" + data[22:]
+    return data.replace(b"avc1", b"zzzz")
+
+
 def _junk(_: bytes) -> bytes:
     return b"junk"
 
@@ -92,6 +108,7 @@ def _junk(_: bytes) -> bytes:
     [
         *((name, _junk) for name in ("picture PNG", "sound FLAC", "mp4")),
         *((name, _half) for name in ("picture PNG", "picture JPEG", "picture WEBP", "picture TIFF", "mp4", "mov")),
+        *((name, _unknown_codec) for name in ("sound WAV", "mp4 h264")),
         *((name, _no_content) for name in ("picture PNG", "picture JPEG", "sound FLAC", "sound MP3", "mp4", "webm")),
     ],
 )
@@ -157,7 +174,7 @@ def test_nothing_is_unpacked_when_the_files_together_claim_too_much() -> None:
 
 
 async def test_the_loop_goes_on_and_the_deadline_counts_when_files_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_files, "check_decodable", lambda _: time.sleep(1.0))
+    monkeypatch.setattr(request_files, "check_decodable", lambda *_: time.sleep(1.0))
     ticks = 0
 
     async def tick() -> None:
@@ -171,3 +188,121 @@ async def test_the_loop_goes_on_and_the_deadline_counts_when_files_take_long(mon
         await check_files(Request(messages=tuple(chat(image()))), within=0.3)
     ticking.cancel()
     assert ticks > 5
+
+
+def test_videos_share_what_may_be_decoded_when_a_request_has_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, frame, decoded = video.check, 64 * 64, list[int]()
+
+    def noted(data: bytes, most: int, able: Effort) -> int:
+        before = able.video_pixels
+        try:
+            return real(data, most, able)
+        finally:
+            decoded.append((before - able.video_pixels) // frame)
+
+    monkeypatch.setattr(video, "check", noted)
+    monkeypatch.setattr(effort, "DECODED_PIXELS", 3 * frame)
+    check_decodable(chat(*[clip("avi", frames=72)] * 3))  # six key frames and more
+    assert decoded == [3, 1, 1]
+
+
+def test_too_large_when_a_request_has_too_many_files() -> None:
+    check_decodable(chat(*[image()] * 64))
+    with pytest.raises(RequestTooLarge) as caught:
+        check_decodable(chat(*[image()] * 65))
+    assert caught.value.param == "messages[1].content[65].image"
+
+
+CHECKS = {
+    "picture": partial(pictures.check, GOOD["picture PNG"].data, 1 << 20),
+    "sound": partial(sound.check, GOOD["sound FLAC"].data, 1 << 20),
+    "video": partial(video.check, GOOD["mp4"].data, 1 << 20),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_a_check_ends_when_its_time_is_over_or_nobody_waits_for_it(kind: str) -> None:
+    CHECKS[kind](Effort(60.0))
+    with pytest.raises(RequestTooLarge, match="too long to decode"):
+        CHECKS[kind](Effort(-1.0))
+    with pytest.raises(DeadlineExceeded):
+        CHECKS[kind](Effort(60.0, lambda: True))
+
+
+def test_too_large_when_the_files_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_files, "MAX_SECONDS", -1.0)
+    with pytest.raises(RequestTooLarge, match="too long to decode") as caught:
+        check_decodable(chat(image()))
+    assert caught.value.param == f"{SECOND_PART}.image"
+
+
+async def test_a_check_stops_when_its_caller_leaves_and_others_are_refused_while_too_many_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(request_files, "_PLACES", threading.BoundedSemaphore(1))
+    real, begun, ended = check_decodable, threading.Event(), threading.Event()
+
+    def endless(messages: list[Message], is_left: Callable[[], bool]) -> None:
+        begun.set()
+        try:
+            while True:
+                real(messages, is_left)
+        finally:
+            ended.set()
+
+    request = Request(messages=tuple(chat(image())))
+    with monkeypatch.context() as while_endless:
+        while_endless.setattr(request_files, "check_decodable", endless)
+        first = asyncio.create_task(check_files(request, within=60.0))
+        assert await asyncio.to_thread(begun.wait, 30.0)
+    with pytest.raises(Overloaded):
+        await check_files(request, within=60.0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await asyncio.to_thread(ended.wait, 30.0)
+    assert await asyncio.to_thread(request_files._PLACES.acquire, timeout=30.0)  # its place is free again
+    request_files._PLACES.release()
+    await check_files(request, within=60.0)
+
+
+def test_large_pictures_are_decoded_one_at_a_time_when_threads_check_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_LARGE", 30 * 30)
+    with ThreadPoolExecutor(1) as threads:
+        with pictures._ONE_LARGE:
+            large = threads.submit(check_decodable, chat(image(40)))
+            check_decodable(chat(image(20)))
+            with pytest.raises(TimeoutError):
+                large.result(0.2)
+        large.result(30.0)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "JPEG2000", "TIFF", "WEBP"])
+def test_too_large_when_a_picture_is_beyond_the_bound_of_formats_that_take_more_memory(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 100 * 100)
+    check_decodable(chat(image(70, kind)))
+    check_decodable(chat(image(99, "PNG")))
+    with pytest.raises(RequestTooLarge):
+        check_decodable(chat(image(72, kind)))
+
+
+def test_a_frame_is_not_unpacked_when_it_is_refused_for_its_size(tmp_path: Path) -> None:
+    (tmp_path / "large.mp4").write_bytes(clip("mp4", "libx264", frames=1, side=8192).data)
+    script = """if True:
+        import resource, sys
+        from omnibus.errors import RequestTooLarge
+        from omnibus.media import video
+        from omnibus.media.effort import Effort
+        data = open(sys.argv[1], "rb").read()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            video.check(data, 9, Effort(60))
+        except RequestTooLarge:
+            print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - len(data))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "large.mp4"], check=True, capture_output=True, text=True
+    )
+    assert int(run.stdout) < 8192 * 8192 * 3 // 2  # bytes of the frame alone

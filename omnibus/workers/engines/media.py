@@ -7,7 +7,7 @@ from PIL import Image
 
 from omnibus.errors import RequestTooLarge
 from omnibus.media import pictures, sound
-from omnibus.requests.request_files import MAX_PIXELS, naming
+from omnibus.requests.request_files import naming
 from omnibus.wire.request import AudioPart, ImagePart
 
 
@@ -17,8 +17,8 @@ def decode_image(part: ImagePart, where: str = "image") -> Image.Image:
     Raises InvalidRequest for what is none, RequestTooLarge beyond MAX_PIXELS; both name `where`.
     """
     with naming(where):
-        if pictures.pixels(part.data) > MAX_PIXELS:
-            raise RequestTooLarge(f"a picture may have {MAX_PIXELS} pixels")
+        if pictures.pixels(part.data) > pictures.MAX_PIXELS:
+            raise RequestTooLarge(f"a picture may have {pictures.MAX_PIXELS} pixels")
         return pictures.shown(part.data)
 
 
