@@ -1,4 +1,4 @@
-"""What decoding the files of a request may cost, all of them together."""
+"""The cost that decoding the files of a request may have, all of them together."""
 
 from __future__ import annotations
 

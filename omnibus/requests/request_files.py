@@ -43,7 +43,7 @@ async def check_files(request: Request, *, within: float) -> None:
 
 
 def _refusal(messages: Sequence[Message], is_left: Callable[[], bool]) -> OmnibusError | None:
-    """The error of a check, not raised: nobody may wait for it any more, and then asyncio would report it."""
+    """Check and return the error: one that is raised would be reported where nobody waits for it any more."""
     try:
         check_decodable(messages, is_left)
     except OmnibusError as error:
