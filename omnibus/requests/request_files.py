@@ -54,7 +54,7 @@ def _refusal(messages: Sequence[Message], is_left: Callable[[], bool]) -> Omnibu
 
 
 def check_decodable(messages: Sequence[Message], is_left: Callable[[], bool] = lambda: False) -> None:
-    """`check_files`, at once: work for a thread. Nothing is unpacked before all that the files claim is within the bounds."""
+    """`check_files`, at once: work for a thread. All that the files claim is summed first; opening may decode a frame."""
     from omnibus.media import effort, pictures, sound, video  # noqa: PLC0415 only requests with files load its libraries
 
     kinds: dict[type[Part], tuple[int, str, Callable[[bytes], int], Callable[[bytes, int, effort.Effort], int]]] = {

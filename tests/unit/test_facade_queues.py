@@ -29,21 +29,23 @@ def busy_threads() -> Iterator[None]:
 def test_every_queue_is_closed_when_others_begin_and_end_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EngineThread, "__init__", lambda *_, **__: None)  # only the queues are needed
     omni = AsyncOmni("any", nats="nats://127.0.0.1:1")
-    waiting = [omni._new_queue() for _ in range(50)]
+    waiting = [omni._new_queue() for _ in range(500)]
     over = threading.Event()
 
     def ask_again_and_again() -> None:
         while not over.is_set():
             omni._end_queue(omni._new_queue())
 
-    asking = threading.Thread(target=ask_again_and_again)
-    asking.start()
+    asking = [threading.Thread(target=ask_again_and_again) for _ in range(2)]
+    for thread in asking:
+        thread.start()
     try:
         for _ in range(ENDS):
             omni._close_queues(EngineDead("over"))
     finally:
         over.set()
-        asking.join(20)
+        for thread in asking:
+            thread.join(20)
     for queue in waiting:
         with pytest.raises(EngineDead, match="over"):
             queue.take(0)
