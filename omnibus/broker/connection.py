@@ -15,9 +15,10 @@ import msgspec
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from omnibus.broker.clock import ASK, ASK_TIMEOUT, ServerClock
-from omnibus.broker.link import Callback, Link, Subscription
+from omnibus.broker.link import Link
 from omnibus.broker.nats_access import NO_ACCESS, Access
 from omnibus.broker.replies import ReceivedMessage, Transient, status_of
+from omnibus.broker.subscription import Callback, Subscription
 from omnibus.errors import BrokerRefused, BrokerUnavailable, RevisionConflict
 from omnibus.observability.metrics import Metrics
 
@@ -82,7 +83,7 @@ class Connection(Link):
         sent = dict(headers) if headers is not None else {}
         if msg_id is not None:
             sent["Nats-Msg-Id"] = msg_id
-        return await self.retried(lambda: self._publish_once(subject, data, sent or None), deadline)
+        return await self.retried(lambda: self._publish_once(subject, data, sent), deadline)
 
     async def api(
         self, operation: str, body: Mapping[str, Any] | None = None, *, deadline: float = _RETRY_FOR
@@ -119,7 +120,7 @@ class Connection(Link):
         """The first answer to a request that may safely be sent again; raises BrokerUnavailable."""
         return await self.retried(lambda: self.request(subject, data, timeout=_ATTEMPT_TIMEOUT), deadline)
 
-    async def _publish_once(self, subject: str, data: bytes, headers: dict[str, str] | None) -> PubAck:
+    async def _publish_once(self, subject: str, data: bytes, headers: Mapping[str, str]) -> PubAck:
         message = await self.request(subject, data, headers=headers, timeout=_ATTEMPT_TIMEOUT)
         ack = _decode_ack(message.data)
         if ack.error is not None:

@@ -11,24 +11,21 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
-import nats.aio.client
 import nats.errors
 
 from omnibus.broker.nats_access import without_password
-from omnibus.broker.replies import CLOSED_SOCKET, ReceivedMessage, Replies, Transient, seen_through
+from omnibus.broker.nats_client import MOST_BUFFERED, NatsClient
+from omnibus.broker.replies import Answer, ReceivedMessage, Replies, Transient
+from omnibus.broker.subscription import Callback, Subscription
 from omnibus.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, ConfigError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.observability.task_root import task_root
 
-nats.aio.client.DEFAULT_BUFFER_SIZE = 1 << 20  # doubles the throughput of messages from 64 KiB to 1 MiB
-
-Callback = Callable[[ReceivedMessage], Awaitable[None]]
 Hook = Callable[[], None]
 
 _OPTIONS: dict[str, Any] = {
@@ -37,11 +34,14 @@ _OPTIONS: dict[str, Any] = {
     "connect_timeout": 2,
     "ping_interval": 5,
     "max_outstanding_pings": 2,
-    "pending_size": 16 << 20,
+    "pending_size": MOST_BUFFERED,
 }
 CLOSE_TIMEOUT = 5.0
 """Seconds for what is buffered to leave when a connection is closed."""
 _CANCELLATIONS = 20
+_CLOSED_SOCKET = (ConnectionError, RuntimeError)
+"""Exceptions of the loop for a socket that is closed; uvloop raises the second."""
+_LOST = (nats.errors.Error, ConnectionError)
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _PERMISSIONS = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 _REFUSED = re.compile("authorization violation|authentication", re.IGNORECASE)
@@ -49,29 +49,6 @@ _MOST_DENIED = 64
 """Subjects that are remembered because the server refused a subscription to them."""
 
 log = get_logger(__name__)
-
-
-class Subscription(Protocol):
-    """Interest in a subject."""
-
-    async def unsubscribe(self) -> None:
-        """Stop receiving; what has arrived and was not handled yet is dropped."""
-
-    async def drain(self) -> None:
-        """Stop receiving; what has arrived is handled first."""
-
-
-class _TlsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
-    """The client library's, which would sign in to a server without TLS though TLS was asked for."""
-
-    def _connect_command(self) -> bytes:
-        wanted = "tls" in self.options or (
-            self._current_server is not None and self._current_server.uri.scheme == "tls"
-        )
-        if wanted and not self._server_info.get("tls_required") and not self._server_info.get("tls_available"):
-            raise nats.errors.Error("the server offers no TLS, which its URL or the credentials ask for")
-        command: bytes = super()._connect_command()
-        return command
 
 
 class Link:
@@ -84,8 +61,9 @@ class Link:
         """How often the connection was re-established."""
         self.connected_since: float | None = None
         """`time.monotonic()` of the last (re)connect, None while disconnected."""
-        self._client = _TlsClient()
-        self._replies = Replies(self._client)
+        self._replies = Replies()
+        self.client = NatsClient(self._replies.waiting)
+        self._subscriptions: set[Subscription] = set()
         self._up = asyncio.Event()
         self._closing = False
         self._last_error: Exception | None = None
@@ -129,7 +107,7 @@ class Link:
         await connecting
 
     async def _connect(self, options: dict[str, Any]) -> None:
-        await self._client.connect(
+        await self.client.connect(
             self.url.split(","),
             name=self.name,
             error_cb=self._report,
@@ -139,26 +117,28 @@ class Link:
             **_OPTIONS,
             **options,
         )
-        await self._replies.open()
+        self._replies.open(self.client)
 
     async def close(self) -> None:
         """Send what is buffered, for CLOSE_TIMEOUT at the most, and close; idempotent."""
         self._closing = True
         self.connected_since = None
         self._replies.fail("the connection was closed")
-        closing = asyncio.create_task(self._client.close(), name="nats-close")
+        for subscription in self._subscriptions:
+            subscription.stop()
+        closing = asyncio.create_task(self.client.close(), name="nats-close")
         try:
             done, _ = await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT)
         finally:
             closing.cancel()  # of no effect, unless it waits for a socket whose server is gone
         await self._stop_reconnecting()
         for ended in done:
-            if not isinstance(ended.exception(), CLOSED_SOCKET):  # whose end it did not expect
+            if not isinstance(ended.exception(), _CLOSED_SOCKET):  # whose end it did not expect
                 ended.result()
 
     async def _stop_reconnecting(self) -> None:
         """Cancel the client's attempts, several times: its `asyncio.wait_for` may swallow one, and it would try for ever."""
-        trying = self._client._reconnection_task  # noqa: SLF001 it has no public name
+        trying = self.client._reconnection_task  # noqa: SLF001 it has no public name
         for _ in range(_CANCELLATIONS):
             if trying is None or trying.done():
                 return
@@ -167,12 +147,12 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        return self.connected_since is not None and self._client.is_connected
+        return self.connected_since is not None and self.client.is_connected
 
     @property
     def max_payload(self) -> int:
         """Largest message that the server takes, in bytes."""
-        return int(self._client.max_payload)
+        return int(self.client.max_payload)
 
     def on_disconnect(self, hook: Hook) -> Hook:
         """Call `hook` when the connection breaks; returns the function that takes it off again."""
@@ -190,76 +170,93 @@ class Link:
         except TimeoutError as error:
             raise BrokerUnavailable(self._advice(timeout)) from error
 
-    async def publish(
-        self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
+    def send(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = ""
     ) -> None:
-        """Core publish: buffered, at most once; raises BrokerUnavailable when closed or when the buffer is full."""
+        """Core publish: buffered, in order, at most once; raises BrokerUnavailable when closed or when the buffer is full."""
         try:
-            await seen_through(self._client.publish(subject, data, reply=reply, headers=headers))
-        except nats.errors.Error as error:
+            self.client.publish_now(subject, data, headers, reply)
+        except _LOST as error:
             raise self._translated(error, subject, len(data)) from error
 
-    async def request(
-        self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, timeout: float = 2.0
-    ) -> ReceivedMessage:
-        """The first answer within `timeout` seconds; raises BrokerUnavailable, without retrying."""
+    async def publish(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Like `send`, after waiting for room in the buffer."""
+        await self._await_room()
+        self.send(subject, data, headers=headers, reply=reply)
+
+    def ask(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout: float = 2.0
+    ) -> Answer:
+        """Send a request; the future is the first answer within `timeout` seconds, or BrokerUnavailable. Not retried.
+
+        Several may be under way before the first is awaited, and all of them must be.
+        """
         if not self.connected:  # or it would be sent after the reconnect, when its retry is sent too
             raise Transient(f"not connected to NATS, cannot ask {subject}")
         try:
-            return await self._replies.request(subject, data, headers, timeout)
-        except nats.errors.Error as error:
+            return self._replies.ask(subject, data, headers, timeout)
+        except _LOST as error:
             raise self._translated(error, subject, len(data)) from error
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout: float = 2.0
+    ) -> ReceivedMessage:
+        """Like `ask`, after waiting for room in the buffer; returns the answer."""
+        await self._await_room()
+        return await self.ask(subject, data, headers=headers, timeout=timeout)
 
     def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncGenerator[ReceivedMessage, None]:
         """All answers, in order, until the caller stops iterating (`aclosing` it); raises BrokerUnavailable."""
         return self._replies.request_many(subject, data, timeout)
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
-        """Call `callback` with each message, one after the other; what it raises is logged and counted.
+        """Call `callback` with each message, one after the other; the server knows of it when this returns.
 
-        The server knows of it when this returns. Memory is bounded by 65,536 messages waiting and no bound in bytes:
-        over a bound in bytes the client would drop messages.
+        A plain function is called at once, and must neither block nor take long; a coroutine function costs a task.
         """
-
-        expected = re.split(r"[*>]", subject)[0]
-        is_inbox = subject.startswith("_INBOX")
-
-        async def guarded(message: ReceivedMessage) -> None:
-            if not is_inbox and not message.subject.startswith(expected):
-                # A user who may create a consumer can have what a stream holds delivered to any listener.
-                log.error(
-                    LogEvent.BROKER_ERROR, client=self.name, error=f"{message.subject} was delivered on {subject}"
-                )
-                return
-            with task_root("subscription", self.metrics, subject=message.subject, client=self.name):
-                await callback(message)
-
         try:
-            subscription: Subscription = await seen_through(
-                self._client.subscribe(
-                    subject, queue=queue, cb=guarded, pending_msgs_limit=65_536, pending_bytes_limit=0
-                )
-            )
-            await self.flush()
-        except nats.errors.Error as error:
+            subscription = Subscription(self, subject, callback, queue)
+        except _LOST as error:
             raise self._translated(error, subject, 0) from error
+        self._subscriptions.add(subscription)
+        try:
+            await self.flush()
+        except BaseException:
+            await subscription.unsubscribe()
+            raise
         if subject.lower() in self._denied:
             self._denied.remove(subject.lower())
+            await subscription.unsubscribe()
             raise BrokerDenied.of("subscribe to", subject)
         return subscription
 
+    def forget(self, subscription: Subscription) -> None:
+        """A subscription has ended."""
+        self._subscriptions.discard(subscription)
+
     def new_inbox(self) -> str:
         """A subject that nobody else uses, under this role's prefix."""
-        return str(self._client.new_inbox())
+        return str(self.client.new_inbox())
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has everything that was sent; raises BrokerUnavailable."""
+        if self._closing:
+            raise Transient("the connection was closed")
+        await self.wait_connected(timeout)
         try:
-            # nats-py writes its PING past what it still buffers: only the second one follows all of that.
-            for _ in range(2):
-                await seen_through(self._client.flush(timeout))
-        except nats.errors.Error as error:
+            await self.client.pinged(timeout)
+        except _LOST as error:
             raise Transient(f"NATS did not answer a ping within {timeout:g} s") from error
+
+    async def _await_room(self) -> None:
+        if not self.client.is_full:
+            return
+        try:
+            await self.client.room()
+        except _LOST as error:
+            raise Transient(f"the connection to NATS broke: {error}") from error
 
     async def _report(self, error: Exception) -> None:
         self._last_error = error
@@ -305,6 +302,7 @@ class Link:
         self.connected_since = None
         self._up.clear()
         self._replies.fail("the connection to NATS broke")
+        self.client.broken()
         if not self._closing:
             log.warning(LogEvent.BROKER_DISCONNECTED, client=self.name, url=self._safe_url)
         for hook in tuple(self._on_disconnect):
@@ -328,6 +326,8 @@ class Link:
             return BrokerRefused(f"a message of {size} bytes on {subject} exceeds the server's {self.max_payload}")
         if isinstance(error, nats.errors.BadSubjectError | nats.errors.BadHeaderError):
             return BrokerRefused(f"malformed subject or header: {subject!r}")
+        if isinstance(error, ConnectionError):
+            return Transient(f"the connection to NATS broke: {error}")
         return Transient(f"cannot publish on {subject}: {error}")
 
     def _advice(self, seconds: float) -> str:

@@ -1,71 +1,76 @@
 """Requests over one inbox, whose answers are matched by their last token.
 
-Own, instead of nats-py's, for two reasons: a request under way fails at once when the connection breaks, so that its
-retry does not wait out a timeout; and each costs less.
+Own, instead of nats-py's: a request under way fails at once when the connection breaks, so that its retry does not wait out a
+timeout, and it costs one future: no subscription, no task and no timer of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import AsyncGenerator, Mapping
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from omnibus.errors import BrokerDenied, BrokerUnavailable
 
-CLOSED_SOCKET = (ConnectionError, RuntimeError)
-"""Exceptions of the loop for a socket that is closed; uvloop raises the second."""
-T = TypeVar("T")
+NO_RESPONDERS = "503"
 
 
 class ReceivedMessage(Protocol):
     """A message that a subscription receives."""
 
-    subject: str
-    reply: str
-    data: bytes
-    headers: Mapping[str, str] | None
+    @property
+    def subject(self) -> str: ...
+
+    @property
+    def reply(self) -> str: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+    @property
+    def headers(self) -> Mapping[str, str] | None: ...
 
 
 class Transient(BrokerUnavailable):
     """The broker did not answer this time; the same request may be sent again."""
 
 
-_Give = Callable[["ReceivedMessage | Exception"], None]
+Answer = asyncio.Future[ReceivedMessage]
 
 
 class Replies:
     """Requests that wait for their answer."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self) -> None:
+        self.waiting: dict[str, tuple[str, float, float, Answer]] = {}
+        """By token: subject, seconds that it may take, time of the loop when they are over, and the future answer."""
+        self._streams: dict[str, tuple[str, asyncio.Queue[ReceivedMessage | Exception]]] = {}
+        self._client: Any = None
         self._tokens = count()
-        self._waiting: dict[str, tuple[str, _Give]] = {}  # by token: subject, and what takes the answer
         self._prefix = ""
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_at = 0.0
 
-    async def open(self) -> None:
-        """Subscribe to the inbox; once, before the first request."""
-        self._prefix = f"{self._client.new_inbox()}."
-        await self._client.subscribe(f"{self._prefix}*", cb=self._receive, pending_bytes_limit=0)
+    def open(self, client: Any) -> None:
+        """Listen on an inbox of this client's; once, before the first request."""
+        self._client, self._prefix = client, f"{client.new_inbox()}."
+        client.listen(f"{self._prefix}*", "", self._receive)
 
-    async def request(
-        self, subject: str, data: bytes, headers: dict[str, str] | None, timeout: float
-    ) -> ReceivedMessage:
-        """The first answer; raises Transient on a timeout, without responders, and when the connection breaks."""
+    def ask(self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float) -> Answer:
+        """Send a request; the future is its first answer.
+
+        It raises Transient on a timeout, without responders, and when the connection breaks; BrokerDenied.
+        """
         loop = asyncio.get_running_loop()
         token = str(next(self._tokens))
-        answer: asyncio.Future[ReceivedMessage] = loop.create_future()
-        self._waiting[token] = subject, partial(_settle, answer)
-        timer = loop.call_later(timeout, _time_out, answer, subject, timeout)
-        try:
-            sent = self._client.publish(subject, data, reply=self._prefix + token, headers=headers)
-            await seen_through(sent)
-            message = await answer
-        finally:
-            timer.cancel()
-            del self._waiting[token]
-        return _answered(message, subject)
+        self._client.publish_now(subject, data, headers, self._prefix + token)
+        answer: Answer = loop.create_future()
+        until = loop.time() + timeout
+        self.waiting[token] = subject, timeout, until, answer
+        if self._sweep is None or until < self._sweep_at:
+            self._sweep_next(loop, until)
+        return answer
 
     async def request_many(self, subject: str, data: bytes, timeout: float) -> AsyncGenerator[ReceivedMessage, None]:
         """All answers, in order, until the caller stops; `timeout` bounds the wait for each. Raises Transient.
@@ -74,53 +79,64 @@ class Replies:
         """
         token = str(next(self._tokens))
         answers: asyncio.Queue[ReceivedMessage | Exception] = asyncio.Queue()
-        self._waiting[token] = subject, answers.put_nowait
+        self._streams[token] = subject, answers
         try:
-            await seen_through(self._client.publish(subject, data, reply=self._prefix + token))
+            self._client.publish_now(subject, data, None, self._prefix + token)
             while True:
                 async with asyncio.timeout(timeout):
                     answer = await answers.get()
                 if isinstance(answer, Exception):
                     raise answer
-                yield _answered(answer, subject)
+                yield answer
         except TimeoutError as error:
             raise Transient(f"no further answer on {subject} within {timeout:g} s") from error
         finally:
-            del self._waiting[token]
+            del self._streams[token]
 
     def fail(self, reason: str) -> None:
         """Fail every request under way: its answer cannot arrive any more."""
-        for _, give in self._waiting.values():
-            give(Transient(reason))
+        waiting = tuple(self.waiting.values())
+        self.waiting.clear()
+        for *_, answer in waiting:
+            _fail(answer, Transient(reason))
+        for _, answers in self._streams.values():
+            answers.put_nowait(Transient(reason))
 
     def deny(self, subject: str) -> None:
-        """Fail every request that is under way on a subject: the server does not allow it."""
-        for asked, give in self._waiting.values():
-            if asked.lower() == subject.lower():
-                give(BrokerDenied.of("publish", asked))
+        """Fail every request that is under way on a subject, in lower case: the server does not allow it."""
+        for asked, _, _, answer in self.waiting.values():
+            if asked.lower() == subject:
+                _fail(answer, BrokerDenied.of("publish", asked))
+        for asked, answers in self._streams.values():
+            if asked.lower() == subject:
+                answers.put_nowait(BrokerDenied.of("publish", asked))
 
-    async def _receive(self, message: ReceivedMessage) -> None:
-        waiting = self._waiting.get(message.subject[len(self._prefix) :])
-        if waiting is not None:
-            waiting[1](message)
+    def _receive(self, message: ReceivedMessage) -> None:
+        token = message.subject[len(self._prefix) :]
+        if (waiting := self.waiting.pop(token, None)) is not None:
+            subject, _, _, answer = waiting
+            if not message.data and status_of(message) == NO_RESPONDERS:
+                _fail(answer, _nobody(subject))
+            elif not answer.done():
+                answer.set_result(message)
+        elif (stream := self._streams.get(token)) is not None:
+            subject, answers = stream
+            answers.put_nowait(_nobody(subject) if status_of(message) == NO_RESPONDERS else message)
 
+    def _sweep_next(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        """One timer serves all requests: the next moment at which one of them may be over."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep, self._sweep_at = loop.call_at(at, self._sweep_over, loop), at
 
-async def seen_through(work: Awaitable[T]) -> T:
-    """Await work of the client, with two of its faults mended.
-
-    It may swallow a cancellation, and the canceller would wait for ever: its `asyncio.wait_for` does, before Python 3.12,
-    when the answer comes in the same turn of the loop, and its `publish` while it waits for room in a full buffer. And it does
-    not expect the exceptions of a socket that is closed, as when the server was killed: raises Transient then.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        given = await work
-    except CLOSED_SOCKET as error:
-        raise Transient(f"the connection to NATS broke: {error}") from error
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
-    return given
+    def _sweep_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep = None
+        now = loop.time()
+        for token in [token for token, (_, _, until, _) in self.waiting.items() if until <= now]:
+            subject, timeout, _, answer = self.waiting.pop(token)
+            _fail(answer, Transient(f"no answer on {subject} within {timeout:g} s"))
+        if self.waiting:
+            self._sweep_next(loop, min(until for _, _, until, _ in self.waiting.values()))
 
 
 def status_of(message: ReceivedMessage) -> str | None:
@@ -130,20 +146,10 @@ def status_of(message: ReceivedMessage) -> str | None:
     return message.headers.get("Status")
 
 
-def _answered(message: ReceivedMessage, subject: str) -> ReceivedMessage:
-    if status_of(message) == "503":
-        raise Transient(f"nobody answers on {subject}")
-    return message
+def _nobody(subject: str) -> Transient:
+    return Transient(f"nobody answers on {subject}")
 
 
-def _time_out(answer: asyncio.Future[ReceivedMessage], subject: str, timeout: float) -> None:
-    _settle(answer, Transient(f"no answer on {subject} within {timeout:g} s"))
-
-
-def _settle(answer: asyncio.Future[ReceivedMessage], found: ReceivedMessage | Exception) -> None:
-    if answer.done():
-        return
-    if isinstance(found, Exception):
-        answer.set_exception(found)
-    else:
-        answer.set_result(found)
+def _fail(answer: Answer, error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

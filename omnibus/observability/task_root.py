@@ -21,8 +21,14 @@ def task_root(where: str, metrics: Metrics, **fields: object) -> Iterator[None]:
     """
     try:
         yield
-    except (BrokerError, TimeoutError) as error:
+    except Exception as error:  # noqa: BLE001 it is reported
+        report(error, where, metrics, **fields)
+
+
+def report(error: Exception, where: str, metrics: Metrics, **fields: object) -> None:
+    """Log and count an exception that ends at a root, from inside its `except`."""
+    if isinstance(error, BrokerError | TimeoutError):
         log.warning(LogEvent.BROKER_ERROR, where=where, error=str(error) or "no answer in time", **fields)
-    except Exception:
+    else:
         metrics.errors.labels(where).inc()
-        log.exception(LogEvent.TASK_CRASHED, where=where, **fields)
+        log.exception(LogEvent.TASK_CRASHED, where=where, **fields)  # noqa: LOG004 it is called inside one

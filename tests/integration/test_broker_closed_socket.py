@@ -19,7 +19,7 @@ def test_publish_fails_as_in_an_outage_when_uvloop_has_closed_the_socket(nats_se
 
     async def publish_into_a_closed_socket() -> None:
         async with connect(nats_server.url, name="test", role="test") as connection:
-            client = connection._client
+            client = connection.client
             client._flusher_task.cancel()
             await asyncio.sleep(0)  # in which it ends
             client._transport._io_writer.transport.close()
@@ -43,7 +43,7 @@ async def test_client_tries_no_more_when_it_missed_the_first_cancellation(nats_s
 
     async with connect(nats_server.url, name="test", role="test") as connection:
         trying = asyncio.create_task(try_on(), name="trying")
-        connection._client._reconnection_task = trying
+        connection.client._reconnection_task = trying
         await asyncio.sleep(0)  # in which it begins
     assert trying.done()
 
@@ -51,7 +51,7 @@ async def test_client_tries_no_more_when_it_missed_the_first_cancellation(nats_s
 def test_connection_ends_when_uvloop_has_closed_the_socket(nats_server: EmbeddedServer) -> None:
     async def leave() -> None:
         async with connect(nats_server.url, name="test", role="test") as connection:
-            client = connection._client
+            client = connection.client
             client._flusher_task.cancel()
             await asyncio.sleep(0)  # in which it ends
             client._pending.append(b"PING\r\n")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.replies import ReceivedMessage, Transient
+from omnibus.broker.replies import Answer, ReceivedMessage, Transient
 from tests.simulation.broker import Wire
 from tests.simulation.faults import Fate
 from tests.simulation.loop import Process
@@ -16,7 +16,7 @@ from tests.simulation.metrics import SimMetrics
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-Callback = Callable[[Any], Awaitable[None]]
+Callback = Callable[[Any], Awaitable[None] | None]
 
 
 class SimSubscription:
@@ -46,7 +46,9 @@ class SimSubscription:
     async def _work_off(self) -> None:
         while self._waiting:
             message = self._waiting.pop(0)
-            await self._callback(message)
+            handled = self._callback(message)
+            if handled is not None:
+                await handled
             self._connection.world.heard(self._connection, message)
 
 
@@ -79,8 +81,8 @@ class SimConnection(Connection):
     async def flush(self, timeout: float = 5.0) -> None:  # noqa: ARG002 nothing waits here
         return
 
-    async def publish(
-        self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
+    def send(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = ""
     ) -> None:
         """Core publish. While the connection is down it is kept and sent afterwards, as the real client does."""
         self._check_alive()
@@ -92,9 +94,9 @@ class SimConnection(Connection):
         message = Wire(subject, data, headers, reply)
         self.world.broker.at(self._arrival(), lambda: self._core(message))
 
-    async def request(
-        self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, timeout: float = 2.0
-    ) -> ReceivedMessage:
+    def ask(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout: float = 2.0
+    ) -> Answer:
         self._check_alive()
         faults = self.world.faults
         if faults.dies_before(self, subject):
@@ -110,11 +112,16 @@ class SimConnection(Connection):
         else:
             self.world.broker.at(arrival, lambda: self._ask(answer, fate, epoch, Wire(subject, data, headers)))
         timer = self.world.loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
-        try:
-            return await answer  # type: ignore[no-any-return]
-        finally:
+
+        def answered(_: object) -> None:
             timer.cancel()
-            del self._open[answer]
+            self._open.pop(answer, None)
+
+        answer.add_done_callback(answered)
+        return answer
+
+    async def _await_room(self) -> None:
+        return
 
     async def request_many(
         self, subject: str, data: bytes, *, timeout: float = 2.0
