@@ -62,12 +62,12 @@ class Delivery:
 
     async def ack(self) -> None:
         """It is done; the message leaves the queue."""
-        await self._connection.publish(self.ack_subject, b"+ACK")
+        self._connection.send(self.ack_subject, b"+ACK")
 
     async def nak(self, delay: float | None = None) -> None:
         """Deliver it again, to anybody, `delay` seconds from now; counts as an attempt."""
         suffix = b' {"delay": %d}' % int(delay * 1e9) if delay else b""
-        await self._connection.publish(self.ack_subject, b"-NAK" + suffix)
+        self._connection.send(self.ack_subject, b"-NAK" + suffix)
 
     async def requeue(self, subject: str | None = None) -> None:
         """Publish the message again, then ack it: that counts as no attempt, and earlier attempts count on.
@@ -125,4 +125,4 @@ def _after_stream(tokens: list[str]) -> list[str]:
 
 async def release(connection: Connection, ack_subject: str) -> None:
     """Give a dead receiver's message back to the queue at once; the failover's NAK, once a claim."""
-    await connection.publish(ack_subject, b"-NAK")
+    connection.send(ack_subject, b"-NAK")

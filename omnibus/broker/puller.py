@@ -68,29 +68,32 @@ class Puller:
         self._credit = 0
         self._slots_served = 0
         self._ready: asyncio.Queue[Delivery | Exception] = asyncio.Queue()  # bounded by the credit
-        self._wake = asyncio.Event()
+        self.deliver: Callable[[Delivery], None] = self._ready.put_nowait
+        """Gets each delivery, in the turn of the loop in which it arrives. With another function nothing is iterated over."""
+        self._is_due = self._is_due_again = False
+        self._asking: asyncio.Task[None] | None = None
+        self._silence: asyncio.TimerHandle | None = None
         self._returning: set[asyncio.Task[None]] = set()
         self._inbox = connection.new_inbox()
         self._subscription: Subscription | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._unhook: list[Callable[[], None]] = []
 
     async def __aenter__(self) -> Self:
         self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._receive)
         self._unhook = [self._connection.on_disconnect(self._reset), self._connection.on_reconnect(self._reset)]
-        self._tasks = [
-            asyncio.create_task(self._guarded(self._pull()), name=f"pull {self._label}"),
-            asyncio.create_task(self._guarded(self._watch_silence()), name=f"pull heartbeats {self._label}"),
-        ]
+        self._listen_for_silence()
+        self._wake()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.withdraw()
         for unhook in self._unhook:
             unhook()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait((self._asking,))
         with suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(_CLOSE_DEADLINE):
                 await self._leave()
@@ -98,7 +101,7 @@ class Puller:
     def add_credit(self, slots: int = 1) -> None:
         """`slots` more messages may come."""
         self._credit += slots
-        self._wake.set()
+        self._wake()
 
     def withdraw(self) -> int:
         """Take all unused credit back, to drain; returns how much it was. What still arrives is excess."""
@@ -119,26 +122,41 @@ class Puller:
 
     # Asking
 
-    async def _pull(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._credit == 0 or not self._connection.connected:
-                continue  # credit, or the reconnect, wakes again
-            with suppress(BrokerUnavailable):  # the connection broke meanwhile: its return wakes again
-                await self._ask()
-                await self._park()
+    def _wake(self) -> None:
+        """Ask at the end of this turn of the loop, once for all the slots that become free in it."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._pull)
+
+    def _pull(self) -> None:
+        self._is_due = False
+        if self._asking is not None:
+            self._is_due_again = True
+            return
+        if self._credit == 0 or self._subscription is None or not self._connection.connected:
+            return  # credit, or the reconnect, wakes again
+        if sum(lane.outstanding == 0 for lane in self._lanes) < 2:  # a lane that is parked on is known to be empty
+            self._park()
+            return
+        self._asking = asyncio.create_task(self._guarded(self._ask()), name=f"pull {self._label}")
+        self._asking.add_done_callback(self._asked)
+
+    def _asked(self, _task: object) -> None:
+        self._asking = None
+        if self._is_due_again:
+            self._is_due_again = False
+            self._wake()
 
     async def _ask(self) -> None:
-        """Give the free slots what waits already, in order of the lanes; a lane that is parked on is known to be empty."""
-        if sum(lane.outstanding == 0 for lane in self._lanes) < 2:
-            return
+        """Give the free slots what waits already, in order of the lanes; then park."""
         turns, self._slots_served = self._slots_served, self._slots_served + self._credit
         favours = self._slots_served // _FAVOUR_EVERY - turns // _FAVOUR_EVERY
-        if favours:
-            await self._favour(favours)
-        for lane in self._lanes:
-            await self._ask_lane(lane, self._credit)
+        with suppress(BrokerUnavailable):  # the connection broke meanwhile: its return wakes again
+            if favours:
+                await self._favour(favours)
+            for lane in self._lanes:
+                await self._ask_lane(lane, self._credit)
+            self._park()
 
     async def _favour(self, slots: int) -> None:
         """Give the first of the favoured lanes that has anything these slots; the next time another begins."""
@@ -151,25 +169,29 @@ class Puller:
         if min(wanted, self._credit) <= 0 or lane.outstanding or not lane.available:
             return
         answered = lane.ask(min(wanted, self._credit))
-        await self._connection.publish(lane.subject, lane.last_request, reply=f"{self._inbox}.{lane.last_token}")
+        self._send(lane)
         try:
             async with asyncio.timeout(ASK_TIMEOUT):
                 await answered
         except TimeoutError:
             self._forget(lane, "no answer")
 
-    async def _park(self) -> None:
+    def _send(self, lane: Lane) -> None:
+        self._connection.send(lane.subject, lane.last_request, reply=f"{self._inbox}.{lane.last_token}")
+
+    def _park(self) -> None:
         """Wait on all lanes for as many messages as there are free slots."""
         for lane in self._lanes:
             missing = self._credit - lane.outstanding
             if missing <= 0 or not lane.available or (lane.outstanding and missing < self._step):
                 continue
             lane.park(missing)
-            await self._connection.publish(lane.subject, lane.last_request, reply=f"{self._inbox}.{lane.last_token}")
+            with suppress(BrokerUnavailable):  # the connection broke: its return wakes again
+                self._send(lane)
 
     # Receiving
 
-    async def _receive(self, message: ReceivedMessage) -> None:
+    def _receive(self, message: ReceivedMessage) -> None:
         if not message.reply.startswith("$JS.ACK."):
             self._on_status(message)
             return
@@ -180,9 +202,9 @@ class Puller:
             self._return_excess(delivery)
             return
         self._credit -= 1
-        self._ready.put_nowait(delivery)
+        self.deliver(delivery)
         if self._credit and not lane.outstanding:  # what `step` held back is due now
-            self._wake.set()
+            self._wake()
 
     def _on_status(self, message: ReceivedMessage) -> None:
         """Statuses: 100 heartbeat, 404 nothing there, 408 expired, 409 refused or ended, 503 nobody listens."""
@@ -197,7 +219,7 @@ class Puller:
         if status in _ENDED_BY_SERVER:
             pending = (message.headers or {}).get("Nats-Pending-Messages")
             lane.ended(token, int(pending) if pending is not None else None)
-            self._wake.set()
+            self._wake()
         else:
             why = (message.headers or {}).get("Description", status)
             self._forget(lane, "nobody listens" if status == "503" else why)
@@ -211,19 +233,18 @@ class Puller:
 
     def _try_again(self, lane: Lane) -> None:
         lane.available = True
-        self._wake.set()
+        self._wake()
 
     def _reset(self) -> None:
         for lane in self._lanes:
             lane.reset()
-        self._wake.set()
+        self._wake()
 
-    async def _watch_silence(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT)
-            for lane in self._lanes:
-                if self._connection.connected and lane.silent():
-                    self._forget(lane, "missed heartbeats")
+    def _listen_for_silence(self) -> None:
+        self._silence = asyncio.get_running_loop().call_later(HEARTBEAT, self._listen_for_silence)
+        for lane in self._lanes:
+            if self._connection.connected and lane.silent():
+                self._forget(lane, "missed heartbeats")
 
     # Excess deliveries
 
@@ -239,8 +260,9 @@ class Puller:
             await self._excess(delivery)
 
     async def _leave(self) -> None:
-        if self._subscription is not None:
-            await (self._subscription.drain() if self._connection.connected else self._subscription.unsubscribe())
+        if (subscription := self._subscription) is not None:
+            self._subscription = None
+            await (subscription.drain() if self._connection.connected else subscription.unsubscribe())
         while not self._ready.empty():
             item = self._ready.get_nowait()
             if isinstance(item, Delivery):

@@ -145,7 +145,7 @@ class Watch:
         if not created.get("num_pending") and not created["delivered"]["consumer_seq"]:
             self._complete()  # an empty bucket sends nothing
 
-    async def _receive(self, message: ReceivedMessage) -> None:
+    def _receive(self, message: ReceivedMessage) -> None:
         self._received_at = time.monotonic()
         if not message.reply.startswith("$JS.ACK."):
             self._on_idle_heartbeat(message)
