@@ -7,6 +7,7 @@ from typing import Any
 import av
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
+from omnibus.media import av1
 from omnibus.media.containers import MAX_FRAME_PIXELS, opened, reason
 from omnibus.media.effort import Effort
 
@@ -36,6 +37,8 @@ def check(data: bytes, most: int, effort: Effort) -> int:
                 frames += packet.size > 0
                 if frames > most:
                     raise RequestTooLarge(f"the video has more than {most} frames")
+                if stream.codec_context.codec.canonical_name == "av1":
+                    av1.check_packet(bytes(packet))
                 # The empty packet at the end has the decoder hand out what it holds back.
                 if (effort.video_pixels > 0 or not decoded) and (packet.is_keyframe or not packet.size):
                     for frame in packet.decode():

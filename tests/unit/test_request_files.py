@@ -288,21 +288,84 @@ def test_too_large_when_a_picture_is_beyond_the_bound_of_formats_that_take_more_
         check_decodable(chat(image(72, kind)))
 
 
+RESIDENT = """if True:
+    import re, sys
+    from pathlib import Path
+    from omnibus.errors import RequestError
+    from omnibus.media import video
+    from omnibus.media.effort import Effort
+    def most():  # resource.getrusage counts what the parent had at the fork
+        return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    data = Path(sys.argv[1]).read_bytes()
+    before = most()
+    try:
+        video.check(data, 9, Effort(60))
+    except RequestError:
+        print(most() - before - len(data))
+"""
+"""Prints how many bytes more than a video's own a process has resident at most when it refuses it."""
+
+
+def resident(data: bytes, folder: Path) -> int:
+    (folder / "video").write_bytes(data)
+    run = subprocess.run([sys.executable, "-c", RESIDENT, folder / "video"], check=True, capture_output=True, text=True)
+    return int(run.stdout)
+
+
 def test_a_frame_is_not_unpacked_when_it_is_refused_for_its_size(tmp_path: Path) -> None:
-    (tmp_path / "large.mp4").write_bytes(clip("mp4", "libx264", frames=1, side=8192).data)
-    script = """if True:
-        import resource, sys
-        from omnibus.errors import RequestTooLarge
-        from omnibus.media import video
-        from omnibus.media.effort import Effort
-        data = open(sys.argv[1], "rb").read()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        try:
-            video.check(data, 9, Effort(60))
-        except RequestTooLarge:
-            print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - len(data))
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "large.mp4"], check=True, capture_output=True, text=True
-    )
-    assert int(run.stdout) < 8192 * 8192 * 3 // 2  # bytes of the frame alone
+    most = 8192 * 8192 * 3 // 2  # bytes of the frame alone
+    assert resident(clip("mp4", "libx264", frames=1, side=8192).data, tmp_path) < most
+
+
+def av1(shown: Callable[[list[bytes]], bytes], side: int = 64, frames: int = 24) -> bytes:
+    """A video of one packet that is made from the packets of another."""
+    file, grey = io.BytesIO(), av.VideoFrame(side, side, "yuv420p")
+    with av.open(io.BytesIO(), "w", "mp4") as unused, av.open(file, "w", "mp4") as out:
+        encoder = unused.add_stream("libsvtav1", rate=12)
+        encoder.width, encoder.height, encoder.pix_fmt = side, side, "yuv420p"  # type: ignore[attr-defined]
+        packets = [packet for at in range(frames) for packet in encoder.encode(_at(grey, at))] + encoder.encode(None)  # type: ignore[attr-defined]
+        packet = av.Packet(shown([bytes(packet) for packet in packets]))
+        packet.stream, packet.pts, packet.dts = out.add_stream_from_template(encoder), 0, 0
+        packet.is_keyframe = True
+        out.mux(packet)
+    return file.getvalue()
+
+
+def _at(frame: av.VideoFrame, at: int) -> av.VideoFrame:
+    frame.pts = at
+    return frame
+
+
+def _all_frames(packets: list[bytes]) -> bytes:
+    return b"".join(packets)
+
+
+def _one_frame_again_and_again(packets: list[bytes]) -> bytes:
+    return packets[0] + b"\x1a\x01\x88" * 200_000  # units that show a frame which was decoded before
+
+
+def _empty_units(packets: list[bytes]) -> bytes:
+    return packets[0] + b"\x2a\x00" * 200_000  # of metadata
+
+
+@pytest.mark.parametrize("shown", [_all_frames, _one_frame_again_and_again, _empty_units])
+def test_nothing_is_unpacked_when_a_packet_of_av1_holds_many_frames(
+    shown: Callable[[list[bytes]], bytes], tmp_path: Path
+) -> None:
+    side, frames = (1024, 60) if shown is _all_frames else (64, 2)
+    data = av1(shown, side, frames)
+    with pytest.raises(InvalidRequest, match="more than one frame"):
+        check_decodable(chat(VideoPart(data=data)))
+    assert resident(data, tmp_path) < 32 << 20
+
+
+def test_a_file_is_refused_when_its_packet_of_av1_is_cut_off() -> None:
+    check_decodable(chat(VideoPart(data=av1(lambda packets: packets[0]))))
+    for cut in (1, 2, 3, 9):
+        with pytest.raises(InvalidRequest):
+            check_decodable(chat(VideoPart(data=av1(lambda packets, cut=cut: packets[0][:cut]))))
+
+
+def test_a_video_is_refused_with_its_codec_when_that_is_none_of_the_known_ones() -> None:
+    with pytest.raises(InvalidRequest, match="'snow' is not taken"):
+        check_decodable(chat(clip("avi", "snow")))
