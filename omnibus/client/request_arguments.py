@@ -56,7 +56,8 @@ def make_request(  # noqa: PLR0913 vLLM's arguments
         "lora": None if lora_request is None else _lora(spec, lora_request),
         "trace": None if trace_headers is None else dict(trace_headers),
         "deadline": deadline,
-        **(_urgency(spec, priority) if priority else {}),
+        "priority": priority or None,
+        "lane": spec.lane_of(priority) if priority > 0 else None,
     }
     return checked(replace(as_request(prompt), **{name: value for name, value in changes.items() if value is not None}))
 
@@ -163,16 +164,3 @@ def _lora(spec: PipelineSpec, adapter: str | NamedAdapter) -> str:
         listed = ", ".join(known) or "none"
         raise InvalidRequest(f"no stage has a LoRA adapter {name!r}; there are: {listed}", param="lora_request")
     return name
-
-
-def _urgency(spec: PipelineSpec, priority: int) -> dict[str, Any]:
-    """A lower number runs earlier, as in vLLM; one above 0 may wait in the batch lane."""
-    waits = priority > 0 and "batch" in spec.lanes
-    schedules = any(stage.engine_args.get("scheduling_policy") == "priority" for stage in spec.stages)
-    if not waits and not schedules:
-        raise InvalidRequest(
-            f"priority has no effect in pipeline {spec.name!r}: it needs the lane `batch`, or a vLLM stage with "
-            "`scheduling_policy: priority`",
-            param="priority",
-        )
-    return {"priority": priority, **({"lane": "batch"} if waits else {})}

@@ -101,7 +101,7 @@ class AskingBody(Body):
             sampling_params=overridden(spec, params, self.sampling_params, self.sampling_params_list),
             stream=bool(self.stream),
             deadline=self.deadline,
-            lane=self.lane or ("batch" if priority > 0 and "batch" in spec.lanes else "interactive"),
+            lane=self.lane or spec.lane_of(priority),
             priority=priority,
             lora=self.lora or None,
             cache_salt=self.cache_salt,

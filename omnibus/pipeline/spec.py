@@ -127,6 +127,10 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stages: tuple[StageSpec, ...]
     edges: tuple[EdgeSpec, ...] = ()
 
+    def lane_of(self, priority: int) -> LaneName:
+        """The lane of a request of this priority that names none: above 0 it may wait."""
+        return "batch" if priority > 0 and "batch" in self.lanes else "interactive"
+
     @property
     def stage_lanes(self) -> tuple[str, ...]:
         """The lanes of every stage, in the order in which they are served: those that requests name, and the overflow."""

@@ -10,6 +10,7 @@ import pytest
 from omnibus.client.request_arguments import as_request, make_request
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.requests.request_checks import validate
 from omnibus.wire.request import Message, Request
 from tests.support.flow import sim
 
@@ -120,7 +121,7 @@ def test_argument_is_refused_when_its_type_is_wrong(arguments: dict[str, Any], s
 @pytest.mark.parametrize("priority", [-1, 1])
 def test_priority_is_refused_when_nothing_goes_by_it(priority: int) -> None:
     with pytest.raises(InvalidRequest, match="priority has no effect"):
-        made(PLAIN, priority=priority)
+        validate(PLAIN, made(PLAIN, priority=priority))
 
 
 def test_final_stages_are_those_that_the_last_one_needs() -> None:
