@@ -14,7 +14,7 @@ ASK_TIMEOUT = 2.0
 
 _SECOND = 10**9
 _ASKING = b'{"batch": %d, "no_wait": true}'
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 
 class Lane:
@@ -33,7 +33,7 @@ class Lane:
         self._tokens: dict[str, tuple[int, float]] = {}  # of each request: batch, and when it is over at the latest
         self._asking: asyncio.Future[None] | None = None
         self._received_at = self._over_at = 0.0
-        self._pause = _FIRST_PAUSE
+        self._pause = FIRST_PAUSE
 
     def ask(self, batch: int) -> asyncio.Future[None]:
         """Make a request that does not wait; the future is done when it is answered in full."""
@@ -56,12 +56,13 @@ class Lane:
     def received(self) -> None:
         """A message came. Which of several requests it answers cannot be seen, and does not matter."""
         self._received_at = time.monotonic()
-        self._pause = _FIRST_PAUSE
+        self._pause = FIRST_PAUSE
         self._lower(1)
 
     def ended(self, token: str, pending: int | None) -> None:
         """The server ended a request with `pending` messages not sent; None: a request that did not wait, in full."""
         self._tokens.pop(token)
+        self._pause = FIRST_PAUSE
         self._lower(pending if pending is not None else self.outstanding)
 
     def silent(self) -> bool:
@@ -70,7 +71,10 @@ class Lane:
         return self.outstanding > 0 and (now - self._received_at > 2.5 * HEARTBEAT or now > self._over_at + HEARTBEAT)
 
     def lost(self) -> float:
-        """Nothing counts as asked for any more; returns after how many seconds to make it available again."""
+        """Nothing counts as asked for any more; returns after how many seconds to make it available again.
+
+        They are FIRST_PAUSE unless nothing has worked since the last time.
+        """
         self.reset()
         self.available = False
         pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)

@@ -19,7 +19,7 @@ from typing import Self
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.lane import ASK_TIMEOUT, EXPIRES, HEARTBEAT, Lane
+from omnibus.broker.lane import ASK_TIMEOUT, EXPIRES, FIRST_PAUSE, HEARTBEAT, Lane
 from omnibus.errors import BrokerError, BrokerUnavailable
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -225,10 +225,11 @@ class Puller:
             self._forget(lane, "nobody listens" if status == "503" else why)
 
     def _forget(self, lane: Lane, why: str) -> None:
-        """Count nothing as asked for on this lane, and ask again, at growing intervals while it fails."""
+        """Count nothing as asked for on this lane, and ask again, at growing intervals while it fails, which is logged once."""
         pause = lane.lost()
         self._connection.metrics.pulls_reissued.labels(stage=self._label).inc()
-        log.info(LogEvent.PULL_REISSUED, consumer=lane.consumer, why=why, pause=pause)
+        report = log.info if pause == FIRST_PAUSE else log.debug
+        report(LogEvent.PULL_REISSUED, consumer=lane.consumer, why=why, pause=pause)
         asyncio.get_running_loop().call_later(pause, self._try_again, lane)
 
     def _try_again(self, lane: Lane) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
@@ -203,6 +204,22 @@ async def test_puller_goes_on_when_its_consumer_is_deleted_and_made_again(
         await ensure_layout(connection, describe(pipeline, {0: ("interactive",)}))
         async with asyncio.timeout(4):
             assert len(await take_all(puller, 2)) == 2
+
+
+async def test_failing_lane_is_reported_once_when_it_fails_again_and_again(
+    connection: Connection, pipeline: str
+) -> None:
+    """As that of a directed replica, whose consumer an orchestrator makes: none may run for hours."""
+    await lay_out(connection, pipeline)
+    await connection.api(f"CONSUMER.DELETE.{subjects.work_stream(pipeline)}.stage-0-interactive")
+    reissued = connection.metrics.pulls_reissued.labels(stage="stage 0")
+    with capture_logs() as logged:
+        async with stage_puller(connection, pipeline) as puller:
+            puller.add_credit()
+            await eventually(lambda: reissued._value.get() >= 4)
+    levels = [entry["log_level"] for entry in logged if entry["event"] == "pull.reissued"]
+    assert levels == ["info", *["debug"] * (len(levels) - 1)]
+    assert len(levels) >= 4
 
 
 async def test_requests_are_renewed_when_the_server_forgets_them(

@@ -90,6 +90,10 @@ def test_pauses_grow_and_start_afresh_when_messages_come_again() -> None:
     assert pauses[-1] == 1.0
     assert not lane.available
     lane.received()
+    assert lane.lost() == pauses[0] == lane_module.FIRST_PAUSE
+    lane.available = True
+    lane.park(1)
+    lane.ended(lane.last_token, 1)
     assert lane.lost() == pauses[0]
 
 
