@@ -24,7 +24,7 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 	$(call say,integration)
 	@$(PYTEST) $(TWO) --dist loadfile tests/integration
 	$(call say,end to end)
-	@$(PYTEST) $(TWO) --dist loadgroup tests/e2e
+	@$(PYTEST) $(TWO) --dist loadfile tests/e2e
 	$(call say,chaos in short)
 	@$(PYTEST) tests/chaos
 

@@ -6,17 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tools.serving import Serving, serving
 
 ALIAS = "tiny"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`--dist loadgroup`), tests of the shared omni-tiny stay together, and those of a file."""
-    for item in items:
-        group = "omni-tiny" if "omni_tiny" in getattr(item, "fixturenames", ()) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+class _ByServer(LoadScopeScheduling):
+    """Keeps the tests of a file in one process, and all tests of the shared omni-tiny: each has one engine to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "omni-tiny" if "omni_tiny: Serving" in Path(self.config.rootpath, file).read_text() else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _ByServer:
+    return _ByServer(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 
 from omnibus.broker.connection import connect
 from omnibus.wire import subjects
+from tests.support.node import ask_from_node, install_client
 from tests.support.waiting import eventually
 from tools.omni_tiny.grading import grade_audio, grade_image, grade_text
 from tools.serving import Serving
@@ -23,7 +22,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 
 PIPELINE = "omni-tiny"
 PROMPT = "draw a green triangle above a red circle"
-NODE_EXAMPLE = Path(__file__).parents[2] / "examples" / "node"
 
 
 async def ended(http: httpx.AsyncClient, rid: str) -> dict[str, Any] | None:
@@ -62,19 +60,10 @@ async def test_an_invalid_message_on_the_subject_ends_as_a_typed_failure(omni_ti
 
 
 def test_node_asks_and_gets_everything_right(omni_tiny: Serving, tmp_path: Path) -> None:
-    _install_node_packages()
-    command = ["node", NODE_EXAMPLE / "submit.mjs", "--nats", omni_tiny.nats_url, "--pipeline", PIPELINE]
-    asked = subprocess.run(
-        [*command, "--out", tmp_path, PROMPT], capture_output=True, text=True, timeout=120, check=False
-    )
+    client = install_client(tmp_path)
+    asked = ask_from_node(client, PROMPT, "--out", str(tmp_path), nats=omni_tiny.nats_url, pipeline=PIPELINE)
     assert asked.returncode == 0, asked.stderr
     assert grade_text(PROMPT, asked.stdout)
     (image,), (audio,) = tmp_path.glob("image-*.png"), tmp_path.glob("audio-*.wav")
     assert grade_image(PROMPT, image.read_bytes())
     assert grade_audio(PROMPT, audio.read_bytes())
-
-
-def _install_node_packages() -> None:
-    assert shutil.which("npm"), "the Node producer is part of what is tested: install Node 20 or later"
-    if not (NODE_EXAMPLE / "node_modules").exists():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=NODE_EXAMPLE, check=True, timeout=300)
