@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,8 +19,11 @@ import soundfile
 
 from omnibus.broker.connection import Connection
 from omnibus.client.producer import Producer
-from omnibus.errors import InvalidRequest
+from omnibus.client.request_events import Result
+from omnibus.errors import DeadlineExceeded, InvalidRequest, UnknownRequest
+from omnibus.orchestrator import intake
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.requests import request_files
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import ImagePart, Message, Request
@@ -86,26 +93,68 @@ async def test_a_client_in_python_is_refused_when_its_picture_cannot_be_decoded(
     assert refused.value.param == "messages[0].content[0].image"
 
 
+async def ended(connection: Connection, pipeline: str, rid: str, state: RequestState) -> Result:
+    """The result of a raw request, once it has ended so."""
+    async with Producer(connection) as producer:
+
+        async def result() -> Result | None:
+            with suppress(UnknownRequest):  # it is not admitted yet
+                found = await producer.result(pipeline, rid)
+                return found if found.state is state else None
+
+        found = await eventually(result, 20.0)
+    assert found is not None
+    return found
+
+
 async def test_a_raw_request_fails_without_an_attempt_when_its_picture_cannot_be_decoded(
     connection: Connection, front_door: Front
 ) -> None:
-    picture: dict[str, Any] = {"type": "image", "data": base64.b64encode(TRUNCATED).decode()}
-    body = {"messages": [{"role": "user", "content": [picture]}]}
-    await connection.js_publish(subjects.request(front_door.spec.name, "raw"), json.dumps(body).encode())
-    async with Producer(connection) as producer:
-
-        async def ended() -> bool:
-            try:
-                return (await producer.result(front_door.spec.name, "raw")).state is RequestState.FAILED
-            except Exception:  # noqa: BLE001 it is not admitted yet
-                return False
-
-        await eventually(ended)
-        result = await producer.result(front_door.spec.name, "raw")
+    await send_raw(connection, front_door.spec.name, "raw", TRUNCATED)
+    result = await ended(connection, front_door.spec.name, "raw", RequestState.FAILED)
     assert result.failure is not None
     assert (result.failure.code, result.failure.param) == ("invalid_request", "messages[0].content[0].image")
     assert result.attempts == ()
     assert result.timings == ()
+
+
+async def send_raw(connection: Connection, pipeline: str, rid: str, picture: bytes, **fields: float) -> None:
+    part: dict[str, Any] = {"type": "image", "data": base64.b64encode(picture).decode()}
+    body = {"messages": [{"role": "user", "content": [part]}], **fields}
+    await connection.js_publish(subjects.request(pipeline, rid), json.dumps(body).encode())
+
+
+@pytest.fixture
+def endless_check(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files take a minute to decode, or until the test is over."""
+    over = threading.Event()
+    monkeypatch.setattr(request_files, "check_decodable", lambda *_: over.wait(60.0))
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("endless_check")
+async def test_a_request_expires_at_its_deadline_when_its_files_are_still_being_decoded(
+    connection: Connection, front_door: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time left counts, from the arrival that its client names or from the broker's, not the whole deadline."""
+    picture = ImagePart(data=bitmap(30_000), media_type="image/bmp")
+    request = Request(messages=(Message(role="user", content=(picture,)),), deadline=60.0)
+    async with asyncio.timeout(20.0):
+        with pytest.raises(DeadlineExceeded):
+            await front_door.producer.submit(front_door.spec, request, rid="late", arrival=time.time() - 59.0)
+    with pytest.raises(UnknownRequest):
+        await front_door.producer.result(front_door.spec.name, "late")
+    seen: list[float] = []
+
+    async def noted(request: Request, *, within: float) -> None:
+        seen.append(within)
+        await request_files.check_files(request, within=within)
+
+    monkeypatch.setattr(intake, "check_files", noted)
+    await send_raw(connection, front_door.spec.name, "raw", bitmap(30_000), deadline=1.0)
+    assert (await ended(connection, front_door.spec.name, "raw", RequestState.EXPIRED)).attempts == ()
+    assert 0.0 < seen[0] < 1.0, "a delivery that comes again would hide that the first one waited too long"
 
 
 async def test_a_video_is_a_400_when_no_stage_takes_media(connection: Connection, pipeline: str) -> None:

@@ -30,6 +30,8 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.integration
 STUCK = 1.0
 """Stall timeout."""
+LEASE = 20.0
+"""Heartbeat timeout where a lease that a busy machine loses would count as an attempt."""
 STAGES = "tests.support.stuck_stage"
 
 
@@ -64,7 +66,7 @@ async def test_replica_is_down_with_the_reason_and_its_tasks_run_elsewhere_when_
 ) -> None:
     """A thread that blocks for ever; the task beside it makes progress all the time, and does not hide it."""
     ticking = Request(prompt="tick", sampling_params={"sim": {"tokens": 150, "token_rate": 50}})
-    async with stage_bench(connection, pipeline, slots=2, max_attempts=2) as bench:
+    async with stage_bench(connection, pipeline, slots=2, max_attempts=2, heartbeat_timeout=LEASE) as bench:
         stage = replace(bench.stage, stall_timeout=STUCK, engine_args={"stall_on": {"rid": "^a$"}})
         async with up(bench, stage) as (stuck, running):
             await bench.submit("a")
@@ -114,7 +116,7 @@ async def test_process_is_killed_and_serves_again_when_async_code_blocked_it(
 ) -> None:
     fields = python("hold", stall_timeout=STUCK)
     async with (
-        stage_bench(connection, pipeline, max_attempts=2, **fields) as bench,
+        stage_bench(connection, pipeline, max_attempts=2, heartbeat_timeout=LEASE, **fields) as bench,
         supervised(bench, bench.stage, 1) as (supervisor, _),
     ):
         await bench.submit("stuck", prompt="block")
@@ -188,7 +190,7 @@ async def test_healthy_requests_all_end_when_the_only_replica_is_stuck_on_one(
     connection: Connection, pipeline: str
 ) -> None:
     """Beside the stuck one, and after it."""
-    async with stage_bench(connection, pipeline, slots=2, max_attempts=3) as bench:
+    async with stage_bench(connection, pipeline, slots=2, max_attempts=3, heartbeat_timeout=LEASE) as bench:
         stage = replace(bench.stage, stall_timeout=STUCK, engine_args={"stall_on": {"rid": "stuck"}, "latency": 0.2})
         async with supervised(bench, stage, 1) as (supervisor, view):
             before = await eventually(lambda: [one for one in view.replicas() if one.status == "up"])
