@@ -57,7 +57,7 @@ def load_settings() -> Settings:
 def start_logging(settings: Settings) -> None:
     """Logs of a long-lived process, on stderr. It goes on when nobody reads what it prints any more."""
     outlive_readers()
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, for_good=True)
 
 
 def ask(work: Coroutine[Any, Any, T]) -> T:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+from omnibus.broker.bucket import BucketEntry
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import Addresses
 from omnibus.broker.nats_access import SYSTEM_ROLE
@@ -46,21 +47,27 @@ class ClusterView(AsyncExitStack):
 
     async def get(self, name: str) -> PipelineSpec | None:
         """The pipeline of this name as it is deployed now; None when there is none."""
-        return next((spec for spec in await self.all() if spec.name == name), None)
+        entry = (await self._deployed()).get(name)
+        return read_pipeline(name, entry.value) if entry is not None else None
 
     async def all(self) -> Sequence[PipelineSpec]:
         """Every deployed pipeline that is valid here, by name."""
+        entries = sorted((await self._deployed()).items())
+        specs = (read_pipeline(name, entry.value) for name, entry in entries)
+        return [spec for spec in specs if spec is not None]
+
+    async def _deployed(self) -> Mapping[str, BucketEntry]:
+        if self._pipelines is not None:
+            return self._pipelines.snapshot
         bucket = subjects.PIPELINES_BUCKET
         async with self._opening:
             if self._pipelines is None:
                 if await self._connection.find(f"STREAM.INFO.KV_{bucket}") is None:
-                    return ()  # until the first one is deployed
+                    return {}  # until the first one is deployed
                 self._pipelines = await self.enter_async_context(
                     Watch(self._connection, bucket, self._on_pipeline, keys="*")
                 )
-        entries = sorted(self._pipelines.snapshot.items())
-        specs = (read_pipeline(name, entry.value) for name, entry in entries)
-        return [spec for spec in specs if spec is not None]
+        return self._pipelines.snapshot
 
     async def replicas(self, spec: PipelineSpec) -> list[ReplicaRecord]:
         """The replicas of a pipeline, whatever their status. One that cannot be read holds up nothing else."""

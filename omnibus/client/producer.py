@@ -159,6 +159,8 @@ class Producer:
 
     async def channel(self, pipeline: str) -> Channel:
         """Return this producer's channel of one pipeline, opened on first use."""
+        if (known := self._channels.get(pipeline)) is not None:
+            return known
         async with self._opening:
             if pipeline not in self._channels:
                 self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front)

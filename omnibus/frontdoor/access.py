@@ -1,41 +1,95 @@
-"""Access: which addresses ask for an API key, and of which role."""
+"""Access: every route states whether it asks for an API key, and of which role."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from enum import IntEnum, auto
 
-from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omnibus.errors import Forbidden, OmnibusError, Unauthorized
 from omnibus.frontdoor.api_keys import KeyTable, Role
 from omnibus.frontdoor.error_answers import error_response
+from omnibus.frontdoor.headers import sent_header
 
 ASSETS = "/docs-assets"
 """Scripts and styles of the documentation: files of an open-source package, which tell nothing and need no key."""
-KEYLESS = frozenset({"/live", "/health", "/ready", "/version"})
-"""Addresses that never ask for a key."""
-PAGES = {
-    "metrics": frozenset({"/metrics"}),
-    "docs": frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}),
-}
-"""Addresses that ask for a key where an operator closes them: metrics for an admin's, the documentation for any."""
 POLICY_VIOLATION = 1008
 """The code that closes a websocket which shows no right key."""
+_STATED = "x-access"
+
+
+class RouteAccess(IntEnum):
+    """The key that a route asks for, once there are keys; a later one asks for more."""
+
+    OPEN = auto()
+    """None, ever."""
+    DOCS = auto()
+    """Any, where an operator closes the documentation."""
+    METRICS = auto()
+    """An admin's, where an operator closes the metrics."""
+    USER = auto()
+    """Any."""
+    ADMIN = auto()
+    """An admin's."""
+
+    @property
+    def stated(self) -> dict[str, str]:
+        """The `openapi_extra` by which a route states its access; it stands in the documentation, too."""
+        return {_STATED: self.name.lower()}
+
+
+_PAGES = {
+    ASSETS: RouteAccess.OPEN,
+    **dict.fromkeys(("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"), RouteAccess.DOCS),
+}
+"""Routes that FastAPI makes."""
+
+
+class AccessTable:
+    """The access of every address: the strictest that a route there states, and USER where there is none."""
+
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        """Raises TypeError for a route that states none: a route that forgets it must not open by itself."""
+        stated = [(route, stated_access(route)) for route in routes if isinstance(route, Route | Mount)]
+        self._patterns = [
+            (route.path_regex, access) for route, access in stated if isinstance(route, Mount) or route.param_convertors
+        ]
+        self._exact: dict[str, RouteAccess] = {}
+        for route, access in stated:
+            self._exact[route.path] = max(access, self._exact.get(route.path, access), *self._matching(route.path))
+
+    def access(self, path: str) -> RouteAccess:
+        """The access of this address."""
+        return self._exact.get(path) or max(self._matching(path), default=RouteAccess.USER)
+
+    def _matching(self, path: str) -> list[RouteAccess]:
+        return [access for pattern, access in self._patterns if pattern.match(path)]
+
+
+def stated_access(route: Route | Mount) -> RouteAccess:
+    """The access that a route states; raises TypeError for none."""
+    extra = getattr(route, "openapi_extra", None) or {}
+    found = RouteAccess.__members__.get(str(extra.get(_STATED)).upper(), _PAGES.get(route.path))
+    if found is None:
+        raise TypeError(
+            f"the route {route.path!r} states no access: give it openapi_extra=RouteAccess.USER.stated, or another"
+        )
+    return found
 
 
 class ApiKeys:
     """Refuses requests and websockets without the key that their address asks for, before their body is read.
 
-    Every address asks for one, once there are keys; KEYLESS do not, nor do PAGES that are not closed. `admin_paths` ask for an
-    admin's. The caller's tenant is in `request.state.tenant`, None without a key, and its role in `request.state.role`.
+    The caller's tenant is in `request.state.tenant`, None without a key, and its role in `request.state.role`.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyTable, closed: Collection[str], admin_paths: Collection[str]) -> None:
-        self._app, self._keys = app, keys
-        self._closed = frozenset[str]().union(*(PAGES[page] for page in closed))
-        self._open = KEYLESS.union(*PAGES.values()) - self._closed
-        self._admin = PAGES["metrics"].union(admin_paths)
+    def __init__(self, app: ASGIApp, keys: KeyTable, closed: Collection[str], table: AccessTable) -> None:
+        """`closed` names the pages that an operator closes: `docs`, `metrics`."""
+        self._app, self._keys, self._table = app, keys, table
+        self._closed = {RouteAccess[page.upper()] for page in closed}
+        self._open = {RouteAccess.OPEN, RouteAccess.DOCS, RouteAccess.METRICS} - self._closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -47,14 +101,14 @@ class ApiKeys:
 
     def _check(self, scope: Scope) -> OmnibusError | None:
         """Let the caller be known in the scope; the error for one that may not go on."""
-        state, path = scope.setdefault("state", {}), scope["path"]
+        state, access = scope.setdefault("state", {}), self._table.access(scope["path"])
         state["tenant"], state["role"] = None, Role.USER
-        if path in self._open or path.startswith(f"{ASSETS}/") or not (self._keys.asks() or path in self._closed):
+        if access in self._open or not (self._keys.asks() or access in self._closed):
             return None
-        key = self._keys.find(bearer(Headers(scope=scope).get("authorization")))
+        key = self._keys.find(bearer(sent_header(scope, "authorization")))
         if key is None:
             return Unauthorized()
-        if path in self._admin and key.role is not Role.ADMIN:
+        if access in (RouteAccess.METRICS, RouteAccess.ADMIN) and key.role is not Role.ADMIN:
             return Forbidden("this needs a key of the role admin")
         state["tenant"], state["role"] = key.tenant, key.role
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fastapi import Request as HttpRequest
@@ -63,9 +63,7 @@ async def whole_answer(
     """The body of JSON that `answer` makes of the outputs, their files in these formats, with the times of the stages."""
     result = await result_of(context, http, accepted)
     outputs = [await transcoded(output, audio=audio, image=image) for output in result.outputs]
-    response = await json_response(lambda: answer(outputs), size_of(outputs))
-    response.headers.update(timing_headers(result, accepted.served.spec))
-    return response
+    return await json_response(lambda: answer(outputs), size_of(outputs), timing_headers(result, accepted.served.spec))
 
 
 async def transcoded(output: Output, *, audio: str | None = None, image: str | None = None) -> Output:
@@ -88,10 +86,12 @@ async def transcoded(output: Output, *, audio: str | None = None, image: str | N
     return replace(output, media_type=media_type, items=items)
 
 
-async def json_response(answer: Callable[[], Answer], size: int = 0) -> Response:
+async def json_response(
+    answer: Callable[[], Answer], size: int = 0, headers: Mapping[str, str] | None = None
+) -> Response:
     """A body of JSON, made of `size` bytes."""
     text = await off_loop(size, lambda: answer().json_text().encode())
-    return Response(text, media_type=JSON_TYPE)
+    return Response(text, headers=headers, media_type=JSON_TYPE)
 
 
 def size_of(outputs: Iterable[Output]) -> int:

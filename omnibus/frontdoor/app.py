@@ -7,13 +7,17 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 from omnibus.client.producer import Producer
 from omnibus.frontdoor import error_answers
-from omnibus.frontdoor.access import ASSETS, ApiKeys
+from omnibus.frontdoor.access import ASSETS, AccessTable, ApiKeys
 from omnibus.frontdoor.api_keys import KeyTable
+from omnibus.frontdoor.body_route import ShortWay
 from omnibus.frontdoor.context import FrontDoorContext, Options, Replicas
 from omnibus.frontdoor.endpoints import (
     chat,
@@ -53,33 +57,32 @@ def create_app(
     options = options if options is not None else Options()
     metrics = metrics if metrics is not None else Metrics()
     app = FastAPIOffline(
-        title="Omnibus",
-        version=version("omnibus"),
-        redirect_slashes=False,
-        responses=ERROR_RESPONSES,
-        static_url=ASSETS,
-    )
+        title="Omnibus", version=version("omnibus"), redirect_slashes=False, responses=ERROR_RESPONSES, static_url=ASSETS
+    )  # fmt: skip
     app.state.context = FrontDoorContext(
-        producer=producer,
-        models=ServedModels(pipelines, options.aliases),
-        options=options,
-        replicas=replicas,
-        metrics=metrics,
-        connected=connected,
-        started=int(time.time()),
-    )
+        producer=producer, models=ServedModels(pipelines, options.aliases), options=options, replicas=replicas,
+        metrics=metrics, connected=connected, started=int(time.time()),
+    )  # fmt: skip
     for module in _ENDPOINTS:
         app.include_router(module.router)
     error_answers.install(app)
-    # The last one added is the outermost: every refusal has an id and is logged, also those that a browser asks for before
-    # it sends a key; the key comes before the body.
+    app.middleware_stack = Observed(_guarded(app, options), metrics, tracing or Tracing())
+    return app
+
+
+def _guarded(app: FastAPI, options: Options) -> ASGIApp:
+    """The routes behind the layers that may refuse a request; all of ours, as Starlette's own would answer errors otherwise.
+
+    Every refusal has an id and is counted, also those that a browser asks for before it sends a key; the key comes before
+    the body.
+    """
+    routed = ExceptionMiddleware(AsyncExitStackMiddleware(app.router), handlers=app.exception_handlers)
     keys = KeyTable(options.api_keys, options.api_keys_file)
-    app.add_middleware(ApiKeys, keys=keys, closed=options.closed, admin_paths=replica_control.ADMIN_PATHS)
+    guarded: ASGIApp = ApiKeys(ShortWay(routed, app.routes), keys, options.closed, AccessTable(app.routes))
     if options.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=options.allowed_origins, allow_methods=options.allowed_methods,
+        guarded = CORSMiddleware(
+            guarded, allow_origins=options.allowed_origins, allow_methods=options.allowed_methods,
             allow_headers=options.allowed_headers, allow_credentials=options.allow_credentials,
             expose_headers=EXPOSED_HEADERS,
         )  # fmt: skip
-    app.add_middleware(Observed, metrics=metrics, tracing=tracing or Tracing())
-    return app
+    return guarded

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import lru_cache
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
+from omnibus.frontdoor.headers import sent_header
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -21,8 +22,6 @@ from omnibus.observability.tracing import Tracing
 
 REQUEST_ID, OWN_ID = "X-Request-Id", "Omnibus-Request-Id"
 _SENT_ID = re.compile(r"[!-~]{1,255}")
-PROBES = ("/live", "/ready", "/health", "/metrics")
-"""Paths that probes and `omnibus serve` itself ask for every few seconds; logged at DEBUG only."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context of a caller, passed on to every stage."""
 SHUTDOWN_HOOK_TIMEOUT = 1.0
@@ -31,7 +30,8 @@ _log = get_logger(__name__)
 
 
 class Observed:
-    """Gives every request its id, answers what nobody expected with 500, and logs and counts each.
+    """Gives every request its id, answers what nobody expected with 500, counts each and logs it: at INFO one that fails, or
+    whose caller sent an id; at DEBUG any other, as a line costs more than all the rest that is done here.
 
     Where GET is served, HEAD is, and a slash at the end of a path changes nothing.
 
@@ -41,6 +41,8 @@ class Observed:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app, self._metrics, self._tracing = app, metrics, tracing
+        self._counted = lru_cache(maxsize=1024)(metrics.http_requests.labels)
+        self._timed = lru_cache(maxsize=1024)(metrics.http_seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,23 +51,22 @@ class Observed:
         scope = _as_routed(scope)
         started = time.perf_counter()
         state = scope.setdefault("state", {})
-        state["request_id"] = uuid.uuid4().hex
-        sent = Headers(scope=scope).get(REQUEST_ID) or None
+        state["request_id"] = secrets.token_hex(16)
+        sent = sent_header(scope, "x-request-id") or None
         app = self._app
         if sent is not None and not _SENT_ID.fullmatch(sent):
             refused = InvalidRequest("an X-Request-Id has 1 to 255 visible characters of ASCII", param=REQUEST_ID)
             sent, app = None, error_response(refused)
         status = 0
-        streams = False
+        headers: list[tuple[bytes, bytes]] = []
 
         async def tagged(message: Message) -> None:
-            nonlocal status, streams
+            nonlocal status, headers
             if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[OWN_ID] = state["request_id"]
-                headers[REQUEST_ID] = sent or state["request_id"]
-                streams = headers.get("content-type", "").startswith("text/event-stream")
+                status, rid = message["status"], state["request_id"].encode()
+                headers = [*message["headers"], (b"omnibus-request-id", rid)]
+                headers.append((b"x-request-id", sent.encode() if sent else rid))
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -75,7 +76,7 @@ class Observed:
         except asyncio.CancelledError:
             # The server cancels what outlasts its grace. This is the task's root: nothing is left to be cancelled,
             # and the request goes on without its caller, who can read it by its id.
-            if streams:
+            if any(value.startswith(b"text/event-stream") for _, value in headers):
                 await _send_shutdown_notice(send)
             elif not status:
                 await error_response(ShuttingDown())(scope, receive, tagged)
@@ -89,17 +90,17 @@ class Observed:
 
     def _span(self, scope: Scope) -> AbstractContextManager[Mapping[str, str]]:
         """A span under the caller's own; probes and look-ups have none."""
-        headers = Headers(scope=scope)
-        caller = {name: headers[name] for name in TRACE_HEADERS if name in headers}
+        sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
+        caller = {name: value for name, value in sent.items() if value is not None}
         tracing = self._tracing if scope["method"] == "POST" else Tracing()
         return tracing.span("http", caller, {"path": scope["path"]})
 
     def _record(self, scope: Scope, status: int, seconds: float, sent: str | None) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.http_requests.labels(route, str(status)).inc()
-        self._metrics.http_seconds.labels(route).observe(seconds)
+        self._counted(route, str(status)).inc()
+        self._timed(route).observe(seconds)
         rid = scope["state"]["request_id"]
-        log = _log.debug if route in PROBES else _log.info
+        log = _log.debug if status < 400 and sent is None else _log.info
         log(
             LogEvent.HTTP_REQUEST,
             rid=rid,

@@ -118,6 +118,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nothing here depends on the caller's address
                 timeout_graceful_shutdown=max(1, round(grace)),
             )
         )

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 from fastapi import Request as HttpRequest
@@ -17,6 +17,7 @@ from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, Reque
 from omnibus.frontdoor.bodies import AskingBody
 from omnibus.frontdoor.body_route import fingerprint, off_loop
 from omnibus.frontdoor.context import FrontDoorContext
+from omnibus.frontdoor.headers import sent_header
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
 from omnibus.observability.events import LogEvent
@@ -94,7 +95,7 @@ async def submit(
         if missing := await context.missing_stages(served.spec, needed):
             raise NotReady(served.model, missing)
     tenant = http.state.tenant or request.tenant
-    key, shape = http.headers.get(IDEMPOTENCY_KEY), ""
+    key, shape = sent_header(http.scope, "idempotency-key"), ""
     if key is not None:
         http.state.request_id, shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
     request = msgspec.structs.replace(request, tenant=tenant, trace=http.state.trace, fingerprint=shape)
@@ -119,18 +120,24 @@ async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Acce
 
 async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, work: Awaitable[T]) -> T:
     """Await `work`; when the caller goes away first, `abandon` and RequestCancelled."""
-    working = asyncio.ensure_future(work)
+    waiting, is_gone = cast("asyncio.Task[object]", asyncio.current_task()), False
+
+    def leave(_watching: asyncio.Task[None]) -> None:
+        nonlocal is_gone
+        is_gone = waiting.cancel()
+
     watching = asyncio.create_task(_disconnected(http), name=f"watch-caller-{accepted.rid}")
+    watching.add_done_callback(leave)
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        await abandon(context, accepted)
-        raise RequestCancelled("the caller went away")
+        return await work
+    except asyncio.CancelledError:
+        if not is_gone or waiting.uncancel():  # or the server stops
+            raise
     finally:
-        working.cancel()
+        watching.remove_done_callback(leave)
         watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+    await abandon(context, accepted)
+    raise RequestCancelled("the caller went away")
 
 
 async def abandon(context: FrontDoorContext, accepted: Accepted) -> None:

@@ -43,11 +43,18 @@ class _CurrentStderr(io.TextIOBase):
 _CURRENT_STDERR = _CurrentStderr()
 
 
-def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream: TextIO | None = None) -> None:  # noqa: A002 the setting's name
+def configure_logging(
+    level: str = "info",
+    format: LogFormat = "auto",  # noqa: A002 the setting's name
+    *,
+    stream: TextIO | None = None,
+    for_good: bool = False,
+) -> None:
     """Set logging up for this process; call it once, at its root (again replaces it).
 
     `auto` is console on a terminal and JSON elsewhere. Output goes to `stream`, stderr by default: stdout belongs to
-    results. Records of the standard library, uvicorn's included, come out in the same format.
+    results. Records of the standard library, uvicorn's included, come out in the same format. `for_good`: it is not called
+    again in this process, so that loggers are made once; otherwise each line makes one anew, also one that is filtered out.
 
     Raises ConfigError for a level that is not one of LEVELS.
     """
@@ -58,7 +65,7 @@ def configure_logging(level: str = "info", format: LogFormat = "auto", *, stream
         processors=[RateLimit(), *_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # or loggers made before this call keep the old configuration
+        cache_logger_on_first_use=for_good,  # else loggers that were used before this call keep the old configuration
     )
 
 

@@ -17,7 +17,14 @@ def plan_route(spec: PipelineSpec, modalities: tuple[str, ...] | None = None) ->
 
     Raises UnsupportedModality for an output that the pipeline does not deliver, InvalidRequest for an empty selection.
     """
-    wanted = _wanted(spec, modalities)
+    wanted = frozenset(_wanted(spec, modalities))
+    # Planned once for each set of outputs: there are as many as the pipeline's own outputs allow, whatever callers send.
+    if wanted not in spec.routes:
+        spec.routes[wanted] = _planned(spec, wanted)
+    return spec.routes[wanted]
+
+
+def _planned(spec: PipelineSpec, wanted: frozenset[str]) -> Route:
     finals = {stage.stage_id for stage in spec.stages if stage.final_output and stage.final_output_type in wanted}
     needed = with_ancestors(spec, finals)
     targets = _targets(spec, needed)

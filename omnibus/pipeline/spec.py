@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
 
 from omnibus.errors import PipelineError
 from omnibus.pipeline.policies import LoadBalancingPolicy
-from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.route import Forwarding, Route
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Pattern of a pipeline, stage, lane or request id: one token of a broker subject."""
@@ -101,8 +102,8 @@ class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     payload: PayloadRule = PayloadRule.AUTO
 
 
-class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pipeline: a directed acyclic graph of stages. Durations are seconds."""
+class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """A pipeline: a directed acyclic graph of stages. Durations are seconds. Its cached properties are no part of it."""
 
     name: str
     """Matches NAME_PATTERN; part of every subject."""
@@ -137,15 +138,24 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         first, *others = sorted(self.lanes, key=("interactive", "batch").index)
         return (first, OVERFLOW_LANE, *others)
 
-    def stage(self, ref: int | str) -> StageSpec:
-        """Return the stage with this id or name ("1" is id 1 unless a stage is named so); PipelineError when there is none."""
-        by_ref: Mapping[int | str, StageSpec] = {
+    @cached_property
+    def by_ref(self) -> Mapping[int | str, StageSpec]:
+        """The stages by id, by name, and by the id as a text unless a stage is named so."""
+        return {
             **{str(stage.stage_id): stage for stage in self.stages},
             **{stage.stage_id: stage for stage in self.stages},
             **{stage.name: stage for stage in self.stages},
         }
-        if ref in by_ref:
-            return by_ref[ref]
+
+    @cached_property
+    def routes(self) -> dict[frozenset[str], Route]:
+        """Routes that were planned already, by their outputs; `routing.plan_route` keeps them here."""
+        return {}
+
+    def stage(self, ref: int | str) -> StageSpec:
+        """Return the stage with this id or name ("1" is id 1 unless a stage is named so); PipelineError when there is none."""
+        if ref in self.by_ref:
+            return self.by_ref[ref]
         known = ", ".join(f"{stage.stage_id} ({stage.name})" for stage in self.stages)
         raise PipelineError(f"pipeline {self.name!r} has no stage {ref!r}; it has {known}", field="stages")
 
@@ -160,7 +170,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 return edge
         return EdgeSpec(source=source, target=target)
 
-    @property
+    @cached_property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the pipeline delivers, each once, in the order of its stages."""
         finals = (stage.final_output_type for stage in self.stages if stage.final_output)

@@ -45,9 +45,8 @@ def validate(spec: PipelineSpec, request: Request) -> Route:
         raise RequestTooLarge(f"trace may have {MAX_TRACE_BYTES} bytes", param="trace")
     if request.deadline is not None and not request.deadline >= MIN_DEADLINE:
         raise InvalidRequest(f"deadline must be at least {MIN_DEADLINE} s", param="deadline")
-    names = {name for stage in spec.stages for name in (stage.name, str(stage.stage_id))}
     for name in request.sampling_params:
-        if name not in names:
+        if name not in spec.by_ref:
             raise InvalidRequest(f"no stage {name!r} in pipeline {spec.name!r}", param=f"sampling_params.{name}")
     route = plan_route(spec, request.modalities)
     _check_effects(spec, request, route)
@@ -110,11 +109,16 @@ def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
     engines = ", ".join(dict.fromkeys(stage.engine for stage in stages))
     if request.mm_processor_kwargs and not any(engine_kind(stage.engine).has_media_processor for stage in stages):
         raise InvalidRequest(f"no stage has a media processor: the engines are {engines}", param="mm_processor_kwargs")
-    adapters = sorted({name for stage in stages for name in stage.engine_args.get("lora_modules", ())})
-    if request.lora is not None and request.lora not in adapters:
-        known = ", ".join(adapters) or "none"
-        raise InvalidRequest(f"no stage has a LoRA adapter {request.lora!r}; there are: {known}", param="lora")
+    if request.lora is not None:
+        _check_adapter(request.lora, stages)
     _check_turns(request.messages or (), stages, engines)
+
+
+def _check_adapter(name: str, stages: Sequence[StageSpec]) -> None:
+    adapters = sorted({name for stage in stages for name in stage.engine_args.get("lora_modules", ())})
+    if name not in adapters:
+        known = ", ".join(adapters) or "none"
+        raise InvalidRequest(f"no stage has a LoRA adapter {name!r}; there are: {known}", param="lora")
 
 
 def _waits(request: Request) -> bool:

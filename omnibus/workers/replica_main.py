@@ -44,7 +44,7 @@ def main() -> None:
     die_with_parent()
     arguments = _parser().parse_args()
     settings = Settings()
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, for_good=True)
     uvloop.run(_end_with(_run(arguments, settings), arguments.stage))
 
 

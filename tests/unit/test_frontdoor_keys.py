@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from fastapi.routing import APIRoute
+from starlette.routing import Mount, Route
 
 from omnibus.cli import cli
 from omnibus.errors import ConfigError
 from omnibus.frontdoor import api_keys
-from omnibus.frontdoor.access import ApiKeys, bearer
+from omnibus.frontdoor.access import AccessTable, ApiKeys, RouteAccess, bearer, stated_access
 from omnibus.frontdoor.api_keys import KeyFile, KeyTable, Role, hashed_setting, read_setting
-from omnibus.frontdoor.endpoints.replica_control import ADMIN_PATHS
+from omnibus.frontdoor.app import create_app
 from omnibus.settings import Settings, inherited_environment
+from tests.support.front import FixedPipelines, nobody
 
 pytestmark = pytest.mark.unit
 
@@ -60,8 +63,11 @@ async def inner(scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
+APP = create_app(None, FixedPipelines(), replicas=nobody, connected=lambda: True)  # type: ignore[arg-type]
+
+
 def guarded(settings: Sequence[str] = (), file: Path | None = None, closed: Sequence[str] = ()) -> ApiKeys:
-    return ApiKeys(inner, KeyTable(settings, file), closed, ADMIN_PATHS)
+    return ApiKeys(inner, KeyTable(settings, file), closed, AccessTable(APP.routes))
 
 
 KEYS = ("user-key", "admin:admin-key")
@@ -93,6 +99,38 @@ async def test_an_address_asks_for_a_key_of_its_role(path: str, stranger: int, u
     seen = [(await ask(middleware, path, token))[0] for token in ("guess", "user-key", "admin-key")]
     assert seen == [stranger, user, admin]
     assert (await ask(middleware, path))[0] == stranger
+
+
+def test_every_route_states_its_access() -> None:
+    stated: dict[RouteAccess, set[str]] = {access: set() for access in RouteAccess}
+    for route in APP.routes:
+        assert isinstance(route, Route | Mount)
+        stated[stated_access(route)].add(route.path)
+    assert stated[RouteAccess.OPEN] == {"/live", "/health", "/ready", "/version", "/docs-assets"}
+    assert stated[RouteAccess.METRICS] == {"/metrics"}
+    assert stated[RouteAccess.DOCS] == {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+    posts = {route.path for route in APP.routes if isinstance(route, APIRoute) and "POST" in route.methods}
+    assert {path for path in posts if not path.startswith("/v1/")} < stated[RouteAccess.ADMIN], (
+        "these change what replicas do"
+    )
+    assert stated[RouteAccess.ADMIN] - posts == set()
+
+
+def test_a_route_that_states_no_access_is_refused_at_the_start() -> None:
+    with pytest.raises(TypeError, match="/v1/new"):
+        AccessTable([*APP.routes, APIRoute("/v1/new", inner)])
+
+
+async def test_an_admins_route_asks_for_its_key_when_its_address_has_a_parameter_or_another_route() -> None:
+    routes = [
+        APIRoute("/v1/things", inner, methods=["GET"], openapi_extra=RouteAccess.USER.stated),
+        APIRoute("/v1/things", inner, methods=["POST"], openapi_extra=RouteAccess.ADMIN.stated),
+        APIRoute("/v1/things/mine", inner, openapi_extra=RouteAccess.OPEN.stated),
+        APIRoute("/v1/things/{name}", inner, methods=["DELETE"], openapi_extra=RouteAccess.ADMIN.stated),
+    ]
+    middleware = ApiKeys(inner, KeyTable(KEYS), (), AccessTable(routes))
+    for path in ("/v1/things", "/v1/things/one", "/v1/things/mine"):
+        assert [(await ask(middleware, path, token))[0] for token in ("user-key", "admin-key")] == [403, 200]
 
 
 async def test_a_websocket_is_refused_without_a_key() -> None:

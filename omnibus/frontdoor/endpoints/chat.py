@@ -11,6 +11,7 @@ from fastapi import Request as HttpRequest
 from pydantic import Field
 
 from omnibus.errors import InvalidRequest
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import whole_answer
 from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions, TextSampling
 from omnibus.frontdoor.body_route import BodyRoute
@@ -130,7 +131,7 @@ class ChatBody(AskingBody, TextSampling):
         return super().field_of("messages" if param == "prompt" else param)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=RouteAccess.USER.stated)
 async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Context) -> Response:
     """Answer a chat with text, images and sound."""
     accepted = await submit(context, http, body, chat_request)

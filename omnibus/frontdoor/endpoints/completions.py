@@ -12,6 +12,7 @@ from pydantic import Field
 
 from omnibus.client.request_events import Output
 from omnibus.errors import EmptyPrompt, InvalidRequest
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage, whole_answer
 from omnibus.frontdoor.bodies import (
     Answer,
@@ -60,7 +61,7 @@ class Completion(Answer):
     usage: Usage | None = None
 
 
-@router.post("/v1/completions", response_model=Completion)
+@router.post("/v1/completions", response_model=Completion, openapi_extra=RouteAccess.USER.stated)
 async def create_completion(body: CompletionBody, http: HttpRequest, context: Context) -> Response:
     """Continue a prompt."""
     accepted = await submit(context, http, body, completion_request)

@@ -17,6 +17,7 @@ from sse_starlette.event import ServerSentEvent
 
 from omnibus.client.request_events import Ended, Output, Result, StepProgress
 from omnibus.errors import InvalidRequest
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import transcoded, usage, whole_answer
 from omnibus.frontdoor.bodies import Answer, AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
@@ -103,7 +104,7 @@ class ImageCompletedEvent(Answer):
     usage: ImageUsage
 
 
-@router.post("/v1/images/generations", response_model=ImagesAnswer)
+@router.post("/v1/images/generations", response_model=ImagesAnswer, openapi_extra=RouteAccess.USER.stated)
 async def generate_images(body: ImageBody, http: HttpRequest, context: Context) -> Response:
     """Paint images from a prompt."""
     if body.stream and body.response_format == "url":

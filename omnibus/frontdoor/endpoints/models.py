@@ -8,6 +8,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 
 from omnibus.errors import BrokerError
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
@@ -37,7 +38,7 @@ class ModelList(Answer):
     data: list[Model]
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", openapi_extra=RouteAccess.USER.stated)
 async def list_models(context: Context) -> Response:
     """Every deployed pipeline: those that are ready first, as many clients take the first one; then by name."""
     looks = (_model(context, served) for served in await context.models.all())
@@ -45,7 +46,7 @@ async def list_models(context: Context) -> Response:
     return await json_response(lambda: ModelList(object="list", data=models))
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", openapi_extra=RouteAccess.USER.stated)
 async def get_model(model: str, context: Context) -> Response:
     """One of them."""
     found = await _model(context, await context.models.find(model))

@@ -11,25 +11,26 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from omnibus.errors import BrokerError, OmnibusError
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.context import Context, FrontDoorContext
 
 PROBE_TIMEOUT = 2.0
 router = APIRouter()
 
 
-@router.get("/live")
+@router.get("/live", openapi_extra=RouteAccess.OPEN.stated)
 async def live() -> Response:
     """The process answers."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=RouteAccess.OPEN.stated)
 async def health(context: Context) -> Response:
     """The broker can be reached; 503 else."""
     return _status({"broker": context.connected()})
 
 
-@router.get("/ready")
+@router.get("/ready", openapi_extra=RouteAccess.OPEN.stated)
 async def ready(context: Context, model: str | None = None) -> Response:
     """Requests can be accepted: the broker can be reached and a pipeline is deployed; 503 else.
 
@@ -45,13 +46,13 @@ async def ready(context: Context, model: str | None = None) -> Response:
     return _status({"broker": True}, model=model, missing=[msgspec.to_builtins(one) for one in missing])
 
 
-@router.get("/metrics")
+@router.get("/metrics", openapi_extra=RouteAccess.METRICS.stated)
 async def metrics(context: Context) -> Response:
     """Prometheus' text format."""
     return Response(context.metrics.exposition(), media_type=context.metrics.content_type)
 
 
-@router.get("/version")
+@router.get("/version", openapi_extra=RouteAccess.OPEN.stated)
 async def get_version() -> Response:
     return JSONResponse({"version": version("omnibus")})
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from omnibus.client.controls import Controls
 from omnibus.client.rpc import CollectiveAnswer
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.bodies import NAME_LENGTH, Answer
 from omnibus.frontdoor.body_route import BodyRoute
@@ -75,19 +75,19 @@ _SLEEP, _WAKE = SleepBody(), WakeBody()
 TheControlBody = Annotated[ControlBody, Query()]
 
 
-@router.post("/v1/omni/sleep")
+@router.post("/v1/omni/sleep", openapi_extra=RouteAccess.ADMIN.stated)
 async def sleep(context: Context, body: SleepBody = _SLEEP) -> Response:
     """Replicas give their device memory back, all or none; 400 for what could not be undone."""
     return await _apply(context, body, lambda it: it.sleep(body.level, mode=body.mode, stage_ids=body.stage_ids))
 
 
-@router.post("/v1/omni/wakeup")
+@router.post("/v1/omni/wakeup", openapi_extra=RouteAccess.ADMIN.stated)
 async def wake_up(context: Context, body: WakeBody = _WAKE) -> Response:
     """And take it again."""
     return await _apply(context, body, lambda it: it.wake_up(body.stage_ids))
 
 
-@router.post("/pause")
+@router.post("/pause", openapi_extra=RouteAccess.ADMIN.stated)
 async def pause(context: Context, body: Annotated[PauseBody, Query()]) -> Response:
     """Replicas take no more tasks; answers when they have none in hand. No request is lost."""
     return await _apply(
@@ -97,41 +97,35 @@ async def pause(context: Context, body: Annotated[PauseBody, Query()]) -> Respon
     )
 
 
-@router.post("/resume")
+@router.post("/resume", openapi_extra=RouteAccess.ADMIN.stated)
 async def resume(context: Context, body: TheControlBody) -> Response:
     """They take tasks again."""
     return await _apply(context, body, lambda it: it.resume_generation(body.stage_ids))
 
 
-@router.get("/is_paused")
+@router.get("/is_paused", openapi_extra=RouteAccess.USER.stated)
 async def is_paused(context: Context, body: TheControlBody) -> Response:
     """Whether all replicas are paused."""
     _, controls = await _controls(context, body)
     return JSONResponse({"is_paused": await controls.is_paused(body.stage_ids)})
 
 
-@router.post("/start_profile")
+@router.post("/start_profile", openapi_extra=RouteAccess.ADMIN.stated)
 async def start_profile(context: Context, body: TheControlBody) -> Response:
     """Engines that have a profiler start it."""
     return await _apply(context, body, lambda it: it.start_profile(body.stage_ids))
 
 
-@router.post("/stop_profile")
+@router.post("/stop_profile", openapi_extra=RouteAccess.ADMIN.stated)
 async def stop_profile(context: Context, body: TheControlBody) -> Response:
     """And stop it."""
     return await _apply(context, body, lambda it: it.stop_profile(body.stage_ids))
 
 
-@router.post("/reset_prefix_cache")
+@router.post("/reset_prefix_cache", openapi_extra=RouteAccess.ADMIN.stated)
 async def reset_prefix_cache(context: Context, body: TheControlBody) -> Response:
     """Engines forget the prefixes that they have cached."""
     return await _apply(context, body, lambda it: it.reset_prefix_cache(body.stage_ids))
-
-
-ADMIN_PATHS = frozenset(
-    route.path for route in router.routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())
-)
-"""Addresses that change what replicas do: an admin's alone."""
 
 
 async def _apply(

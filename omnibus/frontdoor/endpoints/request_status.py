@@ -11,6 +11,7 @@ from fastapi import Request as HttpRequest
 
 from omnibus.client.request_events import Output, Result
 from omnibus.errors import UnknownRequest
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import Usage, json_response, size_of, usage
 from omnibus.frontdoor.api_keys import Role
 from omnibus.frontdoor.bodies import Answer
@@ -81,13 +82,13 @@ class RequestAnswer(Answer):
     """Those that failed."""
 
 
-@router.get("/v1/requests/{request_id}")
+@router.get("/v1/requests/{request_id}", openapi_extra=RouteAccess.USER.stated)
 async def get_request(request_id: str, http: HttpRequest, context: Context, model: str | None = None) -> Response:
     """Where a request is, and what it has delivered. `model` saves looking for it in every pipeline."""
     return await _answer(context, http, request_id, model, context.producer.result)
 
 
-@router.delete("/v1/requests/{request_id}")
+@router.delete("/v1/requests/{request_id}", openapi_extra=RouteAccess.USER.stated)
 async def cancel_request(request_id: str, http: HttpRequest, context: Context, model: str | None = None) -> Response:
     """Cancel a request; the answer shows it in its terminal state, which is another when it ended before."""
     return await _answer(context, http, request_id, model, context.producer.cancel)

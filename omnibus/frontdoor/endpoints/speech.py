@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from omnibus.errors import EngineError
+from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import timing_headers, transcoded
 from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
@@ -31,7 +32,7 @@ class SpeechBody(AskingBody):
     """The answer comes whole."""
 
 
-@router.post("/v1/audio/speech")
+@router.post("/v1/audio/speech", openapi_extra=RouteAccess.USER.stated)
 async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -> Response:
     """Speak a text: the answer is the sound file itself."""
     accepted = await submit(context, http, body, speech_request, modality="audio")
