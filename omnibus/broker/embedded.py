@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Self
 
 from omnibus.broker import server_config
-from omnibus.broker.credentials_folder import CredentialsFolder
 from omnibus.broker.discovery import (
     ServerAddress,
     publish_address,
@@ -198,8 +198,14 @@ class EmbeddedServer:
         )
 
     def _environment(self) -> dict[str, str]:
-        """Without our own settings, which may hold secrets of other processes."""
-        return {name: value for name, value in os.environ.items() if not name.startswith("OMNIBUS_")}
+        """Without our own settings, which may hold secrets of other processes.
+
+        It gets half the cores, unless GOMAXPROCS says otherwise: those that it talks with need the others, and Go's threads
+        that look for work cost more than they do where few cores are.
+        """
+        cores = max(1, len(os.sched_getaffinity(0)) // 2) if sys.platform == "linux" else None
+        own = {name: value for name, value in os.environ.items() if not name.startswith("OMNIBUS_")}
+        return own if cores is None else {"GOMAXPROCS": str(cores), **own}
 
     def _write_config(self) -> Path:
         """The server reads its passwords from a file, not from its environment or its arguments."""
@@ -211,6 +217,8 @@ class EmbeddedServer:
         users: tuple[User, ...] = (own, system)
         tls = None
         if self.security is not None:
+            from omnibus.broker.credentials_folder import CredentialsFolder  # noqa: PLC0415 6 MiB of cryptography
+
             folder = CredentialsFolder(self.security)
             users, tls = (*users, *folder.users()), folder.tls()
         text = server_config.embedded(

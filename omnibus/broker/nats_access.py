@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import nkeys
-
 from omnibus.errors import ConfigError
 from omnibus.settings import Settings
 
@@ -142,6 +140,8 @@ def inbox_prefix(public_key: str) -> str:
 
 def public_key(seed: str) -> str:
     """The public half of an nkey; raises ConfigError when it is none."""
+    import nkeys  # noqa: PLC0415 3 MiB, for those who sign in with one
+
     try:
         pair = nkeys.from_seed(seed.encode())
         return bytes(pair.public_key).decode()

@@ -8,6 +8,7 @@ or of TICK seconds while many requests are under way.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import ssl
 from collections.abc import Callable, Mapping, Sized
 from contextlib import suppress
@@ -17,6 +18,7 @@ from urllib.parse import ParseResult
 
 import nats.aio.client
 import nats.aio.subscription
+import nats.aio.transport
 import nats.errors
 from nats.aio.transport import TcpTransport
 
@@ -306,7 +308,9 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
     # Parts of nats-py's that are replaced
 
     async def _connect_to_server(self, server: Any) -> None:
-        if self._transport is None and server.uri.scheme not in ("ws", "wss"):
+        if server.uri.scheme in ("ws", "wss"):
+            _allow_web_sockets()
+        elif self._transport is None:
             self._transport = _Transport(self._listeners)
         await super()._connect_to_server(server)
 
@@ -351,6 +355,13 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
                 await asyncio.wait((self._draining,))
         await super()._close(status, do_cbs)
         self._listeners.clear()
+
+
+def _allow_web_sockets() -> None:
+    """Give nats-py what this package kept it from importing; where that is not installed, it says so."""
+    with suppress(ImportError):
+        nats.aio.transport.aiohttp = importlib.import_module("aiohttp")
+        nats.aio.transport.multidict = importlib.import_module("multidict")
 
 
 @lru_cache(maxsize=256)

@@ -22,6 +22,7 @@ from omnibus.cli.options import SETTING
 from omnibus.cli.streams import outlive_readers
 from omnibus.client.producer import Producer
 from omnibus.errors import BrokerUnavailable, ConfigError, OmnibusError, PipelineError
+from omnibus.garbage import settle_garbage
 from omnibus.lineage import PARENT_VARIABLE, die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
@@ -32,6 +33,8 @@ from omnibus.workers.supervisor import FATAL_EXIT_CODE
 
 _PAUSE = 0.25
 T = TypeVar("T")
+SETTLED_AFTER = 3.0
+"""Seconds after which a process has imported and made what it keeps."""
 START_WAIT = 60.0
 """Seconds that a long-lived process waits for its broker when it starts."""
 Wanted = str | PipelineSpec | None
@@ -112,6 +115,7 @@ async def _stoppable(work: Coroutine[Any, Any, T], stops: tuple[signal.Signals, 
 
     for number in stops:
         loop.add_signal_handler(number, stop)
+    loop.call_later(SETTLED_AFTER, settle_garbage)
     return await task
 
 

@@ -6,12 +6,15 @@ Base units (seconds, bytes); labels are bounded sets (pipeline, stage, state), n
 from __future__ import annotations
 
 import asyncio
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 _LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX = "omnibus"
+MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
 
 
 class Metrics:
@@ -61,13 +64,19 @@ class Metrics:
         self.http_seconds = self._histogram("http_seconds", "HTTP requests, from the first byte to the last", "route")
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        return Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry)
+        return _kept(Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry))
 
     def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
-        return Gauge(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry)
+        return _kept(Gauge(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry))
 
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
-        return Histogram(f"{_PREFIX}_{name}", help_text, labels, buckets=_LATENCIES, registry=self.registry)
+        return _kept(Histogram(f"{_PREFIX}_{name}", help_text, labels, buckets=_LATENCIES, registry=self.registry))
+
+
+def _kept(metric: MetricT) -> MetricT:
+    """Look each child up once: `labels` is called for every message, and locks."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric
 
 
 def _tasks() -> float:

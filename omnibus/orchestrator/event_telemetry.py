@@ -11,6 +11,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.requests.effects import Effect, KeepDead, SaveRecord
 from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 
 log = get_logger(__name__)
@@ -54,4 +55,5 @@ class EventTelemetry:
         self._metrics.request_seconds.labels(*labels).observe(seconds)
         failed = {} if record.failure is None else {"code": record.failure.code}
         end = LogEvent(f"request.{record.state}")
-        log.info(end, request=record.rid, pipeline=self._pipeline, seconds=round(seconds, 4), **failed)
+        tell = log.debug if record.state is RequestState.DONE else log.info  # what goes well is counted
+        tell(end, request=record.rid, pipeline=self._pipeline, seconds=round(seconds, 4), **failed)

@@ -18,6 +18,7 @@ import uvloop
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import discover
 from omnibus.errors import ConfigError, OmnibusError
+from omnibus.garbage import settle_garbage
 from omnibus.lineage import die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
@@ -83,13 +84,18 @@ async def _serve(
     stage, start_timeout = spec.stage(arguments.stage), arguments.start_timeout
     allowed.check(stage)
     watchdog = Watchdog(f"stage {stage.name!r}", FATAL_EXIT_CODE)
+
+    def loaded() -> None:
+        watchdog.rest()
+        settle_garbage()
+
     options = ReplicaOptions(
         instance=instance,
         devices=arguments.devices,
         grace=arguments.grace,
         start_timeout=start_timeout,
         supervised=INSTANCE_VARIABLE in os.environ,
-        on_loaded=watchdog.rest,
+        on_loaded=loaded,
         tracing=tracing,
     )
     watchdog.expect("importing the engine", start_timeout)
