@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import NoReturn, Self
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
 from omnibus.broker.delivery import Delivery
@@ -114,6 +114,11 @@ class Puller:
         if isinstance(item, Exception):
             raise item
         return item
+
+    async def until_failed(self) -> NoReturn:
+        """Wait, and raise the fault that the puller itself comes to: for those who have set `deliver`."""
+        while True:
+            await self.take()
 
     def __aiter__(self) -> Self:
         return self

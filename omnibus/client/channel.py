@@ -171,24 +171,24 @@ class Channel:
             finish_reason=final.finish_reason, usage=final.usage,
         )  # fmt: skip
 
-    async def on_message(self, message: ReceivedMessage) -> None:
+    def on_message(self, message: ReceivedMessage) -> None:
         """Take a message to this producer, or to another one that a follower listens to."""
         received: out.Out = codec.decode(message.data, out.Out)
         if isinstance(received, out.AskReceived):
-            await self._send_received(received, message.reply)
+            self._send_received(received, message.reply)
             return
         if isinstance(received, out.EndNotice):
             self.open_requests.remove(received.rid)
         for box in self._boxes(received.rid):
             box.put(received, len(message.data))
 
-    async def _send_received(self, question: out.AskReceived, reply: str) -> None:
+    def _send_received(self, question: out.AskReceived, reply: str) -> None:
         """Answer for the follower that is furthest; without one be silent: another front may have one."""
         answers = [box.assembly.received(question.stage_id, question.fence) for box in self._boxes(question.rid)]
         known = [answer for answer in answers if answer is not None]
         data = codec.encode(out.Received(token_ids=max(known, key=len, default=())))
         if known and reply and len(data) <= self.connection.max_payload:
-            await self.connection.publish(reply, data)
+            self.connection.send(reply, data)
 
     def _boxes(self, rid: str) -> tuple[Mailbox, ...]:
         early = self._early.get(rid)

@@ -56,13 +56,16 @@ class DeliveryLoop:
             running.discard(task)
             self._puller.add_credit()
 
+        def deliver(delivery: Delivery) -> None:
+            task = asyncio.create_task(self._guarded(delivery), name=delivery.subject)
+            running.add(task)
+            task.add_done_callback(finished)
+
+        self._puller.deliver = deliver
         try:
             async with self._puller as puller:
                 puller.add_credit(self._concurrency)
-                async for delivery in puller:
-                    task = asyncio.create_task(self._guarded(delivery), name=delivery.subject)
-                    running.add(task)
-                    task.add_done_callback(finished)
+                await puller.until_failed()
         finally:
             if running:
                 await asyncio.wait(running, timeout=_DRAIN)

@@ -79,7 +79,7 @@ class DisconnectListener:
             await conn.subscribe(subjects.disconnects(system.account), self._on_message, queue=queue)
             await asyncio.get_running_loop().create_future()  # until cancelled: the connection heals itself
 
-    async def _on_message(self, message: ReceivedMessage) -> None:
+    def _on_message(self, message: ReceivedMessage) -> None:
         event = msgspec.json.decode(message.data, type=_Disconnect)
         for record in self._view.replicas():
             if record.connection == event.client.name and record.status is not ReplicaStatus.DOWN:

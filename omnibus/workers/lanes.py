@@ -23,6 +23,7 @@ class Lanes:
 
     def __init__(self, conn: Connection, spec: PipelineSpec, stage: StageSpec) -> None:
         self._conn, self._spec, self._stage_id = conn, spec, stage.stage_id
+        self._step = max(1, stage.slots // 8)
         self.directed = LoadBalancingPolicy(stage.lb_policy).directed
         """Whether there is a lane of its own."""
         self.replica = ""
@@ -48,7 +49,9 @@ class Lanes:
         first, *others = [subjects.stage_consumer(self._stage_id, lane) for lane in lanes]
         stream, label = subjects.work_stream(self._spec.name), f"stage-{self._stage_id}"
         lease = self._spec.heartbeat_timeout
-        return Puller(self._conn, stream, (first, *others), favoured=others[::-1], lease=lease, label=label)
+        return Puller(
+            self._conn, stream, (first, *others), favoured=others[::-1], step=self._step, lease=lease, label=label
+        )
 
     async def refresh(self) -> None:
         """Ask how many tasks wait on the own lane; without an answer the last one stands, for no heartbeat may wait long."""

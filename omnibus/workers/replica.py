@@ -9,11 +9,12 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.broker.puller import Puller
+from omnibus.broker.delivery import Delivery
 from omnibus.errors import EngineDead
 from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
@@ -179,7 +180,8 @@ class Replica:
         """Until the end is near, or until the replica's own lane is another one."""
         self._turn.clear()
         async with self._lanes.puller() as puller:
-            receiving = jobs.create_task(self._receive(puller, jobs), name="receive")
+            puller.deliver = partial(self._receive, jobs)
+            receiving = jobs.create_task(puller.until_failed(), name="receive")
             await self._slots.open(puller)
             log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
             reconciling = jobs.create_task(self._handlers.reconcile(self._pause_states), name="reconcile")
@@ -189,9 +191,8 @@ class Replica:
             reconciling.cancel()
             receiving.cancel()
 
-    async def _receive(self, puller: Puller, jobs: asyncio.TaskGroup) -> None:
-        async for delivery in puller:
-            jobs.create_task(self._service.take(delivery), name=f"task-{delivery.stream_seq}")
+    def _receive(self, jobs: asyncio.TaskGroup, delivery: Delivery) -> None:
+        jobs.create_task(self._service.take(delivery), name=f"task-{delivery.stream_seq}")
 
     async def _finish(self) -> None:
         """Let tasks end by themselves for a while; then stop those that are left, and give them to others."""

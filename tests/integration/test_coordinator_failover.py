@@ -95,7 +95,7 @@ async def test_replica_stays_up_when_it_beats_after_its_connection_broke(connect
     async with detector_of(connection, spec) as (listener, view), replica(connection, spec) as living:
         await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
         beaten = view.replicas()[0].last_heartbeat
-        await listener._on_message(disconnected("test", "Read Error"))
+        listener._on_message(disconnected("test", "Read Error"))
         connection.generation += 1
         living._registration.hurry()  # as its connection does when it is back
         await eventually(lambda: not listener._waiting)
@@ -113,7 +113,7 @@ async def test_replica_is_declared_down_when_its_connection_is_gone_and_it_is_si
     async with detector_of(connection, spec) as (listener, view), replica(connection, spec) as silent:
         await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
         started = time.monotonic()
-        await listener._on_message(disconnected("test", reason))
+        listener._on_message(disconnected("test", reason))
         if wait:
             await silent._registration.beat()  # was under way when the connection ended: no sign of life
         await view.wait_until(lambda found: any(one.status == "down" for one in found), 5)
@@ -127,7 +127,7 @@ async def test_no_replica_is_marked_down_when_another_client_leaves(connection: 
     await ensure_layout(connection, layout_of(spec))
     async with detector_of(connection, spec) as (listener, view), replica(connection, spec):
         await view.wait_until(lambda found: any(one.status == "up" for one in found), 5)
-        await listener._on_message(disconnected("a front door", "Client Closed"))
+        listener._on_message(disconnected("a front door", "Client Closed"))
         assert not listener._waiting
 
 

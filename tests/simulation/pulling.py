@@ -30,6 +30,7 @@ class SimPuller:
         self._excess = excess
         self._epoch = connection.epoch
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue()
+        self.deliver: Callable[[Delivery], None] = self._ready.put_nowait
         self.credit = 0
 
     async def __aenter__(self) -> Self:
@@ -56,6 +57,9 @@ class SimPuller:
 
     async def take(self) -> Delivery:
         return await self._ready.get()
+
+    async def until_failed(self) -> None:
+        await asyncio.get_running_loop().create_future()
 
     def __aiter__(self) -> Self:
         return self
@@ -93,7 +97,7 @@ class SimPuller:
         world.trace(self._connection.name, f"takes {message.subject} #{delivery.stream_seq}, {delivery.num_delivered}")
         if self.credit > 0:
             self.credit -= 1
-            self._ready.put_nowait(delivery)
+            self.deliver(delivery)
         else:
             self._requeue(delivery)
 

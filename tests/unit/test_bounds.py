@@ -64,7 +64,7 @@ async def test_claims_announced_longest_ago_give_way_when_their_bytes_are_too_ma
     async def announce(replica: str, number: int = 1) -> None:
         held = ((f"rid-of-{replica}", f"$JS.ACK.s.c.1.{number}.3.4.5"),)
         claim = Claim(stage_id=0, replica=replica, instance="i", number=number, held=held)
-        await book._on_message(SimpleNamespace(data=codec.encode(claim)))  # type: ignore[arg-type]
+        book._on_message(SimpleNamespace(data=codec.encode(claim)))  # type: ignore[arg-type]
 
     def known(replica: str) -> bool:
         return bool(book.held(ReplicaRecord(stage_id=0, replica=replica, instance="i")))

@@ -36,7 +36,7 @@ async def test_claim_is_not_released_when_another_replica_has_had_its_task_since
     """The dead one hung for longer than its lease, or its last announcements never arrived."""
     book = ClaimBook(SimpleNamespace(), "p")  # type: ignore[arg-type]
     claim = Claim(stage_id=stage, replica="lives", instance="other", number=1, held=(theirs,))
-    await book._on_message(SimpleNamespace(data=codec.encode(claim)))  # type: ignore[arg-type]
+    book._on_message(SimpleNamespace(data=codec.encode(claim)))  # type: ignore[arg-type]
     dead = ReplicaRecord(stage_id=0, replica="dead", instance="i", claims=(("a", ack(5, 1)), ("b", ack(7, 1))))
     expected = dead.claims if is_held or stage == 1 else dead.claims[1:]
     assert (book.releasable(dead), book.held(dead)) == (expected, dead.claims)

@@ -72,7 +72,7 @@ class ClaimBook:
         _, size = self._announced.pop(record.key, (None, 0))
         self._bytes -= size
 
-    async def _on_message(self, message: ReceivedMessage) -> None:
+    def _on_message(self, message: ReceivedMessage) -> None:
         claim: Claim = codec.decode(message.data, Claim)
         key, size = (claim.stage_id, claim.replica), len(message.data)
         _, former = self._announced.pop(key, (None, 0))
