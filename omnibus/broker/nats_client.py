@@ -166,6 +166,8 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
     def __init__(self, waiting: Sized) -> None:
         super().__init__()
         self._transport: Any = None
+        self._tcp: _Transport | None = None
+        """The transport, unless it is a WebSocket, which has a queue of its own."""
         self._waiting = waiting
         self._listeners: dict[bytes, Listener] = {}
         self._batch: list[bytes] = []
@@ -252,19 +254,14 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
         self._pongs.clear()
 
     def _send(self, command: bytes) -> None:
-        if self.is_closed:
-            raise nats.errors.ConnectionClosedError
-        if self._pending or not self.is_connected:
-            if self._pending_data_size + len(command) > self._max_pending_size:
-                raise nats.errors.OutboundBufferLimitError
-            self._pending.append(command)
-            self._pending_data_size += len(command)
+        if self._status != self.CONNECTED or self._pending:
+            self._keep(command)
             return
-        out = self._out
-        if out is not None and out.is_closing():
-            raise ConnectionResetError("its socket is closed")
-        if self.is_full and out is not None and out.get_write_buffer_size() + self._batched > 2 * MOST_BUFFERED:
-            raise nats.errors.OutboundBufferLimitError
+        if (tcp := self._tcp) is not None:
+            if tcp.out.is_closing():
+                raise ConnectionResetError("its socket is closed")
+            if self.is_full and tcp.out.get_write_buffer_size() + self._batched > 2 * MOST_BUFFERED:
+                raise nats.errors.OutboundBufferLimitError
         self._batch.append(command)
         self._batched += len(command)
         if self._batched >= _LARGEST_BATCH:
@@ -277,6 +274,15 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
             else:
                 loop.call_later(TICK, self._write_due)
 
+    def _keep(self, command: bytes) -> None:
+        """Keep it until the connection is back."""
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        if self._pending_data_size + len(command) > self._max_pending_size:
+            raise nats.errors.OutboundBufferLimitError
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+
     def _write_due(self) -> None:
         self._is_due = False
         self._write()
@@ -288,18 +294,12 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
         data = b"".join(self._batch)
         self._batch.clear()
         self._batched = 0
-        out = self._out
-        if out is None:
+        if (tcp := self._tcp) is None:
             self._transport.write(data)
             self._draining = asyncio.create_task(self._drain_web_socket(), name="nats-websocket")
-        elif not out.is_closing():
-            out.write(data)
-            self.is_full = out.get_write_buffer_size() > MOST_BUFFERED
-
-    @property
-    def _out(self) -> Any:
-        """The transport of the loop; None for a WebSocket, which has its own queue."""
-        return self._transport.out if isinstance(self._transport, _Transport) else None
+        elif not tcp.out.is_closing():
+            tcp.out.write(data)
+            self.is_full = tcp.out.get_write_buffer_size() > MOST_BUFFERED
 
     async def _drain_web_socket(self) -> None:
         with suppress(ConnectionError):  # its reader notices
@@ -310,8 +310,8 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
     async def _connect_to_server(self, server: Any) -> None:
         if server.uri.scheme in ("ws", "wss"):
             _allow_web_sockets()
-        elif self._transport is None:
-            self._transport = _Transport(self._listeners)
+        elif self._tcp is None:
+            self._transport = self._tcp = _Transport(self._listeners)
         await super()._connect_to_server(server)
 
     def _connect_command(self) -> bytes:
@@ -377,10 +377,13 @@ def _head(headers: Mapping[str, str]) -> bytes:
 
 
 def _parsed(head: bytes) -> Mapping[str, str] | None:
-    first, _, lines = head.partition(b"\r\n")
-    status, _, description = first[_STATUS:].decode().partition(" ")
+    first, *lines = head.decode("utf-8", "replace").split("\r\n")
+    status, _, description = first[_STATUS:].partition(" ")
     found = {"Status": status} if status.isdigit() else {}
     if description:
         found["Description"] = description
-    found |= nats.aio.client.Client._parse_header_lines(lines)  # noqa: SLF001
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name.strip()] = value.strip()
     return found or None
