@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from io import StringIO
 
 from omnibus.client.request_events import ABORT, Output, OutputArrived, StepProgress, TextPiece
 from omnibus.wire.out import Fence, Step, Tokens
@@ -24,7 +25,10 @@ class _Stage:
     """The messages received of one stage."""
 
     fence: Fence = _LOWEST
-    emitted: str = ""
+    text: StringIO = field(default_factory=StringIO)
+    """The emitted text, in a buffer: joining texts would copy all of it for each piece."""
+    known: int = 0
+    """Number of its characters."""
     token_ids: list[int] = field(default_factory=list)
     """Those of the emitted text, without a gap; it may be behind the text, never ahead."""
     diverged: bool = False
@@ -39,16 +43,23 @@ class _Stage:
 
     def take(self, message: Tokens) -> str:
         """Emit what is new in a piece that begins within what is known."""
-        known = len(self.emitted) - message.offset
-        said, piece = message.text[:known], message.text[known:]
-        self.diverged = self.emitted[message.offset : message.offset + len(said)] != said
+        before = self.known - message.offset
+        repeated, piece = message.text[:before], message.text[before:]
+        if repeated:
+            self.text.seek(message.offset)
+            self.diverged = self.text.read(len(repeated)) != repeated
         if self.diverged or not piece:
             return ""
-        self.emitted += piece
+        self.emit(piece)
         tokens = len(self.token_ids) - message.token_offset
         if tokens >= 0:
             self.token_ids.extend(message.token_ids[tokens:])
         return piece
+
+    def emit(self, piece: str) -> None:
+        self.text.seek(self.known)
+        self.text.write(piece)
+        self.known += len(piece)
 
 
 @dataclass(slots=True)
@@ -60,7 +71,7 @@ class Assembly:
     def tokens(self, message: Tokens) -> Iterator[TextPiece]:
         """The part of a delta that is new and contiguous."""
         stage = self._stage(message.stage_id)
-        if not stage.admits(message.fence) or message.offset > len(stage.emitted) or stage.diverged:
+        if not stage.admits(message.fence) or message.offset > stage.known or stage.diverged:
             return
         if piece := stage.take(message):
             yield TextPiece(message.stage_id, piece)
@@ -69,11 +80,11 @@ class Assembly:
         """Whether text before this piece was not heard, and would be of use."""
         stage = self._stage(message.stage_id)
         wanted = stage.output is None and not stage.diverged and message.fence >= stage.fence
-        return wanted and message.offset > len(stage.emitted)
+        return wanted and message.offset > stage.known
 
     def known(self, stage_id: int) -> int:
         """Characters that were emitted of a stage's text."""
-        return len(self._stage(stage_id).emitted)
+        return self._stage(stage_id).known
 
     def received(self, stage_id: int, fence: Fence) -> tuple[int, ...] | None:
         """The tokens of what was emitted, for the attempt with this fence to go on from; None for one that is outdated.
@@ -102,9 +113,10 @@ class Assembly:
         if stage.output is not None:
             return
         if output.media_type == TEXT:
-            output = _whole(output, stage.emitted)
-            if output.text.startswith(stage.emitted) and (rest := output.text[len(stage.emitted) :]):
-                stage.emitted += rest
+            emitted = stage.text.getvalue()
+            output = _whole(output, emitted)
+            if output.text.startswith(emitted) and (rest := output.text[stage.known :]):
+                stage.emit(rest)
                 yield TextPiece(output.stage_id, rest)
         stage.output = output
         yield OutputArrived(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -25,6 +26,8 @@ from omnibus.wire.envelope import FinalOutput, Task, Ticket
 _MOST_MESSAGES = 4096
 _MOST_BYTES = 8 << 20
 """Messages that wait for one follower, and their bytes."""
+READ_EVERY = 5.0
+"""Seconds without a message after which the record is read: a lost notice hangs nobody."""
 _EARLY = 1024
 _EARLY_BYTES = 64 << 10
 """Requests whose first messages are kept for a follower that has not come yet, the oldest give way; and bytes of each."""
@@ -34,32 +37,49 @@ class Mailbox:
     """Messages of one request for one follower, and the part that the follower has delivered.
 
     Bounded in number and bytes. A message beyond that is dropped, and the follower looks at the record instead: a text is
-    filled in from its output.
+    filled in from its replica or from its output.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self.assembly = Assembly()
         self.most_bytes = most_bytes
-        self._queue: asyncio.Queue[tuple[out.Out | None, int]] = asyncio.Queue()  # bounded by `put`
+        self._messages: list[out.Out | None] = []
         self._bytes = 0
         self._has_dropped = False
+        self._put_at = time.monotonic()
+        self._news: asyncio.Future[None] | None = None
+        """While the follower waits."""
+        self.timer: asyncio.TimerHandle
 
     def put(self, message: out.Out | None, size: int = 0) -> None:
         """Add a message of so many bytes, or None: look at the record."""
-        if self._queue.qsize() >= _MOST_MESSAGES or self._bytes + size > self.most_bytes:
+        self._put_at = time.monotonic()
+        if len(self._messages) >= _MOST_MESSAGES or self._bytes + size > self.most_bytes:
             self._has_dropped = True
-            return
-        self._bytes += size
-        self._queue.put_nowait((message, size))
+        else:
+            self._bytes += size
+            self._messages.append(message)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
-    async def get(self) -> out.Out | None:
-        """Wait for the next one."""
-        if self._has_dropped and self._queue.empty():
+    async def take(self) -> list[out.Out | None]:
+        """Wait for messages; all that have come, in order."""
+        if not self._messages and not self._has_dropped:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        taken, self._messages, self._bytes = self._messages, [], 0
+        if self._has_dropped:
             self._has_dropped = False
-            return None
-        message, size = await self._queue.get()
-        self._bytes -= size
-        return message
+            taken.append(None)
+        return taken
+
+    def watch(self) -> None:
+        """Have the record looked at after READ_EVERY seconds without a message. `timer` calls this; no message sets it again."""
+        silence = time.monotonic() - self._put_at
+        if silence >= READ_EVERY:
+            self.put(None)
+            silence = 0.0
+        self.timer = asyncio.get_running_loop().call_later(READ_EVERY - silence, self.watch)
 
 
 class Channel:
@@ -118,9 +138,11 @@ class Channel:
         box = self._early.pop(rid, None) or Mailbox()
         box.most_bytes = _MOST_BYTES
         self._mailboxes[rid].append(box)
+        box.watch()
         try:
             yield box
         finally:
+            box.timer.cancel()
             self._mailboxes[rid].remove(box)
             if not self._mailboxes[rid]:
                 del self._mailboxes[rid]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AsyncExitStack
+from itertools import groupby
 
-from omnibus.client.channel import Channel, Mailbox
-from omnibus.client.request_events import ClientEvent, Ended
-from omnibus.errors import BrokerError, BrokerUnavailable, DeadlineExceeded
+from omnibus.client.assembly import Assembly
+from omnibus.client.channel import Channel
+from omnibus.client.request_events import ClientEvent, Ended, TextPiece
+from omnibus.errors import BrokerError, BrokerUnavailable, DeadlineExceeded, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.requests.record import Record
@@ -17,8 +18,6 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import out, subjects
 from omnibus.wire.envelope import Ticket
 
-READ_EVERY = 5.0
-"""Seconds without a word after which the record is read: a lost notice hangs nobody."""
 BEYOND_DEADLINE = 30.0
 """Seconds after a request's deadline by which its end must be known; only a broken system is slower."""
 
@@ -28,8 +27,8 @@ ASK_AGAIN = 1.0
 log = get_logger(__name__)
 
 
-async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncGenerator[ClientEvent, None]:
-    """Events of a request until it has ended, Ended last.
+async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncGenerator[list[ClientEvent]]:
+    """Events of a request until it has ended, Ended last: at each step all that have come, and at least one.
 
     `from_record`: look at the ledger first, for a request that others submitted. Raises UnknownRequest when its record has
     expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open BEYOND_DEADLINE:
@@ -40,50 +39,69 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
             subject = subjects.out(ticket.pipeline, ticket.front, ticket.rid)
             elsewhere = await channel.connection.subscribe(subject, channel.on_message)
             stack.push_async_callback(elsewhere.unsubscribe)
-        follower = _Follower(channel, ticket, stack.enter_context(channel.mailbox(ticket.rid)))
+        box = stack.enter_context(channel.mailbox(ticket.rid))
+        follower = _Follower(channel, ticket, box.assembly)
         if from_record:
             await follower.catch_up()
-        ended = None
-        while ended is None:
-            for event in await follower.events():
-                ended = event if isinstance(event, Ended) else None
-                yield event
+            box.put(None)
+        while not follower.ended:
+            events: list[ClientEvent] = []
+            try:
+                for message in await box.take():
+                    if not follower.ended:
+                        events += await follower.events(message)
+            except OmnibusError:
+                if events:
+                    yield _joined(events)
+                raise
+            if events:
+                yield _joined(events)
+
+
+def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
+    """The same events with a stage's pieces of text as one where they follow each other."""
+    if len(events) == 1:
+        return events
+    joined: list[ClientEvent] = []
+    for stage_id, group in groupby(events, lambda event: event.stage_id if isinstance(event, TextPiece) else None):
+        if stage_id is None:
+            joined += group
+        else:
+            joined.append(TextPiece(stage_id, "".join(piece.text for piece in group if isinstance(piece, TextPiece))))
+    return joined
 
 
 class _Follower:
-    """Follows one request by what comes into its mailbox.
+    """Makes events of the messages of one request.
 
     It asks for missing text: answers come as deltas do, and where none comes the output has it all.
     """
 
-    def __init__(self, channel: Channel, ticket: Ticket, box: Mailbox) -> None:
-        self._channel, self._ticket, self._box, self._assembly = channel, ticket, box, box.assembly
+    def __init__(self, channel: Channel, ticket: Ticket, assembly: Assembly) -> None:
+        self._channel, self._ticket, self._assembly = channel, ticket, assembly
+        self.ended = False
         self._until = time.monotonic() + max(ticket.deadline - channel.performer.clock.now(), 0.0) + BEYOND_DEADLINE
         self._asked: dict[int, tuple[int, float]] = {}
 
     async def catch_up(self) -> None:
-        """Have the record read first, and ask for the text that was sent before anybody listened."""
+        """Ask for the text that was sent before anybody listened."""
         for stage in self._ticket.route.finals:
             if stage.final == "text":
                 await self._ask_for_text(stage.stage_id)
-        self._box.put(None)
 
-    async def events(self) -> list[ClientEvent]:
-        """The events that the next message brings, or the record when none comes; raises as `follow`."""
-        message: out.Out | None = None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(READ_EVERY):
-                message = await self._box.get()
+    async def events(self, message: out.Out | None) -> Iterable[ClientEvent]:
+        """The events that a message brings, or the record where there is none; raises as `follow`."""
         match message:
             case out.Tokens():
                 if self._assembly.lacks(message):
                     await self._ask_for_text(message.stage_id)
-                return [*self._assembly.tokens(message)]
+                return self._assembly.tokens(message)
             case out.Step():
-                return [*self._assembly.step(message)]
+                return self._assembly.step(message)
             case out.OutputReady(output=output):
-                return [*self._assembly.output(await self._channel.output(output))]
+                return self._assembly.output(await self._channel.output(output))
             case out.EndNotice() if self._has_all(message):
+                self.ended = True
                 return [Ended(self._channel.result(self._ticket, message, self._assembly.outputs))]
         return await self._recorded()
 
@@ -100,6 +118,7 @@ class _Follower:
             events += self._assembly.output(await self._channel.output(final))
         if record.state.terminal:
             events.append(Ended(await self._channel.resolve(record)))
+            self.ended = True
         elif time.monotonic() > self._until:
             raise DeadlineExceeded(
                 f"request {record.rid!r} is still open long after its deadline: no orchestrator ends it"

@@ -57,11 +57,18 @@ class Submission:
         """Seconds until the request's deadline, by the server's clock; 0 when that has passed."""
         return max(self._record.ticket.deadline - self._channel.performer.clock.now(), 0.0)
 
-    def events(self) -> AsyncGenerator[ClientEvent, None]:
+    async def events(self) -> AsyncGenerator[ClientEvent, None]:
         """The events of the request, until it has ended; the last event is Ended. Raises UnknownRequest when its record is gone.
 
         To be iterated once, and closed (`contextlib.aclosing`) when left early; the request goes on all the same.
         """
+        async with aclosing(self.batches()) as batches:
+            async for events in batches:
+                for event in events:
+                    yield event
+
+    def batches(self) -> AsyncGenerator[list[ClientEvent], None]:
+        """The same, as lists of the events that have come: cheaper where many come fast."""
         return follow(self._channel, self._record.ticket, from_record=self.attached)
 
     async def result(self) -> Result:

@@ -44,8 +44,6 @@ class Options:
     """Silence in a stream after which a comment is sent, so that proxies keep it open."""
     first_event_wait: float = 10.0
     """How long a stream's status waits for the first event: a refusal within it still has its own 4xx."""
-    send_timeout: float = 60.0
-    """A caller that reads nothing for so long counts as gone."""
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may call from a browser; empty: none."""
     allowed_methods: tuple[str, ...] = ("*",)

@@ -60,7 +60,7 @@ class HttpConnection(HttpToolsProtocol):
         self._body_window: float | None = None
         """Since when bytes of a body are counted; None while there is no body to wait for."""
         self._body_bytes = 0
-        self._unread, self._unread_since = 0, 0.0
+        self._unread, self._unread_since = 0, self.loop.time()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -3,136 +3,147 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
 
+import msgspec
 from fastapi import Request as HttpRequest
-from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
-from starlette.types import Message, Receive, Scope, Send
+from fastapi import Response
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, TextPiece
-from omnibus.errors import DeadlineExceeded, OmnibusError
+from omnibus.errors import OmnibusError, RequestCancelled
 from omnibus.frontdoor.answers import Usage, finish_reason, transcoded, usage
 from omnibus.frontdoor.bodies import Answer, StreamOptions
 from omnibus.frontdoor.body_route import naming_fields
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_json
-from omnibus.frontdoor.submitting import Accepted, Head, abandon, unless_gone
+from omnibus.frontdoor.submitting import Accepted, Head, in_time, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
 PIECE_CHARS = 4096
 """Characters of a text in one event, of 12 bytes each at worst: clients that read lines have a bound on them."""
-_SEPARATOR = "\n"
-_DONE = ServerSentEvent("[DONE]", sep=_SEPARATOR)
+_HEADERS = {"Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
+"""No proxy keeps the events back."""
+_PING, _DONE = b": ping\n\n", b"data: [DONE]\n\n"
+_PLACE = uuid.uuid4().hex
+"""Stands for the text in a chunk that is encoded once a stream."""
 _log = get_logger(__name__)
-Events = AsyncGenerator[ClientEvent, None]
+_json = msgspec.json.Encoder().encode
+Batches = AsyncGenerator[list[ClientEvent], None]
+Frames = list[bytes]
+Encode = Callable[[ClientEvent, Frames], Awaitable[None]]
+"""Appends the frames of an event; raises the error of a request that fails, and what its answer cannot be made for."""
 
 
-def data(answer: Answer, *, event: str | None = None) -> ServerSentEvent:
-    """One chunk of an answer."""
-    return ServerSentEvent(answer.json_text(), event=event, sep=_SEPARATOR)
+def frame(answer: Answer, *, event: str | None = None) -> bytes:
+    """One chunk of an answer as a server-sent event."""
+    return _data(answer.json_text(), f"event: {event}\n" if event is not None else "")
 
 
-async def _events(accepted: Accepted) -> Events:
-    """The events of a request until it ends; raises DeadlineExceeded when that takes too long."""
-    until = asyncio.get_running_loop().time() + accepted.timeout
-    async with aclosing(accepted.submission.events()) as events:
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    event = await anext(events)
-            except TimeoutError as error:
-                raise DeadlineExceeded from error
-            yield event
-            if isinstance(event, Ended):
-                return
+def _data(text: str, before: str = "") -> bytes:
+    return f"{before}data: {text}\n\n".encode()
 
 
-async def _with_first(first: asyncio.Task[ClientEvent], rest: Events) -> Events:
-    """All events, whose first is waited for already."""
+async def event_stream(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, encode: Encode) -> Response:
+    """A response that sends the events of a request, as they come, in the frames that `encode` makes of them.
+
+    It waits a little for the first one: a request that ends at once with an error raises it, and has its own status.
+    Raises DeadlineExceeded for one that has not ended in its time.
+    """
+    async with AsyncExitStack() as until_first:
+        batches = await until_first.enter_async_context(aclosing(accepted.submission.batches()))
+        first = asyncio.create_task(anext(batches), name=f"first-events-{accepted.rid}")
+        until_first.push_async_callback(_cancelled, first)
+        waited = asyncio.wait({first}, timeout=context.options.first_event_wait)
+        await unless_gone(context, http, accepted, in_time(accepted, waited))
+        if first.done() and isinstance(event := first.result()[0], Ended):
+            event.result.raise_for_state()
+        batches, following = _with_first(first, batches), until_first.pop_all()
+        return _EventStream(context, http, accepted, encode, batches=batches, following=following)
+
+
+async def _with_first(first: asyncio.Task[list[ClientEvent]], rest: Batches) -> Batches:
+    """All events, the first of which are waited for already."""
     yield await first
-    async for event in rest:
-        yield event
+    async for events in rest:
+        yield events
 
 
-async def _cancelled(task: asyncio.Task[ClientEvent]) -> None:
+async def _cancelled(task: asyncio.Task[list[ClientEvent]]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def event_stream(
-    context: FrontDoorContext,
-    http: HttpRequest,
-    accepted: Accepted,
-    pieces: Callable[[Events], AsyncIterator[ServerSentEvent]],
-) -> EventSourceResponse:
-    """A response that sends what `pieces` makes of the events, as they come.
-
-    It waits a little for the first one: a request that ends at once with an error raises it, and has its own status.
-    """
-    async with AsyncExitStack() as until_first:
-        events = await until_first.enter_async_context(aclosing(_events(accepted)))
-        first = asyncio.create_task(anext(events), name=f"first-event-{accepted.rid}")
-        until_first.push_async_callback(_cancelled, first)
-        await unless_gone(context, http, accepted, asyncio.wait({first}, timeout=context.options.first_event_wait))
-        if first.done() and isinstance(event := first.result(), Ended):
-            event.result.raise_for_state()
-        following = until_first.pop_all()
-    return _EventStream(context, accepted, _framed(context, accepted, pieces(_with_first(first, events))), following)
-
-
-class _EventStream(EventSourceResponse):
+class _EventStream(StreamingResponse):
     """A stream whose caller, when it goes away or stops reading, takes its request along.
 
-    It closes `following` at its end, whether or not anything of `content` was sent: closing a generator that has not
-    begun closes nothing of what it would have used.
+    It closes `following` at its end, whether or not anything was sent: closing a generator that has not begun closes
+    nothing of what it would have used.
     """
 
     def __init__(
-        self,
-        context: FrontDoorContext,
-        accepted: Accepted,
-        content: AsyncIterator[ServerSentEvent],
-        following: AsyncExitStack,
-    ) -> None:
-        self._context, self._accepted, self._following = context, accepted, following
-        super().__init__(
-            content,
-            ping=context.options.ping_interval,
-            sep=_SEPARATOR,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep=_SEPARATOR),
-            send_timeout=context.options.send_timeout,
-            client_close_handler_callable=self._abandoned,
-        )
+        self, context: FrontDoorContext, http: HttpRequest, accepted: Accepted, encode: Encode,
+        *, batches: Batches, following: AsyncExitStack,
+    ) -> None:  # fmt: skip
+        super().__init__((), headers=_HEADERS, media_type="text/event-stream")
+        self._context, self._http, self._accepted, self._encode = context, http, accepted, encode
+        self._batches, self._following = batches, following
+        self._frames: Frames = []
+        """Frames that are not sent yet."""
+        self._sent_at = time.monotonic()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 `http` receives
         async with self._following:
-            try:
-                await super().__call__(scope, receive, send)
-            except SendTimeoutError:
-                await abandon(self._context, self._accepted)
+            with suppress(RequestCancelled):
+                await unless_gone(self._context, self._http, self._accepted, self.stream_response(send))
 
-    async def _abandoned(self, _message: Message) -> None:
-        await abandon(self._context, self._accepted)
+    async def stream_response(self, send: Send) -> None:
+        """Send the whole answer. An error is its last event but one; its status is out already."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        pinging = asyncio.create_task(self._ping(send), name=f"ping-{self._accepted.rid}")
+        try:
+            with naming_fields(self._accepted.field_of):
+                await in_time(self._accepted, self._send_events(send))
+        except OmnibusError as error:
+            self._frames.append(_data(error_json(error)))
+        except Exception:  # noqa: BLE001 the root of a stream
+            self._context.metrics.errors.labels("frontdoor").inc()
+            _log.exception(LogEvent.TASK_CRASHED, rid=self._accepted.rid, where="stream")
+            self._frames.append(_data(error_json(ServerFault())))
+        finally:
+            pinging.cancel()
+        self._frames.append(_DONE)
+        await self._send_frames(send, more_body=False)
 
+    async def _send_events(self, send: Send) -> None:
+        """Send what has come together in one write, but for the last: that leaves with the end of the stream."""
+        async for events in self._batches:
+            for event in events:
+                await self._encode(event, self._frames)
+            if not isinstance(events[-1], Ended):
+                await self._send_frames(send)
 
-async def _framed(
-    context: FrontDoorContext, accepted: Accepted, pieces: AsyncIterator[ServerSentEvent]
-) -> AsyncIterator[ServerSentEvent]:
-    try:
-        with naming_fields(accepted.field_of):
-            async with aclosing(pieces):  # type: ignore[type-var]
-                async for piece in pieces:
-                    yield piece
-    except OmnibusError as error:
-        yield ServerSentEvent(error_json(error), sep=_SEPARATOR)
-    except Exception:  # noqa: BLE001 the root of a stream; its status is out already
-        context.metrics.errors.labels("frontdoor").inc()
-        _log.exception(LogEvent.TASK_CRASHED, rid=accepted.rid, where="stream")
-        yield ServerSentEvent(error_json(ServerFault()), sep=_SEPARATOR)
-    yield _DONE
+    async def _send_frames(self, send: Send, *, more_body: bool = True) -> None:
+        """Send what is not sent yet; waits while the caller does not read, and the frames stay if that is cancelled."""
+        if self._frames:
+            body = b"".join(self._frames)
+            await send({"type": "http.response.body", "body": body, "more_body": more_body})
+            self._frames.clear()
+            self._sent_at = time.monotonic()
+
+    async def _ping(self, send: Send) -> None:
+        """Send a comment after each silence, so that proxies keep the connection open."""
+        interval = self._context.options.ping_interval
+        while True:
+            await asyncio.sleep(self._sent_at + interval - time.monotonic())
+            if time.monotonic() - self._sent_at >= interval:
+                self._sent_at = time.monotonic()
+                await send({"type": "http.response.body", "body": _PING, "more_body": True})
 
 
 class TextStream:
@@ -144,6 +155,7 @@ class TextStream:
     def __init__(self, head: Head, live: int | None, options: StreamOptions | None = None) -> None:
         self.head, self.live = head, live
         self.include_usage = options is not None and bool(options.include_usage)
+        self._before, self._after = frame(self.piece(_PLACE)).split(_json(_PLACE))
 
     def piece(self, text: str | None, reason: str | None = None) -> Answer:
         """A chunk with a piece of the text, or with none; `reason` says why the text has ended."""
@@ -157,11 +169,10 @@ class TextStream:
         """The chunks before any text."""
         return []
 
-    def text(self, piece: TextPiece) -> list[Answer]:
-        """A piece of text; none of stages whose text does not stream."""
-        if piece.stage_id != self.live:
-            return []
-        return [self.piece(piece.text[at : at + PIECE_CHARS]) for at in range(0, len(piece.text), PIECE_CHARS)]
+    def text(self, text: str) -> Frames:
+        """Frames of a piece of the text that streams: of the chunk, encoded once, only the text is new."""
+        pieces = (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
+        return [b"".join((self._before, _json(piece), self._after)) for piece in pieces]
 
     def output(self, _output: Output) -> Iterable[Answer]:
         """A finished output."""
@@ -173,20 +184,21 @@ class TextStream:
         return [end, self.totals(usage(outputs))] if self.include_usage else [end]
 
 
-async def text_events(stream: TextStream, events: Events, audio: str | None = None) -> AsyncIterator[ServerSentEvent]:
-    """The server-sent events of a stream, sound in the format `audio`; raises the error of a request that fails."""
-    for chunk in stream.opening():
-        yield data(chunk)
-    async with aclosing(events):
-        async for event in events:
-            chunks: Iterable[Answer] = ()
-            match event:
-                case TextPiece():
-                    chunks = stream.text(event)
-                case OutputArrived(output=output):
-                    chunks = stream.output(await transcoded(output, audio=audio))
-                case Ended(result=result):
-                    result.raise_for_state()
-                    chunks = stream.closing(result.outputs)
-            for chunk in chunks:
-                yield data(chunk)
+def text_frames(stream: TextStream, audio: str | None = None) -> Encode:
+    """The frames of a stream, sound in the format `audio`."""
+    opening: Iterable[Answer] = stream.opening()
+
+    async def encode(event: ClientEvent, frames: Frames) -> None:
+        nonlocal opening
+        frames += map(frame, opening)
+        opening = ()
+        match event:
+            case TextPiece(stage_id, text):
+                frames += stream.text(text) if stage_id == stream.live else ()
+            case OutputArrived(output=output):
+                frames += map(frame, stream.output(await transcoded(output, audio=audio)))
+            case Ended(result=result):
+                result.raise_for_state()
+                frames += map(frame, stream.closing(result.outputs))
+
+    return encode

@@ -56,8 +56,8 @@ class Accepted:
     served: Served
     keyed: bool
     """Sent with an idempotency key: it goes on without its caller, who can come back for the answer."""
-    timeout: float
-    """Seconds within which it must have ended."""
+    until: float
+    """Time of the event loop at which it must have ended."""
     field_of: Callable[[str], str]
     """The caller's names of fields."""
 
@@ -104,8 +104,8 @@ async def submit(
     except OmnibusError as error:
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise
-    timeout = submission.time_left + BEYOND_DEADLINE
-    return Accepted(submission, served, key is not None, timeout, http.state.field_of)
+    until = asyncio.get_running_loop().time() + submission.time_left + BEYOND_DEADLINE
+    return Accepted(submission, served, key is not None, until, http.state.field_of)
 
 
 async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Result:
@@ -113,7 +113,7 @@ async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Acce
 
     A caller that goes away cancels its request, unless it has an idempotency key.
     """
-    result = await unless_gone(context, http, accepted, _within_deadline(accepted))
+    result = await unless_gone(context, http, accepted, in_time(accepted, accepted.submission.result()))
     result.raise_for_state()
     return result
 
@@ -154,10 +154,11 @@ async def abandon(context: FrontDoorContext, accepted: Accepted) -> None:
         _log.warning(LogEvent.REQUEST_CANCELLED, rid=accepted.rid, failed=str(error))
 
 
-async def _within_deadline(accepted: Accepted) -> Result:
+async def in_time(accepted: Accepted, work: Awaitable[T]) -> T:
+    """Await `work`; raises DeadlineExceeded when the request must have ended before that has."""
     try:
-        async with asyncio.timeout(accepted.timeout):
-            return await accepted.submission.result()
+        async with asyncio.timeout_at(accepted.until):
+            return await work
     except TimeoutError as error:
         raise DeadlineExceeded from error
 

@@ -21,7 +21,7 @@ from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.engines.threads import within
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
-from omnibus.workers.text_stream import SentTexts
+from omnibus.workers.text_stream import DeltaStreams
 
 RPC_TIMEOUT = 300.0
 """Seconds that a call of the engine may take; its caller waits no longer."""
@@ -43,11 +43,11 @@ class ControlSubscriber:
 
     def __init__(
         self, conn: Connection, pipeline: str, stage_id: int, *,
-        handlers: ControlHandlers, claims: Claims, telemetry: TaskTelemetry, sent_texts: SentTexts,
+        handlers: ControlHandlers, claims: Claims, telemetry: TaskTelemetry, streams: DeltaStreams,
     ) -> None:  # fmt: skip
         self._conn, self._pipeline, self._stage_id = conn, pipeline, stage_id
         self._handlers, self._claims = handlers, claims
-        self._telemetry, self._sent_texts = telemetry, sent_texts
+        self._telemetry, self._streams = telemetry, streams
         self._subscriptions: list[Subscription] = []
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -89,8 +89,8 @@ class ControlSubscriber:
         """Answer what changes nothing."""
         question: Control = codec.decode(message.data, Control)
         if isinstance(question, AskSentText) and message.reply:
-            sent_text = self._sent_texts.of(question.rid, question.stage_id)
-            for page in sent_text.since(question.offset) if sent_text is not None else ():
+            stream = self._streams.of(question.rid, question.stage_id)
+            for page in stream.since(question.offset) if stream is not None else ():
                 await self._conn.publish(message.reply, codec.encode(page))
         elif isinstance(question, AskClaims):
             await self._claims.announce()

@@ -21,11 +21,11 @@ from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
-from omnibus.workers.engines.protocol import Engine, Finished, Job, StageInput, TextDelta
+from omnibus.workers.engines.protocol import Engine, Finished, Job, Progress, StageInput
 from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
-from omnibus.workers.text_stream import Deltas, SentText, SentTexts, received
+from omnibus.workers.text_stream import DeltaStream, DeltaStreams, received
 
 T = TypeVar("T")
 PROCESSING = -1
@@ -37,12 +37,12 @@ class Execution:
 
     def __init__(
         self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter,
-        *, tracing: Tracing, sent_texts: SentTexts,
+        *, tracing: Tracing, streams: DeltaStreams,
     ) -> None:  # fmt: skip
-        """`sent_texts` has each text while it is made."""
+        """`streams` has each text while it is made."""
         self._conn, self._stage, self.engine = conn, stage, engine
         self._builder, self._writer, self._tracing = builder, writer, tracing
-        self._sent_texts = sent_texts
+        self._streams = streams
         self._items: dict[int, int] = {}
         self._numbers = itertools.count()
 
@@ -78,16 +78,17 @@ class Execution:
         """Run the stage's canary; the error is returned, not raised."""
 
         async def run() -> Finished:
-            return await self._generate(await self._built(self._builder.canary()), None, None)
+            return await self._generate(await self._built(self._builder.canary()))
 
         return await contained(run())
 
     async def _run(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool, replica: str) -> StageResult:
         started = self._conn.clock.now()
         job = await self._job(task, trace, fence, again)
-        deltas, is_final = self._deltas(task, job, fence), task.ticket.route[task.stage_id].final is not None
-        with self._sent_texts.kept(task.ticket.rid, task.stage_id, fence) as sent_text:
-            finished = await self._generate(job, deltas, sent_text if is_final else None)
+        with self._streams.running(task.ticket.rid, task.stage_id, fence, _subject(task, job)) as stream:
+            finished = await self._generate(job, stream, has_text=task.ticket.route[task.stage_id].final is not None)
+            # No progress is expected meanwhile: this waits for the broker, not for the engine.
+            await self._streams.flush(stream)
         outputs = await self._writer.forwarded(task, finished)
         final = await self._writer.final(task, finished)
         sizes = (
@@ -113,19 +114,11 @@ class Execution:
         with self._counted(PROCESSING):
             return await self._builder.build(given, **more)
 
-    async def _generate(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
-        """`sent_text` is None where nobody is sent the stage's text."""
-        try:
-            finished = await self._taken(job, deltas, sent_text)
-            if deltas is not None:
-                await deltas.close()  # waits for the broker, not for the engine: no progress is expected meanwhile
-            return finished
-        finally:
-            if deltas is not None:
-                deltas.drop()
+    async def _generate(self, job: Job, stream: DeltaStream | None = None, *, has_text: bool = False) -> Finished:
+        """The last item of a job, counted until nothing works on the job any more; the others go to `stream`.
 
-    async def _taken(self, job: Job, deltas: Deltas | None, sent_text: SentText | None) -> Finished:
-        """The last item of a job, counted until nothing works on the job any more."""
+        Without `has_text` no caller is sent the stage's text.
+        """
         # Engines write generate as an async generator, which the protocol's iterator does not promise.
         with self._counted(0) as number:
             async with aclosing(cast("Any", self.engine.generate(job))) as items:
@@ -134,12 +127,8 @@ class Execution:
                     check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
                         return item
-                    if isinstance(item, TextDelta):
-                        if sent_text is None:
-                            continue
-                        sent_text.add(item)
-                    if deltas is not None:
-                        deltas.add(item)
+                    if stream is not None and (has_text or isinstance(item, Progress)):
+                        self._streams.add(stream, item)
         raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
 
     @contextmanager
@@ -151,12 +140,13 @@ class Execution:
         finally:
             del self._items[number]
 
-    def _deltas(self, task: Task, job: Job, fence: Fence) -> Deltas | None:
-        front = task.ticket.front
-        if front is None or not job.stage_input.request.stream:
-            return None
-        subject = subjects.out(task.ticket.pipeline, front, task.ticket.rid)
-        return Deltas(self._conn, subject, rid=task.ticket.rid, stage_id=task.stage_id, fence=fence)
+
+def _subject(task: Task, job: Job) -> str | None:
+    """The subject on which a follower of the request listens; None where it wants no stream."""
+    front = task.ticket.front
+    if front is None or not job.stage_input.request.stream:
+        return None
+    return subjects.out(task.ticket.pipeline, front, task.ticket.rid)
 
 
 async def contained(work: Awaitable[T]) -> T | OmnibusError:

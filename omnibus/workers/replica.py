@@ -44,7 +44,7 @@ from omnibus.workers.output_writer import OutputWriter
 from omnibus.workers.task_service import TaskService
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
-from omnibus.workers.text_stream import SentTexts
+from omnibus.workers.text_stream import DeltaStreams
 
 CLOSE_TIMEOUT = 40.0
 """Seconds for an engine to free what it holds at the end; beyond the longest that one of ours takes."""
@@ -97,7 +97,7 @@ class Replica:
         self._claims = Claims(conn, spec, stage.stage_id)
         self._lanes = Lanes(conn, spec, stage)
         self._director = Director(conn, spec, stages=_direct_targets(spec, stage))
-        self._sent_texts = SentTexts()
+        self._streams = DeltaStreams(conn)
         self._registration = self._make_registration()
         self._slots = TaskSlots(stage.slots, self._claims, self._registration.set_status)
         self._execution = execution = self._make_execution()
@@ -112,7 +112,7 @@ class Replica:
         self._control = ControlSubscriber(
             conn, spec.name, stage.stage_id,
             handlers=self._handlers, claims=self._claims,
-            telemetry=self._telemetry, sent_texts=self._sent_texts,
+            telemetry=self._telemetry, streams=self._streams,
         )  # fmt: skip
         self.comes_back = False
         """Whether it leaves, or has left, to be started again."""
@@ -262,7 +262,7 @@ class Replica:
         return Execution(
             self._conn, self._stage, self._engine,
             JobBuilder(self._spec, self._stage, store), OutputWriter(self._spec, self._stage, self._engine.outputs, store),
-            tracing=self._options.tracing, sent_texts=self._sent_texts,
+            tracing=self._options.tracing, streams=self._streams,
         )  # fmt: skip
 
     def _make_registration(self) -> Registration:

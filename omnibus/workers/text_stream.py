@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
-from collections.abc import Iterator
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 
 from msgspec.structs import replace
 
@@ -13,161 +15,191 @@ from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerError, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.task_root import task_root
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import SENT_TEXT_PAGE
 from omnibus.wire.envelope import Task
 from omnibus.wire.out import AskReceived, Fence, Received, Step, Tokens
 from omnibus.workers.engines.protocol import Progress, TextDelta
 
+WINDOW = 0.005
+"""Seconds for which a piece of text may wait for the next ones, once one has left: the first leaves at once."""
 MOST_PENDING = 256 * 1024
-"""Characters that wait for a connection that is behind; what comes on top is left out: offsets show the gap, and a follower
-that misses it asks for it."""
+"""Characters that wait for a connection that is behind; more are not sent: offsets show the gap, and a follower that misses
+them asks for them."""
 MOST_KEPT = 1024 * 1024
 """Characters kept of one text. The rest of a longer one is not repeated: a follower that misses it has it from the output."""
 ANSWER_TIMEOUT = 0.2
 """Seconds in which a follower must have answered; with nobody there the stage begins again."""
 
+_offset = attrgetter("offset")
 log = get_logger(__name__)
 
 
-class Deltas:
-    """Publishes the deltas of one attempt, in order, without ever holding the engine up.
+class DeltaStream:
+    """The text and the progress of one attempt: what waits to be sent, and what can be sent again. Made by `DeltaStreams`."""
 
-    What arrives while a publish is under way leaves together in the next: pieces of text are joined, and of several steps
-    the last counts.
-    """
-
-    def __init__(self, conn: Connection, subject: str, *, rid: str, stage_id: int, fence: Fence) -> None:
-        self._conn, self._subject = conn, subject
+    def __init__(self, rid: str, stage_id: int, fence: Fence, subject: str | None = None) -> None:
+        """`subject` is where a follower listens; None: nothing is sent unasked."""
+        self.subject = subject
+        self.sending = asyncio.Lock()
+        self.is_queued = False
+        self.sent_at = 0.0
+        """When the last message left, on the monotonic clock."""
         self._next = Tokens(rid=rid, stage_id=stage_id, fence=fence, offset=0, text="")
-        """The next message, without what waits for it."""
-        self._text: list[str] = []
-        self._pending = 0
+        """The next message, without the text and the tokens that wait for it."""
+        self._texts: list[str] = []
         self._token_ids: list[int] = []
-        self._step: Progress | None = None
-        self._sender: asyncio.Task[None] | None = None
-
-    def add(self, item: TextDelta | Progress) -> None:
-        if isinstance(item, Progress):
-            self._step = item
-        else:
-            self._add_text(item)
-        if self._waiting and (self._sender is None or self._sender.done()):
-            self._sender = asyncio.create_task(self._send(), name=f"deltas-{self._next.rid}")
-
-    async def close(self) -> None:
-        """Wait until everything has been handed to the connection."""
-        if self._sender is not None:
-            await self._sender
-
-    def drop(self) -> None:
-        """Say nothing more."""
-        if self._sender is not None:
-            self._sender.cancel()
-
-    def _add_text(self, delta: TextDelta) -> None:
-        self._token_ids.extend(delta.token_ids)
-        if self._pending + len(delta.text) > MOST_PENDING:
-            self._skip(len(delta.text))
-            return
-        self._text.append(delta.text)
-        self._pending += len(delta.text)
-
-    def _skip(self, characters: int = 0) -> None:
-        """Leave out all that waits and this piece: what follows must not be taken for its continuation."""
-        self._next = _after(self._next, self._pending + characters, len(self._token_ids))
-        self._text.clear()
-        self._token_ids.clear()
         self._pending = 0
+        self._step: Progress | None = None
+        self._kept = [self._next]
+        self._is_full = False
 
     @property
-    def _waiting(self) -> bool:
+    def has_news(self) -> bool:
         # Token ids alone wait for their text: a character may need several.
         return self._pending > 0 or self._step is not None
 
-    async def _send(self) -> None:
-        try:
-            while self._waiting:
-                if self._pending:
-                    await self._conn.publish(self._subject, codec.encode(self._take_tokens()))
-                if (step := self._step) is not None:
-                    self._step, at = None, self._next
-                    made = Step(
-                        rid=at.rid, stage_id=at.stage_id, fence=at.fence,
-                        step=step.step, total=step.total, preview=step.preview,
-                    )  # fmt: skip
-                    await self._conn.publish(self._subject, codec.encode(made))
-        except BrokerError as error:
-            log.debug(LogEvent.BROKER_ERROR, rid=self._next.rid, stage=self._next.stage_id, error=str(error))
-
-    def _take_tokens(self) -> Tokens:
-        made = replace(self._next, text="".join(self._text), token_ids=tuple(self._token_ids))
-        self._skip()
-        return made
-
-
-class SentText:
-    """The text of one attempt, piece by piece."""
-
-    def __init__(self, rid: str, stage_id: int, fence: Fence) -> None:
-        self._pieces: list[Tokens] = []
-        self._end = Tokens(rid=rid, stage_id=stage_id, fence=fence, offset=0, text="")
-        self._full = False
-
-    def add(self, delta: TextDelta) -> None:
-        self._full = self._full or self._end.offset + len(delta.text) > MOST_KEPT
-        if self._full:
+    def add(self, item: TextDelta | Progress) -> None:
+        """Have an item wait: text is joined to what waits already, and of several steps the last counts."""
+        if isinstance(item, Progress):
+            self._step = item
             return
-        self._pieces.append(replace(self._end, text=delta.text, token_ids=tuple(delta.token_ids)))
-        self._end = _after(self._end, len(delta.text), len(delta.token_ids))
+        self._texts.append(item.text)
+        self._token_ids.extend(item.token_ids)
+        self._pending += len(item.text)
+        if self._pending > MOST_PENDING:
+            self._take()
+
+    def next(self) -> Tokens | Step | None:
+        """The next message to send, None when nothing waits."""
+        if self._pending:
+            return self._take()
+        step, self._step = self._step, None
+        if step is None:
+            return None
+        at = self._next
+        return Step(
+            rid=at.rid, stage_id=at.stage_id, fence=at.fence, step=step.step, total=step.total, preview=step.preview
+        )
 
     def since(self, offset: int) -> Iterator[Tokens]:
         """Messages that hold the text from an offset on, maybe from a little before it.
 
         Each but the last has SENT_TEXT_PAGE characters or more; the last has fewer, down to none.
         """
-        # Of the pieces at this offset the first: tokens that made no text yet belong to what follows.
-        first = bisect_left(self._pieces, offset, key=_offset)
-        if first > 0 and (first == len(self._pieces) or self._pieces[first].offset > offset):
-            first -= 1
-        while True:
-            begin = self._pieces[first] if first < len(self._pieces) else self._end
-            last = bisect_left(self._pieces, begin.offset + SENT_TEXT_PAGE, lo=first, key=_offset)
-            pieces = self._pieces[first:last]
-            text = "".join(piece.text for piece in pieces)
-            yield replace(begin, text=text, token_ids=tuple(token for piece in pieces for token in piece.token_ids))
-            if len(text) < SENT_TEXT_PAGE:
-                return
-            first = last
+        waiting = self._waiting()
+        pieces = [*self._kept, waiting] if self._fits(waiting) else self._kept
+        page: list[Tokens] = []
+        for piece in pieces[bisect_right(pieces, offset, key=_offset) - 1 :]:
+            page.append(piece)
+            if piece.offset + len(piece.text) - page[0].offset >= SENT_TEXT_PAGE:
+                yield _joined(page)
+                page = []
+        yield _joined(page) if page else _after(pieces[-1])
+
+    def _take(self) -> Tokens:
+        piece = self._waiting()
+        self._is_full = not self._fits(piece)
+        if not self._is_full:
+            self._kept.append(piece)
+        self._next = _after(piece)
+        self._texts.clear()
+        self._token_ids.clear()
+        self._pending = 0
+        return piece
+
+    def _waiting(self) -> Tokens:
+        return replace(self._next, text="".join(self._texts), token_ids=tuple(self._token_ids))
+
+    def _fits(self, piece: Tokens) -> bool:
+        return not self._is_full and piece.offset + len(piece.text) <= MOST_KEPT
 
 
-def _offset(piece: Tokens) -> int:
-    return piece.offset
+def _after(piece: Tokens) -> Tokens:
+    """The place behind a piece."""
+    offset, tokens = piece.offset + len(piece.text), piece.token_offset + len(piece.token_ids)
+    return replace(piece, offset=offset, text="", token_offset=tokens, token_ids=())
 
 
-def _after(piece: Tokens, characters: int, tokens: int) -> Tokens:
-    """The place that many characters and tokens behind the beginning of a piece."""
-    return replace(piece, offset=piece.offset + characters, token_offset=piece.token_offset + tokens)
+def _joined(pieces: Sequence[Tokens]) -> Tokens:
+    token_ids = tuple(token for piece in pieces for token in piece.token_ids)
+    return replace(pieces[0], text="".join(piece.text for piece in pieces), token_ids=token_ids)
 
 
-class SentTexts:
-    """The texts that one replica is sending, by request and stage."""
+class DeltaStreams:
+    """The streams of one replica, by request and stage. One task sends what is due of all of them.
 
-    def __init__(self) -> None:
-        self._running: dict[tuple[str, int], SentText] = {}
+    The first piece of a text leaves at once. What comes within WINDOW of the last one waits for the end of the window,
+    which is one for all streams, so that their messages leave together; what comes while the connection is behind waits
+    for that. No engine is held up.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._running: dict[tuple[str, int], DeltaStream] = {}
+        self._due: list[DeltaStream] = []
+        self._in_window: list[DeltaStream] = []
+        self._window_end = 0.0
+        self._sender: asyncio.Task[None] | None = None
 
     @contextmanager
-    def kept(self, rid: str, stage_id: int, fence: Fence) -> Iterator[SentText]:
-        """Keep what one attempt says while it runs; a later attempt here takes its place."""
-        sent_text = self._running[rid, stage_id] = SentText(rid, stage_id, fence)
+    def running(self, rid: str, stage_id: int, fence: Fence, subject: str | None = None) -> Iterator[DeltaStream]:
+        """Keep what one attempt makes while it runs; a later attempt here takes its place. Afterwards nothing is sent."""
+        stream = self._running[rid, stage_id] = DeltaStream(rid, stage_id, fence, subject)
         try:
-            yield sent_text
+            yield stream
         finally:
-            if self._running.get((rid, stage_id)) is sent_text:
+            stream.subject = None
+            if self._running.get((rid, stage_id)) is stream:
                 del self._running[rid, stage_id]
 
-    def of(self, rid: str, stage_id: int) -> SentText | None:
+    def of(self, rid: str, stage_id: int) -> DeltaStream | None:
         return self._running.get((rid, stage_id))
+
+    def add(self, stream: DeltaStream, item: TextDelta | Progress) -> None:
+        """Keep an item, and send it soon where anybody listens."""
+        stream.add(item)
+        if stream.subject is None or stream.is_queued or not stream.has_news:
+            return
+        stream.is_queued = True
+        now = time.monotonic()
+        if now >= stream.sent_at + WINDOW:
+            self._due.append(stream)
+            self._begin()
+            return
+        if not self._in_window:
+            next_end = self._window_end + WINDOW
+            self._window_end = next_end if next_end > now else now + WINDOW
+            asyncio.get_running_loop().call_later(self._window_end - now, self._end_window)
+        self._in_window.append(stream)
+
+    async def flush(self, stream: DeltaStream) -> None:
+        """Hand all that waits to the connection; what it does not take is a gap, which a follower notices."""
+        stream.sent_at = time.monotonic()
+        try:
+            async with stream.sending:  # in order: what was begun before leaves first
+                while stream.subject is not None and (message := stream.next()) is not None:
+                    await self._conn.publish(stream.subject, codec.encode(message))
+        except BrokerError as error:
+            log.debug(LogEvent.BROKER_ERROR, subject=stream.subject, error=str(error))
+
+    def _end_window(self) -> None:
+        self._due += self._in_window
+        self._in_window.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send(), name="text-streams")
+
+    async def _send(self) -> None:
+        while self._due:
+            due, self._due = self._due, []
+            for stream in due:
+                stream.is_queued = False
+                with task_root("text-streams", self._conn.metrics):
+                    await self.flush(stream)
 
 
 async def received(conn: Connection, task: Task, fence: Fence) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.objects import ObjectStore
-from omnibus.client.following import READ_EVERY
+from omnibus.client.channel import READ_EVERY
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from omnibus.broker.connection import Connection
-from omnibus.client import following
+from omnibus.client import channel, following
 from omnibus.client.producer import Producer
 from omnibus.client.request_events import Ended, OutputArrived, TextPiece
 from omnibus.errors import (
@@ -148,7 +148,7 @@ async def test_follower_gives_up_when_nobody_ends_an_expired_request(
 ) -> None:
     """Without an orchestrator a deadline ends nothing."""
     monkeypatch.setattr(following, "BEYOND_DEADLINE", 0.3)
-    monkeypatch.setattr(following, "READ_EVERY", 0.1)
+    monkeypatch.setattr(channel, "READ_EVERY", 0.1)
     spec = line(pipeline)
     async with serving(connection, spec, orchestrators=0, replicas=0) as producer:
         submission = await producer.submit(spec, Request(prompt="hi", deadline=0.2))

@@ -73,7 +73,7 @@ async def cancelled_with_text(front_door: Front, rid: str) -> str:
         await channel.ask_sent_text(rid, 0, 0)
         try:
             async with asyncio.timeout(0.5):
-                message = await box.get()
+                message, *_ = await box.take()
         except TimeoutError:  # nobody runs it yet
             return ""
     if not isinstance(message, Tokens) or not message.text:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from omnibus.broker.bucket import Bucket
-from omnibus.client import following, producer
+from omnibus.client import channel, producer
 from omnibus.errors import RequestConflict
 from omnibus.ledger import acceptance as admission
 from omnibus.ledger.records import Ledger
@@ -235,7 +235,7 @@ def endless_attempts(_world: World) -> Patches:
 
 def deaf_followers(_world: World) -> Patches:
     """A follower relies on the notice of the end."""
-    yield following, "READ_EVERY", 10_000.0
+    yield channel, "READ_EVERY", 10_000.0
 
 
 def trust_in_removals(_world: World) -> Patches:

@@ -16,6 +16,7 @@ from omnibus.client.cluster_view import ClusterView
 from omnibus.client.producer import Producer
 from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.context import Options
+from omnibus.frontdoor.http_connection import Limits
 from omnibus.frontdoor.server import HttpServer
 from omnibus.observability.tracing import Tracing
 from omnibus.orchestrator.service import OrchestratorService
@@ -87,6 +88,7 @@ async def front(
     workers: bool = True,
     tracing: Tracing | None = None,
     idle: tuple[PipelineSpec, ...] = (),
+    limits: Limits | None = None,
 ) -> AsyncIterator[Front]:
     """Everything for one pipeline; without `workers`, requests are accepted and stay open. `idle` ones are only deployed."""
     for one in (spec, *idle):
@@ -100,7 +102,7 @@ async def front(
             producer, FixedPipelines(spec, *idle), replicas=cluster.replicas, options=options,
             connected=lambda: connection.connected, metrics=connection.metrics, tracing=tracing,
         )  # fmt: skip
-        server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0))
+        server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0, limits=limits))
         key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"
         openai = await stack.enter_async_context(
             AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=20.0)

@@ -17,7 +17,7 @@ from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
 from omnibus.frontdoor.endpoints.completions import CompletionStream, completion
 from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
-from omnibus.frontdoor.streaming import TextStream
+from omnibus.frontdoor.streaming import TextStream, text_frames
 from omnibus.frontdoor.submitting import Head
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
@@ -51,8 +51,10 @@ SPEC = PipelineSpec(
 )
 
 
-def plain(answer: Answer) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(answer.json_text())
+def plain(answer: Answer | bytes) -> dict[str, Any]:
+    """The JSON of an answer, or of the server-sent event that it is in."""
+    text = answer.json_text() if isinstance(answer, Answer) else answer.decode()
+    body: dict[str, Any] = json.loads(text.removeprefix("data: "))
     return body
 
 
@@ -111,9 +113,9 @@ def test_a_chat_streams_text_as_it_comes_and_other_outputs_when_ready() -> None:
     stream = ChatStream(HEAD, 0)
     chunks = [
         *stream.opening(),
-        *stream.text(TextPiece(stage_id=0, text="a ")),
+        *stream.text("a "),
         *stream.output(IMAGE),
-        *stream.text(TextPiece(stage_id=0, text="circle")),
+        *stream.text("circle"),
         *stream.output(TEXT),
         *stream.output(AUDIO),
         *stream.closing([TEXT, IMAGE, AUDIO]),
@@ -133,7 +135,7 @@ def test_a_chat_streams_text_as_it_comes_and_other_outputs_when_ready() -> None:
 def test_a_long_sound_streams_in_pieces_that_join_to_the_file() -> None:
     sound = bytes(range(256)) * 1000
     stream = ChatStream(HEAD, 0)
-    stream.text(TextPiece(stage_id=0, text="la la"))
+    stream.text("la la")
     chunks = list(stream.output(replace(AUDIO, items=(sound,))))
     pieces = [delta["audio"] for delta in deltas(chunks)]
     assert all(len(chunk.json_text()) < 34_000 for chunk in chunks)
@@ -146,7 +148,7 @@ def test_a_long_sound_streams_in_pieces_that_join_to_the_file() -> None:
 @pytest.mark.parametrize("stream", [ChatStream(HEAD, 0), CompletionStream(HEAD, 0)])
 @pytest.mark.parametrize("letter", ["a", "\0", "ä", "🙂", '"'])
 def test_a_long_text_streams_in_short_lines(stream: TextStream, letter: str) -> None:
-    chunks = [plain(chunk) for chunk in stream.text(TextPiece(stage_id=0, text=letter * 30_000))]
+    chunks = [plain(chunk) for chunk in stream.text(letter * 30_000)]
     texts = [
         choice.get("text", choice.get("delta", {}).get("content")) for (choice,) in (one["choices"] for one in chunks)
     ]
@@ -154,9 +156,23 @@ def test_a_long_text_streams_in_short_lines(stream: TextStream, letter: str) -> 
     assert max(len(json.dumps(chunk)) for chunk in chunks) < 60_000
 
 
-def test_a_chat_stream_keeps_quiet_about_stages_that_are_not_asked_for() -> None:
-    stream = ChatStream(HEAD, 0)
-    assert stream.text(TextPiece(stage_id=7, text="thinking")) == []
+async def test_a_chat_stream_keeps_quiet_about_stages_that_are_not_asked_for() -> None:
+    encode, frames = text_frames(ChatStream(HEAD, 0)), []
+    for stage_id, text in ((7, "thinking"), (0, "text")):
+        await encode(TextPiece(stage_id=stage_id, text=text), frames)
+    assert deltas(frames) == [{"role": "assistant", "content": ""}, {"content": "text"}]
+
+
+@pytest.mark.parametrize("options", [None, StreamOptions(include_usage=True)])
+@pytest.mark.parametrize("kind", [ChatStream, CompletionStream])
+@pytest.mark.parametrize("text", ["a", 'quoted "text": "', "back\\slash", "ä🙂\u2028\0\n", "{}", "[DONE]"])
+def test_a_piece_has_the_shape_of_any_chunk(kind: type[TextStream], options: StreamOptions | None, text: str) -> None:
+    stream = kind(replace(HEAD, model='of "text": "' + text), 0, options)
+    (piece,) = stream.text(text)
+    assert plain(piece) == plain(stream.piece(text))
+    assert piece.startswith(b"data: {")
+    assert piece.count(b"\n") == 2
+    assert piece.endswith(b"}\n\n")
 
 
 def test_a_chat_stream_ends_with_usage_when_it_was_asked_for() -> None:
@@ -169,8 +185,7 @@ def test_a_chat_stream_ends_with_usage_when_it_was_asked_for() -> None:
 
 def test_a_completion_streams_pieces_then_the_reason() -> None:
     stream = CompletionStream(HEAD, 0)
-    pieces = [TextPiece(stage_id=0, text="a "), TextPiece(stage_id=0, text="circle"), TextPiece(stage_id=7, text="hm")]
-    chunks = [*(chunk for piece in pieces for chunk in stream.text(piece)), *stream.closing([TEXT])]
+    chunks = [*stream.text("a "), *stream.text("circle"), *stream.closing([TEXT])]
     choices = [plain(chunk)["choices"][0] for chunk in chunks]
     assert [(choice["text"], choice["finish_reason"]) for choice in choices] == [
         ("a ", None),

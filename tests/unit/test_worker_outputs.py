@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from typing import Any, cast
 
@@ -11,21 +10,18 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omnibus.broker.connection import Connection
 from omnibus.errors import EngineError
 from omnibus.media import pictures, sound
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import codec
 from omnibus.wire.envelope import StageResult, Ticket
-from omnibus.wire.out import Fence, Out, Step, Tokens
 from omnibus.wire.payload import JSON, MSGPACK, PNG, TEXT, WAV, Payload
 from omnibus.wire.request import Message, Request
 from omnibus.workers.attempt_decision import following
-from omnibus.workers.engines.protocol import Progress, StageInput, TextDelta
+from omnibus.workers.engines.protocol import StageInput
 from omnibus.workers.job_builder import default_input, merged_sampling, unpacked
 from omnibus.workers.output_files import encoded
-from omnibus.workers.text_stream import MOST_PENDING, Deltas
 
 pytestmark = pytest.mark.unit
 
@@ -146,67 +142,3 @@ def result_with(*edges: Forwarding, final: str | None) -> StageResult:
 def test_direct_tasks_precede_the_event(edges: list[Forwarding], final: str | None, published: list[str]) -> None:
     effects = list(following(result_with(*edges, final=final)))
     assert [cast("Any", effect).msg_id for effect in effects] == published
-
-
-class SlowConnection:
-    """Takes a publish only when it is let."""
-
-    def __init__(self) -> None:
-        self.sent: list[Out] = []
-        self.gate = asyncio.Event()
-
-    async def publish(self, _subject: str, data: bytes) -> None:
-        await self.gate.wait()
-        self.sent.append(codec.decode(data, Out))
-
-
-def deltas_over(conn: SlowConnection) -> Deltas:
-    return Deltas(cast("Connection", conn), "out", rid="r", stage_id=0, fence=Fence(1, 1, 1))
-
-
-async def test_deltas_are_joined_while_the_connection_is_behind() -> None:
-    conn = SlowConnection()
-    deltas = deltas_over(conn)
-    for number in range(10):
-        deltas.add(TextDelta(text=f"{number}", token_ids=(number,)))
-        deltas.add(Progress(step=number, total=10))
-        await asyncio.sleep(0)
-    conn.gate.set()
-    await deltas.close()
-    tokens = [sent for sent in conn.sent if isinstance(sent, Tokens)]
-    steps = [sent for sent in conn.sent if isinstance(sent, Step)]
-    assert "".join(sent.text for sent in tokens) == "0123456789"
-    assert [token for sent in tokens for token in sent.token_ids] == list(range(10))
-    assert len(tokens) < 4
-    assert steps[-1].step == 9
-    assert len(steps) < 4
-
-
-async def test_deltas_are_bounded_and_leave_a_gap_when_the_connection_stays_behind() -> None:
-    conn = SlowConnection()
-    deltas = deltas_over(conn)
-    piece = "x" * 1000
-    for _ in range(2 * MOST_PENDING // 1000):
-        deltas.add(TextDelta(text=piece))
-        await asyncio.sleep(0)
-    conn.gate.set()
-    await deltas.close()
-    deltas.add(TextDelta(text="end"))
-    await deltas.close()
-    tokens = [sent for sent in conn.sent if isinstance(sent, Tokens)]
-    assert tokens[-1].offset == (2 * MOST_PENDING // 1000) * 1000
-    assert sum(len(sent.text) for sent in tokens) < 1.1 * MOST_PENDING
-
-
-async def test_token_ids_wait_for_their_text() -> None:
-    conn = SlowConnection()
-    conn.gate.set()
-    deltas = deltas_over(conn)
-    deltas.add(TextDelta(text="", token_ids=(1,)))
-    await deltas.close()
-    assert conn.sent == []
-    deltas.add(TextDelta(text="é", token_ids=(2,)))
-    await deltas.close()
-    (sent,) = conn.sent
-    assert isinstance(sent, Tokens)
-    assert sent.token_ids == (1, 2)

@@ -18,7 +18,7 @@ from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
 from omnibus.frontdoor.endpoints.chat_answers import ChatCompletion, ChatStream, chat_completion
-from omnibus.frontdoor.streaming import event_stream, text_events
+from omnibus.frontdoor.streaming import event_stream, text_frames
 from omnibus.frontdoor.submitting import submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import (
@@ -139,7 +139,7 @@ async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Con
     if not body.stream:
         return await whole_answer(context, http, accepted, partial(chat_completion, accepted.head), audio=audio)
     stream = ChatStream(accepted.head, accepted.live_stage, body.stream_options)
-    return await event_stream(context, http, accepted, partial(text_events, stream, audio=audio))
+    return await event_stream(context, http, accepted, text_frames(stream, audio))
 
 
 def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -13,9 +12,8 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
-from sse_starlette.event import ServerSentEvent
 
-from omnibus.client.request_events import Ended, Output, Result, StepProgress
+from omnibus.client.request_events import ClientEvent, Ended, Output, Result, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import transcoded, usage, whole_answer
@@ -23,7 +21,7 @@ from omnibus.frontdoor.bodies import Answer, AskingBody, check_modality, single_
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
-from omnibus.frontdoor.streaming import Events, data, event_stream
+from omnibus.frontdoor.streaming import Frames, event_stream, frame
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec
@@ -116,8 +114,8 @@ async def generate_images(body: ImageBody, http: HttpRequest, context: Context) 
     if not body.stream:
         answer = partial(images, accepted.head, as_urls=body.response_format == "url", image_format=image_format)
         return await whole_answer(context, http, accepted, answer, image=image_format)
-    pieces = partial(_image_events, Previews(body.partial_images or 0), image_format)
-    return await event_stream(context, http, accepted, pieces)
+    encode = partial(_append_frames, Previews(body.partial_images or 0), image_format)
+    return await event_stream(context, http, accepted, encode)
 
 
 def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
@@ -160,37 +158,35 @@ class Previews:
         return self._sent - 1
 
 
-async def _image_events(previews: Previews, image_format: str, events: Events) -> AsyncIterator[ServerSentEvent]:
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, StepProgress) and event.preview is not None:
-                index = previews.take(event.step, event.total)
-                if index is not None:
-                    preview = await asyncio.to_thread(pictures.converted, event.preview, image_format)
-                    yield _partial(index, preview, image_format)
-            elif isinstance(event, Ended):
-                event.result.raise_for_state()
-                for output in event.result.outputs:
-                    for item in (await transcoded(output, image=image_format)).items:
-                        yield _completed(event.result, item, image_format)
+async def _append_frames(previews: Previews, image_format: str, event: ClientEvent, frames: Frames) -> None:
+    if isinstance(event, StepProgress) and event.preview is not None:
+        index = previews.take(event.step, event.total)
+        if index is not None:
+            preview = await asyncio.to_thread(pictures.converted, event.preview, image_format)
+            frames.append(_partial(index, preview, image_format))
+    elif isinstance(event, Ended):
+        event.result.raise_for_state()
+        for output in event.result.outputs:
+            items = (await transcoded(output, image=image_format)).items
+            frames += [_completed(event.result, item, image_format) for item in items]
 
 
-def _partial(index: int, preview: bytes, image_format: str) -> ServerSentEvent:
+def _partial(index: int, preview: bytes, image_format: str) -> bytes:
     kind: Literal["image_generation.partial_image"] = "image_generation.partial_image"
     event = PartialImageEvent(
         type=kind, partial_image_index=index, b64_json=to_base64(preview), created_at=int(time.time()),
         output_format=image_format,
     )  # fmt: skip
-    return data(event, event=kind)
+    return frame(event, event=kind)
 
 
-def _completed(result: Result, item: bytes, image_format: str) -> ServerSentEvent:
+def _completed(result: Result, item: bytes, image_format: str) -> bytes:
     kind: Literal["image_generation.completed"] = "image_generation.completed"
     event = ImageCompletedEvent(
         type=kind, b64_json=to_base64(item), created_at=int(result.created), output_format=image_format,
         usage=_image_usage(result.outputs),
     )  # fmt: skip
-    return data(event, event=kind)
+    return frame(event, event=kind)
 
 
 def _image_usage(outputs: Iterable[Output]) -> ImageUsage:

@@ -8,7 +8,9 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -24,6 +26,7 @@ from omnibus.workers.engines.protocol import Finished, Item, Job, Progress, Stag
 CRASH_EXIT_CODE = 70
 _IDLE = ("sh", "-c", "read -r forever")
 """A process that does nothing, and ends with the holder of its input."""
+_SHORT_PAUSE = 0.05
 SAMPLE_RATE = 8000
 MOST_SAMPLES = 1 << 26
 """Elements of a tensor, samples of a sound: 256 MiB."""
@@ -186,23 +189,33 @@ def prompt_of(stage_input: StageInput) -> str:
 async def _speak(
     words: Sequence[str], rate: float, aborted: asyncio.Event, *, received: int
 ) -> AsyncIterator[TextDelta]:
-    """One word a delta, but those that the client has already."""
+    """The words that the client has already; then each when it is due, counted from the start, those of one moment together."""
     if received:
-        yield TextDelta(text=" ".join(words[:received]), token_ids=tuple(range(received)))
-    for index, word in enumerate(words[received:], start=received):
+        yield _delta(words, 0, received)
+    started, made = time.monotonic(), received
+    while made < len(words):
+        due = made + 1
         if rate:
-            await _pause(1 / rate, aborted)
+            await _pause(started + (due - received) / rate - time.monotonic(), aborted)
+            due = max(due, min(received + int((time.monotonic() - started) * rate), len(words)))
         if aborted.is_set():
             return
-        yield TextDelta(text=f" {word}" if index else word, token_ids=(index,))
+        yield _delta(words, made, due)
+        made = due
+
+
+def _delta(words: Sequence[str], first: int, end: int) -> TextDelta:
+    text = " ".join(words[first:end])
+    return TextDelta(text=f" {text}" if first else text, token_ids=tuple(range(first, end)))
 
 
 async def _pause(seconds: float, aborted: asyncio.Event) -> None:
-    try:
+    if seconds < _SHORT_PAUSE:  # an abort is seen soon enough behind it
+        await asyncio.sleep(max(seconds, 0.0))
+        return
+    with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await aborted.wait()
-    except TimeoutError:
-        return
 
 
 def _value(kind: str, text: str, args: SimArgs) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
@@ -78,23 +79,36 @@ class EngineLoop:
         return await _outlasted(outcome, cancel)
 
     async def values(self, generator: AsyncGenerator[T, Any]) -> AsyncGenerator[T, None]:
-        """Yield what a generator yields. Closing this cancels the generator, and takes until it has ended."""
-        here, room = asyncio.get_running_loop(), asyncio.Semaphore(AHEAD)
-        made: asyncio.Queue[Any] = asyncio.Queue()  # bounded by `room`
+        """Yield what a generator yields. Closing this cancels the generator, and takes until it has ended.
+
+        What was made meanwhile crosses between the threads together: each crossing wakes one of them.
+        """
+        here, made = asyncio.get_running_loop(), deque[T]()
+        news, room = asyncio.Event(), asyncio.Event()
+        room.set()
 
         async def pump() -> None:
             async with aclosing(generator):
                 async for value in generator:
-                    await room.acquire()
-                    here.call_soon_threadsafe(made.put_nowait, value)
+                    made.append(value)
+                    if len(made) == 1:  # else its taker is awake
+                        here.call_soon_threadsafe(news.set)
+                    if len(made) >= AHEAD:
+                        room.clear()
+                        if len(made) >= AHEAD:  # not taken just before
+                            await room.wait()
 
         work = asyncio.create_task(self.run(pump()), name=f"{self._name}-values")
         work.add_done_callback(_retrieved)
-        work.add_done_callback(lambda _: made.put_nowait(_END))
+        work.add_done_callback(lambda _: news.set())
         try:
-            while (value := await made.get()) is not _END:
-                self._soon(room.release)
-                yield value
+            while made or not work.done():
+                await news.wait()
+                news.clear()
+                while made:
+                    yield made.popleft()
+                if not room.is_set():
+                    self._soon(room.set)
             await work
         finally:
             work.cancel()
