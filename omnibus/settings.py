@@ -24,12 +24,6 @@ def default_state_dir() -> Path:
     return Path.home() / ".local" / "state" / "omnibus"
 
 
-_FRONT_DOOR = (
-    "host", "port", "api_keys", "api_keys_file", "closed", "served_model_name", "keep_alive", "max_connections",
-    "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials",
-)  # fmt: skip
-
-
 class Settings(BaseSettings):
     """Settings of one process."""
 
@@ -84,6 +78,14 @@ class Settings(BaseSettings):
     # The front door
     host: str = "127.0.0.1"
     port: int = 8000
+    frontdoors: int = Field(default=1, ge=1)
+    """Processes that answer on the port."""
+    share_port: bool = False
+    """Listen beside other processes of this user on the same port (SO_REUSEPORT), where they do so, too."""
+    metrics_dir: Path | None = None
+    """A folder of files in which several processes of this machine keep their metrics: each shows the sum."""
+    metrics_name: str = "process"
+    """The name of this process's files there, which its next life has, too."""
     api_keys: Words = ()
     """Accepted bearer tokens, comma-separated, each with `admin:` before it where it is an admin's."""
     api_keys_file: Path | None = None
@@ -108,9 +110,9 @@ class Settings(BaseSettings):
         """The file of API keys, which may be missing."""
         return self.api_keys_file or self.state_dir / "api-keys.json"
 
-    def front_door_environment(self) -> dict[str, str]:
-        """The variables by which a child process has the same settings of the front door."""
-        return {f"OMNIBUS_{name.upper()}": _text(value) for name in _FRONT_DOOR if (value := getattr(self, name))}
+    def environment(self) -> dict[str, str]:
+        """The variables by which a child process has the same settings."""
+        return {f"OMNIBUS_{name.upper()}": _text(getattr(self, name)) for name in self.model_fields_set}
 
     @field_validator(
         "api_keys", "closed", "allowed_modules", "allowed_origins", "allowed_methods", "allowed_headers", mode="before"
@@ -150,4 +152,6 @@ def inherited_environment() -> dict[str, str]:
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return ""  # is the default
     return ",".join(value) if isinstance(value, tuple) else str(value)

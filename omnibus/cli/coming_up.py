@@ -40,7 +40,8 @@ class ComingUp:
     plans: list[LogicalStageInitPlan]
     source: str
     """The pipeline's name or file on the command line."""
-    front_door: bool
+    front_doors: int
+    """Processes of it."""
     init_timeout: float
     embedded: bool
     """Whether the broker ends with this command."""
@@ -51,7 +52,7 @@ class ComingUp:
         elsewhere = [plan.stage_id for plan in self.plans if not plan.local]
         for stage_id in elsewhere:
             click.echo(f"elsewhere: {self._worker_command(stage_id)}")
-        door = (settings.host, settings.port) if self.front_door else None
+        doors = (settings.host, settings.port, self.front_doors)
         try:
             with _Rows(self._parts()) as rows:
                 readiness = Readiness(
@@ -60,7 +61,7 @@ class ComingUp:
                 async with asyncio.timeout(self.init_timeout), asyncio.TaskGroup() as group:
                     watching = group.create_task(self._watch_restarts(view, supervisor), name="watch-restarts")
                     await readiness.wait(
-                        {plan.stage_id: len(plan.local) for plan in self.plans if plan.local}, front_door=door
+                        {plan.stage_id: len(plan.local) for plan in self.plans if plan.local}, front_doors=doors
                     )
                     watching.cancel()
         except TimeoutError as error:
@@ -71,7 +72,7 @@ class ComingUp:
             click.echo(f"missing: a replica of {what}: requests wait until the workers above run")
         else:
             click.echo(f"try: {click.style(self._command_to_try(), bold=True)}")
-        where = f" at http://{settings.host}:{settings.port}" if self.front_door else ""
+        where = f" at http://{settings.host}:{settings.port}" if self.front_doors else ""
         click.echo(f"{click.style('ready:', fg='green', bold=True)} {spec.name}{where}, NATS {self._nats_url}")
 
     async def say_what_stays(self) -> None:
@@ -90,8 +91,8 @@ class ComingUp:
         """The parts that come up, by name: how each is shown, how many processes it has, what is to be known of it."""
         settings, spec = self.fleet.settings, self.fleet.spec
         parts = {"broker": ("broker", 0, self._nats_url), ORCHESTRATOR: (ORCHESTRATOR, 1, "")}
-        if self.front_door:
-            parts[FRONT_DOOR] = (FRONT_DOOR, 1, f"http://{settings.host}:{settings.port}")
+        if self.front_doors:
+            parts[FRONT_DOOR] = (FRONT_DOOR, self.front_doors, f"http://{settings.host}:{settings.port}")
         for plan in self.plans:
             if plan.local:
                 stage = spec.stage(plan.stage_id)

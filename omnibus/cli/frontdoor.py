@@ -21,12 +21,19 @@ if TYPE_CHECKING:
 def command(*, pipeline: Wanted) -> None:
     """Run the HTTP server for every pipeline that is deployed. Any number of them may run.
 
-    --served-model-name is a further name for the pipeline that --pipeline names.
+    --frontdoors N starts N of them on one port, and each again when it dies. --served-model-name is a further name for the
+    pipeline that --pipeline names.
     """
     from omnibus.cli.root import load_settings, run_until_stopped  # noqa: PLC0415
 
     settings = load_settings()
-    run_until_stopped(settings, _serve(settings, pipeline))
+    if settings.frontdoors == 1:
+        run_until_stopped(settings, _serve(settings, pipeline))
+        return
+    from omnibus.cli.front_doors import serve_several  # noqa: PLC0415
+
+    named = click.get_current_context().meta.get(options.PIPELINE_FILE, pipeline)
+    serve_several(settings, *(() if named is None else ("--pipeline", named)))
 
 
 async def _serve(settings: Settings, pipeline: Wanted) -> None:
@@ -37,8 +44,11 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
     from omnibus.frontdoor.http_connection import Limits  # noqa: PLC0415
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
+    from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
     from omnibus.observability.tracing import open_tracing  # noqa: PLC0415
 
+    if settings.metrics_dir is not None:
+        share_metrics(settings.metrics_dir, settings.metrics_name)
     with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
         async with (
             connected(settings, role="frontdoor", wait=START_WAIT) as connection,
@@ -54,5 +64,8 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
                 metrics=connection.metrics, options=Options.of(settings, aliases), tracing=tracing,
             )  # fmt: skip
             limits = Limits(keep_alive=settings.keep_alive, max_connections=settings.max_connections)
-            async with HttpServer(app, host=settings.host, port=settings.port, limits=limits) as server:
+            server = HttpServer(
+                app, host=settings.host, port=settings.port, share_port=settings.share_port, limits=limits
+            )  # fmt: skip
+            async with server:
                 await server.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import click
@@ -12,6 +12,7 @@ import click
 from omnibus.broker.discovery import discover, running_server
 from omnibus.broker.embedded import EmbeddedServer, free_port
 from omnibus.broker.nats_access import without_password
+from omnibus.cli import front_doors
 from omnibus.cli.coming_up import ComingUp
 from omnibus.cli.process_group import Fleet, keep_running
 from omnibus.cli.readiness import Readiness
@@ -25,7 +26,6 @@ from omnibus.cli.root import (
     run,
     start_logging,
 )
-from omnibus.frontdoor.server import listen
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.overrides import apply_cli_tokenizer, lb_policies, override_locally, override_stages
@@ -93,12 +93,10 @@ def serve(arguments: ServeArguments) -> None:
     spec, settings = arguments.spec(), load_settings()
     start_logging(settings)
     check_models(arguments.local_stages(spec))
-    # A child that is started again keeps its port.
-    zero = [name for name in ("port", "nats_port") if getattr(settings, name) == 0]
-    settings = settings.model_copy(update={name: free_port() for name in zero})
-    if not arguments.no_frontdoor:  # another server there would answer in the front door's place
-        listen(settings.host, settings.port).close()
-    run(_serve(spec, settings, arguments))
+    if settings.nats_port == 0:  # started again it keeps its port
+        settings = settings.model_copy(update={"nats_port": free_port()})
+    with nullcontext(settings) if arguments.no_frontdoor else front_doors.port_taken(settings) as taken:
+        run(_serve(spec, taken, arguments))
 
 
 async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArguments) -> None:
@@ -113,9 +111,11 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArgumen
         await deploy_pipeline(connection, spec, replicas=found.nats_replicas)
         coming = ComingUp(
             connection=connection, fleet=fleet, plans=plans, source=arguments.pipeline, embedded=found is not settings,
-            front_door=not arguments.no_frontdoor, init_timeout=arguments.init_timeout,
+            front_doors=0 if arguments.no_frontdoor else found.frontdoors, init_timeout=arguments.init_timeout,
         )  # fmt: skip
-        services = [fleet.orchestrator(), *([] if arguments.no_frontdoor else [fleet.front_door()])]
+        services = [fleet.orchestrator()]
+        if not arguments.no_frontdoor:
+            services += front_doors.processes(found, fleet.environment(), "--pipeline", spec.name)
         try:
             await keep_running(connection, fleet, plans, services, coming.announce, stats=arguments.log_stats)
         finally:

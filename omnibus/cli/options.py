@@ -90,6 +90,9 @@ api_keys_file = setting(
 front_door = together(
     setting("--host", metavar="ADDRESS", help="Where the front door listens; loopback by default."),
     setting("--port", type=click.IntRange(0, 65535), help="Its port, 8000 by default; 0 takes a free one."),
+    setting(
+        "--frontdoors", type=click.IntRange(min=1), metavar="N", help="How many processes answer on it, 1 by default."
+    ),
     setting("--served-model-name", metavar="NAME", help="A further name for the pipeline that is served."),
     api_keys_file,
     setting("--closed", metavar="LIST", help="Pages that ask for a key, too: metrics,docs."),

@@ -6,14 +6,13 @@ import asyncio
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import Addresses
 from omnibus.errors import ConfigError
-from omnibus.frontdoor.api_keys import hashed_setting
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.allowed_code import AllowedCode
@@ -50,13 +49,8 @@ class Fleet:
 
     def orchestrator(self) -> ProcessSpec:
         """It ends last: what replicas finish while they leave becomes answers through it."""
-        return dataclasses.replace(self._command("orchestrator", {}), last=True)
-
-    def front_door(self) -> ProcessSpec:
-        """The front door; the settings' port must not be 0, so that it comes back on the same one."""
-        hashed = tuple(map(hashed_setting, self.settings.api_keys))
-        settings = self.settings.model_copy(update={"api_keys": hashed})
-        return self._command("frontdoor", settings.front_door_environment())
+        argv = (sys.executable, "-m", "omnibus.cli", "orchestrator", "--pipeline", self.spec.name)
+        return ProcessSpec(name="orchestrator", argv=argv, env=self.environment(), last=True)
 
     def plan(
         self, here: Collection[int] | None = None, *, replicas: int | None = None, allow_zero: bool = False
@@ -73,25 +67,23 @@ class Fleet:
             self.spec, plan, overrides=self.overrides, allowed=self.allowed,
             broker=self.addresses.environment, grace=self.grace, start_timeout=self.stage_init_timeout,
         )  # fmt: skip
-        return [dataclasses.replace(process, env={**self._environment(), **process.env}) for process in processes]
+        return [dataclasses.replace(process, env={**self.environment(), **process.env}) for process in processes]
 
-    def _command(self, name: str, env: Mapping[str, str]) -> ProcessSpec:
-        argv = (sys.executable, "-m", "omnibus.cli", name, "--pipeline", self.spec.name)
-        return ProcessSpec(name=name, argv=argv, env={**self._environment(), **env})
-
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """The variables by which a child finds the broker and logs as this process does."""
         return {
             "OMNIBUS_STATE_DIR": str(self.settings.state_dir),
             "OMNIBUS_LOG_LEVEL": self.settings.log_level,
-            "OMNIBUS_LOG_FORMAT": self._log_format(),
+            "OMNIBUS_LOG_FORMAT": log_format(self.settings),
             **self.addresses.environment,
         }
 
-    def _log_format(self) -> str:
-        """Decided here: a child writes to a pipe, whatever its lines are shown on in the end."""
-        if self.settings.log_format != "auto":
-            return self.settings.log_format
-        return "color" if sys.stderr.isatty() else "json"
+
+def log_format(settings: Settings) -> str:
+    """The format of a child's log. Decided here: a child writes to a pipe, whatever its lines are shown on in the end."""
+    if settings.log_format != "auto":
+        return settings.log_format
+    return "color" if sys.stderr.isatty() else "json"
 
 
 async def keep_running(

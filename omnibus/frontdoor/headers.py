@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.types import Scope
+
+PROCESS_HEADER: Final = "Omnibus-Process"
+"""Header of `/live`: the process that answers, where several share a port."""
 
 
 def sent_header(scope: Scope, name: str) -> str | None:

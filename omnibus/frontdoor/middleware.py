@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import lru_cache
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +21,8 @@ from omnibus.observability.tracing import Tracing
 
 REQUEST_ID, OWN_ID = "X-Request-Id", "Omnibus-Request-Id"
 _SENT_ID = re.compile(r"[!-~]{1,255}")
+PROBES = ("/live", "/ready", "/health", "/metrics")
+"""Paths that probes and `omnibus serve` itself ask for every few seconds; logged at DEBUG only."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context of a caller, passed on to every stage."""
 SHUTDOWN_HOOK_TIMEOUT = 1.0
@@ -41,8 +42,6 @@ class Observed:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app, self._metrics, self._tracing = app, metrics, tracing
-        self._counted = lru_cache(maxsize=1024)(metrics.http_requests.labels)
-        self._timed = lru_cache(maxsize=1024)(metrics.http_seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,10 +96,11 @@ class Observed:
 
     def _record(self, scope: Scope, status: int, seconds: float, sent: str | None) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._counted(route, str(status)).inc()
-        self._timed(route).observe(seconds)
+        self._metrics.http_requests.labels(route, str(status)).inc()
+        self._metrics.http_seconds.labels(route).observe(seconds)
         rid = scope["state"]["request_id"]
-        log = _log.debug if status < 400 and sent is None else _log.info
+        is_quiet = route in PROBES or (status < 400 and sent is None)
+        log = _log.debug if is_quiet else _log.info
         log(
             LogEvent.HTTP_REQUEST,
             rid=rid,

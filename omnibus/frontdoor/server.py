@@ -33,9 +33,9 @@ _log = get_logger(__name__)
 class HttpServer:
     """An async context manager that serves an application.
 
-    Port 0 takes a free one; `url` and `port` say which. At the end it takes no more connections, gives the running
-    requests `grace` seconds, and drops the rest: their callers can read them by id. At the start it raises the process's limit
-    of open files as far as it may; the bound on connections is never above it.
+    Port 0 takes a free one; `url` and `port` say which. `share_port`: beside other processes that do so, too. At the end it
+    takes no more connections, gives the running requests `grace` seconds, and drops the rest: their callers can read them by
+    id. At the start it raises the process's limit of open files as far as it may; the bound on connections is never above it.
 
     Raises PortTaken, or ConfigError when the address cannot be listened on. Signals are the caller's business.
     """
@@ -46,16 +46,18 @@ class HttpServer:
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
+        share_port: bool = False,
         grace: float = 10.0,
         limits: Limits | None = None,
     ) -> None:
         self._app, self._host, self._port, self._grace = app, host, port, grace
+        self._share_port = share_port
         self._limits = limits or Limits()
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        listener = listen(self._host, self._port)
+        listener = bound(self._host, self._port, share=self._share_port, listens=True)
         self._port = listener.getsockname()[1]
         room = raise_open_files() - FILES_BESIDE_CONNECTIONS
         limits = replace(self._limits, max_connections=min(self._limits.max_connections, room))
@@ -153,14 +155,19 @@ def raise_open_files() -> int:
     return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there, for the caller to close; raises PortTaken, or ConfigError for another's address."""
+def bound(host: str, port: int, *, share: bool = False, listens: bool = False) -> socket.socket:
+    """A socket of this address, for the caller to close; raises PortTaken, or ConfigError for another's address.
+
+    `share`: others may have the port, too, if they do so and are of the same user.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
         listener.bind((host, port))
-        listener.listen(BACKLOG)
+        if listens:
+            listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

@@ -6,15 +6,20 @@ Base units (seconds, bytes); labels are bounded sets (pipeline, stage, state), n
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX = "omnibus"
 MetricT = TypeVar("MetricT", Counter, Gauge, Histogram)
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable by which prometheus_client itself knows the folder of processes that share their metrics."""
 
 
 class Metrics:
@@ -30,8 +35,13 @@ class Metrics:
         self._add_http()
 
     def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format, of type `content_type`."""
-        return generate_latest(self.registry)
+        """All metrics in Prometheus' text format, of type `content_type`: the sums, where processes share them."""
+        if _SHARED not in os.environ:
+            return generate_latest(self.registry)
+        self.asyncio_tasks.set(_tasks())  # the others', as they were when those were asked last
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
     def _add_requests(self) -> None:
         self.requests = self._counter("requests", "Requests by state at their end", "pipeline", "state")
@@ -56,7 +66,8 @@ class Metrics:
         self.errors = self._counter("errors", "Unexpected exceptions caught at a task's root", "where")
         self.reconnects = self._counter("broker_reconnects", "Connections to the broker re-established")
         self.permission_denied = self._counter("broker_permission_denied", "Calls that the broker refused")
-        self._gauge("asyncio_tasks", "Tasks on the event loop that is asked").set_function(_tasks)
+        self.asyncio_tasks = self._gauge("asyncio_tasks", "Tasks on the event loop that is asked")
+        self.asyncio_tasks.set_function(_tasks)
         self.pulls_reissued = self._counter("pulls_reissued", "Pull requests sent again after a loss", "stage")
 
     def _add_http(self) -> None:
@@ -67,7 +78,8 @@ class Metrics:
         return _kept(Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry))
 
     def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
-        return _kept(Gauge(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry))
+        gauge = Gauge(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry, multiprocess_mode="sum")
+        return _kept(gauge)
 
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
         return _kept(Histogram(f"{_PREFIX}_{name}", help_text, labels, buckets=_LATENCIES, registry=self.registry))
@@ -77,6 +89,15 @@ def _kept(metric: MetricT) -> MetricT:
     """Look each child up once: `labels` is called for every message, and locks."""
     metric.labels = cache(metric.labels)  # type: ignore[method-assign]
     return metric
+
+
+def share_metrics(folder: Path, name: str) -> None:
+    """Keep the metrics that this process makes from now on in files of a folder, where others keep theirs.
+
+    The next process of this `name` counts on from them; so there are as many files as names.
+    """
+    os.environ[_SHARED] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: name)  # type: ignore[no-untyped-call]
 
 
 def _tasks() -> float:

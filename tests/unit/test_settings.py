@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from omnibus.cli.front_doors import processes
 from omnibus.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -53,8 +54,24 @@ def test_a_child_has_the_same_front_door_by_its_environment(monkeypatch: pytest.
     settings = Settings(
         host="127.0.0.2", port=81, keep_alive=9, allowed_origins="https://a.example,*", allow_credentials=True
     )  # type: ignore[arg-type]
-    for name, value in settings.front_door_environment().items():
+    for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     child = Settings()
-    assert child.front_door_environment() == settings.front_door_environment()
+    assert child.environment().items() >= settings.environment().items()
     assert (child.allowed_origins, child.allow_credentials) == (("https://a.example", "*"), True)
+
+
+def test_a_front_door_among_several_starts_no_more_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNIBUS_FRONTDOORS", "3")
+    settings = Settings(state_dir=tmp_path, port=81, api_keys="secret")  # type: ignore[arg-type]
+    found = processes(settings, {})
+    assert [one.name for one in found] == ["frontdoor-0", "frontdoor-1", "frontdoor-2"]
+    for one in found:
+        for name, value in one.env.items():
+            monkeypatch.setenv(name, value)
+        child = Settings()
+        assert (child.frontdoors, child.share_port, child.port, child.metrics_name) == (1, True, 81, one.name)
+        assert child.metrics_dir == tmp_path / "metrics-81"
+        assert "secret" not in "".join(one.env.values())
+    (alone,) = processes(settings.model_copy(update={"frontdoors": 1}), {})
+    assert (alone.name, alone.env["OMNIBUS_SHARE_PORT"]) == ("frontdoor", "False")

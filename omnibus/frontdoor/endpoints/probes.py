@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi.responses import JSONResponse
 from omnibus.errors import BrokerError, OmnibusError
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.context import Context, FrontDoorContext
+from omnibus.frontdoor.headers import PROCESS_HEADER
 
 PROBE_TIMEOUT = 2.0
 router = APIRouter()
@@ -20,8 +22,8 @@ router = APIRouter()
 
 @router.get("/live", openapi_extra=RouteAccess.OPEN.stated)
 async def live() -> Response:
-    """The process answers."""
-    return JSONResponse({"status": "ok"})
+    """The process answers, and says which it is."""
+    return JSONResponse({"status": "ok"}, headers={PROCESS_HEADER: str(os.getpid())})
 
 
 @router.get("/health", openapi_extra=RouteAccess.OPEN.stated)
