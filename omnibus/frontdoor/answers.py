@@ -16,7 +16,7 @@ from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import JSON_TYPE
 from omnibus.frontdoor.submitting import Accepted, result_of
-from omnibus.media import pictures, sound
+from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.envelope import StageTiming
 
@@ -73,17 +73,26 @@ async def transcoded(output: Output, *, audio: str | None = None, image: str | N
     cannot be read, or that the format cannot hold.
     """
     if output.modality == "audio" and audio is not None:
-        wanted, convert = audio.removesuffix("16"), sound.converted
-        media_type = sound.FORMATS[wanted].media_type
+        convert, wanted = _as_sound, audio.removesuffix("16")
     elif output.modality == "image" and image is not None:
-        wanted, convert, media_type = image, pictures.converted, f"image/{image}"
+        convert, wanted = _as_pictures, image
     else:
         return output
     try:
-        items = await asyncio.to_thread(lambda: tuple(convert(item, wanted) for item in output.items))
+        items, media_type = await asyncio.to_thread(convert, output.items, wanted)
     except EngineError as error:
         raise EngineError(f"the {output.modality} of stage {output.stage_id}: {error.message}") from error
     return replace(output, media_type=media_type, items=items)
+
+
+def _as_sound(items: tuple[bytes, ...], wanted: str) -> tuple[tuple[bytes, ...], str]:
+    from omnibus.media import sound  # noqa: PLC0415 16 MiB, for those who serve sound
+
+    return tuple(sound.converted(item, wanted) for item in items), sound.FORMATS[wanted].media_type
+
+
+def _as_pictures(items: tuple[bytes, ...], wanted: str) -> tuple[tuple[bytes, ...], str]:
+    return tuple(pictures.converted(item, wanted) for item in items), f"image/{wanted}"
 
 
 async def json_response(
