@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.errors import ProtocolError
 
-from omnibus.broker.nats_client import MessageReader, NatsMessage
+from omnibus.broker.message_reader import MessageReader, NatsMessage
 
 pytestmark = pytest.mark.unit
 
