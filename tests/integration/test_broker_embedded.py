@@ -74,6 +74,18 @@ async def test_server_takes_a_free_port_when_the_wanted_one_is_taken(
         assert second.port != own_server.port
 
 
+@pytest.mark.parametrize("wanted", [None, "7"])
+async def test_server_leaves_half_the_cores_to_its_clients_unless_it_is_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str | None
+) -> None:
+    monkeypatch.delenv("GOMAXPROCS", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("GOMAXPROCS", wanted)
+    async with EmbeddedServer(tmp_path, profile="dev", port=free_port()) as server:
+        given = Path(f"/proc/{server.pid}/environ").read_text().split("\0")  # noqa: ASYNC240 no disk
+    assert f"GOMAXPROCS={wanted or max(1, len(os.sched_getaffinity(0)) // 2)}" in given
+
+
 async def test_second_server_is_refused_when_the_state_directory_is_held(own_server: EmbeddedServer) -> None:
     with pytest.raises(ConfigError, match=f"in use by another nats-server at {without_password(own_server.url)}"):
         async with EmbeddedServer(own_server.state_dir, port=free_port()):

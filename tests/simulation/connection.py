@@ -63,6 +63,8 @@ class SimConnection(Connection):
         self._inboxes = 0
         self._there = self._here = 0.0  # when the last message of each direction arrives
         self._back_at = 0.0
+        self._unwritten = world.faults.unwritten()
+        self._broke_at = -1.0
         self._open: dict[asyncio.Future[Any], None] = {}  # in order
         self.epoch = 0
 
@@ -78,8 +80,13 @@ class SimConnection(Connection):
         self._inboxes += 1
         return f"_INBOX.{self.name}-{self._inboxes}"
 
-    async def flush(self, timeout: float = 5.0) -> None:  # noqa: ARG002 nothing waits here
-        return
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Returns when the broker has all that was sent before."""
+        await self.wait_connected(timeout)
+        self._check_alive()
+        pong = self._asking(timeout, "no pong")
+        self._arrives(lambda: self.arrive(lambda: None if pong.done() else pong.set_result(Wire(""))))
+        await pong
 
     def send(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = ""
@@ -92,7 +99,7 @@ class SimConnection(Connection):
         if not subject.startswith("$JS.ACK.") and faults.loses_core():
             return
         message = Wire(subject, data, headers, reply)
-        self.world.broker.at(self._arrival(), lambda: self._core(message))
+        self._arrives(lambda: self._core(message))
 
     def ask(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout: float = 2.0
@@ -103,15 +110,19 @@ class SimConnection(Connection):
             raise asyncio.CancelledError
         if not self.connected:
             raise Transient(f"not connected, cannot ask {subject}")
+        answer = self._asking(timeout, f"no answer on {subject}")
+        fate, epoch = faults.fate(), self.epoch
+        if fate is Fate.LOST:
+            self._arrives(lambda: _fail(answer, "it was lost"))
+        else:
+            self._arrives(lambda: self._ask(answer, fate, epoch, Wire(subject, data, headers)))
+        return answer
+
+    def _asking(self, timeout: float, what: str) -> asyncio.Future[Any]:
+        """An answer that is waited for: it fails after a while, and when the connection breaks."""
         answer: asyncio.Future[Any] = self.world.loop.create_future()
         self._open[answer] = None
-        fate, epoch = faults.fate(), self.epoch
-        arrival = self._arrival()
-        if fate is Fate.LOST:
-            self.world.broker.at(arrival, lambda: _fail(answer, "it was lost"))
-        else:
-            self.world.broker.at(arrival, lambda: self._ask(answer, fate, epoch, Wire(subject, data, headers)))
-        timer = self.world.loop.call_later(timeout, _fail, answer, f"no answer on {subject} within {timeout:g} s")
+        timer = self.world.loop.call_later(timeout, _fail, answer, f"{what} within {timeout:g} s")
 
         def answered(_: object) -> None:
             timer.cancel()
@@ -163,6 +174,7 @@ class SimConnection(Connection):
         if self.process.dead or not self.connected:
             return
         self.epoch += 1
+        self._broke_at = self.world.loop.time()
         self.connected_since = None
         self._up.clear()
         self._back_at = self.world.loop.time() + seconds
@@ -185,12 +197,23 @@ class SimConnection(Connection):
 
         self.world.loop.call_at(self._here, received, context=self.process.context)
 
+    def _arrives(self, work: Callable[[], None]) -> None:
+        """Something that is sent now arrives, in order. Its last tick is lost with a connection: it was not written yet."""
+        sent = self.world.loop.time()
+
+        def arrived() -> None:
+            ends = (self._broke_at, *((self.process.died_at,) if self.process.dead else ()))
+            if not any(end - self._unwritten < sent <= end for end in ends):
+                work()
+
+        self.world.broker.at(self._arrival(), arrived)
+
     def _arrival(self) -> float:
         self._there = max(self._there, self.world.loop.time() + self.world.faults.latency())
         return self._there
 
     def _core(self, message: Wire) -> None:
-        """Invariant: what a killed process has sent before arrives all the same."""
+        """Invariant: what a killed process has written before arrives all the same."""
         if message.subject.startswith("$JS.ACK."):
             if message.data[:4] != b"+WPI":
                 self.world.answered(self, message)

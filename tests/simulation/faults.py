@@ -6,6 +6,8 @@ import random
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from omnibus.broker.nats_client import TICK
+
 if TYPE_CHECKING:
     from tests.simulation.connection import SimConnection
     from tests.simulation.world import World
@@ -81,6 +83,10 @@ class Faults:
 
     def copies(self) -> int:
         return 2 if self.chance(self._copied) else 1
+
+    def unwritten(self) -> float:
+        """Seconds before the end of a connection after which what was sent is lost with it: it waited to be written."""
+        return self._rng.random() * TICK if self.active else 0.0
 
     def dies_before(self, connection: SimConnection, subject: str) -> bool:
         """Whether the process dies now, with what it was about to send."""

@@ -25,6 +25,7 @@ class Process:
         self.context = copy_context()
         self.context.run(_PROCESS.set, self)
         self.dead = False
+        self.died_at = 0.0
         self.suspended_until = 0.0
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -37,6 +38,7 @@ class Process:
     def kill(self) -> None:
         """Nothing of it reaches the outside any more: its connections are dead from here on, its tasks are taken down."""
         self.dead = True
+        self.died_at = self._loop.time()
         self.suspended_until = 0.0
         for task in self._tasks:
             task.cancel()
