@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
@@ -66,8 +66,18 @@ class Settings(BaseSettings):
     hang_timeout: float = Field(default=60.0, ge=0.0, allow_inf_nan=False)
     """Seconds after its heartbeat timeout at which a silent replica whose process lives is killed, to start again; 0: never."""
 
+    shared_memory: ByteSize = ByteSize(1 << 30)
+    """Bytes of shared memory, at most, that each replica hands its large outputs over in, to stages on its host; 0: none. A
+    fraction of it is taken while nothing is large, and never more than half of what the host has left."""
+    payload_address: str = ""
+    """The address of this machine on which each replica serves its large outputs to stages on other hosts, on a port of its own,
+    unencrypted: name one of a network that you trust. Empty: other hosts have them by the broker."""
     allowed_modules: Words = ()
     """Names that specifications from the broker may have loaded; see pipeline.allowed_code."""
+
+    output_store: str = ""
+    """Where large outputs of requests go, such as s3://bucket/prefix or file:///folder, the same for workers, front doors and
+    clients; needs the extra `outputs`. Empty: the broker, until their records expire."""
 
     # Logs and traces
     log_level: str = "info"

@@ -113,9 +113,9 @@ export class Omnibus {
 
   async #bytes(payload) {
     if (payload.data) return payload.data;
-    const stored = payload.location?.type === "object";
+    const stored = payload.locations?.find((place) => place.type === "object");
     const store = stored && (await new Objm(this.connection).open(`omni-${this.pipeline}-payloads`));
-    const bytes = store && (await store.getBlob(payload.location.key));
+    const bytes = store && (await store.getBlob(stored.key));
     if (!bytes) throw new Error("an output cannot be read from here");
     return bytes;
   }

@@ -9,21 +9,30 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from omnibus.broker.connection import Connection, status_of
 from omnibus.errors import BrokerUnavailable, PayloadLost
+from omnibus.wire.arriving_bytes import ArrivingBytes
+from omnibus.wire.codec import Buffer
 
 _CHUNK = 128 * 1024
 _WINDOW = 32  # chunks awaiting their acknowledgement: 4 MiB
+_HEAVY = 256 * 1024  # bytes from which a digest or a copy is work for a thread
 _BATCH_BYTES = 16 << 20  # of one batch get; bounds what may wait unread
 _END_OF_BATCH = "204"
 _NOT_FOUND = "404"
 _DEFAULT_DEADLINE = 60.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Options(msgspec.Struct, kw_only=True):
@@ -51,10 +60,8 @@ class ObjectStore:
         self._connection, self.name = connection, name
         self._stream = f"OBJ_{name}"
 
-    async def put(
-        self, name: str, data: bytes | memoryview, *, group: str = "", deadline: float = _DEFAULT_DEADLINE
-    ) -> None:
-        """Store an object; one of the same name is replaced. It can be read only once all of it is stored.
+    async def put(self, name: str, *parts: Buffer, group: str = "", deadline: float = _DEFAULT_DEADLINE) -> None:
+        """Store an object of these parts; one of the same name is replaced. It can be read only once all of it is stored.
 
         `group`, one token of a subject, is what `purge_group` removes together.
         """
@@ -62,22 +69,22 @@ class ObjectStore:
         nuid = f"{group}.{unique}" if group else unique
         async with _within(deadline, f"object {name} was not stored"):
             old = await self._info(name)
-            chunks = await self._put_chunks(nuid, memoryview(data))
-            info = _Info(name=name, bucket=self.name, nuid=nuid, size=len(data), chunks=chunks, digest=_digest(data))
+            chunks, size = await self._put_chunks(nuid, parts), _total(parts)
+            digest = await _in_thread(size, _digest, parts)
+            info = _Info(name=name, bucket=self.name, nuid=nuid, size=size, chunks=chunks, digest=digest)
             await self._put_info(info)
             if old is not None:
                 await self._purge_chunks(old.nuid)
 
-    async def get(self, name: str, *, deadline: float = _DEFAULT_DEADLINE) -> bytes:
-        """The whole object; raises PayloadLost when there is none, or when it is not what was stored."""
+    async def get(
+        self, name: str, *, into: memoryview | None = None, deadline: float = _DEFAULT_DEADLINE
+    ) -> bytes | memoryview:
+        """The whole object, in a buffer of its size where one is given; raises PayloadLost when it is not what was stored."""
         async with _within(deadline, f"object {name} was not read"):
             info = await self._info(name)
             if info is None:
                 raise PayloadLost(f"object {name} is not in store {self.name}")
-            data = b"".join(await self._get_chunks(info))
-        if len(data) != info.size or _digest(data) != info.digest:
-            raise PayloadLost(f"object {name} in store {self.name} is damaged: {len(data)} of {info.size} bytes")
-        return data
+            return await self._get_chunks(info, into)
 
     async def delete(self, name: str, *, deadline: float = _DEFAULT_DEADLINE) -> None:
         """Remove an object; idempotent."""
@@ -96,16 +103,13 @@ class ObjectStore:
         found = await self._connection.stored_subjects(self._stream, self._chunk_subject("*.*"))
         return {subject.split(".")[-2] for subject in found}
 
-    async def _put_chunks(self, nuid: str, data: memoryview) -> int:
-        subject = self._chunk_subject(nuid)
-        starts = range(0, len(data), _CHUNK)
+    async def _put_chunks(self, nuid: str, parts: Sequence[Buffer]) -> int:
+        subject, chunks, count = self._chunk_subject(nuid), _chunks(parts), 0
         # Order is the order of publishing: each window is sent in order over one connection, and awaited.
-        for first in range(0, len(starts), _WINDOW):
-            window = starts[first : first + _WINDOW]
-            await self._put_window(
-                subject, [bytes(data[start : start + _CHUNK]) for start in window], f"{nuid}.{first}"
-            )
-        return len(starts)
+        while window := list(itertools.islice(chunks, _WINDOW)):
+            await self._put_window(subject, window, f"{nuid}.{count}")
+            count += len(window)
+        return count
 
     async def _put_window(self, subject: str, chunks: list[bytes], msg_id: str) -> None:
         try:
@@ -115,21 +119,24 @@ class ObjectStore:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
 
-    async def _get_chunks(self, info: _Info) -> Iterable[bytes]:
-        chunks: dict[int, bytes] = {}  # by sequence, in order
-        while len(chunks) < info.chunks:
-            known = len(chunks)
-            await self._connection.retried(lambda: self._get_batch(info, chunks))
-            if len(chunks) == known:
-                raise PayloadLost(f"object {info.name} in store {self.name} lost {info.chunks - known} chunks")
-        return chunks.values()
+    async def _get_chunks(self, info: _Info, into: memoryview | None) -> bytes | memoryview:
+        """Assemble an object a batch at a time, so that no more than a batch of it is in memory twice."""
+        assembly, last, left = _Assembly(info, into), 0, info.chunks
+        while left:
+            chunks: dict[int, bytes] = {}  # by sequence, in order
+            await self._connection.retried(partial(self._get_batch, info, chunks, last, left))
+            if not chunks:
+                raise PayloadLost(f"object {info.name} in store {self.name} lost {left} chunks")
+            await _in_thread(_total(chunks.values()), assembly.add, chunks.values())
+            last, left = max(chunks), left - len(chunks)
+        return assembly.checked()
 
-    async def _get_batch(self, info: _Info, chunks: dict[int, bytes]) -> None:
-        """Add one batch to `chunks`; what arrived before an outage stays, so that another try goes on behind it."""
+    async def _get_batch(self, info: _Info, chunks: dict[int, bytes], last: int, left: int) -> None:
+        """Fill `chunks` with those behind `last`; what arrived before an outage stays, so that another try goes on behind it."""
         body = {
-            "seq": max(chunks, default=0) + 1,
+            "seq": max(chunks, default=last) + 1,
             "next_by_subj": self._chunk_subject(info.nuid),
-            "batch": info.chunks - len(chunks),
+            "batch": left - len(chunks),
             "max_bytes": _BATCH_BYTES,
         }
         request = self._connection.request_many(f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(body))
@@ -172,5 +179,66 @@ async def _within(deadline: float, what: str) -> AsyncIterator[None]:
         raise BrokerUnavailable(f"{what} within {deadline:g} s") from error
 
 
-def _digest(data: bytes | memoryview) -> str:
-    return f"SHA-256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()}"
+async def _in_thread(size: int, act: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Do what takes long with so many bytes, where the loop would stand still."""
+    return await asyncio.to_thread(act, *arguments, **named) if size > _HEAVY else act(*arguments, **named)
+
+
+def _chunks(parts: Iterable[Buffer]) -> Iterator[bytes]:
+    chunk = bytearray()
+    for part in parts:
+        left = memoryview(part)
+        while left:
+            taken, left = left[: _CHUNK - len(chunk)], left[_CHUNK - len(chunk) :]
+            if len(taken) == _CHUNK:  # copied once
+                yield bytes(taken)
+                continue
+            chunk += taken
+            if len(chunk) == _CHUNK:
+                yield bytes(chunk)
+                chunk.clear()
+    if chunk:
+        yield bytes(chunk)
+
+
+class _Assembly:
+    """An object on its way, checked against what was stored; any method raises PayloadLost. For threads, one at a time."""
+
+    def __init__(self, info: _Info, into: memoryview | None) -> None:
+        self._info, self._digest = info, hashlib.sha256()
+        with self._damaged():
+            self._bytes = ArrivingBytes(info.size, into)
+
+    def add(self, chunks: Iterable[bytes]) -> None:
+        with self._damaged():
+            for chunk in chunks:
+                self._bytes.add(chunk)
+                self._digest.update(chunk)
+
+    def checked(self) -> bytes | memoryview:
+        with self._damaged():
+            if _named(self._digest) != self._info.digest:
+                raise ValueError("its digest is another")
+            return self._bytes.whole()
+
+    @contextmanager
+    def _damaged(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise PayloadLost(f"object {self._info.name} in store {self._info.bucket} is damaged: {error}") from error
+
+
+def _digest(parts: Iterable[Buffer]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return _named(found)
+
+
+def _named(digest: hashlib._Hash) -> str:
+    return f"SHA-256={base64.urlsafe_b64encode(digest.digest()).decode()}"
+
+
+def _total(parts: Iterable[Buffer]) -> int:
+    return sum(map(len, parts))

@@ -88,6 +88,7 @@ _TABLE = {
         send deltas and answers to callers: omni.{P}.out.*.*
         tell which tasks a replica has in hand: omni.{P}.claim.{stage}.*
         have what an ended request has left removed: omni.{P}.serve.orphans
+        exchange payloads in memory of other hosts: omni.{P}.fetch.* <omni.{P}.fetch.*
         notice cancellations, calls and questions: <omni.{P}.{ctl|ask}.all <omni.{P}.{ctl|ask}.{stage}.*
         register replicas: $KV.{replicas}.{stage}.*
         read which replicas there are: $JS.API.DIRECT.GET.KV_{replicas}.$KV.{replicas}.{stage}.*

@@ -46,13 +46,14 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
     from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
     from omnibus.observability.tracing import open_tracing  # noqa: PLC0415
+    from omnibus.payloads.reach import Reach  # noqa: PLC0415
 
     if settings.metrics_dir is not None:
         share_metrics(settings.metrics_dir, settings.metrics_name)
     with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
         async with (
             connected(settings, role="frontdoor", wait=START_WAIT) as connection,
-            Producer(connection) as producer,
+            Producer(connection, Reach.of(settings)) as producer,
             ClusterView(connection) as cluster,
         ):
             aliases = {}

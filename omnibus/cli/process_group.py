@@ -74,6 +74,9 @@ class Fleet:
         return {
             "OMNIBUS_STATE_DIR": str(self.settings.state_dir),
             "OMNIBUS_LOG_LEVEL": self.settings.log_level,
+            "OMNIBUS_SHARED_MEMORY": str(int(self.settings.shared_memory)),
+            "OMNIBUS_PAYLOAD_ADDRESS": self.settings.payload_address,
+            "OMNIBUS_OUTPUT_STORE": self.settings.output_store,
             "OMNIBUS_LOG_FORMAT": log_format(self.settings),
             **self.addresses.environment,
         }

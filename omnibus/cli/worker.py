@@ -15,6 +15,7 @@ from omnibus.cli import options
 @options.pipeline
 @options.stage_overrides
 @options.allow_module
+@options.payloads
 @options.process
 @options.grace
 @options.stage_init_timeout

@@ -14,6 +14,7 @@ from omnibus.client.request_events import Output, Result
 from omnibus.ledger.overload import OpenRequests
 from omnibus.ledger.performer import Performer, shared_lane
 from omnibus.ledger.records import StoredRecord
+from omnibus.payloads.reach import Reach
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import Director
@@ -85,10 +86,10 @@ class Mailbox:
 class Channel:
     """Made by `open`. Messages of a request that nobody follows are dropped, but its end is noted."""
 
-    def __init__(self, connection: Connection, pipeline: str, front: str) -> None:
+    def __init__(self, connection: Connection, pipeline: str, front: str, reach: Reach) -> None:
         self.connection, self.pipeline, self.front = connection, pipeline, front
         self.performer = Performer(connection, pipeline, lane_of=self._lane_of)
-        self.store = PayloadStore(connection, pipeline)
+        self.store = PayloadStore(connection, pipeline, reach)
         self.open_requests = OpenRequests(self.performer.queue, connection.clock)
         self._mailboxes: dict[str, list[Mailbox]] = defaultdict(list)
         self._early: dict[str, Mailbox] = {}
@@ -99,9 +100,9 @@ class Channel:
         self._directing = asyncio.Lock()
 
     @classmethod
-    async def open(cls, connection: Connection, pipeline: str, front: str) -> Channel:
+    async def open(cls, connection: Connection, pipeline: str, front: str, reach: Reach) -> Channel:
         """Listen; raises BrokerUnavailable."""
-        channel = cls(connection, pipeline, front)
+        channel = cls(connection, pipeline, front, reach)
         subject = subjects.out_all(pipeline, front)
         channel._subscriptions.append(await connection.subscribe(subject, channel.on_message))
         channel._unhook = connection.on_reconnect(channel._reconnected)
@@ -186,7 +187,7 @@ class Channel:
 
     async def output(self, final: FinalOutput) -> Output:
         """A final output with its bytes read; raises PayloadLost."""
-        items = [await self.store.get(item) for item in final.items]
+        items = [bytes(await self.store.get(item)) for item in final.items]
         media_type = final.items[0].media_type if final.items else "application/octet-stream"
         return Output(
             stage_id=final.stage_id, modality=final.modality, media_type=media_type, items=tuple(items),

@@ -49,7 +49,7 @@ class DeadLetters:
     async def input(self, dead_letter: DeadLetter) -> bytes:
         """The request that it keeps, encoded; raises PayloadLost."""
         payload = dead_letter.record.ticket.request
-        return payload.data if payload.data is not None else await self._inputs.get(dead_letter.record.rid)
+        return payload.data if payload.data is not None else bytes(await self._inputs.get(dead_letter.record.rid))
 
     async def keep(self, record: Record) -> None:
         """Write the dead letter of a failed request; nothing when an operator has opened it again since. Twice is once.
@@ -85,6 +85,6 @@ class DeadLetters:
             await self._inputs.delete(record.rid)
 
     async def _keep_input(self, record: Record) -> None:
-        if (location := record.ticket.request.location) is not None:
+        if (key := record.ticket.request.object_key) is not None:
             with suppress(PayloadLost):  # the dead letter shows the end all the same
-                await self._inputs.put(record.rid, await self._payloads.get(location.key))
+                await self._inputs.put(record.rid, await self._payloads.get(key))

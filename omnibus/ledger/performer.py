@@ -15,7 +15,7 @@ from omnibus.requests.advance import orphan_effects
 from omnibus.requests.effects import Effect
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import Cancel
+from omnibus.wire.control import Cancel, Free
 from omnibus.wire.envelope import DeadlinePassed, Event, Task, event_kind
 from omnibus.wire.payload import ENVELOPE_LIMIT
 
@@ -25,6 +25,11 @@ LaneOf = Callable[[Task], str]
 def shared_lane(task: Task) -> str:
     """The lane that the request asks for, which all replicas of a stage share."""
     return task.ticket.lane
+
+
+def ended_run(record: Record | None) -> int:
+    """The run that ended a request, 0 for one that is open or not known."""
+    return record.ticket.run if record is not None and record.state.terminal else 0
 
 
 class Performer:
@@ -67,22 +72,31 @@ class Performer:
             raise RequestTooLarge(f"an envelope of {len(data)} bytes exceeds the limit of {ENVELOPE_LIMIT}")
         return not (await self._connection.js_publish(subject, data, effect.msg_id)).duplicate
 
-    async def clear_orphans(self, rid: str, *, queued: bool = False) -> bool:
-        """Remove what is stored for a request that has ended, and what is `queued`; False when it is open. Idempotent.
+    async def clear_orphans(self, rid: str, *, queued: bool = False) -> Record | None:
+        """Remove what is stored for a request that has ended, and what is `queued`; returns its record. Idempotent.
 
         For a worker that may have stored something too late for the end's own purge. Payloads stored before this call are
         gone by then or go with the end: the record is read where it was written. Raises BrokerUnavailable and Unreadable.
         """
         entry = await self.ledger.read_latest(rid)
-        await self.perform(orphan_effects(entry.record if entry is not None else None, queued=queued))
-        return entry is None or entry.record.state.terminal
+        record = entry.record if entry is not None else None
+        await self.perform(orphan_effects(record, queued=queued))
+        return record
 
     async def report_orphans(self, rid: str) -> None:
         """Have an orchestrator do the same, as the role of a worker may not; without one it is tried here. Raises BrokerError."""
         try:
-            await self._connection.request(subjects.questions(self.pipeline, "orphans"), rid.encode())
+            await self.ask_orphans(rid)
         except BrokerUnavailable:
             await self.clear_orphans(rid)
+
+    async def ask_orphans(self, rid: str) -> int:
+        """Have an orchestrator do the same; returns the run that ended the request, 0 for one that is open or not known.
+
+        Raises BrokerUnavailable, also when there is no orchestrator.
+        """
+        answer = await self._connection.request(subjects.questions(self.pipeline, "orphans"), rid.encode())
+        return int(answer.data)
 
     async def report_unreadable(self, stage_id: int, rid: str, task_seq: int, reason: str) -> None:
         """Have an orchestrator end the request of a task that cannot be read, by an event that says so. Raises BrokerError."""
@@ -99,8 +113,8 @@ class Performer:
 
     async def discard_input(self, record: Record) -> None:
         """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""
-        if (location := record.ticket.request.location) is not None:
-            await self._objects.delete(location.key)
+        if (key := record.ticket.request.object_key) is not None:
+            await self._objects.delete(key)
 
     async def _perform(self, effect: Effect, revision: int) -> int:
         """Returns the revision of the record after it."""
@@ -135,6 +149,9 @@ class Performer:
             before = await self.queue.next_sequence()
             if not await self._has_failed(effect.rid, effect.failed_run):
                 return
+        if effect.hosted_run:  # may be lost: the processes that have the memory ask about what stays in it
+            free = Free(rid=effect.rid, run=effect.hosted_run)
+            await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(free))
         if effect.stored:
             # Invariant: before the queue, which may hold the very event that has all this repeated when its shell dies.
             await self._objects.purge_group(effect.rid)

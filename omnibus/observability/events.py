@@ -47,6 +47,10 @@ class LogEvent(StrEnum):
     LEASE_LOST = "lease.lost"
     """The lease was missed: the worker publishes nothing more about this task."""
     ACK_FAILED = "ack.failed"
+    MEMORY_UNAVAILABLE = "memory.unavailable"
+    """Shared memory cannot be used: large outputs go through the object store."""
+    WRITE_THROUGH_FAILED = "payload.write_through_failed"
+    """An output of a durable edge is in its host's memory only."""
     PAYLOADS_LEFT = "payloads.left"
     """Payloads were stored after the request's end and not removed; the store's lifetime ends them."""
 

@@ -68,7 +68,13 @@ class Metrics:
         self.permission_denied = self._counter("broker_permission_denied", "Calls that the broker refused")
         self.asyncio_tasks = self._gauge("asyncio_tasks", "Tasks on the event loop that is asked")
         self.asyncio_tasks.set_function(_tasks)
+        self._add_payloads()
         self.pulls_reissued = self._counter("pulls_reissued", "Pull requests sent again after a loss", "stage")
+
+    def _add_payloads(self) -> None:
+        self.payload_bytes = self._counter("payload_bytes", "Bytes put outside messages", "pipeline", "location")
+        self.payloads_spilled = self._counter("payloads_spilled", "Payloads that memory had no room for", "pipeline")
+        self.memory_bytes = self._gauge("payload_memory_bytes", "Shared memory, held or free", "pipeline", "status")
 
     def _add_http(self) -> None:
         self.http_requests = self._counter("http_requests", "HTTP requests answered", "route", "status")

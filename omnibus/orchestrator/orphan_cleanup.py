@@ -59,6 +59,7 @@ class OrphanCleanup:
     async def _clear(self, rid: str, *, queued: bool) -> bool:
         """Clear up after a request; True when there is no more to do about it."""
         try:
-            return await self._performer.clear_orphans(rid, queued=queued)
+            record = await self._performer.clear_orphans(rid, queued=queued)
         except Unreadable:  # its record is damaged, or of a newer version; the receiver of its tasks reports that
             return True
+        return record is None or record.state.terminal

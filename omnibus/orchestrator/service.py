@@ -12,7 +12,7 @@ from typing import Any
 
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.puller import Puller
-from omnibus.ledger.performer import Performer
+from omnibus.ledger.performer import Performer, ended_run
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.delivery_loop import DeliveryLoop
@@ -97,9 +97,9 @@ class OrchestratorService:
         """A worker has stored something too late for its request's end."""
         rid = message.data.decode(errors="replace")
         if subjects.is_name(rid):
-            await self._performer.clear_orphans(rid)
+            ended = ended_run(await self._performer.clear_orphans(rid))
             if message.reply:
-                await self._connection.publish(message.reply)
+                await self._connection.publish(message.reply, str(ended).encode())
 
     async def _on_message(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)

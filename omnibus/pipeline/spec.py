@@ -30,9 +30,15 @@ class PayloadRule(StrEnum):
     """The way in which the outputs of a stage travel along an edge; the later, the stronger where edges share outputs."""
 
     AUTO = "auto"
-    """Small outputs travel inside the message, others through the object store."""
+    """Small outputs travel inside the message, others through shared memory where there is room, else the object store."""
     INLINE = "inline"
     """Inside the message, whatever the size; too large an envelope fails the request."""
+    SHM = "shm"
+    """Through shared memory of the host, whatever the size; the object store when that is full."""
+    PEER = "peer"
+    """Through shared memory of the host as above, and from there over TCP, also to readers on the same host."""
+    DURABLE = "durable"
+    """Through shared memory of the host as above, and written to the object store behind the message."""
     OBJECT = "object"
     """Through the object store, whatever the size."""
 

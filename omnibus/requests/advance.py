@@ -7,6 +7,7 @@ first may have died before it performed them. A result counts from any replica; 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace as changed
 
 from msgspec.structs import replace
 
@@ -122,12 +123,15 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     Payloads of a failed request stay, since an operator may run it again; the store's own lifetime removes them. Of one whose
     queue is known to be empty, the record tells whether anything was stored.
     """
-    has_stored = record.ticket.request.location is not None or any(timing.stored for timing in record.timings)
+    has_stored = bool(record.ticket.request.locations) or any(timing.stored for timing in record.timings)
     stored = record.state is not RequestState.FAILED and (queued or has_stored)
     # What is done has nothing running any more; every other end may leave stages at work.
     stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
+    # Every other end has what is in shared memory freed by its stop.
+    hosted = record.state is RequestState.DONE and any(timing.hosted for timing in record.timings)
     ended = EndNotice(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
-    return (*stop, *_notify(record, ended), purge_of(record, queued=queued, stored=stored))
+    purge = changed(purge_of(record, queued=queued, stored=stored), hosted_run=record.ticket.run if hosted else 0)
+    return (*stop, *_notify(record, ended), purge)
 
 
 def orphan_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:

@@ -105,6 +105,8 @@ class Purge:
     """Tasks and events; nothing is there when every stage of a first run has just finished."""
     stored: bool = False
     """Payloads in the object store that only its stages needed."""
+    hosted_run: int = 0
+    """Payloads of this run and earlier ones are in shared memory of hosts; 0: none are."""
     failed_run: int | None = None
     """Set for a request that an operator may open again: nothing is removed of a later run than this one."""
 

@@ -19,6 +19,13 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     """The last run that is to be dropped: an operator may have opened a later one. None: every run."""
 
 
+class Free(msgspec.Struct, frozen=True, kw_only=True, tag="free"):
+    """The request is done: its payloads in shared memory go, those of this run and of earlier ones."""
+
+    rid: str
+    run: int
+
+
 class AskClaims(msgspec.Struct, frozen=True, kw_only=True, tag="ask-claims"):
     """An orchestrator has started: every replica announces its claims again."""
 
@@ -59,7 +66,7 @@ class RpcReply(msgspec.Struct, frozen=True, kw_only=True, tag="rpc-reply"):
     """The same error, from which the caller's exception is made."""
 
 
-Control = Cancel | AskClaims | AskSentText | Rpc
+Control = Cancel | Free | AskClaims | AskSentText | Rpc
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim"):

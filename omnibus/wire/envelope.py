@@ -49,6 +49,8 @@ class StageTiming(msgspec.Struct, frozen=True, array_like=True):
     bytes_out: int = 0
     stored: int = 0
     """Payloads that the stage put into the object store for the next ones."""
+    hosted: int = 0
+    """The same in shared memory."""
 
     @property
     def seconds(self) -> tuple[float, float]:

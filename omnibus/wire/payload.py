@@ -14,6 +14,7 @@ RECORD_INLINE_LIMIT = 64 * 1024
 MSGPACK = "application/msgpack"
 """An untyped value made by `codec.pack`."""
 TEXT = "text/plain"
+BYTES = "application/octet-stream"
 PNG = "image/png"
 WAV = "audio/wav"
 JSON = "application/json"
@@ -25,13 +26,58 @@ class ObjectKey(msgspec.Struct, frozen=True, tag="object"):
     key: str
 
 
+class MemorySlot(msgspec.Struct, frozen=True, tag="memory"):
+    """A slot of shared memory: readable on its host, also after its maker died, until the request ends."""
+
+    host: str
+    name: str
+    generation: int
+    """The slot holds these bytes for as long as this is its generation."""
+
+
+class PeerSlot(msgspec.Struct, frozen=True, kw_only=True, tag="peer"):
+    """The same slot, as the process that made it serves it over TCP: readable from other hosts while that lives."""
+
+    host: str
+    port: int
+    name: str
+    generation: int
+    signature: bytes
+    """Shows the process that a reader has this reference from it."""
+    proof: bytes
+    """Shows the reader that the answer is that process's: its last bytes."""
+
+
+class StoredOutput(msgspec.Struct, frozen=True, tag="output"):
+    """A large output of a request, in storage of the operator's."""
+
+    url: str
+
+
+Location = ObjectKey | MemorySlot | PeerSlot | StoredOutput
+
+
 class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Bytes and what they are. Either `data` or `location` is set."""
+    """Bytes and what they are. Either `data` or `locations` is set."""
 
     media_type: str
     nbytes: int
     data: bytes | None = None
-    location: ObjectKey | None = None
+    locations: tuple[Location, ...] = ()
+    """Places that have the bytes, in the order in which a reader tries them."""
+    lead: int = 0
+    """Bytes before the first large array in them, which a reader places so that its buffer is aligned."""
+    viewed: int = 0
+    """Bytes of large arrays in them, which unpacking does not copy."""
+
+    @property
+    def object_key(self) -> str | None:
+        """The key of the bytes in the object store, None where they are not there."""
+        return next((place.key for place in self.locations if isinstance(place, ObjectKey)), None)
+
+    @property
+    def in_memory(self) -> bool:
+        return any(isinstance(place, MemorySlot) for place in self.locations)
 
     @classmethod
     def inline(cls, data: bytes, media_type: str) -> Payload:

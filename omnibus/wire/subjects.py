@@ -133,6 +133,11 @@ def ask_all(pipeline: str) -> str:
     return f"{_root(pipeline)}.ask.all"
 
 
+def fetch(pipeline: str, host: str) -> str:
+    """The subject on which processes of a host are asked for payloads in its memory."""
+    return f"{_root(pipeline)}.fetch.{check_name(host, 'host')}"
+
+
 def questions(pipeline: str, what: str) -> str:
     """Questions that one orchestrator answers, or does as it is asked; `what` may be a filter."""
     return f"{_root(pipeline)}.serve.{what}"

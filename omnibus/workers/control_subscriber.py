@@ -14,7 +14,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.pause_state import PauseMode, PauseState, PauseWatch, pause_mode
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import AskClaims, AskSentText, Cancel, Control, Rpc, RpcReply
+from omnibus.wire.control import AskClaims, AskSentText, Cancel, Control, Free, Rpc, RpcReply
 from omnibus.wire.failure import Failure, describe
 from omnibus.workers.assignment import Claims
 from omnibus.workers.engines.protocol import Engine
@@ -44,10 +44,11 @@ class ControlSubscriber:
     def __init__(
         self, conn: Connection, pipeline: str, stage_id: int, *,
         handlers: ControlHandlers, claims: Claims, telemetry: TaskTelemetry, streams: DeltaStreams,
+        free: Callable[[str, int | None], None],
     ) -> None:  # fmt: skip
         self._conn, self._pipeline, self._stage_id = conn, pipeline, stage_id
         self._handlers, self._claims = handlers, claims
-        self._telemetry, self._streams = telemetry, streams
+        self._telemetry, self._streams, self._free = telemetry, streams, free
         self._subscriptions: list[Subscription] = []
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -84,6 +85,10 @@ class ControlSubscriber:
         order: Control = codec.decode(message.data, Control)
         if isinstance(order, Cancel):
             self._claims.cancel(order)
+            for rid in order.rids:
+                self._free(rid, order.run)
+        elif isinstance(order, Free):
+            self._free(order.rid, order.run)
 
     async def _inform(self, message: ReceivedMessage) -> None:
         """Answer what changes nothing."""

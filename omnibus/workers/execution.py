@@ -94,7 +94,8 @@ class Execution:
         sizes = (
             _nbytes(*task.inputs.values()),
             _nbytes(outputs) + sum(item.nbytes for item in (final.items if final else ())),
-            sum(payload.location is not None for payload in outputs.values()),
+            sum(payload.object_key is not None for payload in outputs.values()),
+            sum(payload.in_memory for payload in outputs.values()),
         )
         timing = StageTiming(task.stage_id, task.published, started, self._conn.clock.now(), *sizes)
         return StageResult(

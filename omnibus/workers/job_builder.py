@@ -13,7 +13,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import codec
 from omnibus.wire.envelope import Task
 from omnibus.wire.failure import describe
-from omnibus.wire.payload import MSGPACK, TEXT, Payload
+from omnibus.wire.payload import Payload
 from omnibus.wire.request import Request, decode_request
 from omnibus.workers.engines.protocol import EngineInput, Job, Outputs, StageInput
 from omnibus.workers.engines.threads import EngineLoop, EngineThreads, awaited, is_async
@@ -38,8 +38,11 @@ class JobBuilder:
 
     async def given(self, task: Task) -> StageInput:
         """Fetch the stage's input; raises PayloadLost, or a RequestError for what the request got wrong."""
-        request = decode_request(await self._store.get(task.ticket.request))
-        sources = {self._spec.stage(source).name: await self._fetch(given) for source, given in task.inputs.items()}
+        request = decode_request(bytes(await self._store.get(task.ticket.request)))
+        sources = {
+            self._spec.stage(source).name: await self._fetch(given, task.ticket.rid)
+            for source, given in task.inputs.items()
+        }
         return StageInput(rid=task.ticket.rid, request=request, sources=sources)
 
     async def build(self, given: StageInput, **more: Any) -> Job:
@@ -59,9 +62,9 @@ class JobBuilder:
         self._threads.close()
         self._loop.close()
 
-    async def _fetch(self, given: Mapping[str, Payload]) -> Outputs:
-        payloads = await asyncio.gather(*(self._store.get(payload) for payload in given.values()))
-        return {name: unpacked(data, given[name].media_type) for name, data in zip(given, payloads, strict=True)}
+    async def _fetch(self, given: Mapping[str, Payload], rid: str) -> Outputs:
+        values = await asyncio.gather(*(self._store.value(payload, rid) for payload in given.values()))
+        return dict(zip(given, values, strict=True))
 
     async def _engine_input(self, stage_input: StageInput) -> EngineInput:
         """Isolated: whatever a processor raises ends or retries this request only, and it holds up no more than its own kind."""
@@ -121,15 +124,3 @@ def merged_sampling(stage: StageSpec, request: Request) -> dict[str, Any]:
     """The stage's defaults, overridden by what the request gives for the stage's id, and then for its name."""
     given = request.sampling_params
     return {**stage.default_sampling_params, **given.get(str(stage.stage_id), {}), **given.get(stage.name, {})}
-
-
-def unpacked(data: bytes, media_type: str) -> Any:
-    """A stage's output as its maker gave it: a packed value, a text, or bytes as they are."""
-    if media_type == MSGPACK:
-        return codec.unpack(data)
-    if media_type == TEXT:
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"a text payload is not UTF-8: {error}") from error
-    return data

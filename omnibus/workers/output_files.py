@@ -9,9 +9,8 @@ import msgspec
 import numpy as np
 
 from omnibus.errors import EngineError, RequestError, RequestTooLarge
-from omnibus.wire.payload import JSON, PNG, TEXT, WAV
+from omnibus.wire.payload import BYTES, JSON, PNG, TEXT, WAV
 
-BYTES = "application/octet-stream"
 MAX_FILES = 1024
 """Files of one output: each is named in the request's record."""
 File = tuple[bytes, str]

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnibus.errors import EngineError
+from omnibus.payloads.packing import Packed, packed
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
-from omnibus.wire import codec
 from omnibus.wire.envelope import FinalOutput, Task
-from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, MSGPACK, RECORD_INLINE_LIMIT, TEXT, Payloads
+from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, RECORD_INLINE_LIMIT, Payloads
 from omnibus.workers.engines.protocol import Finished, Outputs
-from omnibus.workers.output_files import BYTES, File, encoded
+from omnibus.workers.output_files import File, encoded
 
 _ENVELOPE_REST = 32 * 1024  # of an envelope: route, trace, timings and names
 _KINDS = {"embedding": "tensor"}
@@ -37,9 +37,9 @@ class OutputWriter:
         rule, left = self._rule(task.ticket.route, task.stage_id), inline_share(task)
         payloads = {}
         for name, value in finished.outputs.items():
-            data, media_type = self._packed(name, value)
+            data = await self._packed(name, value)
             # Together they must fit into one envelope, whatever each of them would be allowed.
-            payload = await self._store.put(data, media_type, rid=task.ticket.rid, rule=rule, limit=left)
+            payload = await self._store.put(data, rid=task.ticket.rid, ticket=task.ticket, rule=rule, limit=left)
             left -= len(payload.data or b"")
             payloads[name] = payload
         return payloads
@@ -52,7 +52,9 @@ class OutputWriter:
         items = await self._files(modality, finished.outputs) if finished.outputs else ()
         stored, left = [], RECORD_INLINE_LIMIT
         for data, kind in items:
-            payload = await self._store.put(data, kind, rid=task.ticket.rid, limit=left, lasting=True)
+            payload = await self._store.put(
+                data, kind, rid=task.ticket.rid, ticket=task.ticket, limit=left, lasting=True
+            )
             left -= len(payload.data or b"")
             stored.append(payload)
         return FinalOutput(
@@ -65,11 +67,9 @@ class OutputWriter:
         rules = {self._spec.edge(stage_id, target.stage_id).payload for target in route[stage_id].targets}
         return max(rules, key=list(PayloadRule).index)
 
-    def _packed(self, name: str, value: Any) -> tuple[bytes, str]:
-        if isinstance(value, bytes):
-            return value, BYTES
+    async def _packed(self, name: str, value: Any) -> Packed:
         try:
-            return (value.encode(), TEXT) if isinstance(value, str) else (codec.pack(value), MSGPACK)
+            return await packed(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise EngineError(f"stage {self._stage.name!r}: output {name!r}: {error}") from error
 

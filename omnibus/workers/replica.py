@@ -21,7 +21,9 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import Tracing
+from omnibus.payloads.reach import Reach
 from omnibus.payloads.store import PayloadStore
+from omnibus.payloads.upkeep import MemoryUpkeep
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.choice.director import Director
@@ -70,6 +72,8 @@ class ReplicaOptions:
     """Whether somebody starts it again when it says so (`Replica.comes_back`)."""
     on_loaded: Callable[[], None] = lambda: None
     tracing: Tracing = field(default_factory=Tracing)
+    reach: Reach = field(default_factory=Reach)
+    """Places for payloads besides the broker."""
 
 
 class Replica:
@@ -100,10 +104,12 @@ class Replica:
         self._streams = DeltaStreams(conn)
         self._registration = self._make_registration()
         self._slots = TaskSlots(stage.slots, self._claims, self._registration.set_status)
+        self._payloads = PayloadStore(conn, spec.name, self._options.reach)
         self._execution = execution = self._make_execution()
         self._health = EngineHealth(stage, execution, self._slots, on_death=self.drain)
+        self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
         self._service = TaskService(
-            stage, execution, Performer(conn, spec.name, lane_of=self._director.lane),
+            stage, execution, self._performer,
             claims=self._claims, slots=self._slots, telemetry=self._telemetry, health=self._health, leave=self._leave,
         )  # fmt: skip
         come_back = self._restart if self._options.supervised else None
@@ -112,7 +118,7 @@ class Replica:
         self._control = ControlSubscriber(
             conn, spec.name, stage.stage_id,
             handlers=self._handlers, claims=self._claims,
-            telemetry=self._telemetry, streams=self._streams,
+            telemetry=self._telemetry, streams=self._streams, free=self._payloads.free,
         )  # fmt: skip
         self.comes_back = False
         """Whether it leaves, or has left, to be started again."""
@@ -142,7 +148,7 @@ class Replica:
         Raises CheckpointMissing, StageStartError or another ConfigError when the engine does not start, EngineDead when it
         dies. Cancelling it leaves every task in hand to the others, as a death would.
         """
-        async with self._director, self._pause_states, self._registration:
+        async with self._director, self._pause_states, self._payloads, self._registration:
             unhook = self._conn.on_reconnect(self._registration.hurry)
             try:
                 await self._load_engine()
@@ -167,12 +173,16 @@ class Replica:
         await self._control.listen()
         self._handlers.begin(self._pause_states.pause_state)
         async with asyncio.TaskGroup() as jobs:
-            watch = jobs.create_task(self._health.run(), name="engine-health")
+            side = [jobs.create_task(self._health.run(), name="engine-health")]
+            if self._options.reach.memory is not None:
+                upkeep = MemoryUpkeep(self._conn, self._payloads, self._performer)
+                side.append(jobs.create_task(upkeep.run(), name="payload-upkeep"))
             while not self._ending.is_set():
                 await self._take_tasks(jobs)
             self._left.set()
             await self._finish()
-            watch.cancel()
+            for task in side:
+                task.cancel()
         if self._health.death is not None:
             raise self._health.death
 
@@ -258,7 +268,7 @@ class Replica:
     # What it is made of
 
     def _make_execution(self) -> Execution:
-        store = PayloadStore(self._conn, self._spec.name)
+        store = self._payloads
         return Execution(
             self._conn, self._stage, self._engine,
             JobBuilder(self._spec, self._stage, store), OutputWriter(self._spec, self._stage, self._engine.outputs, store),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import itertools
 import os
 import secrets
@@ -23,8 +24,10 @@ from omnibus.lineage import die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
 from omnibus.observability.tracing import Tracing, open_tracing
+from omnibus.payloads.reach import Reach
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.overrides import override_stages
+from omnibus.pipeline.spec import PayloadRule
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.settings import Settings
 from omnibus.workers.initialisation.watchdog import Watchdog
@@ -72,17 +75,17 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> bool:
         async with connect(
             found.url, name=instance, role="worker", deadline=30.0, access=found.access, stage=arguments.stage
         ) as conn:
-            allowed = AllowedCode(frozenset(settings.allowed_modules))
-            return await _serve(conn, arguments, allowed, instance, tracing)
+            return await _serve(conn, arguments, settings, instance, tracing)
 
 
 async def _serve(
-    conn: Connection, arguments: argparse.Namespace, allowed: AllowedCode, instance: str, tracing: Tracing
+    conn: Connection, arguments: argparse.Namespace, settings: Settings, instance: str, tracing: Tracing
 ) -> bool:
     """Whether it wants to be started again."""
     spec = override_stages(await load_deployed(conn, arguments.pipeline), arguments.override)
     stage, start_timeout = spec.stage(arguments.stage), arguments.start_timeout
-    allowed.check(stage)
+    AllowedCode(frozenset(settings.allowed_modules)).check(stage)
+    asks_for_peer = any(edge.source == stage.stage_id and edge.payload is PayloadRule.PEER for edge in spec.edges)
     watchdog = Watchdog(f"stage {stage.name!r}", FATAL_EXIT_CODE)
 
     def loaded() -> None:
@@ -99,10 +102,11 @@ async def _serve(
         tracing=tracing,
     )
     watchdog.expect("importing the engine", start_timeout)
-    replica = Replica(conn, spec, stage, options)
-    watchdog.expect("the engine", 2 * start_timeout + STUCK_AFTER)
-    _leave_on_signals(replica)
-    await replica.run()
+    with Reach.open(settings, spec.name, asks_for_peer=asks_for_peer) as reach:
+        replica = Replica(conn, spec, stage, dataclasses.replace(options, reach=reach))
+        watchdog.expect("the engine", 2 * start_timeout + STUCK_AFTER)
+        _leave_on_signals(replica)
+        await replica.run()
     return replica.comes_back
 
 

@@ -21,6 +21,7 @@ from omnibus.lineage import PARENT_VARIABLE
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.payloads.memory import remove_abandoned
 from omnibus.settings import inherited_environment
 
 INSTANCE_VARIABLE = "OMNIBUS_INSTANCE"
@@ -92,6 +93,8 @@ class Supervisor:
         self._metrics = metrics
         self._stopping = asyncio.Event()
         self._failure: StageStartError | None = None
+        self._pids: set[int] = set()
+        """Those of all children there ever were."""
 
     async def run(self) -> None:
         """Start all, and return when all have ended.
@@ -99,12 +102,15 @@ class Supervisor:
         A child that could never start ends the others too, and raises StageStartError with its last lines; one that did
         before is tried again. Cancelling `run` kills the children at once.
         """
-        async with asyncio.TaskGroup() as group:
-            stopper = group.create_task(self._stop_children(), name="supervisor-stop")
-            async with asyncio.TaskGroup() as keepers:  # which cancels each once: a second time would cut its end short
-                for child in self._children:
-                    child.keeper = keepers.create_task(self._keep_alive(child), name=f"keep-{child.name}")
-            stopper.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                stopper = group.create_task(self._stop_children(), name="supervisor-stop")
+                async with asyncio.TaskGroup() as keepers:  # which cancels each once: twice would cut its end short
+                    for child in self._children:
+                        child.keeper = keepers.create_task(self._keep_alive(child), name=f"keep-{child.name}")
+                stopper.cancel()
+        finally:
+            remove_abandoned(self._pids)
         if self._failure is not None:
             raise self._failure
 
@@ -141,7 +147,7 @@ class Supervisor:
     async def _keep_alive(self, child: _Child) -> None:
         quick_deaths, lives = 0, 0
         while not self._stopping.is_set():
-            death, lives = await child.live(self._death_reporter), lives + 1
+            death, lives = await child.live(self._death_reporter, self._pids.add), lives + 1
             if death.returncode == 0 or self._stopping.is_set():
                 return
             if death.returncode == RESTART_EXIT_CODE:
@@ -209,10 +215,10 @@ class _Child:
     def last_lines(self) -> str:
         return "\n".join(self._lines or self._former_lines)
 
-    async def live(self, on_end: DeathHook) -> ChildDeath:
+    async def live(self, on_end: DeathHook, on_start: Callable[[int], None]) -> ChildDeath:
         """Start the process, pass its output on, and wait for its end; its process group ends with it.
 
-        Cancelling kills it; `on_end` hears of that, too.
+        Cancelling kills it; `on_end` hears of that, too, and `on_start` of its process id.
         """
         self.instance = instance = f"{self.name}-{secrets.token_hex(4)}".replace(" ", "-")
         started = time.monotonic()
@@ -231,6 +237,7 @@ class _Child:
             start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends its children in order
             limit=_LINE_LIMIT,
         )
+        on_start(process.pid)
         echo = asyncio.create_task(self._echo(process), name=f"echo-{self.name}")
         try:
             await process.wait()

@@ -14,7 +14,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from tests.chaos.evidence import Entry, Evidence
 from tests.chaos.setups import Arena
-from tests.support.served import shared_memory
+from tests.support.memory import shared_memory
 from tests.support.waiting import eventually
 
 SETTLE = 15.0

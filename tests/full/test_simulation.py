@@ -18,6 +18,11 @@ def test_no_promise_is_broken_when_anything_may_go_wrong() -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_no_promise_is_broken_and_nothing_stays_when_payloads_are_in_shared_memory() -> None:
+    broken = [str(outcome) for outcome in sweep(SEEDS[:30_000], hosted=True)]
+    assert not broken, "\n".join(broken)
+
+
 @pytest.mark.parametrize("hole", sorted(HOLES))
 def test_a_seed_fails_when_a_hole_is_planted(hole: str) -> None:
     found = next(sweep(BOUND, hole=hole), None)

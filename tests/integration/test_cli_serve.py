@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from omnibus.errors import StageStartError
+from tests.support.memory import memory_of
 from tests.support.processes import children_of, is_running
-from tests.support.served import SIM_PIPELINE, command_line, omnibus, shared_memory, start, write_pipeline
+from tests.support.served import SIM_PIPELINE, command_line, omnibus, start, write_pipeline
 from tests.support.terminal import Terminal
 from tests.support.waiting import eventually
 from tools.serving import Serving, serving
@@ -165,7 +166,7 @@ async def test_child_is_started_again_when_it_is_killed(served: Serving) -> None
 
 async def test_running_request_is_answered_and_nothing_is_left_when_serve_is_stopped(tmp_path: Path) -> None:
     """A task that a replica finishes while it leaves becomes an answer through the orchestrator, which ends after it."""
-    before, begun = shared_memory(), threading.Event()
+    begun = threading.Event()
     with serving(
         str(write_pipeline(tmp_path)), "--port", "0", "--nats-port", "0", state_dir=tmp_path / "state"
     ) as running:
@@ -177,7 +178,7 @@ async def test_running_request_is_answered_and_nothing_is_left_when_serve_is_sto
     assert [line for line in await asking if "error" in line or "finish_reason" in line][-1].count('"stop"') == 1
     assert time.monotonic() - started < 20.0
     await eventually(lambda: not any(is_running(pid) for pid in processes))
-    assert shared_memory() <= before
+    assert not memory_of(processes), "the pools of replicas end with them"
     assert "Traceback" not in running.log.read_text()
 
 

@@ -103,9 +103,9 @@ async def test_retry_runs_when_record_and_stored_input_have_expired(connection: 
     """The record lives for 15 minutes, what it refers to for little longer; the letter for seven days."""
     spec = healthy(pipeline)
     dead_letter = await bury(connection, spec, "a", LARGE)
-    location = dead_letter.record.ticket.request.location
+    location = dead_letter.record.ticket.request.object_key
     assert location is not None
-    await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location.key)
+    await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location)
     await Bucket(connection, subjects.requests_bucket(pipeline)).delete("a")
     async with serving(connection, spec) as producer:
         assert await (await office_of(producer, spec)).retry("a") == 2

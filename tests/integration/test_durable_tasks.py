@@ -24,7 +24,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import FinalOutput, StageResult, Task
-from omnibus.wire.payload import TEXT, ObjectKey, Payload
+from omnibus.wire.payload import TEXT, Payload
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, ImagePart, Message, Request, TextPart, encode_request
 from omnibus.workers.engines.sim import expected_text
 from omnibus.workers.replica import Replica, ReplicaOptions
@@ -87,9 +87,9 @@ async def test_request_runs_again_when_a_payload_is_lost(connection: Connection,
     async with serving(connection, spec, replicas=0) as producer, stage_up(connection, spec, 0):
         submission = await producer.submit(spec, HELLO)
         task = await queued_task(connection, pipeline, 1, submission.rid)
-        location = task.inputs[0]["text"].location
-        assert isinstance(location, ObjectKey)
-        await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location.key)
+        location = task.inputs[0]["text"].object_key
+        assert location is not None
+        await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location)
         async with stage_up(connection, spec, 1):
             result = await submission.result()
     assert (result.state, result.run) == (RequestState.DONE, 2)

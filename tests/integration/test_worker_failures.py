@@ -178,7 +178,7 @@ async def test_malformed_task_ends_the_request_that_its_subject_names(connection
 async def test_lost_payload_is_reported_at_once_so_that_the_request_can_be_run_anew(
     connection: Connection, pipeline: str
 ) -> None:
-    lost = Payload(media_type=MSGPACK, nbytes=3, location=ObjectKey("gone"))
+    lost = Payload(media_type=MSGPACK, nbytes=3, locations=(ObjectKey("gone"),))
     async with stage_bench(connection, pipeline) as bench, bench.replica():
         task = make_task(bench.spec, "a")
         task = replace(task, ticket=replace(task.ticket, request=lost))

@@ -119,6 +119,8 @@ class Broker:
         for subscription in self.subscriptions:
             if matches(subscription.subject, message.subject):
                 subscription.on_message(message)
+                if subscription.is_one_of_many:
+                    return
 
     def is_heard(self, subject: str) -> bool:
         return any(matches(subscription.subject, subject) for subscription in self.subscriptions)

@@ -24,6 +24,8 @@ class SimSubscription:
 
     def __init__(self, connection: SimConnection, subject: str, callback: Callback) -> None:
         self._connection, self.subject, self._callback = connection, subject, callback
+        self.is_one_of_many = False
+        """Whether a message goes to one subscriber only."""
         self._waiting: list[Wire] = []
         self._busy: asyncio.Task[None] | None = None
 
@@ -163,9 +165,10 @@ class SimConnection(Connection):
         except TimeoutError as error:
             raise Transient(f"no further answer on {subject} within {timeout:g} s") from error
 
-    async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> SimSubscription:  # type: ignore[override] # noqa: ARG002
+    async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> SimSubscription:  # type: ignore[override]
         self._check_alive()
         subscription = SimSubscription(self, subject, callback)
+        subscription.is_one_of_many = queue == "host"
         self.world.broker.subscriptions.append(subscription)
         return subscription
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from msgspec.structs import replace
+
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
 
@@ -57,6 +59,17 @@ _NAMES = [name for name in sorted(GRAPHS) for _ in range(1 if name == "directed"
 
 GRAPH_OF_HOLE = {"nobody_home": "directed"}
 """Holes that only one graph can show, and seldom: they are looked for there."""
+
+
+def in_memory(spec: PipelineSpec) -> PipelineSpec:
+    """The same pipeline, with shared memory in the place of the object store, and on every edge that has no rule.
+
+    What stages of an odd number get is durable besides.
+    """
+    fed = ((source, stage.stage_id) for stage in spec.stages for source in stage.input_sources)
+    rules = PayloadRule.SHM, PayloadRule.DURABLE
+    edges = (replace(spec.edge(source, target), payload=rules[target % 2]) for source, target in fed)
+    return replace(spec, edges=tuple(edges))
 
 
 def any_graph(rng: random.Random, hole: str | None = None) -> tuple[str, PipelineSpec]:

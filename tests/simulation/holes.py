@@ -17,6 +17,7 @@ from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import forwarding, rerouting
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
+from omnibus.payloads.upkeep import MemoryUpkeep
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.requests import advance
 from omnibus.requests import record as records
@@ -252,6 +253,15 @@ def records_expire_at_their_deadline(_world: World) -> Patches:
     yield records, "OPEN_TTL", 0.0
 
 
+def unswept_memory(_world: World) -> Patches:
+    """What is in shared memory is freed when a message says so, and nobody asks."""
+
+    async def sweep(_self: MemoryUpkeep) -> None:
+        return
+
+    yield MemoryUpkeep, "_sweep", sweep
+
+
 HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
@@ -259,5 +269,8 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         nobody_home, unreadable_lanes, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines,
         forgotten_cancellations, trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
         deaf_followers, notified_what_came, trust_in_removals, records_expire_at_their_deadline,
+        unswept_memory,
     )
 }  # fmt: skip
+HOLES_IN_MEMORY = frozenset({"unswept_memory"})
+"""Those that only payloads in shared memory can show."""

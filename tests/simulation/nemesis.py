@@ -76,6 +76,9 @@ def _lose_payload(world: World) -> None:
         seq = world.rng.choice(list(world.broker.objects.messages))
         world.trace("broker", f"loses {world.broker.objects.messages[seq].subject}")
         world.broker.objects.remove(seq)
+    used = [slot for host in world.hosts for slot in host.slots.values() if slot.rid]
+    if world.faults.lost_payloads > 0.0 and used:
+        world.rng.choice(used).generation += 1
 
 
 def _drain(world: World) -> None:

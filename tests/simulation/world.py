@@ -22,9 +22,10 @@ from tests.simulation.broker import Broker, Wire
 from tests.simulation.checker import Checker
 from tests.simulation.connection import SimConnection
 from tests.simulation.faults import Fate, Faults
-from tests.simulation.graphs import DEADLINE, any_graph
-from tests.simulation.holes import HOLES
+from tests.simulation.graphs import DEADLINE, any_graph, in_memory
+from tests.simulation.holes import HOLES, HOLES_IN_MEMORY
 from tests.simulation.loop import Process, VirtualLoop, virtual_time
+from tests.simulation.memory import SimHost, SimMemory
 from tests.simulation.streams import Stored, Stream
 from tests.simulation.substitutes import substitutes
 from tests.simulation.watching import SimWatch
@@ -33,6 +34,8 @@ SETTLES = 70.0
 """Seconds after everything is healed in which what was accepted ends: leases, retries and put-backs take that long."""
 _LATE = 30.0
 """Seconds in which a suspended process has ended its work, and found that it was too late."""
+_ASKED = 90.0
+"""Seconds in which the processes of a host have asked about every payload in its memory."""
 _TAKEN_DOWN = 20.0
 """Seconds in which a process that was killed while it was suspended is gone."""
 
@@ -52,14 +55,19 @@ class Outcome:
 class World:
     """Everything there is in one interleaving."""
 
-    def __init__(self, seed: int, *, traced: bool = False, hole: str | None = None) -> None:
-        self._hole = hole
+    def __init__(self, seed: int, *, traced: bool = False, hole: str | None = None, hosted: bool = False) -> None:
+        """`hosted`: what else goes through the object store goes through shared memory of one host or two."""
+        self._hole, hosted = hole, hosted or hole in HOLES_IN_MEMORY
         self.seed, self._traced, self.lines = seed, traced, list[str]()
         self.rng = random.Random(seed)
         self.loop = VirtualLoop()
         self.over = self.loop.create_future()
         """Done when nothing of this world is looked at any more."""
         self.graph, self.spec = any_graph(self.rng, hole)
+        self.hosts: list[SimHost] = []
+        if hosted:
+            self.spec = in_memory(self.spec)
+            self.hosts = [SimHost(f"host{number}") for number in range(self.rng.choice((1, 1, 2)))]
         self.broker = Broker(self.loop, self.rng, self.spec, self.trace)
         self.checker = Checker(self.spec, self.broker)
         self.faults = Faults(self, self.rng)
@@ -107,6 +115,10 @@ class World:
         connection = process.context.run(SimConnection, self, process, name)
         self.connections[process] = connection
         return process, connection
+
+    def memory(self, process: Process) -> SimMemory | None:
+        """The shared memory of the host that a process runs on."""
+        return SimMemory(self, process, self.rng.choice(self.hosts)) if self.hosts else None
 
     def serve(self, name: str, start: Callable[[Process, SimConnection], Any]) -> None:
         """Run a process, and another one like it whenever it has died."""
@@ -223,9 +235,16 @@ class World:
         self.loop.run(self.loop.time() + SETTLES, self.checker.is_settled)
         if self.unserved is None:
             self.checker.check_settled()
+        if self.hosts:
+            self.loop.run(self.loop.time() + _ASKED, lambda: not any(self._left_in_memory()))
+            for rid, slot in self._left_in_memory():
+                self.checker.fail(f"left in memory of {rid}: {slot}")
         if any(self.checker.left_behind()):
             self.loop.run(self.loop.time() + _LATE)
             self.checker.check_left_behind(except_for=self._deserted())
+
+    def _left_in_memory(self) -> Iterator[tuple[str, str]]:
+        return (left for host in self.hosts for left in host.left_of(self.checker.records))
 
     def _deserted(self) -> set[str]:
         """Requests whose clients, or whoever ran them, died half-way through what they would do, or are suspended still.
@@ -251,7 +270,7 @@ class World:
         self.loop.run(self.loop.time() + _TAKEN_DOWN)
 
 
-def simulate(seed: int, *, traced: bool = False, hole: str | None = None) -> Outcome:
+def simulate(seed: int, *, traced: bool = False, hole: str | None = None, hosted: bool = False) -> Outcome:
     """Run one seed, with a hole planted if one is named; the same every time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    return World(seed, traced=traced, hole=hole).run()
+    return World(seed, traced=traced, hole=hole, hosted=hosted).run()

@@ -24,7 +24,8 @@ from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.registry.presence.replica_view import ReplicaView
-from tests.support.processes import children_of
+from tests.support.memory import memory_of
+from tests.support.processes import children_of, is_running
 from tests.support.three_nodes import ThreeNodes
 from tests.support.waiting import eventually
 
@@ -208,8 +209,14 @@ class Cluster:
         await self.wait_up()
 
     async def _kill_all(self) -> None:
+        replicas = {pid for one in self._processes.values() for pid in children_of(one.pid, "replica_main")}
         for name in tuple(self._processes):
             await self.kill(name)
+        await eventually(
+            lambda: not any(map(is_running, replicas)), STOP_TIMEOUT, what="no replica outlives its supervisor"
+        )
+        for path in memory_of(replicas):  # as the next worker of the pipeline would, when their requests have ended
+            path.unlink(missing_ok=True)
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"

@@ -57,8 +57,3 @@ def command_line(*words: str) -> list[str]:
 
 def environment(nats: str) -> dict[str, str]:
     return {**os.environ, "OMNIBUS_NATS_URL": nats}
-
-
-def shared_memory() -> set[Path]:
-    """Our files in shared memory, of anybody on this machine."""
-    return set(Path("/dev/shm").glob("omnibus-*"))

@@ -9,7 +9,16 @@ from omnibus.errors import RequestConflict
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.requests.admission import check_same, digest, new_record
-from omnibus.requests.advance import MAX_RUNS, advance, cancel, linear_tasks, needs_event, needs_record, redrive
+from omnibus.requests.advance import (
+    MAX_RUNS,
+    advance,
+    cancel,
+    end_again,
+    linear_tasks,
+    needs_event,
+    needs_record,
+    redrive,
+)
 from omnibus.requests.effects import KeepDead, Notify, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop
 from omnibus.requests.record import DONE_TTL, OPEN_TTL, Record
 from omnibus.requests.state import TRANSITIONS, IllegalTransition, RequestState, transition
@@ -137,6 +146,17 @@ def test_end_frees_what_the_hops_stored_but_not_what_an_operator_may_run_again()
     record = record_of(timings=timings)
     assert cancel(record)[-1] == Purge("r", stored=True)
     assert advance(failed_of(record, "engine_error"), record)[-1] == Purge("r", stored=False, failed_run=1)
+
+
+def test_end_frees_shared_memory_by_a_message_of_its_own_only_where_nothing_is_stopped() -> None:
+    hosted = (StageTiming(0, 1.0, 2.0, 3.0, hosted=1),)
+    record = record_of(timings=hosted, outputs={0: result_of(record_of(), 0).final})
+    done = advance(result_of(record, 3), record)
+    assert done[-1] == Purge("r", queued=False, hosted_run=1)
+    assert end_again(saved(done))[-1] == Purge("r", stored=True, hosted_run=1), "as often as the end is repeated"
+    cancelled = cancel(record)
+    assert any(isinstance(effect, Stop) for effect in cancelled), "which frees it"
+    assert cancelled[-1] == Purge("r", stored=True)
 
 
 @pytest.mark.parametrize("state", [state for state in RequestState if state.terminal])

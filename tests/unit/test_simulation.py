@@ -19,6 +19,15 @@ def test_no_promise_is_broken_when_anything_may_go_wrong() -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_no_promise_is_broken_and_nothing_stays_when_payloads_are_in_shared_memory() -> None:
+    broken = [str(outcome) for outcome in sweep(SEEDS, hosted=True)]
+    assert not broken, "\n".join(broken)
+
+
+def test_payloads_stay_when_nobody_asks_about_them() -> None:
+    assert first_failure(range(100), hole="unswept_memory") is not None
+
+
 def test_a_seed_gives_the_same_schedule_when_it_is_replayed_elsewhere() -> None:
     here = simulate(7, traced=True)
     command = [sys.executable, "-m", "tests.simulation", "--seed", "7"]

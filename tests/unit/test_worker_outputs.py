@@ -12,6 +12,7 @@ from PIL import Image
 
 from omnibus.errors import EngineError
 from omnibus.media import pictures, sound
+from omnibus.payloads.packing import unpack
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import codec
@@ -20,7 +21,7 @@ from omnibus.wire.payload import JSON, MSGPACK, PNG, TEXT, WAV, Payload
 from omnibus.wire.request import Message, Request
 from omnibus.workers.attempt_decision import following
 from omnibus.workers.engines.protocol import StageInput
-from omnibus.workers.job_builder import default_input, merged_sampling, unpacked
+from omnibus.workers.job_builder import default_input, merged_sampling
 from omnibus.workers.output_files import encoded
 
 pytestmark = pytest.mark.unit
@@ -95,9 +96,9 @@ def test_what_cannot_be_a_file_is_the_engines_fault(modality: str, value: Any) -
 
 def test_packed_values_come_back_as_they_were() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert (unpacked(codec.pack(array), MSGPACK) == array).all()
-    assert unpacked("grün".encode(), TEXT) == "grün"
-    assert unpacked(b"\x00", "application/octet-stream") == b"\x00"
+    assert (unpack(codec.pack(array), MSGPACK) == array).all()
+    assert unpack("grün".encode(), TEXT) == "grün"
+    assert unpack(b"\x00", "application/octet-stream") == b"\x00"
 
 
 def test_sampling_of_the_request_overrides_the_stage_by_id_and_name() -> None:

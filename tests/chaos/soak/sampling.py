@@ -13,7 +13,7 @@ from omnibus.requests.record import DONE_TTL
 from omnibus.wire import subjects
 from tests.chaos.setups import Arena
 from tests.chaos.soak.slopes import Allowance
-from tests.support.served import shared_memory
+from tests.support.memory import shared_memory
 
 _MIB = 1 << 20
 _TASKS = re.compile(rb"^omnibus_asyncio_tasks (\S+)", re.MULTILINE)
@@ -23,7 +23,7 @@ ALLOWANCES: Mapping[str, Allowance] = {
     "fds": Allowance(amount=8),
     "threads": Allowance(amount=2),
     "tasks": Allowance(amount=40),
-    "shm": Allowance(amount=2),
+    "shm": Allowance(amount=8),  # payloads that are under way come and go
     "stream": Allowance(amount=200),
     "ledger": Allowance(share=0.1),
 }
