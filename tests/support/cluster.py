@@ -178,7 +178,7 @@ class Cluster:
         """Return once the replicas of each stage are up, an orchestrator listens and the front door answers."""
         readiness = Readiness(self.connection, self.spec, self.view, lambda _part, _rest: None)
         ready = asyncio.create_task(
-            readiness.wait(replicas or self._replicas, front_door=(HOST, self.port)), name="cluster-ready"
+            readiness.wait(replicas or self._replicas, front_doors=(HOST, self.port, 1)), name="cluster-ready"
         )
         ends = {asyncio.create_task(made.wait(), name=f"end-{name}"): name for name, made in self._processes.items()}
         try:
