@@ -72,6 +72,9 @@ class SimMemory:
         self._world.trace(self._process.name, f"puts a payload of {rid} into {name}")
         return MemorySlot(self.host, name, slot.generation)
 
+    def usage(self) -> tuple[int, int]:
+        return 0, 0
+
     def is_quick(self, _nbytes: int, _slot: MemorySlot | None = None) -> bool:
         return True
 
