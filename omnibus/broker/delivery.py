@@ -77,6 +77,9 @@ class Delivery:
         """
         msg_id, headers = published_again(self.subject, self.stream_seq, self.headers, used=self.num_delivered - 1)
         await self._connection.js_publish(subject or self.subject, self.data, msg_id, headers=headers)
+        await self._connection.retried(self._ack_surely)
+
+    async def _ack_surely(self) -> None:
         await self.ack()
         await self._connection.flush()
 

@@ -9,11 +9,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from omnibus.broker.connection import Connection, connect
+from omnibus.broker.delivery import Delivery
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout
 from omnibus.broker.puller import Puller
 from omnibus.wire import subjects
 from tests.support.broker import describe, lay_out, publish_tasks, queued, stage_puller, take_all
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -130,6 +132,33 @@ async def test_server_has_copy_and_acknowledgement_when_a_requeue_returns(
         stream = subjects.work_stream(pipeline)
         info = await connection.api(f"CONSUMER.INFO.{stream}.{delivery.consumer}")
         assert (await queued(connection, pipeline), info["num_ack_pending"]) == (1, 0)
+
+
+async def test_requeue_acknowledges_again_when_the_connection_breaks_after_its_copy_is_stored(
+    nats_server: EmbeddedServer, connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lay_out(connection, pipeline)
+    await publish_tasks(connection, pipeline, ["r"])
+    acks: list[Delivery] = []
+    async with (
+        Proxy(nats_server.url) as proxy,
+        connect(proxy.url, name="leaving", role="test") as leaving,
+        stage_puller(leaving, pipeline) as puller,
+    ):
+        puller.add_credit()
+        delivery = await asyncio.wait_for(puller.take(), 2)
+
+        async def break_first(self: Delivery) -> None:
+            acks.append(self)
+            if len(acks) == 1:
+                proxy.drop()  # with the acknowledgement in the client's buffer
+            leaving.send(self.ack_subject, b"+ACK")
+
+        monkeypatch.setattr(Delivery, "ack", break_first)
+        await asyncio.wait_for(delivery.requeue(), 10)
+        info = await connection.api(f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.{delivery.consumer}")
+        assert (await queued(connection, pipeline), info["num_ack_pending"]) == (1, 0)
+    assert len(acks) > 1
 
 
 async def test_untaken_deliveries_are_requeued_when_the_puller_closes(connection: Connection, pipeline: str) -> None:
