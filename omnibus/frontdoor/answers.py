@@ -16,7 +16,6 @@ from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import JSON_TYPE
 from omnibus.frontdoor.submitting import Accepted, result_of
-from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.envelope import StageTiming
 
@@ -72,27 +71,23 @@ async def transcoded(output: Output, *, audio: str | None = None, image: str | N
     `audio` is one of `sound.FORMATS`, or pcm16 for pcm; `image` is png, jpeg or webp. Raises EngineError for files that
     cannot be read, or that the format cannot hold.
     """
-    if output.modality == "audio" and audio is not None:
-        convert, wanted = _as_sound, audio.removesuffix("16")
-    elif output.modality == "image" and image is not None:
-        convert, wanted = _as_pictures, image
+    wanted = {"audio": audio, "image": image}.get(output.modality)
+    return output if wanted is None else await asyncio.to_thread(_in_format, output, wanted)
+
+
+def _in_format(output: Output, wanted: str) -> Output:
+    from omnibus.media import pictures, sound  # noqa: PLC0415 only outputs that are files load its libraries, 20 MiB
+
+    if output.modality == "image":
+        media_type, convert = f"image/{wanted}", pictures.converted
     else:
-        return output
+        wanted = wanted.removesuffix("16")
+        media_type, convert = sound.FORMATS[wanted].media_type, sound.converted
     try:
-        items, media_type = await asyncio.to_thread(convert, output.items, wanted)
+        items = tuple(convert(item, wanted) for item in output.items)
     except EngineError as error:
         raise EngineError(f"the {output.modality} of stage {output.stage_id}: {error.message}") from error
     return replace(output, media_type=media_type, items=items)
-
-
-def _as_sound(items: tuple[bytes, ...], wanted: str) -> tuple[tuple[bytes, ...], str]:
-    from omnibus.media import sound  # noqa: PLC0415 16 MiB, for those who serve sound
-
-    return tuple(sound.converted(item, wanted) for item in items), sound.FORMATS[wanted].media_type
-
-
-def _as_pictures(items: tuple[bytes, ...], wanted: str) -> tuple[tuple[bytes, ...], str]:
-    return tuple(pictures.converted(item, wanted) for item in items), f"image/{wanted}"
 
 
 async def json_response(

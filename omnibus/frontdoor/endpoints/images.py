@@ -23,7 +23,6 @@ from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
 from omnibus.frontdoor.streaming import Frames, event_stream, frame
 from omnibus.frontdoor.submitting import Head, submit
-from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
@@ -162,13 +161,19 @@ async def _append_frames(previews: Previews, image_format: str, event: ClientEve
     if isinstance(event, StepProgress) and event.preview is not None:
         index = previews.take(event.step, event.total)
         if index is not None:
-            preview = await asyncio.to_thread(pictures.converted, event.preview, image_format)
+            preview = await asyncio.to_thread(_preview, event.preview, image_format)
             frames.append(_partial(index, preview, image_format))
     elif isinstance(event, Ended):
         event.result.raise_for_state()
         for output in event.result.outputs:
             items = (await transcoded(output, image=image_format)).items
             frames += [_completed(event.result, item, image_format) for item in items]
+
+
+def _preview(picture: bytes, image_format: str) -> bytes:
+    from omnibus.media import pictures  # noqa: PLC0415 only previews load its library
+
+    return pictures.converted(picture, image_format)
 
 
 def _partial(index: int, preview: bytes, image_format: str) -> bytes:
