@@ -74,8 +74,8 @@ class Submission:
 
     async def result(self) -> Result:
         """The result, once the request has ended; at the latest its deadline ends it."""
-        async with aclosing(self.events()) as events:
-            results = [event.result async for event in events if isinstance(event, Ended)]
+        async with aclosing(self.batches()) as batches:
+            results = [last.result async for events in batches if isinstance(last := events[-1], Ended)]
         return results.pop()
 
 

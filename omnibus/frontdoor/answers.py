@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
+from typing_extensions import TypedDict
 
 from omnibus.client.request_events import Output, Result
 from omnibus.errors import EngineError
-from omnibus.frontdoor.bodies import Answer
+from omnibus.frontdoor.bodies import Answer, to_json
 from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import JSON_TYPE
@@ -23,7 +24,7 @@ _FINISH_REASONS = frozenset({"stop", "length"})
 """Reasons that OpenAI's clients know; any other that an engine gives reads as stop."""
 
 
-class Usage(Answer):
+class Usage(TypedDict):
     """Tokens of a request."""
 
     prompt_tokens: int
@@ -94,7 +95,7 @@ async def json_response(
     answer: Callable[[], Answer], size: int = 0, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A body of JSON, made of `size` bytes."""
-    text = await off_loop(size, lambda: answer().json_text().encode())
+    text = await off_loop(size, lambda: to_json(answer()))
     return Response(text, headers=headers, media_type=JSON_TYPE)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from omnibus.errors import EmptyPrompt, UnsupportedModality
@@ -32,17 +33,15 @@ class Body(BaseModel):
 
     @model_validator(mode="after")
     def _check_unread(self) -> Self:
-        check_unread(self.model_extra, type(self).__name__)
+        if self.model_extra:
+            check_unread(self.model_extra, type(self).__name__)
         return self
 
 
-class Answer(BaseModel):
-    """A response's body: what is set goes out, None included; what is not set stays out."""
-
-    model_config = ConfigDict(frozen=True)
-
-    def json_text(self) -> str:
-        return self.model_dump_json(exclude_unset=True)
+Answer = Mapping[str, object]
+"""A response's body, a TypedDict, which OpenAPI documents: what is set goes out, None included; what is not set stays out."""
+to_json = msgspec.json.Encoder().encode
+"""The bytes of an answer."""
 
 
 class AskingBody(Body):

@@ -10,22 +10,23 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
+from typing_extensions import TypedDict
 
 from omnibus.errors import InvalidRequest, OmnibusError, RequestError, RequestTooLarge
-from omnibus.frontdoor.bodies import Answer
+from omnibus.frontdoor.bodies import to_json
 
 JSON_TYPE = "application/json"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(TypedDict):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(TypedDict):
     """The shape of every error."""
 
     error: ErrorDetail
@@ -81,9 +82,9 @@ def error_detail(error: OmnibusError) -> ErrorDetail:
     return ErrorDetail(message=error.message, type=kind, param=error.param, code=error.code)
 
 
-def error_json(error: OmnibusError) -> str:
+def error_json(error: OmnibusError) -> bytes:
     """The body of an error."""
-    return ErrorAnswer(error=error_detail(error)).json_text()
+    return to_json(ErrorAnswer(error=error_detail(error)))
 
 
 def error_response(error: OmnibusError) -> Response:

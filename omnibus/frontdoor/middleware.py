@@ -121,6 +121,6 @@ def _as_routed(scope: Scope) -> Scope:
 
 
 async def _send_shutdown_notice(send: Send) -> None:
-    body = f"data: {error_json(ShuttingDown())}\n\ndata: [DONE]\n\n".encode()
+    body = b"data: %b\n\ndata: [DONE]\n\n" % error_json(ShuttingDown())
     async with asyncio.timeout(SHUTDOWN_HOOK_TIMEOUT):
         await send({"type": "http.response.body", "body": body, "more_body": False})

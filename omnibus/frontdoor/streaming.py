@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 
-import msgspec
 from fastapi import Request as HttpRequest
 from fastapi import Response
 from starlette.responses import StreamingResponse
@@ -17,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, TextPiece
 from omnibus.errors import OmnibusError, RequestCancelled
 from omnibus.frontdoor.answers import Usage, finish_reason, transcoded, usage
-from omnibus.frontdoor.bodies import Answer, StreamOptions
+from omnibus.frontdoor.bodies import Answer, StreamOptions, to_json
 from omnibus.frontdoor.body_route import naming_fields
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_json
@@ -33,7 +32,6 @@ _PING, _DONE = b": ping\n\n", b"data: [DONE]\n\n"
 _PLACE = uuid.uuid4().hex
 """Stands for the text in a chunk that is encoded once a stream."""
 _log = get_logger(__name__)
-_json = msgspec.json.Encoder().encode
 Batches = AsyncGenerator[list[ClientEvent], None]
 Frames = list[bytes]
 Encode = Callable[[ClientEvent, Frames], Awaitable[None]]
@@ -42,11 +40,11 @@ Encode = Callable[[ClientEvent, Frames], Awaitable[None]]
 
 def frame(answer: Answer, *, event: str | None = None) -> bytes:
     """One chunk of an answer as a server-sent event."""
-    return _data(answer.json_text(), f"event: {event}\n" if event is not None else "")
+    return _data(to_json(answer), f"event: {event}\n".encode() if event is not None else b"")
 
 
-def _data(text: str, before: str = "") -> bytes:
-    return f"{before}data: {text}\n\n".encode()
+def _data(text: bytes, before: bytes = b"") -> bytes:
+    return b"%bdata: %b\n\n" % (before, text)
 
 
 async def event_stream(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, encode: Encode) -> Response:
@@ -155,7 +153,7 @@ class TextStream:
     def __init__(self, head: Head, live: int | None, options: StreamOptions | None = None) -> None:
         self.head, self.live = head, live
         self.include_usage = options is not None and bool(options.include_usage)
-        self._before, self._after = frame(self.piece(_PLACE)).split(_json(_PLACE))
+        self._before, self._after = frame(self.piece(_PLACE)).split(to_json(_PLACE))
 
     def piece(self, text: str | None, reason: str | None = None) -> Answer:
         """A chunk with a piece of the text, or with none; `reason` says why the text has ended."""
@@ -172,7 +170,7 @@ class TextStream:
     def text(self, text: str) -> Frames:
         """Frames of a piece of the text that streams: of the chunk, encoded once, only the text is new."""
         pieces = (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
-        return [b"".join((self._before, _json(piece), self._after)) for piece in pieces]
+        return [b"".join((self._before, to_json(piece), self._after)) for piece in pieces]
 
     def output(self, _output: Output) -> Iterable[Answer]:
         """A finished output."""

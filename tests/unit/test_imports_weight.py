@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
         ("omnibus.cli.launch", ("aiohttp", "cryptography", "nkeys")),
         ("omnibus.orchestrator.deployed", ("aiohttp", "nkeys", "fastapi", "yaml")),
         ("omnibus.workers.replica_main", ("aiohttp", "nkeys", "fastapi")),
-        ("omnibus.frontdoor.app", ("aiohttp", "nkeys", "av")),
+        ("omnibus.frontdoor.app", ("aiohttp", "nkeys", "av", "PIL", "torch", "transformers", "grpc", "opentelemetry")),
     ],
 )
 def test_process_leaves_out_what_it_does_not_use_when_it_starts(part: str, spared: tuple[str, ...]) -> None:

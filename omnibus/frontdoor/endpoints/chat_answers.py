@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from omnibus.client.request_events import Output
 from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage
@@ -20,65 +22,65 @@ Clients that read lines have a bound on them, 64 KiB in aiohttp.
 """
 
 
-class TextOut(Answer):
-    type: Literal["text"] = "text"
+class TextOut(TypedDict):
+    type: Literal["text"]
     text: str
 
 
-class UrlOut(Answer):
+class UrlOut(TypedDict):
     url: str
 
 
-class ImageOut(Answer):
+class ImageOut(TypedDict):
     """An image as a data URL, as OpenAI's own content parts have it."""
 
-    type: Literal["image_url"] = "image_url"
+    type: Literal["image_url"]
     image_url: UrlOut
 
 
-class FileBytes(Answer):
+class FileBytes(TypedDict):
     filename: str
     file_data: str
 
 
-class FileOut(Answer):
+class FileOut(TypedDict):
     """An output that OpenAI's answers have no place for, as a data URL."""
 
-    type: Literal["file"] = "file"
+    type: Literal["file"]
     file: FileBytes
 
 
 ContentOut = TextOut | ImageOut | FileOut
 
 
-class AudioOut(Answer):
+class AudioOut(TypedDict):
     """A sound, or a piece of it in a stream, where the first piece alone has the other fields."""
 
-    id: str | None = None
+    id: NotRequired[str | None]
     data: str
     """Base64 of the file, or of the next bytes of it: joined, the pieces are the whole."""
-    transcript: str | None = None
-    expires_at: int | None = None
+    transcript: NotRequired[str | None]
+    expires_at: NotRequired[int | None]
     """Until when the request can be read again, seconds since the epoch."""
 
 
-class MessageOut(Answer):
+class MessageOut(TypedDict):
     """The assistant's turn, or a piece of it in a stream."""
 
-    role: Literal["assistant"] = "assistant"
-    content: str | list[ContentOut] | None = None
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str | list[ContentOut] | None]
     """The text, when text is all there is; else a list of parts in the order of the stages."""
-    refusal: None = None
-    audio: AudioOut | None = None
+    refusal: NotRequired[None]
+    audio: NotRequired[AudioOut | None]
 
 
-class ChatChoice(Answer):
+class ChatChoice(TypedDict):
     index: int
     message: MessageOut
     finish_reason: str
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(TypedDict):
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -87,19 +89,19 @@ class ChatCompletion(Answer):
     usage: Usage
 
 
-class ChunkChoice(Answer):
+class ChunkChoice(TypedDict):
     index: int
     delta: MessageOut
     finish_reason: str | None
 
 
-class ChatChunk(Answer):
+class ChatChunk(TypedDict):
     id: str
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = None
+    usage: NotRequired[Usage | None]
 
 
 def chat_completion(head: Head, outputs: Sequence[Output]) -> ChatCompletion:
@@ -157,14 +159,14 @@ class ChatStream(TextStream):
             id=_chat_id(head), object="chat.completion.chunk", created=head.created, model=head.model, choices=choices
         )
         # A caller that asked for usage finds it in every chunk, None until the last.
-        return chunk.model_copy(update={"usage": total}) if self.include_usage else chunk
+        return {**chunk, "usage": total} if self.include_usage else chunk
 
 
 def _message(head: Head, outputs: Sequence[Output]) -> MessageOut:
     """Text alone is a string; with anything beside it, a list of parts. The first sound is `audio`."""
     sound = next((output for output in outputs if output.modality == "audio" and output.items), None)
     parts = [part for output in outputs if output is not sound for part in _content_parts(output)]
-    content = parts[0].text if len(parts) == 1 and isinstance(parts[0], TextOut) else (parts or None)
+    content = parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else (parts or None)
     if sound is None:
         return MessageOut(role="assistant", content=content, refusal=None)
     return MessageOut(

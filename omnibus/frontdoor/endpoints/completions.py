@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NotRequired
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from omnibus.client.request_events import Output
 from omnibus.errors import EmptyPrompt, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage, whole_answer
 from omnibus.frontdoor.bodies import (
-    Answer,
     AskingBody,
     StreamOptions,
     TextSampling,
@@ -43,14 +43,14 @@ class CompletionBody(AskingBody, TextSampling):
     stream_options: StreamOptions | None = None
 
 
-class CompletionChoice(Answer):
+class CompletionChoice(TypedDict):
     index: int
     text: str
     logprobs: None
     finish_reason: str | None
 
 
-class Completion(Answer):
+class Completion(TypedDict):
     """A whole answer, or a piece of it in a stream."""
 
     id: str
@@ -58,7 +58,7 @@ class Completion(Answer):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: NotRequired[Usage | None]
 
 
 @router.post("/v1/completions", response_model=Completion, openapi_extra=RouteAccess.USER.stated)
@@ -80,7 +80,7 @@ def completion_request(body: CompletionBody, spec: PipelineSpec) -> Request:
 
 def completion(head: Head, outputs: Sequence[Output]) -> Completion:
     """The one text."""
-    return _completion(head, transcript(outputs), finish_reason(outputs)).model_copy(update={"usage": usage(outputs)})
+    return {**_completion(head, transcript(outputs), finish_reason(outputs)), "usage": usage(outputs)}
 
 
 class CompletionStream(TextStream):
@@ -89,10 +89,10 @@ class CompletionStream(TextStream):
     def piece(self, text: str | None, reason: str | None = None) -> Completion:
         chunk = _completion(self.head, text or "", reason)
         # A caller that asked for usage finds it in every chunk, None until the last.
-        return chunk.model_copy(update={"usage": None}) if self.include_usage else chunk
+        return {**chunk, "usage": None} if self.include_usage else chunk
 
     def totals(self, total: Usage) -> Completion:
-        return self.piece(None).model_copy(update={"choices": [], "usage": total})
+        return {**self.piece(None), "choices": [], "usage": total}
 
 
 def _completion(head: Head, text: str, reason: str | None) -> Completion:

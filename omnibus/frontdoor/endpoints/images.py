@@ -6,18 +6,19 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NotRequired
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 from omnibus.client.request_events import ClientEvent, Ended, Output, Result, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import transcoded, usage, whole_answer
-from omnibus.frontdoor.bodies import Answer, AskingBody, check_modality, single_turn
+from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
@@ -63,25 +64,25 @@ class ImageBody(AskingBody):
     negative_prompt: str | None = None
 
 
-class ImageData(Answer):
-    b64_json: str | None = None
-    url: str | None = None
+class ImageData(TypedDict):
+    b64_json: NotRequired[str | None]
+    url: NotRequired[str | None]
 
 
-class ImageUsage(Answer):
+class ImageUsage(TypedDict):
     input_tokens: int
     output_tokens: int
     total_tokens: int
 
 
-class ImagesAnswer(Answer):
+class ImagesAnswer(TypedDict):
     created: int
     output_format: str
     data: list[ImageData]
     usage: ImageUsage
 
 
-class PartialImageEvent(Answer):
+class PartialImageEvent(TypedDict):
     """A preview on the way to the image."""
 
     type: Literal["image_generation.partial_image"]
@@ -91,7 +92,7 @@ class PartialImageEvent(Answer):
     output_format: str
 
 
-class ImageCompletedEvent(Answer):
+class ImageCompletedEvent(TypedDict):
     """One finished image."""
 
     type: Literal["image_generation.completed"]
@@ -198,7 +199,9 @@ def _image_usage(outputs: Iterable[Output]) -> ImageUsage:
     """Tokens under the names that the images API has."""
     total = usage(outputs)
     return ImageUsage(
-        input_tokens=total.prompt_tokens, output_tokens=total.completion_tokens, total_tokens=total.total_tokens
+        input_tokens=total["prompt_tokens"],
+        output_tokens=total["completion_tokens"],
+        total_tokens=total["total_tokens"],
     )
 
 

@@ -6,11 +6,11 @@ import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, Response
+from typing_extensions import TypedDict
 
 from omnibus.errors import BrokerError
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.served import Served
 from omnibus.pipeline.spec import PipelineSpec
@@ -18,7 +18,7 @@ from omnibus.pipeline.spec import PipelineSpec
 router = APIRouter()
 
 
-class Model(Answer):
+class Model(TypedDict):
     """A deployed pipeline under the name that it is served by."""
 
     id: str
@@ -33,7 +33,7 @@ class Model(Answer):
     """Whether each of its stages has a replica up; a request to another one waits for them until its deadline."""
 
 
-class ModelList(Answer):
+class ModelList(TypedDict):
     object: Literal["list"]
     data: list[Model]
 
@@ -42,7 +42,7 @@ class ModelList(Answer):
 async def list_models(context: Context) -> Response:
     """Every deployed pipeline: those that are ready first, as many clients take the first one; then by name."""
     looks = (_model(context, served) for served in await context.models.all())
-    models = sorted(await asyncio.gather(*looks), key=lambda model: (not model.ready, model.id))
+    models = sorted(await asyncio.gather(*looks), key=lambda model: (not model["ready"], model["id"]))
     return await json_response(lambda: ModelList(object="list", data=models))
 
 

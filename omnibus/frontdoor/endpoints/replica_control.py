@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from omnibus.client.controls import Controls
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import NAME_LENGTH, Answer
+from omnibus.frontdoor.bodies import NAME_LENGTH
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
@@ -51,16 +52,16 @@ class SleepBody(WakeBody):
     mode: str = "abort"
 
 
-class ReplicaReply(Answer):
+class ReplicaReply(TypedDict):
     """The answer of one replica."""
 
     stage: str
     replica: str
-    value: Any = None
-    error: ErrorDetail | None = None
+    value: NotRequired[Any]
+    error: NotRequired[ErrorDetail | None]
 
 
-class ControlAnswer(Answer):
+class ControlAnswer(TypedDict):
     """The answers of all replicas."""
 
     object: str

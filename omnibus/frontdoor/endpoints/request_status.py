@@ -4,17 +4,17 @@ key's owner, or of all for an admin."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Literal, NotRequired
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
+from typing_extensions import TypedDict
 
 from omnibus.client.request_events import Output, Result
 from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import Usage, json_response, size_of, usage
 from omnibus.frontdoor.api_keys import Role
-from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import to_base64
 from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
@@ -28,16 +28,16 @@ from omnibus.wire.subjects import check_name
 router = APIRouter()
 
 
-class OutputItem(Answer):
+class OutputItem(TypedDict):
     """One text or one file."""
 
     media_type: str
-    text: str | None = None
-    data: str | None = None
+    text: NotRequired[str | None]
+    data: NotRequired[str | None]
     """Base64 of a file."""
 
 
-class RequestOutput(Answer):
+class RequestOutput(TypedDict):
     stage: str
     modality: str
     finish_reason: str
@@ -45,14 +45,14 @@ class RequestOutput(Answer):
     items: list[OutputItem]
 
 
-class StageSeconds(Answer):
+class StageSeconds(TypedDict):
     stage: str
     queued: float
     """Seconds from the task's publishing to its start."""
     running: float
 
 
-class FailedAttempt(Answer):
+class FailedAttempt(TypedDict):
     """An attempt that came to nothing."""
 
     stage: str
@@ -66,7 +66,7 @@ class FailedAttempt(Answer):
     message: str
 
 
-class RequestAnswer(Answer):
+class RequestAnswer(TypedDict):
     """A request by its id: where it is, and its outputs."""
 
     id: str
