@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from omnibus.wire.request import Request
 
 EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
-_BEYOND_DEADLINE = 1.0
-"""Seconds after a request's deadline in which its end may come; then the command reports the deadline itself."""
 _CANCEL_DEADLINE = 5.0
 _SILENCE, _REPLICAS_DEADLINE = 2.0, 5.0
 """Seconds without any event after which the command says which stages have no replica; seconds to find that out."""
@@ -88,10 +86,9 @@ async def follow(
     rid = request_id if request_id is not None else uuid.uuid4().hex  # known before Ctrl-C may come in between
     try:
         submission = await producer.submit(spec, request, rid=rid)
-        timeout = submission.time_left + _BEYOND_DEADLINE
         missing = asyncio.create_task(_say_what_is_missing(producer, spec, request, answer), name=f"missing-{rid}")
         try:
-            async with asyncio.timeout(timeout), aclosing(submission.events()) as events:
+            async with asyncio.timeout(submission.timeout), aclosing(submission.events()) as events:
                 async for event in events:
                     missing.cancel()
                     answer.show(event)

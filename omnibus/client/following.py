@@ -18,8 +18,8 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import out, subjects
 from omnibus.wire.envelope import Ticket
 
-BEYOND_DEADLINE = 30.0
-"""Seconds after a request's deadline by which its end must be known; only a broken system is slower."""
+GIVE_UP_AFTER = 30.0
+"""Seconds after a request's deadline until which its end is waited for; only a broken system is slower."""
 
 ASK_AGAIN = 1.0
 """Seconds after which the same question is asked again; the answer, or the question, may have been lost."""
@@ -31,7 +31,7 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
     """Events of a request until it has ended, Ended last: at each step all that have come, and at least one.
 
     `from_record`: look at the ledger first, for a request that others submitted. Raises UnknownRequest when its record has
-    expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open BEYOND_DEADLINE:
+    expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open GIVE_UP_AFTER it:
     no orchestrator runs, or none can be reached.
     """
     async with AsyncExitStack() as stack:
@@ -80,7 +80,7 @@ class _Follower:
     def __init__(self, channel: Channel, ticket: Ticket, assembly: Assembly) -> None:
         self._channel, self._ticket, self._assembly = channel, ticket, assembly
         self.ended = False
-        self._until = time.monotonic() + max(ticket.deadline - channel.performer.clock.now(), 0.0) + BEYOND_DEADLINE
+        self._until = time.monotonic() + max(ticket.deadline - channel.performer.clock.now(), 0.0) + GIVE_UP_AFTER
         self._asked: dict[int, tuple[int, float]] = {}
 
     async def catch_up(self) -> None:

@@ -23,10 +23,10 @@ from omnibus.ledger.acceptance import admit
 from omnibus.ledger.overload import QuotaSlot
 from omnibus.payloads.reach import Reach
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.admission import lane_of, new_record, timeout_of
-from omnibus.requests.record import Record
+from omnibus.requests.admission import digest, lane_of, new_record, timeout_of
+from omnibus.requests.record import BEYOND_DEADLINE, Record
 from omnibus.requests.request_checks import validate
-from omnibus.requests.request_files import check_files
+from omnibus.requests.request_files import check_files, has_files
 from omnibus.wire import subjects
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
@@ -54,9 +54,9 @@ class Submission:
         return self._record.state.terminal
 
     @property
-    def time_left(self) -> float:
-        """Seconds until the request's deadline, by the server's clock; 0 when that has passed."""
-        return max(self._record.ticket.deadline - self._channel.performer.clock.now(), 0.0)
+    def timeout(self) -> float:
+        """Seconds within which the request must have ended: until its deadline, by the server's clock, and a little beyond."""
+        return max(self._record.ticket.deadline - self._channel.performer.clock.now(), 0.0) + BEYOND_DEADLINE
 
     async def events(self) -> AsyncGenerator[ClientEvent, None]:
         """The events of the request, until it has ended; the last event is Ended. Raises UnknownRequest when its record is gone.
@@ -129,7 +129,8 @@ class Producer:
             is_new = False  # it was accepted before, and its client has come back
         attached = True
         try:
-            await check_files(request, within=slot.deadline - clock.now())
+            if not await self._is_repeat(channel, rid, request):
+                await check_files(request, within=slot.deadline - clock.now())
             payload = await channel.store.put(body, REQUEST_MEDIA_TYPE, rid=rid)
             record = new_record(
                 spec, request, rid=rid, payload=payload, nonce=secrets.token_hex(8), now=arrived, front=self.front,
@@ -142,6 +143,14 @@ class Producer:
             if is_new:
                 channel.open_requests.settle(rid, admitted=not attached)
         return Submission(channel, admitted.record, attached=attached)
+
+    @staticmethod
+    async def _is_repeat(channel: Channel, rid: str, request: Request) -> bool:
+        """Whether the same request with files was accepted under this id before: they are decoded once."""
+        if not has_files(request):
+            return False
+        entry = await channel.performer.ledger.read(rid)
+        return entry is not None and entry.record.digest == digest(request)
 
     async def result(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:
         """Read the result in the ledger now; raises UnknownRequest, also for one of another `tenant` where one is given."""

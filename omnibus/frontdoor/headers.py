@@ -1,4 +1,4 @@
-"""Headers of a request as the server has read them: names in lower case, in the order in which they came."""
+"""Facts of a request from its server: headers, names in lower case, in the order in which they came; that its caller left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Final
 
 from starlette.types import Scope
 
+GONE: Final = "omnibus.gone"
+"""Key of a scope under which our server leaves a future: its caller has gone away."""
 PROCESS_HEADER: Final = "Omnibus-Process"
 """Header of `/live`: the process that answers, where several share a port."""
 

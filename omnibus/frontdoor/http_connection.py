@@ -6,18 +6,21 @@ server calls each second, decides that: a timer a request would cost every reque
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import uvicorn
 from starlette.responses import Response
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from omnibus.errors import InvalidRequest, OmnibusError
 from omnibus.frontdoor.error_answers import RequestTimeout, TooManyConnections, error_response
+from omnibus.frontdoor.headers import GONE
 
 MIN_BODY_PROGRESS = 1024
 """Bytes of a body that must arrive within `body_timeout`: less is taken for a client that holds the connection."""
@@ -61,6 +64,7 @@ class HttpConnection(HttpToolsProtocol):
         """Since when bytes of a body are counted; None while there is no body to wait for."""
         self._body_bytes = 0
         self._unread, self._unread_since = 0, self.loop.time()
+        self._gone: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -69,6 +73,11 @@ class HttpConnection(HttpToolsProtocol):
             return
         # A client that sends nothing at all has as long as one that sends nothing more.
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if not self._gone.done():
+            self._gone.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -155,7 +164,9 @@ class HttpConnection(HttpToolsProtocol):
         self.data_received(b"".join([*head, b"\r\n", rest]))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if cycle.scope["http_version"] == "1.0":
+        scope = cast("Scope", cycle.scope)
+        scope[GONE] = self._gone
+        if scope["http_version"] == "1.0":
             app = _until_close(cycle, app)
         super()._start_asgi_task(cycle, app)
 

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -91,8 +91,9 @@ class Observed:
         """A span under the caller's own; probes and look-ups have none."""
         sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
         caller = {name: value for name, value in sent.items() if value is not None}
-        tracing = self._tracing if scope["method"] == "POST" else Tracing()
-        return tracing.span("http", caller, {"path": scope["path"]})
+        if self._tracing.provider is None or scope["method"] != "POST":
+            return nullcontext(caller)
+        return self._tracing.span("http", caller, {"path": scope["path"]})
 
     def _record(self, scope: Scope, status: int, seconds: float, sent: str | None) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")

@@ -43,11 +43,12 @@ def stage_params(
     route = plan_route(spec, modalities)
     running = [spec.stage(stage.stage_id) for stage in route.stages]
     params: StageParams = {}
-    for stages, values in (
-        (_text_stages(running, route), text or {}),
-        (_image_stages(running), image or {}),
-        (_knowing("seed", running), {} if seed is None else {"seed": seed}),
+    for choose, values in (
+        (_text_stages, text or {}),
+        (_image_stages, image or {}),
+        (_seeded_stages, {} if seed is None else {"seed": seed}),
     ):
+        stages = choose(running, route) if values else []
         asking = (name for name, value in values.items() if value not in _NO_CHANGE.get(name, ()))
         unread = next((name for name in asking if name != "previews"), None)  # at most so many: none will do
         if unread is not None and not stages:
@@ -88,7 +89,11 @@ def _text_stages(running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
     return chosen or [stage for stage in able if stage.stage_id in entries]
 
 
-def _image_stages(running: Sequence[StageSpec]) -> list[StageSpec]:
+def _seeded_stages(running: Sequence[StageSpec], _route: Route) -> list[StageSpec]:
+    return _knowing("seed", running)
+
+
+def _image_stages(running: Sequence[StageSpec], _route: Route) -> list[StageSpec]:
     able = _knowing("image", running)
     return [one for one in able if "image" in (engine_kind(one.engine).gives or {one.final_output_type})]
 

@@ -17,7 +17,7 @@ from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, Reque
 from omnibus.frontdoor.bodies import AskingBody
 from omnibus.frontdoor.body_route import fingerprint, off_loop
 from omnibus.frontdoor.context import FrontDoorContext
-from omnibus.frontdoor.headers import sent_header
+from omnibus.frontdoor.headers import GONE, sent_header
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
 from omnibus.observability.events import LogEvent
@@ -30,8 +30,6 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 MAX_KEY_LENGTH = 255
 _RID_LENGTH = 40
 CANCEL_TIMEOUT = 5.0
-BEYOND_DEADLINE = 1.0
-"""Seconds after a request's deadline in which its end may come; then the front door answers by itself."""
 _log = get_logger(__name__)
 B = TypeVar("B", bound=AskingBody)
 T = TypeVar("T")
@@ -104,7 +102,7 @@ async def submit(
     except OmnibusError as error:
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise
-    until = asyncio.get_running_loop().time() + submission.time_left + BEYOND_DEADLINE
+    until = asyncio.get_running_loop().time() + submission.timeout
     return Accepted(submission, served, key is not None, until, http.state.field_of)
 
 
@@ -122,20 +120,22 @@ async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Ac
     """Await `work`; when the caller goes away first, `abandon` and RequestCancelled."""
     waiting, is_gone = cast("asyncio.Task[object]", asyncio.current_task()), False
 
-    def leave(_watching: asyncio.Task[None]) -> None:
+    def leave(_gone: asyncio.Future[None]) -> None:
         nonlocal is_gone
         is_gone = waiting.cancel()
 
-    watching = asyncio.create_task(_disconnected(http), name=f"watch-caller-{accepted.rid}")
-    watching.add_done_callback(leave)
+    # Another server leaves no such future: it is asked.
+    gone: asyncio.Future[None] = http.scope.get(GONE) or asyncio.create_task(_disconnected(http))
+    gone.add_done_callback(leave)
     try:
         return await work
     except asyncio.CancelledError:
         if not is_gone or waiting.uncancel():  # or the server stops
             raise
     finally:
-        watching.remove_done_callback(leave)
-        watching.cancel()
+        gone.remove_done_callback(leave)
+        if GONE not in http.scope:
+            gone.cancel()
     await abandon(context, accepted)
     raise RequestCancelled("the caller went away")
 

@@ -13,6 +13,8 @@ from omnibus.wire.payload import Payloads
 
 DONE_TTL = 15 * 60
 """Seconds that the record of an ended request stays readable, at least."""
+BEYOND_DEADLINE = 1.0
+"""Seconds after a request's deadline in which its end may still come; those who wait for it wait no longer."""
 OPEN_TTL = 7 * 24 * 3600
 """Seconds beyond its deadline that the record of an open request is kept. Its timer has an orchestrator end it long before;
 this is for records that nothing ends, such as those of a pipeline that nobody serves any more."""

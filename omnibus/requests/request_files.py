@@ -20,13 +20,18 @@ _PLACES = threading.BoundedSemaphore(2 + 32)
 """Requests that are decoded or wait for it. Invariant: a check leaves its place when its thread is done with it, not before."""
 
 
+def has_files(request: Request) -> bool:
+    """Whether there are any to check."""
+    return request.messages is not None and next(media_parts(request.messages), None) is not None
+
+
 async def check_files(request: Request, *, within: float) -> None:
     """Decode the files of a request in a thread, and keep nothing of it.
 
     Raises InvalidRequest for what cannot be decoded, RequestTooLarge for what is too much, both naming the part, and
     DeadlineExceeded after `within` seconds; Overloaded where too many wait. A check that is left or cancelled stops.
     """
-    if request.messages is None or next(media_parts(request.messages), None) is None:
+    if request.messages is None or not has_files(request):
         return
     if not _PLACES.acquire(blocking=False):
         raise Overloaded("too many requests wait for their files to be decoded; try again later")

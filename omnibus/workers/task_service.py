@@ -24,6 +24,7 @@ from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.effects import PublishEvent, PublishTask
+from omnibus.requests.record import BEYOND_DEADLINE
 from omnibus.wire import subjects
 from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
 from omnibus.wire.failed_attempt import Attempt
@@ -46,9 +47,6 @@ from omnibus.workers.task_telemetry import TaskTelemetry
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to end a stopped job."""
-BEYOND_DEADLINE = 1.0
-"""Seconds after which a job past its request's deadline is stopped unasked: the broadcast of its end was lost."""
-
 SETTLE = 0.1
 """Seconds before a last attempt begins, in which others that came with it arrive."""
 _MOST_SETTLES = 100

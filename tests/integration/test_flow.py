@@ -147,7 +147,7 @@ async def test_follower_gives_up_when_nobody_ends_an_expired_request(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without an orchestrator a deadline ends nothing."""
-    monkeypatch.setattr(following, "BEYOND_DEADLINE", 0.3)
+    monkeypatch.setattr(following, "GIVE_UP_AFTER", 0.3)
     monkeypatch.setattr(channel, "READ_EVERY", 0.1)
     spec = line(pipeline)
     async with serving(connection, spec, orchestrators=0, replicas=0) as producer:

@@ -8,10 +8,11 @@ import io
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -24,6 +25,7 @@ from omnibus.errors import DeadlineExceeded, InvalidRequest, UnknownRequest
 from omnibus.orchestrator import intake
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests import request_files
+from omnibus.requests.request_files import check_decodable
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import ImagePart, Message, Request
@@ -91,6 +93,28 @@ async def test_a_client_in_python_is_refused_when_its_picture_cannot_be_decoded(
     with pytest.raises(InvalidRequest) as refused:
         await front_door.producer.submit(front_door.spec, Request(messages=(Message(role="user", content=(picture,)),)))
     assert refused.value.param == "messages[0].content[0].image"
+
+
+async def test_files_are_decoded_once_when_a_request_comes_again_under_its_key(
+    front_door: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def check(messages: Sequence[Message], *more: Any) -> None:
+        decoded.append(len(messages))
+        check_decodable(messages, *more)
+
+    monkeypatch.setattr(request_files, "check_decodable", check)
+
+    async def ask(picture: bytes) -> httpx.Response:
+        content = [{"type": "image_url", "image_url": _url("image/bmp", picture)}]
+        body = {"messages": [{"role": "user", "content": content}]}
+        return await front_door.http.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": "again"})
+
+    first, again, other = await ask(bitmap(100)), await ask(bitmap(100)), await ask(bitmap(200))
+    assert (first.status_code, again.json()) == (200, first.json())
+    assert decoded == [1, 1], "once for each picture"
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "request_conflict")
 
 
 async def ended(connection: Connection, pipeline: str, rid: str, state: RequestState) -> Result:
