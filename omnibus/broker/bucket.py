@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
+
+import msgspec
 
 from omnibus.broker.connection import Connection, ReceivedMessage, status_of
 from omnibus.errors import BrokerRefused, RevisionConflict
 
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _MARKER_TTL = 60.0
+MOST_AT_ONCE = 128
+"""Keys that one request reads; of a ledger, each value may have half a megabyte."""
 _MOST_CONFLICTS = 50
 """Writers that one decision lets pass before it gives up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
@@ -65,6 +70,26 @@ class Bucket:
         message = found["message"]
         return BucketEntry(key, base64.b64decode(message.get("data", "")), int(message["seq"]))
 
+    async def get_all(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """The values of those keys that have one, in a request for MOST_AT_ONCE of them; from any copy, as `get`."""
+        found: dict[str, bytes] = {}
+        for first in range(0, len(keys), MOST_AT_ONCE):
+            subjects = [self._prefix + key for key in keys[first : first + MOST_AT_ONCE]]
+            found |= await self._connection.retried(partial(self._last_of, subjects))
+        return found
+
+    async def _last_of(self, subjects: Sequence[str]) -> dict[str, bytes]:
+        body = msgspec.json.encode({"multi_last": subjects, "batch": len(subjects)})
+        found: dict[str, bytes] = {}
+        asking = self._connection.request_many(f"$JS.API.DIRECT.GET.KV_{self.name}", body)
+        async with aclosing(asking) as answers:
+            async for message in answers:
+                if status_of(message) is not None:  # the end, or none of them is there
+                    break
+                if (value := value_of(message)) is not None:
+                    found[(message.headers or {})["Nats-Subject"].removeprefix(self._prefix)] = value
+        return found
+
     async def revision(self, key: str) -> int:
         """Return the revision that the next write of a key must name, also where only a marker is left; 0 for a new key."""
         _, revision = await self._look(key)
@@ -86,14 +111,17 @@ class Bucket:
 
     async def update(self, key: str, data: bytes, revision: int, ttl: float | None = None) -> int:
         """Replace the value that has this revision; returns the new one. Raises RevisionConflict; retries as `create`."""
-        headers = {_EXPECTED: str(revision), **_ttl_header(ttl)}
         try:
-            return await self._write(key, data, headers)
+            return await self.replace(key, data, revision, ttl)
         except RevisionConflict:
             found = await self.get(key)
             if found is None or found.value != data or found.revision <= revision:
                 raise
             return found.revision  # an earlier attempt was stored, and its acknowledgement lost
+
+    async def replace(self, key: str, data: bytes, revision: int, ttl: float | None = None) -> int:
+        """`update` without a look at what is there: an attempt of one's own whose acknowledgement was lost conflicts, too."""
+        return await self._write(key, data, {_EXPECTED: str(revision), **_ttl_header(ttl)})
 
     async def put(self, key: str, data: bytes, ttl: float | None = None) -> int:
         """Write whatever is there now; returns the revision."""

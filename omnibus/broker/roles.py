@@ -62,7 +62,7 @@ _TABLE = {
         acknowledge events, and return the tasks of dead replicas: $JS.ACK.{work}.>
         forward and reroute tasks: omni.{P}.task.*.*.*
         report attempts: omni.{P}.event.*.attempt.*
-        set deadlines: omni.{P}.timer.*
+        set deadlines: omni.{P}.timer.*.*
         send answers to callers: omni.{P}.out.*.*
         cancel requests: omni.{P}.ctl.all <omni.{P}.ctl.all
         learn which tasks replicas have in hand: omni.{P}.ask.all <omni.{P}.claim.*.*
@@ -74,7 +74,7 @@ _TABLE = {
     NatsRole.FRONTDOOR: """
         +everybody +ledger +replicas +pipeline +queues
         send requests to stage {entry}: omni.{P}.task.{entry}.*.*
-        set deadlines: omni.{P}.timer.*
+        set deadlines: omni.{P}.timer.*.*
         exchange deltas and answers: omni.{P}.out.*.* <omni.{P}.out.*.*
         cancel requests, and ask for their texts: omni.{P}.{ctl|ask}.all
         notice new pipelines and pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{>|*}
@@ -87,7 +87,9 @@ _TABLE = {
         forward and return tasks of stage {target}: omni.{P}.task.{target}.*.*
         send deltas and answers to callers: omni.{P}.out.*.*
         tell which tasks a replica has in hand: omni.{P}.claim.{stage}.*
-        have what an ended request has left removed: omni.{P}.serve.orphans
+        have what an ended request has left removed: omni.{P}.serve.{orphans|timers}
+        end requests whose last edge is direct: $KV.{ended}.*
+        read large requests behind the first stages: $JS.API.DIRECT.GET.KV_{read}.$KV.{read}.*
         exchange payloads in memory of other hosts: omni.{P}.fetch.* <omni.{P}.fetch.*
         notice cancellations, calls and questions: <omni.{P}.{ctl|ask}.all <omni.{P}.{ctl|ask}.{stage}.*
         register replicas: $KV.{replicas}.{stage}.*
@@ -123,7 +125,7 @@ _TABLE = {
         receive answers: <{inbox}.>""",
     "ledger": """
         read and write the records of requests: $KV.{ledger}.> $JS.API.DIRECT.GET.KV_{ledger}.$KV.{ledger}.>
-        read the records of requests: $JS.API.STREAM.{INFO|MSG.GET}.KV_{ledger}
+        read the records of requests: $JS.API.STREAM.{INFO|MSG.GET}.KV_{ledger} $JS.API.DIRECT.GET.KV_{ledger}
         store payloads: $O.{stores}.C.> $O.{stores}.M.*
         read payloads: $JS.API.DIRECT.GET.OBJ_{stores} $JS.API.DIRECT.GET.OBJ_{stores}.$O.{stores}.M.*
         find and remove payloads: $JS.API.STREAM.{INFO|PURGE}.OBJ_{stores}""",
@@ -215,19 +217,28 @@ def _names(spec: PipelineSpec) -> dict[str, list[str]]:
         "work": [work], "requests": [requests], "queue": [work, requests], "store": stores[:1], "stores": stores,
         "stream": [work, requests, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],
         "entry": [str(stage.stage_id) for stage in spec.stages if not stage.input_sources],
-        "stage": [], "lane": [], "target": [], "watched": [],
+        "stage": [], "lane": [], "target": [], "watched": [], "ended": [], "read": [],
     }  # fmt: skip
 
 
 def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
     direct = [edge.target for edge in spec.edges if edge.source == stage and edge.forwarding is Forwarding.DIRECT]
+    ledger = [subjects.requests_bucket(spec.name)]
     own = [f"r{number}" for number in range(MOST_DIRECTED)] if _directed(spec, stage) else []
     return {
         "stage": [str(stage)],
         "lane": [*spec.stage_lanes, *own],
+        "ended": ledger if _ends(spec, stage) else [],
+        "read": ledger if spec.stage(stage).input_sources else [],
         "target": [str(target) for target in (stage, *direct)],  # its own: what it returns
         "watched": [">"] if any(_directed(spec, target) for target in direct) else [],
     }
+
+
+def _ends(spec: PipelineSpec, stage: int) -> bool:
+    """Whether a worker of this stage ends requests: a direct edge leads to it, and none of its requests goes on from there."""
+    edges = [edge for edge in spec.edges if edge.target == stage]
+    return spec.stage(stage).final_output and any(edge.forwarding is Forwarding.DIRECT for edge in edges)
 
 
 def _directed(spec: PipelineSpec, stage: int) -> bool:

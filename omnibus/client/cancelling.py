@@ -13,8 +13,8 @@ from omnibus.errors import OmnibusError, RequestCancelled
 from omnibus.ledger.raw_requests import find_raw, remove_raw
 from omnibus.ledger.records import StoredRecord
 from omnibus.requests.admission import unadmitted_record
-from omnibus.requests.advance import cancel
-from omnibus.requests.effects import Notify, Purge
+from omnibus.requests.advance import cancel, purge_of
+from omnibus.requests.effects import Notify
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
@@ -67,7 +67,7 @@ async def _cancel_raw(channel: Channel, rid: str, tenant: str | None) -> bool:
         await performer.perform((Notify(front, EndNotice(rid=rid, state=record.state)),))
     await remove_raw(channel.connection, channel.pipeline, rid)
     # Of an orchestrator that died before it came to the record.
-    await performer.perform((Purge(rid, queued=False, stored=True),))
+    await performer.perform((purge_of(record, stored=True),))
     return True
 
 

@@ -16,7 +16,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import out, subjects
-from omnibus.wire.envelope import Ticket
+from omnibus.wire.envelope import FinalOutput, Ticket
 
 GIVE_UP_AFTER = 30.0
 """Seconds after a request's deadline until which its end is waited for; only a broken system is slower."""
@@ -100,10 +100,21 @@ class _Follower:
                 return self._assembly.step(message)
             case out.OutputReady(output=output):
                 return self._assembly.output(await self._channel.output(output))
-            case out.EndNotice() if self._has_all(message):
+            case out.EndNotice(outputs=outputs):
+                events = await self._arrived(outputs)
+                if not self._has_all(message):
+                    return [*events, *await self._recorded()]
                 self.ended = True
-                return [Ended(self._channel.result(self._ticket, message, self._assembly.outputs))]
+                return [*events, Ended(self._channel.result(self._ticket, message, self._assembly.outputs))]
         return await self._recorded()
+
+    async def _arrived(self, outputs: Iterable[FinalOutput]) -> list[ClientEvent]:
+        """The events of those outputs that were not received."""
+        events: list[ClientEvent] = []
+        for final in outputs:
+            if not self._assembly.knows(final.stage_id):
+                events += self._assembly.output(await self._channel.output(final))
+        return events
 
     def _has_all(self, ended: out.EndNotice) -> bool:
         """Whether the record has nothing more to tell: every output of a request that is done was received."""
@@ -112,10 +123,7 @@ class _Follower:
     async def _recorded(self) -> list[ClientEvent]:
         """The outputs in the record that were not received, and its end."""
         record = await self._record()
-        missing = [record.outputs[stage] for stage in sorted(record.outputs) if not self._assembly.knows(stage)]
-        events: list[ClientEvent] = []
-        for final in missing:
-            events += self._assembly.output(await self._channel.output(final))
+        events = await self._arrived(record.outputs[stage] for stage in sorted(record.outputs))
         if record.state.terminal:
             events.append(Ended(await self._channel.resolve(record)))
             self.ended = True

@@ -150,7 +150,7 @@ class Producer:
         if not has_files(request):
             return False
         entry = await channel.performer.ledger.read(rid)
-        return entry is not None and entry.record.digest == digest(request)
+        return entry is not None and entry.record.ticket.digest == digest(request)
 
     async def result(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Result:
         """Read the result in the ledger now; raises UnknownRequest, also for one of another `tenant` where one is given."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from omnibus.broker.bucket import transact
 from omnibus.errors import RequestConflict, RevisionConflict
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import StoredRecord
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.requests.admission import admission_effects, attach_effects, check_same, timer_effects
-from omnibus.requests.advance import redrive
+from omnibus.requests.admission import attach_effects, check_same
+from omnibus.requests.advance import end_again, entry_tasks, redrive
 from omnibus.requests.record import Record
 
 log = get_logger(__name__)
@@ -38,12 +40,14 @@ async def admit(performer: Performer, record: Record) -> Admitted:
 
     async def attempt() -> Admitted:
         try:
-            await performer.perform(admission_effects(record))
+            revision = await performer.open(record)
         except RevisionConflict:
             existing = await performer.ledger.read(record.rid)
             if existing is None:
                 raise  # it expired between our create and our read
             return await _resolve_conflict(performer, existing, record)
+        # Invariant: never ahead of the record. Under an id that is taken, a stranger's task would run.
+        await performer.perform(entry_tasks(replace(record.ticket, revision=revision), record.ticket.created))
         log.debug(LogEvent.REQUEST_ACCEPTED, request=record.rid, pipeline=record.ticket.pipeline)
         return Admitted(record, attached=False)
 
@@ -62,32 +66,24 @@ async def admit(performer: Performer, record: Record) -> Admitted:
 async def _resolve_conflict(performer: Performer, existing: StoredRecord, mine: Record) -> Admitted:
     """Attach to a request that is there: another's, or that of this very call, whose acknowledgement was lost."""
     record = existing.record
-    try:
-        check_same(record, mine)
-    except RequestConflict:
-        await performer.perform(timer_effects(record))
-        await _recheck(performer, record)
-        raise
+    if record.nonce != mine.nonce:
+        await performer.queue.cancel_deadline(mine.rid, mine.nonce)
+    check_same(record, mine)
     await performer.perform(attach_effects(record))
-    is_queued = record.state.terminal or await performer.queue.anything_queued(mine.rid)
-    if await _recheck(performer, record) and not is_queued:
-        await _redrive(performer, existing)
+    if not record.state.terminal:
+        await _recheck(performer, existing, is_queued=await performer.queue.anything_queued(mine.rid))
     log.debug(LogEvent.REQUEST_ATTACHED, request=mine.rid, state=record.state.value)
     return Admitted(record, attached=record.state.terminal or record.nonce != mine.nonce)
 
 
-async def _recheck(performer: Performer, record: Record) -> bool:
-    """Whether a request is open still; one that ended meanwhile loses the timer and the tasks that were put back."""
-    if record.state.terminal:
-        return False  # nothing was put back
-    latest = await performer.ledger.read_latest(record.rid)
+async def _recheck(performer: Performer, existing: StoredRecord, *, is_queued: bool) -> None:
+    """Remove what was published again when the request has ended meanwhile; run it again when it is open with nothing queued.
+
+    Its admitter has died then, and dedupe remembers its tasks.
+    """
+    latest = await performer.ledger.read_latest(existing.record.rid)
     if latest is not None and latest.record.state.terminal:
-        await performer.perform(timer_effects(latest.record))
-    return latest is not None and not latest.record.state.terminal
-
-
-async def _redrive(performer: Performer, existing: StoredRecord) -> None:
-    """Nothing was queued for an open record: its admitter died, and dedupe remembers its tasks."""
-    with suppress(RevisionConflict):  # then the first admission has something queued
-        await performer.perform(redrive(existing.record), existing.revision)
-        log.warning(LogEvent.REQUEST_REDRIVEN, request=existing.record.rid, run=existing.record.ticket.run + 1)
+        await performer.perform(end_again(latest.record))
+    elif latest is not None and not is_queued:
+        with suppress(RevisionConflict):  # then the first admission has something queued
+            await performer.decided(redrive(existing.record), existing)

@@ -62,7 +62,7 @@ class DeadLetters:
         async def attempt() -> None:
             revision = await self._bucket.revision(key)
             entry = await self._ledger.read_latest(record.rid)
-            if entry is None or not entry.record.has_failed(record.ticket.run):
+            if entry is None or not entry.record.stands(record.nonce, record.ticket.run):
                 return  # that run is not the last one any more
             kept = await self.read(record.rid)
             if kept is not None and kept.record == entry.record:

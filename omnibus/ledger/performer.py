@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import ObjectStore
-from omnibus.errors import BrokerUnavailable, RequestTooLarge
+from omnibus.errors import BrokerUnavailable, RequestTooLarge, RevisionConflict
 from omnibus.ledger.dead_letters import DeadLetters
-from omnibus.ledger.records import Ledger
+from omnibus.ledger.records import Ledger, StoredRecord
+from omnibus.ledger.request_telemetry import RequestTelemetry
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.requests import effects
-from omnibus.requests.advance import orphan_effects
+from omnibus.requests.advance import advance, as_admitted, orphan_effects
 from omnibus.requests.effects import Effect
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Cancel, Free
-from omnibus.wire.envelope import DeadlinePassed, Event, Task, event_kind
+from omnibus.wire.envelope import DeadlinePassed, Event, Task, Ticket, event_kind
 from omnibus.wire.payload import ENVELOPE_LIMIT
 
 LaneOf = Callable[[Task], str]
@@ -42,6 +44,7 @@ class Performer:
         self.dead_letters = DeadLetters(connection, pipeline)
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
         self._connection, self.pipeline = connection, pipeline
+        self.telemetry = RequestTelemetry(connection.metrics, pipeline, connection.clock)
         self._lane_of = lane_of
         self.clock = connection.clock
         """The clock that deadlines are compared with."""
@@ -54,6 +57,48 @@ class Performer:
         """
         for effect in wanted:
             revision = await self._perform(effect, revision)
+
+    async def decided(self, wanted: Sequence[Effect], entry: StoredRecord) -> None:
+        """Perform the effects that were decided on a record, and note what becomes of it. Raises as `perform`."""
+        await self.perform(wanted, entry.revision)
+        self.telemetry.performed(wanted, entry.record)
+
+    async def open(self, record: Record) -> int:
+        """Create a record and set its timer, both in flight at once; returns the revision when both are stored.
+
+        Raises RevisionConflict when the id is taken: the timer is set then all the same. Left half-way, a timer without a
+        record fires in vain, and a record without a timer, of a request that was never acknowledged, ends with its lifetime.
+        """
+        timer, creation = await asyncio.gather(
+            self._schedule(record.ticket), self.ledger.create(record), return_exceptions=True
+        )
+        for failed in (creation, timer):
+            if isinstance(failed, BaseException):
+                raise failed
+        assert isinstance(creation, int)
+        return creation
+
+    async def end(self, event: Event, *, may_purge: bool = True) -> bool:
+        """End a request by its last result, unread: by a compare-and-set on the revision that its ticket names.
+
+        False where that does not tell all, or the record has changed: read it, and decide. A role that may not purge has an
+        orchestrator do it. Raises BrokerUnavailable.
+        """
+        if (record := as_admitted(event)) is None:
+            return False
+        save, *rest = advance(event, record)
+        assert isinstance(save, effects.SaveRecord)
+        try:
+            await self.ledger.save(save.record, record.ticket.revision, unread=True)
+        except RevisionConflict:
+            return False
+        self.telemetry.performed((save,), record)
+        for effect in rest:
+            if isinstance(effect, effects.Purge) and not may_purge:
+                await self._ask_to_purge(effect)
+            else:
+                await self._perform(effect, 0)
+        return True
 
     async def publish(self, effect: effects.PublishTask | effects.PublishEvent) -> bool:
         """Publish a task or an event; whether it was news: False when the broker remembers another of the same id.
@@ -127,9 +172,8 @@ class Performer:
                 return await self.ledger.save(record, revision)
             case effects.CreateRecord(record):
                 return await self.ledger.create(record)
-            case effects.ScheduleDeadline(rid, deadline):
-                event = DeadlinePassed(rid=rid, deadline=deadline)
-                await self.queue.schedule_deadline(rid, deadline, codec.encode(event))
+            case effects.ScheduleDeadline(ticket):
+                await self._schedule(ticket)
             case effects.Stop(rid, until, run):
                 order = Cancel(rids=(rid,), until=until, run=run)
                 await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(order))
@@ -141,16 +185,20 @@ class Performer:
                 await self.dead_letters.forget(record)
         return revision
 
+    async def _schedule(self, ticket: Ticket) -> None:
+        event = DeadlinePassed(rid=ticket.rid, deadline=ticket.deadline)
+        await self.queue.schedule_deadline(ticket.rid, ticket.nonce, ticket.deadline, codec.encode(event))
+
     async def _purge(self, effect: effects.Purge) -> None:
         before = None
-        if effect.failed_run is not None:
-            # Invariant: the sequence first, then the record. While that run is the last one, all that an operator's
-            # retry publishes has later sequences: it opens the record before it publishes.
+        if effect.queued:
+            # Invariant: the sequence first, then the record. While that end is the last one, all that an operator's
+            # retry, or a later request under the id, publishes has later sequences: it opens the record before.
             before = await self.queue.next_sequence()
-            if not await self._has_failed(effect.rid, effect.failed_run):
+            if not await self._stands(effect):
                 return
-        if effect.hosted_run:  # may be lost: the processes that have the memory ask about what stays in it
-            free = Free(rid=effect.rid, run=effect.hosted_run)
+        if effect.hosted:  # may be lost: the processes that have the memory ask about what stays in it
+            free = Free(rid=effect.rid, run=effect.run)
             await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(free))
         if effect.stored:
             # Invariant: before the queue, which may hold the very event that has all this repeated when its shell dies.
@@ -158,8 +206,16 @@ class Performer:
         if effect.queued:
             await self.queue.purge(effect.rid, before=before)
         else:
-            await self.queue.cancel_deadline(effect.rid, before=before)
+            await self.queue.cancel_deadline(effect.rid, effect.nonce)
 
-    async def _has_failed(self, rid: str, run: int) -> bool:
-        entry = await self.ledger.read_latest(rid)
-        return entry is not None and entry.record.has_failed(run)
+    async def _ask_to_purge(self, effect: effects.Purge) -> None:
+        """Have an orchestrator do it, without waiting; what nobody does is done when the timer fires."""
+        if effect.stored or effect.hosted:
+            await self._connection.publish(subjects.questions(self.pipeline, "orphans"), effect.rid.encode())
+        else:
+            timer = f"{effect.nonce}.{effect.rid}"
+            await self._connection.publish(subjects.questions(self.pipeline, "timers"), timer.encode())
+
+    async def _stands(self, effect: effects.Purge) -> bool:
+        entry = await self.ledger.read_latest(effect.rid)
+        return entry is not None and entry.record.stands(effect.nonce, effect.run)

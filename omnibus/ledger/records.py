@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from omnibus.broker import bucket
 from omnibus.broker.bucket import Bucket, transact
 from omnibus.broker.connection import Connection
-from omnibus.errors import InvalidRequest, Unreadable
+from omnibus.errors import InvalidRequest, PayloadLost, Unreadable
 from omnibus.requests.record import Record
+from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
+from omnibus.wire.envelope import Ticket
+from omnibus.wire.payload import Payload
 
 T = TypeVar("T")
 
@@ -22,6 +28,12 @@ class StoredRecord:
 
     record: Record
     revision: int
+
+
+class _State(msgspec.Struct):
+    """The part of a record that tells whether it has ended."""
+
+    state: RequestState = RequestState.OPEN
 
 
 class Ledger:
@@ -38,6 +50,23 @@ class Ledger:
     async def read_latest(self, rid: str) -> StoredRecord | None:
         """The same as the ledger's leader has it: for what a write of a moment ago must not be undone by."""
         return _decoded(rid, await self._bucket.get_latest(subjects.check_name(rid, "rid")))
+
+    async def open_among(self, rids: Collection[str]) -> set[str]:
+        """Those of which the ledger, on any of its copies, has a record that is open; some may have ended a moment ago."""
+        found = await self._bucket.get_all(sorted(rids))
+        return {rid for rid, value in found.items() if _is_open(value)}
+
+    async def request(self, ticket: Ticket) -> Payload:
+        """The request of a ticket, which the record has where the ticket was sent on without it; one direct get then.
+
+        Raises PayloadLost when the request has ended, or is another one by now.
+        """
+        if ticket.has_request:
+            return ticket.request
+        entry = _decoded(ticket.rid, await self._bucket.get(ticket.rid))
+        if entry is None or entry.record.nonce != ticket.nonce or not entry.record.ticket.has_request:
+            raise PayloadLost(f"the record of request {ticket.rid!r} has its input no more")
+        return entry.record.ticket.request
 
     async def transact(
         self, rid: str, decide: Callable[[StoredRecord | None], Awaitable[T]], *, latest: bool = False
@@ -57,11 +86,21 @@ class Ledger:
         """Create a record; raises RevisionConflict when the id is taken."""
         return await self._bucket.create(record.rid, codec.encode(record), ttl=record.lifetime(self._clock.now()))
 
-    async def save(self, record: Record, revision: int) -> int:
-        """Replace the record that has this revision; raises RevisionConflict when another writer was first."""
-        return await self._bucket.update(
-            record.rid, codec.encode(record), revision, ttl=record.lifetime(self._clock.now())
-        )
+    async def save(self, record: Record, revision: int, *, unread: bool = False) -> int:
+        """Replace the record that has this revision; raises RevisionConflict when another writer was first.
+
+        `unread`: without a look at what is there then, for a role that reads no records: a write of one's own whose answer was
+        lost is a conflict, too.
+        """
+        write = self._bucket.replace if unread else self._bucket.update
+        return await write(record.rid, codec.encode(record), revision, ttl=record.lifetime(self._clock.now()))
+
+
+def _is_open(value: bytes) -> bool:
+    """Whether the record in these bytes is open; one that cannot be read is none."""
+    with suppress(InvalidRequest):
+        return not codec.decode(value, _State).state.terminal
+    return False
 
 
 def _decoded(rid: str, entry: bucket.BucketEntry | None) -> StoredRecord | None:

@@ -7,6 +7,8 @@ from base64 import b64decode
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import msgspec
+
 from omnibus.broker.connection import Connection
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, Task
@@ -40,7 +42,7 @@ class WorkQueue:
         self._connection, self._pipeline = connection, pipeline
         self._work = subjects.work_stream(pipeline)
 
-    async def schedule_deadline(self, rid: str, at: float, data: bytes = b"") -> None:
+    async def schedule_deadline(self, rid: str, nonce: str, at: float, data: bytes = b"") -> None:
         """Have the server publish a deadline event at `at` (Unix seconds; at once when that is past).
 
         Kept across crashes of the server; scheduling again replaces the time.
@@ -48,24 +50,25 @@ class WorkQueue:
         moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         target = subjects.deadline_event(self._pipeline, rid)
         headers = {"Nats-Schedule": f"@at {moment}", "Nats-Schedule-Target": target}
-        await self._connection.js_publish(subjects.timer(self._pipeline, rid), data, headers=headers)
+        await self._connection.js_publish(subjects.timer(self._pipeline, nonce, rid), data, headers=headers)
 
     async def next_sequence(self) -> int:
         """Return the least sequence number that the next message can have."""
         info = await self._connection.api(f"STREAM.INFO.{self._work}")
         return int(info["state"]["last_seq"]) + 1
 
-    async def cancel_deadline(self, rid: str, *, before: int | None = None) -> None:
-        """Remove the timer, if it was set before a sequence; a deadline event that it has published already stays."""
-        await self._purge(subjects.timer(self._pipeline, rid), before)
+    async def cancel_deadline(self, rid: str, nonce: str) -> None:
+        """Have the timer removed, soon: nobody waits for it. One that stays, in an outage, does nothing but fire in vain."""
+        body = msgspec.json.encode({"filter": subjects.timer(self._pipeline, nonce, rid)})
+        await self._connection.publish(f"$JS.API.STREAM.PURGE.{self._work}", body)
 
     async def purge(self, rid: str, *, before: int | None = None) -> None:
-        """Remove all that is queued for a request: tasks and events of every stage and lane, and the timer. Idempotent.
+        """Remove all that is queued for a request: tasks and events of every stage and lane, and the timers. Idempotent.
 
-        The timer goes first: it could fire in between, and its event goes with the rest. What a receiver holds is removed
+        The timers go first: one could fire in between, and its event goes with the rest. What a receiver holds is removed
         too; its answer then changes nothing. With `before`, what has that sequence or a later one stays.
         """
-        await self.cancel_deadline(rid, before=before)
+        await self._purge(subjects.timers_filter(self._pipeline, rid), before)
         await self._purge(subjects.purge_filter(self._pipeline, rid), before)
 
     async def anything_queued(self, rid: str) -> bool:

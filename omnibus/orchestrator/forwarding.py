@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import InvalidRequest, Unreadable
@@ -13,7 +12,6 @@ from omnibus.orchestrator.event_telemetry import EventTelemetry
 from omnibus.requests.admission import bury, lapse
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
-from omnibus.requests.effects import Effect
 from omnibus.requests.record import OPEN_TTL
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, event_rid
@@ -46,7 +44,8 @@ class Forwarder:
 
     async def _advance(self, event: Event) -> None:
         if not isinstance(event, StageResult) or needs_record(event):
-            await self._performer.ledger.transact(event_rid(event), lambda entry: self._perform(event, entry))
+            if not await self._performer.end(event):
+                await self._performer.ledger.transact(event_rid(event), lambda entry: self._perform(event, entry))
         elif not await self._pass_on(event):
             await self._performer.clear_orphans(event.ticket.rid)  # stored too late for its end
 
@@ -59,14 +58,10 @@ class Forwarder:
     async def _perform(self, event: Event, entry: StoredRecord | None) -> None:
         now = self._performer.clock.now()
         if entry is not None:
-            await self._performed(advance(event, entry.record), entry)
+            await self._performer.decided(advance(event, entry.record), entry)
         elif isinstance(event, DeadlinePassed) and now > event.deadline + OPEN_TTL:
             effects = lapse(self._performer.pipeline, event.rid, nonce=secrets.token_hex(8), now=now)
             await self._performer.perform(effects)
-
-    async def _performed(self, effects: Sequence[Effect], entry: StoredRecord) -> None:
-        await self._performer.perform(effects, entry.revision)
-        self._telemetry.performed(effects, entry.record)
 
     async def _precedes_record(self, event: Event) -> bool:
         if not isinstance(event, DeadlinePassed) or self._performer.clock.now() > event.deadline + ADMISSION:
@@ -83,7 +78,7 @@ class Forwarder:
 
         async def end(entry: StoredRecord | None) -> None:
             if entry is not None:
-                await self._performed(fail(entry.record, failure, dead=dead), entry)
+                await self._performer.decided(fail(entry.record, failure, dead=dead), entry)
 
         if not subjects.is_name(rid):  # no record can have such a key
             return
@@ -97,7 +92,7 @@ class Forwarder:
         now, pipeline = self._performer.clock.now(), self._performer.pipeline
         effects = bury(pipeline, rid, unreadable.data, Failure.of(unreadable), nonce=secrets.token_hex(8), now=now)
         await self._performer.perform(effects, unreadable.revision)
-        self._telemetry.performed(effects, None)
+        self._performer.telemetry.performed(effects, None)
 
 
 def _decode(delivery: Delivery) -> Event:

@@ -22,7 +22,8 @@ from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.admission import check_same, new_record, timeout_of, unadmitted_record
-from omnibus.requests.effects import Notify, Purge
+from omnibus.requests.advance import purge_of
+from omnibus.requests.effects import Notify
 from omnibus.requests.record import Record
 from omnibus.requests.request_checks import validate
 from omnibus.requests.request_files import check_files
@@ -73,15 +74,12 @@ class Intake:
         if self._performer.clock.now() >= deadline:
             raise DeadlineExceeded
         await self._backlog.take_slot(self._spec, OVERFLOW_LANE)  # what its tenant has open is not known here
-        # Invariant: a redelivery is the same call, and nothing else is. A stream that is made anew counts from 1 again, so
-        # the sequence alone would make a later request pass for an earlier one under its id.
-        nonce = f"{delivery.stream_seq}.{delivery.stored_at}"
         attached = True
         try:
             await check_files(request, within=deadline - self._performer.clock.now())
             payload = await self._store.put(encode_request(request), REQUEST_MEDIA_TYPE, rid=rid)
             record = new_record(
-                self._spec, request, rid=rid, payload=payload, nonce=nonce, now=delivery.stored_at, front=front,
+                self._spec, request, rid=rid, payload=payload, nonce=_nonce(delivery), now=delivery.stored_at, front=front,
                 lane=request.lane, route=route,
             )  # fmt: skip
             admitted = await admit(self._performer, record)
@@ -109,7 +107,7 @@ class Intake:
             await self._notify(front, await self._notice(record, failure))
             return
         # Of an attempt to admit it that went wrong half-way.
-        await self._performer.perform((Purge(rid, queued=False, stored=delivery.num_delivered > 1),))
+        await self._performer.perform((purge_of(record, stored=delivery.num_delivered > 1),))
         await self._notify(front, EndNotice(rid=rid, state=record.state))
 
     async def _notice(self, mine: Record, failure: Failure) -> EndNotice | Refused | None:
@@ -127,6 +125,15 @@ class Intake:
     async def _notify(self, front: str | None, message: EndNotice | Refused | None) -> None:
         if front is not None and message is not None:
             await self._performer.perform((Notify(front, message),))
+
+
+def _nonce(delivery: Delivery) -> str:
+    """A redelivery is the same call, and nothing else is.
+
+    A stream that is made anew counts from 1 again, so the sequence alone would make a later request pass for an earlier one
+    under its id.
+    """
+    return f"{delivery.stream_seq}-{int(delivery.stored_at * 1e6)}"
 
 
 def _front_of(delivery: Delivery) -> str | None:

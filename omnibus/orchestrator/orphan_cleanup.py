@@ -49,11 +49,13 @@ class OrphanCleanup:
         return self._listed != self._connection.generation
 
     async def _look(self) -> None:
-        """One after the other: the work of open requests comes first."""
+        """Clear up what has ended, one after the other, as open requests come first; those are read many at a time."""
         generation = self._connection.generation
         present = await self._performer.present()
-        looked_at = present if self._is_due else present.keys() & self._open
-        self._open = {rid for rid in sorted(looked_at) if not await self._clear(rid, queued=present[rid])}
+        looked_at = present.keys() if self._is_due else present.keys() & self._open
+        still_open = await self._performer.ledger.open_among(looked_at)
+        ended = sorted(looked_at - still_open)
+        self._open = still_open | {rid for rid in ended if not await self._clear(rid, queued=present[rid])}
         self._listed = generation
 
     async def _clear(self, rid: str, *, queued: bool) -> bool:

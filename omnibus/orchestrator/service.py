@@ -51,7 +51,7 @@ class OrchestratorService:
         self._director = Director(connection, spec, view=self._view)
         self._performer = performer = Performer(connection, spec.name, lane_of=self._director.lane)
         self._stopped = Cancellations()
-        telemetry = EventTelemetry(connection.metrics, spec.name, connection.clock)
+        telemetry = EventTelemetry(connection.metrics, spec.name)
         self._forwarder = Forwarder(performer, self._stopped, telemetry)
         self._intake = Intake(connection, performer, spec)
 
@@ -61,6 +61,9 @@ class OrchestratorService:
         orphans = await self._connection.subscribe(
             subjects.questions(self._spec.name, "orphans"), self._on_orphans, queue="orchestrators"
         )
+        timers = await self._connection.subscribe(
+            subjects.questions(self._spec.name, "timers"), self._on_timer, queue="orchestrators"
+        )
         try:
             async with self._view, self._claims, self._director, asyncio.TaskGroup() as group:
                 for name, run in self._parts().items():
@@ -68,6 +71,7 @@ class OrchestratorService:
         finally:
             await control.unsubscribe()
             await orphans.unsubscribe()
+            await timers.unsubscribe()
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
         connection, spec = self._connection, self._spec
@@ -100,6 +104,12 @@ class OrchestratorService:
             ended = ended_run(await self._performer.clear_orphans(rid))
             if message.reply:
                 await self._connection.publish(message.reply, str(ended).encode())
+
+    async def _on_timer(self, message: ReceivedMessage) -> None:
+        """A worker has ended a request, whose timer its role may not remove."""
+        nonce, _, rid = message.data.decode(errors="replace").partition(".")
+        if subjects.is_name(nonce) and subjects.is_name(rid):
+            await self._performer.queue.cancel_deadline(rid, nonce)
 
     async def _on_message(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)

@@ -68,3 +68,19 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
     def finals(self) -> tuple[RouteStage, ...]:
         """Return the stages whose outputs are delivered."""
         return tuple(stage for stage in self.stages if stage.final is not None)
+
+    def ends_with(self, stage_id: int) -> bool:
+        """Whether the result of a stage is all that the end needs: the only output, of a route without joins."""
+        return [stage.stage_id for stage in self.finals] == [stage_id] and not any(map(_is_join, self.stages))
+
+    def is_ended_by_worker(self, stage_id: int) -> bool:
+        """Whether the worker that finishes a stage ends the request: the last one of such a route, over a direct edge."""
+        return self.ends_with(stage_id) and any(
+            target == Target(stage_id, Forwarding.DIRECT)
+            for source in self[stage_id].sources
+            for target in self[source].targets
+        )
+
+
+def _is_join(stage: RouteStage) -> bool:
+    return stage.is_join

@@ -1,12 +1,13 @@
 """The record of a request that enters a pipeline, and what is done with it then: pure.
 
-The shell performs `admission_effects` in order; the request is accepted when its last task is acknowledged. When the
-record cannot be created because the id is taken, it reads the record and asks `check_same`.
+The shell creates record and timer, then publishes the first tasks; the request is accepted when the last of them is
+acknowledged. When the record cannot be created because the id is taken, it reads that and asks `check_same`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import msgspec
 from msgspec.structs import replace
@@ -59,8 +60,9 @@ def new_record(  # noqa: PLR0913 what its admitter knows of a request, each by i
         rid=rid, pipeline=spec.name, route=route or validate(spec, request), created=now,
         deadline=now + timeout_of(spec, request), request=payload, front=front, lane=lane or request.lane,
         priority=request.priority, max_attempts=spec.max_attempts, affinity=request.affinity, trace=request.trace,
+        tenant=request.tenant, nonce=nonce, digest=digest(request),
     )  # fmt: skip
-    return Record(ticket=ticket, tenant=request.tenant, nonce=nonce, digest=digest(request))
+    return Record(ticket=ticket)
 
 
 def timeout_of(spec: PipelineSpec, request: Request) -> float:
@@ -95,14 +97,14 @@ def unadmitted_record(
     A producer that sends the same `data` again finds it, where they are a request.
     """
     empty = Payload.inline(b"", REQUEST_MEDIA_TYPE)
-    ticket = Ticket(rid=rid, pipeline=pipeline, route=Route(()), created=now, deadline=now, request=empty, front=front)
-    same = Record(ticket=ticket, nonce=nonce, digest="", state=state, failure=failure)
-    try:
+    ticket = Ticket(
+        rid=rid, pipeline=pipeline, route=Route(()), created=now, deadline=now, request=empty, front=front, nonce=nonce
+    )
+    with suppress(InvalidRequest):
         request = decode_request(data)
         encode_request(request)  # JSON may hold what has no digest
-    except InvalidRequest:
-        return same
-    return replace(same, digest=digest(request), tenant=request.tenant)
+        ticket = replace(ticket, digest=digest(request), tenant=request.tenant)
+    return Record(ticket=ticket, state=state, failure=failure)
 
 
 def bury(pipeline: str, rid: str, data: bytes, failure: Failure, *, nonce: str, now: float) -> tuple[Effect, ...]:
@@ -123,23 +125,18 @@ def lapse(pipeline: str, rid: str, *, nonce: str, now: float) -> tuple[Effect, .
     return (CreateRecord(record), *end_again(record))
 
 
-def admission_effects(record: Record) -> tuple[Effect, ...]:
-    """Deadline first, so that nothing is ever open without one; then the record; then the tasks."""
-    ticket = record.ticket
-    return (ScheduleDeadline(ticket.rid, ticket.deadline), CreateRecord(record), *entry_tasks(ticket, ticket.created))
-
-
 def check_same(existing: Record, mine: Record) -> None:
     """Raises RequestConflict when an id is taken by another request; one with the same nonce is of the very same call."""
-    if existing.nonce != mine.nonce and (existing.digest, existing.tenant) != (mine.digest, mine.tenant):
+    theirs, ours = existing.ticket, mine.ticket
+    if theirs.nonce != ours.nonce and (theirs.digest, theirs.tenant) != (ours.digest, ours.tenant):
         raise RequestConflict(f"request id {mine.rid!r} was used for a different request")
 
 
 def attach_effects(existing: Record) -> tuple[Effect, ...]:
     """Decide what a client that attaches to a request does for it.
 
-    An open request: its admitter may have died before all tasks were queued, so they are published again, under the message
-    ids of the current run; dedupe drops what is there. When nothing is queued after that, `redrive`.
+    An open request: its admitter may have died before its timer was set or all tasks were queued, so they are published
+    again, under the message ids of the current run; dedupe drops what is there. When nothing is queued after that, `redrive`.
     """
     ticket = existing.ticket
     tasks = () if existing.state.terminal else tuple(entry_tasks(ticket, ticket.created))
@@ -147,11 +144,8 @@ def attach_effects(existing: Record) -> tuple[Effect, ...]:
 
 
 def timer_effects(existing: Record) -> tuple[Effect, ...]:
-    """Undo what an attempt to admit did to the timer of a request that was there before.
+    """Set the timer of a request as its record says; one that has ended loses it, and all that is queued.
 
-    It has replaced the timer by its own: the record's is put back, or removed when the request has ended. With the timer goes
-    all that is queued, among it perhaps the event that would have had the rest of the end done: so that is done, too.
+    Among that may be the event that would have had the rest of the end done: so that is done, too.
     """
-    if existing.state.terminal:
-        return end_again(existing)
-    return (ScheduleDeadline(existing.rid, existing.ticket.deadline),)
+    return end_again(existing) if existing.state.terminal else (ScheduleDeadline(existing.ticket),)

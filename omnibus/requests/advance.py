@@ -7,7 +7,6 @@ first may have died before it performed them. A result counts from any replica; 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace as changed
 
 from msgspec.structs import replace
 
@@ -39,7 +38,7 @@ from omnibus.wire.envelope import (
 )
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import EndNotice, OutputReady
-from omnibus.wire.payload import Payloads
+from omnibus.wire.payload import CARRIED_LIMIT, Payloads
 
 MAX_RUNS = 5
 """Runs that one request may use up before a lost payload ends it."""
@@ -71,6 +70,17 @@ def advance(event: Event, record: Record) -> tuple[Effect, ...]:
             return _result(event, record)
 
 
+def as_admitted(event: Event) -> Record | None:
+    """The record that a result ends, as its admission wrote it under the ticket's revision; None where it has to be read.
+
+    Invariant: whatever happens to a request besides changes its record, and so the revision that the end must name.
+    """
+    match event:
+        case StageResult(ticket=ticket, stage_id=stage, final=FinalOutput()) if ticket.revision:
+            return Record(ticket=ticket) if ticket.route.ends_with(stage) else None
+    return None
+
+
 def linear_tasks(result: StageResult, *, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> Iterator[PublishTask]:
     """Tasks of the stages that need nothing but this result, over edges of one forwarding mode.
 
@@ -84,8 +94,10 @@ def linear_tasks(result: StageResult, *, forwarding: Forwarding = Forwarding.ORC
 
 
 def needs_event(route: Route, stage_id: int) -> bool:
-    """Whether a finished stage has anything to tell an orchestrator: not when all its edges are direct and it is not final."""
+    """Whether a finished stage needs an orchestrator: not when all its edges are direct, and its worker ends what it must end."""
     stage = route[stage_id]
+    if route.is_ended_by_worker(stage_id):
+        return False
     return stage.final is not None or any(target.forwarding is Forwarding.ORCHESTRATOR for target in stage.targets)
 
 
@@ -125,13 +137,12 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     """
     has_stored = bool(record.ticket.request.locations) or any(timing.stored for timing in record.timings)
     stored = record.state is not RequestState.FAILED and (queued or has_stored)
+    is_done, run = record.state is RequestState.DONE, record.ticket.run
     # What is done has nothing running any more; every other end may leave stages at work.
-    stop = () if record.state is RequestState.DONE else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
-    # Every other end has what is in shared memory freed by its stop.
-    hosted = record.state is RequestState.DONE and any(timing.hosted for timing in record.timings)
-    ended = EndNotice(rid=record.rid, state=record.state, run=record.ticket.run, timings=record.timings)
-    purge = changed(purge_of(record, queued=queued, stored=stored), hosted_run=record.ticket.run if hosted else 0)
-    return (*stop, *_notify(record, ended), purge)
+    stop = () if is_done else (Stop(record.rid, record.ticket.deadline, run),)
+    outputs = tuple(record.outputs.values()) if is_done else ()
+    ended = EndNotice(rid=record.rid, state=record.state, run=run, outputs=outputs, timings=record.timings)
+    return (*stop, *_notify(record, ended), purge_of(record, queued=queued, stored=stored))
 
 
 def orphan_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:
@@ -149,9 +160,9 @@ def orphan_effects(record: Record | None, *, queued: bool = False) -> tuple[Effe
 
 
 def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Purge:
-    """Remove what is left of an ended request; of one that may be opened again, nothing that comes after its end."""
-    failed_run = record.ticket.run if record.state is RequestState.FAILED else None
-    return Purge(record.rid, queued=queued, stored=stored, failed_run=failed_run)
+    """Remove what is left of an ended request. Where it was stopped, that frees what is in shared memory."""
+    hosted = record.state is RequestState.DONE and any(timing.hosted for timing in record.timings)
+    return Purge(record.rid, record.nonce, record.ticket.run, queued=queued, stored=stored, hosted=hosted)
 
 
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
@@ -159,13 +170,13 @@ def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:
         return ()  # of a run that was given up
     merged = _merge(event, record)
     tasks = (*linear_tasks(event), *_ready_joins(event, merged))
+    if len(merged.outputs) == len(merged.ticket.route.finals):
+        done = merged.ended(RequestState.DONE)
+        return (SaveRecord(done), *_dead_letter(done), *ended_effects(done, queued=done.ticket.run > 1))
     # What the record holds, which is the first attempt's: a follower may have missed that one.
     notified = (
         _notify(merged, OutputReady(rid=merged.rid, output=merged.outputs[event.stage_id])) if event.final else ()
     )
-    if len(merged.outputs) == len(merged.ticket.route.finals):
-        done = merged.ended(RequestState.DONE)
-        return (SaveRecord(done), *notified, *_dead_letter(done), *ended_effects(done, queued=done.ticket.run > 1))
     # A record that already holds the event is not written again; its tasks are published again.
     save = () if merged == record else (SaveRecord(merged),)
     return (*save, *tasks, *notified)
@@ -223,7 +234,7 @@ def _note(event: AttemptFailed, record: Record) -> tuple[Effect, ...]:
 def _deadline(event: DeadlinePassed, record: Record) -> tuple[Effect, ...]:
     if event.deadline < record.ticket.deadline and not record.state.terminal:
         # The timer of an attempt to admit the same request again, or of a run before an operator's retry.
-        return (ScheduleDeadline(record.rid, record.ticket.deadline),)
+        return (ScheduleDeadline(record.ticket),)
     # A request that an operator ran again fails, so that its dead letter is of use once more.
     return _end(record, RequestState.FAILED if record.dead else RequestState.EXPIRED, _EXPIRED)
 
@@ -254,4 +265,5 @@ def _notify(record: Record, message: OutputReady | EndNotice) -> tuple[Notify, .
 
 def _task(ticket: Ticket, stage_id: int, inputs: dict[int, Payloads], timings: tuple[StageTiming, ...]) -> PublishTask:
     published = max((timing.finished for timing in timings), default=ticket.created)
+    ticket = ticket.without_request(above=CARRIED_LIMIT)
     return PublishTask(Task(ticket=ticket, stage_id=stage_id, published=published, inputs=inputs, timings=timings))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from omnibus.requests.record import Record
 from omnibus.wire import subjects
-from omnibus.wire.envelope import AttemptFailed, Event, Task
+from omnibus.wire.envelope import AttemptFailed, Event, Task, Ticket
 from omnibus.wire.out import Out
 
 
@@ -17,8 +17,7 @@ from omnibus.wire.out import Out
 class ScheduleDeadline:
     """Publish the timer of a request."""
 
-    rid: str
-    deadline: float
+    ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +97,21 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Remove what is left of an ended request: its timer, and where asked what is queued and what its hops stored."""
+    """Remove what is left of an ended request: its timer, and where asked what is queued and what its hops stored.
+
+    Nothing is removed of a later run, nor of a later request under its id.
+    """
 
     rid: str
+    nonce: str
+    run: int = 1
+    """The run that has ended."""
     queued: bool = True
     """Tasks and events; nothing is there when every stage of a first run has just finished."""
     stored: bool = False
     """Payloads in the object store that only its stages needed."""
-    hosted_run: int = 0
-    """Payloads of this run and earlier ones are in shared memory of hosts; 0: none are."""
-    failed_run: int | None = None
-    """Set for a request that an operator may open again: nothing is removed of a later run than this one."""
+    hosted: bool = False
+    """Payloads of this run, or earlier ones, are in shared memory of hosts."""
 
 
 Effect = (

@@ -48,14 +48,14 @@ def retry(dead_letter: DeadLetter, record: Record | None, renewal: Renewal) -> t
     """
     check_retry(dead_letter, record)
     again = _opened(record or dead_letter.record, renewal)
-    timer = ScheduleDeadline(again.rid, again.ticket.deadline)
+    timer = ScheduleDeadline(again.ticket)
     write = CreateRecord(again) if record is None else SaveRecord(again)
     return (timer, write, timer, *entry_tasks(again.ticket, renewal.now))
 
 
 def resume(record: Record) -> tuple[Effect, ...]:
     """Effects for a run that was opened and of which nothing is queued: the operator's process died before it had published."""
-    return (ScheduleDeadline(record.rid, record.ticket.deadline), *redrive(record))
+    return (ScheduleDeadline(record.ticket), *redrive(record))
 
 
 def _opened(record: Record, renewal: Renewal) -> Record:

@@ -40,12 +40,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     v: int = 1
     ticket: Ticket
+    """Everything that the request's admission has decided."""
     state: RequestState = RequestState.OPEN
-    tenant: str = "default"
-    nonce: str
-    """Marks the call of `admit` that made the record: a create whose answer was lost is recognised by it."""
-    digest: str
-    """Digest of the producer's request: the same id with another digest is a conflict."""
     arrived: dict[int, Payloads] = {}
     """Outputs that joins still wait for, by the stage that made them."""
     outputs: dict[int, FinalOutput] = {}
@@ -61,6 +57,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def rid(self) -> str:
         return self.ticket.rid
 
+    @property
+    def nonce(self) -> str:
+        return self.ticket.nonce
+
+    @property
+    def tenant(self) -> str:
+        return self.ticket.tenant
+
     def lifetime(self, now: float) -> float:
         """Seconds that the record is kept from `now` on (since the epoch).
 
@@ -73,12 +77,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return DONE_TTL if self.state is RequestState.DONE else max(DONE_TTL, left)
 
     def ended(self, state: RequestState, failure: Failure | None = None) -> Record:
-        """The record in a terminal state, without what only a running request needs."""
-        return msgspec.structs.replace(self, state=transition(self.state, state), failure=failure, arrived={})
+        """The record in a terminal state, without what only a running request needs, or one that may run again."""
+        ticket = self.ticket if state is RequestState.FAILED else self.ticket.without_request()
+        return msgspec.structs.replace(
+            self, ticket=ticket, state=transition(self.state, state), failure=failure, arrived={}
+        )
 
-    def has_failed(self, run: int) -> bool:
-        """Whether this run ended it as failed, and nobody has opened it again since."""
-        return self.state is RequestState.FAILED and self.ticket.run == run
+    def stands(self, nonce: str, run: int) -> bool:
+        """Whether the request of a nonce has ended in this run, and nobody has opened it again since."""
+        return self.state.terminal and (self.nonce, self.ticket.run) == (nonce, run)
 
     def noting(self, attempt: Attempt | None) -> Record:
         """The record with one more failed attempt; the same when it is known."""

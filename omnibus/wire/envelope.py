@@ -6,6 +6,7 @@ Both carry the request's ticket, so that their receiver can forward the request 
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from omnibus.pipeline.route import Route
 from omnibus.wire.failed_attempt import Attempt
@@ -27,7 +28,14 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     deadline: float
     """Seconds since the epoch. This, like every time in an envelope, is by the server's clock: see `broker.clock`."""
     request: Payload
-    """The producer's request, see `wire.request`."""
+    """The producer's request, see `wire.request`. Behind the first stages only a small one is inline, see `has_request`."""
+    tenant: str = "default"
+    nonce: str = ""
+    """Marks the call of `admit` that made the record: a create whose answer was lost is recognised by it."""
+    digest: str = ""
+    """Digest of the producer's request: the same id with another digest is a conflict."""
+    revision: int = 0
+    """The record's revision as its admission wrote it; 0 in every later run, and where nobody knows it."""
     front: str | None = None
     """Reply token: part of the `out` subject that deltas and notices go to; None: the producer does not listen."""
     lane: str = "interactive"
@@ -36,6 +44,17 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     affinity: str | None = None
     """Tasks with the same key go to the same replica of a directed stage."""
     trace: dict[str, str] = {}
+
+    @property
+    def has_request(self) -> bool:
+        """Whether the request is to be had by this ticket; else its record has it, until its end."""
+        return self.request.data is not None or bool(self.request.locations)
+
+    def without_request(self, *, above: int = 0) -> Ticket:
+        """The ticket without the bytes of a request that has more of them than that; a reference stays."""
+        if self.request.data is None or self.request.nbytes <= above:
+            return self
+        return replace(self, request=replace(self.request, data=None))
 
 
 class StageTiming(msgspec.Struct, frozen=True, array_like=True):

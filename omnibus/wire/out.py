@@ -49,7 +49,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="s
 
 
 class OutputReady(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="output"):
-    """A final output is in the ledger."""
+    """A final output is in the ledger, and another one is still to come."""
 
     rid: str
     output: FinalOutput
@@ -61,6 +61,8 @@ class EndNotice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     rid: str
     state: str
     run: int = 1
+    outputs: tuple[FinalOutput, ...] = ()
+    """All of them, of a request that is done."""
     timings: tuple[StageTiming, ...] = ()
 
 

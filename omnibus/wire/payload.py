@@ -8,6 +8,8 @@ INLINE_LIMIT = 256 * 1024
 """Largest payload that rides inside an envelope, bytes."""
 ENVELOPE_LIMIT = 512 * 1024
 """Largest envelope or record with all that is inline in it, bytes."""
+CARRIED_LIMIT = 32 * 1024
+"""Largest request that travels on to the stages behind the first ones, which read a larger one in its record."""
 RECORD_INLINE_LIMIT = 64 * 1024
 """Largest final output that is kept inside its record, bytes."""
 

@@ -90,9 +90,9 @@ def event(pipeline: str, stage: int | str, kind: EventKind | str, rid: str) -> s
     return f"{_root(pipeline)}.event.{stage_token}.{EventKind(kind).value}.{check_name(rid, 'rid')}"
 
 
-def timer(pipeline: str, rid: str) -> str:
-    """The request's deadline, as a scheduled message."""
-    return f"{_root(pipeline)}.timer.{check_name(rid, 'rid')}"
+def timer(pipeline: str, nonce: str, rid: str) -> str:
+    """The request's deadline, as a scheduled message; `nonce` is its record's, so that no other request's is meant."""
+    return f"{_root(pipeline)}.timer.{check_name(nonce, 'nonce')}.{check_name(rid, 'rid')}"
 
 
 def deadline_event(pipeline: str, rid: str) -> str:
@@ -162,8 +162,13 @@ def disconnects(account: str) -> str:
 
 
 def purge_filter(pipeline: str, rid: str) -> str:
-    """Everything queued for a request, tasks and events alike; its timer is `timer`."""
+    """Everything queued for a request, tasks and events alike; not its timers."""
     return f"{_root(pipeline)}.*.*.*.{check_name(rid, 'rid')}"
+
+
+def timers_filter(pipeline: str, rid: str) -> str:
+    """The timers of all attempts to admit a request under this id."""
+    return f"{_root(pipeline)}.timer.*.{check_name(rid, 'rid')}"
 
 
 def requests_filter(pipeline: str) -> str:
@@ -186,7 +191,7 @@ def events_filter(pipeline: str) -> str:
 def work_subjects(pipeline: str) -> tuple[str, ...]:
     """The subjects of the work stream."""
     root = _root(pipeline)
-    return (all_tasks_filter(pipeline), events_filter(pipeline), f"{root}.timer.*")
+    return (all_tasks_filter(pipeline), events_filter(pipeline), f"{root}.timer.*.*")
 
 
 # Streams, consumers, buckets

@@ -15,6 +15,7 @@ from omnibus.requests.effects import PublishEvent, PublishTask
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import VERSION, StageResult, Task
 from omnibus.wire.failure import Failure
+from omnibus.wire.payload import CARRIED_LIMIT
 
 FIRST_RETRY_DELAY = 0.1
 """Seconds before a failed task is delivered again; doubles with every attempt."""
@@ -126,10 +127,12 @@ def following(result: StageResult) -> Iterator[PublishTask | PublishEvent]:
     """List a worker's messages for a result, in order: the tasks of its direct edges, then the event, if it needs one."""
     yield from linear_tasks(result, forwarding=Forwarding.DIRECT)
     ticket, stage_id = result.ticket, result.stage_id
-    if not needs_event(ticket.route, stage_id):
+    if result.final is None and not needs_event(ticket.route, stage_id):
         return
     if all(_is_direct(ticket.route, target) for target in ticket.route[stage_id].targets):
         result = msgspec.structs.replace(result, outputs={})  # nobody takes them from the event
+    carried = CARRIED_LIMIT if result.outputs else 0
+    result = msgspec.structs.replace(result, ticket=ticket.without_request(above=carried))
     yield PublishEvent(result, ticket.rid, stage_id, ticket.run)
 
 

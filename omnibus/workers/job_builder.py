@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from omnibus.errors import ConfigError, EngineError, InvalidRequest, OmnibusError
+from omnibus.ledger.records import Ledger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import codec
@@ -25,9 +26,9 @@ InputProcessor = Callable[[StageInput], EngineInput]
 class JobBuilder:
     """Makes the jobs of one stage."""
 
-    def __init__(self, spec: PipelineSpec, stage: StageSpec, store: PayloadStore) -> None:
+    def __init__(self, spec: PipelineSpec, stage: StageSpec, store: PayloadStore, ledger: Ledger) -> None:
         """Raises ConfigError for an input processor that cannot be imported, and for a canary that is no request."""
-        self._spec, self._stage, self._store = spec, stage, store
+        self._spec, self._stage, self._store, self._ledger = spec, stage, store, ledger
         self._process: InputProcessor | None = (
             load_object(stage.input_processor, "input_processor") if stage.input_processor else None
         )
@@ -38,7 +39,7 @@ class JobBuilder:
 
     async def given(self, task: Task) -> StageInput:
         """Fetch the stage's input; raises PayloadLost, or a RequestError for what the request got wrong."""
-        request = decode_request(bytes(await self._store.get(task.ticket.request)))
+        request = decode_request(bytes(await self._store.get(await self._ledger.request(task.ticket))))
         sources = {
             self._spec.stage(source).name: await self._fetch(given, task.ticket.rid)
             for source, given in task.inputs.items()

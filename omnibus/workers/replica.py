@@ -17,6 +17,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import EngineDead
 from omnibus.ledger.performer import Performer
+from omnibus.ledger.records import Ledger
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
@@ -271,7 +272,8 @@ class Replica:
         store = self._payloads
         return Execution(
             self._conn, self._stage, self._engine,
-            JobBuilder(self._spec, self._stage, store), OutputWriter(self._spec, self._stage, self._engine.outputs, store),
+            JobBuilder(self._spec, self._stage, store, Ledger(self._conn, self._spec.name)),
+            OutputWriter(self._spec, self._stage, self._engine.outputs, store),
             tracing=self._options.tracing, streams=self._streams,
         )  # fmt: skip
 

@@ -263,13 +263,23 @@ class TaskService:
 
     async def _finish(self, assignment: Assignment, result: StageResult) -> None:
         try:
-            for effect in following(result):
-                await self._perform(assignment, effect)
+            if not await self._end(assignment, result):
+                for effect in following(result):
+                    await self._perform(assignment, effect)
         except (BrokerRefused, RequestTooLarge) as error:  # it would be refused again
             await self._fail(assignment, error)
             return
         await self._ack(assignment)
         self._telemetry.finished(assignment, result)
+
+    async def _end(self, assignment: Assignment, result: StageResult) -> bool:
+        """End the request where its route leaves that to the last worker; False where an orchestrator has to decide."""
+        if assignment.abandoned or not result.ticket.route.is_ended_by_worker(result.stage_id):
+            return False
+        try:
+            return await self._performer.end(result, may_purge=False)
+        except BrokerDenied:  # credentials of a former version
+            return False
 
     async def _fail(self, assignment: Assignment, error: OmnibusError) -> None:
         delivery = assignment.delivery
@@ -301,8 +311,9 @@ class TaskService:
     async def _give_up(self, assignment: Assignment, disposition: GiveUp, last: Attempt | None = None) -> None:
         task = assignment.task
         event = StageFailed(
-            ticket=task.ticket, stage_id=task.stage_id, failure=disposition.failure, dead=disposition.dead, attempt=last
-        )
+            ticket=task.ticket.without_request(), stage_id=task.stage_id, failure=disposition.failure,
+            dead=disposition.dead, attempt=last,
+        )  # fmt: skip
         await self._publish_event(assignment, event)
         await self._ack(assignment)
         self._telemetry.gave_up(assignment, disposition.failure, dead=disposition.dead)

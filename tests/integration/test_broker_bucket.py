@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from omnibus.broker import bucket as bucket_module
-from omnibus.broker.bucket import Bucket
+from omnibus.broker.bucket import MOST_AT_ONCE, Bucket
 from omnibus.broker.connection import Connection, PubAck, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.replies import Transient
@@ -120,7 +120,7 @@ async def test_reading_says_so_when_the_broker_is_gone(own_server: EmbeddedServe
         with pytest.raises(BrokerUnavailable):
             await connection.retried_request("$JS.API.INFO", deadline=0.3)
         with pytest.raises(BrokerUnavailable):
-            await connection.js_publish(subjects.timer(pipeline, "r"), deadline=0.3)
+            await connection.js_publish(subjects.timer(pipeline, "n", "r"), deadline=0.3)
 
 
 async def test_watch_tells_every_change_when_keys_come_change_and_go(ledger: Bucket, connection: Connection) -> None:
@@ -202,3 +202,13 @@ async def test_watch_removes_what_a_resync_does_not_find(ledger: Bucket, connect
 
 async def _is_absent(bucket: Bucket, key: str) -> bool:
     return await bucket.get(key) is None
+
+
+async def test_many_keys_are_read_at_once_and_those_without_a_value_left_out(ledger: Bucket) -> None:
+    assert await ledger.get_all(["nothing", "there"]) == {}
+    names = [f"k{number}" for number in range(2 * MOST_AT_ONCE)]
+    for name in names:
+        await ledger.create(name, name.encode())
+    await ledger.delete("k7")
+    found = await ledger.get_all([*names, "missing"])
+    assert found == {name: name.encode() for name in names if name != "k7"}

@@ -28,7 +28,7 @@ async def test_timer_fires_as_a_deadline_event_when_its_time_comes(connection: C
     await lay_out(connection, pipeline)
     work = WorkQueue(connection, pipeline)
     due = time.time() + 0.4
-    await work.schedule_deadline("r", due, b"run 0")
+    await work.schedule_deadline("r", "n", due, b"run 0")
     async with _events(connection, pipeline) as events:
         events.add_credit()
         fired = await asyncio.wait_for(events.take(), 5)
@@ -43,7 +43,7 @@ async def test_timer_fires_as_a_deadline_event_when_its_time_comes(connection: C
 
 async def test_timer_fires_at_once_when_its_time_is_past(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline)
-    await WorkQueue(connection, pipeline).schedule_deadline("r", time.time() - 100)
+    await WorkQueue(connection, pipeline).schedule_deadline("r", "n", time.time() - 100)
     async with _events(connection, pipeline) as events:
         events.add_credit()
         await asyncio.wait_for(events.take(), 3)
@@ -54,11 +54,11 @@ async def test_timer_is_replaced_when_scheduled_again_and_gone_when_cancelled(
 ) -> None:
     await lay_out(connection, pipeline)
     work = WorkQueue(connection, pipeline)
-    await work.schedule_deadline("again", time.time() + 0.2, b"old")
-    await work.schedule_deadline("again", time.time() + 0.5, b"new")
-    await work.schedule_deadline("cancelled", time.time() + 0.2)
-    await work.cancel_deadline("cancelled")
-    await work.schedule_deadline("last", time.time() + 0.9)
+    await work.schedule_deadline("again", "n", time.time() + 0.2, b"old")
+    await work.schedule_deadline("again", "n", time.time() + 0.5, b"new")
+    await work.schedule_deadline("cancelled", "n", time.time() + 0.2)
+    await work.cancel_deadline("cancelled", "n")
+    await work.schedule_deadline("last", "n", time.time() + 0.9)
     async with _events(connection, pipeline) as events:
         events.add_credit(5)
         first, second = [await asyncio.wait_for(events.take(), 5) for _ in range(2)]
@@ -70,7 +70,7 @@ async def test_timers_survive_when_the_server_is_killed(own_server: EmbeddedServ
         await lay_out(connection, pipeline)
         work = WorkQueue(connection, pipeline)
         for number in range(10):
-            await work.schedule_deadline(f"r{number}", time.time() + 1.0)
+            await work.schedule_deadline(f"r{number}", "n", time.time() + 1.0)
         await own_server.kill()
         await own_server.start()
         async with _events(connection, pipeline) as events:
@@ -91,7 +91,7 @@ async def test_purge_removes_everything_of_one_request_and_nothing_else(connecti
                 await connection.js_publish(subjects.task(pipeline, stage, lane, rid), b"x", dedupe)
         for kind in subjects.EventKind:
             await connection.js_publish(subjects.event(pipeline, 3, kind, rid), b"x")
-        await work.schedule_deadline(rid, time.time() + 60)
+        await work.schedule_deadline(rid, "n", time.time() + 60)
     async with stage_puller(connection, pipeline, lanes) as puller:
         puller.add_credit()
         await puller.take()  # one of them is in flight
@@ -108,7 +108,7 @@ async def test_anything_queued_counts_what_is_in_flight_but_not_the_timer(
 ) -> None:
     await lay_out(connection, pipeline)
     work = WorkQueue(connection, pipeline)
-    await work.schedule_deadline("r", time.time() + 60)
+    await work.schedule_deadline("r", "n", time.time() + 60)
     assert not await work.anything_queued("r")
     await publish_tasks(connection, pipeline, ["r"])
     async with stage_puller(connection, pipeline) as puller:

@@ -163,7 +163,7 @@ async def test_no_timer_stays_when_a_raw_request_is_cancelled_whose_orchestrator
     await ensure_layout(connection, layout_of(line(pipeline)))
     queue = WorkQueue(connection, pipeline)
     await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}')
-    await queue.schedule_deadline("raw", time.time() + 60.0)
+    await queue.schedule_deadline("raw", "n", time.time() + 60.0)
     async with Producer(connection) as producer:
         await producer.cancel(pipeline, "raw")
     assert (await queue.traffic()).messages == 0

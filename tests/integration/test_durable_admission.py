@@ -25,8 +25,9 @@ from omnibus.orchestrator.delivery_loop import ATTEMPTS
 from omnibus.orchestrator.intake import Intake
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec
-from omnibus.requests.admission import admission_effects, new_record
-from omnibus.requests.effects import CreateRecord
+from omnibus.requests.admission import new_record
+from omnibus.requests.advance import entry_tasks
+from omnibus.requests.effects import CreateRecord, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
@@ -66,8 +67,8 @@ async def test_request_expires_when_its_deadline_fired_before_its_record_was_the
     """An outage between the timer and the record: dropped as unknown, the deadline would never come again."""
     spec, performer = line(pipeline), Performer(connection, pipeline)
     async with serving(connection, spec) as producer:
-        timer, *rest = admission_effects(record_of(spec, "late", late=spec.deadline))
-        await performer.perform([timer])
+        record = record_of(spec, "late", late=spec.deadline)
+        await performer.perform([ScheduleDeadline(record.ticket)])
         events = f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.{subjects.EVENTS_CONSUMER}"
 
         async def heard() -> bool:
@@ -75,7 +76,7 @@ async def test_request_expires_when_its_deadline_fired_before_its_record_was_the
             return bool(info["delivered"]["consumer_seq"]) and not info["num_pending"]
 
         await eventually(heard, what="the orchestrator has had the deadline")
-        await performer.perform(rest)
+        await performer.perform([CreateRecord(record), *entry_tasks(record.ticket, record.ticket.created)])
         result = await producer.wait(pipeline, "late")
         assert result.state is RequestState.EXPIRED
         await queue_is_empty(connection, pipeline)
@@ -196,7 +197,7 @@ async def test_raw_request_ends_failed_when_it_cannot_be_admitted(
     """It was acknowledged by the broker: put back or dropped, its producer would wait for ever."""
     spec, performer = line(pipeline), Performer(connection, pipeline)
     await ensure_layout(connection, layout_of(spec))
-    await performer.queue.schedule_deadline("bad", time.time() + 60.0)  # an earlier attempt came that far
+    await performer.queue.schedule_deadline("bad", "n", time.time() + 60.0)  # an earlier attempt came that far
     async with serving(connection, spec, replicas=0):
         await connection.js_publish(subjects.request(pipeline, "bad"), body, headers=headers)
         entry = await eventually(lambda: performer.ledger.read("bad"), what="a record")

@@ -247,7 +247,7 @@ async def test_what_a_killed_server_brings_back_goes_and_what_is_open_stays(
         (kept,) = {subject.split(".")[-2] for subject in await stored(connection, pipeline)}
         await PayloadStore(connection, pipeline).put(b"again", "text/plain", rid=done.rid, rule=PayloadRule.OBJECT)
         performer = Performer(connection, pipeline)
-        await performer.queue.schedule_deadline(done.rid, connection.clock.now() + 100.0)
+        await performer.queue.schedule_deadline(done.rid, done.ticket.nonce, connection.clock.now() + 100.0)
         assert await performer.present() == {done.rid: True, "open": True}
         await own_server.kill()
         await own_server.start()

@@ -11,7 +11,7 @@ from omnibus.ledger.acceptance import admit
 from omnibus.ledger.performer import Performer
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule
-from omnibus.requests.effects import Purge
+from omnibus.requests.advance import purge_of
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.payload import TEXT
@@ -24,8 +24,10 @@ pytestmark = pytest.mark.integration
 async def test_event_stays_queued_when_the_payloads_of_an_ended_request_cannot_be_removed(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await ensure_layout(connection, layout_of(line(pipeline)))
-    performer = Performer(connection, pipeline)
+    spec, performer = line(pipeline), Performer(connection, pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    over = record_of(spec, "over").ended(RequestState.DONE)
+    await performer.ledger.create(over)
     await PayloadStore(connection, pipeline).put(b"x", TEXT, rid="over", rule=PayloadRule.OBJECT)
     await connection.js_publish(subjects.deadline_event(pipeline, "over"))
 
@@ -35,9 +37,9 @@ async def test_event_stays_queued_when_the_payloads_of_an_ended_request_cannot_b
     with monkeypatch.context() as broken:
         broken.setattr(performer._objects, "purge_group", cut_off)
         with pytest.raises(BrokerUnavailable):
-            await performer.perform([Purge("over", stored=True)])
+            await performer.perform([purge_of(over, stored=True)])
     assert await performer.queue.anything_queued("over")
-    await performer.perform([Purge("over", stored=True)])
+    await performer.perform([purge_of(over, stored=True)])
     assert not await performer.queue.anything_queued("over")
 
 

@@ -57,7 +57,7 @@ def before(method: Callable[..., Awaitable[Any]], act: Callable[[], Awaitable[No
     return stopped
 
 
-@pytest.mark.parametrize("moment", ["next_sequence", "_has_failed", "purge"])
+@pytest.mark.parametrize("moment", ["next_sequence", "_stands", "purge"])
 async def test_retried_run_keeps_its_task_and_timer_when_the_purge_of_the_failed_one_comes_late(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -65,7 +65,7 @@ async def test_retried_run_keeps_its_task_and_timer_when_the_purge_of_the_failed
     spec = healthy(pipeline)
     dead_letter = await bury(connection, spec, "a")
     late = Performer(connection, pipeline)
-    owner = late if moment == "_has_failed" else late.queue
+    owner = late if moment == "_stands" else late.queue
     async with Producer(connection) as producer:
         monkeypatch.setattr(owner, moment, before(getattr(owner, moment), lambda: reopen(producer, spec)))
         await late.perform(ended_effects(dead_letter.record))
@@ -79,7 +79,7 @@ async def test_what_is_left_of_a_failed_run_is_purged_while_nobody_has_opened_it
 ) -> None:
     dead_letter = await bury(connection, healthy(pipeline), "a")
     late = Performer(connection, pipeline)
-    await late.queue.schedule_deadline("a", dead_letter.record.ticket.deadline)
+    await late.queue.schedule_deadline("a", dead_letter.record.nonce, dead_letter.record.ticket.deadline)
     await connection.js_publish(subjects.task(pipeline, 0, "interactive", "a"), b"left behind")
     await late.perform(ended_effects(dead_letter.record))
     assert await queued(connection, pipeline) == 0

@@ -166,7 +166,7 @@ async def test_task_of_an_impossible_id_is_acknowledged(connection: Connection, 
 
 async def test_malformed_task_ends_the_request_that_its_subject_names(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline) as bench, bench.replica():
-        record = Record(ticket=make_task(bench.spec, "a").ticket, nonce="n", digest="d")
+        record = Record(ticket=make_task(bench.spec, "a").ticket)
         await Ledger(connection, pipeline).create(record)
         await connection.js_publish(subjects.task(pipeline, 0, "interactive", "a"), b"garbage")
         failed = await bench.failure("a")

@@ -252,7 +252,10 @@ class Broker:
     def batch(self, stream: str, data: bytes) -> list[Wire]:
         """The answers of a batch get."""
         body = msgspec.json.decode(data)
-        found = list(self.streams[stream].after(body["seq"], body["next_by_subj"]))[: body["batch"]]
+        if "multi_last" in body:
+            found = [last for subject in body["multi_last"] if (last := self.streams[stream].last(subject)) is not None]
+        else:
+            found = list(self.streams[stream].after(body["seq"], body["next_by_subj"]))[: body["batch"]]
         if not found:
             return [Wire("", headers={"Status": "404"})]
         return [*(direct(one) for one in found), Wire("", headers={"Status": "204"})]

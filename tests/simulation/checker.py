@@ -45,6 +45,8 @@ class Checker:
         self._stopped: set[tuple[str, str]] = set()
         self.followers: dict[str, int] = {}
         """Followers that wait for the end of each request."""
+        self.loses_words = False
+        """Whether core messages may be lost."""
 
     def fail(self, what: str) -> None:
         if what not in self.violations:
@@ -172,6 +174,11 @@ class Checker:
     def open_ones(self) -> set[str]:
         return {rid for rid, record in self.records.items() if not record.state.terminal}
 
+    def _unending(self) -> set[str]:
+        """Requests that are open, but for those that nobody was told is accepted and of which nothing is queued: they lapse."""
+        queued = {stored.subject.rpartition(".")[2] for stored in self._broker.work.messages.values()}
+        return {rid for rid in self.open_ones() if rid in self.accepted or rid in queued}
+
     def queued(self) -> list[str]:
         """Subjects of tasks, events and raw requests that wait or are in hand.
 
@@ -196,7 +203,7 @@ class Checker:
         """Whether nothing at all is left."""
         if any(self.followers.values()):
             return False
-        return not self._broker.work.messages and not self._broker.requests.messages and not self.open_ones()
+        return not self._broker.work.messages and not self._broker.requests.messages and not self._unending()
 
     def check_settled(self) -> None:
         """Healed, given time, and before any deadline: what was accepted has ended."""
@@ -226,7 +233,7 @@ class Checker:
         """
         for rid in sorted(rid for rid, waiting in self.followers.items() if waiting):
             self.fail(f"{rid}: somebody waits for its end for ever")
-        for rid in sorted(self.open_ones()):
+        for rid in sorted(self._unending()):
             self.fail(f"{rid} is open for ever")
         for stored in (*self._broker.work.messages.values(), *self._broker.requests.messages.values()):
             rid = stored.subject.rpartition(".")[2]
@@ -239,7 +246,7 @@ class Checker:
         for stored in (*self._broker.work.messages.values(), *self._broker.objects.messages.values()):
             tokens = stored.subject.split(".")
             match tokens:
-                case ["omni", _, "timer", rid] if rid in self.records and self.records[rid].state.terminal:
+                case ["omni", _, "timer", _, rid] if rid in self.records and self._is_timer_removed(self.records[rid]):
                     yield rid, stored.subject
                 case ["$O", _, "C", rid, _] if rid in self.records and self._is_freed(rid):
                     yield rid, stored.subject
@@ -249,6 +256,12 @@ class Checker:
         for rid, subject in self.left_behind():
             if rid not in except_for:
                 self.fail(f"left behind: {subject}")
+
+    def _is_timer_removed(self, record: Record) -> bool:
+        """Whether an ended request has no timer any more; a worker's word about it may be lost, and then it fires in vain."""
+        finals = record.ticket.route.finals
+        by_worker = any(record.ticket.route.is_ended_by_worker(stage.stage_id) for stage in finals)
+        return record.state.terminal and not (self.loses_words and record.state is RequestState.DONE and by_worker)
 
     def _is_freed(self, rid: str) -> bool:
         return self.records[rid].state in (RequestState.DONE, RequestState.CANCELLED, RequestState.EXPIRED)

@@ -98,7 +98,7 @@ class SimConnection(Connection):
         faults = self.world.faults
         if faults.dies_before(self, subject):
             raise asyncio.CancelledError
-        if not subject.startswith("$JS.ACK.") and faults.loses_core():
+        if not subject.startswith("$JS.") and faults.loses_core():
             return
         message = Wire(subject, data, headers, reply)
         self._arrives(lambda: self._core(message))
@@ -221,6 +221,9 @@ class SimConnection(Connection):
             if message.data[:4] != b"+WPI":
                 self.world.answered(self, message)
             self.world.broker.acknowledge(message.subject, message.data)
+            return
+        if message.subject.startswith("$JS.API."):
+            self.world.broker.handle(message.subject, message.data, message.headers)
             return
         self.world.broker.core(message)
 

@@ -61,6 +61,11 @@ class Faults:
         """Whether a process may not know that a request is over, and forward what is left of it once more."""
         return self._unreceived > 0.0 or self.strikes > 0.0 or self._deaths > 0.0 or self._slow > 0.0
 
+    @property
+    def loses_words(self) -> bool:
+        """Whether core messages may be lost, by themselves or with a connection."""
+        return self._unreceived > 0.0 or self.strikes > 0.0
+
     def heal(self) -> None:
         self.active = False
 

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from omnibus.broker.bucket import Bucket
 from omnibus.client import channel, producer
-from omnibus.errors import RequestConflict
+from omnibus.errors import RequestConflict, RevisionConflict
 from omnibus.ledger import acceptance as admission
+from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import Ledger
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.orchestrator import forwarding, rerouting
+from omnibus.orchestrator import forwarding, intake, rerouting
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
 from omnibus.payloads.upkeep import MemoryUpkeep
@@ -22,12 +23,12 @@ from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.requests import advance
 from omnibus.requests import record as records
 from omnibus.requests.cancellations import Cancellations
-from omnibus.requests.effects import Effect, Notify, PublishTask, ScheduleDeadline
+from omnibus.requests.effects import Effect, Notify, SaveRecord, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, StageResult
-from omnibus.wire.out import OutputReady
+from omnibus.wire.out import EndNotice, OutputReady
 from omnibus.workers import task_service
 from omnibus.workers.assignment import Assignment
 from omnibus.workers.attempt_decision import Disposition
@@ -54,8 +55,7 @@ def admit_on_record(_world: World) -> Patches:
     """A request counts as accepted when its record is there, before its task is."""
 
     async def admit(performer: Any, record: Record) -> Any:
-        effects = admission.admission_effects(record)
-        await performer.perform([effect for effect in effects if not isinstance(effect, PublishTask)])
+        await performer.open(record)
         return admission.Admitted(record, attached=False)
 
     yield producer, "admit", admit
@@ -156,6 +156,9 @@ def notified_what_came(world: World) -> Patches:
             match effect, event:
                 case Notify(front, OutputReady(rid=rid)), StageResult(final=final) if final is not None:
                     return Notify(front, OutputReady(rid=rid, output=final))
+                case Notify(front, EndNotice(outputs=outputs) as ended), StageResult(final=final) if final is not None:
+                    kept = (output for output in outputs if output.stage_id != final.stage_id)
+                    return Notify(front, replace(ended, outputs=(*kept, final)))
             return effect
 
         return tuple(told(effect) for effect in real(event, record))
@@ -164,13 +167,59 @@ def notified_what_came(world: World) -> Patches:
 
 
 def record_before_deadline(_world: World) -> Patches:
-    """Admission creates the record first, and schedules its deadline last."""
-    real = admission.admission_effects
+    """Admission creates the record first, and schedules its deadline when the tasks are out."""
+    real = admission.admit
 
-    def effects(record: Record) -> tuple[Effect, ...]:
-        return tuple(sorted(real(record), key=lambda effect: isinstance(effect, ScheduleDeadline)))
+    async def admit(performer: Performer, record: Record) -> admission.Admitted:
+        try:
+            await performer.ledger.create(record)
+        except RevisionConflict:
+            return await real(performer, record)
+        await performer.perform(advance.entry_tasks(record.ticket, record.ticket.created))
+        await performer.perform((ScheduleDeadline(record.ticket),))
+        return admission.Admitted(record, attached=False)
 
-    yield admission, "admission_effects", effects
+    yield producer, "admit", admit
+    yield intake, "admit", admit
+
+
+def record_without_timer(_world: World) -> Patches:
+    """Admission relies on the lifetime of an open record, and sets no timer."""
+
+    async def open_only(self: Performer, record: Record) -> int:
+        return await self.ledger.create(record)
+
+    yield Performer, "open", open_only
+
+
+def blind_end_overwrites(_world: World) -> Patches:
+    """An end that has read nothing is written whatever the record has become since."""
+
+    real = Ledger.save
+
+    async def save(self: Ledger, record: Record, revision: int, *, unread: bool = False) -> int:
+        if unread:
+            return await self._bucket.put(record.rid, codec.encode(record))
+        return await real(self, record, revision)
+
+    yield Ledger, "save", save
+
+
+def workers_end_twice(_world: World) -> Patches:
+    """A worker whose end is refused writes it over what is there, instead of asking an orchestrator."""
+    real = TaskService._end
+
+    async def end(self: TaskService, assignment: Assignment, result: StageResult) -> bool:
+        if await real(self, assignment, result):
+            return True
+        if assignment.abandoned or not result.ticket.route.is_ended_by_worker(result.stage_id):
+            return False
+        save, *_ = advance.advance(result, Record(ticket=result.ticket))
+        assert isinstance(save, SaveRecord)
+        await self._performer.ledger._bucket.put(assignment.rid, codec.encode(save.record))
+        return True
+
+    yield TaskService, "_end", end
 
 
 def dropped_deadlines(_world: World) -> Patches:
@@ -202,7 +251,7 @@ def trust_in_dedupe(_world: World) -> Patches:
 def no_compare_and_set(_world: World) -> Patches:
     """The last writer of a record wins."""
 
-    async def save(self: Ledger, record: Record, _revision: int) -> int:
+    async def save(self: Ledger, record: Record, _revision: int, *, unread: bool = False) -> int:
         return await self._bucket.put(record.rid, codec.encode(record))
 
     yield Ledger, "save", save
@@ -212,7 +261,7 @@ def shallow_purge(_world: World) -> Patches:
     """The purge of a request misses the subjects of another depth: its tasks."""
 
     async def purge(self: WorkQueue, rid: str, *, before: int | None = None) -> None:
-        await self.cancel_deadline(rid, before=before)
+        await self._purge(subjects.timers_filter(self._pipeline, rid), before)
         await self._purge(f"omni.{self._pipeline}.event.*.*.{rid}", before)
 
     yield WorkQueue, "purge", purge
@@ -269,7 +318,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         nobody_home, unreadable_lanes, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines,
         forgotten_cancellations, trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
         deaf_followers, notified_what_came, trust_in_removals, records_expire_at_their_deadline,
-        unswept_memory,
+        record_without_timer, blind_end_overwrites, workers_end_twice, unswept_memory,
     )
 }  # fmt: skip
 HOLES_IN_MEMORY = frozenset({"unswept_memory"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -183,10 +184,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
 @contextmanager
 def virtual_time(loop: VirtualLoop, seed: int) -> Iterator[None]:
-    """Make `loop` the running one, have all clocks say its time, and seed what draws from the global generator."""
+    """Make `loop` the running one, have all clocks say its time, and seed what draws tokens or from the global generator."""
     real = time.time, time.monotonic
-    state = random.getstate()
+    state, tokens, token_hex = random.getstate(), random.Random(seed), secrets.token_hex
     random.seed(seed)
+    secrets.token_hex = lambda nbytes=8: tokens.randbytes(nbytes).hex()
     time.time = time.monotonic = lambda: EPOCH + loop._now
     asyncio._set_running_loop(loop)
     try:
@@ -194,4 +196,5 @@ def virtual_time(loop: VirtualLoop, seed: int) -> Iterator[None]:
     finally:
         asyncio._set_running_loop(None)
         time.time, time.monotonic = real
+        secrets.token_hex = token_hex
         random.setstate(state)

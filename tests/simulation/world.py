@@ -13,9 +13,11 @@ from unittest.mock import patch
 import structlog
 
 from omnibus.registry.death.claim_book import ClaimBook
+from omnibus.requests import advance
 from omnibus.wire import codec
 from omnibus.wire.control import Cancel, Control
 from omnibus.wire.request import Request
+from omnibus.workers import attempt_decision
 from omnibus.workers.replica import Replica
 from tests.simulation import actors, nemesis
 from tests.simulation.broker import Broker, Wire
@@ -71,6 +73,7 @@ class World:
         self.broker = Broker(self.loop, self.rng, self.spec, self.trace)
         self.checker = Checker(self.spec, self.broker)
         self.faults = Faults(self, self.rng)
+        self.checker.loses_words = self.faults.loses_words
         self.broker.work.forgets = self.faults.forgets
         self.broker.on_stored = self._stored
         self.watches: list[SimWatch] = []
@@ -86,6 +89,8 @@ class World:
         """Whether engines say something else at every attempt."""
         self.has_registry = self.graph == "directed" or self.rng.random() < 0.05
         """Whether replicas beat, and their deaths are reported."""
+        self._carries = self.rng.random() < 0.7
+        """Whether tasks of later stages carry the request, which is read in its record otherwise."""
         self._flavours = 0
         self._is_over = False
         self._serving: dict[Process, Callable[[], None]] = {}
@@ -103,6 +108,9 @@ class World:
             if self._hole is not None:
                 for place, name, substitute in HOLES[self._hole](self):
                     stack.enter_context(patch.object(place, name, substitute))
+            if not self._carries:
+                for module in (advance, attempt_decision):
+                    stack.enter_context(patch.object(module, "CARRIED_LIMIT", 0))
             self._live()
             self._take_down()
         for failure in self.loop.failures:

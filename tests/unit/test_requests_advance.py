@@ -12,6 +12,7 @@ from omnibus.requests.admission import check_same, digest, new_record
 from omnibus.requests.advance import (
     MAX_RUNS,
     advance,
+    as_admitted,
     cancel,
     end_again,
     linear_tasks,
@@ -53,7 +54,7 @@ DIAMOND = PipelineSpec(
 
 def record_of(spec: PipelineSpec = DIAMOND, **fields: object) -> Record:
     request = Request(prompt="hi")
-    payload = Payload.inline(b"", TEXT)
+    payload = Payload.inline(b"hi", TEXT)
     made = new_record(spec, request, rid="r", payload=payload, nonce="n", now=100.0, front="f")
     return replace(made, **fields)
 
@@ -137,26 +138,63 @@ def test_request_is_done_when_all_its_outputs_are_recorded() -> None:
     record = record_of(outputs={0: result_of(record_of(), 0).final})
     effects = advance(result_of(record, 3), record)
     assert saved(effects).state is RequestState.DONE
-    assert [type(effect) for effect in effects] == [SaveRecord, Notify, Notify, Purge]
-    assert effects[-1] == Purge("r", queued=False), "every stage has finished: only the timer is left"
+    assert [type(effect) for effect in effects] == [SaveRecord, Notify, Purge]
+    assert effects[-1] == Purge("r", "n", queued=False), "every stage has finished: only the timer is left"
+
+
+def test_notice_of_the_end_brings_all_outputs_and_the_record_keeps_no_prompt() -> None:
+    record = record_of(outputs={0: result_of(record_of(), 0).final})
+    done, notice, _ = advance(result_of(record, 3), record)
+    assert isinstance(done, SaveRecord)
+    assert isinstance(notice, Notify)
+    assert isinstance(notice.message, EndNotice)
+    assert notice.message.outputs == tuple(done.record.outputs.values())
+    assert done.record.ticket.request.data is None
+    assert saved(advance(failed_of(record, "engine_error"), record)).ticket.request == record.ticket.request, (
+        "an operator may run it again"
+    )
+
+
+LINE = PipelineSpec(name="p", stages=(stage(0), stage(1, 0, final="text")))
+
+
+def test_last_result_tells_the_whole_record_when_the_ticket_names_its_revision() -> None:
+    record = record_of(LINE)
+    last = result_of(replace(record, ticket=replace(record.ticket, revision=7)), 1)
+    unread = as_admitted(last)
+    assert unread is not None
+    read, *_ = advance(last, record)
+    written, *_ = advance(last, unread)
+    assert isinstance(read, SaveRecord)
+    assert isinstance(written, SaveRecord)
+    assert replace(written.record, ticket=read.record.ticket) == read.record
+
+
+def test_record_has_to_be_read_when_there_is_more_in_it_than_a_ticket_tells() -> None:
+    line, join = record_of(LINE), record_of()
+    joined = replace(join, ticket=replace(join.ticket, revision=7))
+    assert as_admitted(result_of(line, 1)) is None, "of a later run, or of unknown revision"
+    assert as_admitted(result_of(replace(line, ticket=replace(line.ticket, revision=7)), 0)) is None, "not the last"
+    assert as_admitted(result_of(joined, 3)) is None, "a join"
+    assert as_admitted(result_of(joined, 0)) is None, "another output is to come"
 
 
 def test_end_frees_what_the_hops_stored_but_not_what_an_operator_may_run_again() -> None:
     timings = (StageTiming(0, 1.0, 2.0, 3.0, stored=2),)
     record = record_of(timings=timings)
-    assert cancel(record)[-1] == Purge("r", stored=True)
-    assert advance(failed_of(record, "engine_error"), record)[-1] == Purge("r", stored=False, failed_run=1)
+    assert cancel(record)[-1] == Purge("r", "n", stored=True)
+    assert advance(failed_of(record, "engine_error"), record)[-1] == Purge("r", "n", stored=False)
 
 
 def test_end_frees_shared_memory_by_a_message_of_its_own_only_where_nothing_is_stopped() -> None:
     hosted = (StageTiming(0, 1.0, 2.0, 3.0, hosted=1),)
     record = record_of(timings=hosted, outputs={0: result_of(record_of(), 0).final})
     done = advance(result_of(record, 3), record)
-    assert done[-1] == Purge("r", queued=False, hosted_run=1)
-    assert end_again(saved(done))[-1] == Purge("r", stored=True, hosted_run=1), "as often as the end is repeated"
+    assert done[-1] == Purge("r", "n", queued=False, hosted=True)
+    assert end_again(saved(done))[-1] == Purge("r", "n", stored=True, hosted=True), "as often as the end is repeated"
     cancelled = cancel(record)
     assert any(isinstance(effect, Stop) for effect in cancelled), "which frees it"
-    assert cancelled[-1] == Purge("r", stored=True)
+    assert cancelled[-1] == Purge("r", "n", stored=True)
 
 
 @pytest.mark.parametrize("state", [state for state in RequestState if state.terminal])
@@ -206,7 +244,7 @@ def test_dead_letter_is_kept_also_when_the_first_handler_died_after_ending_the_r
 def test_deadline_of_another_admission_puts_the_own_timer_back() -> None:
     record = record_of()
     early = DeadlinePassed(rid="r", deadline=record.ticket.deadline - 1)
-    assert advance(early, record) == (ScheduleDeadline("r", record.ticket.deadline),)
+    assert advance(early, record) == (ScheduleDeadline(record.ticket),)
     due = DeadlinePassed(rid="r", deadline=record.ticket.deadline)
     assert saved(advance(due, record)).state is RequestState.EXPIRED
 
@@ -228,17 +266,23 @@ def test_worker_forwards_direct_edges_and_tells_only_what_is_needed() -> None:
         edges=(EdgeSpec(source=0, target=1, forwarding=DIRECT),),
     )
     route = record_of(chain).ticket.route
-    assert (needs_event(route, 0), needs_event(route, 1)) == (False, True)
+    assert (needs_event(route, 0), needs_event(route, 1)) == (False, False), "its last worker ends the request"
+    route = record_of(LINE).ticket.route
+    assert (needs_event(route, 0), needs_event(route, 1)) == (True, True)
 
 
 def test_taken_id_is_a_conflict_when_neither_call_nor_request_is_the_same() -> None:
     record = record_of()
+
+    def other(**fields: object) -> Record:
+        return replace(record, ticket=replace(record.ticket, nonce="m", **fields))
+
     check_same(record, record)
-    check_same(record, replace(record, nonce="m"))
+    check_same(record, other())
     with pytest.raises(RequestConflict):
-        check_same(record, replace(record, nonce="m", digest="other"))
+        check_same(record, other(digest="other"))
     with pytest.raises(RequestConflict):
-        check_same(record, replace(record, nonce="m", tenant="other"))
+        check_same(record, other(tenant="other"))
 
 
 def test_digest_ignores_what_does_not_change_the_answer() -> None:

@@ -26,11 +26,12 @@ INPUT = Payload.inline(b"again", TEXT)
 OUTPUT = FinalOutput(stage_id=0, modality="text", items=())
 
 
-def failed_record(**fields: object) -> Record:
+def failed_record(*, nonce: str = "n", **fields: object) -> Record:
     ticket = Ticket(
-        rid="r", pipeline="p", route=ROUTE, created=100.0, deadline=160.0, request=Payload.inline(b"once", TEXT)
+        rid="r", pipeline="p", route=ROUTE, created=100.0, deadline=160.0, request=Payload.inline(b"once", TEXT),
+        nonce=nonce, digest="d",
     )  # fmt: skip
-    made = Record(ticket=ticket, nonce="n", digest="d", state=RequestState.FAILED, failure=FAILURE, dead=True)
+    made = Record(ticket=ticket, state=RequestState.FAILED, failure=FAILURE, dead=True)
     return replace(made, **fields)
 
 

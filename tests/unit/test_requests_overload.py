@@ -57,7 +57,7 @@ def test_marks_are_few_when_many_end() -> None:
     assert len(pace._marks) < 2 * WINDOW / 0.25
 
 
-@pytest.mark.parametrize(("forwarding", "count"), [(Forwarding.ORCHESTRATOR, 5), (Forwarding.DIRECT, 4)])
+@pytest.mark.parametrize(("forwarding", "count"), [(Forwarding.ORCHESTRATOR, 5), (Forwarding.DIRECT, 3)])
 def test_messages_of_a_request_are_its_timer_tasks_and_events(forwarding: Forwarding, count: int) -> None:
     assert messages_a_request(line("p", forwarding)) == count
 

@@ -28,7 +28,7 @@ def test_names_follow_the_design_when_built() -> None:
     assert subjects.task("p", 2, "batch", "r1") == "omni.p.task.2.batch.r1"
     assert subjects.event("p", 2, "result", "r1") == "omni.p.event.2.result.r1"
     assert subjects.deadline_event("p", "r1") == "omni.p.event.any.deadline.r1"
-    assert subjects.timer("p", "r1") == "omni.p.timer.r1"
+    assert subjects.timer("p", "n1", "r1") == "omni.p.timer.n1.r1"
     assert subjects.out("p", "f1", "r1") == "omni.p.out.f1.r1"
     assert subjects.ctl("p", 0, "a") == "omni.p.ctl.0.a"
     assert subjects.ctl_all("p") == "omni.p.ctl.all"
@@ -52,7 +52,8 @@ def test_names_follow_the_design_when_built() -> None:
         lambda bad: subjects.out("p", bad, "r"),
         lambda bad: subjects.claim("p", 0, bad),
         subjects.work_stream,
-        lambda bad: subjects.timer(bad, "r"),
+        lambda bad: subjects.timer(bad, "n", "r"),
+        lambda bad: subjects.timer("p", bad, "r"),
     ],
 )
 def test_builders_refuse_when_a_part_is_not_one_token(build: object) -> None:

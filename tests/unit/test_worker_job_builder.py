@@ -54,7 +54,7 @@ def released() -> Iterator[None]:
 
 def builder(function: str) -> JobBuilder:
     stage = StageSpec(stage_id=0, name="s", engine="sim", input_processor=f"{__name__}:{function}")
-    return JobBuilder(PipelineSpec(name="p", stages=(stage,)), stage, cast("Any", None))
+    return JobBuilder(PipelineSpec(name="p", stages=(stage,)), stage, cast("Any", None), cast("Any", None))
 
 
 def given(prompt: str) -> StageInput:
