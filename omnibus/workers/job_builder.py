@@ -9,6 +9,7 @@ from typing import Any
 
 from omnibus.errors import ConfigError, EngineError, InvalidRequest, OmnibusError
 from omnibus.ledger.records import Ledger
+from omnibus.payloads.packing import HEAVY
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import codec
@@ -39,7 +40,8 @@ class JobBuilder:
 
     async def given(self, task: Task) -> StageInput:
         """Fetch the stage's input; raises PayloadLost, or a RequestError for what the request got wrong."""
-        request = decode_request(bytes(await self._store.get(await self._ledger.request(task.ticket))))
+        data = bytes(await self._store.get(await self._ledger.request(task.ticket)))
+        request = decode_request(data) if len(data) <= HEAVY else await asyncio.to_thread(decode_request, data)
         sources = {
             self._spec.stage(source).name: await self._fetch(given, task.ticket.rid)
             for source, given in task.inputs.items()

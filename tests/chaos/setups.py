@@ -52,9 +52,9 @@ stages:
    final_output: true, final_output_type: image,
    engine_args: {{latency: 0.05, steps: 4, outputs: {{image: image}}, size: 64}}}}
 edges:
-- {{source: 0, target: 1, forwarding: direct}}
+- {{source: 0, target: 1, forwarding: direct, payload: object}}
 """
-"""Direct and orchestrated edges, a join, a streamed text of many deltas, payloads in the object store, directed tasks."""
+"""Direct and orchestrated edges, a join, a streamed text of many deltas, payloads in memory and objects, directed tasks."""
 
 
 @dataclass(frozen=True, slots=True)
