@@ -28,7 +28,7 @@ class Scene:
     service: float = 0.2
     load: float = 0.7
     replicas: int = 2
-    """Of each stage on each host."""
+    """Replicas of each stage on each host."""
     requests: int = 20_000
     seed: int = 1
 
