@@ -73,7 +73,8 @@ class AllowedCode:
         if code is not None:
             raise CodeNotAllowed(
                 f"stage {stage.name!r}: {code.field} would have code loaded, {code.name}, and only the broker names it: give "
-                f"this command the pipeline's file, or allow it by --allow-module {code.name} or OMNIBUS_ALLOWED_MODULES",
+                f"this command the pipeline's file (--pipeline FILE), or allow it by --allow-module {code.name} or "
+                "OMNIBUS_ALLOWED_MODULES",
                 param=code.field,
             )
 

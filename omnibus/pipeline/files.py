@@ -68,5 +68,7 @@ def _preset(name: str) -> Path:
     known = presets()
     if name not in known:
         listed = ", ".join(known) or "none"
-        raise PipelineError(f"no pipeline named {name!r} is shipped{suggestion(name, known)}; shipped are {listed}")
+        files = (f"{name}{suffix}" for suffix in _SUFFIXES)
+        hint = next((f"; the file {file} is there" for file in files if Path(file).is_file()), suggestion(name, known))
+        raise PipelineError(f"no pipeline named {name!r} is shipped{hint}; shipped are {listed}")
     return known[name]

@@ -63,7 +63,7 @@ def _outputs_fault(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> str 
 
 def _text_fault(value: object) -> str | None:
     if not isinstance(value, str):
-        return f"a text is a str, not a {type(value).__name__}"
+        return f"a text is a str, not {type(value).__name__}"
     try:
         value.encode()
     except UnicodeEncodeError:

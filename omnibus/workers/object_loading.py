@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from omnibus.errors import ConfigError
+from omnibus.pipeline.files import suggestion
 
 
 def load_object(reference: str, field: str) -> Any:
@@ -26,7 +27,8 @@ def load_object(reference: str, field: str) -> Any:
         raise ConfigError(f"{field} {reference!r}: {error}", param=field) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ConfigError(f"{field} {reference!r}: {module_name} has no {path!r}", param=field)
+            hint = suggestion(part, (name for name in dir(found) if not name.startswith("_")))
+            raise ConfigError(f"{field} {reference!r}: {module_name} has no {path!r}{hint}", param=field)
         found = getattr(found, part)
         _check_origin(found, module_name, field, reference)
     return found

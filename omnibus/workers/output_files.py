@@ -26,7 +26,7 @@ def encoded(modality: str, value: Any, sample_rate: Any = None) -> list[File]:
     """
     if modality == "text":
         if not isinstance(value, str):
-            raise EngineError(f"a text is a str, not a {type(value).__name__}")
+            raise EngineError(f"a text is a str, not {type(value).__name__}")
         return [(value.encode(), TEXT)]
     count = len(value) if isinstance(value, list) or getattr(value, "ndim", 0) == 4 else 1
     if modality in ("image", "audio") and count > MAX_FILES:

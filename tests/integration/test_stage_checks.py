@@ -40,6 +40,25 @@ class Shouter:
         return ""
 
 
+class Silent:
+    pass
+
+
+class Static:
+    @staticmethod
+    def __call__(stage_input):
+        return ""
+
+
+def nothing(): ...
+
+
+def three(stage_input, sampling, more): ...
+
+
+def many(*everything, **named): ...
+
+
 number = 3
 """
 
@@ -68,6 +87,8 @@ def _validate(folder: Path, *more: str, modality: str = "text") -> subprocess.Co
     [
         ["engine: python", "model: good_stages:answer"],
         ["engine: python", "model: good_stages:Shouter", "engine_args: {mark: '!', outputs: {text: text}}"],
+        ["engine: python", "model: good_stages:Static"],
+        ["engine: python", "model: good_stages:many"],
         ["engine: python", "model: picky_stages:answer", "env: {OF_STAGE: set}"],
         ["engine: sim", "input_processor: good_stages:answer", "engine_args: {latency: 0.1}"],
         ["engine: vllm", "model: org/model", "engine_args: {max_model_len: 256, hidden_states: [0]}"],
@@ -85,8 +106,12 @@ def test_file_is_accepted_when_all_that_it_names_is_there(modules: Path, more: l
     ("more", "line", "says"),
     [
         (["engine: python", "model: good_stages:missing"], 8, "model: .*good_stages has no 'missing'"),
+        (["engine: python", "model: good_stages:anser"], 8, "has no 'anser'; did you mean answer?"),
         (["engine: python", "model: no_such_module:f"], 8, "model: .*No module named 'no_such_module'"),
         (["engine: python", "model: good_stages:number"], 8, "model: .*cannot be called"),
+        (["engine: python", "model: good_stages:Silent"], 8, "it has no __call__"),
+        (["engine: python", "model: good_stages:nothing"], 8, r"it takes \(\)"),
+        (["engine: python", "model: good_stages:three"], 8, r"the sampling parameters; it takes \(stage_input, sampling, "),
         (["engine: python", "model: broken_stages:f"], 8, "model: cannot be imported: RuntimeError: not today"),
         (["engine: python", "model: exiting_stages:f"], 8, "model: cannot be imported: SystemExit"),
         (["engine: python", "model: ending_stages:f"], 8, r"model: ends the process that imports it \(3\)"),

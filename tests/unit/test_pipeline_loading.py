@@ -252,6 +252,16 @@ def test_presets_are_listed_when_the_name_is_unknown() -> None:
         load_pipeline("no-such-thing")
 
 
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+def test_file_is_named_when_only_its_ending_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    (tmp_path / f"mine{suffix}").write_text("name: mine\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match=f"'mine' is shipped; the file mine{suffix} is there; shipped are"):
+        load_pipeline("mine")
+
+
 def test_every_shipped_preset_is_valid() -> None:
     for name in presets():
         assert load_pipeline(name).name

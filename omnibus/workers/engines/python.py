@@ -57,7 +57,7 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
     async def start(self) -> None:
         if inspect.isclass(self._target):
             self._call = await self._threads.run(lambda: self._target(**self._arguments))
-        self._takes_sampling = _takes_two(self._call)
+        self._takes_sampling = _takes(self._call, 2)
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         self._check_sampling(job)
@@ -133,6 +133,7 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
         if not callable(target):
             raise CheckpointMissing(f"stage {self._stage.name!r}: {self._stage.model} cannot be called", param="model")
         self._check_arguments(target)
+        self._check_call(target)
         return target
 
     def _check_arguments(self, target: Callable[..., Any]) -> None:
@@ -145,6 +146,19 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
                 inspect.signature(target).bind(**self._arguments)
             except TypeError as error:
                 raise PipelineError(f"{self._stage.model}: {error}", field="engine_args") from error
+
+    def _check_call(self, target: Callable[..., Any]) -> None:
+        """Refuse what could not be called with a stage's input; a class by its `__call__`."""
+        call: Any = target
+        if inspect.isclass(target):
+            call = next((vars(one)["__call__"] for one in target.__mro__ if "__call__" in vars(one)), None)
+        given = 1 + (inspect.isclass(target) and not isinstance(call, staticmethod))  # `self`
+        if call is None or not any(_takes(call, count, unknown=True) for count in (given, given + 1)):
+            raise PipelineError(
+                f"{self._stage.model} is to be called with the stage's input alone, or with it and the sampling parameters; "
+                f"it {'has no __call__' if call is None else f'takes {inspect.signature(call)}'}",
+                field="model",
+            )
 
     def _declared(self) -> Mapping[str, str]:
         declared = self._stage.engine_args.get("outputs") or getattr(self._target, "outputs", None)
@@ -202,9 +216,12 @@ async def _called_here(call: Callable[[], Awaitable[Any]]) -> Any:
     return await call()
 
 
-def _takes_two(call: Callable[..., Any]) -> bool:
+def _takes(call: Callable[..., Any], count: int, *, unknown: bool = False) -> bool:
+    """Whether so many arguments suffice; `unknown` of a callable without a signature."""
     try:
-        inspect.signature(call).bind(None, None)
-    except (TypeError, ValueError):
+        inspect.signature(call).bind(*[None] * count)
+    except ValueError:
+        return unknown
+    except TypeError:
         return False
     return True
