@@ -24,8 +24,9 @@ from rich.table import Table
 
 from bench.measuring.load import one_in_flight, percentile
 from omnibus.broker.connection import Connection, connect
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.broker.listening import free_port
 from omnibus.client.producer import Producer
 from omnibus.observability.logging import configure_logging
 from omnibus.orchestrator.service import OrchestratorService

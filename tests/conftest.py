@@ -16,7 +16,8 @@ import structlog
 import uvloop
 
 from omnibus.broker.connection import Connection, connect
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 
 hypothesis.settings.register_profile("tests", deadline=None)  # others on the machine make an example slow, not wrong
 hypothesis.settings.load_profile("tests")

@@ -19,8 +19,9 @@ import uvloop
 from bench.measuring.load import one_in_flight
 from bench.measuring.wire_counter import WireCounter, counting
 from omnibus.broker.connection import connect
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.broker.listening import free_port
 from omnibus.client.producer import Producer
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.lineage import terminate_alive_proc
 
 _START = 20.0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.lineage import terminate_alive_proc
 
 _START = 10.0

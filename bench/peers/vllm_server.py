@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.lineage import terminate_alive_proc
 from omnibus.workers.engines.vllm.arguments import environment
 

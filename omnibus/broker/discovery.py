@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from omnibus.broker.nats_access import SYSTEM_ROLE, Access, without_password, write_private
+from omnibus.errors import ConfigError
 from omnibus.settings import DEFAULT_NATS_URL, Settings
 
 _URL_VARIABLE = "OMNIBUS_NATS_URL"
@@ -20,6 +23,7 @@ _VARIABLES = (
 )  # fmt: skip
 _ADDRESS_FILE = "server.json"
 _LOCK_FILE = "server.lock"
+_LOCK_DEADLINE = 2.0
 
 
 class ServerAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,8 +105,25 @@ def withdraw_address(state_dir: Path) -> None:
     (state_dir / _ADDRESS_FILE).unlink(missing_ok=True)
 
 
-def take_lock(state_dir: Path) -> int | None:
-    """A file descriptor that holds the state directory as long as anybody has it open; None when another holds it."""
+async def hold(state_dir: Path) -> int:
+    """A file descriptor that holds the state directory as long as anybody has it open.
+
+    Raises ConfigError when another process holds it and keeps it for longer than a server needs whose owner was just killed.
+    """
+    until = time.monotonic() + _LOCK_DEADLINE
+    while (lock := _take_lock(state_dir)) is None:
+        if time.monotonic() > until:
+            holder = running_server(state_dir)
+            where = f" at {without_password(holder.url)} (process {holder.pid})" if holder is not None else ""
+            raise ConfigError(
+                f"{state_dir} is in use by another nats-server{where}: use that one (it is found by itself, or through "
+                "OMNIBUS_NATS_URL), or choose another OMNIBUS_STATE_DIR"
+            )
+        await asyncio.sleep(0.02)  # a file lock cannot be awaited
+    return lock
+
+
+def _take_lock(state_dir: Path) -> int | None:
     lock = os.open(state_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,41 +10,32 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
 from omnibus.broker import server_config
-from omnibus.broker.discovery import (
-    ServerAddress,
-    publish_address,
-    running_server,
-    take_lock,
-    withdraw_address,
-)
+from omnibus.broker.discovery import ServerAddress, hold, publish_address, withdraw_address
+from omnibus.broker.listening import EVERYWHERE, LOOPBACK, check_exposure, free_port, greets, is_free
 from omnibus.broker.nats_access import CA_FILE, CREDENTIALS_FILE, without_password, write_private
 from omnibus.broker.roles import NatsRole, Permissions
 from omnibus.broker.server_binary import check_version, find_binary, profile_path
 from omnibus.broker.server_config import User
-from omnibus.errors import ConfigError, ServerBinaryError
+from omnibus.errors import ServerBinaryError
 from omnibus.lineage import set_death_signal
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.settings import Settings
 from omnibus.wire import subjects
 
-_LOOPBACK, _EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what the operator may ask for
 OWN_USER, SYSTEM_USER = "omnibus", "observer"
 _HEARS_DISCONNECTS = Permissions((), (subjects.disconnects("OMNI"), f"_INBOX_{NatsRole.DISCONNECTS}.>"))
 _START_DEADLINE = 20.0
 _STOP_DEADLINE = 10.0
-_LOCK_DEADLINE = 2.0  # a server whose owner was just killed needs a moment to end
 
 log = get_logger(__name__)
 
@@ -66,7 +57,7 @@ class EmbeddedServer:
     binary: Path | None = None
     profile: str = "balanced"
     port: int = 4222
-    host: str = _LOOPBACK
+    host: str = LOOPBACK
     security: Path | None = None
     insecure: bool = False
     _process: asyncio.subprocess.Process | None = field(default=None, init=False)
@@ -99,7 +90,7 @@ class EmbeddedServer:
     @property
     def _reached_at(self) -> str:
         """Where this machine reaches it."""
-        return _LOOPBACK if self.host == _EVERYWHERE else self.host
+        return LOOPBACK if self.host == EVERYWHERE else self.host
 
     @property
     def pid(self) -> int | None:
@@ -119,11 +110,11 @@ class EmbeddedServer:
         self.binary = find_binary(self.binary)
         await check_version(self.binary)
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = await self._acquire()
+        self._lock = await hold(self.state_dir)
         try:
             self._password = _kept_password(self.state_dir / CREDENTIALS_FILE, OWN_USER)
             self._system_password = _kept_password(self.state_dir / "nats-system.credentials", SYSTEM_USER)
-            self.port = self.port if _is_free(self.host, self.port) else free_port(self.host)
+            self.port = self.port if is_free(self.host, self.port) else free_port(self.host)
             await self.start()
         except BaseException:
             await self.stop()
@@ -174,22 +165,6 @@ class EmbeddedServer:
             log.error(LogEvent.BROKER_SERVER_EXITED, code=code, log=str(self.log_path))
             await self.start()
 
-    async def _acquire(self) -> int:
-        until = time.monotonic() + _LOCK_DEADLINE
-        while True:
-            lock = take_lock(self.state_dir)
-            if lock is not None:
-                return lock
-            if time.monotonic() > until:
-                break
-            await asyncio.sleep(0.02)  # a file lock cannot be awaited
-        holder = running_server(self.state_dir)
-        where = f" at {without_password(holder.url)} (process {holder.pid})" if holder is not None else ""
-        raise ConfigError(
-            f"{self.state_dir} is in use by another nats-server{where}: use that one (it is found by itself, or through "
-            "OMNIBUS_NATS_URL), or choose another OMNIBUS_STATE_DIR"
-        )
-
     def _command(self) -> tuple[str, ...]:
         return (
             *(str(self.binary), "-c", str(self._write_config())),
@@ -233,7 +208,7 @@ class EmbeddedServer:
         while time.monotonic() < until:
             if process.returncode is not None:
                 break
-            if await _greets(self._reached_at, self.port):
+            if await greets(self._reached_at, self.port):
                 return
             await asyncio.sleep(0.01)  # the server has no other way to say that it is ready
         await self._end(signal.SIGKILL)
@@ -261,25 +236,6 @@ class EmbeddedServer:
             return "(no log)"
 
 
-def check_exposure(host: str, *, security: Path | None, insecure: bool) -> None:
-    """Raises ConfigError for a server that others could reach, and whose password everybody on the way could read."""
-    if security is not None or insecure or _is_loopback(host):
-        return
-    raise ConfigError(
-        f"--nats-host {host} lets other machines in without TLS. Make keys and certificates, `omnibus nats credentials all "
-        f"--pipeline PIPELINE --host {host} --dir DIR`, and serve with --nats-security DIR; or say --insecure on purpose: "
-        "then a password is asked for, but everybody on the network can read it",
-        param="nats_host",
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _kept_password(path: Path, user: str) -> str:
     """The password of a user: kept, so that clients come back after a restart."""
     path.touch(mode=0o600)
@@ -289,40 +245,6 @@ def _kept_password(path: Path, user: str) -> str:
         text = f"{user}:{secrets.token_urlsafe(24)}"
         write_private(path, f"{text}\n")
     return text.partition(":")[2]
-
-
-def free_port(host: str = _LOOPBACK) -> int:
-    """A TCP port of an address of this machine that nobody listens on at this moment; ConfigError for another's address."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise ConfigError(f"nats-server cannot listen on {host!r}: {error.strerror}", param="nats_host") from error
-        return int(probe.getsockname()[1])
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port just left counts as taken
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-async def _greets(host: str, port: int) -> bool:
-    """Whether a server greets with its INFO line; it does so only once its streams are recovered."""
-    try:
-        async with asyncio.timeout(2):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                return (await reader.readline()).startswith(b"INFO")
-            finally:
-                writer.close()
-                await writer.wait_closed()
-    except (OSError, TimeoutError):
-        return False
 
 
 def _die_with(owner: int) -> Callable[[], None]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import click
 
 from omnibus.broker.discovery import discover, running_server
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import without_password
 from omnibus.cli import front_doors
 from omnibus.cli.coming_up import ComingUp

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import discover
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 from omnibus.errors import ConfigError, StageStartError
 from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.orchestrator.disconnects import SystemAccount

@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.registry.death.claim_book import ClaimBook
 from tests.chaos.clients.planned_request import RequestArguments, Size, Wish

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from tests.support.scenario import replicas_up, worker, wrong_answers
 from tests.support.waiting import eventually
 from tools.serving import Serving, serving

@@ -16,7 +16,8 @@ import pytest
 
 from omnibus.broker.connection import connect
 from omnibus.broker.discovery import discover, running_server
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import CREDENTIALS_FILE, Access, without_password
 from omnibus.broker.server_binary import find_binary, profile_path
 from omnibus.errors import BrokerDenied, BrokerUnavailable, ConfigError, ServerBinaryError
@@ -117,7 +118,8 @@ async def test_server_is_started_again_when_supervised(own_server: EmbeddedServe
 _OWNER = """
 import asyncio, sys
 from pathlib import Path
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 from omnibus.observability.logging import configure_logging
 configure_logging()
 async def main():

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from omnibus.broker.connection import connect
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 from omnibus.client.producer import Producer
 from omnibus.pipeline.loading import parse_pipeline
 from omnibus.pipeline.spec import PipelineSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from tests.support.guarded import Guarded, guarded_server
 from tests.support.served import omnibus
 from tests.support.waiting import eventually

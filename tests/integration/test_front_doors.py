@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.errors import PortTaken
 from omnibus.frontdoor.headers import PROCESS_HEADER
 from omnibus.frontdoor.server import bound

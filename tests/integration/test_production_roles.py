@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from omnibus.broker.connection import connect
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import Access
 from omnibus.broker.roles import MOST_DIRECTED
 from omnibus.client.producer import Producer

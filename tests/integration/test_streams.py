@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.delivery import release
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.client.producer import Producer
 from omnibus.client.request_events import ClientEvent, Ended, OutputArrived, StepProgress, TextPiece
 from omnibus.pipeline.spec import PipelineSpec

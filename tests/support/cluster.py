@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection, connect
-from omnibus.broker.embedded import EmbeddedServer, free_port
+from omnibus.broker.embedded import EmbeddedServer
+from omnibus.broker.listening import free_port
 from omnibus.cli.readiness import Readiness
 from omnibus.lineage import PARENT_VARIABLE
 from omnibus.pipeline.loading import load_pipeline

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import Access
 from omnibus.broker.server_binary import find_binary
 from tests.support.served import omnibus

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from omnibus.broker.connection import Connection
-from omnibus.broker.embedded import free_port
+from omnibus.broker.listening import free_port
 from omnibus.broker.server_binary import find_binary
 from omnibus.lineage import set_death_signal
 from tests.support.waiting import eventually
