@@ -75,3 +75,9 @@ async def connection(nats_server: EmbeddedServer) -> AsyncIterator[Connection]:
 def pipeline() -> str:
     """The name of a pipeline that no other test uses."""
     return f"p{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def quick_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers that no message reaches read records twice a second instead of every five."""
+    monkeypatch.setattr("omnibus.client.channel.READ_EVERY", 0.5)

@@ -93,6 +93,7 @@ async def test_admission_goes_on_when_the_acknowledgement_of_its_record_was_lost
     assert (await performer.queue.traffic()).messages == 2, "its timer and its task"
 
 
+@pytest.mark.usefixtures("quick_reads")
 async def test_nothing_stays_queued_when_a_raw_request_comes_again_after_its_end(
     connection: Connection, pipeline: str
 ) -> None:
@@ -143,6 +144,7 @@ async def test_nothing_stays_queued_when_a_request_ends_while_somebody_attaches(
     await queue_is_empty(connection, pipeline)
 
 
+@pytest.mark.usefixtures("quick_reads")
 async def test_open_record_with_nothing_queued_runs_again_when_somebody_attaches(
     connection: Connection, pipeline: str
 ) -> None:

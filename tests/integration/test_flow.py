@@ -106,6 +106,7 @@ async def test_large_outputs_travel_through_the_object_store(connection: Connect
         await eventually(lambda: _stored_bytes(connection, pipeline), what="its payloads are freed at its end")
 
 
+@pytest.mark.usefixtures("quick_reads")
 async def test_same_id_attaches_and_another_request_conflicts(connection: Connection, pipeline: str) -> None:
     spec = line(pipeline)
     async with serving(connection, spec) as producer, Producer(connection) as elsewhere:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
@@ -23,7 +24,9 @@ from omnibus.workers.engines.protocol import (
     StageInput,
     TextDelta,
 )
+from omnibus.workers.engines.python import PythonEngine
 from omnibus.workers.engines.sim import expected_text
+from tests.support.jobs import run_job
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.unit
@@ -203,6 +206,28 @@ async def test_generator_ends_as_aborted_when_it_is_aborted() -> None:
     assert last(items).finish_reason == "abort"
     assert engine.stats().running == 0
     await engine.close()
+
+
+async def test_call_is_closed_when_it_is_cancelled_before_it_begins() -> None:
+    """A coroutine that nobody awaits would be a warning, which is an error here."""
+    engine, begun, go_on = PythonEngine(stage("shout_async")), threading.Event(), threading.Event()
+    await engine.start()
+
+    async def hold() -> None:
+        begun.set()
+        go_on.wait(30.0)
+
+    holding = asyncio.create_task(engine._loop.run(hold()))
+    assert await asyncio.to_thread(begun.wait, 30.0)
+    call = asyncio.create_task(run_job(engine, make_job()))
+    await eventually(lambda: engine.stats().running)
+    call.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(holding, call, return_exceptions=True)
+    assert call.cancelled()
+    await engine.close()
+    gc.collect()
 
 
 @pytest.mark.parametrize("model", ["nowhere:f", f"{__name__}:absent", "no-colon", f"{__name__}:NOT_CALLABLE"])

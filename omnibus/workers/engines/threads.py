@@ -149,9 +149,13 @@ def is_async(call: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
 
 
-async def awaited(value: Awaitable[T]) -> T:
-    """The value of anything awaitable, as a coroutine."""
-    return await value
+def awaited(value: Awaitable[T]) -> Coroutine[Any, Any, T]:
+    """Anything awaitable as a coroutine; one as it is, for then a task that is cancelled before it begins closes it."""
+
+    async def wait() -> T:
+        return await value
+
+    return value if inspect.iscoroutine(value) else wait()
 
 
 async def within(timeout: float, work: Coroutine[Any, Any, T], name: str) -> T:
