@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 PYTEST := $(BIN)/python -m pytest -x --durations=15
-TWO := -n 2 --max-worker-restart 0  # side by side: these tests mostly wait
+SIDE_BY_SIDE := --max-worker-restart 0 --dist loadfile  # three of those that mostly wait, two of those with engines
 
 help: ## what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,9 +22,9 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 	$(call say,unit)
 	@$(PYTEST) tests/unit
 	$(call say,integration)
-	@$(PYTEST) $(TWO) --dist loadfile tests/integration
+	@$(PYTEST) -n 3 $(SIDE_BY_SIDE) tests/integration
 	$(call say,end to end)
-	@$(PYTEST) $(TWO) --dist loadfile tests/e2e
+	@$(PYTEST) -n 2 $(SIDE_BY_SIDE) tests/e2e
 	$(call say,chaos in short)
 	@$(PYTEST) tests/chaos
 

@@ -63,7 +63,8 @@ def test_all_pipelines_are_shown_when_status_names_none(served: Serving) -> None
 
 
 async def test_stage_and_replica_are_named_when_a_request_is_running(served: Serving, tmp_path: Path) -> None:
-    asking = start("submit", "hello", "--request-id", "hang-9", nats=served.nats_url, log=tmp_path / "log")
+    words = ("submit", "hello", "--request-id", "hang-9", "--deadline", "600")
+    asking = start(*words, nats=served.nats_url, log=tmp_path / "log")
     await eventually(lambda: "running at stage 0 writer, replica r" in _status(served, "hang-9"), 30.0)
     text = _status(served, "hang-9")
     assert re.search(r"accepted \d\d:\d\d:\d\d, deadline \d\d:\d\d:\d\d, in \d+", text)
