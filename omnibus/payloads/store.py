@@ -196,9 +196,8 @@ class PayloadStore:
         slots = [place for place in payload.locations if isinstance(place, MemorySlot) and self._memory.reaches(place)]
         if not slots:
             raise PayloadLost("it is not in this host's memory")
-        data = await asyncio.to_thread(self._memory.read, slots[0], payload.nbytes, payload.lead, None)
         key = _new_key(rid)
-        await self._write_late(key, Packed.of((data,), payload.media_type), rid)
+        await self._write_late(key, slots[0], payload.nbytes, rid)
         return key
 
     async def _put_in_memory(self, packed: Packed, ticket: Ticket, rule: PayloadRule) -> tuple[Location, ...]:
@@ -215,13 +214,15 @@ class PayloadStore:
             found.insert(0 if rule is PayloadRule.PEER else 1, peer)
         if rule is PayloadRule.DURABLE:
             found.append(key := _new_key(ticket.rid))
-            await self._write_through.add(key, packed, ticket.rid)
+            await self._write_through.add(key, slot, packed.nbytes, ticket.rid)
         return tuple(found)
 
-    async def _write_late(self, key: ObjectKey, packed: Packed, rid: str) -> None:
+    async def _write_late(self, key: ObjectKey, slot: MemorySlot, nbytes: int, rid: str) -> None:
         """Write an object whose request may have ended meanwhile: an orchestrator is asked, and removes it then."""
+        assert self._memory is not None
+        data = await asyncio.to_thread(self._memory.read, slot, nbytes)
         try:
-            await self._put_object(packed, rid, key=key)
+            await self._put_object(Packed.of((data,), BYTES), rid, key=key)
         finally:
             self._lent[rid] = time.monotonic()  # not before: it would be asked about before it is written
 

@@ -5,37 +5,40 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from omnibus.errors import OmnibusError
+from omnibus.errors import OmnibusError, PayloadLost
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.payloads.packing import Packed
-from omnibus.wire.payload import ObjectKey
+from omnibus.wire.payload import MemorySlot, ObjectKey
 
 _MOST_BYTES = 256 << 20
 """Bytes that may wait to be written; beyond them the next stage waits, as for the object store itself."""
 _CLOSE_TIMEOUT = 20.0
 """Seconds for what waits when its process leaves."""
 
-Put = Callable[[ObjectKey, Packed, str], Awaitable[None]]
+Write = Callable[[ObjectKey, MemorySlot, int, str], Awaitable[None]]
 log = get_logger(__name__)
 
 
 class WriteThrough:
-    """Writes with `put`, which takes the key, the bytes and the request; one after the other, as each is many messages."""
+    """Writes with `write`, one after the other, as each is many messages.
 
-    def __init__(self, put: Put) -> None:
-        self._put = put
+    That takes the key, the slot that has the bytes, their number, and the request. It reads the slot, not what a stage returned
+    and may have changed since.
+    """
+
+    def __init__(self, write: Write) -> None:
+        self._write_one = write
         self._turn = asyncio.Lock()
         self._bytes = 0
         self._writing: set[asyncio.Task[None]] = set()
 
-    async def add(self, key: ObjectKey, packed: Packed, rid: str) -> None:
-        """Have an object written soon; raises what `put` raises when it is written at once, as too much waits already."""
-        if self._bytes + packed.nbytes > _MOST_BYTES:
-            await self._put(key, packed, rid)
+    async def add(self, key: ObjectKey, slot: MemorySlot, nbytes: int, rid: str) -> None:
+        """Have an object written soon; raises what `write` raises when it is written at once, as too much waits already."""
+        if self._bytes + nbytes > _MOST_BYTES:
+            await self._write_one(key, slot, nbytes, rid)
             return
-        self._bytes += packed.nbytes
-        writing = asyncio.create_task(self._write(key, packed, rid), name="payload-write-through")
+        self._bytes += nbytes
+        writing = asyncio.create_task(self._write(key, slot, nbytes, rid), name="payload-write-through")
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
 
@@ -46,11 +49,13 @@ class WriteThrough:
             for writing in late:
                 writing.cancel()
 
-    async def _write(self, key: ObjectKey, packed: Packed, rid: str) -> None:
+    async def _write(self, key: ObjectKey, slot: MemorySlot, nbytes: int, rid: str) -> None:
         try:
             async with self._turn:
-                await self._put(key, packed, rid)
+                await self._write_one(key, slot, nbytes, rid)
+        except PayloadLost:  # its request has ended
+            pass
         except OmnibusError as error:  # it is in memory, and what is lost there is made anew
             log.warning(LogEvent.WRITE_THROUGH_FAILED, request=rid, error=error.message)
         finally:
-            self._bytes -= packed.nbytes
+            self._bytes -= nbytes

@@ -82,7 +82,7 @@ async def test_reader_elsewhere_has_a_payload_stored_and_it_goes_with_its_reques
         assert same(await there.value(payload, "r"))
         assert await here.sweep(time.time(), 60.0) == ["r"], "an orchestrator is asked when to remove it"
         assert await Performer(connection, pipeline).present() == {"r": False}
-        await Performer(connection, pipeline).perform([Purge("r", stored=True)])
+        await Performer(connection, pipeline).perform([Purge("r", "n", queued=False, stored=True)])
         assert await Performer(connection, pipeline).present() == {}
 
 
@@ -128,6 +128,19 @@ async def test_payload_of_a_durable_edge_is_read_when_its_host_is_lost(
             assert same(await here.value(payload, "r"))
         assert same(await there.value(payload, "r"))
         assert await Performer(connection, pipeline).present() == {"r": False}, "it goes with its request"
+
+
+async def test_durable_edge_stores_what_a_stage_returned_and_not_what_it_made_of_it_since(
+    connection: Connection, pipeline: str, hosts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_RESTARTING", 0.2)
+    array = ARRAY.copy()
+    async with store_on(connection, pipeline, hosts[1]) as there:
+        async with store_on(connection, pipeline, hosts[0]) as here:
+            given = await packed({"array": array})
+            payload = await here.put(given, rid="r", ticket=ticket(pipeline), rule=PayloadRule.DURABLE)
+            array[:] = 0  # as an engine does that uses its buffer again
+        assert same(await there.value(payload, "r"))
 
 
 async def test_payload_is_lost_when_its_host_is(
