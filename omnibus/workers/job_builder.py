@@ -66,7 +66,9 @@ class JobBuilder:
         self._loop.close()
 
     async def _fetch(self, given: Mapping[str, Payload], rid: str) -> Outputs:
-        values = await asyncio.gather(*(self._store.value(payload, rid) for payload in given.values()))
+        reading = [self._store.value(payload, rid) for payload in given.values()]
+        # No task for the usual one.
+        values = [await reading[0]] if len(reading) == 1 else await asyncio.gather(*reading)
         return dict(zip(given, values, strict=True))
 
     async def _engine_input(self, stage_input: StageInput) -> EngineInput:
