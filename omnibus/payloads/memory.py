@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from omnibus.observability.events import LogEvent
@@ -126,7 +127,7 @@ def open_memory(pipeline: str, limit: int, folder: Path = SHARED_MEMORY) -> Host
 
 def abandoned(folder: Path = SHARED_MEMORY) -> Iterator[tuple[str, Contents | None]]:
     """Files of processes of this host that have ended, and what is in them."""
-    return ((path.name, contents_of(path)) for path in _files(folder) if not _lives(path.name, folder))
+    return ((path.name, contents_of(path)) for path, lives in _files(folder) if not lives)
 
 
 def remove_abandoned(pids: Collection[int], folder: Path = SHARED_MEMORY) -> None:
@@ -135,7 +136,7 @@ def remove_abandoned(pids: Collection[int], folder: Path = SHARED_MEMORY) -> Non
     Where others of a pipeline live on this host, they see to it: they may need it. Nobody else would, and requests that are
     open run again when they are served again.
     """
-    living = map(contents_of, filter(lambda path: _lives(path.name, folder), _files(folder)))
+    living = (contents_of(path) for path, lives in _files(folder) if lives)
     served = {found.pipeline for found in living if found is not None}
     for name, found in abandoned(folder):
         owner = owner_of(name, folder) or ""
@@ -143,11 +144,9 @@ def remove_abandoned(pids: Collection[int], folder: Path = SHARED_MEMORY) -> Non
             (folder / name).unlink(missing_ok=True)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return folder.glob("omnibus-*")
-
-
-def _lives(name: str, folder: Path) -> bool:
-    """Whether the process that made a file of this host lives; True for files of others, of which we do not know."""
-    owner = owner_of(name, folder)
-    return owner is None or is_alive(owner)
+def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Files, and whether the process lives that made them; True for those of other hosts, of which we do not know."""
+    lives = cache(is_alive)  # a look a process, of which each has many files
+    for path in folder.glob("omnibus-*"):
+        owner = owner_of(path.name, folder)
+        yield path, owner is None or lives(owner)
