@@ -1,0 +1,1 @@
+"""A simulation of many replicas on measured costs: `python -m bench.scale`."""
