@@ -65,7 +65,7 @@ _TABLE = {
         set deadlines: omni.{P}.timer.*.*
         send answers to callers: omni.{P}.out.*.*
         cancel requests: omni.{P}.ctl.all <omni.{P}.ctl.all
-        learn which tasks replicas have in hand: omni.{P}.ask.all <omni.{P}.claim.*.*
+        learn which tasks replicas have in hand: omni.{P}.ask.all omni.{P}.ask.*.* <omni.{P}.claim.*.*
         find and remove what ended requests have left: <omni.{P}.serve.*
         mark replicas down: $KV.{replicas}.*.*
         notice a new revision of the pipeline: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{P}

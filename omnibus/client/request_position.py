@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import AskClaims, Claim
+from omnibus.wire.control import Announcement, AskClaims, Claim
 from omnibus.wire.envelope import StageResult, StageTiming, Task
 
 _CLAIMS_DEADLINE = 0.5
@@ -58,8 +58,8 @@ async def _claimants(connection: Connection, pipeline: str, rid: str, wanted: in
     complete = asyncio.Event()
 
     async def note(message: ReceivedMessage) -> None:
-        claim: Claim = codec.decode(message.data, Claim)
-        if any(held == rid for held, _ in claim.held):
+        claim: Announcement = codec.decode(message.data, Announcement)
+        if isinstance(claim, Claim) and any(held == rid for held, _ in claim.held):
             found[claim.stage_id] = claim.replica
         if len(found) >= wanted:
             complete.set()

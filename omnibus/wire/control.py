@@ -27,7 +27,7 @@ class Free(msgspec.Struct, frozen=True, kw_only=True, tag="free"):
 
 
 class AskClaims(msgspec.Struct, frozen=True, kw_only=True, tag="ask-claims"):
-    """An orchestrator has started: every replica announces its claims again."""
+    """Announce all claims: to every replica when an orchestrator has started, to one whose announcement was missed."""
 
 
 class AskSentText(msgspec.Struct, frozen=True, kw_only=True, tag="ask-sent-text"):
@@ -70,13 +70,38 @@ Control = Cancel | Free | AskClaims | AskSentText | Rpc
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim"):
-    """A replica announces its deliveries, so that others can requeue them the moment it dies."""
+    """A replica announces all its deliveries, so that others can requeue them the moment it dies."""
 
     stage_id: int
     replica: str
     instance: str = ""
     """The process that serves the replica now; another after each restart."""
     number: int = 0
-    """Number of this announcement; heartbeats carry how many the replica has made."""
+    """Number of this announcement; heartbeats carry how many the process has made."""
     held: tuple[tuple[str, str], ...]
     """(request id, ack subject) of every delivery that the replica holds."""
+
+    @property
+    def taken(self) -> tuple[tuple[str, str], ...]:
+        """The same as of a ClaimChange: all that the announcement says is held."""
+        return self.held
+
+
+class ClaimChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim-change"):
+    """A replica announces what has changed since its announcement before, which has the number before.
+
+    Receivers that missed that one ask for the whole list (AskClaims). A delivery that is held for a few milliseconds only may
+    never be announced.
+    """
+
+    stage_id: int
+    replica: str
+    instance: str
+    number: int
+    taken: tuple[tuple[str, str], ...] = ()
+    """(request id, ack subject) of every new delivery."""
+    released: tuple[str, ...] = ()
+    """Ack subjects of deliveries that it holds no more; some may never have been announced."""
+
+
+Announcement = Claim | ClaimChange

@@ -16,7 +16,7 @@ from omnibus.registry.pause_state import PauseMode, PauseState, PauseWatch, paus
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims, AskSentText, Cancel, Control, Free, Rpc, RpcReply
 from omnibus.wire.failure import Failure, describe
-from omnibus.workers.assignment import Claims
+from omnibus.workers.claims import Claims
 from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.engines.threads import within
 from omnibus.workers.task_slots import TaskSlots
@@ -98,7 +98,7 @@ class ControlSubscriber:
             for page in stream.since(question.offset) if stream is not None else ():
                 await self._conn.publish(message.reply, codec.encode(page))
         elif isinstance(question, AskClaims):
-            await self._claims.announce()
+            self._claims.announce()
             if message.reply:
                 await self._conn.publish(message.reply, codec.encode(RpcReply(replica=self._claims.replica)))
 

@@ -9,12 +9,10 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.broker.delivery import Delivery
 from omnibus.errors import EngineDead
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import Ledger
@@ -33,7 +31,8 @@ from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.wire import subjects
 from omnibus.wire.failure import Failure, describe
-from omnibus.workers.assignment import Claims, Interruption
+from omnibus.workers.assignment import Interruption
+from omnibus.workers.claims import Claims
 from omnibus.workers.control_subscriber import ControlHandlers, ControlSubscriber
 from omnibus.workers.engine_health import EngineHealth
 from omnibus.workers.engines import create_engine
@@ -43,7 +42,9 @@ from omnibus.workers.execution import Execution
 from omnibus.workers.initialisation.starting import start_engine
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.lanes import Lanes
+from omnibus.workers.lease_keeper import LeaseKeeper
 from omnibus.workers.output_writer import OutputWriter
+from omnibus.workers.task_conclusion import TaskConclusion
 from omnibus.workers.task_service import TaskService
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
@@ -109,9 +110,14 @@ class Replica:
         self._execution = execution = self._make_execution()
         self._health = EngineHealth(stage, execution, self._slots, on_death=self.drain)
         self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
+        conclusion = TaskConclusion(
+            stage, self._performer,
+            claims=self._claims, telemetry=self._telemetry, health=self._health, leave=self._leave,
+        )  # fmt: skip
+        leases = LeaseKeeper(conn, lease=spec.heartbeat_timeout, limit=stage.timeout or 0.0)
         self._service = TaskService(
-            stage, execution, self._performer,
-            claims=self._claims, slots=self._slots, telemetry=self._telemetry, health=self._health, leave=self._leave,
+            stage.stage_id, execution, conclusion,
+            claims=self._claims, slots=self._slots, leases=leases, telemetry=self._telemetry, health=self._health,
         )  # fmt: skip
         come_back = self._restart if self._options.supervised else None
         self._handlers = ControlHandlers(self._engine, self._slots, restart=come_back)
@@ -173,17 +179,22 @@ class Replica:
         """Take tasks until the end is near, then see those in hand through."""
         await self._control.listen()
         self._handlers.begin(self._pause_states.pause_state)
-        async with asyncio.TaskGroup() as jobs:
-            side = [jobs.create_task(self._health.run(), name="engine-health")]
-            if self._options.reach.memory is not None:
-                upkeep = MemoryUpkeep(self._conn, self._payloads, self._performer)
-                side.append(jobs.create_task(upkeep.run(), name="payload-upkeep"))
-            while not self._ending.is_set():
-                await self._take_tasks(jobs)
-            self._left.set()
-            await self._finish()
-            for task in side:
-                task.cancel()
+        try:
+            async with asyncio.TaskGroup() as jobs:
+                side = [jobs.create_task(self._health.run(), name="engine-health")]
+                if self._options.reach.memory is not None:
+                    upkeep = MemoryUpkeep(self._conn, self._payloads, self._performer)
+                    side.append(jobs.create_task(upkeep.run(), name="payload-upkeep"))
+                while not self._ending.is_set():
+                    await self._take_tasks(jobs)
+                self._left.set()
+                await self._finish()
+                await self._service.concluded()
+                for task in side:
+                    task.cancel()
+        except BaseException:
+            await self._service.close()
+            raise
         if self._health.death is not None:
             raise self._health.death
 
@@ -191,7 +202,7 @@ class Replica:
         """Until the end is near, or until the replica's own lane is another one."""
         self._turn.clear()
         async with self._lanes.puller() as puller:
-            puller.deliver = partial(self._receive, jobs)
+            puller.deliver = self._service.take
             receiving = jobs.create_task(puller.until_failed(), name="receive")
             await self._slots.open(puller)
             log.info(LogEvent.REPLICA_UP, stage=self._stage.stage_id, replica=self.record.replica)
@@ -201,9 +212,6 @@ class Replica:
             self._slots.close()
             reconciling.cancel()
             receiving.cancel()
-
-    def _receive(self, jobs: asyncio.TaskGroup, delivery: Delivery) -> None:
-        jobs.create_task(self._service.take(delivery), name=f"task-{delivery.stream_seq}")
 
     async def _finish(self) -> None:
         """Let tasks end by themselves for a while; then stop those that are left, and give them to others."""
@@ -262,7 +270,7 @@ class Replica:
         await self._lanes.open(replica)
         if self._control.listening:
             await self._control.listen()  # under the new id
-            await self._claims.announce()  # what it had is others' by now
+            self._claims.announce()  # what it had is others' by now
         if self._lanes.directed and before != replica:
             self._turn.set()
 

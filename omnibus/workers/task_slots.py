@@ -9,7 +9,8 @@ from omnibus.broker.puller import Puller
 from omnibus.errors import InvalidRequest
 from omnibus.registry.pause_state import PauseMode
 from omnibus.registry.presence.replica_record import ReplicaStatus
-from omnibus.workers.assignment import Assignment, Claims, Interruption
+from omnibus.workers.assignment import Assignment, Interruption
+from omnibus.workers.claims import Claims
 
 SetStatus = Callable[[ReplicaStatus], Awaitable[None]]
 

@@ -26,7 +26,7 @@ from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import AskClaims, Claim
+from omnibus.wire.control import Announcement, AskClaims
 from omnibus.wire.request import Request
 from tests.support.cluster import Cluster
 from tests.support.directed import one_stage, orchestrator, replica
@@ -173,8 +173,8 @@ async def heard_claims(connection: Connection, pipeline: str) -> AsyncIterator[l
     said: list[str] = []
 
     async def on_message(message: ReceivedMessage) -> None:
-        claim: Claim = codec.decode(message.data, Claim)
-        if claim.held and claim.replica not in said:
+        claim: Announcement = codec.decode(message.data, Announcement)
+        if claim.taken and claim.replica not in said:
             said.append(claim.replica)
 
     subscription = await connection.subscribe(subjects.claims(pipeline), on_message)

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import Claim
+from omnibus.wire.control import Announcement
 from omnibus.workers.engines.sim import expected_text
 from tests.support.cluster import Cluster, pipeline_of
 from tests.support.load import Load
@@ -37,8 +37,8 @@ class Shares:
         self._seen: set[str] = set()
 
     async def on_message(self, message: object) -> None:
-        claim = codec.decode(message.data, Claim)  # type: ignore[attr-defined]
-        for _, ack_subject in claim.held:
+        claim = codec.decode(message.data, Announcement)  # type: ignore[attr-defined]
+        for _, ack_subject in claim.taken:
             if ack_subject not in self._seen:
                 self._seen.add(ack_subject)
                 self.by_replica[claim.replica] += 1

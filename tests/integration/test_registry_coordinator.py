@@ -250,8 +250,8 @@ async def test_claims_are_announced_to_a_late_listener(connection: Connection, p
         await bench.submit("a")
         await eventually(lambda: replica.record.in_flight)
         async with ClaimBook(connection, pipeline) as claims:
-            claim, _bytes = await eventually(lambda: claims._announced.get((0, "r0")))
-            assert [rid for rid, _ in claim.held] == ["a"]
+            claim = await eventually(lambda: claims._announced.get((0, "r0")))
+            assert list(claim.held.values()) == ["a"]
 
 
 async def test_restart_of_the_server_does_not_make_living_replicas_look_gone(

@@ -18,7 +18,7 @@ from omnibus.client.producer import Producer
 from omnibus.client.request_events import ClientEvent, Ended, OutputArrived, StepProgress, TextPiece
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import Claim
+from omnibus.wire.control import Announcement
 from omnibus.wire.out import Out, Tokens
 from omnibus.wire.request import Request
 from omnibus.workers.engines.sim import expected_text
@@ -193,10 +193,10 @@ async def test_progress_never_runs_backwards_when_the_stage_begins_again(connect
         name=pipeline, deadline=20.0, heartbeat_timeout=1.0,
         stages=(sim(0, outputs={"image": "image"}, final="image", steps=10, latency=0.4, hang_on={"attempts": [1]}),),
     )  # fmt: skip
-    claims: list[Claim] = []
+    claims: list[str] = []
 
     async def on_message(message: ReceivedMessage) -> None:
-        claims.append(codec.decode(message.data, Claim))
+        claims.extend(ack_subject for _, ack_subject in codec.decode(message.data, Announcement).taken)
 
     async with serving(connection, spec) as producer:
         listening = await connection.subscribe(subjects.claims(pipeline), on_message)
@@ -206,7 +206,7 @@ async def test_progress_never_runs_backwards_when_the_stage_begins_again(connect
             async for event in events:
                 received.append(event)
                 if isinstance(event, StepProgress) and event.step == 6:
-                    await release(connection, claims[0].held[0][1])  # as whoever sees a death does
+                    await release(connection, claims[0])  # as whoever sees a death does
         await listening.unsubscribe()
     steps = [event.step for event in received if isinstance(event, StepProgress)]
     assert len(claims) > 1, "the task ran once only"

@@ -37,7 +37,7 @@ def cast(world: World) -> None:
         for number in range(world.rng.choice((1, 2)) if stage.stage_id != world.unserved else 0):
             start = _starter(world, stage)
             world.serve(f"replica-{stage.stage_id}{'ab'[number]}", start)
-    for number in range(world.rng.choice((1, 1, 2))):
+    for number in range(world.crowd * world.rng.choice((1, 1, 2))):
         _ask(world, f"q{number}")
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from omnibus.client.request_events import Ended, OutputArrived, Result, TextPiece
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.registry.death.claim_book import Held
+from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec
@@ -87,6 +89,11 @@ class Checker:
             record = self.records.get(rid)
             if record is not None and record.state in (RequestState.CANCELLED, RequestState.EXPIRED):
                 self._stopped.add((process, rid))
+
+    def marked_down(self, record: ReplicaRecord, known: Held, held: AbstractSet[str]) -> None:
+        """A replica is marked down: a failure detector knows of all that its last heartbeat listed and that it still has."""
+        for ack_subject in {one for _, one in record.claims} & held - {one for _, one in known}:
+            self.fail(f"{record.instance}: the claim of {ack_subject} is forgotten, which its last heartbeat listed")
 
     def given_back(self, ack_subject: str) -> None:
         """A failure detector requeued a delivery."""

@@ -15,7 +15,7 @@ DEADLINE = 150.0
 ATTEMPTS = 3
 
 
-def _stage(number: int, *sources: int, final: str | None = None, directed: bool = False) -> StageSpec:
+def _stage(number: int, *sources: int, final: str | None = None, directed: bool = False, slots: int = 1) -> StageSpec:
     return StageSpec(
         stage_id=number,
         name=f"s{number}",
@@ -24,6 +24,7 @@ def _stage(number: int, *sources: int, final: str | None = None, directed: bool 
         input_sources=sources,
         final_output=final is not None,
         final_output_type=final,
+        slots=slots,
         lb_policy="round-robin" if directed else "broker",
     )
 
@@ -50,14 +51,14 @@ GRAPHS = {
     "join": _pipeline(_stage(0), _stage(1, 0), _stage(2, 0), _stage(3, 1, 2, final="text"), edges=(_stored(1, 3),)),
     "finals": _pipeline(_stage(0, final="text"), _stage(1, 0, final="json"), edges=(_direct(0, 1),)),
     "entries": _pipeline(_stage(0), _stage(1, final="json"), _stage(2, 0, 1, final="text")),
-    "directed": _pipeline(_stage(0), _stage(1, 0, final="text", directed=True)),
+    "directed": _pipeline(_stage(0, slots=2), _stage(1, 0, final="text", directed=True, slots=2)),
 }
 
 _NAMES = [name for name in sorted(GRAPHS) for _ in range(1 if name == "directed" else 2)]
 """Half as often the one that needs a registry: heartbeats are most of its events."""
 
 
-GRAPH_OF_HOLE = {"nobody_home": "directed"}
+GRAPH_OF_HOLE = {"nobody_home": "directed", "unnoticed_claims": "directed"}
 """Holes that only one graph can show, and seldom: they are looked for there."""
 
 

@@ -19,6 +19,7 @@ from omnibus.orchestrator import forwarding, intake, rerouting
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
 from omnibus.payloads.upkeep import MemoryUpkeep
+from omnibus.registry.death import claim_book
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.requests import advance
 from omnibus.requests import record as records
@@ -27,12 +28,13 @@ from omnibus.requests.effects import Effect, Notify, SaveRecord, ScheduleDeadlin
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
+from omnibus.wire.control import ClaimChange
 from omnibus.wire.envelope import Event, StageResult
 from omnibus.wire.out import EndNotice, OutputReady
 from omnibus.workers import task_service
 from omnibus.workers.assignment import Assignment
-from omnibus.workers.attempt_decision import Disposition
-from omnibus.workers.task_service import TaskService
+from omnibus.workers.attempt_decision import Disposition, following
+from omnibus.workers.task_conclusion import TaskConclusion
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -43,12 +45,12 @@ Patches = Iterable[tuple[Any, str, Any]]
 def ack_first(_world: World) -> Patches:
     """A worker acknowledges its task, and publishes what follows from it afterwards."""
 
-    async def finish(self: TaskService, assignment: Assignment, result: StageResult) -> None:
+    async def publish_result(self: TaskConclusion, assignment: Assignment, result: StageResult) -> None:
         await self._ack(assignment)
-        for effect in task_service.following(result):
+        for effect in following(result):
             await self._perform(assignment, effect)
 
-    yield TaskService, "_finish", finish
+    yield TaskConclusion, "_publish_result", publish_result
 
 
 def admit_on_record(_world: World) -> Patches:
@@ -106,6 +108,19 @@ def two_naks_a_claim(_world: World) -> Patches:
         return dead
 
     yield FailureDetector, "_write_down", write_down
+
+
+def unnoticed_claims(world: World) -> Patches:
+    """Nobody notices that an announcement of claims was lost: the list goes on without what it told."""
+    # It takes a replica that has two tasks in hand, the announcement of one of them lost, and dies soon after that of the other.
+    world.crowd, world.faults._unreceived, world.faults.strikes = 4, 0.5, 1.5
+    real = claim_book._Announced.apply
+
+    def apply(self: Any, change: ClaimChange) -> None:
+        self.number = max(self.number, change.number - 1)
+        real(self, change)
+
+    yield claim_book._Announced, "apply", apply
 
 
 def nobody_home(_world: World) -> Patches:
@@ -207,9 +222,9 @@ def blind_end_overwrites(_world: World) -> Patches:
 
 def workers_end_twice(_world: World) -> Patches:
     """A worker whose end is refused writes it over what is there, instead of asking an orchestrator."""
-    real = TaskService._end
+    real = TaskConclusion._end
 
-    async def end(self: TaskService, assignment: Assignment, result: StageResult) -> bool:
+    async def end(self: TaskConclusion, assignment: Assignment, result: StageResult) -> bool:
         if await real(self, assignment, result):
             return True
         if assignment.abandoned or not result.ticket.route.is_ended_by_worker(result.stage_id):
@@ -219,7 +234,7 @@ def workers_end_twice(_world: World) -> Patches:
         await self._performer.ledger._bucket.put(assignment.rid, codec.encode(save.record))
         return True
 
-    yield TaskService, "_end", end
+    yield TaskConclusion, "_end", end
 
 
 def dropped_deadlines(_world: World) -> Patches:
@@ -270,6 +285,7 @@ def shallow_purge(_world: World) -> Patches:
 def talking_zombies(_world: World) -> Patches:
     """A replica that missed its lease goes on as if it had not: its ack removes the task under the next one."""
     yield Assignment, "abandoned", property(lambda _self: False)
+    yield Assignment, "due", property(lambda self: min(self.renew_at, self.limit))  # it heeds no lease at all
 
 
 def endless_attempts(_world: World) -> Patches:
@@ -315,7 +331,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
         ack_first, admit_on_record, message_ids_without_run, fenced_results, bounded_tasks, no_nonce, two_naks_a_claim,
-        nobody_home, unreadable_lanes, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines,
+        unnoticed_claims, nobody_home, unreadable_lanes, forgetful_advance, no_redrive, record_before_deadline, dropped_deadlines,
         forgotten_cancellations, trust_in_dedupe, no_compare_and_set, shallow_purge, talking_zombies, endless_attempts,
         deaf_followers, notified_what_came, trust_in_removals, records_expire_at_their_deadline,
         record_without_timer, blind_end_overwrites, workers_end_twice, unswept_memory,

@@ -122,6 +122,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             return
         try:
             handle.context.run(handle.callback, *handle.args)
+        except asyncio.CancelledError:
+            return  # its process has died in it
         except Exception as error:  # noqa: BLE001 told by whoever runs the loop
             self.failures.append(error)
 

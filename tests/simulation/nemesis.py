@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import BrokerError
 from omnibus.registry.death.failure_detector import FailureDetector
@@ -109,10 +109,22 @@ def mark_down(world: World, process: Process) -> None:
         world.broker.at(world.loop.time() + _WITNESS, lambda record=record: _detector(world, record))
 
 
+class _CheckedDetector(FailureDetector):
+    """The product's, whose knowledge of the claims is checked when it acts on them."""
+
+    def __init__(self, world: World, *given: Any) -> None:
+        super().__init__(*given)
+        self._world = world
+
+    async def _release(self, record: ReplicaRecord) -> tuple[tuple[str, str], ...]:
+        self._world.checker.marked_down(record, self._claims.held(record), self._world.held_by(record.instance))
+        return await super()._release(record)
+
+
 def _detector(world: World, record: ReplicaRecord) -> None:
     for process, claims in world.judges.items():
         if not process.dead:
-            detector = FailureDetector(world.connections[process], world.spec.name, claims)
+            detector = _CheckedDetector(world, world.connections[process], world.spec.name, claims)
             process.spawn(_declare(detector, record), "verdict")
 
 

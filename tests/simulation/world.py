@@ -82,7 +82,11 @@ class World:
         """Requests that kill every replica that runs them."""
         self.unserved = self.rng.choice(self.spec.stages).stage_id if self.rng.random() < 0.05 else None
         """A stage without replicas: what needs it ends by its deadline."""
+        self.crowd = 1
+        """How many times as many requests as usual there are."""
         self.replicas: dict[Process, Replica] = {}
+        self._held_at_death: dict[str, frozenset[str]] = {}
+        """Ack subjects of what each dead replica had in hand, by its process's name."""
         self.judges: dict[Process, ClaimBook] = {}
         """Orchestrators, and the claims that each knows."""
         self.is_random = self.rng.random() < 0.3
@@ -141,12 +145,20 @@ class World:
         if process.dead:
             return
         self.trace(process.name, f"dies {why}")
+        self._held_at_death[process.name] = self.held_by(process.name)
         process.kill()
         self.broker.subscriptions = [one for one in self.broker.subscriptions if one._connection.process is not process]
         again = self._serving.pop(process, None)
         if again is not None:
             self.broker.at(self.loop.time() + self.rng.choice((0.05, 0.5, 4.0)), again)
             nemesis.mark_down(self, process)
+
+    def held_by(self, name: str) -> frozenset[str]:
+        """Ack subjects of what a replica has in hand, or had when it died."""
+        if name in self._held_at_death:
+            return self._held_at_death[name]
+        replicas = (replica for process, replica in self.replicas.items() if process.name == name)
+        return frozenset(ack_subject for replica in replicas for _, ack_subject in replica._claims.held)
 
     def leave(self, process: Process) -> None:
         """It ended in order, and is started again."""

@@ -73,7 +73,7 @@ async def replica(
 async def die(made: Replica, running: asyncio.Task[None]) -> None:
     """Fall silent as a process does that is killed: no last heartbeat, nothing requeued, no claim withdrawn."""
     made._registration.set_status = silence  # type: ignore[method-assign]
-    made._claims.announce = silence  # type: ignore[method-assign]
+    made._claims.silence()
     running.cancel()
     await asyncio.wait({running})
 

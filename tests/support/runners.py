@@ -11,7 +11,7 @@ from typing import Self
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import Claim
+from omnibus.wire.control import Announcement
 from tests.support.waiting import eventually
 
 
@@ -40,6 +40,6 @@ class Runners:
         return time.monotonic()
 
     async def _on_message(self, message: ReceivedMessage) -> None:
-        claim: Claim = codec.decode(message.data, Claim)
-        for rid, _ack_subject in claim.held:
+        claim: Announcement = codec.decode(message.data, Announcement)
+        for rid, _ack_subject in claim.taken:
             self._holders[claim.stage_id, rid] = claim.replica

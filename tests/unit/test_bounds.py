@@ -73,7 +73,7 @@ async def test_claims_announced_longest_ago_give_way_when_their_bytes_are_too_ma
         await announce(f"made-up-{number}")
         await announce("r1", number + 1)
     assert (known("r0"), known("r1"), known("made-up-999")) == (False, True, True)
-    assert sum(size for _, size in book._announced.values()) == book._bytes <= 10_000
+    assert sum(one.nbytes for one in book._announced.values()) == book._bytes <= 10_000
     for replica in [replica for _, replica in book._announced]:
         book.forget(ReplicaRecord(stage_id=0, replica=replica, instance="i"))
     assert book._bytes == 0
