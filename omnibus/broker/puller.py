@@ -143,7 +143,7 @@ class Puller:
         if sum(lane.outstanding == 0 for lane in self._lanes) < 2:  # a lane that is parked on is known to be empty
             self._park()
             return
-        self._asking = asyncio.create_task(self._guarded(self._ask()), name=f"pull {self._label}")
+        self._asking = asyncio.create_task(self._guarded_ask(), name=f"pull {self._label}")
         self._asking.add_done_callback(self._asked)
 
     def _asked(self, _task: object) -> None:
@@ -276,9 +276,9 @@ class Puller:
         if self._returning:
             await asyncio.wait(self._returning)
 
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def _guarded_ask(self) -> None:
         try:
-            await work
+            await self._ask()
         except Exception as error:
             self._connection.metrics.errors.labels(where="puller").inc()
             log.exception(LogEvent.TASK_CRASHED, puller=self._label)

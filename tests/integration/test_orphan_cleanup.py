@@ -173,8 +173,8 @@ async def test_what_is_stored_stays_when_an_attempt_repeats_its_own_task(connect
         await eventually(lambda: assignment.acknowledged, what="stage 0 has finished")
         subject = subjects.task(pipeline, 1, "interactive", submission.rid)
         sent = await connection.retried_request(f"$JS.API.DIRECT.GET.{subjects.work_stream(pipeline)}.{subject}")
-        assert not await replica._service._performer.publish(PublishTask(codec.decode(sent.data, Task))), "it is known"
-        await replica._service._clear_orphans(assignment)
+        assert not await replica._performer.publish(PublishTask(codec.decode(sent.data, Task))), "it is known"
+        await replica._service._conclusion._clear_orphans(assignment)
         async with serving(connection, spec):
             assert (await submission.result()).run == 1
         await all_is_gone(connection, pipeline)
