@@ -46,7 +46,7 @@ class Assignment:
         self.held_until = self.received + lease
         self.renew_at = self.limit = math.inf
         self.limit_reached = Interruption.CANCELLED
-        """What happens at the `limit`."""
+        """The reason that it is interrupted for at the `limit`."""
         self.interruption: Interruption | None = None
         """Why it was stopped; the first reason counts."""
         self.on_interrupt: Callable[[Assignment, Interruption], None] | None = None

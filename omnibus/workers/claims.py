@@ -1,4 +1,4 @@
-"""The claims of a replica: its assignments, announced so that others give them back to the queue the moment it dies."""
+"""The claims of a replica: its assignments, announced so that others requeue them the moment it dies."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Claims:
         return self._cancelled.holds(assignment.rid, self._conn.clock.now(), run=assignment.task.ticket.run)
 
     def silence(self) -> None:
-        """Announce nothing more: the replica dies, and what it has is to be given back by others."""
+        """Announce nothing more: the replica dies, and others requeue what it has."""
         self._is_silent = True
 
     def announce(self) -> None:
@@ -122,7 +122,7 @@ class Claims:
         self._tick = None
         if self._taken or self._is_urgent:
             taken, released = tuple(self._taken.values()), tuple(self._released)
-            with suppress(BrokerUnavailable):  # whoever misses its number asks
+            with suppress(BrokerUnavailable):  # a receiver that misses its number asks
                 self._publish(ClaimChange(taken=taken, released=released, **self._next()))
 
     def _next(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class TaskService:
         self._claims, self._slots, self._leases = claims, slots, leases
         self._telemetry, self._health = telemetry, health
         self._tasks: set[asyncio.Task[None]] = set()
-        """What sees tasks through, but for what was stopped, which has another task."""
+        """Those that conclude a task; the work of one that was stopped is among `_stopped`."""
         self._stopped: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._isolated: Assignment | None = None
@@ -67,7 +67,7 @@ class TaskService:
         assignment.work = self._start(self._see_through(assignment), f"task-{delivery.stream_seq}")
 
     async def concluded(self) -> None:
-        """Return when all that was in hand is concluded; an engine that does not let go of a stopped job is not waited for."""
+        """Return when all that was in hand is concluded; an engine that still runs a stopped job is not waited for."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -183,7 +183,7 @@ class TaskService:
         return outcome
 
     def _stop(self, assignment: Assignment, why: Interruption) -> None:
-        """Conclude a task that its engine works on, whether or not that lets go of it."""
+        """Conclude a task that its engine works on, whether or not that ends the job."""
         assignment.on_interrupt, work = None, assignment.work
         assert work is not None, "it runs"
         self._tasks.discard(work)
