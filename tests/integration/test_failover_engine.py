@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
@@ -15,10 +13,8 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection
 from omnibus.errors import EngineDead
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines import create_engine
-from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.processes import children_of
-from tests.support.stage_bench import StageBench, stage_bench
+from tests.support.stage_bench import StageBench, stage_bench, up
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -33,20 +29,6 @@ ENGINES = {
 
 def stage_of(bench: StageBench, engine: str, slots: int = 4) -> StageSpec:
     return replace(bench.stage, slots=slots, **ENGINES[engine])
-
-
-@asynccontextmanager
-async def up(bench: StageBench, stage: StageSpec) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
-    """A replica, and its end to look at."""
-    made = Replica(bench.conn, bench.spec, stage, ReplicaOptions(grace=0.1), engine=create_engine(stage))
-    running = asyncio.create_task(made.run())
-    try:
-        await eventually(lambda: running.done() or made.record.status == "up", 20, what="the replica is up")
-        yield made, running
-    finally:
-        made.drain()
-        async with asyncio.timeout(15):
-            await asyncio.wait({running})
 
 
 def kill_child() -> float:

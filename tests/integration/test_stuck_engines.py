@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,10 @@ from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import AttemptFailed
 from omnibus.wire.request import Request
 from omnibus.workers import engine_health
-from omnibus.workers.replica import Replica, ReplicaOptions
+from omnibus.workers.replica import Replica
 from tests.integration.test_worker_supervised_replicas import supervised
 from tests.support import stuck_stage
-from tests.support.stage_bench import StageBench, stage_bench
+from tests.support.stage_bench import stage_bench, up
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -41,20 +39,6 @@ def released() -> Any:
     stuck_stage.let_go.clear()
     yield
     stuck_stage.let_go.set()
-
-
-@asynccontextmanager
-async def up(bench: StageBench, stage: StageSpec) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
-    """A replica, and its end to look at."""
-    made = Replica(bench.conn, bench.spec, stage, ReplicaOptions(grace=0.1))
-    running = asyncio.create_task(made.run())
-    try:
-        await eventually(lambda: running.done() or made.record.status == "up", 20, what="the replica is up")
-        yield made, running
-    finally:
-        made.drain()
-        async with asyncio.timeout(20):
-            await asyncio.wait({running})
 
 
 def python(function: str, **fields: Any) -> dict[str, Any]:

@@ -156,6 +156,20 @@ async def stage_bench(conn: Connection, pipeline: str, **settings: Any) -> Async
             await counter.unsubscribe()
 
 
+@asynccontextmanager
+async def up(bench: StageBench, stage: StageSpec) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
+    """A replica of a stage that is otherwise than the bench's, and its end to look at, whatever it is."""
+    made = Replica(bench.conn, bench.spec, stage, ReplicaOptions(grace=0.1))
+    running = asyncio.create_task(made.run())
+    try:
+        await eventually(lambda: running.done() or made.record.status == "up", 20, what="the replica is up")
+        yield made, running
+    finally:
+        made.drain()
+        async with asyncio.timeout(20):
+            await asyncio.wait({running})
+
+
 def make_task(spec: PipelineSpec, rid: str, prompt: str = "one two", **fields: Any) -> Task:
     """A task of stage 0; `fields` are of the ticket, or `seconds` until its deadline, `request`, `targets`."""
     now = time.time()
