@@ -80,7 +80,7 @@ class DeliveryLoop:
         except Exception:
             self._metrics.errors.labels(where="orchestrator").inc()
             log.exception(LogEvent.TASK_CRASHED, subject=delivery.subject, delivery=delivery.num_delivered)
-            doublings = min(delivery.num_delivered - 1, 10)
+            doublings = min(self._errors.get(_key(delivery), delivery.num_delivered) - 1, 10)
             await self._retry(delivery, min(_RETRY * 2**doublings, _LONGEST_RETRY))
 
     async def _handle(self, delivery: Delivery) -> bool:

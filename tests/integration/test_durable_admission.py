@@ -21,7 +21,7 @@ from omnibus.ledger.acceptance import _resolve_conflict, admit
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import intake as intake_module
-from omnibus.orchestrator.delivery_loop import ATTEMPTS
+from omnibus.orchestrator.delivery_loop import _LONGEST_RETRY, ATTEMPTS
 from omnibus.orchestrator.intake import Intake
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec
@@ -297,7 +297,7 @@ async def test_raw_request_is_refused_when_another_had_its_id_and_its_sequence(
 async def test_raw_request_is_admitted_when_an_error_follows_a_long_wait_for_room(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was put back more often than an error is forgiven; each of that was a delivery, and none an error."""
+    """It was put back more often than an error is forgiven; each of that was a delivery, none an error: that one comes soon."""
     spec, errors = line(pipeline, max_open_requests=1), [ZeroDivisionError("a bug of an orchestrator")]
 
     def new_record_with_a_bug(*args: Any, **kwargs: Any) -> Record:
@@ -318,7 +318,7 @@ async def test_raw_request_is_admitted_when_an_error_follows_a_long_wait_for_roo
         await eventually(put_back_often, 20, what="the raw request is put back")
         await producer.cancel(pipeline, first.rid)
         ledger = Performer(connection, pipeline).ledger
-        entry = await eventually(lambda: ledger.read("waits"), 20, what="its record")
+        entry = await eventually(lambda: ledger.read("waits"), 0.8 * _LONGEST_RETRY, what="its record")
     assert not errors
     assert entry.record.state is RequestState.OPEN
 
