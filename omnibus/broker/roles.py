@@ -87,7 +87,7 @@ _TABLE = {
         forward and return tasks of stage {target}: omni.{P}.task.{target}.*.*
         send deltas and answers to callers: omni.{P}.out.*.*
         tell which tasks a replica has in hand: omni.{P}.claim.{stage}.*
-        have what an ended request has left removed: omni.{P}.serve.{orphans|timers}
+        have what an ended request has left removed: omni.{P}.serve.orphans
         end requests whose last edge is direct: $KV.{ended}.*
         read large requests behind the first stages: $JS.API.DIRECT.GET.KV_{read}.$KV.{read}.*
         exchange payloads in memory of other hosts: omni.{P}.fetch.* <omni.{P}.fetch.*

@@ -210,11 +210,8 @@ class Performer:
 
     async def _ask_to_purge(self, effect: effects.Purge) -> None:
         """Have an orchestrator do it, without waiting; what nobody does is done when the timer fires."""
-        if effect.stored or effect.hosted:
-            await self._connection.publish(subjects.questions(self.pipeline, "orphans"), effect.rid.encode())
-        else:
-            timer = f"{effect.nonce}.{effect.rid}"
-            await self._connection.publish(subjects.questions(self.pipeline, "timers"), timer.encode())
+        what = effect.rid if effect.stored or effect.hosted else f"{effect.nonce}.{effect.rid}"
+        await self._connection.publish(subjects.questions(self.pipeline, "orphans"), what.encode())
 
     async def _stands(self, effect: effects.Purge) -> bool:
         entry = await self.ledger.read_latest(effect.rid)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
+from functools import cache
 
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import InvalidRequest, Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import StoredRecord
-from omnibus.orchestrator.event_telemetry import EventTelemetry
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.metrics import Metrics
 from omnibus.requests.admission import bury, lapse
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
@@ -21,12 +24,15 @@ ADMISSION = 60.0
 """Seconds past a deadline in which its request may still be on the way into the ledger: every step of that is retried."""
 _RECHECK_INTERVAL = 1.0
 
+log = get_logger(__name__)
+
 
 class Forwarder:
     """Handles the events of one pipeline."""
 
-    def __init__(self, performer: Performer, stopped: Cancellations, telemetry: EventTelemetry) -> None:
-        self._performer, self._stopped, self._telemetry = performer, stopped, telemetry
+    def __init__(self, performer: Performer, stopped: Cancellations, metrics: Metrics) -> None:
+        self._performer, self._stopped = performer, stopped
+        self._counter = cache(lambda kind, outcome: metrics.events.labels(performer.pipeline, kind, outcome))
 
     async def handle(self, delivery: Delivery) -> bool:
         """Handle one event; False when it was put back. Raises BrokerError, and Unreadable for what is no event.
@@ -36,11 +42,15 @@ class Forwarder:
         event = _decode(delivery)
         if await self._precedes_record(event):
             await delivery.nak(_RECHECK_INTERVAL)
-            self._telemetry.handled(delivery, "retried")
+            self._count(delivery, "retried")
             return False
         await self._advance(event)
-        self._telemetry.handled(delivery, "forwarded")
+        self._count(delivery, "forwarded")
         return True
+
+    def _count(self, delivery: Delivery, outcome: str) -> None:
+        """An event was `forwarded`, ended its request as `poisonous`, or was put back for another try (`retried`)."""
+        self._counter(delivery.subject.split(".")[-2], outcome).inc()
 
     async def _advance(self, event: Event) -> None:
         if not isinstance(event, StageResult) or needs_record(event):
@@ -74,7 +84,8 @@ class Forwarder:
         `dead`: all attempts at the event were used up, so that an operator may want to run the request again.
         """
         rid, failure = subjects.parse_rid(delivery.subject), Failure.of(error)
-        self._telemetry.poisonous(delivery, error)
+        self._count(delivery, "poisonous")
+        log.error(LogEvent.EVENT_POISONOUS, request=rid, subject=delivery.subject, error=str(error))
 
         async def end(entry: StoredRecord | None) -> None:
             if entry is not None:

@@ -17,7 +17,6 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.delivery_loop import DeliveryLoop
 from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
-from omnibus.orchestrator.event_telemetry import EventTelemetry
 from omnibus.orchestrator.forwarding import Forwarder
 from omnibus.orchestrator.intake import Intake
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
@@ -51,18 +50,14 @@ class OrchestratorService:
         self._director = Director(connection, spec, view=self._view)
         self._performer = performer = Performer(connection, spec.name, lane_of=self._director.lane)
         self._stopped = Cancellations()
-        telemetry = EventTelemetry(connection.metrics, spec.name)
-        self._forwarder = Forwarder(performer, self._stopped, telemetry)
+        self._forwarder = Forwarder(performer, self._stopped, connection.metrics)
         self._intake = Intake(connection, performer, spec)
 
     async def run(self) -> None:
         """Serve; returns only by cancellation. Raises BrokerError when the pipeline is not laid out on the broker."""
         control = await self._connection.subscribe(subjects.ctl_all(self._spec.name), self._on_message)
-        orphans = await self._connection.subscribe(
-            subjects.questions(self._spec.name, "orphans"), self._on_orphans, queue="orchestrators"
-        )
-        timers = await self._connection.subscribe(
-            subjects.questions(self._spec.name, "timers"), self._on_timer, queue="orchestrators"
+        asked = await self._connection.subscribe(
+            subjects.questions(self._spec.name, "orphans"), self._on_question, queue="orchestrators"
         )
         try:
             async with self._view, self._claims, self._director, asyncio.TaskGroup() as group:
@@ -70,8 +65,7 @@ class OrchestratorService:
                     group.create_task(run, name=f"orchestrator-{name}")
         finally:
             await control.unsubscribe()
-            await orphans.unsubscribe()
-            await timers.unsubscribe()
+            await asked.unsubscribe()
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
         connection, spec = self._connection, self._spec
@@ -97,19 +91,17 @@ class OrchestratorService:
         detector = FailureDetector(self._connection, self._spec.name, self._claims)
         await DisconnectListener(self._view, detector, self._connection.metrics).run(self._system)
 
-    async def _on_orphans(self, message: ReceivedMessage) -> None:
-        """A worker has stored something too late for its request's end."""
-        rid = message.data.decode(errors="replace")
-        if subjects.is_name(rid):
+    async def _on_question(self, message: ReceivedMessage) -> None:
+        """A worker has ended a request, whose timer its role may not remove, or has stored something too late for its end."""
+        nonce, _, rid = message.data.decode(errors="replace").rpartition(".")
+        if not subjects.is_name(rid):
+            return
+        if subjects.is_name(nonce):
+            await self._performer.queue.cancel_deadline(rid, nonce)
+        else:
             ended = ended_run(await self._performer.clear_orphans(rid))
             if message.reply:
                 await self._connection.publish(message.reply, str(ended).encode())
-
-    async def _on_timer(self, message: ReceivedMessage) -> None:
-        """A worker has ended a request, whose timer its role may not remove."""
-        nonce, _, rid = message.data.decode(errors="replace").partition(".")
-        if subjects.is_name(nonce) and subjects.is_name(rid):
-            await self._performer.queue.cancel_deadline(rid, nonce)
 
     async def _on_message(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)
