@@ -181,8 +181,10 @@ def notified_what_came(world: World) -> Patches:
     yield forwarding, "advance", decide
 
 
-def record_before_deadline(_world: World) -> Patches:
+def record_before_deadline(world: World) -> Patches:
     """Admission creates the record first, and schedules its deadline when the tasks are out."""
+    # It takes a death in between, and a stage without replicas: only its deadline ends such a request.
+    world.unserved, world.faults._deaths = world.spec.stages[-1].stage_id, 0.03
     real = admission.admit
 
     async def admit(performer: Performer, record: Record) -> admission.Admitted:
