@@ -65,17 +65,21 @@ class BodyRoute(APIRoute):
         return cast("type[BaseModel]", field.annotation), field.is_required()
 
     async def _answer(self, http: HttpRequest) -> Response:
-        raw = http.state.body = await _read(http)
+        state = http.scope["state"]
+        raw = state["body"] = await _read(http)
         model, is_required = self._body
         if not raw and not is_required:
             raw = b"{}"
         elif not _is_json(sent_header(http.scope, "content-type") or ""):
             raise InvalidRequest("the body must be a JSON object, of Content-Type application/json")
         body = await off_loop(len(raw), parse, raw, model)
-        http.state.field_of = getattr(body, "field_of", str)
+        field_of = state["field_of"] = getattr(body, "field_of", str)
         more = {"http": http} if self.dependant.request_param_name is not None else {}
-        with naming_fields(http.state.field_of):
+        try:
             response: Response = await self.endpoint(body=body, context=http.app.state.context, **more)
+        except OmnibusError as error:
+            _rename(error, field_of)
+            raise
         return response
 
 
@@ -101,8 +105,12 @@ def naming_fields(field_of: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except OmnibusError as error:
-        error.param = error.param and field_of(error.param)
+        _rename(error, field_of)
         raise
+
+
+def _rename(error: OmnibusError, field_of: Callable[[str], str]) -> None:
+    error.param = error.param and field_of(error.param)
 
 
 async def off_loop(size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:

@@ -86,24 +86,24 @@ async def submit(
     `modality` is the one that the route delivers, for a caller that names no model. Raises as `Producer.submit`, and NotReady
     where the caller does not want to wait and a stage that the request needs has no replica up.
     """
-    served = await context.models.find(body.model, modality=modality)
-    request = await off_loop(len(http.state.body), request_of, body, served.spec)
+    served, state = await context.models.find(body.model, modality=modality), http.scope["state"]
+    request = await off_loop(len(state["body"]), request_of, body, served.spec)
     if body.wait is False:
         needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
         if missing := await context.missing_stages(served.spec, needed):
             raise NotReady(served.model, missing)
-    tenant = http.state.tenant or request.tenant
+    tenant = state["tenant"] or request.tenant
     key, shape = sent_header(http.scope, "idempotency-key"), ""
     if key is not None:
-        http.state.request_id, shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
-    request = msgspec.structs.replace(request, tenant=tenant, trace=http.state.trace, fingerprint=shape)
+        state["request_id"], shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
+    request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape)
     try:
-        submission = await context.producer.submit(served.spec, request, rid=http.state.request_id)
+        submission = await context.producer.submit(served.spec, request, rid=state["request_id"])
     except OmnibusError as error:
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise
     until = asyncio.get_running_loop().time() + submission.timeout
-    return Accepted(submission, served, key is not None, until, http.state.field_of)
+    return Accepted(submission, served, key is not None, until, state["field_of"])
 
 
 async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Result:

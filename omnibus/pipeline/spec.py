@@ -167,7 +167,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def stage_name(self, stage_id: int) -> str:
         """Return the stage's name; its id when the pipeline was deployed anew without it."""
-        return next((stage.name for stage in self.stages if stage.stage_id == stage_id), str(stage_id))
+        found = self.by_ref.get(stage_id)
+        return found.name if found is not None else str(stage_id)
 
     def edge(self, source: int, target: int) -> EdgeSpec:
         """Return the settings of the edge, the defaults where the file sets none; it need not be declared in `input_sources`."""
