@@ -154,6 +154,11 @@ class Link:
         """Largest message that the server takes, in bytes."""
         return int(self.client.max_payload)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be sent that what can be left out should be."""
+        return self.client.is_full
+
     def on_disconnect(self, hook: Hook) -> Hook:
         """Call `hook` when the connection breaks; returns the function that takes it off again."""
         return _add_hook(self._on_disconnect, hook)

@@ -26,7 +26,7 @@ class AnswerDisplay:
         self._spec, self._folder = spec, folder
         self._screen = AnswerScreen(quiet=quiet)
         self._saved: dict[int, list[Path]] = {}
-        self.text = ""
+        self.pieces: list[str] = []
         """The text that was shown."""
 
     def close(self) -> None:
@@ -37,7 +37,7 @@ class AnswerDisplay:
         """Show one event; those that a terminal has no use for are passed over."""
         match event:
             case TextPiece(stage_id, text) if self._spec.stage(stage_id).final_output_type == "text":
-                self.text += text
+                self.pieces.append(text)
                 self._screen.write(text)
             case StepProgress(stage_id, step, total):
                 self._screen.progress(self._spec.stage(stage_id).name, step, total)

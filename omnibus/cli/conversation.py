@@ -144,7 +144,7 @@ class _Chat:
             return
         if self._keeps_history:
             asked = Message(role="user", content=line) if request.messages is None else request.messages[-1]
-            self._before = (*self._before, asked, Message(role="assistant", content=answer.text))
+            self._before = (*self._before, asked, Message(role="assistant", content="".join(answer.pieces)))
 
 
 def _is_chat_model(spec: PipelineSpec) -> bool:

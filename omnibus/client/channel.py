@@ -46,7 +46,6 @@ class Mailbox:
         self.most_bytes = most_bytes
         self._messages: list[out.Out | None] = []
         self._bytes = 0
-        self._has_dropped = False
         self._put_at = time.monotonic()
         self._news: asyncio.Future[None] | None = None
         """While the follower waits."""
@@ -56,22 +55,20 @@ class Mailbox:
         """Add a message of so many bytes, or None: look at the record."""
         self._put_at = time.monotonic()
         if len(self._messages) >= _MOST_MESSAGES or self._bytes + size > self.most_bytes:
-            self._has_dropped = True
-        else:
-            self._bytes += size
-            self._messages.append(message)
+            message, size = None, 0
+        if message is None and self._messages[-1:] == [None]:
+            return
+        self._bytes += size
+        self._messages.append(message)
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
     async def take(self) -> list[out.Out | None]:
         """Wait for messages; all that have come, in order."""
-        if not self._messages and not self._has_dropped:
+        if not self._messages:
             self._news = asyncio.get_running_loop().create_future()
             await self._news
         taken, self._messages, self._bytes = self._messages, [], 0
-        if self._has_dropped:
-            self._has_dropped = False
-            taken.append(None)
         return taken
 
     def watch(self) -> None:

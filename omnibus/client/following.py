@@ -7,13 +7,11 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack
 from itertools import groupby
 
-from omnibus.client.assembly import Assembly
-from omnibus.client.channel import Channel
+from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.request_events import ClientEvent, Ended, TextPiece
 from omnibus.errors import BrokerError, BrokerUnavailable, DeadlineExceeded, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import out, subjects
 from omnibus.wire.envelope import FinalOutput, Ticket
@@ -28,7 +26,7 @@ log = get_logger(__name__)
 
 
 async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncGenerator[list[ClientEvent]]:
-    """Events of a request until it has ended, Ended last: at each step all that have come, and at least one.
+    """Events of a request until it has ended, Ended last: at each step all that have come; none after a silence of READ_EVERY.
 
     `from_record`: look at the ledger first, for a request that others submitted. Raises UnknownRequest when its record has
     expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open GIVE_UP_AFTER it:
@@ -40,7 +38,7 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
             elsewhere = await channel.connection.subscribe(subject, channel.on_message)
             stack.push_async_callback(elsewhere.unsubscribe)
         box = stack.enter_context(channel.mailbox(ticket.rid))
-        follower = _Follower(channel, ticket, box.assembly)
+        follower = _Follower(channel, ticket, box)
         if from_record:
             await follower.catch_up()
             box.put(None)
@@ -51,16 +49,14 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
                     if not follower.ended:
                         events += await follower.events(message)
             except OmnibusError:
-                if events:
-                    yield _joined(events)
-                raise
-            if events:
                 yield _joined(events)
+                raise
+            yield _joined(events)
 
 
 def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
     """The same events with a stage's pieces of text as one where they follow each other."""
-    if len(events) == 1:
+    if len(events) < 2:
         return events
     joined: list[ClientEvent] = []
     for stage_id, group in groupby(events, lambda event: event.stage_id if isinstance(event, TextPiece) else None):
@@ -77,8 +73,8 @@ class _Follower:
     It asks for missing text: answers come as deltas do, and where none comes the output has it all.
     """
 
-    def __init__(self, channel: Channel, ticket: Ticket, assembly: Assembly) -> None:
-        self._channel, self._ticket, self._assembly = channel, ticket, assembly
+    def __init__(self, channel: Channel, ticket: Ticket, box: Mailbox) -> None:
+        self._channel, self._ticket, self._box, self._assembly = channel, ticket, box, box.assembly
         self.ended = False
         self._until = time.monotonic() + max(ticket.deadline - channel.performer.clock.now(), 0.0) + GIVE_UP_AFTER
         self._asked: dict[int, tuple[int, float]] = {}
@@ -121,8 +117,17 @@ class _Follower:
         return ended.state == RequestState.DONE and len(self._assembly.outputs) == len(self._ticket.route.finals)
 
     async def _recorded(self) -> list[ClientEvent]:
-        """The outputs in the record that were not received, and its end."""
-        record = await self._record()
+        """The outputs in the record that were not received, and its end.
+
+        An outage of the broker is waited for; raises BrokerUnavailable when it outlasts the request.
+        """
+        try:
+            record = (await self._channel.entry(self._ticket.rid)).record
+        except BrokerUnavailable:  # which each read waits for about ten seconds itself
+            if time.monotonic() > self._until:
+                raise
+            self._box.put(None)
+            return []
         events = await self._arrived(record.outputs[stage] for stage in sorted(record.outputs))
         if record.state.terminal:
             events.append(Ended(await self._channel.resolve(record)))
@@ -132,15 +137,6 @@ class _Follower:
                 f"request {record.rid!r} is still open long after its deadline: no orchestrator ends it"
             )
         return events
-
-    async def _record(self) -> Record:
-        """The record; waits through an outage of the broker, and raises BrokerUnavailable when it outlasts the request."""
-        while True:
-            try:
-                return (await self._channel.entry(self._ticket.rid)).record
-            except BrokerUnavailable:  # which each read waits for about ten seconds itself
-                if time.monotonic() > self._until:
-                    raise
 
     async def _ask_for_text(self, stage_id: int) -> None:
         """Ask for what follows the characters that are known; once, until they are more or the answer is overdue."""

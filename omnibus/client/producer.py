@@ -69,7 +69,7 @@ class Submission:
                     yield event
 
     def batches(self) -> AsyncGenerator[list[ClientEvent], None]:
-        """The same, as lists of the events that have come: cheaper where many come fast."""
+        """The same, as lists of the events that have come: cheaper where many come fast. Empty ones while nothing comes."""
         return follow(self._channel, self._record.ticket, from_record=self.attached)
 
     async def result(self) -> Result:

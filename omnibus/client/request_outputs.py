@@ -84,16 +84,20 @@ class OutputAdapter:
     prompt: str | None
     deltas: bool = False
     """Whether pieces of text are outputs too."""
-    texts: dict[int, str] = field(default_factory=dict)
-    """The received text of each stage."""
+    _pieces: dict[int, list[str]] = field(default_factory=dict)
     _held: OmniRequestOutput | None = None
     _delivered: set[int] = field(default_factory=set)
+
+    @property
+    def texts(self) -> dict[int, str]:
+        """The received text of each stage."""
+        return {stage_id: "".join(pieces) for stage_id, pieces in self._pieces.items()}
 
     def notify(self, event: ClientEvent) -> Iterator[OmniRequestOutput]:
         """The outputs that follow from an event."""
         match event:
             case TextPiece(stage_id, text):
-                self.texts[stage_id] = self.texts.get(stage_id, "") + text
+                self._pieces.setdefault(stage_id, []).append(text)
                 if self.deltas:
                     yield self._of(stage_id, delta=text)
             case OutputArrived(output):
@@ -111,9 +115,10 @@ class OutputAdapter:
 
     def _end(self, result: Result) -> Iterator[OmniRequestOutput]:
         if result.state is RequestState.CANCELLED:
-            for stage_id in sorted(self.texts.keys() - self._delivered):
-                yield from self._release()
-                self._held = self._of(stage_id, output=_partial(stage_id, self.texts[stage_id]))
+            for stage_id, text in sorted(self.texts.items()):
+                if stage_id not in self._delivered:
+                    yield from self._release()
+                    self._held = self._of(stage_id, output=_partial(stage_id, text))
         elif result.failure is not None:
             yield from self._release()
         self._held = self._held or self._of(None)

@@ -35,6 +35,10 @@ B = TypeVar("B", bound=AskingBody)
 T = TypeVar("T")
 
 
+class CallerGone(RequestCancelled):
+    """The caller went away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The beginning of every body of one answer."""
@@ -117,7 +121,7 @@ async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Acce
 
 
 async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, work: Awaitable[T]) -> T:
-    """Await `work`; when the caller goes away first, `abandon` and RequestCancelled."""
+    """Await `work`; when the caller goes away first, `abandon` and CallerGone."""
     waiting, is_gone = cast("asyncio.Task[object]", asyncio.current_task()), False
 
     def leave(_gone: asyncio.Future[None]) -> None:
@@ -137,7 +141,7 @@ async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Ac
         if GONE not in http.scope:
             gone.cancel()
     await abandon(context, accepted)
-    raise RequestCancelled("the caller went away")
+    raise CallerGone
 
 
 async def abandon(context: FrontDoorContext, accepted: Accepted) -> None:

@@ -15,7 +15,6 @@ from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerError, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.observability.task_root import task_root
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import SENT_TEXT_PAGE
 from omnibus.wire.envelope import Task
@@ -42,8 +41,7 @@ class DeltaStream:
     def __init__(self, rid: str, stage_id: int, fence: Fence, subject: str | None = None) -> None:
         """`subject` is where a follower listens; None: nothing is sent unasked."""
         self.subject = subject
-        self.sending = asyncio.Lock()
-        self.is_queued = False
+        self.in_window = False
         self.sent_at = 0.0
         """When the last message left, on the monotonic clock."""
         self._next = Tokens(rid=rid, stage_id=stage_id, fence=fence, offset=0, text="")
@@ -128,20 +126,18 @@ def _joined(pieces: Sequence[Tokens]) -> Tokens:
 
 
 class DeltaStreams:
-    """The streams of one replica, by request and stage. One task sends what is due of all of them.
+    """The streams of one replica, by request and stage.
 
     The first piece of a text leaves at once. What comes within WINDOW of the last one waits for the end of the window,
-    which is one for all streams, so that their messages leave together; what comes while the connection is behind waits
-    for that. No engine is held up.
+    which is one for all streams, so that their messages leave together. No engine is held up: while the connection takes no
+    more, a text waits for its next piece or its end.
     """
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._running: dict[tuple[str, int], DeltaStream] = {}
-        self._due: list[DeltaStream] = []
         self._in_window: list[DeltaStream] = []
         self._window_end = 0.0
-        self._sender: asyncio.Task[None] | None = None
 
     @contextmanager
     def running(self, rid: str, stage_id: int, fence: Fence, subject: str | None = None) -> Iterator[DeltaStream]:
@@ -158,48 +154,50 @@ class DeltaStreams:
         return self._running.get((rid, stage_id))
 
     def add(self, stream: DeltaStream, item: TextDelta | Progress) -> None:
-        """Keep an item, and send it soon where anybody listens."""
+        """Keep an item, and send it now or soon where anybody listens."""
         stream.add(item)
-        if stream.subject is None or stream.is_queued or not stream.has_news:
+        if stream.subject is None or stream.in_window or not stream.has_news:
             return
-        stream.is_queued = True
         now = time.monotonic()
         if now >= stream.sent_at + WINDOW:
-            self._due.append(stream)
-            self._begin()
+            self._send(stream, now)
             return
         if not self._in_window:
             next_end = self._window_end + WINDOW
             self._window_end = next_end if next_end > now else now + WINDOW
             asyncio.get_running_loop().call_later(self._window_end - now, self._end_window)
+        stream.in_window = True
         self._in_window.append(stream)
 
     async def flush(self, stream: DeltaStream) -> None:
-        """Hand all that waits to the connection; what it does not take is a gap, which a follower notices."""
-        stream.sent_at = time.monotonic()
-        try:
-            async with stream.sending:  # in order: what was begun before leaves first
-                while stream.subject is not None and (message := stream.next()) is not None:
-                    await self._conn.publish(stream.subject, codec.encode(message))
-        except BrokerError as error:
-            log.debug(LogEvent.BROKER_ERROR, subject=stream.subject, error=str(error))
+        """Hand all that waits to the connection, when it takes more."""
+        with _leaving_a_gap(stream):
+            while stream.subject is not None and (message := stream.next()) is not None:
+                await self._conn.publish(stream.subject, codec.encode(message))
 
     def _end_window(self) -> None:
-        self._due += self._in_window
-        self._in_window.clear()
-        self._begin()
+        ended, self._in_window = self._in_window, []
+        now = time.monotonic()
+        for stream in ended:
+            stream.in_window = False
+            self._send(stream, now)
 
-    def _begin(self) -> None:
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.create_task(self._send(), name="text-streams")
+    def _send(self, stream: DeltaStream, now: float) -> None:
+        if self._conn.is_full:
+            return
+        stream.sent_at = now
+        with _leaving_a_gap(stream):
+            while stream.subject is not None and (message := stream.next()) is not None:
+                self._conn.send(stream.subject, codec.encode(message))
 
-    async def _send(self) -> None:
-        while self._due:
-            due, self._due = self._due, []
-            for stream in due:
-                stream.is_queued = False
-                with task_root("text-streams", self._conn.metrics):
-                    await self.flush(stream)
+
+@contextmanager
+def _leaving_a_gap(stream: DeltaStream) -> Iterator[None]:
+    """Log that the broker took no message: its follower notices the gap, and asks."""
+    try:
+        yield
+    except BrokerError as error:
+        log.debug(LogEvent.BROKER_ERROR, subject=stream.subject, error=str(error))
 
 
 async def received(conn: Connection, task: Task, fence: Fence) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ async def test_a_client_that_never_reads_slows_none_of_those_beside_it(connectio
     async with front(connection, writer(pipeline)) as made, idler(made) as slow:
         channel = await made.producer.channel(pipeline)
         (box,) = (await eventually(lambda: list(channel._mailboxes.values()), what="a follower"))[0]
-        await eventually(lambda: box._has_dropped, 20.0, what="a full mailbox")
+        await eventually(lambda: box._messages[-1:] == [None], 20.0, what="a full mailbox")
         assert box._bytes <= _MOST_BYTES
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=made.server.url, timeout=30.0, limits=limits) as http:

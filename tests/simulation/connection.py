@@ -78,6 +78,10 @@ class SimConnection(Connection):
     def max_payload(self) -> int:
         return 8 << 20
 
+    @property
+    def is_full(self) -> bool:
+        return False
+
     def new_inbox(self) -> str:
         self._inboxes += 1
         return f"_INBOX.{self.name}-{self._inboxes}"

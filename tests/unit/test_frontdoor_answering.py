@@ -17,7 +17,7 @@ from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
 from omnibus.frontdoor.endpoints.completions import CompletionStream, completion
 from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
-from omnibus.frontdoor.streaming import TextStream, text_frames
+from omnibus.frontdoor.streaming import TextStream
 from omnibus.frontdoor.submitting import Head
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
@@ -157,9 +157,9 @@ def test_a_long_text_streams_in_short_lines(stream: TextStream, letter: str) -> 
 
 
 async def test_a_chat_stream_keeps_quiet_about_stages_that_are_not_asked_for() -> None:
-    encode, frames = text_frames(ChatStream(HEAD, 0)), []
+    stream, frames = ChatStream(HEAD, 0), list[bytes]()
     for stage_id, text in ((7, "thinking"), (0, "text")):
-        await encode(TextPiece(stage_id=stage_id, text=text), frames)
+        await stream.encode(TextPiece(stage_id=stage_id, text=text), frames)
     assert deltas(frames) == [{"role": "assistant", "content": ""}, {"content": "text"}]
 
 

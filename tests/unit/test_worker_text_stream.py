@@ -13,7 +13,6 @@ import pytest
 from omnibus.broker.connection import Connection
 from omnibus.client.assembly import Assembly
 from omnibus.errors import BrokerUnavailable
-from omnibus.observability.metrics import Metrics
 from omnibus.wire import codec
 from omnibus.wire.control import SENT_TEXT_PAGE
 from omnibus.wire.out import Fence, Out, Step, Tokens
@@ -27,21 +26,26 @@ FIRST, SECOND = Fence(1, 5, 1), Fence(1, 5, 2)
 
 
 class SlowConnection:
-    """Takes a publish only when it is let."""
+    """Takes messages while it is not full, and lets who can wait do so until then."""
 
-    def __init__(self, *, behind: bool = False) -> None:
+    def __init__(self) -> None:
         self.sent: list[Out] = []
-        self.metrics = Metrics()
-        self.gate = asyncio.Event()
+        self.room = asyncio.Event()
+        self.room.set()
         self.fails = False
-        if not behind:
-            self.gate.set()
 
-    async def publish(self, _subject: str, data: bytes) -> None:
-        await self.gate.wait()
+    @property
+    def is_full(self) -> bool:
+        return not self.room.is_set()
+
+    def send(self, _subject: str, data: bytes) -> None:
         if self.fails:
             raise BrokerUnavailable("gone")
         self.sent.append(codec.decode(data, Out))
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        await self.room.wait()
+        self.send(subject, data)
 
     @property
     def tokens(self) -> list[Tokens]:
@@ -63,21 +67,23 @@ def delta(text: str, *token_ids: int) -> TextDelta:
     return TextDelta(text=text, token_ids=token_ids)
 
 
-async def test_deltas_are_joined_while_the_connection_is_behind() -> None:
-    conn = SlowConnection(behind=True)
+async def test_deltas_are_joined_while_the_connection_is_full() -> None:
+    conn = SlowConnection()
+    conn.room.clear()
     async with streaming(conn) as made:
         for number in range(10):
             made.add(delta(f"{number}", number))
             made.add(Progress(step=number, total=10))
-            await asyncio.sleep(0)
-        conn.gate.set()
-        await made.streams.flush(made.stream)
+        ending = asyncio.create_task(made.streams.flush(made.stream))
+        await asyncio.sleep(0)
+        assert conn.sent == []
+        conn.room.set()
+        await ending
     steps = [sent for sent in conn.sent if isinstance(sent, Step)]
     assert "".join(conn.texts) == "0123456789"
     assert [token for sent in conn.tokens for token in sent.token_ids] == list(range(10))
-    assert len(conn.tokens) < 4
-    assert steps[-1].step == 9
-    assert len(steps) < 4
+    assert len(conn.tokens) == 1
+    assert [step.step for step in steps] == [9]
 
 
 async def test_first_piece_leaves_at_once_and_later_ones_wait_for_the_end_of_the_window(
@@ -87,7 +93,6 @@ async def test_first_piece_leaves_at_once_and_later_ones_wait_for_the_end_of_the
     conn = SlowConnection()
     async with streaming(conn) as made:
         made.add(delta("a", 1))
-        await asyncio.sleep(0)
         assert conn.texts == ["a"]
         for text in "bcd":
             made.add(delta(text, 2))
@@ -110,7 +115,6 @@ async def test_what_waits_of_all_streams_leaves_together_when_the_window_ends(mo
         for text in "ab":
             for stream in (one, other):
                 streams.add(stream, delta(text))
-            await asyncio.sleep(0)
         assert conn.texts == ["a", "a"]
         await eventually(lambda: len(conn.texts) > 2)
         assert conn.texts == ["a", "a", "b", "b"]
@@ -121,7 +125,6 @@ async def test_nothing_is_sent_any_more_when_the_attempt_has_ended(monkeypatch: 
     conn = SlowConnection()
     async with streaming(conn) as made:
         made.add(delta("a"))
-        await asyncio.sleep(0)
         made.add(delta("b"))
     sent = asyncio.Event()
     asyncio.get_running_loop().call_later(0.2, sent.set)
@@ -129,14 +132,14 @@ async def test_nothing_is_sent_any_more_when_the_attempt_has_ended(monkeypatch: 
     assert conn.texts == ["a"]
 
 
-async def test_deltas_are_bounded_and_leave_a_gap_when_the_connection_stays_behind() -> None:
-    conn = SlowConnection(behind=True)
+async def test_deltas_are_bounded_and_leave_a_gap_when_the_connection_stays_full() -> None:
+    conn = SlowConnection()
+    conn.room.clear()
     piece, count = "x" * 1000, 2 * MOST_PENDING // 1000
     async with streaming(conn) as made:
         for _ in range(count):
             made.add(delta(piece))
-            await asyncio.sleep(0)
-        conn.gate.set()
+        conn.room.set()
         await made.streams.flush(made.stream)
         made.add(delta("end"))
         await made.streams.flush(made.stream)

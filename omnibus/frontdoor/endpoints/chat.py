@@ -18,7 +18,7 @@ from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
 from omnibus.frontdoor.endpoints.chat_answers import ChatCompletion, ChatStream, chat_completion
-from omnibus.frontdoor.streaming import event_stream, text_frames
+from omnibus.frontdoor.streaming import EventStream
 from omnibus.frontdoor.submitting import submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import (
@@ -138,8 +138,8 @@ async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Con
     audio = body.audio.format if body.audio is not None else "wav"
     if not body.stream:
         return await whole_answer(context, http, accepted, partial(chat_completion, accepted.head), audio=audio)
-    stream = ChatStream(accepted.head, accepted.live_stage, body.stream_options)
-    return await event_stream(context, http, accepted, text_frames(stream, audio))
+    stream = ChatStream(accepted.head, accepted.live_stage, body.stream_options, audio)
+    return EventStream(context, http, accepted, stream.encode)
 
 
 def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from omnibus.client.request_events import Output
 from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage
-from omnibus.frontdoor.bodies import Answer, StreamOptions
+from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.data_urls import file_name, to_base64, to_data_url
 from omnibus.frontdoor.streaming import TextStream
 from omnibus.frontdoor.submitting import Head
@@ -119,10 +119,7 @@ def chat_completion(head: Head, outputs: Sequence[Output]) -> ChatCompletion:
 class ChatStream(TextStream):
     """A chat's chunks: text as it comes, any other output whole, as soon as it is ready."""
 
-    def __init__(self, head: Head, live: int | None, options: StreamOptions | None = None) -> None:
-        super().__init__(head, live, options)
-        self._sent: list[str] = []
-        self._has_audio = False
+    _has_audio = False
 
     def opening(self) -> list[Answer]:
         """The chunk that says who speaks."""
@@ -131,10 +128,6 @@ class ChatStream(TextStream):
     def piece(self, text: str | None, reason: str | None = None) -> ChatChunk:
         return self._chunk(MessageOut() if text is None else MessageOut(content=text), reason)
 
-    def text(self, text: str) -> list[bytes]:
-        self._sent.append(text)
-        return super().text(text)
-
     def output(self, output: Output) -> Iterator[Answer]:
         """A finished output; the one that streamed has been sent."""
         if output.stage_id == self.live:
@@ -142,7 +135,7 @@ class ChatStream(TextStream):
         if output.modality == "audio" and output.items and not self._has_audio:
             self._has_audio = True
             first, *rest = pieces_of(output.items[0])
-            yield self._chunk(MessageOut(audio=_audio(self.head, first, "".join(self._sent))))
+            yield self._chunk(MessageOut(audio=_audio(self.head, first, "".join(self.sent))))
             yield from (self._chunk(MessageOut(audio=AudioOut(data=to_base64(piece)))) for piece in rest)
             return
         yield from (self._chunk(MessageOut(content=[part])) for part in _content_parts(output))

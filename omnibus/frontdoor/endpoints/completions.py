@@ -23,7 +23,7 @@ from omnibus.frontdoor.bodies import (
 )
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.streaming import TextStream, event_stream, text_frames
+from omnibus.frontdoor.streaming import EventStream, TextStream
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
@@ -68,7 +68,7 @@ async def create_completion(body: CompletionBody, http: HttpRequest, context: Co
     if not body.stream:
         return await whole_answer(context, http, accepted, partial(completion, accepted.head))
     stream = CompletionStream(accepted.head, accepted.live_stage, body.stream_options)
-    return await event_stream(context, http, accepted, text_frames(stream))
+    return EventStream(context, http, accepted, stream.encode)
 
 
 def completion_request(body: CompletionBody, spec: PipelineSpec) -> Request:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from omnibus.client.request_events import ClientEvent, Ended, Output, Result, StepProgress
+from omnibus.client.request_events import ClientEvent, Ended, Output, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import transcoded, usage, whole_answer
@@ -22,7 +22,7 @@ from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
-from omnibus.frontdoor.streaming import Frames, event_stream, frame
+from omnibus.frontdoor.streaming import EventStream, Frames, frame
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
@@ -115,7 +115,7 @@ async def generate_images(body: ImageBody, http: HttpRequest, context: Context) 
         answer = partial(images, accepted.head, as_urls=body.response_format == "url", image_format=image_format)
         return await whole_answer(context, http, accepted, answer, image=image_format)
     encode = partial(_append_frames, Previews(body.partial_images or 0), image_format)
-    return await event_stream(context, http, accepted, encode)
+    return EventStream(context, http, accepted, encode)
 
 
 def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
@@ -159,40 +159,32 @@ class Previews:
 
 
 async def _append_frames(previews: Previews, image_format: str, event: ClientEvent, frames: Frames) -> None:
+    made: PartialImageEvent | ImageCompletedEvent
     if isinstance(event, StepProgress) and event.preview is not None:
         index = previews.take(event.step, event.total)
         if index is not None:
             preview = await asyncio.to_thread(_preview, event.preview, image_format)
-            frames.append(_partial(index, preview, image_format))
+            made = PartialImageEvent(
+                type="image_generation.partial_image", partial_image_index=index, b64_json=to_base64(preview),
+                created_at=int(time.time()), output_format=image_format,
+            )  # fmt: skip
+            frames.append(frame(made, event=made["type"]))
     elif isinstance(event, Ended):
         event.result.raise_for_state()
+        total = _image_usage(event.result.outputs)
         for output in event.result.outputs:
-            items = (await transcoded(output, image=image_format)).items
-            frames += [_completed(event.result, item, image_format) for item in items]
+            for item in (await transcoded(output, image=image_format)).items:
+                made = ImageCompletedEvent(
+                    type="image_generation.completed", b64_json=to_base64(item),
+                    created_at=int(event.result.created), output_format=image_format, usage=total,
+                )  # fmt: skip
+                frames.append(frame(made, event=made["type"]))
 
 
 def _preview(picture: bytes, image_format: str) -> bytes:
     from omnibus.media import pictures  # noqa: PLC0415 only previews load its library
 
     return pictures.converted(picture, image_format)
-
-
-def _partial(index: int, preview: bytes, image_format: str) -> bytes:
-    kind: Literal["image_generation.partial_image"] = "image_generation.partial_image"
-    event = PartialImageEvent(
-        type=kind, partial_image_index=index, b64_json=to_base64(preview), created_at=int(time.time()),
-        output_format=image_format,
-    )  # fmt: skip
-    return frame(event, event=kind)
-
-
-def _completed(result: Result, item: bytes, image_format: str) -> bytes:
-    kind: Literal["image_generation.completed"] = "image_generation.completed"
-    event = ImageCompletedEvent(
-        type=kind, b64_json=to_base64(item), created_at=int(result.created), output_format=image_format,
-        usage=_image_usage(result.outputs),
-    )  # fmt: skip
-    return frame(event, event=kind)
 
 
 def _image_usage(outputs: Iterable[Output]) -> ImageUsage:
