@@ -162,6 +162,13 @@ async def test_text_that_the_broker_did_not_take_leaves_a_gap_and_is_kept() -> N
     assert (page.text, page.token_ids) == ("abc", (1, 2))
 
 
+async def test_tokens_that_an_engine_gives_together_leave_together() -> None:
+    conn = SlowConnection()
+    async with streaming(conn) as made:
+        made.add(delta("one two three", 1, 2, 3))
+    assert [(sent.text, sent.token_ids) for sent in conn.tokens] == [("one two three", (1, 2, 3))]
+
+
 async def test_token_ids_wait_for_their_text() -> None:
     conn = SlowConnection()
     async with streaming(conn) as made:
