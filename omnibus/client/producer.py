@@ -75,7 +75,7 @@ class Submission:
     async def result(self) -> Result:
         """The result, once the request has ended; at the latest its deadline ends it."""
         async with aclosing(self.batches()) as batches:
-            results = [last.result async for events in batches if isinstance(last := events[-1], Ended)]
+            results = [event.result async for events in batches for event in events[-1:] if isinstance(event, Ended)]
         return results.pop()
 
 
