@@ -58,7 +58,10 @@ _NAMES = [name for name in sorted(GRAPHS) for _ in range(1 if name == "directed"
 """Half as often the one that needs a registry: heartbeats are most of its events."""
 
 
-GRAPH_OF_HOLE = {"nobody_home": "directed", "unnoticed_claims": "directed"}
+GRAPH_OF_HOLE = {
+    "nobody_home": "directed", "unnoticed_claims": "directed",
+    "notified_what_came": "entries", "workers_end_twice": "direct",
+}  # fmt: skip
 """Holes that only one graph can show, and seldom: they are looked for there."""
 
 

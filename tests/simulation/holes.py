@@ -231,9 +231,10 @@ def workers_end_twice(_world: World) -> Patches:
             return True
         if assignment.abandoned or not result.ticket.route.is_ended_by_worker(result.stage_id):
             return False
-        save, *_ = advance.advance(result, Record(ticket=result.ticket))
+        save, *rest = advance.advance(result, Record(ticket=result.ticket))
         assert isinstance(save, SaveRecord)
         await self._performer.ledger._bucket.put(assignment.rid, codec.encode(save.record))
+        await self._performer.perform(rest)
         return True
 
     yield TaskConclusion, "_end", end

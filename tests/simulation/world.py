@@ -73,7 +73,6 @@ class World:
         self.broker = Broker(self.loop, self.rng, self.spec, self.trace)
         self.checker = Checker(self.spec, self.broker)
         self.faults = Faults(self, self.rng)
-        self.checker.loses_words = self.faults.loses_words
         self.broker.work.forgets = self.faults.forgets
         self.broker.on_stored = self._stored
         self.watches: list[SimWatch] = []
@@ -229,6 +228,7 @@ class World:
     # Its life
 
     def _live(self) -> None:
+        self.checker.loses_words = self.faults.loses_words
         self.trace("world", f"pipeline {self.graph}; {self.faults}")
         actors.cast(self)
         nemesis.begin(self)
