@@ -23,7 +23,7 @@ def costs() -> Costs:
 
 def test_measured_points_are_reproduced_within_the_stated_error(costs: Costs) -> None:
     found = points(measured(), costs, requests=300)
-    assert len(found) == 7
+    assert len(found) > 4, "both ways of forwarding, and at least one number of replicas"
     for point in found:
         assert abs(point.error) <= (LATENCY_ERROR if "p50" in point.name else RATE_ERROR), point
 
