@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnibus.errors import EngineError
-from omnibus.payloads.packing import Packed, packed
+from omnibus.payloads.packing import HEAVY, Packed, packed
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
@@ -75,8 +75,11 @@ class OutputWriter:
 
     async def _files(self, modality: str, outputs: Outputs) -> list[File]:
         name = self._output_of(modality, outputs)
+        value = outputs[name]
+        if modality == "text" and isinstance(value, str) and len(value) <= HEAVY:
+            return encoded(modality, value)  # a thread would cost more
         try:
-            return await asyncio.to_thread(encoded, modality, outputs[name], outputs.get("sample_rate"))
+            return await asyncio.to_thread(encoded, modality, value, outputs.get("sample_rate"))
         except EngineError as error:
             raise EngineError(f"stage {self._stage.name!r}: output {name!r}: {error.message}") from error
 

@@ -51,13 +51,13 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
         self._target = self._found()
         self.outputs: Mapping[str, str] = self._declared()
         self._call: Callable[..., Any] = self._target
-        self._takes_sampling = False
+        self._takes_sampling = self._is_async = False
         self._loop = EngineLoop(f"python-{stage.name}-loop")
 
     async def start(self) -> None:
         if inspect.isclass(self._target):
             self._call = await self._threads.run(lambda: self._target(**self._arguments))
-        self._takes_sampling = _takes(self._call, 2)
+        self._takes_sampling, self._is_async = _takes(self._call, 2), is_async(self._call)
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         self._check_sampling(job)
@@ -111,7 +111,7 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
 
     async def _values(self, job: Job) -> AsyncGenerator[object, None]:
         arguments = (job.stage_input, job.sampling) if self._takes_sampling else (job.stage_input,)
-        made = self._call(*arguments) if is_async(self._call) else await self._threads.run(self._call, *arguments)
+        made = self._call(*arguments) if self._is_async else await self._threads.run(self._call, *arguments)
         if inspect.isasyncgen(made):
             async with aclosing(self._loop.values(made)) as values:
                 async for value in values:

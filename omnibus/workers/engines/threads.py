@@ -173,15 +173,32 @@ async def within(timeout: float, work: Coroutine[Any, Any, T], name: str) -> T:
 
 async def _outlasted(work: Future[T], cancel: Callable[[], bool]) -> T:
     """The result of work elsewhere, which a cancellation of its waiter outlasts; `cancel` tells whether it will never begin."""
-    ended = asyncio.wrap_future(work)
-    ended.add_done_callback(_retrieved)
     try:
-        await asyncio.wait({ended})
+        await _ended(work)
     except asyncio.CancelledError:
         if not cancel():
-            await asyncio.wait({ended})
+            await _ended(work)
         raise
-    return ended.result()
+    if work.cancelled():  # dropped before it began
+        raise asyncio.CancelledError
+    return work.result()
+
+
+def _ended(work: Future[Any]) -> asyncio.Future[None]:
+    """A future that is done when that one is, and that alone is cancelled with its waiter."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def wake_here(_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(wake)
+
+    work.add_done_callback(wake_here)
+    return ended
 
 
 def _settle(outcome: Future[T], result: Callable[[], T]) -> None:
