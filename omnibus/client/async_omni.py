@@ -11,6 +11,7 @@ from omnibus.client.omni_base import OmniBase, from_any_loop
 from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request
 from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Aborted, Session
+from omnibus.wire.request import Request
 
 
 class AsyncOmni(OmniBase):
@@ -25,7 +26,7 @@ class AsyncOmni(OmniBase):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def generate(  # noqa: PLR0913 vLLM's signature, and ours
+    def generate(  # noqa: PLR0913 vLLM's signature, and ours
         self,
         prompt: Prompt,
         request_id: str | None = None,
@@ -53,13 +54,12 @@ class AsyncOmni(OmniBase):
             trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
         rid = request_id if request_id is not None else uuid.uuid4().hex
+        return self._followed(rid, request, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream)
+
+    async def _followed(self, rid: str, request: Request, **how: Any) -> AsyncGenerator[OmniRequestOutput, None]:
         queue, finished = self._new_queue(), False
         try:
-            await self.run_async(
-                self.session.submit(
-                    rid, request, queue, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream
-                )
-            )
+            await self.run_async(self.session.submit(rid, request, queue, **how))
             while not finished:
                 output = await queue.take_async(None)  # bounded by the request's deadline, and by the engine's life
                 assert output is not None
