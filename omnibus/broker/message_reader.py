@@ -19,7 +19,8 @@ class NatsMessage:
     __slots__ = ("_head", "_headers", "data", "reply", "subject")
 
     def __init__(self, subject: bytes, reply: bytes, head: bytes | None, data: bytes) -> None:
-        self.subject, self.reply, self.data = subject.decode(), reply.decode(), data
+        # Servers take any bytes for a subject: those that are no text stand for nothing of ours.
+        self.subject, self.reply, self.data = subject.decode(errors="replace"), reply.decode(errors="replace"), data
         self._head = head
         self._headers: Mapping[str, str] | None = None
 
@@ -72,7 +73,9 @@ class MessageReader(asyncio.StreamReader):
                 super().feed_data(data[at : stop + 2])
                 at = stop + 2
                 continue
-            words = data[at:stop].split()  # MSG subject sid [reply] size, HMSG subject sid [reply] size-of-head size
+            # MSG subject sid [reply] size, HMSG subject sid [reply] size-of-head size. Invariant: parted by spaces alone. A
+            # subject may hold other white space, and what follows it would pass for the subscription's id.
+            words = data[at:stop].split(b" ")
             start, end = stop + 2, stop + 2 + int(words[-1])
             if end + 2 > size:
                 self._missing = end + 2 - size
