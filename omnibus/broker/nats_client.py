@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 import ssl
 from collections.abc import Mapping, Sized
 from contextlib import suppress
@@ -132,13 +133,13 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
         self._subs[self._sid] = nats.aio.subscription.Subscription(self, self._sid, subject, queue=queue)
         self._listeners[b"%d" % self._sid] = listener
         if self.is_connected:
-            self._send(f"SUB {subject} {queue} {self._sid}\r\n".encode())
+            self._command(f"SUB {subject} {queue} {self._sid}\r\n".encode())
         return int(self._sid)
 
     def stop_sending(self, sid: int) -> None:
         """Have the server send no more of a subscription."""
         if self._subs.pop(sid, None) is not None and self.is_connected:
-            self._send(b"UNSUB %d\r\n" % sid)
+            self._command(b"UNSUB %d\r\n" % sid)
 
     def forget(self, sid: int) -> None:
         """Call its listener no more."""
@@ -177,14 +178,24 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
                 pong.set_result(False)
         self._pongs.clear()
 
-    def _send(self, command: bytes) -> None:
+    def _command(self, command: bytes) -> None:
+        """Send what is no message.
+
+        Invariant: it is never refused. nats-py would read, or ping, no more, and nobody would notice a server that takes
+        nothing; a closed socket is noticed by its reader, and subscriptions are renewed.
+        """
+        with suppress(ConnectionError):
+            self._send(command, most=math.inf)
+
+    def _send(self, command: bytes, *, most: float = 2 * MOST_BUFFERED) -> None:
+        """Raises OutboundBufferLimitError when more than `most` bytes wait."""
         if self._status != self.CONNECTED or self._pending:
             self._keep(command)
             return
         if (tcp := self._tcp) is not None:
             if tcp.out.is_closing():
                 raise ConnectionResetError("its socket is closed")
-            if self.is_full and tcp.out.get_write_buffer_size() + self._batched > 2 * MOST_BUFFERED:
+            if self.is_full and tcp.out.get_write_buffer_size() + self._batched > most:
                 raise nats.errors.OutboundBufferLimitError
         self._batch.append(command)
         self._batched += len(command)
@@ -238,6 +249,12 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
             self._transport = self._tcp = _Transport(self._listeners)
         await super()._connect_to_server(server)
 
+    async def _attempt_reconnect(self) -> None:
+        """What a broken connection did not take is lost: nats-py would wait until it is sent, without a deadline."""
+        if self._tcp is not None:
+            self._tcp.out.abort()
+        await super()._attempt_reconnect()
+
     def _connect_command(self) -> bytes:
         """nats-py would sign in to a server without TLS though TLS was asked for."""
         wanted = "tls" in self.options or (
@@ -257,10 +274,10 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         """Invariant: pings leave in the order of their futures, behind all that was sent before."""
         self._pongs.append(future if future is not None else asyncio.get_running_loop().create_future())
-        self._send(b"PING\r\n")
+        self._command(b"PING\r\n")
 
     async def _send_command(self, cmd: bytes, priority: bool = False) -> None:  # noqa: ARG002
-        self._send(bytes(cmd))
+        self._command(bytes(cmd))
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002
         """Send what was kept while disconnected, after the subscriptions that nats-py has renewed."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Callback = Callable[[ReceivedMessage], Awaitable[None] | None]
 """Called with each message: a plain function in the turn of the loop in which it arrives, a coroutine function from a task."""
-MOST_WAITING = 65_536
-"""Messages that may wait for a coroutine; there is no bound in bytes. What arrives beyond it is dropped, and counted."""
+MOST_WAITING, MOST_BYTES = 65_536, 64 << 20
+"""Messages that may wait for a coroutine, and bytes in them. What arrives beyond them is dropped, and counted."""
 
 log = get_logger(__name__)
 
@@ -34,6 +34,7 @@ class Subscription:
         self._is_inbox = subject.startswith("_INBOX")
         self._expected = re.split(r"[*>]", subject)[0]
         self._waiting: deque[ReceivedMessage] = deque()
+        self._bytes = 0
         self._work: asyncio.Task[None] | None = None
         self._sid = link.client.listen(subject, queue, self._receive)
 
@@ -55,6 +56,7 @@ class Subscription:
     def stop(self) -> None:
         """Handle nothing any more."""
         self._waiting.clear()
+        self._bytes = 0
         if self._work is not None and self._work is not asyncio.current_task():
             self._work.cancel()
 
@@ -67,17 +69,19 @@ class Subscription:
                 self._callback(message)
             except Exception as error:  # noqa: BLE001 the reader must go on
                 self._report(error, message)
-        elif len(self._waiting) >= MOST_WAITING:
+        elif len(self._waiting) >= MOST_WAITING or self._bytes + len(message.data) > MOST_BYTES:
             self._link.metrics.errors.labels("subscription").inc()
             self._complain(f"too many messages wait on {self._subject}: one was dropped")
         else:
             self._waiting.append(message)
+            self._bytes += len(message.data)
             if self._work is None or self._work.done():
                 self._work = asyncio.create_task(self._work_off(), name=f"subscription {self._subject}")
 
     async def _work_off(self) -> None:
         while self._waiting:
             message = self._waiting.popleft()
+            self._bytes -= len(message.data)
             handled = self._callback(message)
             assert handled is not None, "it is a coroutine function"
             try:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+import omnibus.broker.subscription
 from omnibus.broker.connection import Connection, ReceivedMessage, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.errors import BrokerRefused, BrokerUnavailable
@@ -88,6 +89,29 @@ async def test_publisher_waits_for_room_when_nobody_reads(nats_server: EmbeddedS
         assert publishing.cancelled()
 
 
+async def test_connection_is_given_up_when_its_server_takes_nothing_and_the_buffer_is_full(
+    nats_server: EmbeddedServer,
+) -> None:
+    async with Proxy(nats_server.url) as proxy, connect(proxy.url, name="flood", role="test") as flood:
+        flood.client.options["ping_interval"] = 0.2
+        proxy.black_hole()
+        with suppress(BrokerUnavailable):
+            for _ in range(100):
+                flood.send("flood", bytes(flood.max_payload))
+        with pytest.raises(BrokerUnavailable, match="cannot publish"):
+            flood.send("flood", bytes(flood.max_payload))
+        reading = flood.client._reading_task
+        await flood.client._process_ping()  # as nats-py does while it reads: to raise would end its task
+        subscription = asyncio.create_task(flood.subscribe("any", lambda _: None))
+        await eventually(lambda: flood.connected_since is None, 15)
+        assert reading.done()
+        proxy.heal()
+        await eventually(lambda: flood.connected, 15)
+        await asyncio.wait({subscription})
+        assert isinstance(subscription.exception(), BrokerUnavailable)
+        assert await flood.api("INFO")
+
+
 async def test_message_is_refused_when_its_headers_make_it_too_large(connection: Connection) -> None:
     with pytest.raises(BrokerRefused, match="exceeds"):
         await connection.publish("large", bytes(connection.max_payload - 10), headers={"A": "x" * 20})
@@ -134,6 +158,29 @@ async def test_coroutine_gets_messages_one_after_the_other_and_all_before_a_drai
     await connection.publish("slow", b"too late")
     await connection.flush()
     assert done == bodies
+
+
+async def test_messages_beyond_a_bound_in_bytes_are_dropped_and_counted_when_a_coroutine_is_slow(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(omnibus.broker.subscription, "MOST_BYTES", 25)
+    goes_on, done = asyncio.Event(), list[bytes]()
+
+    async def work(message: ReceivedMessage) -> None:
+        await goes_on.wait()
+        done.append(message.data)
+
+    subscription = await connection.subscribe("heavy", work)
+    bodies = [b"%010d" % number for number in range(6)]
+    for body in bodies[:5]:
+        await connection.publish("heavy", body)
+        await connection.flush()  # so that the first is in hand, and does not wait
+    goes_on.set()
+    await eventually(lambda: len(done) == 3)
+    await connection.publish("heavy", bodies[5])
+    await subscription.drain()
+    assert done == [*bodies[:3], bodies[5]], "there is room again for what comes later"
+    assert connection.metrics.errors.labels("subscription")._value.get() == 2
 
 
 async def test_flush_fails_at_once_when_the_connection_breaks_and_the_next_waits_until_it_is_back(
