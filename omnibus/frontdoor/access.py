@@ -53,15 +53,17 @@ class AccessTable:
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         """Raises TypeError for a route that states none: a route that forgets it must not open by itself."""
         stated = [(route, stated_access(route)) for route in routes if isinstance(route, Route | Mount)]
-        self._patterns = [
-            (route.path_regex, access) for route, access in stated if isinstance(route, Mount) or route.param_convertors
-        ]
+        self._patterns = [(route.path_regex, access) for route, access in stated]
         self._exact: dict[str, RouteAccess] = {}
         for route, access in stated:
             self._exact[route.path] = max(access, self._exact.get(route.path, access), *self._matching(route.path))
 
     def access(self, path: str) -> RouteAccess:
-        """The access of this address."""
+        """The access of this address.
+
+        Invariant: one that a route takes has that route's. Patterns are asked where no address is the very same, as they take
+        more than that: with a line feed at its end, `/pause` is served, too.
+        """
         return self._exact.get(path) or max(self._matching(path), default=RouteAccess.USER)
 
     def _matching(self, path: str) -> list[RouteAccess]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from fastapi.routing import APIRoute
-from starlette.routing import Mount, Route
+from starlette.routing import Match, Mount, Route
 
 from omnibus.cli import cli
 from omnibus.errors import ConfigError
@@ -114,6 +114,21 @@ def test_every_route_states_its_access() -> None:
         "these change what replicas do"
     )
     assert stated[RouteAccess.ADMIN] - posts == set()
+
+
+@pytest.mark.parametrize("change", ["{}\n", "{}/", "/{}", "{}%0A", "{} ", "{}\r\n", "{}\x00"])
+def test_an_address_that_a_route_takes_asks_for_the_key_of_that_route(change: str) -> None:
+    table, taken = AccessTable(APP.routes), set[str]()
+    for stated in APP.routes:
+        assert isinstance(stated, Route | Mount)
+        path = change.format(stated.path)
+        for route in APP.routes:
+            scope = {"type": "http", "path": path, "method": next(iter(getattr(stated, "methods", None) or ("GET",)))}
+            if route.matches(scope)[0] is not Match.NONE:
+                assert isinstance(route, Route | Mount)
+                assert table.access(path) >= stated_access(route), path
+                taken.add(path)
+    assert ("/pause\n" in taken) == (change == "{}\n"), "what this is about"
 
 
 def test_a_route_that_states_no_access_is_refused_at_the_start() -> None:
