@@ -64,6 +64,8 @@ def advance(event: Event, record: Record) -> tuple[Effect, ...]:
             return _note(event, record)
         case _ if record.state.terminal:
             return end_again(record)
+        case StageResult(ticket=ticket) | StageFailed(ticket=ticket) if ticket.nonce != record.nonce:
+            return ()  # of an earlier request under this id, whose record has lapsed
         case StageFailed():
             return _failed(event, record)
         case StageResult():

@@ -271,6 +271,15 @@ def test_worker_forwards_direct_edges_and_tells_only_what_is_needed() -> None:
     assert (needs_event(route, 0), needs_event(route, 1)) == (True, True)
 
 
+def test_result_and_failure_of_an_earlier_request_change_nothing_when_its_id_is_taken_anew() -> None:
+    later = record_of(LINE)
+    earlier = replace(later, ticket=replace(later.ticket, nonce="m"))
+    last = later.ticket.route.finals[0].stage_id
+    assert advance(result_of(earlier, last), later) == ()
+    assert advance(replace(failed_of(earlier, "engine_error"), stage_id=last), later) == ()
+    assert advance(result_of(later, last), later), "its own ends it"
+
+
 def test_taken_id_is_a_conflict_when_neither_call_nor_request_is_the_same() -> None:
     record = record_of()
 
