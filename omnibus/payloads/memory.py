@@ -53,8 +53,11 @@ class HostMemory:
 
     def reaches(self, slot: MemorySlot) -> bool:
         """Whether this process could read a slot: it is of this host, and no other user's."""
-        path = self._folder / slot.name
-        return slot.host == self.host and (os.access(path, os.R_OK) or not path.exists())
+        try:
+            is_ours = (self._folder / slot.name).stat().st_uid == os.geteuid()
+        except OSError:  # it is gone: no process of this host has it
+            is_ours = True
+        return slot.host == self.host and is_ours
 
     def is_quick(self, nbytes: int, slot: MemorySlot | None = None) -> bool:
         """Whether so many bytes are read from `slot`, or put, in less time than a thread would cost."""
@@ -141,7 +144,8 @@ def remove_abandoned(pids: Collection[int], folder: Path = SHARED_MEMORY) -> Non
     for name, found in abandoned(folder):
         owner = owner_of(name, folder) or ""
         if int(owner.partition("-")[0]) in pids and (found is None or found.pipeline not in served):
-            (folder / name).unlink(missing_ok=True)
+            with suppress(PermissionError):  # another user's
+                (folder / name).unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, bool]]:

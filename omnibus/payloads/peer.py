@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 import socket
 import struct
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from omnibus.errors import PayloadLost
 from omnibus.payloads.host import SHARED_MEMORY
-from omnibus.payloads.slot import HEADER, contents_of, owner_of
+from omnibus.payloads.slot import HEADER, contents_of, opened, owner_of
 from omnibus.wire.payload import MemorySlot, PeerSlot
 
 _QUESTION = struct.Struct("!64s16sQQ")  # name, signature, generation, bytes
@@ -99,7 +100,7 @@ class PeerServer:
         path = self._folder / name
         if owner_of(name, self._folder) is None or not _holds(path, generation):
             return
-        with path.open("rb") as file:
+        with os.fdopen(opened(path), "rb") as file:
             reader.sendfile(file, HEADER, nbytes)
         if _holds(path, generation):
             reader.sendall(self._sign("answer", name, generation, nbytes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,10 +55,23 @@ def owner_of(name: str, folder: Path) -> str | None:
     return found[2] if found is not None and found[1] == host_id(folder) else None
 
 
+def opened(path: Path) -> int:
+    """A descriptor of one of this user's files; raises OSError for all else.
+
+    Everybody may put something under such a name, with other bytes, or a pipe that is never opened at its other end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    found = os.fstat(descriptor)
+    if found.st_uid == os.geteuid() and stat.S_ISREG(found.st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise PermissionError(f"{path} is another user's, or no file")
+
+
 def contents_of(path: Path) -> Contents | None:
-    """The header of a file, None for one that is gone or no slot."""
+    """The header of a file, None for one that is gone or no slot of this user's."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(opened(path), "rb") as file:
             return _contents(file.read(_FIELDS.size))
     except OSError:
         return None
@@ -127,7 +141,7 @@ class Reading:
         try:
             if owner_of(name, folder) is None:
                 raise FileNotFoundError(name)
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = opened(self.path)
             try:
                 self._map = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
             finally:

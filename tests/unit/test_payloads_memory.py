@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from omnibus.errors import PayloadLost
 from omnibus.payloads import pool
 from omnibus.payloads.copying import copy
+from omnibus.payloads.host import host_id
 from omnibus.payloads.memory import HostMemory, abandoned, remove_abandoned
 from omnibus.payloads.packing import Packed, unpack
 from omnibus.payloads.pool import SMALLEST, Pool, size_class
@@ -123,6 +125,29 @@ def test_sweep_goes_on_when_a_dead_process_of_another_user_left_a_file(tmp_path:
     finally:
         os.seteuid(0)
     assert held(tmp_path) == 2
+
+
+def test_sweep_goes_on_when_somebody_has_put_a_pipe_in_the_place_of_a_slot(memory: HostMemory, tmp_path: Path) -> None:
+    pipe = tmp_path / f"omnibus-{host_id(tmp_path)}-{2**22 + 1}-1-0"
+    os.mkfifo(pipe)
+    sweeping = threading.Thread(target=memory.sweep, args=(1.0, 1.0), daemon=True)
+    sweeping.start()
+    sweeping.join(10.0)
+    assert not sweeping.is_alive(), "it waits for a writer"
+
+
+def test_slot_that_another_user_made_is_out_of_reach_and_not_read(
+    memory: HostMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot, other = put(memory, b"x" * 100), HostMemory("p", LIMIT, tmp_path)
+    assert other.reaches(slot)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert not other.reaches(slot)
+    with pytest.raises(PayloadLost):
+        other.read(slot, 100)
+    assert contents_of(tmp_path / slot.name) is None
+    memory.free("r", 1)
+    other.close()
 
 
 def test_nothing_is_put_when_memory_is_full_and_again_when_a_request_has_ended(memory: HostMemory) -> None:
