@@ -250,7 +250,7 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
         await super()._connect_to_server(server)
 
     async def _attempt_reconnect(self) -> None:
-        """What a broken connection did not take is lost: nats-py would wait until it is sent, without a deadline."""
+        """The connection is gone with all that it did not take: nats-py would wait until that is sent, without a deadline."""
         if self._tcp is not None:
             self._tcp.out.abort()
         await super()._attempt_reconnect()
