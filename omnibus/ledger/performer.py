@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import ObjectStore
-from omnibus.errors import BrokerUnavailable, RequestTooLarge, RevisionConflict
+from omnibus.errors import BrokerError, BrokerUnavailable, RequestTooLarge, RevisionConflict, Unreadable
 from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import Ledger, StoredRecord
 from omnibus.ledger.request_telemetry import RequestTelemetry
@@ -209,9 +210,13 @@ class Performer:
             await self.queue.cancel_deadline(effect.rid, effect.nonce)
 
     async def _ask_to_purge(self, effect: effects.Purge) -> None:
-        """Have an orchestrator do it, without waiting; what nobody does is done when the timer fires."""
-        what = effect.rid if effect.stored or effect.hosted else f"{effect.nonce}.{effect.rid}"
-        await self._connection.publish(subjects.questions(self.pipeline, "orphans"), what.encode())
+        """Have an orchestrator do it; nobody waits where it is the timer alone. What is not done then is when the timer fires."""
+        if effect.stored or effect.hosted:
+            with suppress(BrokerError, Unreadable):
+                await self.report_orphans(effect.rid)
+        else:
+            timer = f"{effect.nonce}.{effect.rid}"
+            await self._connection.publish(subjects.questions(self.pipeline, "orphans"), timer.encode())
 
     async def _stands(self, effect: effects.Purge) -> bool:
         entry = await self.ledger.read_latest(effect.rid)
