@@ -16,6 +16,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ _CONNECT_TIMEOUT, _QUESTION_TIMEOUT, _TIMEOUT = 2.0, 2.0, 15.0
 _BUFFER = 4 << 20
 """Bytes that the kernel buffers of a connection, each way: with its default, 64 MiB take a thousand wake-ups, twice the time."""
 _PIECE = 4 << 20
+_PAUSE = 0.2
+"""Seconds before the next try to accept a reader, when one has failed."""
 _MOST_READERS = 8
 """Readers that one process serves at the same time; others wait for their turn."""
 _MOST_WAITING = 64
@@ -73,14 +76,19 @@ class PeerServer:
         return hmac.digest(self._key, f"{of} {name} {generation} {nbytes}".encode(), hashlib.sha256)[:_SIGNATURE]
 
     def _accept(self) -> None:
-        while True:
+        while self._socket.fileno() >= 0:
             try:
                 reader, _ = self._socket.accept()
+            except OSError:  # it is closed, or its process may open no more: readers who are referred to it would wait
+                time.sleep(_PAUSE)
+                continue
+            try:
                 if self._room.acquire(blocking=False):
                     self._readers.submit(self._serve, reader).add_done_callback(lambda _: self._room.release())
                 else:
                     reader.close()
-            except (OSError, RuntimeError):  # closed
+            except RuntimeError:  # closed
+                reader.close()
                 return
 
     def _serve(self, reader: socket.socket) -> None:

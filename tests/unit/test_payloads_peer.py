@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -66,6 +67,21 @@ def test_nothing_is_served_when_the_signature_is_of_another_payload(memory: Host
     with pytest.raises(PayloadLost):
         pulled(location, len(DATA) - 1)
     assert pulled(location) == DATA, "the server serves on"
+
+
+def test_server_serves_on_when_its_process_could_open_no_more_for_a_while(
+    memory: HostMemory, server: PeerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, accept, failures = served(memory, server), socket.socket.accept, [OSError(errno.EMFILE, "too many")] * 2
+
+    def accept_later(listener: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_later)
+    assert [pulled(location) == DATA for _ in range(2)] == [True, True], "the first was being accepted already"
+    assert not failures
 
 
 def test_payload_is_lost_when_it_was_freed(memory: HostMemory, server: PeerServer) -> None:
