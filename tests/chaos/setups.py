@@ -53,9 +53,9 @@ stages:
    final_output: true, final_output_type: image,
    engine_args: {{latency: 0.05, steps: 4, outputs: {{image: image}}, size: 64}}}}
 edges:
-- {{source: 0, target: 1, forwarding: direct, payload: object}}
+- {{source: 0, target: 1, forwarding: direct}}
 """
-"""Direct and orchestrated edges, a join, a streamed text of many deltas, payloads in memory and objects, directed tasks."""
+"""Direct and orchestrated edges, a join, a streamed text of many deltas, payloads in memory, directed tasks."""
 
 
 @dataclass(frozen=True, slots=True)
