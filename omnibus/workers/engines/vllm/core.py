@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest
+from omnibus.errors import EngineDead, EngineError, EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.failure import describe
@@ -25,17 +24,14 @@ from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, T
 from omnibus.workers.engines.vllm import hidden_states
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
+from omnibus.workers.engines.vllm.process_end import first_end
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
+from omnibus.workers.engines.vllm.rpc_methods import call
 from omnibus.workers.engines.vllm.sampling_params import check_sampling, continues, fit_context, rejected
 from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
 
 STOP_TIMEOUT = 10.0
 """Seconds for EngineCore to end by itself; then vLLM kills it, which loses nothing: no state outlives it."""
-RPC_METHODS = frozenset(
-    {"reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache", "sleep", "wake_up", "is_sleeping", "start_profile"}
-    | {"stop_profile", "pause_generation", "resume_generation", "is_paused", "collective_rpc", "list_loras", "pin_lora"}
-)
-"""Methods of AsyncLLM that `rpc` calls."""
 
 
 @dataclass(slots=True)
@@ -90,15 +86,7 @@ class VllmCore:
         Where vLLM runs it elsewhere (Ray), jobs and `errored` alone tell.
         """
         manager: Any = self._llm.engine_core.resources.engine_manager
-        signs: list[asyncio.Task[Any]] = [asyncio.create_task(self._ending.wait(), name="engine-ending")]
-        if hasattr(manager, "sentinels"):
-            signs.append(asyncio.create_task(_first_end(manager.sentinels()), name="engine-end"))
-        try:
-            await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for sign in signs:
-                sign.cancel()
-            await asyncio.gather(*signs, return_exceptions=True)
+        await first_end(manager.sentinels() if hasattr(manager, "sentinels") else (), self._ending)
 
     def _dead(self, how: str) -> EngineDead:
         self._ending.set()
@@ -106,9 +94,8 @@ class VllmCore:
 
     def stats(self) -> EngineStats:
         """Jobs inside the engine; those that its scheduler had not taken up at its last step wait."""
-        jobs = len(self._runs)
-        waiting = min(self._load.waiting, jobs)
-        return EngineStats(running=jobs - waiting, waiting=waiting)
+        waiting = min(self._load.waiting, len(self._runs))
+        return EngineStats(running=len(self._runs) - waiting, waiting=waiting)
 
     async def warm(self) -> None:
         """Ask EngineCore what vLLM would ask at the first request.
@@ -158,21 +145,7 @@ class VllmCore:
             del self._runs[run.id]
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call one of RPC_METHODS; raises InvalidRequest for others and for arguments they do not take."""
-        if method not in RPC_METHODS:
-            raise InvalidRequest(f"vLLM has no control method {method!r}; there are {', '.join(sorted(RPC_METHODS))}")
-        # Bytes would be unpickled and called in EngineCore.
-        if method == "collective_rpc" and not isinstance(kwargs.get("method", args[0] if args else None), str):
-            raise InvalidRequest("collective_rpc takes the name of a worker's method first", param="args")
-        if method in ("sleep", "wake_up") and not self._llm.model_config.enable_sleep_mode:
-            raise InvalidRequest(f"{method} needs a GPU and `enable_sleep_mode: true` in the stage's engine_args")
-        if method in ("start_profile", "stop_profile") and self._llm.vllm_config.profiler_config.profiler is None:
-            raise InvalidRequest(f"{method} needs `profiler_config` in the stage's engine_args")
-        try:
-            answer = await getattr(self._llm, method)(*args, **kwargs)
-        except TypeError as error:
-            raise InvalidRequest(f"{method}: {error}") from error
-        return sorted(answer) if isinstance(answer, set) else answer
+        return await call(self._llm, method, args, kwargs)
 
     async def quiesce(self) -> None:
         """Abort what runs, and end the task that waits for EngineCore's outputs, which would report its end as a failure."""
@@ -222,9 +195,7 @@ class VllmCore:
                         return
 
     async def _prompted(self, job: Job, run: Run) -> Any:
-        prompt = await self._prompts.render(job.engine_input, self._media(job))
-        if (salt := job.stage_input.request.cache_salt) is not None:
-            prompt["cache_salt"] = salt
+        prompt = await self._prompts.of(job)
         run.prompt_tokens = self._prompts.length(prompt)
         return prompt
 
@@ -308,15 +279,6 @@ class VllmCore:
         }
         return SamplingParams(**{**sampling, **ours})
 
-    def _media(self, job: Job) -> dict[str, Any] | None:
-        """Return the request's arguments for the media processor; the first stage must have one, later ones may."""
-        given = job.stage_input.request.mm_processor_kwargs
-        if not given or self._prompts.processes_media:
-            return given or None
-        if not job.stage_input.sources:
-            raise EngineRejected("this model takes no media, so it has no processor", param="mm_processor_kwargs")
-        return None
-
     def _lora(self, job: Job) -> LoRARequest | None:
         name = job.stage_input.request.lora
         # A request names one adapter; later stages without adapters have nothing to do with it, the first one must know it.
@@ -326,21 +288,3 @@ class VllmCore:
             known = ", ".join(self._loras) or "none"
             raise EngineRejected(f"no LoRA adapter {name!r} here; there are: {known}", param="lora")
         return LoRARequest(name, list(self._loras).index(name) + 1, resolve_model(self._loras[name]))
-
-
-async def _first_end(sentinels: Iterable[int]) -> None:
-    """Return when one of some processes has ended, given the `sentinel` of each (see multiprocessing.Process).
-
-    Raises OSError when one of them is closed already.
-    """
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    ours: list[int] = []  # the owner of a sentinel may close it, and its number be another file's at once
-    try:
-        for sentinel in sentinels:
-            ours.append(os.dup(sentinel))
-            loop.add_reader(ours[-1], ended.set)
-        await ended.wait()
-    finally:
-        for file in ours:
-            loop.remove_reader(file)
-            os.close(file)

@@ -64,7 +64,7 @@ class VllmEngine(LoadedEngine["VllmCore"]):
         return await super().wait_dead()
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a method of AsyncLLM, one of `core.RPC_METHODS`; raises InvalidRequest for others."""
+        """Call a method of AsyncLLM, one of `rpc_methods.RPC_METHODS`; raises InvalidRequest for others."""
         return await self._loaded().rpc(method, args, kwargs)
 
     async def close(self) -> None:

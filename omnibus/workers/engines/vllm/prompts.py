@@ -20,7 +20,7 @@ from omnibus.errors import EngineRejected, InvalidRequest
 from omnibus.media import sound
 from omnibus.wire.request import AudioPart, ImagePart, Message, TextPart, media_parts
 from omnibus.workers.engines import media
-from omnibus.workers.engines.protocol import EngineInput
+from omnibus.workers.engines.protocol import EngineInput, Job
 from omnibus.workers.engines.vllm.sampling_params import rejected
 
 
@@ -33,10 +33,12 @@ class PromptRenderer:
         self._takes, self._rate = _media_of(renderer), _rate_of(renderer)
         self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
 
-    @property
-    def processes_media(self) -> bool:
-        """Whether the model has a multimodal processor."""
-        return bool(self._model.is_multimodal_model)
+    async def of(self, job: Job) -> Any:
+        """A job's prompt: see `render`."""
+        prompt = await self.render(job.engine_input, self._media_arguments(job))
+        if (salt := job.stage_input.request.cache_salt) is not None:
+            prompt["cache_salt"] = salt
+        return prompt
 
     async def render(self, given: EngineInput, media: dict[str, Any] | None = None) -> Any:
         """A prompt ready for AsyncLLM, of the first given of messages, token ids, embeddings, text.
@@ -52,6 +54,15 @@ class PromptRenderer:
             raise
         except (VLLMClientError, TemplateError, ValueError, TypeError, LookupError, OverflowError) as error:
             raise rejected(error, "mm_processor_kwargs" if media else None) from error
+
+    def _media_arguments(self, job: Job) -> dict[str, Any] | None:
+        """Return those of the request; the first stage must have a processor for them, later ones may."""
+        given = job.stage_input.request.mm_processor_kwargs
+        if not given or self._model.is_multimodal_model:
+            return given or None
+        if not job.stage_input.sources:
+            raise EngineRejected("this model takes no media, so it has no processor", param="mm_processor_kwargs")
+        return None
 
     def length(self, prompt: Any) -> int:
         """Tokens of a rendered prompt."""
