@@ -44,7 +44,8 @@ class MemoryUpkeep:
 
     async def _sweep(self) -> None:
         here = await self._store.sweep(self._connection.clock.now(), _FIRST_QUESTION)
-        self._asked = {rid: asked for rid, asked in self._asked.items() if rid in here}
+        known = set(here)
+        self._asked = {rid: asked for rid, asked in self._asked.items() if rid in known}
         now = time.monotonic()
         due = [rid for rid in here if self._asked.get(rid, (0.0, 0.0))[0] <= now]
         for rid in due[:_MOST_QUESTIONS]:
