@@ -112,12 +112,15 @@ class ObjectStore:
         return count
 
     async def _put_window(self, subject: str, chunks: list[bytes], msg_id: str) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, chunk in enumerate(chunks):
-                    group.create_task(self._connection.js_publish(subject, chunk, f"{msg_id}.{number}"))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed
+        storing = (
+            self._connection.js_publish(subject, chunk, f"{msg_id}.{number}") for number, chunk in enumerate(chunks)
+        )
+        ended = await asyncio.gather(*storing, return_exceptions=True)
+        failures = [one for one in ended if isinstance(one, BaseException)]
+        del ended
+        if failures:
+            # Of nothing that refers to it, such as a group: that would keep the whole object until garbage is collected.
+            raise failures.pop(0)
 
     async def _get_chunks(self, info: _Info, into: memoryview | None) -> bytes | memoryview:
         """Assemble an object a batch at a time, so that no more than a batch of it is in memory twice."""

@@ -122,13 +122,15 @@ class PayloadStore:
         """
         if payload.data is not None:
             return payload.data if into is None else _filled(into, payload.data)
-        lost = PayloadLost("a payload has neither bytes nor a location")
+        why = "a payload has neither bytes nor a location"
         for location in sorted(payload.locations, key=self._is_elsewhere):
             try:
                 return await self._from(location, payload, into, rid)
             except PayloadLost as error:
-                lost = error
-        raise lost
+                why = (
+                    error.message
+                )  # not the error: it would keep this frame, and so the buffer, until garbage is collected
+        raise PayloadLost(why)
 
     async def value(self, payload: Payload, rid: str) -> Any:
         """Read a stage's output as its maker gave it; raises PayloadLost, and InvalidRequest for what cannot be unpacked."""

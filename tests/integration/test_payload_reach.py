@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
-from omnibus.errors import PayloadLost
+from omnibus.broker.listening import free_port
+from omnibus.broker.objects import ObjectStore
+from omnibus.errors import BrokerRefused, PayloadLost
 from omnibus.ledger.performer import Performer
 from omnibus.payloads import fetching
 from omnibus.payloads.memory import HostMemory
@@ -28,6 +32,7 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.payload import MSGPACK, MemorySlot, ObjectKey, Payload, PeerSlot, StoredOutput
 from tests.support.flow import line
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -220,3 +225,36 @@ async def test_memory_and_what_finds_no_room_in_it_are_counted(
         store.free("r", 1)
         assert counted("payload_memory_bytes", status="held") == 0
         assert (counted("payload_memory_bytes", status="free") or 0) >= ARRAY.nbytes
+
+
+async def test_buffer_of_a_payload_that_no_peer_has_is_free_at_once_when_no_garbage_is_collected(
+    connection: Connection, pipeline: str
+) -> None:
+    gone = PeerSlot(host="127.0.0.1", port=free_port(), name="x", generation=1, signature=b"", proof=b"")
+    payload = Payload(media_type=MSGPACK, nbytes=8 << 20, locations=(gone,))
+    gc.disable()  # as good as: a process that serves collects rarely
+    try:
+        async with PayloadStore(connection, pipeline) as store:
+            with suppress(PayloadLost):
+                await store.get(payload)
+            await eventually(lambda: len(store._targets._returned) == 1)
+    finally:
+        gc.enable()
+
+
+async def test_bytes_of_an_object_that_is_refused_are_free_at_once_when_no_garbage_is_collected(
+    connection: Connection, pipeline: str
+) -> None:
+    name, array = f"{pipeline}-full", np.zeros(1 << 20, dtype=np.uint8)
+    stream = {"name": f"OBJ_{name}", "subjects": [f"$O.{name}.>"], "max_bytes": 1000, "discard": "new"}
+    await connection.api(f"STREAM.CREATE.OBJ_{name}", {**stream, "allow_direct": True})
+    is_there = weakref.ref(array)
+    gc.disable()
+    try:
+        with suppress(BrokerRefused):
+            await ObjectStore(connection, name).put("x", memoryview(array))
+            pytest.fail("there is no room")
+        del array
+        await eventually(lambda: is_there() is None)
+    finally:
+        gc.enable()
