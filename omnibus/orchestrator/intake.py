@@ -21,7 +21,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
-from omnibus.requests.admission import check_same, new_record, timeout_of, unadmitted_record
+from omnibus.requests.admission import check_same, new_record, timeout_of, timer_effects, unadmitted_record
 from omnibus.requests.advance import purge_of
 from omnibus.requests.effects import Notify
 from omnibus.requests.record import Record
@@ -116,6 +116,8 @@ class Intake:
             existing = await self._performer.ledger.read(mine.rid)
             if existing is not None:
                 check_same(existing.record, mine)
+                # Of an admission that died once the record was there: without its timer it would stay open.
+                await self._performer.perform(timer_effects(existing.record))
                 state = existing.record.state
                 return EndNotice(rid=mine.rid, state=state) if state.terminal else None
         except (RequestConflict, Unreadable) as error:

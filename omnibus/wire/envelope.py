@@ -13,7 +13,9 @@ from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload, Payloads
 
-VERSION = 1
+VERSION = 2
+"""The version of these messages: a receiver refuses later ones. Always on the wire, so that it is the sender's."""
+_SENDERS = msgspec.field(default_factory=lambda: VERSION)
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -98,7 +100,7 @@ class FinalOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="task"):
     """Work for one stage."""
 
-    v: int = VERSION
+    v: int = _SENDERS
     ticket: Ticket
     stage_id: int
     published: float
@@ -111,7 +113,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="t
 class StageResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="result"):
     """A stage has finished. Its subject's kind is `final` when `final` is set, else `result`."""
 
-    v: int = VERSION
+    v: int = _SENDERS
     ticket: Ticket
     stage_id: int
     replica: str
@@ -124,7 +126,7 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 class StageFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
     """A stage cannot finish its task, now or ever."""
 
-    v: int = VERSION
+    v: int = _SENDERS
     ticket: Ticket
     stage_id: int
     failure: Failure
@@ -137,7 +139,7 @@ class StageFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="attempt"):
     """An attempt came to nothing, and its task is tried again: for the history of the request."""
 
-    v: int = VERSION
+    v: int = _SENDERS
     rid: str
     attempt: Attempt
 
@@ -145,7 +147,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class DeadlinePassed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="deadline"):
     """The request's timer fired."""
 
-    v: int = VERSION
+    v: int = _SENDERS
     rid: str
     deadline: float
 

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from omnibus.broker.delivery import Delivery
-from omnibus.errors import EngineError, InvalidRequest, OmnibusError
+from omnibus.errors import BrokerUnavailable, EngineError, InvalidRequest, OmnibusError
 from omnibus.wire import subjects
 from omnibus.wire.envelope import StageResult
 from omnibus.workers.assignment import Assignment, Interruption
@@ -99,6 +99,8 @@ class TaskService:
         """The root of one task: whatever happens to it stays here."""
         try:
             await self._serve(assignment)
+        except BrokerUnavailable:  # an outage: its delivery comes again
+            self._telemetry.ack_failed(assignment)
         except Exception:  # noqa: BLE001 logged and counted
             self._telemetry.crashed("worker")  # not acknowledged: delivered again when its lease runs out
         finally:
@@ -195,6 +197,8 @@ class TaskService:
             if why is Interruption.CANCELLED:
                 await self._halt(assignment.rid, work)  # first: what it still stores is cleared up in the end
             await self._conclusion.conclude(assignment, why)
+        except BrokerUnavailable:  # an outage: its delivery comes again
+            self._telemetry.ack_failed(assignment)
         except Exception:  # noqa: BLE001 logged and counted
             self._telemetry.crashed("worker")
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -292,6 +293,21 @@ async def test_raw_request_is_refused_when_another_had_its_id_and_its_sequence(
             assert await intake.handle(delivery)
         await connection.api(f"STREAM.DELETE.{subjects.requests_stream(pipeline)}")
     assert sequences == [1, 1]
+
+
+async def test_raw_request_expires_when_its_admitter_died_between_record_and_timer(
+    connection: Connection, pipeline: str
+) -> None:
+    """Both are in flight at once. Its message comes again when its deadline has passed: an open record is in the way."""
+    spec = line(pipeline, deadline=1.0)
+    await ensure_layout(connection, layout_of(spec))
+    await connection.js_publish(subjects.request(pipeline, "orphan"), encode_request(HELLO))
+    performer, stored_at = Performer(connection, pipeline), time.time()
+    await performer.ledger.create(record_of(spec, "orphan", nonce="dead"))
+    await eventually(lambda: time.time() > stored_at + spec.deadline, what="its deadline has passed")
+    async with serving(connection, spec, replicas=0) as producer, asyncio.timeout(10.0):
+        result = await producer.wait(pipeline, "orphan")
+    assert result.state is RequestState.EXPIRED
 
 
 async def test_raw_request_is_admitted_when_an_error_follows_a_long_wait_for_room(

@@ -13,7 +13,7 @@ from omnibus import errors
 from omnibus.errors import InvalidRequest, OmnibusError
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.wire import codec
-from omnibus.wire.envelope import Event, StageResult, Task, Ticket
+from omnibus.wire.envelope import VERSION, Event, StageResult, Task, Ticket
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import TEXT, Payload
 from omnibus.wire.request import AudioPart, ImagePart, Message, Request, TextPart, decode_request, encode_request
@@ -22,6 +22,11 @@ pytestmark = pytest.mark.unit
 
 ROUTE = Route((RouteStage(0, (), (Target(1, Forwarding.DIRECT),), None), RouteStage(1, (0,), (), "text")))
 TICKET = Ticket(rid="r", pipeline="p", route=ROUTE, created=1.0, deadline=2.0, request=Payload.inline(b"x", TEXT))
+
+
+def test_version_is_on_the_wire_so_that_it_is_the_senders() -> None:
+    """Left out where it is the receiver's default, an older receiver would take a later message for its own."""
+    assert msgpack.unpackb(codec.encode(Task(ticket=TICKET, stage_id=1, published=1.0)))["v"] == VERSION
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8", "bool", ">f4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from omnibus.errors import (
     AttemptsExhausted,
@@ -15,9 +16,18 @@ from omnibus.errors import (
 )
 from omnibus.pipeline.route import Route, RouteStage
 from omnibus.requests.cancellations import Cancellations
-from omnibus.wire.envelope import Task, Ticket
+from omnibus.wire import codec, subjects
+from omnibus.wire.envelope import VERSION, Task, Ticket
 from omnibus.wire.payload import TEXT, Payload
-from omnibus.workers.attempt_decision import Disposition, GiveUp, Retry, after_failure, disposition_of, exhausted
+from omnibus.workers.attempt_decision import (
+    Disposition,
+    GiveUp,
+    Retry,
+    after_failure,
+    decode_task,
+    disposition_of,
+    exhausted,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -31,6 +41,14 @@ def make_task(*, deadline: float = NOW + 60, max_attempts: int = 3) -> Task:
         request=Payload.inline(b"{}", TEXT), max_attempts=max_attempts,
     )  # fmt: skip
     return Task(ticket=ticket, stage_id=0, published=NOW)
+
+
+def test_task_is_refused_when_a_later_version_made_it() -> None:
+    subject = subjects.task("p", 0, "interactive", "r")
+    task = make_task()
+    assert decode_task(codec.encode(task), subject, 0) == task
+    with pytest.raises(InvalidRequest, match=f"version {VERSION + 1}; this worker reads up to {VERSION}"):
+        decode_task(codec.encode(replace(task, v=VERSION + 1)), subject, 0)
 
 
 @pytest.mark.parametrize(
