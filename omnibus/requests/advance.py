@@ -137,7 +137,10 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     Payloads of a failed request stay, since an operator may run it again; the store's own lifetime removes them. Of one whose
     queue is known to be empty, the record tells whether anything was stored.
     """
-    has_stored = bool(record.ticket.request.locations) or any(timing.stored for timing in record.timings)
+    # What is in a host's memory is stored, too, where a reader on another host asked for it.
+    has_stored = bool(record.ticket.request.locations) or any(
+        timing.stored or timing.hosted for timing in record.timings
+    )
     stored = record.state is not RequestState.FAILED and (queued or has_stored)
     is_done, run = record.state is RequestState.DONE, record.ticket.run
     # What is done has nothing running any more; every other end may leave stages at work.
