@@ -12,7 +12,7 @@ from typing import Any
 
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.puller import Puller
-from omnibus.ledger.performer import Performer, ended_run
+from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.orchestrator.delivery_loop import DeliveryLoop
@@ -20,6 +20,7 @@ from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
 from omnibus.orchestrator.forwarding import Forwarder
 from omnibus.orchestrator.intake import Intake
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
+from omnibus.orchestrator.orphan_questions import OrphanQuestions
 from omnibus.orchestrator.rerouting import Rerouting
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import Director
@@ -56,16 +57,12 @@ class OrchestratorService:
     async def run(self) -> None:
         """Serve; returns only by cancellation. Raises BrokerError when the pipeline is not laid out on the broker."""
         control = await self._connection.subscribe(subjects.ctl_all(self._spec.name), self._on_message)
-        asked = await self._connection.subscribe(
-            subjects.questions(self._spec.name, "orphans"), self._on_question, queue="orchestrators"
-        )
         try:
             async with self._view, self._claims, self._director, asyncio.TaskGroup() as group:
                 for name, run in self._parts().items():
                     group.create_task(run, name=f"orchestrator-{name}")
         finally:
             await control.unsubscribe()
-            await asked.unsubscribe()
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
         connection, spec = self._connection, self._spec
@@ -80,6 +77,7 @@ class OrchestratorService:
             "requests": DeliveryLoop(connection, requests, self._intake, concurrency=RAW_CONCURRENCY).run(),
             "rerouting": Rerouting(connection, spec, self._view).run(),
             "orphans": OrphanCleanup(connection, spec.name, self._performer).run(),
+            "questions": OrphanQuestions(connection, self._performer).run(),
             "disconnects": self._watch_disconnects(),
             "silence": SilenceListener(self._view, self._claims, lost, connection.metrics).run(),
         }
@@ -90,18 +88,6 @@ class OrchestratorService:
             return
         detector = FailureDetector(self._connection, self._spec.name, self._claims)
         await DisconnectListener(self._view, detector, self._connection.metrics).run(self._system)
-
-    async def _on_question(self, message: ReceivedMessage) -> None:
-        """A worker has ended a request, whose timer its role may not remove, or has stored something too late for its end."""
-        nonce, _, rid = message.data.decode(errors="replace").rpartition(".")
-        if not subjects.is_name(rid):
-            return
-        if subjects.is_name(nonce):
-            await self._performer.queue.cancel_deadline(rid, nonce)
-        else:
-            ended = ended_run(await self._performer.clear_orphans(rid))
-            if message.reply:
-                await self._connection.publish(message.reply, str(ended).encode())
 
     async def _on_message(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)

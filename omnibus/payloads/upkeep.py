@@ -21,8 +21,8 @@ INTERVAL = 3.0
 """Seconds between two sweeps."""
 _FIRST_QUESTION, _RAREST_QUESTION = 5.0, 60.0
 """Seconds until an orchestrator is asked about a request whose payloads are here, and between two such questions at most."""
-_MOST_QUESTIONS = 64
-"""Questions of one sweep, at most."""
+_MOST_QUESTIONS, _AT_ONCE = 512, 32
+"""Questions of one sweep, at most, and how many of them are asked together."""
 
 log = get_logger(__name__)
 
@@ -48,17 +48,24 @@ class MemoryUpkeep:
         self._asked = {rid: asked for rid, asked in self._asked.items() if rid in known}
         now = time.monotonic()
         due = [rid for rid in here if self._asked.get(rid, (0.0, 0.0))[0] <= now]
-        for rid in due[:_MOST_QUESTIONS]:
-            pause = min(2 * self._asked.get(rid, (0.0, INTERVAL / 2))[1], _RAREST_QUESTION)
-            self._asked[rid] = now + pause, pause
-            await self._free_if_ended(rid)
+        for first in range(0, min(len(due), _MOST_QUESTIONS), _AT_ONCE):
+            together = (self._ask(rid, now) for rid in due[first : first + _AT_ONCE])
+            if not any(await asyncio.gather(*together)):
+                return  # an outage: the others are due at the next sweep
 
-    async def _free_if_ended(self, rid: str) -> None:
+    async def _ask(self, rid: str, now: float) -> bool:
+        """Free what a request has here if it has ended; False when nobody answers.
+
+        It is asked about again later, and what it has here is gone at its deadline in any case.
+        """
+        pause = min(2 * self._asked.get(rid, (0.0, INTERVAL / 2))[1], _RAREST_QUESTION)
+        self._asked[rid] = now + pause, pause
         asked = time.monotonic()
         try:
             ended = await self._performer.ask_orphans(rid)
-        except BrokerError as error:  # asked again later, and gone at its deadline in any case
+        except BrokerError as error:
             log.debug(LogEvent.PAYLOADS_LEFT, request=rid, error=error.message)
-            return
+            return False
         if ended:
             self._store.forget(rid, ended, asked)
+        return True

@@ -15,13 +15,15 @@ from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
 from omnibus.client.producer import Submission
-from omnibus.errors import RequestConflict
+from omnibus.errors import BrokerUnavailable, RequestConflict
 from omnibus.ledger.performer import Performer
 from omnibus.orchestrator.intake import Intake
+from omnibus.orchestrator.service import OrchestratorService
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec
 from omnibus.requests.effects import PublishTask
+from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import StageResult, Task
@@ -258,3 +260,42 @@ async def test_what_a_killed_server_brings_back_goes_and_what_is_open_stays(
         await eventually(settled, what="what the ended request had is gone")
         assert [subject.split(".")[-2] for subject in await stored(connection, pipeline)] == [kept]
         assert await performer.queue.anything_queued("open")
+
+
+async def test_questions_about_ended_requests_are_answered_side_by_side_and_in_bounds_when_many_come(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = line(pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    service = OrchestratorService(connection, spec)
+    clear, waiting, most, together = service._performer.clear_orphans, 0, 0, asyncio.Event()
+
+    async def slow(rid: str) -> Record | None:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        if waiting == 32:
+            together.set()
+        await together.wait()
+        waiting -= 1
+        return await clear(rid)
+
+    running, asker = asyncio.create_task(service.run()), Performer(connection, pipeline)
+
+    async def listens() -> bool:
+        try:
+            await asker.ask_orphans("somebody")
+        except BrokerUnavailable:
+            return False
+        return True
+
+    try:
+        await eventually(listens, what="the orchestrator listens")
+        monkeypatch.setattr(service._performer, "clear_orphans", slow)
+        async with asyncio.timeout(30):
+            answers = await asyncio.gather(*(asker.ask_orphans(f"r{number}") for number in range(100)))
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+    assert answers == [0] * 100
+    assert most == 32
