@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.errors import BrokerUnavailable, OmnibusError, PayloadLost
+from omnibus.observability.task_root import task_root
 from omnibus.wire import codec, subjects
 from omnibus.wire.payload import MemorySlot, ObjectKey, Payload
 
@@ -79,10 +81,9 @@ class Fetching:
 
     async def _answer(self, message: ReceivedMessage) -> None:
         async with self._turns:
-            try:
+            key = ""  # also for what nobody foresaw: the reader would wait in vain
+            with task_root("payload fetch", self._connection.metrics), suppress(OmnibusError):
                 question: Fetch = codec.decode(message.data, Fetch)
                 rid = subjects.check_name(question.rid, "request id")
                 key = (await self._store(question.payload, rid)).key
-            except OmnibusError:
-                key = ""
             await self._connection.publish(message.reply, key.encode())

@@ -71,6 +71,8 @@ class HostMemory:
             reading = self._mapped.pop(slot.name, None)
         if reading is None:
             reading = Reading(self._folder, slot.name, self._pipeline)
+        if into is None:
+            reading.check(slot, nbytes)  # before so many bytes are allocated: the number may come from anybody
         target = self._targets.take(nbytes, lead) if into is None else into
         reading.copy(slot, target)
         with self._lock:

@@ -154,11 +154,15 @@ class Reading:
         self._words = memoryview(self._map)[:24].cast("Q")
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)[HEADER:]
 
+    def check(self, slot: MemorySlot, nbytes: int) -> None:
+        """Raises PayloadLost when the slot holds another payload, none, or fewer bytes."""
+        self._check(slot)
+        if not 0 <= nbytes <= self._words[2]:
+            raise PayloadLost(f"shared memory {slot.name} has {self._words[2]} bytes and not {nbytes}")
+
     def copy(self, slot: MemorySlot, into: memoryview) -> None:
         """Copy the payload out; raises PayloadLost when the slot holds, or held meanwhile, another one or none."""
-        self._check(slot)
-        if len(into) > self._words[2]:
-            raise PayloadLost(f"shared memory {slot.name} has {self._words[2]} bytes and not {len(into)}")
+        self.check(slot, len(into))
         copy(np.frombuffer(into, dtype=np.uint8), self._bytes[: len(into)])
         self._check(slot)
 

@@ -184,6 +184,21 @@ async def test_nothing_is_stored_for_a_reader_that_names_no_request(
         assert await Performer(connection, pipeline).present() == {}
 
 
+@pytest.mark.parametrize(("name", "nbytes"), [(None, 1 << 60), (None, -1), (None, 1 << 33), ("\0", 1), ("../x", 1)])
+async def test_reader_is_refused_at_once_when_it_asks_for_what_no_slot_can_have(
+    connection: Connection, pipeline: str, hosts: tuple[Path, Path], name: str | None, nbytes: int
+) -> None:
+    async with store_on(connection, pipeline, hosts[0]) as here:
+        (slot,) = (await put(here, pipeline)).locations
+        assert isinstance(slot, MemorySlot)
+        asked = MemorySlot(slot.host, name or slot.name, slot.generation)
+        payload = Payload(media_type=MSGPACK, nbytes=nbytes, locations=(asked,))
+        question = codec.encode(fetching.Fetch(rid="r", payload=payload))
+        answer = await connection.request(subjects.fetch(pipeline, slot.host), question, timeout=10)
+        assert answer.data == b""
+        assert await Performer(connection, pipeline).present() == {}
+
+
 async def test_object_rule_stores_an_array_that_is_read_aligned(
     connection: Connection, pipeline: str, hosts: tuple[Path, Path]
 ) -> None:

@@ -321,3 +321,14 @@ def test_unused_buffers_are_bounded() -> None:
     gc.collect()
     targets.trim()
     assert targets._idle <= 3 << 20
+
+
+@pytest.mark.parametrize("nbytes", [-1, 101, 1 << 60])
+def test_nothing_is_allocated_when_a_reader_names_more_bytes_than_a_slot_has(
+    memory: HostMemory, monkeypatch: pytest.MonkeyPatch, nbytes: int
+) -> None:
+    slot = memory.put(Packed.of((bytes(100),), MSGPACK), rid="r", run=1, expires=LATER)
+    assert slot is not None
+    monkeypatch.setattr(memory._targets, "take", lambda *_: pytest.fail("a buffer was taken"))
+    with pytest.raises(PayloadLost, match=f"has 100 bytes and not {nbytes}"):
+        memory.read(slot, nbytes)
