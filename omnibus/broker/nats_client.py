@@ -280,14 +280,24 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
         self._command(bytes(cmd))
 
     async def _flush_pending(self, force_flush: bool = False) -> None:  # noqa: ARG002
-        """Send what was kept while disconnected, after the subscriptions that nats-py has renewed."""
+        """Send what was kept while disconnected, after the subscriptions that nats-py has renewed.
+
+        Raises ConnectionError when the new socket breaks meanwhile: what was not written to it is kept for the next one.
+        """
         if not self.is_connected:
             return
         kept = tuple(self._pending)
         self._pending.clear()
         self._pending_data_size = 0
-        for command in kept:
-            self._send(command)
+        for number, command in enumerate(kept):
+            try:
+                self._send(command, most=math.inf)
+            except ConnectionError:
+                self._pending[:] = (*self._batch, *kept[number:])
+                self._pending_data_size = sum(map(len, self._pending))
+                self._batch.clear()
+                self._batched = 0
+                raise
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         if self.is_connected:

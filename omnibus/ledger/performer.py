@@ -70,14 +70,14 @@ class Performer:
         Raises RevisionConflict when the id is taken: the timer is set then all the same. Left half-way, a timer without a
         record fires in vain, and a record without a timer, of a request that was never acknowledged, ends with its lifetime.
         """
-        timer, creation = await asyncio.gather(
-            self._schedule(record.ticket), self.ledger.create(record), return_exceptions=True
-        )
-        for failed in (creation, timer):
-            if isinstance(failed, BaseException):
-                raise failed
-        assert isinstance(creation, int)
-        return creation
+        ended = await asyncio.gather(self._schedule(record.ticket), self.ledger.create(record), return_exceptions=True)
+        failures = [one for one in reversed(ended) if isinstance(one, BaseException)]
+        if failures:
+            del ended
+            raise failures.pop(0)  # of nothing that refers to it: this frame would keep it until garbage is collected
+        revision = ended[1]
+        assert isinstance(revision, int)
+        return revision
 
     async def end(self, event: Event, *, may_purge: bool = True) -> bool:
         """End a request by its last result, unread: by a compare-and-set on the revision that its ticket names.

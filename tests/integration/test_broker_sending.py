@@ -67,6 +67,32 @@ async def test_kept_messages_follow_in_order_when_the_connection_is_back(own_ser
         await eventually(lambda: [body for body in received if len(body) < 10] == kept, 10)
 
 
+async def test_kept_messages_follow_when_the_new_connection_breaks_while_they_are_sent(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[bytes] = []
+    async with connect(own_server.url, name="a", role="test") as sender:
+        await sender.subscribe("kept", lambda message: received.append(message.data[:2]))
+        await own_server.kill()
+        await eventually(lambda: not sender.connected)
+        kept = [b"%02d" % number for number in range(30)]
+        for number, body in enumerate(kept):
+            sender.send("kept", body + bytes(100_000 * (number % 3)))
+        client, writes = sender.client, []
+        write = client._write
+
+        def breaks_at_the_third() -> None:
+            write()
+            writes.append(len(client._batch))
+            if len(writes) == 3:
+                client._tcp.out.abort()
+
+        monkeypatch.setattr(client, "_write", breaks_at_the_third)
+        await own_server.start()
+        await eventually(lambda: received[-20:] == kept[-20:], 20)
+        assert received == kept[-len(received) :], "each once and in order, but for what the broken one had taken"
+
+
 async def test_publisher_waits_for_room_when_nobody_reads(nats_server: EmbeddedServer) -> None:
     async with Proxy(nats_server.url) as proxy, connect(proxy.url, name="flood", role="test") as flood:
         piece = bytes(flood.max_payload)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.errors import RevisionConflict
 from omnibus.ledger.acceptance import admit
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.work_queue import WorkQueue
@@ -112,3 +116,20 @@ async def test_no_timer_stays_when_an_id_is_taken_by_another_request(connection:
         return list(found) == [subjects.timer(pipeline, "first", "a")]
 
     await eventually(only_the_first, what="the second attempt's timer is gone")
+
+
+async def test_error_is_free_at_once_when_an_id_is_taken_and_no_garbage_is_collected(
+    connection: Connection, pipeline: str
+) -> None:
+    spec, performer = line(pipeline), Performer(connection, pipeline)
+    await ensure_layout(connection, layout_of(spec))
+    await performer.open(record_of(spec, "a"))
+    gc.disable()  # as good as: a process that serves collects rarely
+    try:
+        try:
+            await performer.open(record_of(spec, "a", nonce="other"))
+        except RevisionConflict as error:
+            is_there = weakref.ref(error)
+        await eventually(lambda: is_there() is None)
+    finally:
+        gc.enable()
