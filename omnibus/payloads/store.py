@@ -165,6 +165,11 @@ class PayloadStore:
         if self._lent.get(rid, asked) <= asked:
             self._lent.pop(rid, None)
 
+    async def written(self) -> list[str]:
+        """Return when what is written behind messages is stored: the requests of that, and of what readers elsewhere wanted."""
+        await self._write_through.close()
+        return list(self._lent)
+
     def _is_elsewhere(self, location: Location) -> bool:
         """Whether it is in another host's memory: the last that is tried, as that takes the broker."""
         return isinstance(location, MemorySlot) and (self._memory is None or not self._memory.reaches(location))

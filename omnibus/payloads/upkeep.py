@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerError
@@ -42,14 +43,21 @@ class MemoryUpkeep:
                 await self._sweep()
             await asyncio.sleep(INTERVAL)
 
+    async def finish(self) -> None:
+        """Ask once more, as this process leaves, about what it has stored late or for others: nobody else knows of it."""
+        await self._ask_about(await self._store.written(), time.monotonic())
+
     async def _sweep(self) -> None:
         here = await self._store.sweep(self._connection.clock.now(), _FIRST_QUESTION)
         known = set(here)
         self._asked = {rid: asked for rid, asked in self._asked.items() if rid in known}
         now = time.monotonic()
         due = [rid for rid in here if self._asked.get(rid, (0.0, 0.0))[0] <= now]
-        for first in range(0, min(len(due), _MOST_QUESTIONS), _AT_ONCE):
-            together = (self._ask(rid, now) for rid in due[first : first + _AT_ONCE])
+        await self._ask_about(due, now)
+
+    async def _ask_about(self, rids: Sequence[str], now: float) -> None:
+        for first in range(0, min(len(rids), _MOST_QUESTIONS), _AT_ONCE):
+            together = (self._ask(rid, now) for rid in rids[first : first + _AT_ONCE])
             if not any(await asyncio.gather(*together)):
                 return  # an outage: the others are due at the next sweep
 

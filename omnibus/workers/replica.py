@@ -181,9 +181,9 @@ class Replica:
         self._handlers.begin(self._pause_states.pause_state)
         try:
             async with asyncio.TaskGroup() as jobs:
+                upkeep = MemoryUpkeep(self._conn, self._payloads, self._performer)
                 side = [jobs.create_task(self._health.run(), name="engine-health")]
                 if self._options.reach.memory is not None:
-                    upkeep = MemoryUpkeep(self._conn, self._payloads, self._performer)
                     side.append(jobs.create_task(upkeep.run(), name="payload-upkeep"))
                 while not self._ending.is_set():
                     await self._take_tasks(jobs)
@@ -192,6 +192,7 @@ class Replica:
                 await self._service.concluded()
                 for task in side:
                     task.cancel()
+                await upkeep.finish()
         except BaseException:
             await self._service.close()
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -26,6 +26,9 @@ class Full:
 
     async def sweep(self, _now: float, _age: float) -> list[str]:
         return self.requests
+
+    async def written(self) -> list[str]:
+        return list(self.requests)
 
     def forget(self, rid: str, _run: int, _asked: float) -> None:
         self.requests.remove(rid)
@@ -81,3 +84,10 @@ async def test_sweep_ends_at_the_first_questions_when_nobody_answers_and_the_nex
     assert orchestrator.asked == 32
     await upkeep._sweep()
     assert len(upkeep._asked) == orchestrator.asked == 64
+
+
+async def test_what_is_stored_late_is_asked_about_once_more_when_its_process_leaves() -> None:
+    """Its request may have ended while it was written, and nobody else knows of it."""
+    full: Any = Full(["late", "lent"])
+    await MemoryUpkeep(full, full, cast("Any", Orchestrator(wanted=2))).finish()
+    assert full.requests == []
