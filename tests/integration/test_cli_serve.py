@@ -243,7 +243,8 @@ def test_model_is_named_when_it_cannot_be_found(tmp_path: Path) -> None:
 def test_failure_is_told_in_sentences_when_it_is_piped(tmp_path: Path) -> None:
     """No JSON for people, no ten minutes of trying again, and what stays deployed is said."""
     (tmp_path / "unlucky.py").write_text(
-        "class Stage:\n    def __init__(self):\n        raise RuntimeError('no luck')\n"
+        "class Stage:\n    def __init__(self):\n        raise RuntimeError('no luck')\n\n"
+        "    def __call__(self, stage_input):\n        return ''\n"
     )
     text = "name: unlucky\nstages:\n- {stage_id: 0, name: only, engine: python, model: 'unlucky:Stage', "
     file = write_pipeline(tmp_path, text + "final_output: true, final_output_type: text}\n")
