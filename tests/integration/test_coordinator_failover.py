@@ -136,7 +136,13 @@ async def test_task_runs_elsewhere_within_the_bound_when_its_replica_is_killed_w
 ) -> None:
     """Unread data makes the kernel reset the connection: the server says "Read Error", as of a client that may come back."""
     async with (
-        stage_bench(connection, pipeline, heartbeat_timeout=TIMEOUT, hang_on={"rid": "a", "attempts": [1]}) as bench,
+        stage_bench(
+            connection,
+            pipeline,
+            heartbeat_timeout=TIMEOUT,
+            hang_on={"rid": "a", "attempts": [1]},
+            latency=0.05,  # a task that is done at once is never announced
+        ) as bench,  # fmt: skip
         heard_claims(connection, pipeline) as heard,
         disconnects(nats_server) as reasons,
         orchestrator(connection, bench.spec, system=SystemAccount(url=nats_server.system_url, account="OMNI")),
