@@ -68,7 +68,8 @@ class Performer:
         """Create a record and set its timer, both in flight at once; returns the revision when both are stored.
 
         Raises RevisionConflict when the id is taken: the timer is set then all the same. Left half-way, a timer without a
-        record fires in vain, and a record without a timer, of a request that was never acknowledged, ends with its lifetime.
+        record fires in vain. A record without a timer gets it from the next one who submits the request, or from the intake
+        when a raw one comes again; one that nobody submits again was never accepted, and ends with its lifetime.
         """
         ended = await asyncio.gather(self._schedule(record.ticket), self.ledger.create(record), return_exceptions=True)
         failures = [one for one in reversed(ended) if isinstance(one, BaseException)]

@@ -107,18 +107,10 @@ class Replica:
         self._registration = self._make_registration()
         self._slots = TaskSlots(stage.slots, self._claims, self._registration.set_status)
         self._payloads = PayloadStore(conn, spec.name, self._options.reach)
-        self._execution = execution = self._make_execution()
-        self._health = EngineHealth(stage, execution, self._slots, on_death=self.drain)
+        self._execution = self._make_execution()
+        self._health = EngineHealth(stage, self._execution, self._slots, on_death=self.drain)
         self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
-        conclusion = TaskConclusion(
-            stage, self._performer,
-            claims=self._claims, telemetry=self._telemetry, health=self._health, leave=self._leave,
-        )  # fmt: skip
-        leases = LeaseKeeper(conn, lease=spec.heartbeat_timeout, limit=stage.timeout or 0.0)
-        self._service = TaskService(
-            stage.stage_id, execution, conclusion,
-            claims=self._claims, slots=self._slots, leases=leases, telemetry=self._telemetry, health=self._health,
-        )  # fmt: skip
+        self._service = self._make_service()
         come_back = self._restart if self._options.supervised else None
         self._handlers = ControlHandlers(self._engine, self._slots, restart=come_back)
         self._pause_states = PauseWatch(conn, spec.name, stage.stage_id)
@@ -284,6 +276,17 @@ class Replica:
             JobBuilder(self._spec, self._stage, store, Ledger(self._conn, self._spec.name)),
             OutputWriter(self._spec, self._stage, self._engine.outputs, store),
             tracing=self._options.tracing, streams=self._streams,
+        )  # fmt: skip
+
+    def _make_service(self) -> TaskService:
+        conclusion = TaskConclusion(
+            self._stage, self._performer,
+            claims=self._claims, telemetry=self._telemetry, health=self._health, leave=self._leave,
+        )  # fmt: skip
+        leases = LeaseKeeper(self._conn, lease=self._spec.heartbeat_timeout, limit=self._stage.timeout or 0.0)
+        return TaskService(
+            self._stage.stage_id, self._execution, conclusion,
+            claims=self._claims, slots=self._slots, leases=leases, telemetry=self._telemetry, health=self._health,
         )  # fmt: skip
 
     def _make_registration(self) -> Registration:
