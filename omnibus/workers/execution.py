@@ -21,7 +21,7 @@ from omnibus.wire.envelope import StageResult, StageTiming, Task
 from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
-from omnibus.workers.engines.protocol import Engine, Finished, Job, Progress, StageInput
+from omnibus.workers.engines.protocol import Chunk, Engine, Finished, Job, Progress, StageInput
 from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
@@ -128,6 +128,8 @@ class Execution:
                     check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
                         return item
+                    if isinstance(item, Chunk):
+                        continue
                     if stream is not None and (has_text or isinstance(item, Progress)):
                         self._streams.add(stream, item)
         raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from omnibus.errors import EngineError, RequestError
-from omnibus.workers.engines.protocol import Finished, Item, Progress, TextDelta
+from omnibus.workers.engines.protocol import Chunk, Finished, Item, Progress, TextDelta
 
 LARGEST = 2**63 - 1
 
@@ -24,6 +24,8 @@ def check_item(stage: str, kinds: Mapping[str, str], item: Item) -> None:
         case Progress():
             whole = _is_count(item.step) and _is_count(item.total)
             fault = _preview_fault(item.preview) if whole else "progress counts whole steps"
+        case Chunk():
+            fault = _chunk_fault(item) or _outputs_fault(kinds, item.outputs)
         case Finished():
             fault = _finished_fault(item) or _outputs_fault(kinds, item.outputs)
         case _:
@@ -44,9 +46,18 @@ def _preview_fault(value: object) -> str | None:
     return None
 
 
+def _chunk_fault(item: Chunk) -> str | None:
+    return _names_fault(item.outputs) or (None if item.outputs else "a chunk has at least one output")
+
+
+def _names_fault(outputs: object) -> str | None:
+    is_named = isinstance(outputs, Mapping) and all(isinstance(name, str) for name in outputs)
+    return None if is_named else "outputs are a mapping from names"
+
+
 def _finished_fault(item: Finished) -> str | None:
-    if not isinstance(item.outputs, Mapping) or not all(isinstance(name, str) for name in item.outputs):
-        return "outputs are a mapping from names"
+    if (fault := _names_fault(item.outputs)) is not None:
+        return fault
     if _text_fault(item.finish_reason) is not None:
         return "finish_reason is a text"
     counts = (item.usage.prompt_tokens, item.usage.completion_tokens)

@@ -10,7 +10,7 @@ import pytest
 from omnibus.errors import EngineError
 from omnibus.media import pictures
 from omnibus.wire.envelope import TokenUsage
-from omnibus.workers.engines.protocol import Finished, Item, Progress, TextDelta
+from omnibus.workers.engines.protocol import Chunk, Finished, Item, Progress, TextDelta
 from omnibus.workers.item_checks import check_item
 
 pytestmark = pytest.mark.unit
@@ -23,6 +23,7 @@ HALF = "\ud83d"
     [
         TextDelta(text="grün", token_ids=(1, 2)),
         Progress(step=1, total=2, preview=pictures.encoded(np.zeros((2, 2), np.uint8))),
+        Chunk(outputs={"ids": (1, 2), "unknown": object()}),
         Finished(outputs={"text": "", "ids": [1, np.int64(2)], "states": np.zeros((2, 3)), "more": {"a": None}}),
         Finished(outputs={"ids": np.arange(3), "states": [[1, 2], [3, 4]], "unknown": object()}),
         Finished(outputs={}, finish_reason="abort", usage=TokenUsage(prompt_tokens=3)),
@@ -41,6 +42,9 @@ def test_what_is_declared_passes(item: Item) -> None:
         Progress(step=1.5, total=2),  # type: ignore[arg-type]
         Progress(step=1, total=2, preview="x"),  # type: ignore[arg-type]
         Progress(step=1, total=2, preview=b"x"),
+        Chunk(outputs={}),
+        Chunk(outputs=[1]),  # type: ignore[arg-type]
+        Chunk(outputs={"text": f"a{HALF}"}),
         Finished(outputs={"text": ["a"]}),
         Finished(outputs={"text": 5}),
         Finished(outputs={"text": b"caf\xe9"}),

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineError, EngineRejected, InvalidRequest
@@ -15,6 +16,7 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.protocol import (
+    Chunk,
     Engine,
     EngineInput,
     Finished,
@@ -53,6 +55,17 @@ async def spell_async(stage_input: StageInput) -> AsyncIterator[object]:
     for dead_letter in stage_input.request.text():
         yield dead_letter
     yield {"text": "given", "length": 3}
+
+
+def sing(_stage_input: StageInput) -> Iterator[Chunk | str]:
+    for number in range(3):
+        yield Chunk(outputs={"audio": np.full(2, number), "sample_rate": 8000, "ids": [number]})
+        yield f"{number} "
+
+
+def sing_out_of_shape(_stage_input: StageInput) -> Iterator[Chunk]:
+    yield Chunk(outputs={"audio": np.zeros(2)})
+    yield Chunk(outputs={"audio": np.zeros((2, 2))})
 
 
 def count_images(stage_input: StageInput) -> int:
@@ -158,6 +171,19 @@ async def test_generator_streams_text_and_progress() -> None:
     assert items[0] == Progress(step=1, total=2)
     assert [item.text for item in items if isinstance(item, TextDelta)] == ["a", "b", "c"]
     assert last(items).outputs == {"text": "abc"}
+
+
+async def test_chunks_leave_as_they_come_and_joined_they_are_the_outputs_when_nothing_else_is_yielded() -> None:
+    items = await run(stage("sing", outputs={"audio": "audio", "ids": "tokens", "words": "text"}), make_job())
+    assert [item.outputs["ids"] for item in items if isinstance(item, Chunk)] == [[0], [1], [2]]
+    outputs = last(items).outputs
+    assert outputs["audio"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert (outputs["ids"], outputs["sample_rate"], outputs["words"]) == ([0, 1, 2], 8000, "0 1 2 ")
+
+
+async def test_error_tells_it_when_chunks_do_not_fit_together() -> None:
+    with pytest.raises(EngineError, match="chunks do not fit together"):
+        await run(stage("sing_out_of_shape", outputs={"audio": "audio"}), make_job())
 
 
 async def test_async_generator_gives_named_outputs_last() -> None:

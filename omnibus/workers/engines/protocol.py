@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,18 @@ Outputs = Mapping[str, Any]
 """Named values of one stage: str, bytes, numbers, lists and dicts of them, numpy arrays."""
 
 
+class Flow(Protocol):
+    """The outputs of a source that still runs, chunk by chunk and in order, to its end. It can be read once.
+
+    `async for` reads it on any event loop, `for` in any thread but those of event loops; each item is a mapping of outputs.
+    Raises PayloadLost when the flow is damaged, naming the stage that makes it, and EngineError when it is no longer wanted.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Outputs]: ...
+
+    def __iter__(self) -> Iterator[Outputs]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageInput:
     """The input of a stage: the request, and the outputs of earlier stages."""
@@ -24,6 +36,8 @@ class StageInput:
     request: Request
     sources: Mapping[str, Outputs] = field(default_factory=dict)
     """Outputs of the input stages, by stage name."""
+    flows: Mapping[str, Flow] = field(default_factory=dict)
+    """Input stages that still run, by stage name: those over edges of mode `stream`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +72,8 @@ class Job:
     them first, with their text; one that cannot begins again, and of what it repeats the client sees nothing."""
     priority: int = 0
     trace: Mapping[str, str] = field(default_factory=dict)
+    parts: AsyncIterator[EngineInput] | None = None
+    """The engine's input part by part, of an input processor that is an async generator; `engine_input` is empty then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +94,17 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A part of the outputs that is ready now, in order, for stages that read this one as a flow and callers that stream.
+
+    `{"audio": samples, "sample_rate": 24000}`, `{"token_ids": [1, 2]}`: what follows each other makes the whole, which
+    Finished has besides. A TextDelta is a chunk by itself.
+    """
+
+    outputs: Outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The last item of a generation: every output of the stage, by declared name."""
 
@@ -86,7 +113,7 @@ class Finished:
     usage: TokenUsage = field(default_factory=TokenUsage)
 
 
-Item = TextDelta | Progress | Finished
+Item = TextDelta | Progress | Chunk | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

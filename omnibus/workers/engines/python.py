@@ -18,8 +18,9 @@ from omnibus.errors import (
     PipelineError,
 )
 from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines.chunk_joining import joined
 from omnibus.workers.engines.loaded_engine import LoadedEngine
-from omnibus.workers.engines.protocol import Finished, Item, Job, Outputs, Progress, TextDelta
+from omnibus.workers.engines.protocol import Chunk, Finished, Item, Job, Outputs, Progress, TextDelta
 from omnibus.workers.engines.threads import EngineLoop, awaited, is_async
 from omnibus.workers.object_loading import load_object
 
@@ -37,7 +38,8 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
       blocks it holds up the others, and the replica is started again after the stage's `stall_timeout`.
     - What is returned, or yielded last, are the outputs: a mapping with exactly the declared names, or the value of the
       only declared one. A generator also yields str or TextDelta, delivered as they come, and joined they are the value
-      when nothing else is yielded; and Progress.
+      when nothing else is yielded; Chunk, for stages that read this one while it runs, which joined are the outputs then;
+      and Progress.
     - Outputs are declared in `engine_args` as `outputs: {name: kind}`, else as the callable's attribute `outputs`, else
       as the stage's final output type, else as one output named `value`.
 
@@ -174,6 +176,7 @@ class _Pieces:
     def __init__(self, declared: Mapping[str, str]) -> None:
         self._declared = declared
         self._said: list[str] = []
+        self._chunks: list[Chunk] = []
         self._value: object = _END
 
     def take(self, value: object) -> Item | None:
@@ -184,6 +187,9 @@ class _Pieces:
             value = TextDelta(text=value)
         if isinstance(value, TextDelta):
             self._said.append(value.text)
+            return value
+        if isinstance(value, Chunk):
+            self._chunks.append(value)
             return value
         self._value = value
         return None
@@ -201,6 +207,8 @@ class _Pieces:
 
     def _outputs(self) -> Outputs:
         if self._value is _END:
+            if self._chunks:
+                return self._joined()
             if not self._said:
                 raise EngineError(f"nothing was returned; declared are {', '.join(self._declared)}")
             self._value = "".join(self._said)
@@ -209,6 +217,14 @@ class _Pieces:
         if len(self._declared) != 1:
             raise EngineError(f"return a mapping with the declared outputs: {', '.join(self._declared)}")
         return {next(iter(self._declared)): self._value}
+
+    def _joined(self) -> Outputs:
+        """The outputs of the chunks, with the text that was yielded beside them."""
+        text = next((name for name, kind in self._declared.items() if kind == "text"), "")
+        try:
+            return {**({text: "".join(self._said)} if self._said else {}), **joined(self._chunks)}
+        except (TypeError, ValueError) as error:
+            raise EngineError(f"the chunks do not fit together: {error}") from error
 
 
 async def _called_here(call: Callable[[], Awaitable[Any]]) -> Any:

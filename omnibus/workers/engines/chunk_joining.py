@@ -1,0 +1,32 @@
+"""The whole of what a stage made in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from omnibus.workers.engines.protocol import Chunk, Outputs
+
+
+def joined(chunks: Sequence[Chunk]) -> Outputs:
+    """The outputs that chunks make together: texts, arrays and lists follow each other; of anything else the last counts.
+
+    Raises ValueError for arrays whose shapes do not fit, TypeError for values of several kinds under one name.
+    """
+    names = dict.fromkeys(name for chunk in chunks for name in chunk.outputs)
+    return {name: _joined([chunk.outputs[name] for chunk in chunks if name in chunk.outputs]) for name in names}
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    match values[0]:
+        case str():
+            return "".join(values)
+        case bytes():
+            return b"".join(values)
+        case np.ndarray() if values[0].ndim:
+            return np.concatenate(values)
+        case list() | tuple():
+            return [item for value in values for item in value]
+    return values[-1]
