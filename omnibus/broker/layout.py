@@ -13,7 +13,7 @@ from omnibus.broker.connection import Connection
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.requests.record import DEAD_TTL, DONE_TTL
+from omnibus.requests.record import DEAD_TTL, ENDED_TTL
 from omnibus.wire import subjects
 
 Config = Mapping[str, Any]
@@ -213,7 +213,7 @@ def _buckets(spec: PipelineSpec) -> dict[str, Config]:
 def _object_stores(spec: PipelineSpec) -> dict[str, Config]:
     """Object stores; their age limit is a backstop for payloads that nobody removed."""
     ages = {
-        subjects.payloads_bucket(spec.name): spec.deadline + DONE_TTL + _PAYLOAD_MARGIN,
+        subjects.payloads_bucket(spec.name): spec.deadline + ENDED_TTL + _PAYLOAD_MARGIN,
         subjects.dead_payloads_bucket(spec.name): DEAD_TTL + _PAYLOAD_MARGIN,
     }
     return {

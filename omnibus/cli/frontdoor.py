@@ -30,7 +30,7 @@ def command(*, pipeline: Wanted) -> None:
     if settings.frontdoors == 1:
         run_until_stopped(settings, _serve(settings, pipeline))
         return
-    from omnibus.cli.front_doors import serve_several  # noqa: PLC0415
+    from omnibus.cli.frontdoor_processes import serve_several  # noqa: PLC0415
 
     named = click.get_current_context().meta.get(options.PIPELINE_FILE, pipeline)
     serve_several(settings, *(() if named is None else ("--pipeline", named)))
@@ -46,14 +46,14 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
     from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
     from omnibus.observability.tracing import open_tracing  # noqa: PLC0415
-    from omnibus.payloads.reach import Reach  # noqa: PLC0415
+    from omnibus.payloads.transports import Transports  # noqa: PLC0415
 
     if settings.metrics_dir is not None:
         share_metrics(settings.metrics_dir, settings.metrics_name)
     with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
         async with (
             connected(settings, role="frontdoor", wait=START_WAIT) as connection,
-            Producer(connection, Reach.of(settings)) as producer,
+            Producer(connection, Transports.of(settings)) as producer,
             ClusterView(connection) as cluster,
         ):
             aliases = {}

@@ -13,7 +13,7 @@ from omnibus.broker.discovery import discover, running_server
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import without_password
-from omnibus.cli import front_doors
+from omnibus.cli import frontdoor_processes
 from omnibus.cli.coming_up import ComingUp
 from omnibus.cli.process_group import Fleet, keep_running
 from omnibus.cli.readiness import Readiness
@@ -96,7 +96,7 @@ def serve(arguments: ServeArguments) -> None:
     check_models(arguments.local_stages(spec))
     if settings.nats_port == 0:  # started again it keeps its port
         settings = settings.model_copy(update={"nats_port": free_port()})
-    with nullcontext(settings) if arguments.no_frontdoor else front_doors.port_taken(settings) as taken:
+    with nullcontext(settings) if arguments.no_frontdoor else frontdoor_processes.port_taken(settings) as taken:
         run(_serve(spec, taken, arguments))
 
 
@@ -116,7 +116,7 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArgumen
         )  # fmt: skip
         services = [fleet.orchestrator()]
         if not arguments.no_frontdoor:
-            services += front_doors.processes(found, fleet.environment(), "--pipeline", spec.name)
+            services += frontdoor_processes.processes(found, fleet.environment(), "--pipeline", spec.name)
         try:
             await keep_running(connection, fleet, plans, services, coming.announce, stats=arguments.log_stats)
         finally:

@@ -26,7 +26,7 @@ from omnibus.garbage import settle_garbage
 from omnibus.lineage import PARENT_VARIABLE, die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
-from omnibus.payloads.reach import Reach
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.settings import Settings
@@ -191,5 +191,5 @@ class CommandSession:
 @asynccontextmanager
 async def open_session(settings: Settings, role: str, wanted: Wanted) -> AsyncIterator[CommandSession]:
     """A session, as long as the context lasts; raises BrokerUnavailable."""
-    async with connected(settings, role=role) as connection, Producer(connection, Reach.of(settings)) as producer:
+    async with connected(settings, role=role) as connection, Producer(connection, Transports.of(settings)) as producer:
         yield CommandSession(settings, connection, producer, wanted)

@@ -14,8 +14,8 @@ from omnibus.client.request_events import Output, Result
 from omnibus.ledger.overload import OpenRequests
 from omnibus.ledger.performer import Performer, shared_lane
 from omnibus.ledger.records import StoredRecord
-from omnibus.payloads.reach import Reach
 from omnibus.payloads.store import PayloadStore
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.choice.director import Director
 from omnibus.requests.record import Record, unknown
@@ -83,10 +83,10 @@ class Mailbox:
 class Channel:
     """Made by `open`. Messages of a request that nobody follows are dropped, but its end is noted."""
 
-    def __init__(self, connection: Connection, pipeline: str, front: str, reach: Reach) -> None:
+    def __init__(self, connection: Connection, pipeline: str, front: str, transports: Transports) -> None:
         self.connection, self.pipeline, self.front = connection, pipeline, front
         self.performer = Performer(connection, pipeline, lane_of=self._lane_of)
-        self.store = PayloadStore(connection, pipeline, reach)
+        self.store = PayloadStore(connection, pipeline, transports)
         self.open_requests = OpenRequests(self.performer.queue, connection.clock)
         self._mailboxes: dict[str, list[Mailbox]] = defaultdict(list)
         self._early: dict[str, Mailbox] = {}
@@ -97,9 +97,9 @@ class Channel:
         self._directing = asyncio.Lock()
 
     @classmethod
-    async def open(cls, connection: Connection, pipeline: str, front: str, reach: Reach) -> Channel:
+    async def open(cls, connection: Connection, pipeline: str, front: str, transports: Transports) -> Channel:
         """Listen; raises BrokerUnavailable."""
-        channel = cls(connection, pipeline, front, reach)
+        channel = cls(connection, pipeline, front, transports)
         subject = subjects.out_all(pipeline, front)
         channel._subscriptions.append(await connection.subscribe(subject, channel.on_message))
         channel._unhook = connection.on_reconnect(channel._reconnected)

@@ -21,7 +21,7 @@ from omnibus.client.request_events import ClientEvent, Ended, Result
 from omnibus.errors import Overloaded
 from omnibus.ledger.acceptance import admit
 from omnibus.ledger.overload import QuotaSlot
-from omnibus.payloads.reach import Reach
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.admission import digest, lane_of, new_record, timeout_of
 from omnibus.requests.record import BEYOND_DEADLINE, Record
@@ -82,9 +82,9 @@ class Submission:
 class Producer:
     """Submits requests over one connection; an async context manager. Safe for many tasks of one loop."""
 
-    def __init__(self, connection: Connection, reach: Reach | None = None) -> None:
-        """`reach` has what large outputs are read from besides the broker."""
-        self.connection, self._reach = connection, reach or Reach()
+    def __init__(self, connection: Connection, transports: Transports | None = None) -> None:
+        """`transports` has what large outputs are read from besides the broker."""
+        self.connection, self._transports = connection, transports or Transports()
         """The connection to submit over; its owner closes it."""
         self.front = f"f{secrets.token_hex(6)}"
         """Token of the `out` subject that this producer listens to."""
@@ -141,7 +141,7 @@ class Producer:
             attached = admitted.attached
         finally:
             if is_new:
-                channel.open_requests.settle(rid, admitted=not attached)
+                channel.open_requests.admission_over(rid, admitted=not attached)
         return Submission(channel, admitted.record, attached=attached)
 
     @staticmethod
@@ -181,5 +181,5 @@ class Producer:
             return known
         async with self._opening:
             if pipeline not in self._channels:
-                self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front, self._reach)
+                self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front, self._transports)
             return self._channels[pipeline]

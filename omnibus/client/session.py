@@ -21,7 +21,7 @@ from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
 from omnibus.errors import BrokerUnavailable, InvalidRequest, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.payloads.reach import Reach
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.requests.state import RequestState
@@ -228,7 +228,7 @@ async def open_session(
                     spec = await load_deployed(connection, name)
             except TimeoutError as error:
                 raise BrokerUnavailable(f"{nats} did not answer within {options.init_timeout:g} s") from error
-        producer = await stack.enter_async_context(Producer(connection, Reach.of(settings)))
+        producer = await stack.enter_async_context(Producer(connection, Transports.of(settings)))
         session = Session(connection, producer, spec, outputs)
         stack.push_async_callback(session.close)
         yield session

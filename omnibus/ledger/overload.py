@@ -26,7 +26,7 @@ _MESSAGES_AT_A_TIME = 2  # of an open request: its timer, and a task or an event
 _SWEEP_EVERY = 1.0
 
 
-class Pace:
+class Rate:
     """The growth of a count over the last WINDOW seconds. Times are of a monotonic clock."""
 
     def __init__(self) -> None:
@@ -87,10 +87,10 @@ class Backlog:
         self._underway, self._admitted = 0, 0
         self._seen = 0
         """Number of admissions before the last reading began: their messages are in it."""
-        self._removals = Pace()
+        self._removals = Rate()
 
     async def take_slot(self, spec: PipelineSpec, lane: str) -> None:
-        """Count one more request, about to be admitted to a lane; its admission over, `settle` is to be called.
+        """Count one more request, about to be admitted to a lane; its admission over, `admission_over` is to be called.
 
         Raises Overloaded at its bound, and BrokerUnavailable; then it is not counted.
         """
@@ -103,7 +103,7 @@ class Backlog:
             )
         self._underway += 1
 
-    def settle(self, *, admitted: bool) -> None:
+    def admission_over(self, *, admitted: bool) -> None:
         """The admission of a counted request is over, so that what it queued is seen by the next reading of the queue."""
         self._underway -= 1
         self._admitted += admitted
@@ -137,7 +137,7 @@ class _Tenant:
     lanes: Counter[str] = field(default_factory=Counter)
     """Its open requests, by the lane that they asked for."""
     ended: int = 0
-    pace: Pace = field(default_factory=Pace)
+    pace: Rate = field(default_factory=Rate)
 
 
 class OpenRequests:
@@ -170,9 +170,9 @@ class OpenRequests:
             raise
         return True
 
-    def settle(self, rid: str, *, admitted: bool) -> None:
+    def admission_over(self, rid: str, *, admitted: bool) -> None:
         """The admission of a counted request is over; one that was not admitted counts no longer."""
-        self._backlog.settle(admitted=admitted)
+        self._backlog.admission_over(admitted=admitted)
         if not admitted:
             self.remove(rid, ended=False)
 

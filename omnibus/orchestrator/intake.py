@@ -85,7 +85,7 @@ class Intake:
             admitted = await admit(self._performer, record)
             attached = admitted.attached
         finally:
-            self._backlog.settle(admitted=not attached)
+            self._backlog.admission_over(admitted=not attached)
         if attached and admitted.record.state.terminal:
             await self._notify(front, EndNotice(rid=rid, state=admitted.record.state))
 

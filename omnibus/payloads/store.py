@@ -21,8 +21,8 @@ from omnibus.payloads.fetching import Fetching
 from omnibus.payloads.packing import HEAVY, Packed, unpack
 from omnibus.payloads.peer import pull
 from omnibus.payloads.placement import Place, places
-from omnibus.payloads.reach import Reach
 from omnibus.payloads.targets import Targets
+from omnibus.payloads.transports import Transports
 from omnibus.payloads.write_through import WriteThrough
 from omnibus.pipeline.spec import PayloadRule
 from omnibus.wire import subjects
@@ -30,7 +30,7 @@ from omnibus.wire.codec import Buffer
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.payload import BYTES, INLINE_LIMIT, Location, MemorySlot, ObjectKey, Payload, PeerSlot, StoredOutput
 
-_BROKER_ONLY = Reach()
+_BROKER_ONLY = Transports()
 _FULL = 10077
 """The server's code for a stream at its bound."""
 _MOST_TARGETS = 256 << 20
@@ -46,11 +46,16 @@ EXPIRY_MARGIN = 60.0
 class PayloadStore:
     """Payloads of one pipeline. Writing and reading raise BrokerUnavailable, writing also Overloaded when the store is full."""
 
-    def __init__(self, connection: Connection, pipeline: str, reach: Reach = _BROKER_ONLY) -> None:
-        """Places that `reach` lacks are not used, and what is there cannot be read."""
+    def __init__(self, connection: Connection, pipeline: str, transports: Transports = _BROKER_ONLY) -> None:
+        """Places that `transports` lacks are not used, and what is there cannot be read."""
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
         self._metrics = connection.metrics
-        self._pipeline, self._memory, self._peer, self._outputs = pipeline, reach.memory, reach.peer, reach.outputs
+        self._pipeline, self._memory, self._peer, self._outputs = (
+            pipeline,
+            transports.memory,
+            transports.peer,
+            transports.outputs,
+        )
         self._targets = Targets(_MOST_TARGETS)
         self._pulls = ThreadPoolExecutor(_MOST_PULLS, "payload-pull")  # apart: a slow peer must not hold up other work
         self._lent: dict[str, float] = {}

@@ -10,7 +10,7 @@ from typing import Any
 from omnibus.pipeline.files import pipeline_file, read_file, suggestion
 from omnibus.pipeline.plain_values import shown
 from omnibus.pipeline.platforms import PLATFORMS, detect_platform
-from omnibus.pipeline.yaml_document import Place, YamlDocument, YamlList, YamlMapping, parse_yaml, places_of
+from omnibus.pipeline.yaml_document import FilePosition, YamlDocument, YamlList, YamlMapping, parse_yaml, places_of
 
 MOST_BASES = 16
 BASE, OVERLAYS = "base_config", "platforms"
@@ -106,7 +106,7 @@ def _merge_lists(below: Any, above: Any, key_of: Callable[[dict[str, Any]], obje
 
 def _by_key(
     items: list[Any], key_of: Callable[[dict[str, Any]], object]
-) -> dict[tuple[str, int], tuple[Any, Place | None]]:
+) -> dict[tuple[str, int], tuple[Any, FilePosition | None]]:
     """The items and their places by their keys; one that repeats a key stays apart, for the validation to refuse."""
     seen: Counter[str] = Counter()
     found = {}

@@ -14,7 +14,7 @@ from omnibus.pipeline.plain_values import DEEPEST, Path, field_name, shown
 
 MOST_VALUES = 20_000
 """Values of a document when its aliases are written out."""
-Place = tuple[str, int]
+FilePosition = tuple[str, int]
 """A file and a line of it, from 1."""
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
@@ -22,7 +22,7 @@ _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 class YamlMapping(dict[str, Any]):
     """A mapping that knows the places of its keys."""
 
-    def __init__(self, values: Mapping[str, Any], places: Mapping[Any, Place]) -> None:
+    def __init__(self, values: Mapping[str, Any], places: Mapping[Any, FilePosition]) -> None:
         super().__init__(values)
         self.places = dict(places)
 
@@ -30,12 +30,12 @@ class YamlMapping(dict[str, Any]):
 class YamlList(list[Any]):
     """A list that knows the places of its items."""
 
-    def __init__(self, values: Iterable[Any], places: Mapping[Any, Place]) -> None:
+    def __init__(self, values: Iterable[Any], places: Mapping[Any, FilePosition]) -> None:
         super().__init__(values)
         self.places = dict(places)
 
 
-def places_of(values: Any) -> dict[Any, Place]:
+def places_of(values: Any) -> dict[Any, FilePosition]:
     """The places of the entries of a mapping or a list; empty for values that no file gave."""
     return values.places if isinstance(values, YamlMapping | YamlList) else {}
 
@@ -47,7 +47,7 @@ class YamlDocument:
     file: str
     values: Any
 
-    def place(self, path: Path) -> Place:
+    def place(self, path: Path) -> FilePosition:
         """Find the file and line of a value; of one without a place of its own, the closest around it."""
         found, values = (self.file, 1), self.values
         for part in path:
@@ -131,7 +131,7 @@ class _Builder:
             values[key] = self.value(value_node, (*path, key))
         return values
 
-    def _place(self, node: yaml.Node) -> Place:
+    def _place(self, node: yaml.Node) -> FilePosition:
         return self._file, int(node.start_mark.line) + 1
 
     def _error(self, node: yaml.Node, path: Path, message: str) -> PipelineError:

@@ -11,7 +11,7 @@ from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payloads
 
-DONE_TTL = 15 * 60
+ENDED_TTL = 15 * 60
 """Seconds that the record of an ended request stays readable, at least."""
 BEYOND_DEADLINE = 1.0
 """Seconds after a request's deadline in which its end may still come; those who wait for it wait no longer."""
@@ -31,7 +31,7 @@ def unknown(rid: str) -> UnknownRequest:
     prefix, dash, bare = rid.partition("-")
     hint = f"; without {prefix}- it is a request's id: {bare}" if dash and prefix in _OBJECT_PREFIXES else ""
     return UnknownRequest(
-        f"no request {rid!r} is known; results are kept for {DONE_TTL // 60} minutes{hint}", param="request_id"
+        f"no request {rid!r} is known; results are kept for {ENDED_TTL // 60} minutes{hint}", param="request_id"
     )
 
 
@@ -74,7 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         left = max(self.ticket.deadline - now, 0.0)
         if not self.state.terminal:
             return left + OPEN_TTL
-        return DONE_TTL if self.state is RequestState.DONE else max(DONE_TTL, left)
+        return ENDED_TTL if self.state is RequestState.DONE else max(ENDED_TTL, left)
 
     def ended(self, state: RequestState, failure: Failure | None = None) -> Record:
         """The record in a terminal state, without what only a running request needs, or one that may run again."""

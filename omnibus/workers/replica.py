@@ -20,8 +20,8 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import Tracing
-from omnibus.payloads.reach import Reach
 from omnibus.payloads.store import PayloadStore
+from omnibus.payloads.transports import Transports
 from omnibus.payloads.upkeep import MemoryUpkeep
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -74,7 +74,7 @@ class ReplicaOptions:
     """Whether somebody starts it again when it says so (`Replica.comes_back`)."""
     on_loaded: Callable[[], None] = lambda: None
     tracing: Tracing = field(default_factory=Tracing)
-    reach: Reach = field(default_factory=Reach)
+    transports: Transports = field(default_factory=Transports)
     """Places for payloads besides the broker."""
 
 
@@ -106,7 +106,7 @@ class Replica:
         self._streams = DeltaStreams(conn)
         self._registration = self._make_registration()
         self._slots = TaskSlots(stage.slots, self._claims, self._registration.set_status)
-        self._payloads = PayloadStore(conn, spec.name, self._options.reach)
+        self._payloads = PayloadStore(conn, spec.name, self._options.transports)
         self._execution = self._make_execution()
         self._health = EngineHealth(stage, self._execution, self._slots, on_death=self.drain)
         self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
@@ -175,7 +175,7 @@ class Replica:
             async with asyncio.TaskGroup() as jobs:
                 upkeep = MemoryUpkeep(self._conn, self._payloads, self._performer)
                 side = [jobs.create_task(self._health.run(), name="engine-health")]
-                if self._options.reach.memory is not None:
+                if self._options.transports.memory is not None:
                     side.append(jobs.create_task(upkeep.run(), name="payload-upkeep"))
                 while not self._ending.is_set():
                     await self._take_tasks(jobs)

@@ -24,7 +24,7 @@ from omnibus.lineage import die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
 from omnibus.observability.tracing import Tracing, open_tracing
-from omnibus.payloads.reach import Reach
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.overrides import override_stages
 from omnibus.pipeline.spec import PayloadRule
@@ -102,8 +102,8 @@ async def _serve(
         tracing=tracing,
     )
     watchdog.expect("importing the engine", start_timeout)
-    with Reach.open(settings, spec.name, asks_for_peer=asks_for_peer) as reach:
-        replica = Replica(conn, spec, stage, dataclasses.replace(options, reach=reach))
+    with Transports.open(settings, spec.name, asks_for_peer=asks_for_peer) as transports:
+        replica = Replica(conn, spec, stage, dataclasses.replace(options, transports=transports))
         watchdog.expect("the engine", 2 * start_timeout + STUCK_AFTER)
         _leave_on_signals(replica)
         await replica.run()

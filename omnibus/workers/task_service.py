@@ -22,9 +22,9 @@ from omnibus.workers.task_telemetry import TaskTelemetry
 
 ABORT_TIMEOUT = 5.0
 """Seconds for an engine to end a stopped job."""
-SETTLE = 0.1
+OTHERS_ARRIVE = 0.1
 """Seconds before a last attempt begins, in which others that came with it arrive."""
-_MOST_SETTLES = 100
+_MOST_WAITS = 100
 """How many times as long it waits at the most, until those are put back."""
 _PUT_BACK = 0.25
 """Seconds for which a slot rests whose task was put back: it might come here again at once."""
@@ -142,7 +142,7 @@ class TaskService:
         self._leases.keep(assignment)
         try:
             if assignment is self._isolated:
-                await self._settle(assignment)
+                await self._wait_for_others(assignment)
             outcome = self._unbegun(assignment) or await self._attempt(assignment)
             if outcome is not None:
                 await self._conclusion.conclude(assignment, outcome)
@@ -150,10 +150,10 @@ class TaskService:
         finally:
             self._telemetry.released(assignment)
 
-    async def _settle(self, assignment: Assignment) -> None:
+    async def _wait_for_others(self, assignment: Assignment) -> None:
         """Wait until the others that came with a last attempt are put back, or until it is stopped."""
-        for _ in range(_MOST_SETTLES):
-            await asyncio.sleep(SETTLE)
+        for _ in range(_MOST_WAITS):
+            await asyncio.sleep(OTHERS_ARRIVE)
             if assignment.interruption is not None or self._last_attempts == {assignment}:
                 return
 

@@ -206,7 +206,7 @@ async def submit_at_last_attempt(bench: StageBench, rid: str) -> None:
 async def test_last_attempt_begins_only_when_another_is_put_back_that_takes_long_to_publish(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_service, "SETTLE", 0.02)
+    monkeypatch.setattr(task_service, "OTHERS_ARRIVE", 0.02)
     happened: list[str] = []
     requeue = Delivery.requeue
 
@@ -237,14 +237,14 @@ async def test_last_attempt_begins_only_when_another_is_put_back_that_takes_long
 async def test_last_attempt_is_not_used_up_when_the_engine_dies_before_it_begins(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_service, "SETTLE", 5.0)
+    monkeypatch.setattr(task_service, "OTHERS_ARRIVE", 5.0)
     async with stage_bench(connection, pipeline, slots=2, max_attempts=3) as bench:
         await submit_at_last_attempt(bench, "a")
         with pytest.raises(EngineDead):  # noqa: PT012 it is raised where the replica ends
             async with bench.replica() as replica:
                 await eventually(lambda: len(replica._claims))
                 replica._health.fail(EngineDead("another task's fault"))
-        monkeypatch.setattr(task_service, "SETTLE", 0.02)
+        monkeypatch.setattr(task_service, "OTHERS_ARRIVE", 0.02)
         async with bench.replica():
             await bench.result("a")
             await bench.all_done()

@@ -12,7 +12,7 @@ from omnibus.client.producer import Producer, Submission
 from omnibus.client.request_events import ClientEvent
 from omnibus.errors import BrokerError, BrokerUnavailable, EngineDead, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.orchestrator.service import OrchestratorService
-from omnibus.payloads.reach import Reach
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
@@ -75,7 +75,9 @@ async def orchestrate(world: World, connection: SimConnection) -> None:
 
 def _starter(world: World, stage: StageSpec) -> object:
     async def start(process: Process, connection: SimConnection) -> None:
-        options = ReplicaOptions(instance=connection.name, grace=0.5, reach=Reach(memory=world.memory(process)))
+        options = ReplicaOptions(
+            instance=connection.name, grace=0.5, transports=Transports(memory=world.memory(process))
+        )
         replica = Replica(connection, world.spec, stage, options, engine=SimEngine(world, process, stage))
         world.replicas[process] = replica
         try:

@@ -23,7 +23,7 @@ from omnibus.registry.death import claim_book
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.admission import new_record
-from omnibus.requests.record import DONE_TTL, OPEN_TTL, Record
+from omnibus.requests.record import ENDED_TTL, OPEN_TTL, Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec
 from omnibus.wire.control import Claim
@@ -104,8 +104,8 @@ def test_warnings_of_one_event_are_few_and_counted_when_there_are_many(monkeypat
     [
         (RequestState.OPEN, 90.0, 10.0 + OPEN_TTL),
         (RequestState.OPEN, 500.0, OPEN_TTL),
-        (RequestState.DONE, 90.0, DONE_TTL),
-        (RequestState.CANCELLED, 100.0 - 2 * DONE_TTL, 2 * DONE_TTL),
+        (RequestState.DONE, 90.0, ENDED_TTL),
+        (RequestState.CANCELLED, 100.0 - 2 * ENDED_TTL, 2 * ENDED_TTL),
     ],
 )
 def test_record_is_kept_beyond_its_deadline_while_it_is_open(state: RequestState, now: float, seconds: float) -> None:

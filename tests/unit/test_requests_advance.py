@@ -21,7 +21,7 @@ from omnibus.requests.advance import (
     redrive,
 )
 from omnibus.requests.effects import KeepDead, Notify, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop
-from omnibus.requests.record import DONE_TTL, OPEN_TTL, Record
+from omnibus.requests.record import ENDED_TTL, OPEN_TTL, Record
 from omnibus.requests.state import TRANSITIONS, IllegalTransition, RequestState, transition
 from omnibus.wire.envelope import DeadlinePassed, FinalOutput, StageFailed, StageResult, StageTiming
 from omnibus.wire.failure import Failure
@@ -313,9 +313,9 @@ def test_only_a_failed_request_may_be_opened_again() -> None:
     ("state", "deadline", "lifetime"),
     [
         (RequestState.OPEN, 100_000.0, 99_000.0 + OPEN_TTL),
-        (RequestState.DONE, 100_000.0, DONE_TTL),
-        (RequestState.EXPIRED, 900.0, DONE_TTL),
-        (RequestState.CANCELLED, 1_100.0, DONE_TTL),
+        (RequestState.DONE, 100_000.0, ENDED_TTL),
+        (RequestState.EXPIRED, 900.0, ENDED_TTL),
+        (RequestState.CANCELLED, 1_100.0, ENDED_TTL),
         (RequestState.CANCELLED, 100_000.0, 99_000.0),
         (RequestState.FAILED, 100_000.0, 99_000.0),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from omnibus.ledger.overload import LONGEST, SHORTEST, WINDOW, Pace, bound, messages_a_request
+from omnibus.ledger.overload import LONGEST, SHORTEST, WINDOW, Rate, bound, messages_a_request
 from omnibus.pipeline.route import Forwarding
 from omnibus.requests.admission import lane_of
 from omnibus.wire.request import Request
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.unit
 )
 def test_wait_goes_by_the_pace_when_a_bound_is_reached(must_end: int, ended: int, each: int, seconds: float) -> None:
     """Ended within five seconds, the last of them a second in; where less than one whole request did, the time since counts."""
-    pace = Pace()
+    pace = Rate()
     pace.mark(0.0, 7)
     pace.mark(1.0, 7 + ended)
     assert pace.retry_after(5.0, must_end, each=each) == pytest.approx(seconds)
@@ -35,7 +35,7 @@ def test_wait_goes_by_the_pace_when_a_bound_is_reached(must_end: int, ended: int
 
 def test_wait_starts_small_and_grows_when_nothing_ends() -> None:
     """A burst into a slow stage: no 60 by rule, and no more than it has lasted."""
-    pace, answers = Pace(), []
+    pace, answers = Rate(), []
     assert pace.retry_after(100.0, 1) == SHORTEST
     for now in (100.0, 101.0, 102.0, 104.0, 108.0, 130.0, 200.0):
         pace.mark(now, 40) if now < 110 else None
@@ -44,14 +44,14 @@ def test_wait_starts_small_and_grows_when_nothing_ends() -> None:
 
 
 def test_wait_starts_small_when_nobody_looked_for_long() -> None:
-    pace = Pace()
+    pace = Rate()
     pace.mark(0.0, 0)
     pace.mark(500.0, 0)
     assert pace.retry_after(501.0, 1) == SHORTEST
 
 
 def test_marks_are_few_when_many_end() -> None:
-    pace = Pace()
+    pace = Rate()
     for hundredth in range(2000):
         pace.mark(hundredth / 100, hundredth)
     assert len(pace._marks) < 2 * WINDOW / 0.25

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from omnibus.cli.front_doors import processes
+from omnibus.cli.frontdoor_processes import processes
 from omnibus.settings import Settings
 
 pytestmark = pytest.mark.unit

@@ -13,7 +13,7 @@ from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.data_urls import file_name, to_base64, to_data_url
 from omnibus.frontdoor.streaming import TextStream
 from omnibus.frontdoor.submitting import Head
-from omnibus.requests.record import DONE_TTL
+from omnibus.requests.record import ENDED_TTL
 
 PIECE_BYTES = 24 * 1024
 """Bytes of a sound in one event of a stream: 32 KiB as base64, which has no padding in the middle as three divides them.
@@ -192,7 +192,7 @@ def _audio(head: Head, data: bytes, text: str) -> AudioOut:
         id=f"audio-{head.rid}",
         data=to_base64(data),
         transcript=text,
-        expires_at=head.created + DONE_TTL,
+        expires_at=head.created + ENDED_TTL,
     )
 
 

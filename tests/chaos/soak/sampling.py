@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from omnibus.requests.record import DONE_TTL
+from omnibus.requests.record import ENDED_TTL
 from omnibus.wire import subjects
 from tests.chaos.setups import Arena
 from tests.chaos.soak.slopes import Allowance
@@ -58,7 +58,7 @@ async def lifetimes(arena: Arena) -> dict[str, float]:
     """Seconds that a series of the ledger keeps what belongs to an ended request, by its name."""
     stream = f"OBJ_{subjects.payloads_bucket(arena.cluster.spec.name)}"
     config = (await arena.cluster.connection.api(f"STREAM.INFO.{stream}"))["config"]
-    return {"records ledger": DONE_TTL, "objects ledger": config["max_age"] / 1e9}
+    return {"records ledger": ENDED_TTL, "objects ledger": config["max_age"] / 1e9}
 
 
 async def _streams(arena: Arena) -> dict[str, float]:

@@ -15,7 +15,7 @@ from omnibus.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class Transports:
     """Places, None for those that are not there: payloads go by the broker instead."""
 
     memory: HostMemory | None = None

@@ -23,8 +23,8 @@ from omnibus.payloads.memory import HostMemory
 from omnibus.payloads.output_store import OutputStore
 from omnibus.payloads.packing import packed
 from omnibus.payloads.peer import PeerServer
-from omnibus.payloads.reach import Reach
 from omnibus.payloads.store import PayloadStore
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule
 from omnibus.requests.effects import Purge
@@ -46,7 +46,7 @@ async def store_on(
     """The store of a process on a host of its own, which a folder stands for."""
     memory = HostMemory(pipeline, 64 << 20, folder)
     peer = PeerServer(address, folder) if address else None
-    async with PayloadStore(connection, pipeline, Reach(memory=memory, peer=peer)) as store:
+    async with PayloadStore(connection, pipeline, Transports(memory=memory, peer=peer)) as store:
         yield store
     if peer is not None:
         peer.close()
@@ -211,7 +211,7 @@ async def test_object_rule_stores_an_array_that_is_read_aligned(
 async def test_large_output_goes_to_the_storage_of_outputs_and_small_ones_into_the_record(
     connection: Connection, pipeline: str, hosts: tuple[Path, Path]
 ) -> None:
-    outputs = Reach(outputs=OutputStore(f"file://{hosts[0]}"))
+    outputs = Transports(outputs=OutputStore(f"file://{hosts[0]}"))
     store, given = (
         PayloadStore(connection, pipeline, outputs),
         {"rid": "r", "ticket": ticket(pipeline), "lasting": True},
@@ -230,7 +230,7 @@ async def test_memory_and_what_finds_no_room_in_it_are_counted(
     def counted(name: str, **labels: str) -> float | None:
         return connection.metrics.registry.get_sample_value(f"omnibus_{name}", {"pipeline": pipeline, **labels})
 
-    async with PayloadStore(connection, pipeline, Reach(memory=HostMemory(pipeline, 3 << 20, hosts[0]))) as store:
+    async with PayloadStore(connection, pipeline, Transports(memory=HostMemory(pipeline, 3 << 20, hosts[0]))) as store:
         payload = await put(store, pipeline)
         assert (counted("payload_memory_bytes", status="held") or 0) >= ARRAY.nbytes
         await put(store, pipeline)

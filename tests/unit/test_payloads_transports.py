@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from omnibus.errors import ConfigError
-from omnibus.payloads import reach
+from omnibus.payloads import transports
 from omnibus.payloads.memory import HostMemory, open_memory
-from omnibus.payloads.reach import Reach
+from omnibus.payloads.transports import Transports
 from omnibus.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the place of the machine's shared memory."""
-    monkeypatch.setattr(reach, "open_memory", lambda pipeline, limit: open_memory(pipeline, limit, tmp_path))
+    monkeypatch.setattr(transports, "open_memory", lambda pipeline, limit: open_memory(pipeline, limit, tmp_path))
     return tmp_path
 
 
@@ -28,7 +28,7 @@ def settings(**given: object) -> Settings:
 
 
 def test_replica_has_memory_and_a_peer_where_an_address_is_set_and_nothing_stays(folder: Path) -> None:
-    with Reach.open(settings(payload_address="127.0.0.1"), "p", asks_for_peer=False) as opened:
+    with Transports.open(settings(payload_address="127.0.0.1"), "p", asks_for_peer=False) as opened:
         assert isinstance(opened.memory, HostMemory)
         assert opened.peer is not None
         socket.create_connection((opened.peer.host, opened.peer.port)).close()
@@ -38,15 +38,15 @@ def test_replica_has_memory_and_a_peer_where_an_address_is_set_and_nothing_stays
 
 
 def test_replica_has_a_peer_on_loopback_when_only_an_edge_asks_for_one() -> None:
-    with Reach.open(settings(), "p", asks_for_peer=True) as opened:
+    with Transports.open(settings(), "p", asks_for_peer=True) as opened:
         assert opened.peer is not None
         assert opened.peer.host == "127.0.0.1"
-    with Reach.open(settings(), "p", asks_for_peer=False) as opened:
+    with Transports.open(settings(), "p", asks_for_peer=False) as opened:
         assert opened.peer is None
 
 
 def test_replica_has_neither_when_it_may_take_no_memory(folder: Path) -> None:
-    with Reach.open(settings(shared_memory=0, payload_address="127.0.0.1"), "p", asks_for_peer=True) as opened:
+    with Transports.open(settings(shared_memory=0, payload_address="127.0.0.1"), "p", asks_for_peer=True) as opened:
         assert (opened.memory, opened.peer) == (None, None)
     assert list(folder.iterdir()) == []
 
@@ -55,7 +55,7 @@ def test_replica_has_neither_when_it_may_take_no_memory(folder: Path) -> None:
 def test_start_fails_when_the_address_is_none_that_others_could_use(folder: Path, address: str) -> None:
     with (
         pytest.raises(ConfigError, match="--payload-address"),
-        Reach.open(settings(payload_address=address), "p", asks_for_peer=False),
+        Transports.open(settings(payload_address=address), "p", asks_for_peer=False),
     ):
         pass
     assert list(folder.iterdir()) == []
@@ -69,7 +69,7 @@ def test_memory_is_done_without_when_it_cannot_be_written(tmp_path: Path) -> Non
 
 
 def test_process_that_runs_no_stage_reads_outputs_only(folder: Path) -> None:
-    assert Reach.of(settings()) == Reach()
-    assert Reach.of(settings(output_store=f"file://{folder}")).outputs is not None
+    assert Transports.of(settings()) == Transports()
+    assert Transports.of(settings(output_store=f"file://{folder}")).outputs is not None
     with pytest.raises(ConfigError, match="OMNIBUS_OUTPUT_STORE"):
-        Reach.of(settings(output_store="nowhere"))
+        Transports.of(settings(output_store="nowhere"))
