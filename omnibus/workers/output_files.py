@@ -37,10 +37,13 @@ def encoded(modality: str, value: Any, sample_rate: Any = None) -> list[File]:
         return _alike(_sounds(value, sample_rate), WAV)
     if isinstance(value, bytes):
         return [(value, BYTES)]
+    return [(value.encode(), TEXT)] if isinstance(value, str) else [(to_json(value), JSON)]
+
+
+def to_json(value: Any) -> bytes:
+    """JSON of a value, numpy's arrays and numbers among them; raises EngineError."""
     try:
-        if isinstance(value, str):
-            return [(value.encode(), TEXT)]
-        return [(msgspec.json.encode(value, enc_hook=_plain), JSON)]
+        return msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise EngineError(f"it cannot be sent as text or JSON: {error}") from error
 

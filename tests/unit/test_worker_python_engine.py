@@ -151,6 +151,28 @@ async def test_plain_function_returns_its_value_as_the_only_output() -> None:
     assert last(await run(stage("shout"), make_job())).outputs == {"text": "ABC"}
 
 
+VALUES: Mapping[str, Any] = {
+    "list": ["a", 1], "number": 2.5, "array": np.arange(2), "bytes": b"caf\xc3\xa9 \xff", "object": object(), "none": None,
+}  # fmt: skip
+
+
+def look_up(stage_input: StageInput) -> Any:
+    return VALUES[stage_input.request.text()]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("list", '["a",1]'), ("number", "2.5"), ("array", "[0,1]"), ("bytes", "café \ufffd"), ("none", None)],
+)
+async def test_text_is_json_or_utf8_when_the_value_is_no_str(value: str, text: str | None) -> None:
+    assert last(await run(stage("look_up"), make_job(value))).outputs == {"text": text}
+
+
+async def test_text_that_has_no_json_form_is_an_engine_error() -> None:
+    with pytest.raises(EngineError, match="object"):
+        await run(stage("look_up"), make_job("object"))
+
+
 async def test_plain_function_runs_outside_the_event_loop() -> None:
     assert last(await run(stage("in_thread", final="json"), make_job())).outputs == {"json": True}
 

@@ -23,6 +23,7 @@ from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import Chunk, Finished, Item, Job, Outputs, Progress, TextDelta
 from omnibus.workers.engines.threads import EngineLoop, awaited, is_async
 from omnibus.workers.object_loading import load_object
+from omnibus.workers.output_files import to_json
 
 _END = object()
 
@@ -212,11 +213,12 @@ class _Pieces:
             if not self._said:
                 raise EngineError(f"nothing was returned; declared are {', '.join(self._declared)}")
             self._value = "".join(self._said)
-        if isinstance(self._value, Mapping) and set(self._value) == set(self._declared):
-            return self._value
-        if len(self._declared) != 1:
-            raise EngineError(f"return a mapping with the declared outputs: {', '.join(self._declared)}")
-        return {next(iter(self._declared)): self._value}
+        given = self._value
+        if not (isinstance(given, Mapping) and set(given) == set(self._declared)):
+            if len(self._declared) != 1:
+                raise EngineError(f"return a mapping with the declared outputs: {', '.join(self._declared)}")
+            given = {next(iter(self._declared)): given}
+        return {name: _as_text(value) if self._declared[name] == "text" else value for name, value in given.items()}
 
     def _joined(self) -> Outputs:
         """The outputs of the chunks, with the text that was yielded beside them."""
@@ -225,6 +227,13 @@ class _Pieces:
             return {**({text: "".join(self._said)} if self._said else {}), **joined(self._chunks)}
         except (TypeError, ValueError) as error:
             raise EngineError(f"the chunks do not fit together: {error}") from error
+
+
+def _as_text(value: Any) -> Any:
+    """A text as it is, bytes as UTF-8 with U+FFFD for what is none, None as it is, anything else as JSON."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if value is None or isinstance(value, str) else to_json(value).decode()
 
 
 async def _called_here(call: Callable[[], Awaitable[Any]]) -> Any:
