@@ -54,6 +54,16 @@ class EngineThread(Generic[S]):
         """Whether the session is open."""
         return self._thread.is_alive() and self._loop is not None
 
+    @property
+    def errored(self) -> bool:
+        """Whether the session is over without a `shutdown`."""
+        return not self.stopped and not self.is_alive()
+
+    async def check_health(self) -> None:
+        """Raise EngineDead, with the reason, when the session is over."""
+        if not self.is_alive():
+            raise self._end
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the session's loop and wait; raises EngineDead when it is over. Ctrl-C cancels the work."""
         started = self._start(work)

@@ -39,7 +39,8 @@ def engine(scratch: Path) -> Iterator[AsyncOmniEngine]:
 
 
 def test_engine_describes_its_stages(engine: AsyncOmniEngine) -> None:
-    assert engine.is_alive()
+    assert engine.is_alive() and not engine.errored
+    asyncio.run(engine.check_health())
     assert engine.num_stages == 4
     assert engine.get_stage_metadata(0) == StageRuntimeInfo(True, "text", "writer", "custom")
     assert [info.model_stage for info in engine.stage_metadata] == ["writer", "painter", "teller", "echoer"]
@@ -260,7 +261,13 @@ def test_engine_says_that_it_is_dead_after_its_end(tmp_path: Path) -> None:
     engine.shutdown()
     engine.shutdown()
     assert not engine.is_alive()
-    for call in (lambda: engine.add_request("x", "x"), lambda: engine.try_get_output(5.0)):
+    assert not engine.errored, "it was asked to end"
+    calls = (
+        lambda: engine.add_request("x", "x"),
+        lambda: engine.try_get_output(5.0),
+        lambda: asyncio.run(engine.check_health()),
+    )
+    for call in calls:
         with pytest.raises(EngineDead):
             call()
     assert engine.abort("hang-1") == asyncio.run(engine.abort_async(["hang-1"], timeout=1.0)) == []
