@@ -39,7 +39,8 @@ def engine(scratch: Path) -> Iterator[AsyncOmniEngine]:
 
 
 def test_engine_describes_its_stages(engine: AsyncOmniEngine) -> None:
-    assert engine.is_alive() and not engine.errored
+    assert engine.is_alive()
+    assert not engine.errored
     asyncio.run(engine.check_health())
     assert engine.num_stages == 4
     assert engine.get_stage_metadata(0) == StageRuntimeInfo(True, "text", "writer", "custom")
