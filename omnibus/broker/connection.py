@@ -7,8 +7,8 @@ deduplicated by its Msg-Id.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from omnibus.broker.clock import ASK, ASK_TIMEOUT, ServerClock
 from omnibus.broker.link import Link
 from omnibus.broker.nats_access import NO_ACCESS, Access
-from omnibus.broker.replies import ReceivedMessage, Transient, status_of
+from omnibus.broker.replies import Answer, ReceivedMessage, Transient, status_of
 from omnibus.broker.subscription import Callback, Subscription
 from omnibus.errors import BrokerRefused, BrokerUnavailable, RevisionConflict
 from omnibus.observability.metrics import Metrics
@@ -66,7 +66,7 @@ class Connection(Link):
         """The clock that deadlines are compared with."""
         self.on_reconnect(self.clock.hurry)
 
-    async def js_publish(
+    def js_publish(
         self,
         subject: str,
         data: bytes = b"",
@@ -74,8 +74,8 @@ class Connection(Link):
         *,
         headers: Mapping[str, str] | None = None,
         deadline: float = _RETRY_FOR,
-    ) -> PubAck:
-        """Publish and await the acknowledgement, with retries for `deadline` seconds; at least once.
+    ) -> Publishing:
+        """Publish, at once; await the acknowledgement, with retries for `deadline` seconds; at least once.
 
         With a `msg_id`, retries are deduplicated. Raises BrokerUnavailable, RevisionConflict when an expected sequence is
         not the last one, and BrokerRefused when the stream refuses (`err_code` STREAM_FULL at its bound).
@@ -83,7 +83,7 @@ class Connection(Link):
         sent = dict(headers) if headers is not None else {}
         if msg_id is not None:
             sent["Nats-Msg-Id"] = msg_id
-        return await self.retried(lambda: self._publish_once(subject, data, sent), deadline)
+        return Publishing(self, subject, data, sent, deadline)
 
     async def api(
         self, operation: str, body: Mapping[str, Any] | None = None, *, deadline: float = _RETRY_FOR
@@ -120,13 +120,6 @@ class Connection(Link):
         """The first answer to a request that may safely be sent again; raises BrokerUnavailable."""
         return await self.retried(lambda: self.request(subject, data, timeout=_ATTEMPT_TIMEOUT), deadline)
 
-    async def _publish_once(self, subject: str, data: bytes, headers: Mapping[str, str]) -> PubAck:
-        message = await self.request(subject, data, headers=headers, timeout=_ATTEMPT_TIMEOUT)
-        ack = _decode_ack(message.data)
-        if ack.error is not None:
-            raise _refusal(ack.error, subject)
-        return ack
-
     async def _call_once(self, operation: str, data: bytes) -> dict[str, Any]:
         message = await self.request(f"$JS.API.{operation}", data, timeout=_ATTEMPT_TIMEOUT)
         answer: dict[str, Any] = msgspec.json.decode(message.data)
@@ -153,6 +146,43 @@ class Connection(Link):
                 await self.wait_connected(max(0.1, deadline - (time.monotonic() - started)))
                 return await attempt()
         raise BrokerUnavailable(f"NATS did not answer within {deadline:g} s")  # not reached: the last failure is raised
+
+
+class Publishing:
+    """A message on its way into a stream, to be awaited for its acknowledgement, once. Made by `Connection.js_publish`."""
+
+    __slots__ = ("_answer", "_connection", "_data", "_deadline", "_headers", "_subject")
+
+    def __init__(
+        self, connection: Connection, subject: str, data: bytes, headers: Mapping[str, str], deadline: float
+    ) -> None:
+        self._connection, self._deadline = connection, deadline
+        self._subject, self._data, self._headers = subject, data, headers
+        self._answer: Answer | None = None
+        """The answer to the first attempt, while it is not looked at; None when the message could not leave yet."""
+        if not connection.is_full:
+            with suppress(BrokerUnavailable):
+                self._answer = connection.ask(subject, data, headers=headers, timeout=_ATTEMPT_TIMEOUT)
+
+    def __await__(self) -> Generator[Any, None, PubAck]:
+        return self._connection.retried(self._attempt, self._deadline).__await__()
+
+    def drop(self) -> None:
+        """Nobody waits for it any more."""
+        if self._answer is not None and not self._answer.cancel() and not self._answer.cancelled():
+            self._answer.exception()  # or asyncio would log it
+
+    async def _attempt(self) -> PubAck:
+        answer, self._answer = self._answer, None
+        message = await (answer if answer is not None else self._sent())
+        ack = _decode_ack(message.data)
+        if ack.error is not None:
+            raise _refusal(ack.error, self._subject)
+        return ack
+
+    def _sent(self) -> Awaitable[ReceivedMessage]:
+        subject, data = self._subject, self._data
+        return self._connection.request(subject, data, headers=self._headers, timeout=_ATTEMPT_TIMEOUT)
 
 
 @asynccontextmanager

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from omnibus.broker.connection import Connection
+from omnibus.broker.connection import Connection, Publishing
 from omnibus.broker.objects import ObjectStore
 from omnibus.errors import BrokerError, BrokerUnavailable, RequestTooLarge, RevisionConflict, Unreadable
 from omnibus.ledger.dead_letters import DeadLetters
@@ -71,13 +70,17 @@ class Performer:
         record fires in vain. A record without a timer gets it from the next one who submits the request, or from the intake
         when a raw one comes again; one that nobody submits again was never accepted, and ends with its lifetime.
         """
-        ended = await asyncio.gather(self._schedule(record.ticket), self.ledger.create(record), return_exceptions=True)
-        failures = [one for one in reversed(ended) if isinstance(one, BaseException)]
-        if failures:
-            del ended
-            raise failures.pop(0)  # of nothing that refers to it: this frame would keep it until garbage is collected
-        revision = ended[1]
-        assert isinstance(revision, int)
+        timer = self._schedule(record.ticket)
+        try:
+            revision = await self.ledger.create(record)
+        except RevisionConflict:
+            with suppress(BrokerError):
+                await timer  # or it could not be removed again
+            raise
+        except BaseException:
+            timer.drop()
+            raise
+        await timer
         return revision
 
     async def end(self, event: Event, *, may_purge: bool = True) -> bool:
@@ -187,9 +190,9 @@ class Performer:
                 await self.dead_letters.forget(record)
         return revision
 
-    async def _schedule(self, ticket: Ticket) -> None:
+    def _schedule(self, ticket: Ticket) -> Publishing:
         event = DeadlinePassed(rid=ticket.rid, deadline=ticket.deadline)
-        await self.queue.schedule_deadline(ticket.rid, ticket.nonce, ticket.deadline, codec.encode(event))
+        return self.queue.schedule_deadline(ticket.rid, ticket.nonce, ticket.deadline, codec.encode(event))
 
     async def _purge(self, effect: effects.Purge) -> None:
         before = None

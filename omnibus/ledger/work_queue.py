@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from omnibus.broker.connection import Connection
+from omnibus.broker.connection import Connection, Publishing
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, Task
 
@@ -42,15 +42,15 @@ class WorkQueue:
         self._connection, self._pipeline = connection, pipeline
         self._work = subjects.work_stream(pipeline)
 
-    async def schedule_deadline(self, rid: str, nonce: str, at: float, data: bytes = b"") -> None:
-        """Have the server publish a deadline event at `at` (Unix seconds; at once when that is past).
+    def schedule_deadline(self, rid: str, nonce: str, at: float, data: bytes = b"") -> Publishing:
+        """Have the server publish a deadline event at `at` (Unix seconds; at once when that is past): await that it will.
 
         Kept across crashes of the server; scheduling again replaces the time.
         """
         moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         target = subjects.deadline_event(self._pipeline, rid)
         headers = {"Nats-Schedule": f"@at {moment}", "Nats-Schedule-Target": target}
-        await self._connection.js_publish(subjects.timer(self._pipeline, nonce, rid), data, headers=headers)
+        return self._connection.js_publish(subjects.timer(self._pipeline, nonce, rid), data, headers=headers)
 
     async def next_sequence(self) -> int:
         """Return the least sequence number that the next message can have."""

@@ -17,6 +17,7 @@ from omnibus.workers.engines.protocol import Finished, Outputs
 from omnibus.workers.output_files import File, encoded
 
 _ENVELOPE_REST = 32 * 1024  # of an envelope: route, trace, timings and names
+_REACH = tuple(PayloadRule)
 _KINDS = {"embedding": "tensor"}
 """Kinds of output that a modality is made of, where it does not bear the kind's name."""
 
@@ -64,8 +65,8 @@ class OutputWriter:
 
     def _rule(self, route: Route, stage_id: int) -> PayloadRule:
         """The rule of all edges that share the payloads: the one whose reach is the longest."""
-        rules = {self._spec.edge(stage_id, target.stage_id).payload for target in route[stage_id].targets}
-        return max(rules, key=list(PayloadRule).index)
+        rules = (self._spec.edge(stage_id, target.stage_id).payload for target in route[stage_id].targets)
+        return max(rules, key=_REACH.index)
 
     async def _packed(self, name: str, value: Any) -> Packed:
         try:

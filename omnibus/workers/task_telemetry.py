@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from functools import cache
 
 from omnibus.broker.clock import ServerClock
 from omnibus.errors import OmnibusError
@@ -28,7 +29,11 @@ class TaskTelemetry:
 
     def __init__(self, metrics: Metrics, pipeline: str, stage_id: int, clock: ServerClock) -> None:
         self._metrics, self._clock = metrics, clock
-        self._labels = (pipeline, str(stage_id))
+        self._labels = labels = (pipeline, str(stage_id))
+        self._waits, self._seconds = metrics.queue_wait_seconds.labels(*labels), metrics.stage_seconds.labels(*labels)
+        self._busy = metrics.busy_slots.labels(*labels)
+        self._deliveries = cache(lambda outcome: metrics.deliveries.labels(*labels, outcome))
+        self._tokens = cache(lambda kind: metrics.tokens.labels(*labels, kind))
         self._log = log.bind(stage=stage_id)
         self._raised: deque[tuple[str, str, str]] = deque(maxlen=_KNOWN)
         self.replica = ""
@@ -36,26 +41,26 @@ class TaskTelemetry:
     def received(self, assignment: Assignment) -> None:
         delivered = assignment.delivery.num_delivered
         waited = max(self._clock.now() - assignment.task.published, 0.0)
-        self._metrics.queue_wait_seconds.labels(*self._labels).observe(waited)
-        self._metrics.busy_slots.labels(*self._labels).inc()
+        self._waits.observe(waited)
+        self._busy.inc()
         if delivered > 1:
             self._say(LogEvent.TASK_REDELIVERED, assignment, delivered=delivered)
         else:
             self._log.debug(LogEvent.TASK_RECEIVED, rid=assignment.rid, replica=self.replica, waited=round(waited, 4))
 
     def released(self, assignment: Assignment) -> None:
-        self._metrics.busy_slots.labels(*self._labels).dec()
+        self._busy.dec()
         if assignment.abandoned:
             self._count("abandoned")
 
     def finished(self, assignment: Assignment, result: StageResult) -> None:
         seconds = time.monotonic() - assignment.received
         self._count("finished")
-        self._metrics.stage_seconds.labels(*self._labels).observe(seconds)
+        self._seconds.observe(seconds)
         if result.final is not None:
             usage = result.final.usage
-            self._metrics.tokens.labels(*self._labels, "prompt").inc(usage.prompt_tokens)
-            self._metrics.tokens.labels(*self._labels, "completion").inc(usage.completion_tokens)
+            self._tokens("prompt").inc(usage.prompt_tokens)
+            self._tokens("completion").inc(usage.completion_tokens)
         self._log.debug(LogEvent.TASK_FINISHED, rid=assignment.rid, replica=self.replica, seconds=round(seconds, 4))
 
     def retried(self, assignment: Assignment, error: OmnibusError, delay: float) -> None:
@@ -102,7 +107,7 @@ class TaskTelemetry:
         self._log.exception(LogEvent.TASK_CRASHED, replica=self.replica)
 
     def _count(self, outcome: str) -> None:
-        self._metrics.deliveries.labels(*self._labels, outcome).inc()
+        self._deliveries(outcome).inc()
 
     def _say(self, event: LogEvent, assignment: Assignment, **fields: object) -> None:
         self._log.warning(event, rid=assignment.rid, replica=self.replica, **fields)

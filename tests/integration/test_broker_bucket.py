@@ -8,7 +8,7 @@ import pytest
 
 from omnibus.broker import bucket as bucket_module
 from omnibus.broker.bucket import MOST_AT_ONCE, Bucket
-from omnibus.broker.connection import Connection, PubAck, connect
+from omnibus.broker.connection import Connection, PubAck, Publishing, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.replies import Transient
 from omnibus.broker.watch import Watch
@@ -92,18 +92,18 @@ async def test_key_can_be_created_when_its_expiry_left_a_marker(connection: Conn
 async def test_own_write_is_recognised_when_its_acknowledgement_was_lost(
     ledger: Bucket, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = connection._publish_once
+    attempt = Publishing._attempt
     lost = 0
 
-    async def lose_the_first_answer(subject: str, data: bytes, headers: dict[str, str] | None) -> PubAck:
+    async def lose_the_first_answer(publishing: Publishing) -> PubAck:
         nonlocal lost
-        ack = await publish(subject, data, headers)
+        ack = await attempt(publishing)
         if lost == 0:
             lost += 1
             raise Transient("lost on the way")
         return ack
 
-    monkeypatch.setattr(connection, "_publish_once", lose_the_first_answer)
+    monkeypatch.setattr(Publishing, "_attempt", lose_the_first_answer)
     revision = await ledger.create("r", b"with my nonce")
     assert lost == 1
     lost = 0

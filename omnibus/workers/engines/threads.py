@@ -7,9 +7,12 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, TypeVar
+
+import uvloop
 
 from omnibus.errors import EngineDead, EngineError
 
@@ -34,14 +37,47 @@ class EngineThreads:
         after `close`.
         """
         try:
-            work = self._pool.submit(_contained, call, args)
+            work = self._pool.submit(call, *args)
         except RuntimeError as error:  # it accepts no more
             raise EngineDead(_CLOSED) from error
-        return await _outlasted(work, work.cancel)
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Any] = loop.create_future()
+
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(
+                    outcome.cancel if work.cancelled() else partial(_settle, outcome, work.result)
+                )
+
+        work.add_done_callback(ended)
+        return await _outlasted(outcome, work.cancel)
 
     def close(self) -> None:
         """Accept no more calls, and drop those that have not begun; does not wait for those that have."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Crossing:
+    """The way into a loop from other threads: calls that wait there are made in one turn, and woken for once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._calls: deque[Callable[[], object]] = deque()
+        self._is_woken = False
+
+    def soon(self, call: Callable[[], object]) -> None:
+        """Make a call on the loop, unless that has ended."""
+        self._calls.append(call)
+        # Invariant: looked at after the append, and reset before the first call is taken: no call is left without a wake-up.
+        if not self._is_woken:
+            self._is_woken = True
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._make_calls)
+
+    def _make_calls(self) -> None:
+        self._is_woken = False
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
 
 
 class EngineLoop:
@@ -52,7 +88,8 @@ class EngineLoop:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._there: _Crossing | None = None
+        self._here: _Crossing | None = None
         self._closed = self._ended = False
 
     async def run(self, work: Coroutine[Any, Any, T], *, outlast: bool = True) -> T:
@@ -64,18 +101,19 @@ class EngineLoop:
         if self._closed:
             work.close()
             raise EngineDead(_CLOSED)
-        loop, outcome = self._begun(), Future[T]()
+        there, here = self._begun(), self._way_back()
+        outcome: asyncio.Future[T] = here.loop.create_future()
         tasks: list[asyncio.Task[T]] = []
 
         def begin() -> None:
-            tasks.append(loop.create_task(work, name=self._name))
-            tasks[0].add_done_callback(lambda task: _settle(outcome, task.result))
+            tasks.append(there.loop.create_task(work, name=self._name))
+            tasks[0].add_done_callback(lambda task: here.soon(partial(_settle, outcome, task.result)))
 
         def cancel() -> bool:
-            self._soon(lambda: tasks[0].cancel())  # noqa: PLW0108 there is one only then
+            there.soon(lambda: tasks[0].cancel())  # noqa: PLW0108 there is one only then
             return not outlast
 
-        loop.call_soon_threadsafe(begin)
+        there.soon(begin)
         return await _outlasted(outcome, cancel)
 
     async def values(self, generator: AsyncGenerator[T, Any]) -> AsyncGenerator[T, None]:
@@ -83,7 +121,7 @@ class EngineLoop:
 
         What was made meanwhile crosses between the threads together: each crossing wakes one of them.
         """
-        here, made = asyncio.get_running_loop(), deque[T]()
+        there, here, made = self._begun(), self._way_back(), deque[T]()
         news, room = asyncio.Event(), asyncio.Event()
         room.set()
 
@@ -92,7 +130,7 @@ class EngineLoop:
                 async for value in generator:
                     made.append(value)
                     if len(made) == 1:  # else its taker is awake
-                        here.call_soon_threadsafe(news.set)
+                        here.soon(news.set)
                     if len(made) >= AHEAD:
                         room.clear()
                         if len(made) >= AHEAD:  # not taken just before
@@ -108,7 +146,7 @@ class EngineLoop:
                 while made:
                     yield made.popleft()
                 if not room.is_set():
-                    self._soon(room.set)
+                    there.soon(room.set)
             await work
         finally:
             work.cancel()
@@ -117,24 +155,25 @@ class EngineLoop:
     def close(self) -> None:
         """Accept no more work, and cancel what still runs; does not wait for it. Idempotent."""
         self._closed = True
-        self._soon(self._end)
+        if self._there is not None:
+            self._there.soon(self._end)
 
     def _end(self) -> None:
         self._ended = True
         asyncio.get_running_loop().stop()
 
-    def _soon(self, call: Callable[[], object]) -> None:
-        """Make a call on the loop, unless that has ended."""
-        if self._loop is not None:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(call)
+    def _begun(self) -> _Crossing:
+        if self._there is None:
+            runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+            self._there = _Crossing(runner.get_loop())
+            threading.Thread(target=self._serve, args=(runner, self._there.loop), name=self._name, daemon=True).start()
+        return self._there
 
-    def _begun(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-            self._loop = runner.get_loop()
-            threading.Thread(target=self._serve, args=(runner, self._loop), name=self._name, daemon=True).start()
-        return self._loop
+    def _way_back(self) -> _Crossing:
+        loop = asyncio.get_running_loop()
+        if self._here is None or self._here.loop is not loop:
+            self._here = _Crossing(loop)
+        return self._here
 
     def _serve(self, runner: asyncio.Runner, loop: asyncio.AbstractEventLoop) -> None:
         with runner:
@@ -171,53 +210,37 @@ async def within(timeout: float, work: Coroutine[Any, Any, T], name: str) -> T:
     return task.result()
 
 
-async def _outlasted(work: Future[T], cancel: Callable[[], bool]) -> T:
-    """The result of work elsewhere, which a cancellation of its waiter outlasts; `cancel` tells whether it will never begin."""
+async def _outlasted(outcome: asyncio.Future[T], cancel: Callable[[], bool]) -> T:
+    """The result of work elsewhere, which a cancellation of its waiter outlasts; `cancel` tells whether it will never begin.
+
+    Work that was dropped before it began is cancelled.
+    """
     try:
-        await _ended(work)
+        return await asyncio.shield(outcome)
     except asyncio.CancelledError:
-        if not cancel():
-            await _ended(work)
+        outcome.add_done_callback(_retrieved)
+        if not outcome.done() and not cancel():
+            await asyncio.wait((outcome,))
         raise
-    if work.cancelled():  # dropped before it began
-        raise asyncio.CancelledError
-    return work.result()
 
 
-def _ended(work: Future[Any]) -> asyncio.Future[None]:
-    """A future that is done when that one is, and that alone is cancelled with its waiter."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    def wake_here(_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(wake)
-
-    work.add_done_callback(wake_here)
-    return ended
-
-
-def _settle(outcome: Future[T], result: Callable[[], T]) -> None:
+def _settle(outcome: asyncio.Future[T], result: Callable[[], T]) -> None:
+    """Only exceptions that a future can pass on leave the thread: others would end its waiter, or never reach it."""
+    if outcome.done():
+        return
     try:
-        outcome.set_result(_contained(result, ()))
+        outcome.set_result(result())
+    except StopIteration as error:
+        outcome.set_exception(_raised_as(RuntimeError("the stage's code raised StopIteration"), error))
     except Exception as error:  # noqa: BLE001 its waiter's
         outcome.set_exception(error)
+    except BaseException as error:  # noqa: BLE001 its waiter's
+        outcome.set_exception(_raised_as(EngineError(f"the stage's code raised {type(error).__name__}"), error))
 
 
-def _contained(call: Callable[..., T], args: tuple[Any, ...]) -> T:
-    """Only exceptions that a future can pass on leave the thread: others would end its waiter, or never reach it."""
-    try:
-        return call(*args)
-    except StopIteration as error:
-        raise RuntimeError("the stage's code raised StopIteration") from error
-    except Exception:
-        raise
-    except BaseException as error:
-        raise EngineError(f"the stage's code raised {type(error).__name__}") from error
+def _raised_as(made: Exception, cause: BaseException) -> Exception:
+    made.__cause__ = cause
+    return made
 
 
 def _retrieved(ended: asyncio.Future[Any]) -> None:
