@@ -87,8 +87,9 @@ class AllowedCode:
 def code_of(stage: StageSpec) -> Iterator[CodeName]:
     """Everything in a stage that has code loaded or may have."""
     kind = engine_kind(stage.engine)
-    if stage.input_processor is not None:
-        yield CodeName("input_processor", _module(stage.input_processor))
+    for field, function in (("input_processor", stage.input_processor), ("prompt_expand", stage.prompt_expand)):
+        if function is not None:
+            yield CodeName(field, _module(function))
     if kind.model is ModelKind.CODE and stage.model:
         yield CodeName("model", _module(stage.model))
     for variable, value in stage.env.items():

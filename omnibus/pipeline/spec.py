@@ -89,6 +89,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Arguments that are passed to the engine unchanged."""
     input_processor: str | None = None
     """`module:function` that makes the engine's input of the request and the sources' outputs."""
+    prompt_expand: str | None = None
+    """`module:function` that expands the stage's input into a bundle: companions, such as a negative prompt, that run with it."""
     timeout: float | None = None
     """Seconds that one execution may take; beyond them its request fails with StageTimeout. None: as long as its deadline."""
     stall_timeout: float | None = None

@@ -101,8 +101,10 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     yield from _duration_problems(path, stage)
     if stage.final_output_type is not None and not MODALITY_PATTERN.fullmatch(stage.final_output_type):
         yield Problem((*path, "final_output_type"), f"{shown(stage.final_output_type)} is not a word in lower case")
-    if stage.input_processor is not None and not CALLABLE_PATTERN.fullmatch(stage.input_processor):
-        yield Problem((*path, "input_processor"), f"{shown(stage.input_processor)} is not of the form module:function")
+    for field in ("input_processor", "prompt_expand"):
+        function: str | None = getattr(stage, field)
+        if function is not None and not CALLABLE_PATTERN.fullmatch(function):
+            yield Problem((*path, field), f"{shown(function)} is not of the form module:function")
     for variable in stage.env:
         if not variable or "=" in variable or "\0" in variable + stage.env[variable]:
             yield Problem((*path, "env", variable), f"{shown(variable)} cannot be an environment variable")

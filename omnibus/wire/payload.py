@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import msgspec
+
+T = TypeVar("T")
 
 INLINE_LIMIT = 256 * 1024
 """Largest payload that rides inside an envelope, bytes."""
@@ -87,4 +92,16 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 Payloads = dict[str, Payload]
-"""Outputs of a stage, by declared name."""
+"""Outputs of a stage, by declared name; those of a companion as `name@role`."""
+ROLE_MARK = "@"
+"""Parts the name of a companion's output from its role; no declared name has it."""
+
+
+def split_by_role(outputs: Mapping[str, T]) -> tuple[dict[str, T], dict[str, dict[str, T]]]:
+    """A stage's own outputs, and those of its companions by role."""
+    own: dict[str, T] = {}
+    by_role: dict[str, dict[str, T]] = {}
+    for key, value in outputs.items():
+        name, _, role = key.partition(ROLE_MARK)
+        (by_role.setdefault(role, {}) if role else own)[name] = value
+    return own, by_role

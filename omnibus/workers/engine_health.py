@@ -11,8 +11,9 @@ from omnibus.observability.logging import get_logger
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import CanarySpec, StageSpec
 from omnibus.wire.failure import Failure, describe
+from omnibus.workers.containment import contained
 from omnibus.workers.engines.threads import within
-from omnibus.workers.execution import Execution, contained
+from omnibus.workers.execution import Execution
 from omnibus.workers.task_slots import TaskSlots
 
 LOOKS = 10

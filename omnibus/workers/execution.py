@@ -5,12 +5,11 @@ What leaves a stage's own code stops here, whatever it is.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
-from collections.abc import Awaitable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import EngineError, OmnibusError
@@ -18,16 +17,16 @@ from omnibus.observability.tracing import Tracing
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import subjects
 from omnibus.wire.envelope import StageResult, StageTiming, Task
-from omnibus.wire.failure import describe
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
+from omnibus.workers.bundle import items_of
+from omnibus.workers.containment import contained
 from omnibus.workers.engines.protocol import Chunk, Engine, Finished, Job, Progress, StageInput
 from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
 from omnibus.workers.text_stream import DeltaStream, DeltaStreams, received
 
-T = TypeVar("T")
 PROCESSING = -1
 """Stands for the items of an execution whose input processor runs."""
 
@@ -122,7 +121,7 @@ class Execution:
         """
         # Engines write generate as an async generator, which the protocol's iterator does not promise.
         with self._counted(0) as number:
-            async with aclosing(cast("Any", self.engine.generate(job))) as items:
+            async with aclosing(cast("Any", items_of(self.engine, job))) as items:
                 async for item in items:
                     self._items[number] += 1
                     check_item(self._stage.name, self.engine.outputs, item)
@@ -150,30 +149,6 @@ def _subject(task: Task, job: Job) -> str | None:
     if front is None or not job.stage_input.request.stream:
         return None
     return subjects.out(task.ticket.pipeline, front, task.ticket.rid)
-
-
-async def contained(work: Awaitable[T]) -> T | OmnibusError:
-    """The result of a stage's code or an error of our tree; raises nothing but the cancellation of this very task.
-
-    The code may raise CancelledError itself, as an inner task's does that was cancelled, or what would end the process.
-    """
-    try:
-        return await work
-    except OmnibusError as error:
-        return error
-    except asyncio.CancelledError as error:
-        current = asyncio.current_task()
-        if current is not None and current.cancelling():
-            raise
-        return _foreign(error)
-    except BaseException as error:  # noqa: BLE001 its receiver logs it
-        return _foreign(error)
-
-
-def _foreign(error: BaseException) -> EngineError:
-    made = EngineError(describe(error))
-    made.__cause__ = error
-    return made
 
 
 def _nbytes(*payloads: Payloads) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from omnibus.errors import EngineError, RequestError
+from omnibus.wire.payload import ROLE_MARK
 from omnibus.workers.engines.protocol import Chunk, Finished, Item, Progress, TextDelta
 
 LARGEST = 2**63 - 1
@@ -27,7 +28,7 @@ def check_item(stage: str, kinds: Mapping[str, str], item: Item) -> None:
         case Chunk():
             fault = _chunk_fault(item) or _outputs_fault(kinds, item.outputs)
         case Finished():
-            fault = _finished_fault(item) or _outputs_fault(kinds, item.outputs)
+            fault = _finished_fault(item) or _outputs_fault(kinds, item.outputs, *item.companions.values())
         case _:
             fault = f"a {type(item).__name__} is no item of an engine"
     if fault is not None:
@@ -51,12 +52,15 @@ def _chunk_fault(item: Chunk) -> str | None:
 
 
 def _names_fault(outputs: object) -> str | None:
-    is_named = isinstance(outputs, Mapping) and all(isinstance(name, str) for name in outputs)
-    return None if is_named else "outputs are a mapping from names"
+    if not isinstance(outputs, Mapping) or not all(isinstance(name, str) for name in outputs):
+        return "outputs are a mapping from names"
+    marked = any(ROLE_MARK in name for name in outputs)
+    return f"the name of an output has no {ROLE_MARK!r}" if marked else None
 
 
 def _finished_fault(item: Finished) -> str | None:
-    if (fault := _names_fault(item.outputs)) is not None:
+    fault = next(filter(None, map(_names_fault, (item.outputs, *item.companions.values()))), None)
+    if fault is not None:
         return fault
     if _text_fault(item.finish_reason) is not None:
         return "finish_reason is a text"
@@ -64,8 +68,8 @@ def _finished_fault(item: Finished) -> str | None:
     return None if all(map(_is_count, counts)) else "usage counts whole tokens"
 
 
-def _outputs_fault(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> str | None:
-    for name, value in outputs.items():
+def _outputs_fault(kinds: Mapping[str, str], *outputs: Mapping[str, Any]) -> str | None:
+    for name, value in (pair for given in outputs for pair in given.items()):
         check = _FAULTS.get(kinds.get(name, ""))
         if check is not None and (fault := check(value)) is not None:
             return f"output {name!r}: {fault}"

@@ -5,55 +5,67 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from omnibus.errors import ConfigError, EngineError, InvalidRequest, OmnibusError
+from omnibus.errors import ConfigError, EngineError, InvalidRequest, OmnibusError, RequestTooLarge
 from omnibus.ledger.records import Ledger
 from omnibus.payloads.packing import HEAVY
 from omnibus.payloads.store import PayloadStore
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.spec import NAME_PATTERN, PipelineSpec, StageSpec
 from omnibus.wire import codec
 from omnibus.wire.envelope import Task
 from omnibus.wire.failure import describe
-from omnibus.wire.payload import Payload
+from omnibus.wire.payload import Payload, split_by_role
 from omnibus.wire.request import Request, decode_request
-from omnibus.workers.engines.protocol import EngineInput, Job, Outputs, StageInput
+from omnibus.workers.engines.protocol import MAIN, MOST_MEMBERS, EngineInput, Job, Outputs, StageInput
 from omnibus.workers.engines.threads import EngineLoop, EngineThreads, awaited, is_async
 from omnibus.workers.object_loading import load_object
 
 InputProcessor = Callable[[StageInput], EngineInput]
+PromptExpansion = Callable[[StageInput], Mapping[str, StageInput] | None]
 
 
 class JobBuilder:
     """Makes the jobs of one stage."""
 
     def __init__(self, spec: PipelineSpec, stage: StageSpec, store: PayloadStore, ledger: Ledger) -> None:
-        """Raises ConfigError for an input processor that cannot be imported, and for a canary that is no request."""
+        """Raises ConfigError for functions that cannot be imported, and for a canary that is no request."""
         self._spec, self._stage, self._store, self._ledger = spec, stage, store, ledger
         self._process: InputProcessor | None = (
             load_object(stage.input_processor, "input_processor") if stage.input_processor else None
         )
+        self._expand: PromptExpansion | None = (
+            load_object(stage.prompt_expand, "prompt_expand") if stage.prompt_expand else None
+        )
         self._threads, self._loop = EngineThreads(f"input-{stage.name}"), EngineLoop(f"input-{stage.name}-loop")
         self.processed = 0
-        """Calls of a plain input processor that have ended. They run one after the other, so it moves unless one hangs."""
+        """Calls of plain functions that have ended. They run one after the other, so it moves unless one hangs."""
         self._canary = _canary_input(stage) if stage.canary is not None else None
 
     async def given(self, task: Task) -> StageInput:
         """Fetch the stage's input; raises PayloadLost, or a RequestError for what the request got wrong."""
         data = bytes(await self._store.get(await self._ledger.request(task.ticket)))
         request = decode_request(data) if len(data) <= HEAVY else await asyncio.to_thread(decode_request, data)
-        sources = {
-            self._spec.stage(source).name: await self._fetch(given, task.ticket.rid)
-            for source, given in task.inputs.items()
-        }
-        return StageInput(rid=task.ticket.rid, request=request, sources=sources)
+        sources: dict[str, Outputs] = {}
+        companions: dict[str, Mapping[str, Outputs]] = {}
+        for source, payloads in task.inputs.items():
+            name, outputs = self._spec.stage(source).name, await self._fetch(payloads, task.ticket.rid)
+            sources[name], by_role = split_by_role(outputs)
+            if by_role:
+                companions[name] = by_role
+        return StageInput(rid=task.ticket.rid, request=request, sources=sources, companions=companions)
 
     async def build(self, given: StageInput, **more: Any) -> Job:
-        """The job that the input processor makes, with `more` fields; raises a RequestError, EngineError when that failed."""
-        sampling = merged_sampling(self._stage, given.request)
-        return Job(
-            rid=given.rid, stage_input=given, engine_input=await self._engine_input(given), sampling=sampling, **more
-        )
+        """The job that the input processor makes, with `more` fields; raises a RequestError, EngineError when that failed.
+
+        Where the stage expands its prompts, the processor makes the input of each member of the bundle.
+        """
+        if self._expand is None:
+            return await self._job(given, more)
+        bundle = {MAIN: given, **await self._bundle(self._expand, given)}
+        jobs = {role: await self._job(replace(one, role=role), more) for role, one in bundle.items()}
+        return replace(jobs.pop(MAIN), companions=jobs)
 
     def canary(self) -> StageInput:
         """The input of the stage's canary."""
@@ -71,30 +83,44 @@ class JobBuilder:
         values = [await reading[0]] if len(reading) == 1 else await asyncio.gather(*reading)
         return dict(zip(given, values, strict=True))
 
-    async def _engine_input(self, stage_input: StageInput) -> EngineInput:
-        """Isolated: whatever a processor raises ends or retries this request only, and it holds up no more than its own kind."""
-        if self._process is None:
-            return default_input(stage_input)
+    async def _job(self, given: StageInput, more: Mapping[str, Any]) -> Job:
+        made = default_input(given) if self._process is None else await self._called(self._process, given)
+        sampling = merged_sampling(self._stage, given.request)
+        return Job(rid=given.rid, stage_input=given, engine_input=made, sampling=sampling, **more)
+
+    async def _bundle(self, expand: PromptExpansion, given: StageInput) -> Mapping[str, StageInput]:
+        """The members that the stage's function makes; raises RequestTooLarge when they are too many."""
+        made = await self._called(expand, given) or {}
+        if not isinstance(made, Mapping) or not all(map(_is_member, made, made.values())):
+            raise EngineError(self._named("prompt_expand", f"return StageInputs by role, not {made!r:.200}"))
+        if len(made.keys() | {MAIN}) > MOST_MEMBERS:
+            many = f"the request expands to {len(made.keys() | {MAIN})} members, and {MOST_MEMBERS} may be"
+            raise RequestTooLarge(self._named("prompt_expand", many), param="prompt")
+        return {role: replace(one, rid=given.rid) for role, one in made.items()}
+
+    async def _called(self, function: Callable[[StageInput], Any], given: StageInput) -> Any:
+        """Isolated: whatever a function raises ends or retries this request only, and it holds up no more than its own kind."""
         try:
-            return await self._processed(self._process, stage_input)
+            made = function(given) if is_async(function) else await self._threads.run(self._counted, function, given)
+            return await self._loop.run(awaited(made)) if inspect.isawaitable(made) else made
         except OmnibusError:
             raise
         except Exception as error:
-            raise EngineError(
-                f"stage {self._stage.name!r}: {self._stage.input_processor}: {describe(error)}"
-            ) from error
+            field = "input_processor" if function is self._process else "prompt_expand"
+            raise EngineError(self._named(field, describe(error))) from error
 
-    async def _processed(self, process: InputProcessor, stage_input: StageInput) -> EngineInput:
-        made = (
-            process(stage_input) if is_async(process) else await self._threads.run(self._counted, process, stage_input)
-        )
-        return await self._loop.run(awaited(made)) if inspect.isawaitable(made) else made
+    def _named(self, field: str, what: str) -> str:
+        return f"stage {self._stage.name!r}: {getattr(self._stage, field)}: {what}"
 
-    def _counted(self, process: InputProcessor, stage_input: StageInput) -> EngineInput:
+    def _counted(self, function: Callable[[StageInput], Any], given: StageInput) -> Any:
         try:
-            return process(stage_input)
+            return function(given)
         finally:
             self.processed += 1  # there is one thread
+
+
+def _is_member(role: object, member: object) -> bool:
+    return isinstance(role, str) and NAME_PATTERN.fullmatch(role) is not None and isinstance(member, StageInput)
 
 
 def _canary_input(stage: StageSpec) -> StageInput:

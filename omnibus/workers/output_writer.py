@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omnibus.errors import EngineError
@@ -12,7 +12,7 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
 from omnibus.wire.envelope import FinalOutput, Task
-from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, RECORD_INLINE_LIMIT, Payloads
+from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, RECORD_INLINE_LIMIT, ROLE_MARK, Payloads
 from omnibus.workers.engines.protocol import Finished, Outputs
 from omnibus.workers.output_files import File, encoded
 
@@ -29,7 +29,7 @@ class OutputWriter:
         self._spec, self._stage, self._kinds, self._store = spec, stage, kinds, store
 
     async def forwarded(self, task: Task, finished: Finished) -> Payloads:
-        """Every output as a payload for the next stages; empty when the route has none after this one.
+        """Every output as a payload for the next stages, companions' too; empty when the route has none after this one.
 
         Raises EngineError for a value that cannot be sent.
         """
@@ -37,7 +37,7 @@ class OutputWriter:
             return {}
         rule, left = self._rule(task.ticket.route, task.stage_id), inline_share(task)
         payloads = {}
-        for name, value in finished.outputs.items():
+        for name, value in _by_name(finished):
             data = await self._packed(name, value)
             # Together they must fit into one envelope, whatever each of them would be allowed.
             payload = await self._store.put(data, rid=task.ticket.rid, ticket=task.ticket, rule=rule, limit=left)
@@ -94,6 +94,12 @@ class OutputWriter:
         if found is None:
             raise EngineError(f"stage {self._stage.name!r} made no {modality}, only {', '.join(outputs) or 'nothing'}")
         return found
+
+
+def _by_name(finished: Finished) -> Iterator[tuple[str, Any]]:
+    yield from finished.outputs.items()
+    for role, outputs in finished.companions.items():
+        yield from ((f"{name}{ROLE_MARK}{role}", value) for name, value in outputs.items())
 
 
 def inline_share(task: Task) -> int:

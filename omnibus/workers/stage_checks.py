@@ -118,7 +118,9 @@ def _check_stage(path: Path, stage: StageSpec, out: IO[bytes]) -> None:
     def report(field: str, message: str | None = None) -> None:
         out.write(msgspec.json.encode(_Report((*path, *field.split(".")), message)) + b"\n")
 
-    for field, check in (("input_processor", _check_processor), ("model", create_engine)):
+    for field, check in (
+        ("input_processor", _check_processor), ("prompt_expand", _check_expansion), ("model", create_engine),
+    ):  # fmt: skip
         report(field)
         try:
             check(stage)
@@ -133,6 +135,11 @@ def _check_stage(path: Path, stage: StageSpec, out: IO[bytes]) -> None:
 def _check_processor(stage: StageSpec) -> None:
     if stage.input_processor is not None:
         load_object(stage.input_processor, "input_processor")
+
+
+def _check_expansion(stage: StageSpec) -> None:
+    if stage.prompt_expand is not None:
+        load_object(stage.prompt_expand, "prompt_expand")
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def test_file_is_accepted_when_all_that_it_names_is_there(modules: Path, more: l
         (["engine: python", "model: good_stages:Shouter", "engine_args: {mark: 1, marks: 2}"], 9, "unexpected keyword"),
         (["engine: python", "model: good_stages:answer", "engine_args: {mark: 1}"], 9, "takes no engine_args"),
         (["engine: sim", "input_processor: good_stages:missing"], 8, "input_processor: .*has no 'missing'"),
+        (["engine: sim", "prompt_expand: good_stages:missing"], 8, "prompt_expand: .*has no 'missing'"),
         (["engine: sim", "engine_args: {latancy: 1}"], 8, "latancy"),
         (["engine: vllm", "model: org/m", "engine_args: {max_model_length: 9}"], 9, "did you mean max_model_len"),
         (["engine: vllm", "model: org/m", "engine_args: {hidden_states: all}"], 9, "engine_args.hidden_states"),

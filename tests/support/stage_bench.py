@@ -25,7 +25,7 @@ from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.waiting import eventually
 
 HEARTBEAT_TIMEOUT = 1.0
-STAGE_FIELDS = ("slots", "engine", "model", "timeout", "stall_timeout", "canary", "input_processor")
+STAGE_FIELDS = ("slots", "engine", "model", "timeout", "stall_timeout", "canary", "input_processor", "prompt_expand")
 REPLICA_PROCESS = "tests.support.replica_process"
 
 

@@ -34,6 +34,7 @@ HARMLESS = StageSpec(
 ATTACKS: list[tuple[dict[str, Any], str]] = [
     ({"input_processor": "os:system"}, "os"),
     ({"input_processor": "a.b.c:d.e"}, "a.b.c"),
+    ({"prompt_expand": "os:system"}, "os"),
     ({"input_processor": "omnibus.cli.root:run"}, "omnibus.cli.root"),
     ({"engine": "python", "model": "subprocess:Popen", "engine_args": {"args": ["sh"]}}, "subprocess"),
     ({"engine": "diffusers", "engine_args": {"pipeline_class": "evil:Pipeline"}}, "evil"),

@@ -135,7 +135,8 @@ SPEC = PipelineSpec(
         StageSpec(stage_id=0, name="ar", engine="vllm", devices="0,1", num_replicas=2, env={"A": "1"}),
         StageSpec(
             stage_id=1, name="dit", engine="diffusers", devices="0", num_replicas=2, input_sources=(0,),
-            final_output=True, final_output_type="image", input_processor="m:f", default_sampling_params={"steps": 4},
+            final_output=True, final_output_type="image", input_processor="m:f", prompt_expand="m:g",
+            default_sampling_params={"steps": 4},
         ),
     ),
     edges=(EdgeSpec(source=0, target=1, payload=PayloadRule.OBJECT),),
@@ -148,6 +149,7 @@ def test_metadata_says_of_a_stage_what_others_need() -> None:
     assert (metadata.stage_id, metadata.model_stage, metadata.stage_type) == (1, "dit", "diffusion")
     assert (metadata.engine_input_source, metadata.final_output, metadata.final_output_type) == ((0,), True, "image")
     assert (metadata.default_sampling_params, metadata.custom_process_input_func) == ({"steps": 4}, "m:f")
+    assert metadata.prompt_expand_func == "m:g"
     assert metadata.devices_per_replica == 1
     assert extract_stage_metadata(SPEC.stages[0]).stage_type == "llm"
 

@@ -14,6 +14,10 @@ from omnibus.wire.request import Message, Request
 
 Outputs = Mapping[str, Any]
 """Named values of one stage: str, bytes, numbers, lists and dicts of them, numpy arrays."""
+MAIN = "main"
+"""The role of the member of a bundle whose outputs are the stage's own; the others are its companions."""
+MOST_MEMBERS = 8
+"""Members of one bundle, at most."""
 
 
 class Flow(Protocol):
@@ -38,6 +42,10 @@ class StageInput:
     """Outputs of the input stages, by stage name."""
     flows: Mapping[str, Flow] = field(default_factory=dict)
     """Input stages that still run, by stage name: those over edges of mode `stream`."""
+    companions: Mapping[str, Mapping[str, Outputs]] = field(default_factory=dict)
+    """Outputs of the companions in the bundles of input stages, by stage name and then by role."""
+    role: str = MAIN
+    """The member of this stage's own bundle that this is the input of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +82,8 @@ class Job:
     trace: Mapping[str, str] = field(default_factory=dict)
     parts: AsyncIterator[EngineInput] | None = None
     """The engine's input part by part, of an input processor that is an async generator; `engine_input` is empty then."""
+    companions: Mapping[str, Job] = field(default_factory=dict)
+    """The other members of a bundle, by role. An engine runs one member at a time, and need not look at them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +121,8 @@ class Finished:
     outputs: Outputs
     finish_reason: str = "stop"
     usage: TokenUsage = field(default_factory=TokenUsage)
+    companions: Mapping[str, Outputs] = field(default_factory=dict)
+    """Outputs of the other members of a bundle, by role; set by `workers.bundle`, not by engines."""
 
 
 Item = TextDelta | Progress | Chunk | Finished
@@ -134,7 +146,7 @@ class Engine(Protocol):
         """Load the model. Raises CheckpointMissing or StageStartError."""
 
     def generate(self, job: Job) -> AsyncIterator[Item]:
-        """Run one job; the last item is Finished. Concurrent up to the stage's slots.
+        """Run one job; the last item is Finished. Concurrent up to the stage's slots; each may hold a bundle of MOST_MEMBERS.
 
         Raises EngineRejected for what the request got wrong, EngineError for what the engine did.
         Cancelling the consumer, or `abort`, frees the engine's resources as soon as that is possible. Closing the generator

@@ -20,7 +20,16 @@ from omnibus.errors import (
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.chunk_joining import joined
 from omnibus.workers.engines.loaded_engine import LoadedEngine
-from omnibus.workers.engines.protocol import Chunk, Finished, Item, Job, Outputs, Progress, TextDelta
+from omnibus.workers.engines.protocol import (
+    MOST_MEMBERS,
+    Chunk,
+    Finished,
+    Item,
+    Job,
+    Outputs,
+    Progress,
+    TextDelta,
+)
 from omnibus.workers.engines.threads import EngineLoop, awaited, is_async
 from omnibus.workers.object_loading import load_object
 from omnibus.workers.output_files import to_json
@@ -49,7 +58,8 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
     """
 
     def __init__(self, stage: StageSpec) -> None:
-        super().__init__(stage, stage.slots + 1)  # one a slot, and one for control calls
+        members = MOST_MEMBERS if stage.prompt_expand else 1
+        super().__init__(stage, stage.slots * members + 1)  # one a member of each slot, and one for control calls
         self._arguments = {name: value for name, value in stage.engine_args.items() if name != "outputs"}
         self._target = self._found()
         self.outputs: Mapping[str, str] = self._declared()

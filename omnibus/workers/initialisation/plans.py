@@ -42,6 +42,7 @@ class StageMetadata:
     final_output_type: str | None
     default_sampling_params: Mapping[str, Any]
     custom_process_input_func: str | None
+    prompt_expand_func: str | None
     """`module:function`."""
     devices_per_replica: int
 
@@ -109,6 +110,7 @@ def extract_stage_metadata(stage: StageSpec) -> StageMetadata:
         final_output_type=stage.final_output_type,
         default_sampling_params=stage.default_sampling_params,
         custom_process_input_func=stage.input_processor,
+        prompt_expand_func=stage.prompt_expand,
         devices_per_replica=get_stage_devices_per_replica(stage),
     )
 

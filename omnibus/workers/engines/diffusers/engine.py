@@ -148,7 +148,7 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
                     await self._arrived.wait()
 
     def _compatible(self) -> list[_Ticket]:
-        """The oldest request, and those after it that may share its batch, up to `slots` images."""
+        """The oldest request, and those after it that may share its batch, up to `slots` images; a bundle is not parted."""
         if not self._waiting:
             return []
         key = self._waiting[0].request.key()
@@ -156,7 +156,7 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
         for ticket in self._waiting:
             if ticket.request.key() != key:
                 continue
-            if batch and _images([*batch, ticket]) > self._stage.slots:
+            if batch and ticket.rid != batch[-1].rid and _images([*batch, ticket]) > self._stage.slots:
                 break
             batch.append(ticket)
         return batch
