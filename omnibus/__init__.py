@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omnibus.client.producer import Producer as Producer
     from omnibus.client.producer import Submission as Submission
     from omnibus.client.request_events import Ended as Ended
+    from omnibus.client.request_events import MediaPiece as MediaPiece
     from omnibus.client.request_events import Output as Output
     from omnibus.client.request_events import OutputArrived as OutputArrived
     from omnibus.client.request_events import Result as Result
@@ -37,7 +38,7 @@ _PUBLIC = {
     "broker.connection": ("connect",),
     "client.async_omni": ("AsyncOmni",),
     "client.async_omni_engine": ("AsyncOmniEngine",),
-    "client.request_events": ("Ended", "Output", "OutputArrived", "Result", "StepProgress", "TextPiece"),
+    "client.request_events": ("Ended", "MediaPiece", "Output", "OutputArrived", "Result", "StepProgress", "TextPiece"),
     "client.omni": ("Omni", "OmniResult"),
     "client.request_outputs": ("OmniRequestOutput",),
     "client.producer": ("Producer", "Submission"),

@@ -43,8 +43,9 @@ class AsyncOmni(OmniBase):
     ) -> AsyncGenerator[OmniRequestOutput, None]:
         """Each output of a request as soon as it is ready; the last one is `finished`.
 
-        With `stream`, pieces of text come before the whole text, as `delta`. `output_modalities` picks the outputs, None
-        for all; `deadline` is in seconds; the rest is as for AsyncOmniEngine.add_request. Leaving early aborts the request.
+        With `stream`, pieces come before the whole: of a text as `delta`, of a sound as `piece` where its stage makes it in
+        pieces. `output_modalities` picks the outputs, None for all; `deadline` is in seconds; the rest is as for
+        AsyncOmniEngine.add_request. Leaving early aborts the request.
 
         Raises as add_request does, and what the request failed of. An aborted request raises nothing: its last output has
         `finish_reason` "abort" and, of a text, the part that had been received.
@@ -65,7 +66,7 @@ class AsyncOmni(OmniBase):
                 assert output is not None
                 finished = output.finished
                 output.raise_for_failure()
-                if output.delta or output.output is not None or output.aborted:
+                if output.delta or output.piece or output.output or output.aborted:
                     yield output
         except (asyncio.CancelledError, GeneratorExit):
             if not finished and self.is_alive():

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from omnibus.client.omni_base import OmniBase, blocking
 from omnibus.client.producer import Submission
 from omnibus.client.progress_bar import Bar
@@ -84,9 +86,12 @@ class Omni(OmniBase):
         Raises a RequestError for a prompt that the pipeline cannot serve, before any is run. Ctrl-C aborts what is open.
         """
         requests = [
-            make_request(
-                self.spec, prompt, sampling_params_list=sampling_params_list, modalities=output_modalities,
-                lora_request=lora_request, trace_headers=trace_headers, priority=priority, deadline=deadline,
+            replace(
+                make_request(
+                    self.spec, prompt, sampling_params_list=sampling_params_list, modalities=output_modalities,
+                    lora_request=lora_request, trace_headers=trace_headers, priority=priority, deadline=deadline,
+                ),
+                stream=False,
             )
             for prompt in _as_batch(prompts)
         ]  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, TokenUsage
@@ -41,6 +43,19 @@ class StepProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaPiece:
+    """The next piece of a sound while its stage makes it; the pieces of a stage make its sound, without gap or repetition.
+
+    Only of a request with `stream`, and of a stage that makes its sound in pieces. The output has the whole all the same.
+    """
+
+    stage_id: int
+    modality: str
+    values: Mapping[str, Any] = field(repr=False)
+    """`audio`: samples, (frames,) or (channels, frames), float or integers; `sample_rate`: Hz."""
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """A delivered output."""
 
@@ -70,7 +85,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class OutputArrived:
-    """An output is ready, while others may still be made. Comes once an output, after all its text pieces."""
+    """An output is ready, while others may still be made. Comes once an output, after all its pieces."""
 
     output: Output
 
@@ -118,4 +133,4 @@ class Ended:
     result: Result
 
 
-ClientEvent = TextPiece | StepProgress | OutputArrived | Ended
+ClientEvent = TextPiece | StepProgress | MediaPiece | OutputArrived | Ended

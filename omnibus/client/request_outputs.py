@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from omnibus.client.request_events import (
     ABORT,
     ClientEvent,
     Ended,
+    MediaPiece,
     Output,
     OutputArrived,
     Result,
@@ -34,6 +36,8 @@ class OmniRequestOutput:
     """None when the request ended without this output belonging to a stage."""
     delta: str = ""
     """The next piece of a text; then `output` is None."""
+    piece: MediaPiece | None = None
+    """The next piece of a sound; then `output` is None."""
     output: Output | None = None
     """The whole output: its bytes, finish reason and tokens."""
     finished: bool = False
@@ -44,7 +48,7 @@ class OmniRequestOutput:
     """Times of every stage, with the last output; the first time in a queue starts at the request's arrival."""
 
     def __repr__(self) -> str:
-        shown = self.output if self.output is not None else f"delta={shortened(self.delta)}"
+        shown = self.output or self.piece or f"delta={shortened(self.delta)}"
         failed = f", failure={self.failure.code}" if self.failure is not None else ""
         return f"<OmniRequestOutput {self.request_id}: {shown}, finished={self.finished}{failed}>"
 
@@ -56,7 +60,8 @@ class OmniRequestOutput:
     @property
     def final_output_type(self) -> str | None:
         """Modality; None when no output belongs to it."""
-        return self.output.modality if self.output is not None else "text" if self.delta else None
+        made = self.output or self.piece
+        return made.modality if made is not None else "text" if self.delta else None
 
     @property
     def aborted(self) -> bool:
@@ -83,7 +88,7 @@ class OutputAdapter:
     request_id: str
     prompt: str | None
     deltas: bool = False
-    """Whether pieces of text are outputs too."""
+    """Whether pieces are outputs too."""
     _pieces: dict[int, list[str]] = field(default_factory=dict)
     _held: OmniRequestOutput | None = None
     _delivered: set[int] = field(default_factory=set)
@@ -100,6 +105,9 @@ class OutputAdapter:
                 self._pieces.setdefault(stage_id, []).append(text)
                 if self.deltas:
                     yield self._of(stage_id, delta=text)
+            case MediaPiece(stage_id):
+                if self.deltas:
+                    yield self._of(stage_id, piece=event)
             case OutputArrived(output):
                 self._delivered.add(output.stage_id)
                 yield from self._release()
@@ -130,10 +138,8 @@ class OutputAdapter:
             yield self._held
             self._held = None
 
-    def _of(self, stage_id: int | None, *, delta: str = "", output: Output | None = None) -> OmniRequestOutput:
-        return OmniRequestOutput(
-            request_id=self.request_id, prompt=self.prompt, stage_id=stage_id, delta=delta, output=output
-        )
+    def _of(self, stage_id: int | None, **made: Any) -> OmniRequestOutput:
+        return OmniRequestOutput(request_id=self.request_id, prompt=self.prompt, stage_id=stage_id, **made)
 
 
 def _partial(stage_id: int, text: str) -> Output:

@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import discover
 from omnibus.client.controls import Controls
@@ -22,6 +24,7 @@ from omnibus.errors import BrokerUnavailable, InvalidRequest, OmnibusError, Requ
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.payloads.transports import Transports
+from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.requests.state import RequestState
@@ -111,6 +114,8 @@ class Session(Controls):
         """
         if request_id in self._open:
             raise RequestConflict(f"request {request_id!r} is running already", param="request_id")
+        if not deltas and any(stage.final == "audio" for stage in plan_route(self.spec, request.modalities).finals):
+            request = replace(request, stream=False)  # pieces of a sound would be stored that nobody takes
         adapter = OutputAdapter(request_id, prompt_text or text_of(request), deltas)
         self._open[request_id] = adapter
         try:

@@ -17,6 +17,7 @@ from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import JSON_TYPE
 from omnibus.frontdoor.submitting import Accepted, result_of
+from omnibus.media.sound_formats import FORMATS
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.envelope import StageTiming
 
@@ -38,6 +39,24 @@ def usage(outputs: Iterable[Output]) -> Usage:
     read = next((count.prompt_tokens for count in counts if count.prompt_tokens), 0)
     written = sum(count.completion_tokens for count in counts)
     return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+class MediaUsage(TypedDict):
+    """The same under the names that OpenAI's images and speech have."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+def media_usage(outputs: Iterable[Output]) -> MediaUsage:
+    """Tokens of all delivered outputs together, as `usage` has them."""
+    total = usage(outputs)
+    return MediaUsage(
+        input_tokens=total["prompt_tokens"],
+        output_tokens=total["completion_tokens"],
+        total_tokens=total["total_tokens"],
+    )
 
 
 def transcript(outputs: Iterable[Output]) -> str:
@@ -69,7 +88,7 @@ async def whole_answer(
 async def transcoded(output: Output, *, audio: str | None = None, image: str | None = None) -> Output:
     """The output with its files in these formats; an output of another modality, or already in the format, as it is.
 
-    `audio` is one of `sound.FORMATS`, or pcm16 for pcm; `image` is png, jpeg or webp. Raises EngineError for files that
+    `audio` is one of `sound_formats.FORMATS`, or pcm16 for pcm; `image` is png, jpeg or webp. Raises EngineError for files that
     cannot be read, or that the format cannot hold.
     """
     wanted = {"audio": audio, "image": image}.get(output.modality)
@@ -83,7 +102,7 @@ def _in_format(output: Output, wanted: str) -> Output:
         media_type, convert = f"image/{wanted}", pictures.converted
     else:
         wanted = wanted.removesuffix("16")
-        media_type, convert = sound.FORMATS[wanted].media_type, sound.converted
+        media_type, convert = FORMATS[wanted].media_type, sound.converted
     try:
         items = tuple(convert(item, wanted) for item in output.items)
     except EngineError as error:

@@ -11,13 +11,14 @@ from fastapi import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, TextPiece
+from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, Output, OutputArrived, TextPiece
 from omnibus.errors import OmnibusError
-from omnibus.frontdoor.answers import Usage, finish_reason, transcoded, usage
+from omnibus.frontdoor.answers import Usage, finish_reason, usage
 from omnibus.frontdoor.bodies import Answer, StreamOptions, to_json
 from omnibus.frontdoor.body_route import naming_fields
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_json, error_response
+from omnibus.frontdoor.live_sound import LiveSound
 from omnibus.frontdoor.submitting import Accepted, CallerGone, Head, in_time, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -51,8 +52,11 @@ class EventStream(StreamingResponse):
     the last event but one. A caller that goes away or stops reading takes its request along.
     """
 
-    def __init__(self, context: FrontDoorContext, http: HttpRequest, accepted: Accepted, encode: Encode) -> None:
-        super().__init__((), headers=_HEADERS, media_type="text/event-stream")
+    def __init__(
+        self, context: FrontDoorContext, http: HttpRequest, accepted: Accepted, encode: Encode,
+        media_type: str = "text/event-stream",
+    ) -> None:  # fmt: skip
+        super().__init__((), headers=_HEADERS, media_type=media_type)
         self._context, self._http, self._accepted, self._encode = context, http, accepted, encode
         self._has_begun = False
         self._frames: Frames = []
@@ -67,17 +71,16 @@ class EventStream(StreamingResponse):
         except OmnibusError as error:
             if not self._has_begun:
                 await error_response(error)(scope, receive, send)
-            if not self._has_begun or isinstance(error, CallerGone):
-                return
-            self._frames.append(_data(error_json(error)))
+            if self._has_begun and not isinstance(error, CallerGone):
+                await self._end(send, error)
         except Exception:
             if not self._has_begun:
                 raise
             self._context.metrics.errors.labels("frontdoor").inc()
             _log.exception(LogEvent.TASK_CRASHED, rid=self._accepted.rid, where="stream")
-            self._frames.append(_data(error_json(ServerFault())))
-        self._frames.append(_DONE)
-        await self._send(send, more_body=False)
+            await self._end(send, ServerFault())
+        else:
+            await self._end(send)
 
     async def stream_response(self, send: Send) -> None:
         """Send what has come together in one write, but for the last: that leaves with the end of the stream."""
@@ -89,14 +92,21 @@ class EventStream(StreamingResponse):
                         events[0].result.raise_for_state()
                     if not events and silence < self._context.options.first_event_wait:
                         continue
-                    self._has_begun = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    await self._begin(send)
                 for event in events:
                     await self._encode(event, self._frames)
                 if not events and silence >= self._context.options.ping_interval:
                     self._frames.append(_PING)
                 if self._frames and not isinstance(last, Ended):
                     await self._send(send)
+
+    async def _begin(self, send: Send) -> None:
+        self._has_begun = True
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+    async def _end(self, send: Send, error: OmnibusError | None = None) -> None:
+        self._frames += (_data(error_json(error)), _DONE) if error is not None else (_DONE,)
+        await self._send(send, more_body=False)
 
     async def _send(self, send: Send, *, more_body: bool = True) -> None:
         """Waits while the caller does not read; the frames stay if that is cancelled."""
@@ -105,17 +115,36 @@ class EventStream(StreamingResponse):
         self._sent_at = time.monotonic()
 
 
+class FileStream(EventStream):
+    """A response that is a file, sent while it is made: it begins with the first bytes.
+
+    A file has no place for an error: after its beginning the connection ends, and the caller sees that bytes are missing.
+    """
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._accepted.submission.batches()) as batches:
+            async for events in batches:
+                for event in events:
+                    await self._encode(event, self._frames)
+                if any(self._frames):
+                    if not self._has_begun:
+                        await self._begin(send)
+                    await self._send(send)
+
+    async def _end(self, send: Send, error: OmnibusError | None = None) -> None:
+        if error is None:
+            await self._send(send, more_body=False)
+
+
 class TextStream:
     """The chunks of one streamed answer. A subclass has the endpoint's shape of `piece` and `totals`.
 
     The client promises that text pieces are contiguous, that an output comes once, after all its text, and before the end.
     """
 
-    def __init__(
-        self, head: Head, live: int | None, options: StreamOptions | None = None, audio: str | None = None
-    ) -> None:
+    def __init__(self, head: Head, live: int | None, options: StreamOptions | None = None, audio: str = "wav") -> None:
         """`live` is the stage whose text streams; `audio` the format of sound."""
-        self.head, self.live, self._audio = head, live, audio
+        self.head, self.live, self.live_sound = head, live, LiveSound(audio)
         self.include_usage = options is not None and bool(options.include_usage)
         self.sent: list[str] = []
         """The text that streamed, in pieces."""
@@ -129,8 +158,10 @@ class TextStream:
         match event:
             case TextPiece(stage_id, text):
                 frames += self.text(text) if stage_id == self.live else ()
+            case MediaPiece():
+                frames += map(frame, self.sound(await self.live_sound.piece(event)))
             case OutputArrived(output=output):
-                frames += map(frame, self.output(await transcoded(output, audio=self._audio)))
+                frames += map(frame, self.output(await self.live_sound.ready(output)))
             case Ended(result=result):
                 result.raise_for_state()
                 frames += map(frame, self.closing(result.outputs))
@@ -153,8 +184,12 @@ class TextStream:
         pieces = (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
         return [b"".join((self._before, to_json(piece), self._after)) for piece in pieces]
 
+    def sound(self, _data: bytes) -> Iterable[Answer]:
+        """The next bytes of the sound, maybe none."""
+        return []
+
     def output(self, _output: Output) -> Iterable[Answer]:
-        """A finished output."""
+        """A finished output, or what is left of it."""
         return []
 
     def closing(self, outputs: Sequence[Output]) -> list[Answer]:

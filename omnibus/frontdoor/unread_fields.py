@@ -32,7 +32,6 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "tool_choice": ("none", "auto"),
         "function_call": ("none", "auto"),
         "verbosity": ("medium",),
-        "stream_format": ("audio",),
         "background": ("auto", "opaque"),
         "quality": ("auto", "standard"),
         "style": ("vivid",),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import av
@@ -15,40 +13,13 @@ import numpy as np
 from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
 from omnibus.media.containers import opened, reason, recognised
 from omnibus.media.effort import Effort
+from omnibus.media.sound_formats import FORMATS, MAX_CHANNELS, PCM_RATE, SoundFormat
 
 MAX_SAMPLES = 1 << 26
 """Samples (channels × frames) that are unpacked of one file, or of all files of a request: 23 minutes of mono at 48 kHz."""
-MAX_CHANNELS = 8
-"""Channels of a sound that is written."""
 MAX_RATE = 768_000
-PCM_RATE = 24_000
-"""Rate of headerless samples, Hz: what clients of OpenAI's API take for granted."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """How a format is written."""
-
-    media_type: str
-    container: str
-    codec: str
-    samples: str
-    """The encoder's sample format, FFmpeg's name."""
-    channels: int = MAX_CHANNELS
-    """Channels that it can hold; more are mixed down."""
-
-
-FORMATS = MappingProxyType(
-    {
-        "wav": _Format("audio/wav", "wav", "pcm_s16le", "s16"),
-        "flac": _Format("audio/flac", "flac", "flac", "s16"),
-        "mp3": _Format("audio/mpeg", "mp3", "libmp3lame", "s16p", 2),
-        "opus": _Format("audio/ogg", "ogg", "libopus", "flt"),
-        "aac": _Format("audio/aac", "adts", "aac", "fltp"),
-        "pcm": _Format("audio/pcm", "s16le", "pcm_s16le", "s16", 1),
-    }
-)
-"""Formats that are written: 16 bits a sample where they are lossless; `pcm` is headerless mono at PCM_RATE."""
+_PAGE = {"page_duration": "20000"}
+"""FFmpeg's option of an ogg file that leaves while it is made: its pages have 20 ms, and not a second."""
 
 
 def media_type(data: bytes) -> str:
@@ -84,13 +55,11 @@ def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | No
     The rate, or that of `at`, is kept where the format can hold it, else the next higher one is taken. Raises EngineError for
     samples that cannot be a sound.
     """
-    checked, into = _checked(samples, rate), FORMATS[wanted]
-    try:
-        return _encode(checked, rate, _possible(at or rate, into), into)
-    except (av.FFmpegError, ValueError, OverflowError) as error:
-        raise EngineError(
-            f"{len(checked)} channels at {rate} Hz cannot be written as {wanted}: {reason(error)}"
-        ) from error
+    planes, file = _checked(samples, rate), io.BytesIO()
+    encoder = SoundEncoder(rate, len(planes), wanted, at=at, file=file)
+    encoder.feed(planes)
+    encoder.end()
+    return file.getvalue()
 
 
 def converted(data: bytes, wanted: str) -> bytes:
@@ -157,30 +126,89 @@ def _checked(samples: np.ndarray, rate: int) -> np.ndarray:
     return (planes / scale).clip(-1.0, 1.0).astype(np.float32)
 
 
-def _encode(planes: np.ndarray, rate: int, out_rate: int, into: _Format) -> bytes:
-    packed = np.ascontiguousarray(planes.T).reshape(1, -1)
-    frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=_layout(len(planes)))
-    frame.sample_rate = rate
-    file = io.BytesIO()
-    with av.open(file, "w", format=into.container, options={"fflags": "+bitexact"}) as container:
-        stream: Any = container.add_stream(into.codec, rate=out_rate)
-        stream.layout = _layout(min(len(planes), into.channels))
-        stream.format = into.samples
-        stream.codec_context.open()
-        fitted = av.AudioResampler(
+class SoundEncoder:
+    """Writes a sound as a file while it is made: blocks while it encodes, for one thread at a time.
+
+    A file of unknown length has the greatest that there is in the header of a wav, and none in those of other formats.
+    """
+
+    def __init__(self, rate: int, channels: int, wanted: str, *, at: int | None = None, file: Any = None) -> None:
+        """`file` takes the bytes, and is sought in where it can be; without one `write` and `end` return them.
+
+        Raises EngineError for what cannot be written in the format.
+        """
+        into = FORMATS[wanted]
+        self._rate, self._channels, self._wanted, self._pipe = rate, channels, wanted, _Pipe()
+        options = {"fflags": "+bitexact", "flush_packets": "1"}
+        options |= _PAGE if file is None and into.container == "ogg" else {}
+        try:
+            container: Any = av.open(file or self._pipe, "w", format=into.container, options=options)
+            stream: Any = container.add_stream(into.codec, rate=_possible(at or rate, into))
+            stream.layout = _layout(min(channels, into.channels))
+            stream.format = into.samples
+            stream.codec_context.open()
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            raise self._failed(error) from error
+        self._container, self._stream = container, stream
+        self._fitted = av.AudioResampler(
             format=into.samples, layout=stream.layout, rate=stream.rate, frame_size=stream.frame_size or None
         )
-        for piece in (*fitted.resample(frame), *fitted.resample(None)):
-            container.mux(stream.encode(piece))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+
+    def write(self, samples: np.ndarray) -> bytes:
+        """The bytes that the next samples bring, maybe none yet; shapes, values and errors are those of `encoded`."""
+        planes = _checked(samples, self._rate)
+        if len(planes) != self._channels:
+            raise EngineError(f"a piece of a sound has {len(planes)} channels, and the first had {self._channels}")
+        return self.feed(planes)
+
+    def feed(self, planes: np.ndarray) -> bytes:
+        """The same of float32 samples (channels, frames) that were checked."""
+        packed = np.ascontiguousarray(planes.T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=_layout(self._channels))
+        frame.sample_rate = self._rate
+        return self._muxed(frame)
+
+    def end(self) -> bytes:
+        """The rest of the file; nothing can be written any more."""
+        rest = self._muxed(None)
+        self._container.close()
+        return rest + self._pipe.taken()
+
+    def _muxed(self, frame: Any) -> bytes:
+        try:
+            for piece in self._fitted.resample(frame):
+                self._container.mux(self._stream.encode(piece))
+            if frame is None:
+                self._container.mux(self._stream.encode(None))
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            raise self._failed(error) from error
+        return self._pipe.taken()
+
+    def _failed(self, error: Exception) -> EngineError:
+        sound = f"{self._channels} channels at {self._rate} Hz"
+        return EngineError(f"{sound} cannot be written as {self._wanted}: {reason(error)}")
+
+
+class _Pipe:
+    """A file that cannot be sought in, as FFmpeg sees it: it has no other method."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._written.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> bytes:
+        written, self._written = self._written, []
+        return b"".join(written)
 
 
 def _layout(channels: int) -> str:
     return {1: "mono", 2: "stereo"}.get(channels, f"{channels}c")
 
 
-def _possible(rate: int, into: _Format) -> int:
+def _possible(rate: int, into: SoundFormat) -> int:
     """The rate itself where the format can hold it, else the next higher one, else the highest."""
     if into is FORMATS["pcm"]:
         return PCM_RATE

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.protocol import EngineStats
+from omnibus.workers.engines.protocol import EngineInput, EngineStats
 from omnibus.workers.engines.transformers.engine import TransformersEngine
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 from tests.support.waiting import eventually
+from tools.omni_tiny.grading import grade_audio
+from tools.omni_tiny.grammar import parse
+from tools.omni_tiny.voice import HOP, SAMPLE_RATE, codes_of
 
 pytestmark = [
     pytest.mark.e2e,
@@ -175,3 +179,124 @@ async def test_no_service_when_closed_and_no_control_methods(checkpoint: Path) -
 
     with pytest.raises(EngineDead):
         await run_job(engine, make_job(values={"codes": CODES}))
+
+
+# In parts
+
+OMNI_TINY = "package:omnibus.omni_tiny/checkpoints/code2wav"
+SPOKEN = codes_of(parse("draw a red circle left of a blue square").symbols)
+
+
+def in_parts(codes: np.ndarray, frames: int, context: int) -> list[dict[str, Any]]:
+    """Parts of so many frames, with context where there is any."""
+    count, parts = codes.shape[-1], []
+    for start in range(0, count, frames):
+        left, right = min(context, start), min(context, max(count - start - frames, 0))
+        piece = codes[..., start - left : start + frames + right]
+        parts.append({"codes": piece, "left_context": left, "right_context": right})
+    return parts
+
+
+async def given(parts: Sequence[Mapping[str, Any]]) -> AsyncGenerator[EngineInput, None]:
+    for values in parts:
+        yield EngineInput(values=values)
+
+
+@pytest.fixture(scope="module")
+def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec of an odd stride, which loses samples at the end of whatever it decodes."""
+    config = transformers.DacConfig(
+        encoder_hidden_size=4, downsampling_ratios=[2, 5], decoder_hidden_size=16, upsampling_ratios=[5, 2],
+        n_codebooks=2, codebook_size=64, codebook_dim=4, hop_length=10, sampling_rate=8000,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("odd")
+    transformers.DacModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("frames", "context"), [(10, 1), (7, 1), (10, 2), (60, 1)])
+async def test_parts_make_the_whole_sound_when_omni_tinys_codes_are_decoded_with_their_neighbours(
+    frames: int, context: int
+) -> None:
+    engine = TransformersEngine(StageSpec(stage_id=3, name="code2wav", engine="transformers", model=OMNI_TINY, slots=4))
+    await engine.start()
+    codes = np.array(SPOKEN)
+    _, whole = await run_job(engine, make_job(values={"codes": codes}))
+
+    chunks, last = await run_job(engine, make_job(parts=given(in_parts(codes, frames, context))))
+    await engine.close()
+
+    assert len(chunks) == -(-len(codes) // frames)
+    pieces = [chunk.outputs["audio"] for chunk in chunks]
+    assert {len(piece) for piece in pieces[:-1]} <= {frames * HOP}
+    np.testing.assert_array_equal(np.concatenate(pieces), last.outputs["audio"])
+    expected = whole.outputs["audio"]
+    assert last.outputs["audio"].shape == expected.shape
+    off = np.linalg.norm(last.outputs["audio"] - expected) / np.linalg.norm(expected)
+    assert off < 0.01
+    assert grade_audio("draw a red circle left of a blue square", (last.outputs["audio"], SAMPLE_RATE))
+
+
+async def test_parts_are_in_their_places_when_a_codec_loses_samples_at_the_end(odd_checkpoint: Path) -> None:
+    engine = TransformersEngine(make_stage(odd_checkpoint))
+    await engine.start()
+    codes = np.random.default_rng(4).integers(64, size=(2, 60))
+    _, whole = await run_job(engine, make_job(values={"codes": codes}))
+
+    _, last = await run_job(engine, make_job(parts=given(in_parts(codes, 20, 8))))
+    await engine.close()
+
+    assert len(whole.outputs["audio"]) < 600
+    np.testing.assert_allclose(last.outputs["audio"], whole.outputs["audio"], atol=1e-4)
+
+
+async def test_each_part_leaves_when_it_is_decoded(engine: TransformersEngine) -> None:
+    """The next part is asked for only when the sound of the one before has left."""
+    asked: list[int] = []
+
+    async def slow() -> AsyncGenerator[EngineInput, None]:
+        for start in (0, 5, 10):
+            asked.append(start)
+            yield EngineInput(values={"codes": CODES[:, start : start + 5]})
+
+    async with aclosing(engine.generate(make_job(parts=slow()))) as items:
+        seen = [(type(item).__name__, list(asked)) async for item in items]
+
+    assert seen == [("Chunk", [0]), ("Chunk", [0, 5]), ("Chunk", [0, 5, 10]), ("Finished", [0, 5, 10])]
+
+
+async def test_job_ends_at_once_when_aborted_while_it_waits_for_a_part(engine: TransformersEngine) -> None:
+    asked = asyncio.Event()
+
+    async def never() -> AsyncGenerator[EngineInput, None]:
+        yield EngineInput(values={"codes": CODES})
+        asked.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.ensure_future(run_job(engine, make_job("waits", parts=never())))
+    await asyncio.wait_for(asked.wait(), 10.0)
+    await engine.abort("waits")
+
+    chunks, last = await asyncio.wait_for(running, 10.0)
+    assert (len(chunks), last.finish_reason, last.outputs) == (1, "abort", {})
+    assert engine.stats() == EngineStats()
+
+
+@pytest.mark.parametrize(
+    ("parts", "param"),
+    [
+        ([], "codes"),
+        ([{"codes": [1, 2], "left_context": 1, "right_context": 1}], "left_context"),
+        ([{"codes": [1, 2], "left_context": -1}], "left_context"),
+        ([{"codes": [1, 2], "right_context": 0.5}], "right_context"),
+        ([{"codes": [1] * 60_000}, {"codes": [1] * 60_000}], "codes"),
+    ],
+)
+async def test_rejected_when_parts_are_wrong_or_too_many(
+    engine: TransformersEngine, parts: list[dict[str, Any]], param: str
+) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        await run_job(engine, make_job(parts=given(parts)))
+
+    assert caught.value.param == param

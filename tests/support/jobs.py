@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -11,12 +11,15 @@ from omnibus.workers.engines.protocol import Engine, EngineInput, Finished, Item
 
 
 def make_job(
-    rid: str = "job", sampling: Mapping[str, Any] | None = None, *, lora: str | None = None, **given: Any
-) -> Job:
+    rid: str = "job", sampling: Mapping[str, Any] | None = None, *, lora: str | None = None,
+    parts: AsyncIterator[EngineInput] | None = None, **given: Any,
+) -> Job:  # fmt: skip
     """A job of an engine; `given` are fields of its EngineInput."""
     request = Request(prompt="unused", lora=lora)
     stage_input = StageInput(rid=rid, request=request)
-    return Job(rid=rid, stage_input=stage_input, engine_input=EngineInput(**given), sampling=sampling or {})
+    return Job(
+        rid=rid, stage_input=stage_input, engine_input=EngineInput(**given), sampling=sampling or {}, parts=parts
+    )
 
 
 async def run_job(engine: Engine, job: Job) -> tuple[list[Item], Finished]:

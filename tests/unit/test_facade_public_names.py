@@ -17,8 +17,8 @@ from omnibus.client.omni_base import OmniBase
 pytestmark = pytest.mark.unit
 
 NAMES = {
-    "Aborted", "AsyncOmni", "AsyncOmniEngine", "CollectiveAnswer", "Ended", "Omni", "OmniRequestOutput", "OmniResult",
-    "OmnibusError", "Output", "OutputArrived", "PipelineSpec", "Producer", "ReplicaAnswer", "Request", "Result",
+    "Aborted", "AsyncOmni", "AsyncOmniEngine", "CollectiveAnswer", "Ended", "MediaPiece", "Omni", "OmniRequestOutput",
+    "OmniResult", "OmnibusError", "Output", "OutputArrived", "PipelineSpec", "Producer", "ReplicaAnswer", "Request", "Result",
     "StageRuntimeInfo", "StepProgress", "Submission", "TextPiece", "connect", "load_deployed", "load_pipeline",
 }  # fmt: skip
 HEAVY = ("torch", "vllm", "diffusers", "transformers")

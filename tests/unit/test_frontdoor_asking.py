@@ -276,11 +276,16 @@ def test_speech_and_completions_are_refused_when_the_model_cannot_do_them() -> N
 
 @pytest.mark.parametrize(
     "fields",
-    [{"speed": 1.5}, {"speed": 0.0}, {"response_format": "vorbis"}, {"stream": True}, {"stream_format": "sse"}],
+    [{"speed": 1.5}, {"speed": 0.0}, {"response_format": "vorbis"}, {"stream": 1}, {"stream_format": "websocket"}],
 )
 def test_speech_is_refused_when_it_asks_for_what_is_not_there(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SpeechBody.model_validate({"input": "hi", **fields})
+
+
+@pytest.mark.parametrize(("stream", "streams"), [(None, True), (True, True), (False, False)])
+def test_speech_is_streamed_unless_its_caller_wants_it_whole(stream: bool | None, streams: bool) -> None:
+    assert speech_request(SpeechBody(input="hi", stream=stream), OMNI).stream is streams
 
 
 def test_what_steers_a_request_is_taken_from_the_body() -> None:

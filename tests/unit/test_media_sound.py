@@ -200,3 +200,35 @@ def test_a_sound_is_written_at_another_rate_when_it_is_asked_for() -> None:
     samples, rate = sound.decoded(sound.encoded(tone(48_000), 48_000, at=16_000))
     assert (rate, samples.shape) == (16_000, (1, 8000))
     assert loudest_hz(samples[0], rate) == pytest.approx(TONE_HZ, abs=5)
+
+
+@pytest.mark.parametrize("wanted", sound.FORMATS)
+@pytest.mark.parametrize("rate", [8000, 24_000])
+def test_a_sound_leaves_while_it_is_made_when_it_is_written_piece_by_piece(wanted: str, rate: int) -> None:
+    encoder, made = sound.SoundEncoder(rate, 1, wanted), np.tile(tone(rate), 2)
+    pieces = [encoder.write(piece) for piece in np.array_split(made, 10, axis=1)]
+    assert any(pieces[:5]), "a player begins before half of it is made"
+    data = b"".join((*pieces, encoder.end()))
+    if wanted in ("pcm", "aac"):
+        assert data == sound.encoded(made, rate, wanted), "formats without a length are the same either way"
+    samples, out_rate = (
+        sound.decoded(data) if wanted != "pcm" else (np.frombuffer(data, "<i2")[np.newaxis], sound.PCM_RATE)
+    )
+    assert loudest_hz(samples[0].astype(float), out_rate) == pytest.approx(TONE_HZ, abs=10)
+    assert samples.shape[1] / out_rate == pytest.approx(2 * SECONDS, abs=0.2)
+
+
+def test_another_reader_hears_all_of_a_wav_when_its_length_was_unknown() -> None:
+    encoder = sound.SoundEncoder(8000, 1, "wav")
+    data = encoder.write(tone(8000)) + encoder.end()
+    assert data[4:8] == data[40:44] == b"\xff\xff\xff\xff"
+    samples, rate = soundfile.read(io.BytesIO(data))
+    np.testing.assert_allclose(samples, tone(8000)[0], atol=1e-4)
+    assert rate == 8000
+
+
+def test_engine_error_when_a_piece_has_other_channels_than_the_first() -> None:
+    encoder = sound.SoundEncoder(8000, 1, "flac")
+    encoder.write(tone(8000))
+    with pytest.raises(EngineError):
+        encoder.write(tone(8000, 2))

@@ -11,15 +11,10 @@ from omnibus.client.request_events import Output
 from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage
 from omnibus.frontdoor.bodies import Answer
 from omnibus.frontdoor.data_urls import file_name, to_base64, to_data_url
+from omnibus.frontdoor.live_sound import pieces_of
 from omnibus.frontdoor.streaming import TextStream
 from omnibus.frontdoor.submitting import Head
 from omnibus.requests.record import ENDED_TTL
-
-PIECE_BYTES = 24 * 1024
-"""Bytes of a sound in one event of a stream: 32 KiB as base64, which has no padding in the middle as three divides them.
-
-Clients that read lines have a bound on them, 64 KiB in aiohttp.
-"""
 
 
 class TextOut(TypedDict):
@@ -54,12 +49,13 @@ ContentOut = TextOut | ImageOut | FileOut
 
 
 class AudioOut(TypedDict):
-    """A sound, or a piece of it in a stream, where the first piece alone has the other fields."""
+    """A sound, or a piece of it in a stream, where the first piece alone has `id` and `expires_at`."""
 
     id: NotRequired[str | None]
     data: str
     """Base64 of the file, or of the next bytes of it: joined, the pieces are the whole."""
     transcript: NotRequired[str | None]
+    """The text, or what came of it since the last piece."""
     expires_at: NotRequired[int | None]
     """Until when the request can be read again, seconds since the epoch."""
 
@@ -117,9 +113,10 @@ def chat_completion(head: Head, outputs: Sequence[Output]) -> ChatCompletion:
 
 
 class ChatStream(TextStream):
-    """A chat's chunks: text as it comes, any other output whole, as soon as it is ready."""
+    """A chat's chunks: text and sound as they come, any other output whole, as soon as it is ready."""
 
-    _has_audio = False
+    _transcribed: int | None = None
+    """Pieces of the text that went out beside the sound; None before the sound has begun."""
 
     def opening(self) -> list[Answer]:
         """The chunk that says who speaks."""
@@ -129,16 +126,22 @@ class ChatStream(TextStream):
         return self._chunk(MessageOut() if text is None else MessageOut(content=text), reason)
 
     def output(self, output: Output) -> Iterator[Answer]:
-        """A finished output; the one that streamed has been sent."""
+        """A finished output, or what is left of the sound; the text that streamed has been sent."""
         if output.stage_id == self.live:
             return
-        if output.modality == "audio" and output.items and not self._has_audio:
-            self._has_audio = True
-            first, *rest = pieces_of(output.items[0])
-            yield self._chunk(MessageOut(audio=_audio(self.head, first, "".join(self.sent))))
-            yield from (self._chunk(MessageOut(audio=AudioOut(data=to_base64(piece)))) for piece in rest)
+        if output.modality == "audio" and output.items and self.live_sound.is_of(output.stage_id):
+            yield from self.sound(output.items[0], is_whole=True)
             return
         yield from (self._chunk(MessageOut(content=[part])) for part in _content_parts(output))
+
+    def sound(self, data: bytes, *, is_whole: bool = False) -> Iterator[Answer]:
+        """The next bytes of the sound, with the text that came meanwhile; at its end also the text alone."""
+        for piece in pieces_of(data) or [b""] * is_whole:
+            has_begun, said = self._transcribed is not None, "".join(self.sent[self._transcribed or 0 :])
+            if piece or said or not has_begun:
+                self._transcribed = len(self.sent)
+                audio = AudioOut(data=to_base64(piece)) if has_begun else _audio(self.head, piece, said)
+                yield self._chunk(MessageOut(audio={**audio, "transcript": said} if said else audio))
 
     def totals(self, total: Usage) -> ChatChunk:
         return self._build([], total)
@@ -179,11 +182,6 @@ def _content_parts(output: Output) -> list[ContentOut]:
         FileOut(type="file", file=FileBytes(filename=name, file_data=url))
         for name, url in zip(names, urls, strict=True)
     ]
-
-
-def pieces_of(sound: bytes) -> list[bytes]:
-    """The file in pieces that make short lines; at least one."""
-    return [sound[start : start + PIECE_BYTES] for start in range(0, len(sound), PIECE_BYTES)] or [sound]
 
 
 def _audio(head: Head, data: bytes, text: str) -> AudioOut:

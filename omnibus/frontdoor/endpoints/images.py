@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal, NotRequired
 
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from omnibus.client.request_events import ClientEvent, Ended, Output, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.answers import transcoded, usage, whole_answer
+from omnibus.frontdoor.answers import MediaUsage, media_usage, transcoded, whole_answer
 from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
@@ -69,17 +69,11 @@ class ImageData(TypedDict):
     url: NotRequired[str | None]
 
 
-class ImageUsage(TypedDict):
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-
-
 class ImagesAnswer(TypedDict):
     created: int
     output_format: str
     data: list[ImageData]
-    usage: ImageUsage
+    usage: MediaUsage
 
 
 class PartialImageEvent(TypedDict):
@@ -99,7 +93,7 @@ class ImageCompletedEvent(TypedDict):
     b64_json: str
     created_at: int
     output_format: str
-    usage: ImageUsage
+    usage: MediaUsage
 
 
 @router.post("/v1/images/generations", response_model=ImagesAnswer, openapi_extra=RouteAccess.USER.stated)
@@ -139,7 +133,7 @@ def images(head: Head, outputs: Sequence[Output], *, as_urls: bool, image_format
         created=head.created,
         output_format=image_format,
         data=[_image(item, output.media_type, as_urls) for output in outputs for item in output.items],
-        usage=_image_usage(outputs),
+        usage=media_usage(outputs),
     )
 
 
@@ -171,7 +165,7 @@ async def _append_frames(previews: Previews, image_format: str, event: ClientEve
             frames.append(frame(made, event=made["type"]))
     elif isinstance(event, Ended):
         event.result.raise_for_state()
-        total = _image_usage(event.result.outputs)
+        total = media_usage(event.result.outputs)
         for output in event.result.outputs:
             for item in (await transcoded(output, image=image_format)).items:
                 made = ImageCompletedEvent(
@@ -185,16 +179,6 @@ def _preview(picture: bytes, image_format: str) -> bytes:
     from omnibus.media import pictures  # noqa: PLC0415 only previews load its library
 
     return pictures.converted(picture, image_format)
-
-
-def _image_usage(outputs: Iterable[Output]) -> ImageUsage:
-    """Tokens under the names that the images API has."""
-    total = usage(outputs)
-    return ImageUsage(
-        input_tokens=total["prompt_tokens"],
-        output_tokens=total["completion_tokens"],
-        total_tokens=total["total_tokens"],
-    )
 
 
 def _image(item: bytes, media_type: str, as_url: bool) -> ImageData:

@@ -7,18 +7,26 @@ from typing import ClassVar, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
+from msgspec.structs import replace
+from typing_extensions import TypedDict
 
-from omnibus.errors import EngineError
+from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, OutputArrived
+from omnibus.errors import EngineError, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.answers import timing_headers, transcoded
+from omnibus.frontdoor.answers import MediaUsage, media_usage, timing_headers, transcoded
 from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.data_urls import to_base64
+from omnibus.frontdoor.live_sound import LiveSound, pieces_of
+from omnibus.frontdoor.streaming import EventStream, FileStream, Frames, frame
 from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.media.sound_formats import FORMATS
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
 SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus", "aac"]
+_SILENT = "the pipeline delivered no audio"
 router = APIRouter(route_class=BodyRoute)
 
 
@@ -28,23 +36,79 @@ class SpeechBody(AskingBody):
     called: ClassVar[Mapping[str, str]] = {"messages": "input", "prompt": "input"}
     input: str
     response_format: SpeechFormat = "mp3"
-    stream: Literal[False] | None = None
-    """The answer comes whole."""
+    stream_format: Literal["audio", "sse"] = "audio"
+    """The file itself, or events with pieces of it."""
+    stream: bool | None = None
+    """False: the file comes whole, with its length and the times of the stages."""
+
+
+class SpeechDelta(TypedDict):
+    """The next bytes of the sound."""
+
+    type: Literal["speech.audio.delta"]
+    audio: str
+
+
+class SpeechDone(TypedDict):
+    """The sound is complete."""
+
+    type: Literal["speech.audio.done"]
+    usage: MediaUsage
 
 
 @router.post("/v1/audio/speech", openapi_extra=RouteAccess.USER.stated)
 async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -> Response:
-    """Speak a text: the answer is the sound file itself."""
+    """Speak a text: the answer is the sound file itself, sent while it is made, or events with its pieces."""
+    if body.stream is False and body.stream_format == "sse":
+        raise InvalidRequest("events are a stream: leave stream out, or take the file", param="stream_format")
     accepted = await submit(context, http, body, speech_request, modality="audio")
-    result = await result_of(context, http, accepted)
-    sound = next((output for output in result.outputs if output.modality == "audio" and output.items), None)
-    if sound is None:
-        raise EngineError("the pipeline delivered no audio")
-    sound = await transcoded(sound, audio=body.response_format)
-    return Response(sound.items[0], headers=timing_headers(result, accepted.served.spec), media_type=sound.media_type)
+    if body.stream is False:
+        result = await result_of(context, http, accepted)
+        sound = next((output for output in result.outputs if output.modality == "audio" and output.items), None)
+        if sound is None:
+            raise EngineError(_SILENT)
+        sound = await transcoded(sound, audio=body.response_format)
+        headers = timing_headers(result, accepted.served.spec)
+        return Response(sound.items[0], headers=headers, media_type=sound.media_type)
+    speech = Speech(body.response_format)
+    if body.stream_format == "sse":
+        return EventStream(context, http, accepted, speech.as_events)
+    return FileStream(context, http, accepted, speech.as_file, FORMATS[body.response_format].media_type)
 
 
 def speech_request(body: SpeechBody, spec: PipelineSpec) -> Request:
     """A text to speak, as a chat of one turn. Raises RequestError naming the field."""
     check_modality(spec, "audio")
-    return body.request(spec, ("audio",), messages=single_turn(body.input, "input"))
+    request = body.request(spec, ("audio",), messages=single_turn(body.input, "input"))
+    return replace(request, stream=body.stream is not False)
+
+
+class Speech:
+    """The sound of one answer on its way."""
+
+    def __init__(self, wanted: str) -> None:
+        self._sound, self._has_ended = LiveSound(wanted), False
+
+    async def as_file(self, event: ClientEvent, frames: Frames) -> None:
+        """Append the bytes of an event; raises the error of a request that fails, and EngineError where there is no sound."""
+        match event:
+            case MediaPiece():
+                frames.append(await self._sound.piece(event))
+            case OutputArrived(output=output) if output.items and self._sound.is_of(output.stage_id):
+                frames += (await self._sound.ready(output)).items[:1]
+                self._has_ended = True
+            case Ended(result=result):
+                result.raise_for_state()
+                if not self._has_ended:
+                    raise EngineError(_SILENT)
+
+    async def as_events(self, event: ClientEvent, frames: Frames) -> None:
+        """The same as server-sent events."""
+        made: Frames = []
+        await self.as_file(event, made)
+        for data in pieces_of(b"".join(made)):
+            delta = SpeechDelta(type="speech.audio.delta", audio=to_base64(data))
+            frames.append(frame(delta, event=delta["type"]))
+        if isinstance(event, Ended):
+            done = SpeechDone(type="speech.audio.done", usage=media_usage(event.result.outputs))
+            frames.append(frame(done, event=done["type"]))

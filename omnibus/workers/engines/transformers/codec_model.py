@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,30 @@ from omnibus.workers.object_loading import load_object
 
 ENCODER_ONLY = ("encoder", "in_proj", "semantic_encoder", "acoustic_encoder", "fc.")
 """Parts of codecs that only encoding uses: a checkpoint that ships the decoder lacks them."""
+CONTEXT = ("left_context", "right_context")
+"""Values that count the frames at either end of a part that belong to its neighbours: their sound is cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Frames to decode, (K, T) int64 or (T, D) float32; `left` and `right` of them are there for context only."""
+
+    array: np.ndarray
+    frames: int
+    left: int = 0
+    right: int = 0
+
+    @property
+    def kept(self) -> int:
+        """Frames whose sound is wanted."""
+        return self.frames - self.left - self.right
 
 
 class Decoder:
     """A model that turns codes (or features) into sound.
 
     `input` of engine_args names the value it takes: `codes`, int (T,) or (K, T), or anything else as float features (T, D).
+    Beside it `left_context` and `right_context` may count frames of context, for a sound that is decoded in parts.
     """
 
     def __init__(self, stage: StageSpec) -> None:
@@ -40,26 +59,30 @@ class Decoder:
             raise PipelineError(f"{type(self._model).__name__} has no such method", field="engine_args.method")
         self.sample_rate = _sample_rate(args, self._model.config)
 
-    def check(self, values: Mapping[str, Any]) -> np.ndarray:
-        """The decoder's input as (K, T) int64 or (T, D) float32; raises EngineRejected for what it cannot take."""
+    def check(self, values: Mapping[str, Any], before: int = 0) -> Part:
+        """A part of a sound, `before` frames of which came before; raises EngineRejected for what the decoder cannot take."""
         if self.input not in values:
             raise EngineRejected(f"this stage needs {self.input!r}", param=self.input)
-        unknown = sorted(values.keys() - {self.input})
+        unknown = sorted(values.keys() - {self.input, *CONTEXT})
         if unknown:
             raise EngineRejected(f"this stage takes {self.input!r}, not {unknown[0]!r}", param=unknown[0])
         array = np.asarray(values[self.input])
         checked = self._codes(array) if self.input == "codes" else self._features(array)
         frames = checked.shape[-1] if self.input == "codes" else len(checked)
-        if not 0 < frames <= self._max_frames:
+        part = Part(checked, frames, *(_count(values, name) for name in CONTEXT))
+        if part.kept <= 0 and part.left + part.right:
+            raise EngineRejected(f"{self.input} has {frames} frames, and all of them are context", param=CONTEXT[0])
+        total = before + part.kept
+        if not 0 < total <= self._max_frames:
             raise EngineRejected(
-                f"{self.input} has {frames} frames; 1 to {self._max_frames} can be decoded", param=self.input
+                f"{self.input} has {total} frames; 1 to {self._max_frames} can be decoded", param=self.input
             )
-        return checked
+        return part
 
-    def decode(self, checked: np.ndarray) -> np.ndarray:
-        """Samples (frames × hop,) float32 of what `check` returned; raises EngineError."""
+    def decode(self, part: Part) -> np.ndarray:
+        """Samples (kept frames × hop,) float32 of what `check` returned; raises EngineError."""
         assert self._decode is not None
-        tensor = torch.from_numpy(checked)[None].to(self._device)
+        tensor = torch.from_numpy(part.array)[None].to(self._device)
         if tensor.is_floating_point():
             tensor = tensor.to(self._model.dtype)
         try:
@@ -71,7 +94,9 @@ class Decoder:
             raise EngineError(f"{type(self._model).__name__}: {error}") from error
         sound = result if isinstance(result, torch.Tensor) else result[self._output]
         samples: np.ndarray = sound.float().cpu().numpy().reshape(-1)
-        return samples
+        # Odd strides lose a few samples at the end of all: the frames lie where the model's own hop has them.
+        hop = int(getattr(self._model.config, "hop_length", None) or round(len(samples) / part.frames))
+        return samples[hop * part.left : hop * (part.left + part.kept) if part.right else None]
 
     def _codes(self, array: np.ndarray) -> np.ndarray:
         if array.ndim not in (1, 2) or (array.size and not np.issubdtype(array.dtype, np.integer)):
@@ -91,6 +116,13 @@ class Decoder:
             wanted = "floats of shape (T, D)"
             raise EngineRejected(f"{self.input} must be {wanted}, not {array.dtype} {array.shape}", param=self.input)
         return array.astype(np.float32)
+
+
+def _count(values: Mapping[str, Any], name: str) -> int:
+    count = values.get(name, 0)
+    if not isinstance(count, int) or count < 0:
+        raise EngineRejected(f"{name} counts frames, not {count!r}", param=name)
+    return count
 
 
 def _load(stage: StageSpec) -> Any:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from omnibus.errors import EngineDead, EngineRejected
 from omnibus.workers.engines.loaded_engine import LoadedEngine
-from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job
+from omnibus.workers.engines.protocol import Chunk, EngineInput, EngineStats, Finished, Item, Job, Outputs
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.transformers.codec_model import Decoder
+    from omnibus.workers.engines.transformers.codec_model import Decoder, Part
+
+T = TypeVar("T")
 
 
 class TransformersEngine(LoadedEngine["Decoder"]):
     """A decoder behind the engine protocol. Outputs: `audio`, float32 (samples,), and `sample_rate` in Hz.
 
-    Jobs are decoded one after the other: a clip takes milliseconds, and padding clips to one length would change their ends.
+    Decodings run one after the other: a clip takes milliseconds, and padding clips to one length would change their ends.
     A decoding cannot be stopped half-way; an aborted job ends at once, and its result is dropped: its slot is busy until then.
     """
 
@@ -27,28 +30,24 @@ class TransformersEngine(LoadedEngine["Decoder"]):
     _decoded = 0
 
     async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
-        """Finished, alone."""
+        """A Chunk for each part of a job that comes in parts, and Finished with the whole."""
         decoder = self._loaded()
         if job.sampling:
             name = next(iter(job.sampling))
             raise EngineRejected(f"unknown parameter {name!r}: decoding takes none", param=name)
-        checked = decoder.check(job.engine_input.values)
+        pieces: list[np.ndarray] = []
         with self._running(job.rid) as aborted:
-            work = asyncio.create_task(self._decode(decoder, checked), name=f"decode-{job.rid}")
-            abort = asyncio.create_task(aborted.wait(), name=f"abort-{job.rid}")
-            try:
-                await asyncio.wait({work, abort}, return_when=asyncio.FIRST_COMPLETED)
-                if aborted.is_set():
-                    yield Finished(outputs={}, finish_reason="abort")
-                else:
-                    yield Finished(outputs={"audio": work.result(), "sample_rate": decoder.sample_rate})
-            except EngineDead as error:
-                self._die(error)
-                raise
-            finally:
-                work.cancel()
-                abort.cancel()
-                await asyncio.gather(work, abort, return_exceptions=True)
+            async with aclosing(self._pieces(decoder, job, aborted)) as made:
+                async for piece in made:
+                    if piece is None:
+                        yield Finished(outputs={}, finish_reason="abort")
+                        return
+                    pieces.append(piece)
+                    if job.parts is not None:
+                        yield Chunk(outputs=_outputs(decoder, piece))
+        if not pieces:
+            raise EngineRejected(f"there is no {decoder.input!r} to decode", param=decoder.input)
+        yield Finished(outputs=_outputs(decoder, np.concatenate(pieces)))
 
     def stats(self) -> EngineStats:
         return EngineStats(running=min(len(self._jobs), 1), waiting=max(len(self._jobs) - 1, 0))
@@ -62,9 +61,55 @@ class TransformersEngine(LoadedEngine["Decoder"]):
 
         self._model = Decoder(self._stage)
 
-    async def _decode(self, decoder: Decoder, checked: np.ndarray) -> np.ndarray:
+    async def _pieces(
+        self, decoder: Decoder, job: Job, aborted: asyncio.Event
+    ) -> AsyncGenerator[np.ndarray | None, None]:
+        """The sound of each part; None at last when the job is aborted, while a decoding may still run."""
+        frames, ended = 0, False
+
+        async def piece(parts: AsyncIterator[EngineInput]) -> np.ndarray | None:
+            nonlocal frames, ended
+            part = await anext(parts, None)
+            if part is None:
+                ended = True
+                return None
+            checked = decoder.check(part.values, frames)
+            frames += checked.kept
+            return await self._decode(decoder, checked)
+
+        parts = job.parts or _alone(job.engine_input)
+        while not ended:
+            async with _unless(aborted, piece(parts)) as made:
+                if not ended:
+                    yield made
+
+    async def _decode(self, decoder: Decoder, part: Part) -> np.ndarray:
         try:
-            samples: np.ndarray = await self._threads.run(decoder.decode, checked)
+            samples: np.ndarray = await self._threads.run(decoder.decode, part)
+        except EngineDead as error:
+            self._die(error)
+            raise
         finally:
             self._decoded += 1
         return samples
+
+
+def _outputs(decoder: Decoder, samples: np.ndarray) -> Outputs:
+    return {"audio": samples, "sample_rate": decoder.sample_rate}
+
+
+async def _alone(whole: EngineInput) -> AsyncGenerator[EngineInput, None]:
+    yield whole
+
+
+@asynccontextmanager
+async def _unless(aborted: asyncio.Event, work: Coroutine[Any, Any, T]) -> AsyncGenerator[T | None, None]:
+    """The value of some work, None when the job is aborted first. At the end nothing works on it any more."""
+    working, abort = asyncio.create_task(work, name="decode"), asyncio.create_task(aborted.wait(), name="abort")
+    try:
+        await asyncio.wait({working, abort}, return_when=asyncio.FIRST_COMPLETED)
+        yield None if aborted.is_set() else working.result()
+    finally:
+        working.cancel()
+        abort.cancel()
+        await asyncio.gather(working, abort, return_exceptions=True)
