@@ -20,7 +20,9 @@
     ├── EngineError                  500  an engine failed on a request
     │   ├── EngineDead               503  the engine's process is gone
     │   │   └── EngineStalled        503  the engine makes no progress
-    │   └── AttemptsExhausted        500  every attempt that was allowed failed
+    │   ├── AttemptsExhausted        500  every attempt that was allowed failed
+    │   └── FlowTooLarge             500  a stage made more chunks than a flow may hold
+    ├── AttemptSuperseded            500  a later attempt has taken over
     ├── StageTimeout                 504  an execution took longer than its stage allows
     ├── ReplicaMissing               503  a replica that was asked for is not there, or does not come back
     ├── PayloadLost                  500  a referenced payload cannot be read any more
@@ -157,6 +159,19 @@ class AttemptsExhausted(EngineError, code="attempts_exhausted", retryable=False)
     """Every attempt that the request was allowed has failed."""
 
 
+class FlowTooLarge(EngineError, code="flow_too_large", retryable=False):
+    """A stage made more chunks than a flow may hold."""
+
+
+class AttemptSuperseded(OmnibusError, code="attempt_superseded"):
+    """A later attempt has taken over: this one publishes and acknowledges nothing more."""
+
+    def __init__(self, message: str | None = None, *, is_same_task: bool = True) -> None:
+        """`is_same_task`: the other attempt is at the same message of the queue, which is its to acknowledge."""
+        super().__init__(message)
+        self.is_same_task = is_same_task
+
+
 class StageTimeout(OmnibusError, code="stage_timeout", http_status=504):
     """An execution of a stage took longer than the stage allows."""
 
@@ -167,6 +182,10 @@ class ReplicaMissing(OmnibusError, code="replica_missing", http_status=503, retr
 
 class PayloadLost(OmnibusError, code="payload_lost", retryable=True):
     """A payload that a message refers to cannot be read any more."""
+
+
+class FlowBroken(PayloadLost, code="flow_broken"):
+    """Chunks of a flow are missing, come twice, or are gone; the stage that made them must run again."""
 
 
 class Unreadable(OmnibusError, code="unreadable"):

@@ -82,10 +82,11 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
     """The layout of a specification, with so many copies of everything. Pure.
 
     The heartbeat timeout is the ack wait of tasks and the lifetime of a replica's key; `max_open_requests` bounds raw
-    requests that nobody admitted yet, and `max_stored_bytes` each stream that may refuse: raw requests, and both object stores.
+    requests that nobody admitted yet, and `max_stored_bytes` each stream that may refuse: raw requests, chunks of flows, and
+    both object stores.
     """
     pipeline, lease = spec.name, spec.heartbeat_timeout
-    configs = {**_queues(spec), **_buckets(spec), **_object_stores(spec)}
+    configs = {**_queues(spec), **_chunks(spec), **_buckets(spec), **_object_stores(spec)}
     copies = {"storage": "file", "num_replicas": replicas}
     streams = (Stream(name, {"name": name, **copies, **config}) for name, config in configs.items())
     lanes = ((stage.stage_id, lane) for stage in spec.stages for lane in spec.stage_lanes)
@@ -180,6 +181,22 @@ def _queues(spec: PipelineSpec) -> dict[str, Config]:
             "allow_msg_ttl": True,
             "allow_direct": True,
         },
+    }
+
+
+def _chunks(spec: PipelineSpec) -> dict[str, Config]:
+    """The stream of flows, where a request can have one; its age limit is a backstop for what nobody removed."""
+    if not spec.has_flows:
+        return {}
+    return {
+        subjects.chunks_stream(spec.name): {
+            "subjects": [subjects.chunk_subjects(spec.name)],
+            "max_age": _nanoseconds(spec.deadline + _PAYLOAD_MARGIN),
+            "max_bytes": spec.max_stored_bytes or -1,
+            "discard": "new",
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+        }
     }
 
 

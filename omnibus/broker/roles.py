@@ -17,7 +17,7 @@ import msgspec
 from omnibus.broker.nats_access import SYSTEM_ROLE
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Forwarding
-from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.spec import STREAMED_MEDIA, PipelineSpec
 from omnibus.wire import subjects
 
 MOST_DIRECTED = 32
@@ -70,6 +70,7 @@ _TABLE = {
         mark replicas down: $KV.{replicas}.*.*
         notice a new revision of the pipeline: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{P}
         read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET|MSG.DELETE}.{work} $JS.API.DIRECT.GET.{work}
+        remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}
         see how long queues are, and make the lanes of replicas: $JS.API.CONSUMER.{INFO|CREATE}.{work}.*""",
     NatsRole.FRONTDOOR: """
         +everybody +ledger +replicas +pipeline +queues
@@ -78,7 +79,9 @@ _TABLE = {
         exchange deltas and answers: omni.{P}.out.*.* <omni.{P}.out.*.*
         cancel requests, and ask for their texts: omni.{P}.{ctl|ask}.all
         notice new pipelines and pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{>|*}
-        read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET}.{queue}""",
+        read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET}.{queue}
+        read flows: $JS.API.STREAM.MSG.GET.{chunks} $JS.API.DIRECT.GET.{chunks} <omni.{P}.chunk.*.*.*
+        remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}""",
     NatsRole.WORKER: """
         +everybody +pipeline +payloads
         take tasks of stage {stage} from the lane {lane}: $JS.API.CONSUMER.{MSG.NEXT|INFO}.{work}.stage-{stage}-{lane}
@@ -90,6 +93,11 @@ _TABLE = {
         have what an ended request has left removed: omni.{P}.serve.orphans
         end requests whose last edge is direct: $KV.{ended}.*
         read large requests behind the first stages: $JS.API.DIRECT.GET.KV_{read}.$KV.{read}.*
+        write the flows of stage {flowing}: omni.{P}.chunk.*.*.{flowing}
+        notice how far they are read: <omni.{P}.chunk.*.*.{flowing}.*
+        notice new chunks of stage {streamed}: <omni.{P}.chunk.*.*.{streamed}
+        tell how far it has read them: omni.{P}.chunk.*.*.{streamed}.{stage}
+        read flows: $JS.API.STREAM.MSG.GET.{flows} $JS.API.DIRECT.GET.{flows}
         exchange payloads in memory of other hosts: omni.{P}.fetch.* <omni.{P}.fetch.*
         notice cancellations, calls and questions: <omni.{P}.{ctl|ask}.all <omni.{P}.{ctl|ask}.{stage}.*
         register replicas: $KV.{replicas}.{stage}.*
@@ -211,28 +219,45 @@ def _filled(line: str, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
 def _names(spec: PipelineSpec) -> dict[str, list[str]]:
     work, requests = subjects.work_stream(spec.name), subjects.requests_stream(spec.name)
     replicas, ledger = subjects.replicas_bucket(spec.name), subjects.requests_bucket(spec.name)
+    chunks = [subjects.chunks_stream(spec.name)] if spec.has_flows else []
     stores = [subjects.payloads_bucket(spec.name), subjects.dead_payloads_bucket(spec.name)]
     return {
         "P": [spec.name], "pipelines": [subjects.PIPELINES_BUCKET], "replicas": [replicas], "ledger": [ledger],
         "work": [work], "requests": [requests], "queue": [work, requests], "store": stores[:1], "stores": stores,
-        "stream": [work, requests, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],
+        "stream": [work, requests, *chunks, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],
         "entry": [str(stage.stage_id) for stage in spec.stages if not stage.input_sources],
+        "chunks": chunks, "flowing": [], "streamed": [], "flows": [],
         "stage": [], "lane": [], "target": [], "watched": [], "ended": [], "read": [],
     }  # fmt: skip
 
 
 def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
-    direct = [edge.target for edge in spec.edges if edge.source == stage and edge.forwarding is Forwarding.DIRECT]
+    direct = [
+        edge.target
+        for edge in spec.edges
+        if edge.source == stage and (edge.forwarding is Forwarding.DIRECT or edge.is_stream)
+    ]
+    streamed = [str(edge.source) for edge in spec.edges if edge.target == stage and edge.is_stream]
+    flowing = [str(stage)] if _flows(spec, stage) else []
     ledger = [subjects.requests_bucket(spec.name)]
     own = [f"r{number}" for number in range(MOST_DIRECTED)] if _directed(spec, stage) else []
     return {
         "stage": [str(stage)],
         "lane": [*spec.stage_lanes, *own],
+        "flowing": flowing,
+        "streamed": streamed,
+        "flows": [subjects.chunks_stream(spec.name)] if flowing or streamed else [],
         "ended": ledger if _ends(spec, stage) else [],
         "read": ledger if spec.stage(stage).input_sources else [],
         "target": [str(target) for target in (stage, *direct)],  # its own: what it returns
         "watched": [">"] if any(_directed(spec, target) for target in direct) else [],
     }
+
+
+def _flows(spec: PipelineSpec, stage: int) -> bool:
+    """Whether a stage can have a flow: for a stage that reads it, or a caller."""
+    streams = any(edge.source == stage and edge.is_stream for edge in spec.edges)
+    return streams or spec.stage(stage).final_output_type in STREAMED_MEDIA
 
 
 def _ends(spec: PipelineSpec, stage: int) -> bool:

@@ -15,7 +15,7 @@ from omnibus.pipeline.files import pipeline_file, presets, read_file, suggestion
 from omnibus.pipeline.inheritance import parse_merged
 from omnibus.pipeline.plain_values import Path, field_name, shown
 from omnibus.pipeline.policies import LoadBalancingPolicy
-from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import EdgeSpec, LaneName, PayloadRule, PipelineSpec, StageSpec
 from omnibus.pipeline.validation import problems
 from omnibus.pipeline.yaml_document import YamlDocument
@@ -28,6 +28,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "lanes": get_args(LaneName),
     "forwarding": tuple(Forwarding),
     "payload": tuple(PayloadRule),
+    "mode": tuple(EdgeMode),
 }
 
 

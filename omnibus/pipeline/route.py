@@ -20,11 +20,25 @@ class Forwarding(StrEnum):
     """The worker that finished the stage publishes the task itself."""
 
 
+class EdgeMode(StrEnum):
+    """When the outputs of a stage travel along an edge."""
+
+    WHOLE = "whole"
+    """Once the stage has finished."""
+    STREAM = "stream"
+    """Chunk by chunk, while it runs: its target begins with the first one."""
+
+
 class Target(msgspec.Struct, frozen=True, array_like=True):
     """An edge that leaves a stage."""
 
     stage_id: int
     forwarding: Forwarding
+    mode: EdgeMode = EdgeMode.WHOLE
+
+    @property
+    def is_stream(self) -> bool:
+        return self.mode is EdgeMode.STREAM
 
 
 class RouteStage(msgspec.Struct, frozen=True, array_like=True):
@@ -41,6 +55,16 @@ class RouteStage(msgspec.Struct, frozen=True, array_like=True):
     @property
     def is_join(self) -> bool:
         return len(self.sources) > 1
+
+    @property
+    def streams_to(self) -> tuple[int, ...]:
+        """Stages that read this one while it runs."""
+        return tuple(target.stage_id for target in self.targets if target.is_stream)
+
+    @property
+    def whole_targets(self) -> tuple[Target, ...]:
+        """Edges whose stages begin when this one has finished."""
+        return tuple(target for target in self.targets if not target.is_stream)
 
 
 class Route(msgspec.Struct, frozen=True, array_like=True):
@@ -76,7 +100,7 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
     def is_ended_by_worker(self, stage_id: int) -> bool:
         """Whether the worker that finishes a stage ends the request: the last one of such a route, over a direct edge."""
         return self.ends_with(stage_id) and any(
-            target == Target(stage_id, Forwarding.DIRECT)
+            (target.stage_id, target.forwarding) == (stage_id, Forwarding.DIRECT)
             for source in self[stage_id].sources
             for target in self[source].targets
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 from omnibus.errors import InvalidRequest, UnsupportedModality
-from omnibus.pipeline.route import Route, RouteStage, Target
+from omnibus.pipeline.route import EdgeMode, Route, RouteStage, Target
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
 
@@ -93,6 +93,7 @@ def _targets(spec: PipelineSpec, needed: set[int]) -> dict[int, tuple[Target, ..
         if stage.stage_id not in needed:
             continue
         for source in stage.input_sources:
-            forwarding = spec.edge(source, stage.stage_id).forwarding
-            targets[source].append(Target(stage_id=stage.stage_id, forwarding=forwarding))
+            edge = spec.edge(source, stage.stage_id)
+            mode = EdgeMode.STREAM if edge.is_stream else EdgeMode.WHOLE
+            targets[source].append(Target(stage.stage_id, edge.forwarding, mode))
     return {stage_id: tuple(edges) for stage_id, edges in targets.items()}

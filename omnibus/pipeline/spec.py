@@ -16,11 +16,13 @@ import msgspec
 
 from omnibus.errors import PipelineError
 from omnibus.pipeline.policies import LoadBalancingPolicy
-from omnibus.pipeline.route import Forwarding, Route
+from omnibus.pipeline.route import EdgeMode, Forwarding, Route
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Pattern of a pipeline, stage, lane or request id: one token of a broker subject."""
 
+STREAMED_MEDIA = frozenset({"audio", "video"})
+"""Modalities whose chunks a caller that streams is sent; texts have a way of their own."""
 LaneName = Literal["interactive", "batch"]
 OVERFLOW_LANE = "overflow"
 """The lane behind `interactive` and before `batch`, for requests of a tenant beyond its share. No request can ask for it."""
@@ -108,6 +110,14 @@ class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     target: int
     forwarding: Forwarding = Forwarding.ORCHESTRATOR
     payload: PayloadRule = PayloadRule.AUTO
+    mode: EdgeMode | None = None
+    """Whole outputs, or chunks while the source runs; None: as `async_chunk` says, and without it whole ones."""
+    async_chunk: bool | None = None
+    """The name that vLLM-Omni has for a mode: true is `stream`, false is `whole`."""
+
+    @property
+    def is_stream(self) -> bool:
+        return self.mode is EdgeMode.STREAM or (self.mode is None and self.async_chunk is True)
 
 
 class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
@@ -133,6 +143,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Silence after which a replica counts as dead, and the lease of a task; replicas beat every sixth of it."""
     max_attempts: int = 5
     """Deliveries of one task that may be run."""
+    max_flow_bytes: int = 1 << 30
+    """Bound on all chunks that one stage makes for one request; beyond it the request fails with FlowTooLarge."""
     stages: tuple[StageSpec, ...]
     edges: tuple[EdgeSpec, ...] = ()
 
@@ -178,6 +190,12 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             if (edge.source, edge.target) == (source, target):
                 return edge
         return EdgeSpec(source=source, target=target)
+
+    @cached_property
+    def has_flows(self) -> bool:
+        """Whether any request can have a flow: between two stages, or of what a caller is sent while it is made."""
+        outputs = {stage.final_output_type for stage in self.stages if stage.final_output}
+        return any(edge.is_stream for edge in self.edges) or not outputs.isdisjoint(STREAMED_MEDIA)
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:

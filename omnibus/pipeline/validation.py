@@ -13,7 +13,7 @@ from omnibus.pipeline.devices import get_stage_devices_per_replica, replica_devi
 from omnibus.pipeline.engines import engine_kind, engine_names
 from omnibus.pipeline.files import suggestion
 from omnibus.pipeline.plain_values import Path, Problem, field_name, shown, value_problems
-from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import NAME_PATTERN, EdgeSpec, PipelineSpec, StageSpec
 
 MODALITY_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -76,6 +76,8 @@ def _pipeline_problems(spec: PipelineSpec) -> Iterator[Problem]:
         bound: int | None = getattr(spec, field)
         if bound is not None and not 1 <= bound <= MOST:
             yield Problem((field,), f"must be from 1 to {MOST}, not {bound}")
+    if not MIB <= spec.max_flow_bytes <= MOST:
+        yield Problem(("max_flow_bytes",), f"must be from {MIB} (1 MiB) to {MOST}, not {spec.max_flow_bytes}")
     if spec.max_stored_bytes is not None and not MIB <= spec.max_stored_bytes < 1 << 62:
         yield Problem(("max_stored_bytes",), f"must be at least {MIB} (1 MiB), not {spec.max_stored_bytes}")
     if not spec.stages:
@@ -216,6 +218,17 @@ def _edge_problems(path: Path, edge: EdgeSpec, spec: PipelineSpec) -> Iterator[P
     # Only an orchestrator, which sees every result, knows when the last input of a join is there.
     if edge.forwarding is Forwarding.DIRECT and len(sources[edge.target]) > 1:
         yield Problem((*path, "forwarding"), f"stage {edge.target} joins several inputs, so it cannot be fed directly")
+
+    yield from _mode_problems(path, edge, sources[edge.target])
+
+
+def _mode_problems(path: Path, edge: EdgeSpec, sources: tuple[int, ...]) -> Iterator[Problem]:
+    if edge.mode is not None and edge.async_chunk not in (None, edge.mode is EdgeMode.STREAM):
+        yield Problem((*path, "async_chunk"), f"contradicts mode: {edge.mode}; write one of the two")
+    if edge.is_stream and len(sources) > 1:
+        field = "mode" if edge.mode is not None else "async_chunk"
+        what = f"stage {edge.target} joins several inputs, so none of them can be streamed to it; make the edge whole"
+        yield Problem((*path, field), what)
 
 
 def _repeated(path: Path, values: Iterable[object], what: str, *, field: str | None = None) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
-from omnibus.errors import DeadlineExceeded, PayloadLost, RequestCancelled
+from omnibus.errors import DeadlineExceeded, FlowBroken, PayloadLost, RequestCancelled
 from omnibus.pipeline.route import Forwarding, Route
 from omnibus.requests.effects import (
     DropDead,
@@ -42,7 +42,8 @@ from omnibus.wire.payload import CARRIED_LIMIT, Payloads
 
 MAX_RUNS = 5
 """Runs that one request may use up before a lost payload ends it."""
-PAYLOAD_LOST = PayloadLost.code
+_LOST = frozenset({PayloadLost.code, FlowBroken.code})
+"""Codes of failures that another run may mend."""
 _EXPIRED = Failure.of(DeadlineExceeded())
 _NOTHING: Mapping[int, FinalOutput] = {}
 
@@ -219,7 +220,7 @@ def _payload_lost(event: StageFailed, record: Record) -> tuple[Effect, ...]:
 
 
 def _failed(event: StageFailed, record: Record) -> tuple[Effect, ...]:
-    if event.failure.code == PAYLOAD_LOST:
+    if event.failure.code in _LOST:
         return _payload_lost(event, record)
     return () if event.ticket.run < record.ticket.run else _give_up(event, record)
 

@@ -95,6 +95,26 @@ def timer(pipeline: str, nonce: str, rid: str) -> str:
     return f"{_root(pipeline)}.timer.{check_name(nonce, 'nonce')}.{check_name(rid, 'rid')}"
 
 
+def chunks(pipeline: str, rid: str, nonce: str, run: int, stage_id: int) -> str:
+    """The flow of one stage in one run of a request; `nonce` is its record's, so that no other request's is meant."""
+    return f"{_flows(pipeline, rid, nonce, run)}.{stage_id}"
+
+
+def read_position(flow: str, reader: int | str) -> str:
+    """How far another stage has read a flow, by its subject; `*` for any stage."""
+    return f"{flow}.{reader}"
+
+
+def flows_filter(pipeline: str, rid: str, nonce: str, run: int) -> str:
+    """All flows of one run of a request, and how far they were read."""
+    return f"{_flows(pipeline, rid, nonce, run)}.>"
+
+
+def chunk_subjects(pipeline: str) -> str:
+    """The subjects of the stream of chunks."""
+    return f"{_root(pipeline)}.chunk.>"
+
+
 def deadline_event(pipeline: str, rid: str) -> str:
     """The subject of the event that the timer fires."""
     return event(pipeline, ANY_STAGE, EventKind.DEADLINE, rid)
@@ -205,6 +225,10 @@ def work_stream(pipeline: str) -> str:
     return f"OMNI_{check_name(pipeline, 'pipeline')}_WORK"
 
 
+def chunks_stream(pipeline: str) -> str:
+    return f"OMNI_{check_name(pipeline, 'pipeline')}_CHUNKS"
+
+
 def stage_consumer(stage_id: int, lane: str) -> str:
     """Durable consumer that the replicas of a stage share for one lane."""
     return f"stage-{stage_id}-{check_name(lane, 'lane')}"
@@ -293,6 +317,10 @@ def _split(subject: str, family: str) -> tuple[str, str, str, str]:
     if len(tokens) != _WORK_TOKENS or tokens[0] != "omni" or tokens[2] != family:
         raise InvalidRequest(f"not the subject of a {family}: {subject!r}")
     return tokens[1], tokens[3], tokens[4], tokens[5]
+
+
+def _flows(pipeline: str, rid: str, nonce: str, run: int) -> str:
+    return f"{_root(pipeline)}.chunk.{check_name(rid, 'rid')}.{check_name(nonce, 'nonce')}-{run}"
 
 
 def _root(pipeline: str) -> str:

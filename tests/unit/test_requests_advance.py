@@ -214,9 +214,10 @@ def test_result_of_an_abandoned_run_is_dropped() -> None:
     assert advance(result_of(record, 0), record.next_run()) == ()
 
 
-def test_lost_payload_runs_the_request_again_under_the_next_run() -> None:
+@pytest.mark.parametrize("code", ["payload_lost", "flow_broken"])
+def test_lost_payload_runs_the_request_again_under_the_next_run(code: str) -> None:
     record = record_of()
-    effects = advance(failed_of(record, "payload_lost"), record)
+    effects = advance(failed_of(record, code), record)
     assert saved(effects).ticket.run == 2
     (task,) = [effect for effect in effects if isinstance(effect, PublishTask)]
     assert task.msg_id == "task.r.0.2", "without the run, dedupe would swallow it"

@@ -1,0 +1,73 @@
+"""The pace of a flow: its writer stays at most a window ahead of the slowest reader that has begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from omnibus.broker.connection import Connection, Subscription, status_of
+from omnibus.flows.flow_name import FlowName
+from omnibus.wire import codec
+from omnibus.wire.chunk import ReadPosition
+
+WINDOW = 8 << 20
+"""Bytes that a writer may be ahead."""
+LOOK_EVERY = 2.0
+"""Seconds after which positions are read though no report has arrived."""
+_STEP = WINDOW // 4
+"""Bytes after which a writer without readers looks for them."""
+
+
+class Pacing:
+    """Holds up the writer of one flow, which these stages read. A short flow costs no message."""
+
+    def __init__(self, conn: Connection, name: FlowName, readers: Sequence[int]) -> None:
+        self._conn, self._name, self._readers = conn, name, readers
+        self._free_to = WINDOW
+        """Bytes up to which nobody need be asked."""
+        self._bell: Subscription | None = None
+        self._news = asyncio.Event()
+        self.is_waiting = False
+
+    async def wait(self, offset: int) -> None:
+        """Return when a writer that has come so far may go on; raises BrokerUnavailable.
+
+        A reader that has died holds it up until the next one has read as far, or the request ends.
+        """
+        if not self._readers:
+            return
+        try:
+            while offset >= self._free_to:
+                if self._bell is None:
+                    self._bell = await self._conn.subscribe(self._name.position("*"), lambda _: self._news.set())
+                self._news.clear()
+                self._free_to = await self._allowed(offset)
+                if offset >= self._free_to:
+                    self.is_waiting = True
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_EVERY):
+                            await self._news.wait()
+        finally:
+            self.is_waiting = False
+
+    async def close(self) -> None:
+        """Listen no more; idempotent."""
+        if self._bell is not None:
+            await self._bell.unsubscribe()
+            self._bell = None
+
+    async def _allowed(self, offset: int) -> int:
+        """Bytes up to which a writer may go on, by the readers that have begun."""
+        positions = [position for reader in self._readers if (position := await self._position(reader)) is not None]
+        return min(positions) + WINDOW if positions else offset + _STEP
+
+    async def _position(self, reader: int) -> int | None:
+        body = msgspec.json.encode({"last_by_subj": self._name.position(reader)})
+        message = await self._conn.retried_request(f"$JS.API.DIRECT.GET.{self._name.stream}", body)
+        if status_of(message) is not None:
+            return None
+        found: ReadPosition = codec.decode(message.data, ReadPosition)
+        return found.offset

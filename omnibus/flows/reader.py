@@ -1,0 +1,108 @@
+"""The reader of a flow: every chunk once, in order, to the end, whatever dies in between.
+
+Messages that arrive by themselves are only the bell: a refused append rings it too. What counts is read from the stream, a
+batch at a time, so that what a reader has in memory is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from typing import Self
+
+from omnibus.broker.connection import Connection
+from omnibus.errors import BrokerError, DeadlineExceeded, FlowBroken
+from omnibus.flows.decisions import FlowCheck, FlowPart
+from omnibus.flows.flow_name import FlowName
+from omnibus.flows.stored_flow import last_message, messages_behind
+from omnibus.wire import codec
+from omnibus.wire.chunk import ReadPosition
+
+LOOK_EVERY = 2.0
+"""Seconds after which a reader that no bell reaches reads all the same."""
+_FIRST_LOOK = 0.02
+"""Seconds after a bell for a copy of the stream that lags behind; doubles up to LOOK_EVERY."""
+REPORT_EVERY = 1 << 20
+"""Bytes after which a reader tells the writer how far it is."""
+
+
+class FlowReader:
+    """Reads one flow, from its beginning. An asynchronous context; `read` is for one task at a time."""
+
+    def __init__(self, conn: Connection, name: FlowName, *, deadline: float, reader: int | None = None) -> None:
+        """`deadline` is the request's, seconds since the epoch.
+
+        A `reader`, the stage that reads, holds the writer to its pace; without one it may fall behind as far as it wants to.
+        """
+        self._conn, self.name, self._deadline, self._reader = conn, name, deadline, reader
+        self._check = FlowCheck(name)
+        self._seq = 0
+        self._is_over = False
+        self._reported = -REPORT_EVERY
+        self._news = asyncio.Event()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Listen for new chunks; raises BrokerUnavailable."""
+        bell = await self._conn.subscribe(self.name.subject, lambda _: self._news.set())
+        self._stack.push_async_callback(bell.unsubscribe)
+        self._stack.callback(self._conn.on_reconnect(self._news.set))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def read(self) -> FlowPart:
+        """The next chunks, as soon as there are any, or the end; asking for them tells that the former ones are done with.
+
+        Raises FlowBroken when chunks are missing or the flow is gone, DeadlineExceeded when its end has not come by then,
+        both naming the stage; BrokerUnavailable.
+        """
+        assert not self._is_over, "nothing follows the end"
+        self._report(self._check.offset)
+        pause = LOOK_EVERY
+        while True:
+            rang = self._news.is_set()
+            self._news.clear()
+            if (part := await self._available()) is not None:
+                return part
+            pause = _FIRST_LOOK if rang else min(2 * pause, LOOK_EVERY)
+            if pause == LOOK_EVERY:
+                await self._look_for_it()
+            await self._wait(pause)
+
+    async def _available(self) -> FlowPart | None:
+        """The part that can be read now, None when nothing is there that it has not got."""
+        self._seq, messages = await messages_behind(self._conn, self.name, self._seq)
+        part = self._check.take(messages)
+        self._is_over = part.end is not None
+        return part if part.chunks or part.restarted or part.end is not None else None
+
+    async def _look_for_it(self) -> None:
+        """Ask the stream's leader when nothing came for a while; raises FlowBroken when the flow is not there any more.
+
+        Its first message was stored before anybody was asked to read it.
+        """
+        self._report(self._check.offset, again=True)
+        seq, _ = await last_message(self._conn, self.name)
+        if seq == 0:
+            raise FlowBroken(f"{self.name} is gone")
+        if seq > self._seq:
+            self._news.set()
+
+    async def _wait(self, seconds: float) -> None:
+        left = self._deadline - self._conn.clock.now()
+        if left <= 0:
+            raise DeadlineExceeded(f"{self.name} has no end by the request's deadline")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, left)):
+                await self._news.wait()
+
+    def _report(self, offset: int, *, again: bool = False) -> None:
+        """Tell the writer how far it is; a lost report is repeated while it waits."""
+        if self._reader is None or not (again or offset >= self._reported + REPORT_EVERY):
+            return
+        self._reported = offset
+        position = codec.encode(ReadPosition(offset=offset))
+        with suppress(BrokerError):
+            self._conn.send(self.name.position(self._reader), position, headers={"Nats-Rollup": "sub"})

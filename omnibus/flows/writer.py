@@ -1,0 +1,239 @@
+"""The writer of a flow: appends the chunks of one attempt at a stage, and never anything beside another attempt's.
+
+One append is under way at a time, and names the last message that the writer knows. What the engine makes meanwhile waits, and
+leaves joined in one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Self
+
+from msgspec.structs import replace
+
+from omnibus.broker.connection import STREAM_FULL, Connection
+from omnibus.errors import (
+    AttemptSuperseded,
+    BrokerRefused,
+    FlowBroken,
+    FlowTooLarge,
+    Overloaded,
+    RevisionConflict,
+)
+from omnibus.flows.decisions import FlowCheck, Standing, standing
+from omnibus.flows.flow_name import FlowName
+from omnibus.flows.pacing import Pacing
+from omnibus.flows.stored_flow import last_message, messages_behind
+from omnibus.wire import codec
+from omnibus.wire.chunk import Chunks, FlowEnd, size_of
+from omnibus.wire.out import Fence
+from omnibus.wire.payload import Payloads
+
+MOST_PENDING = 4 << 20
+"""Bytes that may wait for the append under way; beyond them the engine does."""
+CHUNK_INLINE = 64 * 1024
+"""Bytes of a chunk that ride inside its message; larger outputs are payloads elsewhere."""
+_MESSAGE_INLINE, _MESSAGE_BYTES = 256 * 1024, 1 << 20
+"""Bytes of a message, and with those that it refers to, beyond which it takes no further chunk."""
+_MOST_CHUNKS = 1024
+"""Chunks of one message, at most."""
+
+
+class FlowWriter:
+    """Writes one flow; an asynchronous context. Methods raise BrokerUnavailable, and what the broker or another attempt decides:
+
+    AttemptSuperseded when a later attempt writes the flow, FlowBroken when it is gone, Overloaded when its stream is full.
+    """
+
+    def __init__(
+        self, conn: Connection, name: FlowName, fence: Fence,
+        *, pacing: Pacing, most: int, on_begun: Callable[[], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        """`most` bounds the bytes of the whole flow; `on_begun` is called whenever it is known that something is stored."""
+        self._conn, self.name, self._fence = conn, name, fence
+        self._pacing, self._most, self._on_begun = pacing, most, on_begun
+        self._seq = 0
+        """Sequence of the flow's last message, as far as this attempt knows."""
+        self._next = self._offset = 0
+        self._restarts = self._has_begun = False
+        self.is_complete = False
+        """Whether the flow has its end, from this attempt or another: what is still put is dropped."""
+        self._pending: deque[Payloads] = deque()
+        self._pending_bytes = 0
+        self._end: FlowEnd | None = None
+        self._room = asyncio.Event()
+        self._work: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop: what is not stored by now never is."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait({self._work})
+            if not self._work.cancelled():
+                self._work.exception()  # nobody may have asked for it
+        await self._pacing.close()
+
+    async def open(self, *, keep: bool) -> FlowEnd | None:
+        """Take the flow over from earlier attempts; returns its end where it is complete.
+
+        `keep` what they wrote, and go on behind it (`stored`): they are cut off when this returns. Otherwise the flow begins
+        again with the first chunk. An attempt at a task that nobody had before need not ask.
+        """
+        while True:
+            self._seq, last = await last_message(self._conn, self.name)
+            place = standing(self._fence, last)
+            if last is None:
+                return None
+            if place is Standing.SUPERSEDED:
+                raise self._superseded(last)
+            await self._begun()
+            self._next, self._offset, self.is_complete = last.next, last.next_offset, last.end is not None
+            if self.is_complete or place is Standing.STORED:
+                return last.end
+            if not keep:
+                self.restart()
+                return None
+            with suppress(RevisionConflict):  # an earlier attempt was still at it
+                await self._publish(Chunks(fence=self._fence, first=self._next, offset=self._offset))
+                return None
+
+    async def stored(self) -> AsyncIterator[Payloads]:
+        """The chunks that the flow has already, in order; raises FlowBroken where they are not whole."""
+        check, seq = FlowCheck(self.name), 0
+        while seq < self._seq:
+            behind, messages = await messages_behind(self._conn, self.name, seq)
+            if behind == seq:
+                raise FlowBroken(f"{self.name} is gone")
+            seq = behind
+            for chunk in check.take(messages).chunks:
+                yield chunk
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its readers hold it up."""
+        return self._pacing.is_waiting
+
+    def restart(self) -> None:
+        """Make void all that was written: the next chunk is the flow's first one."""
+        self._pending.clear()
+        self._pending_bytes = self._next = 0
+        self._restarts = self._seq > 0 or self._is_busy
+
+    async def put(self, chunk: Payloads) -> None:
+        """Append a chunk, soon; returns when no more wait than may. Raises FlowTooLarge beyond the flow's bound."""
+        if self.is_complete:
+            return
+        size = size_of(chunk)
+        if self._offset + self._pending_bytes + size > self._most:
+            raise FlowTooLarge(
+                f"{self.name} would have more than {self._most} bytes; make less, or raise max_flow_bytes"
+            )
+        self._pending.append(chunk)
+        self._pending_bytes += size
+        self._begin_work()
+        while self._pending_bytes > MOST_PENDING and self._is_busy:
+            self._room.clear()
+            await self._room.wait()
+        self._check_work()
+
+    async def end(self, end: FlowEnd) -> None:
+        """Append all that waits and the flow's end; returns when they are stored."""
+        if self.is_complete:
+            return
+        self._end = end
+        self._begin_work()
+        assert self._work is not None
+        await asyncio.wait({self._work})
+        self._check_work()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._work is not None and not self._work.done()
+
+    def _begin_work(self) -> None:
+        self._check_work()
+        if not self._is_busy:
+            self._work = asyncio.create_task(self._append_all(), name=f"flow {self.name.rid}")
+
+    def _check_work(self) -> None:
+        """Raise what an append has failed of."""
+        if self._work is not None and self._work.done():
+            self._work.result()
+
+    async def _append_all(self) -> None:
+        try:
+            while (self._pending or self._end is not None) and not self.is_complete:
+                await self._pacing.wait(self._offset)
+                await self._append(self._take())
+                self._room.set()
+                if not self._has_begun:
+                    await self._begun()
+        finally:
+            self._room.set()
+
+    async def _begun(self) -> None:
+        self._has_begun = True
+        await self._on_begun()
+
+    def _take(self) -> Chunks:
+        """All that waits, as far as one message holds it, and the end behind the last of it."""
+        chunks, inline, size = list[Payloads](), 0, 0
+        while self._pending and len(chunks) < _MOST_CHUNKS and inline < _MESSAGE_INLINE and size < _MESSAGE_BYTES:
+            chunk = self._pending.popleft()
+            inline += sum(len(payload.data or b"") for payload in chunk.values())
+            size += size_of(chunk)
+            chunks.append(chunk)
+        self._pending_bytes -= size
+        message = Chunks(
+            fence=self._fence, first=self._next, offset=self._offset, chunks=tuple(chunks), restart=self._restarts,
+            end=None if self._pending else self._end,
+        )  # fmt: skip
+        self._next, self._offset, self._restarts = message.next, message.next_offset, False
+        return message
+
+    async def _append(self, message: Chunks) -> None:
+        """Store a message behind the last one; a refusal is read back, and decided about."""
+        while True:
+            try:
+                await self._publish(message)
+            except RevisionConflict:
+                self._seq, last = await last_message(self._conn, self.name)
+                match standing(self._fence, last, message):
+                    case Standing.LATER if message.first == 0:
+                        assert last is not None
+                        message = replace(message, restart=True, offset=last.next_offset)
+                        self._offset = message.next_offset
+                        continue
+                    case Standing.COMPLETE:
+                        self.is_complete = True
+                        return
+                    case Standing.STORED:
+                        pass
+                    case Standing.FIRST:
+                        raise FlowBroken(f"{self.name} is gone") from None
+                    case _:
+                        raise self._superseded(last) from None
+            self.is_complete = message.end is not None
+            return
+
+    async def _publish(self, message: Chunks) -> None:
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(self._seq)}
+        if message.restart:
+            headers["Nats-Rollup"] = "sub"  # removes what is void
+        try:
+            ack = await self._conn.js_publish(self.name.subject, codec.encode(message), headers=headers)
+        except BrokerRefused as refused:
+            if refused.err_code != STREAM_FULL:
+                raise
+            raise Overloaded(f"{self.name.stream} is full: its bound is max_stored_bytes") from refused
+        self._seq = ack.seq
+
+    def _superseded(self, last: Chunks | None) -> AttemptSuperseded:
+        is_same_task = last is None or last.fence.task_seq == self._fence.task_seq
+        return AttemptSuperseded(f"{self.name} is written by a later attempt", is_same_task=is_same_task)
