@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,10 @@ async def test_vocoder_takes_features(tmp_path: Path) -> None:
     assert last.outputs["sample_rate"] == 16000
 
 
-@pytest.mark.parametrize(("name", "value"), [("model_class", "NoSuchModel"), ("method", "sing")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model_class", "NoSuchModel"), ("method", "sing"), ("chunk_frames", 0), ("context_frames", "1")],
+)
 async def test_pipeline_error_when_an_engine_argument_is_wrong(checkpoint: Path, name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
         await TransformersEngine(make_stage(checkpoint, **{name: value})).start()
@@ -187,72 +190,109 @@ OMNI_TINY = "package:omnibus.omni_tiny/checkpoints/code2wav"
 SPOKEN = codes_of(parse("draw a red circle left of a blue square").symbols)
 
 
-def in_parts(codes: np.ndarray, frames: int, context: int) -> list[dict[str, Any]]:
-    """Parts of so many frames, with context where there is any."""
-    count, parts = codes.shape[-1], []
-    for start in range(0, count, frames):
-        left, right = min(context, start), min(context, max(count - start - frames, 0))
-        piece = codes[..., start - left : start + frames + right]
-        parts.append({"codes": piece, "left_context": left, "right_context": right})
-    return parts
+async def given(*parts: Any) -> AsyncGenerator[EngineInput, None]:
+    for codes in parts:
+        yield EngineInput(values={"codes": codes})
 
 
-async def given(parts: Sequence[Mapping[str, Any]]) -> AsyncGenerator[EngineInput, None]:
-    for values in parts:
-        yield EngineInput(values=values)
+def off_by(sound: np.ndarray, expected: np.ndarray) -> float:
+    """How much of the energy of a sound is wrong."""
+    assert sound.shape == expected.shape
+    return float(np.linalg.norm(sound - expected) / np.linalg.norm(expected))
 
 
-@pytest.fixture(scope="module")
-def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codec of an odd stride, which loses samples at the end of whatever it decodes."""
+@asynccontextmanager
+async def started(stage: StageSpec) -> AsyncIterator[TransformersEngine]:
+    engine = TransformersEngine(stage)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize(("frames", "at_once"), [(10, 1), (10, 7), (10, 60), (7, 1)])
+async def test_chunks_make_the_whole_sound_when_omni_tinys_codes_come_while_they_are_made(
+    frames: int, at_once: int
+) -> None:
+    settings = {"chunk_frames": frames, "context_frames": 1}
+    stage = StageSpec(stage_id=3, name="code2wav", engine="transformers", model=OMNI_TINY, engine_args=settings)
+    async with started(stage) as engine:
+        _, whole = await run_job(engine, make_job(values={"codes": SPOKEN}))
+        parts = [SPOKEN[start : start + at_once] for start in range(0, len(SPOKEN), at_once)]
+        chunks, last = await run_job(engine, make_job(parts=given(*parts)))
+
+    pieces = [chunk.outputs["audio"] for chunk in chunks]
+    assert len(pieces) == -(-len(SPOKEN) // frames)
+    assert {len(piece) for piece in pieces[:-1]} == {frames * HOP}
+    np.testing.assert_array_equal(np.concatenate(pieces), last.outputs["audio"])
+    assert off_by(last.outputs["audio"], whole.outputs["audio"]) < 0.01
+    assert grade_audio("draw a red circle left of a blue square", (last.outputs["audio"], SAMPLE_RATE))
+
+
+async def test_context_is_what_makes_the_chunks_right() -> None:
+    stage = StageSpec(
+        stage_id=3, name="code2wav", engine="transformers", model=OMNI_TINY, engine_args={"chunk_frames": 7}
+    )
+    async with started(stage) as engine:
+        _, whole = await run_job(engine, make_job(values={"codes": SPOKEN}))
+        _, last = await run_job(engine, make_job(parts=given(SPOKEN)))
+    assert off_by(last.outputs["audio"], whole.outputs["audio"]) > 0.01
+
+
+async def test_chunks_are_in_their_places_when_a_codec_loses_samples_at_the_end(tmp_path: Path) -> None:
+    """An odd stride does."""
     config = transformers.DacConfig(
         encoder_hidden_size=4, downsampling_ratios=[2, 5], decoder_hidden_size=16, upsampling_ratios=[5, 2],
         n_codebooks=2, codebook_size=64, codebook_dim=4, hop_length=10, sampling_rate=8000,
     )  # fmt: skip
     torch.manual_seed(3)
-    folder = tmp_path_factory.mktemp("odd")
-    transformers.DacModel(config).save_pretrained(folder)
-    return folder
+    transformers.DacModel(config).save_pretrained(tmp_path)
+    codes = np.random.default_rng(4).integers(64, size=(2, 65))
+    async with started(make_stage(tmp_path, chunk_frames=20, context_frames=8)) as engine:
+        _, whole = await run_job(engine, make_job(values={"codes": codes}))
+        chunks, last = await run_job(engine, make_job(parts=given(codes[:, :33], codes[:, 33:])))
 
-
-@pytest.mark.parametrize(("frames", "context"), [(10, 1), (7, 1), (10, 2), (60, 1)])
-async def test_parts_make_the_whole_sound_when_omni_tinys_codes_are_decoded_with_their_neighbours(
-    frames: int, context: int
-) -> None:
-    engine = TransformersEngine(StageSpec(stage_id=3, name="code2wav", engine="transformers", model=OMNI_TINY, slots=4))
-    await engine.start()
-    codes = np.array(SPOKEN)
-    _, whole = await run_job(engine, make_job(values={"codes": codes}))
-
-    chunks, last = await run_job(engine, make_job(parts=given(in_parts(codes, frames, context))))
-    await engine.close()
-
-    assert len(chunks) == -(-len(codes) // frames)
-    pieces = [chunk.outputs["audio"] for chunk in chunks]
-    assert {len(piece) for piece in pieces[:-1]} <= {frames * HOP}
-    np.testing.assert_array_equal(np.concatenate(pieces), last.outputs["audio"])
-    expected = whole.outputs["audio"]
-    assert last.outputs["audio"].shape == expected.shape
-    off = np.linalg.norm(last.outputs["audio"] - expected) / np.linalg.norm(expected)
-    assert off < 0.01
-    assert grade_audio("draw a red circle left of a blue square", (last.outputs["audio"], SAMPLE_RATE))
-
-
-async def test_parts_are_in_their_places_when_a_codec_loses_samples_at_the_end(odd_checkpoint: Path) -> None:
-    engine = TransformersEngine(make_stage(odd_checkpoint))
-    await engine.start()
-    codes = np.random.default_rng(4).integers(64, size=(2, 60))
-    _, whole = await run_job(engine, make_job(values={"codes": codes}))
-
-    _, last = await run_job(engine, make_job(parts=given(in_parts(codes, 20, 8))))
-    await engine.close()
-
-    assert len(whole.outputs["audio"]) < 600
+    assert len(whole.outputs["audio"]) < 650
+    assert len(chunks) == 3, "what is too short for a context of its own is in the last one"
     np.testing.assert_allclose(last.outputs["audio"], whole.outputs["audio"], atol=1e-4)
 
 
-async def test_each_part_leaves_when_it_is_decoded(engine: TransformersEngine) -> None:
-    """The next part is asked for only when the sound of the one before has left."""
+async def test_a_vocoders_features_come_in_parts_too(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    config = transformers.SpeechT5HifiGanConfig(model_in_dim=8, upsample_initial_channel=16, sampling_rate=16000)
+    transformers.SpeechT5HifiGan(config).save_pretrained(tmp_path)
+    features = np.random.default_rng(1).standard_normal((60, 8)).astype(np.float32)
+    stage = make_stage(tmp_path, model_class="SpeechT5HifiGan", input="spectrogram", chunk_frames=20, context_frames=16)
+
+    async def parts() -> AsyncGenerator[EngineInput, None]:
+        for start in range(0, 60, 6):
+            yield EngineInput(values={"spectrogram": features[start : start + 6]})
+
+    async with started(stage) as engine:
+        _, whole = await run_job(engine, make_job(values={"spectrogram": features}))
+        chunks, last = await run_job(engine, make_job(parts=parts()))
+    assert len(chunks) == 3
+    assert off_by(last.outputs["audio"], whole.outputs["audio"]) < 0.01
+
+
+async def test_a_sound_leaves_in_chunks_when_its_codes_are_whole_and_its_caller_streams(checkpoint: Path) -> None:
+    async with started(make_stage(checkpoint, chunk_frames=5, context_frames=4)) as engine:
+        streamed, _ = await run_job(engine, make_job(values={"codes": CODES}, stream=True))
+        whole, last = await run_job(engine, make_job(values={"codes": CODES}))
+    assert len(streamed) == 4
+    assert whole == []
+    np.testing.assert_allclose(last.outputs["audio"], expected_sound(checkpoint, CODES), atol=1e-6)
+
+
+async def test_all_is_one_chunk_when_the_stage_names_no_size(engine: TransformersEngine, checkpoint: Path) -> None:
+    chunks, last = await run_job(engine, make_job(parts=given(CODES[:, :5], CODES[:, 5:])))
+    assert len(chunks) == 1
+    np.testing.assert_allclose(last.outputs["audio"], expected_sound(checkpoint, CODES), atol=1e-6)
+
+
+async def test_each_chunk_leaves_when_it_is_decoded(checkpoint: Path) -> None:
+    """The next frames are asked for only when the sound of those before has left."""
     asked: list[int] = []
 
     async def slow() -> AsyncGenerator[EngineInput, None]:
@@ -260,13 +300,16 @@ async def test_each_part_leaves_when_it_is_decoded(engine: TransformersEngine) -
             asked.append(start)
             yield EngineInput(values={"codes": CODES[:, start : start + 5]})
 
-    async with aclosing(engine.generate(make_job(parts=slow()))) as items:
+    async with (
+        started(make_stage(checkpoint, chunk_frames=5)) as engine,
+        aclosing(engine.generate(make_job(parts=slow()))) as items,
+    ):
         seen = [(type(item).__name__, list(asked)) async for item in items]
 
     assert seen == [("Chunk", [0]), ("Chunk", [0, 5]), ("Chunk", [0, 5, 10]), ("Finished", [0, 5, 10])]
 
 
-async def test_job_ends_at_once_when_aborted_while_it_waits_for_a_part(engine: TransformersEngine) -> None:
+async def test_job_ends_at_once_when_aborted_while_it_waits_for_frames(checkpoint: Path) -> None:
     asked = asyncio.Event()
 
     async def never() -> AsyncGenerator[EngineInput, None]:
@@ -274,29 +317,19 @@ async def test_job_ends_at_once_when_aborted_while_it_waits_for_a_part(engine: T
         asked.set()
         await asyncio.Event().wait()
 
-    running = asyncio.ensure_future(run_job(engine, make_job("waits", parts=never())))
-    await asyncio.wait_for(asked.wait(), 10.0)
-    await engine.abort("waits")
+    async with started(make_stage(checkpoint, chunk_frames=20)) as engine:
+        running = asyncio.ensure_future(run_job(engine, make_job("waits", parts=never())))
+        await asyncio.wait_for(asked.wait(), 10.0)
+        await engine.abort("waits")
 
-    chunks, last = await asyncio.wait_for(running, 10.0)
-    assert (len(chunks), last.finish_reason, last.outputs) == (1, "abort", {})
-    assert engine.stats() == EngineStats()
+        chunks, last = await asyncio.wait_for(running, 10.0)
+        assert (len(chunks), last.finish_reason, last.outputs) == (1, "abort", {})
+        assert engine.stats() == EngineStats()
 
 
-@pytest.mark.parametrize(
-    ("parts", "param"),
-    [
-        ([], "codes"),
-        ([{"codes": [1, 2], "left_context": 1, "right_context": 1}], "left_context"),
-        ([{"codes": [1, 2], "left_context": -1}], "left_context"),
-        ([{"codes": [1, 2], "right_context": 0.5}], "right_context"),
-        ([{"codes": [1] * 60_000}, {"codes": [1] * 60_000}], "codes"),
-    ],
-)
-async def test_rejected_when_parts_are_wrong_or_too_many(
-    engine: TransformersEngine, parts: list[dict[str, Any]], param: str
-) -> None:
+@pytest.mark.parametrize("parts", [[], [[]], [[1], [0.5]], [[1] * 60_000, [1] * 60_000]])
+async def test_rejected_when_parts_are_none_wrong_or_too_many(engine: TransformersEngine, parts: list[Any]) -> None:
     with pytest.raises(EngineRejected) as caught:
-        await run_job(engine, make_job(parts=given(parts)))
+        await run_job(engine, make_job(parts=given(*parts)))
 
-    assert caught.value.param == param
+    assert caught.value.param == "codes"

@@ -12,10 +12,10 @@ from omnibus.workers.engines.protocol import Engine, EngineInput, Finished, Item
 
 def make_job(
     rid: str = "job", sampling: Mapping[str, Any] | None = None, *, lora: str | None = None,
-    parts: AsyncIterator[EngineInput] | None = None, **given: Any,
+    parts: AsyncIterator[EngineInput] | None = None, stream: bool = False, **given: Any,
 ) -> Job:  # fmt: skip
     """A job of an engine; `given` are fields of its EngineInput."""
-    request = Request(prompt="unused", lora=lora)
+    request = Request(prompt="unused", lora=lora, stream=stream)
     stage_input = StageInput(rid=rid, request=request)
     return Job(
         rid=rid, stage_input=stage_input, engine_input=EngineInput(**given), sampling=sampling or {}, parts=parts

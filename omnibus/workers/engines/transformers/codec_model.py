@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,34 +12,18 @@ import transformers
 from omnibus.errors import CheckpointMissing, EngineDead, EngineError, EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
+from omnibus.workers.engines.transformers.parts import Part, Parts
 from omnibus.workers.object_loading import load_object
 
 ENCODER_ONLY = ("encoder", "in_proj", "semantic_encoder", "acoustic_encoder", "fc.")
 """Parts of codecs that only encoding uses: a checkpoint that ships the decoder lacks them."""
-CONTEXT = ("left_context", "right_context")
-"""Values that count the frames at either end of a part that belong to its neighbours: their sound is cut off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Frames to decode, (K, T) int64 or (T, D) float32; `left` and `right` of them are there for context only."""
-
-    array: np.ndarray
-    frames: int
-    left: int = 0
-    right: int = 0
-
-    @property
-    def kept(self) -> int:
-        """Frames whose sound is wanted."""
-        return self.frames - self.left - self.right
 
 
 class Decoder:
     """A model that turns codes (or features) into sound.
 
     `input` of engine_args names the value it takes: `codes`, int (T,) or (K, T), or anything else as float features (T, D).
-    Beside it `left_context` and `right_context` may count frames of context, for a sound that is decoded in parts.
+    `chunk_frames` of them are decoded at a time while a sound comes or leaves in pieces, with `context_frames` on either side.
     """
 
     def __init__(self, stage: StageSpec) -> None:
@@ -50,6 +33,7 @@ class Decoder:
         self._constants = dict(args.get("method_kwargs", {}))
         self._output = str(args.get("output", "audio_values" if self.input == "codes" else "waveform"))
         self._max_frames = int(args.get("max_frames", 100_000))
+        self._chunk, self._context = _frames(args, "chunk_frames", 1), _frames(args, "context_frames", 0)
         self._device = str(args.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = _load(stage).to(self._device)
         self._decode = getattr(
@@ -59,28 +43,29 @@ class Decoder:
             raise PipelineError(f"{type(self._model).__name__} has no such method", field="engine_args.method")
         self.sample_rate = _sample_rate(args, self._model.config)
 
-    def check(self, values: Mapping[str, Any], before: int = 0) -> Part:
-        """A part of a sound, `before` frames of which came before; raises EngineRejected for what the decoder cannot take."""
+    def parts(self, *, streams: bool) -> Parts:
+        """Collects the frames of one sound: in parts where it `streams`, else all for one part."""
+        return Parts(1 if self.input == "codes" else 0, self._chunk if streams else None, self._context or 0)
+
+    def check(self, values: Mapping[str, Any]) -> np.ndarray:
+        """Frames as (K, T) int64 or (T, D) float32; raises EngineRejected for what the decoder cannot take."""
         if self.input not in values:
             raise EngineRejected(f"this stage needs {self.input!r}", param=self.input)
-        unknown = sorted(values.keys() - {self.input, *CONTEXT})
+        unknown = sorted(values.keys() - {self.input})
         if unknown:
             raise EngineRejected(f"this stage takes {self.input!r}, not {unknown[0]!r}", param=unknown[0])
         array = np.asarray(values[self.input])
-        checked = self._codes(array) if self.input == "codes" else self._features(array)
-        frames = checked.shape[-1] if self.input == "codes" else len(checked)
-        part = Part(checked, frames, *(_count(values, name) for name in CONTEXT))
-        if part.kept <= 0 and part.left + part.right:
-            raise EngineRejected(f"{self.input} has {frames} frames, and all of them are context", param=CONTEXT[0])
-        total = before + part.kept
-        if not 0 < total <= self._max_frames:
+        return self._codes(array) if self.input == "codes" else self._features(array)
+
+    def check_length(self, frames: int) -> None:
+        """Raise EngineRejected for a sound of no frames, or of too many."""
+        if not 0 < frames <= self._max_frames:
             raise EngineRejected(
-                f"{self.input} has {total} frames; 1 to {self._max_frames} can be decoded", param=self.input
+                f"{self.input} has {frames} frames; 1 to {self._max_frames} can be decoded", param=self.input
             )
-        return part
 
     def decode(self, part: Part) -> np.ndarray:
-        """Samples (kept frames × hop,) float32 of what `check` returned; raises EngineError."""
+        """Samples float32 of a part's own frames; raises EngineError."""
         assert self._decode is not None
         tensor = torch.from_numpy(part.array)[None].to(self._device)
         if tensor.is_floating_point():
@@ -94,9 +79,7 @@ class Decoder:
             raise EngineError(f"{type(self._model).__name__}: {error}") from error
         sound = result if isinstance(result, torch.Tensor) else result[self._output]
         samples: np.ndarray = sound.float().cpu().numpy().reshape(-1)
-        # Odd strides lose a few samples at the end of all: the frames lie where the model's own hop has them.
-        hop = int(getattr(self._model.config, "hop_length", None) or round(len(samples) / part.frames))
-        return samples[hop * part.left : hop * (part.left + part.kept) if part.right else None]
+        return part.kept(samples, getattr(self._model.config, "hop_length", None))
 
     def _codes(self, array: np.ndarray) -> np.ndarray:
         if array.ndim not in (1, 2) or (array.size and not np.issubdtype(array.dtype, np.integer)):
@@ -118,10 +101,10 @@ class Decoder:
         return array.astype(np.float32)
 
 
-def _count(values: Mapping[str, Any], name: str) -> int:
-    count = values.get(name, 0)
-    if not isinstance(count, int) or count < 0:
-        raise EngineRejected(f"{name} counts frames, not {count!r}", param=name)
+def _frames(args: Mapping[str, Any], name: str, least: int) -> int | None:
+    count = args.get(name)
+    if count is not None and (not isinstance(count, int) or count < least):
+        raise PipelineError(f"{count!r} is no number of frames from {least} on", field=f"engine_args.{name}")
     return count
 
 

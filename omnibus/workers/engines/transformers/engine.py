@@ -14,7 +14,8 @@ from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import Chunk, EngineInput, EngineStats, Finished, Item, Job, Outputs
 
 if TYPE_CHECKING:
-    from omnibus.workers.engines.transformers.codec_model import Decoder, Part
+    from omnibus.workers.engines.transformers.codec_model import Decoder
+    from omnibus.workers.engines.transformers.parts import Part, Parts
 
 T = TypeVar("T")
 
@@ -30,23 +31,21 @@ class TransformersEngine(LoadedEngine["Decoder"]):
     _decoded = 0
 
     async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
-        """A Chunk for each part of a job that comes in parts, and Finished with the whole."""
+        """A Chunk for each part of a sound that comes or leaves in pieces, and Finished with the whole."""
         decoder = self._loaded()
         if job.sampling:
             name = next(iter(job.sampling))
             raise EngineRejected(f"unknown parameter {name!r}: decoding takes none", param=name)
-        pieces: list[np.ndarray] = []
+        streams, pieces = job.parts is not None or job.stage_input.request.stream, list[np.ndarray]()
         with self._running(job.rid) as aborted:
-            async with aclosing(self._pieces(decoder, job, aborted)) as made:
+            async with aclosing(self._pieces(decoder, job, decoder.parts(streams=streams), aborted)) as made:
                 async for piece in made:
                     if piece is None:
                         yield Finished(outputs={}, finish_reason="abort")
                         return
                     pieces.append(piece)
-                    if job.parts is not None:
+                    if streams:
                         yield Chunk(outputs=_outputs(decoder, piece))
-        if not pieces:
-            raise EngineRejected(f"there is no {decoder.input!r} to decode", param=decoder.input)
         yield Finished(outputs=_outputs(decoder, np.concatenate(pieces)))
 
     def stats(self) -> EngineStats:
@@ -62,26 +61,19 @@ class TransformersEngine(LoadedEngine["Decoder"]):
         self._model = Decoder(self._stage)
 
     async def _pieces(
-        self, decoder: Decoder, job: Job, aborted: asyncio.Event
+        self, decoder: Decoder, job: Job, parts: Parts, aborted: asyncio.Event
     ) -> AsyncGenerator[np.ndarray | None, None]:
         """The sound of each part; None at last when the job is aborted, while a decoding may still run."""
-        frames, ended = 0, False
+        async with aclosing(_decodable(decoder, job, parts)) as ready:
+            while True:
+                async with _unless(aborted, self._next(decoder, ready)) as piece:
+                    if piece is None and not aborted.is_set():
+                        return
+                    yield piece
 
-        async def piece(parts: AsyncIterator[EngineInput]) -> np.ndarray | None:
-            nonlocal frames, ended
-            part = await anext(parts, None)
-            if part is None:
-                ended = True
-                return None
-            checked = decoder.check(part.values, frames)
-            frames += checked.kept
-            return await self._decode(decoder, checked)
-
-        parts = job.parts or _alone(job.engine_input)
-        while not ended:
-            async with _unless(aborted, piece(parts)) as made:
-                if not ended:
-                    yield made
+    async def _next(self, decoder: Decoder, ready: AsyncIterator[Part]) -> np.ndarray | None:
+        part = await anext(ready, None)
+        return await self._decode(decoder, part) if part is not None else None
 
     async def _decode(self, decoder: Decoder, part: Part) -> np.ndarray:
         try:
@@ -96,6 +88,17 @@ class TransformersEngine(LoadedEngine["Decoder"]):
 
 def _outputs(decoder: Decoder, samples: np.ndarray) -> Outputs:
     return {"audio": samples, "sample_rate": decoder.sample_rate}
+
+
+async def _decodable(decoder: Decoder, job: Job, parts: Parts) -> AsyncGenerator[Part, None]:
+    """The parts of a job as soon as they can be decoded."""
+    async for given in job.parts or _alone(job.engine_input):
+        for part in parts.add(decoder.check(given.values)):
+            decoder.check_length(parts.frames)
+            yield part
+    decoder.check_length(parts.frames)
+    if (rest := parts.rest()) is not None:
+        yield rest
 
 
 async def _alone(whole: EngineInput) -> AsyncGenerator[EngineInput, None]:
