@@ -323,5 +323,9 @@ def _key(name: str) -> str:
 
 
 def _head(headers: Mapping[str, str]) -> bytes:
-    lines = [f"{_key(name)}: {value.translate(_LINE_ENDS).strip()}" for name, value in headers.items()]
-    return "\r\n".join(("NATS/1.0", *lines, "", "")).encode()
+    lines = [f"{_key(name)}: {_one_line(value)}\r\n" for name, value in headers.items()]
+    return f"NATS/1.0\r\n{''.join(lines)}\r\n".encode()
+
+
+def _one_line(value: str) -> str:
+    return (value if value.isprintable() else value.translate(_LINE_ENDS)).strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import AsyncExitStack
 from itertools import groupby
 
 from omnibus.client.channel import Channel, Mailbox
@@ -32,26 +31,29 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
     expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open GIVE_UP_AFTER it:
     no orchestrator runs, or none can be reached.
     """
-    async with AsyncExitStack() as stack:
-        if ticket.front is not None and ticket.front != channel.front:
-            subject = subjects.out(ticket.pipeline, ticket.front, ticket.rid)
-            elsewhere = await channel.connection.subscribe(subject, channel.on_message)
-            stack.push_async_callback(elsewhere.unsubscribe)
-        box = stack.enter_context(channel.mailbox(ticket.rid))
-        follower = _Follower(channel, ticket, box)
-        if from_record:
-            await follower.catch_up()
-            box.put(None)
-        while not follower.ended:
-            events: list[ClientEvent] = []
-            try:
-                for message in await box.take():
-                    if not follower.ended:
-                        events += await follower.events(message)
-            except OmnibusError:
+    elsewhere = None
+    if ticket.front is not None and ticket.front != channel.front:
+        subject = subjects.out(ticket.pipeline, ticket.front, ticket.rid)
+        elsewhere = await channel.connection.subscribe(subject, channel.on_message)
+    try:
+        with channel.mailbox(ticket.rid) as box:
+            follower = _Follower(channel, ticket, box)
+            if from_record:
+                await follower.catch_up()
+                box.put(None)
+            while not follower.ended:
+                events: list[ClientEvent] = []
+                try:
+                    for message in await box.take():
+                        if not follower.ended:
+                            events += await follower.events(message)
+                except OmnibusError:
+                    yield _joined(events)
+                    raise
                 yield _joined(events)
-                raise
-            yield _joined(events)
+    finally:
+        if elsewhere is not None:
+            await elsewhere.unsubscribe()
 
 
 def _joined(events: list[ClientEvent]) -> list[ClientEvent]:

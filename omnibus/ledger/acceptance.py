@@ -67,7 +67,7 @@ async def _resolve_conflict(performer: Performer, existing: StoredRecord, mine: 
     """Attach to a request that is there: another's, or that of this very call, whose acknowledgement was lost."""
     record = existing.record
     if record.nonce != mine.nonce:
-        await performer.queue.cancel_deadline(mine.rid, mine.nonce)
+        performer.queue.cancel_deadline(mine.rid, mine.nonce)
     check_same(record, mine)
     await performer.perform(attach_effects(record))
     if not record.state.terminal:

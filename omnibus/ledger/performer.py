@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -21,6 +22,8 @@ from omnibus.wire.control import Cancel, Free
 from omnibus.wire.envelope import DeadlinePassed, Event, Task, Ticket, event_kind
 from omnibus.wire.payload import ENVELOPE_LIMIT
 
+_JOINED = 0.02
+"""Seconds for which a timer to be removed waits for others: few enough that one message has them all."""
 LaneOf = Callable[[Task], str]
 
 
@@ -48,6 +51,8 @@ class Performer:
         self._lane_of = lane_of
         self.clock = connection.clock
         """The clock that deadlines are compared with."""
+        self._timers: list[str] = []
+        """Timers of requests that were ended here, which an orchestrator is to remove."""
 
     async def perform(self, wanted: Iterable[Effect], revision: int = 0) -> None:
         """Perform effects; `revision` is that of the record they were decided on.
@@ -211,16 +216,25 @@ class Performer:
         if effect.queued:
             await self.queue.purge(effect.rid, before=before)
         else:
-            await self.queue.cancel_deadline(effect.rid, effect.nonce)
+            self.queue.cancel_deadline(effect.rid, effect.nonce)
 
     async def _ask_to_purge(self, effect: effects.Purge) -> None:
-        """Have an orchestrator do it; nobody waits where it is the timer alone. What is not done then is when the timer fires."""
+        """Have an orchestrator do it; nobody waits where it is the timer alone, of which several are asked for together.
+
+        What is not done then is when the timer fires.
+        """
         if effect.stored or effect.hosted:
             with suppress(BrokerError, Unreadable):
                 await self.report_orphans(effect.rid)
         else:
-            timer = f"{effect.nonce}.{effect.rid}"
-            await self._connection.publish(subjects.questions(self.pipeline, "orphans"), timer.encode())
+            self._timers.append(f"{effect.nonce}.{effect.rid}")
+            if len(self._timers) == 1:
+                asyncio.get_running_loop().call_later(_JOINED, self._ask_to_cancel)
+
+    def _ask_to_cancel(self) -> None:
+        timers, self._timers = " ".join(self._timers), []
+        with suppress(BrokerError):
+            self._connection.send(subjects.questions(self.pipeline, "orphans"), timers.encode())
 
     async def _stands(self, effect: effects.Purge) -> bool:
         entry = await self.ledger.read_latest(effect.rid)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
 
 from omnibus.broker.connection import Connection, Publishing
+from omnibus.errors import BrokerUnavailable
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Event, Task
 
@@ -57,10 +59,11 @@ class WorkQueue:
         info = await self._connection.api(f"STREAM.INFO.{self._work}")
         return int(info["state"]["last_seq"]) + 1
 
-    async def cancel_deadline(self, rid: str, nonce: str) -> None:
+    def cancel_deadline(self, rid: str, nonce: str) -> None:
         """Have the timer removed, soon: nobody waits for it. One that stays, in an outage, does nothing but fire in vain."""
         body = msgspec.json.encode({"filter": subjects.timer(self._pipeline, nonce, rid)})
-        await self._connection.publish(f"$JS.API.STREAM.PURGE.{self._work}", body)
+        with suppress(BrokerUnavailable):
+            self._connection.send(f"$JS.API.STREAM.PURGE.{self._work}", body)
 
     async def purge(self, rid: str, *, before: int | None = None) -> None:
         """Remove all that is queued for a request: tasks and events of every stage and lane, and the timers. Idempotent.

@@ -35,8 +35,13 @@ class OrphanQuestions:
             await asked.unsubscribe()
 
     def _on_question(self, message: ReceivedMessage) -> None:
-        with suppress(asyncio.QueueFull):
-            self._waiting.put_nowait(message)
+        """A worker stored something too late for its request's end, or ended requests whose timers its role may not remove."""
+        timers = [entry.split(".") for entry in message.data.decode(errors="replace").split(" ") if "." in entry]
+        for nonce, rid in (timer for timer in timers if len(timer) == 2 and all(map(subjects.is_name, timer))):
+            self._performer.queue.cancel_deadline(rid, nonce)
+        if not timers:
+            with suppress(asyncio.QueueFull):
+                self._waiting.put_nowait(message)
 
     async def _answer_all(self) -> None:
         while True:
@@ -45,13 +50,8 @@ class OrphanQuestions:
                 await self._answer(message)
 
     async def _answer(self, message: ReceivedMessage) -> None:
-        """A worker has ended a request, whose timer its role may not remove, or has stored something too late for its end."""
-        nonce, _, rid = message.data.decode(errors="replace").rpartition(".")
-        if not subjects.is_name(rid):
-            return
-        if subjects.is_name(nonce):
-            await self._performer.queue.cancel_deadline(rid, nonce)
-        else:
+        rid = message.data.decode(errors="replace")
+        if subjects.is_name(rid):
             ended = ended_run(await self._performer.clear_orphans(rid))
             if message.reply:
                 await self._connection.publish(message.reply, str(ended).encode())

@@ -87,7 +87,7 @@ def task(pipeline: str, stage_id: int, lane: str, rid: str) -> str:
 def event(pipeline: str, stage: int | str, kind: EventKind | str, rid: str) -> str:
     """An event for the orchestrators; `stage` is a stage id or ANY_STAGE."""
     stage_token = check_name(str(stage), "stage")
-    return f"{_root(pipeline)}.event.{stage_token}.{EventKind(kind).value}.{check_name(rid, 'rid')}"
+    return f"{_root(pipeline)}.event.{stage_token}.{check_name(kind, 'kind')}.{check_name(rid, 'rid')}"
 
 
 def timer(pipeline: str, nonce: str, rid: str) -> str:

@@ -57,7 +57,7 @@ async def test_timer_is_replaced_when_scheduled_again_and_gone_when_cancelled(
     await work.schedule_deadline("again", "n", time.time() + 0.2, b"old")
     await work.schedule_deadline("again", "n", time.time() + 0.5, b"new")
     await work.schedule_deadline("cancelled", "n", time.time() + 0.2)
-    await work.cancel_deadline("cancelled", "n")
+    work.cancel_deadline("cancelled", "n")
     await work.schedule_deadline("last", "n", time.time() + 0.9)
     async with _events(connection, pipeline) as events:
         events.add_credit(5)
