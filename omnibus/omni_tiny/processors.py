@@ -1,6 +1,6 @@
 """Input processors of the omni-tiny pipeline: each makes a stage's input of the outputs before it. numpy only.
 
-thinker ──hidden_states──► dit_input ──► dit
+thinker ──hidden_states──► dit_input ──► dit     its companion's too, which is the negative prompt
    └──token_ids──► talker_input ──► talker ──token_ids──► code2wav_input ──► code2wav
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import vocabulary
-from omnibus.omni_tiny.conditions import Conditions, conditions_of
+from omnibus.omni_tiny.conditions import LENGTH, conditions_of
 from omnibus.wire.request import Message
 from omnibus.workers.engines.protocol import EngineInput, StageInput
 
@@ -38,19 +38,22 @@ def thinker_input(stage_input: StageInput) -> EngineInput:
 
 
 def dit_input(stage_input: StageInput) -> EngineInput:
-    """Make the dit's conditions of the thinker's hidden states; the negative ones encode the empty prompt.
+    """Make the dit's conditions of the thinker's hidden states; the negative ones of its companion's, or of the empty prompt's.
 
     Values, all of one length L ≥ 32: `prompt_embeds`, `negative_prompt_embeds` (L, 256) float32, and
-    `prompt_attention_mask`, `negative_prompt_attention_mask` (L,) int64.
+    `prompt_attention_mask`, `negative_prompt_attention_mask` (L,) int64. Raises EngineRejected for a negative prompt that the
+    thinker did not encode.
     """
-    asked = conditions_of(np.asarray(_output(stage_input, "thinker", "hidden_states")))
-    empty = empty_conditions(len(asked.mask))
+    states = np.asarray(_output(stage_input, "thinker", "hidden_states"))
+    against = _negative_states(stage_input)
+    length = max(LENGTH, len(states), len(against))
+    asked, negative = conditions_of(states, length), conditions_of(against, length)
     return EngineInput(
         values={
             "prompt_embeds": asked.embeds,
             "prompt_attention_mask": asked.mask,
-            "negative_prompt_embeds": empty.embeds,
-            "negative_prompt_attention_mask": empty.mask,
+            "negative_prompt_embeds": negative.embeds,
+            "negative_prompt_attention_mask": negative.mask,
         }
     )
 
@@ -71,9 +74,13 @@ def code2wav_input(stage_input: StageInput) -> EngineInput:
     return EngineInput(values={"codes": codes})
 
 
-def empty_conditions(length: int) -> Conditions:
-    """The thinker's encoding of the empty prompt, padded to `length` rows."""
-    return conditions_of(_empty_states(), length)
+def _negative_states(stage_input: StageInput) -> np.ndarray:
+    encoded = stage_input.companions.get("thinker", {}).get("negative")
+    if encoded is not None:
+        return np.asarray(encoded["hidden_states"])
+    if stage_input.request.negative_prompt() is not None:
+        raise EngineRejected("the thinker has no prompt_expand that encodes it", param="negative_prompt")
+    return _empty_states()
 
 
 @cache

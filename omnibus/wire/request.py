@@ -120,6 +120,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return ""
         return "\n".join(_text_of(message.content) for message in self.messages if message.role != "assistant")
 
+    def negative_prompt(self) -> str | None:
+        """The negative prompt among the parameters of stages, for a stage that encodes it; None where it is empty.
+
+        Raises InvalidRequest for one that is no text, and for two that differ.
+        """
+        given = [params["negative_prompt"] for params in self.sampling_params.values() if params.get("negative_prompt")]
+        if not all(isinstance(one, str) for one in given) or len({one for one in given if one.strip()}) > 1:
+            raise InvalidRequest("negative_prompt is one text, the same for every stage", param="negative_prompt")
+        return next((one for one in given if one.strip()), None)
+
 
 def media_parts(messages: Iterable[Message]) -> Iterator[tuple[str, ImagePart | AudioPart | VideoPart]]:
     """The files of a chat, each with its place, such as `messages[1].content[0].image`."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
@@ -22,7 +23,7 @@ from omnibus.workers.engines.diffusers.batch_request import parse_request
 from omnibus.workers.engines.diffusers.engine import DiffusersEngine
 from omnibus.workers.engines.protocol import EngineStats, Finished, Job, Progress
 from tests.support import tiny_checkpoints
-from tests.support.jobs import make_job, run_job
+from tests.support.jobs import make_bundle, make_job, run_job
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -119,6 +120,25 @@ async def test_images_are_those_they_would_be_alone_when_batched(engine: Diffuse
         # 3e-6 of the range may tip a pixel over to the next of 256 levels.
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
         assert (one == other).mean() > 0.99
+
+
+async def test_members_of_a_bundle_share_a_batch_when_the_stage_has_one_slot(
+    engine: DiffusersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_stage", replace(engine._stage, slots=1))
+    jobs = [image_job("bundle", seed, length=3 + seed) for seed in range(3)]
+    alone = [await image_of(engine, job) for job in jobs]
+    assert engine._model is not None
+    batches, run = [], engine._model.run
+    monkeypatch.setattr(engine._model, "run", lambda batch, on_step: batches.append(len(batch)) or run(batch, on_step))
+
+    bundle = run_job(engine, make_bundle(jobs[0], negative=jobs[1], third=jobs[2]))
+    (_, last), _ = await asyncio.gather(bundle, image_of(engine, image_job("other", 5)))
+
+    assert sorted(batches) == [1, 3]
+    together = last.outputs, last.companions["negative"], last.companions["third"]
+    for one, outputs in zip(alone, together, strict=True):
+        assert np.abs(one.astype(int) - outputs["image"].astype(int)).max() <= 1
 
 
 async def test_rows_do_not_touch_each_other_when_batched(engine: DiffusersEngine, checkpoint: Path) -> None:

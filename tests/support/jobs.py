@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from omnibus.wire.request import Request
+from omnibus.workers.bundle import items_of
 from omnibus.workers.engines.protocol import Engine, EngineInput, Finished, Item, Job, StageInput
 
 
@@ -22,9 +24,14 @@ def make_job(
     )
 
 
+def make_bundle(job: Job, **companions: Job) -> Job:
+    """A job with companions by role, under one id."""
+    return replace(job, companions={role: replace(one, rid=job.rid) for role, one in companions.items()})
+
+
 async def run_job(engine: Engine, job: Job) -> tuple[list[Item], Finished]:
     """Everything that a job yields: what came before the last item, and the last."""
-    async with aclosing(engine.generate(job)) as generated:  # type: ignore[type-var]
+    async with aclosing(items_of(engine, job)) as generated:  # type: ignore[type-var]
         items = [item async for item in generated]
     assert isinstance(items[-1], Finished)
     assert not any(isinstance(item, Finished) for item in items[:-1])

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from dataclasses import replace
+from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from omnibus.cli import COMMANDS
 from omnibus.cli.options import SETTING
-from omnibus.pipeline.loading import load_pipeline
+from omnibus.errors import PipelineError
+from omnibus.pipeline.loading import load_pipeline, parse_pipeline
 from omnibus.pipeline.overrides import lb_policies, override_stages
+from omnibus.wire.request import Request
+from omnibus.workers.engines.protocol import EngineInput, StageInput
+from omnibus.workers.object_loading import load_object
 from tests.support.migrate import GUIDE, Row, nested_overrides, rows, scenarios, translate
 
 pytestmark = pytest.mark.unit
@@ -108,3 +116,32 @@ def test_policies_are_known_here_when_taken_over() -> None:
 def test_flag_that_the_guide_forgot_is_noticed() -> None:
     with pytest.raises(KeyError, match="--some-new-flag"):
         translate("vllm serve MODEL --omni --some-new-flag 3", TABLE)
+
+
+def blocks(section: str, language: str) -> list[str]:
+    """Blocks of code in a section of the guide."""
+    text = GUIDE.read_text().partition(f"## {section}")[2].partition("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_companions_of_guidance_are_made_when_a_file_is_rewritten_as_the_guide_has_it() -> None:
+    """parity: prompt_expand_func, cfg_kv_collect_func."""
+    theirs, ours = blocks("Companions of guidance", "yaml")
+    with pytest.raises(PipelineError, match="stage_args: unknown field"):
+        parse_pipeline(theirs)
+    thinker, painter = parse_pipeline(ours).stages
+    with pytest.raises(PipelineError, match=r"prompt_expand_func: unknown field; did you mean prompt_expand\?"):
+        parse_pipeline(ours.replace("prompt_expand:", "prompt_expand_func:"))
+
+    request = Request(prompt="a cat", sampling_params={painter.name: {"negative_prompt": "dogs"}})
+    bundle = load_object(thinker.prompt_expand or "", "prompt_expand")(StageInput(rid="r", request=request))
+    assert {role: one.request.prompt for role, one in bundle.items()} == {"negative": "dogs"}
+
+    (code,) = blocks("Companions of guidance", "python")
+    names: dict[str, Any] = {"EngineInput": EngineInput}
+    exec(code, names)
+    cats, dogs = np.zeros((3, 1, 4)), np.ones((2, 1, 4))
+    given = StageInput(rid="r", request=request, sources={thinker.name: {"hidden_states": cats}})
+    assert names["painter_input"](given).values.keys() == {"prompt_embeds"}
+    given = replace(given, companions={thinker.name: {"negative": {"hidden_states": dogs}}})
+    assert names["painter_input"](given).values["negative_prompt_embeds"].tolist() == [[1.0] * 4] * 2

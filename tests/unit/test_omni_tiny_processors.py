@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,10 +77,39 @@ def test_dit_input_has_four_values_of_one_length_when_prompts_are_short_or_long(
     assert values["prompt_attention_mask"].sum() == tokens
 
 
-def test_the_negative_is_the_encoded_empty_prompt_when_shipped() -> None:
-    embeds, mask = processors.empty_conditions(LENGTH)
+def negative_of(given: StageInput) -> tuple[np.ndarray, np.ndarray]:
+    values = processors.dit_input(given).values
+    return values["negative_prompt_embeds"], values["negative_prompt_attention_mask"]
+
+
+def asking_against(prompt: str) -> Request:
+    return Request(prompt=PROMPT, sampling_params={"dit": {"negative_prompt": prompt}})
+
+
+@pytest.mark.parametrize("request_", [Request(prompt=PROMPT), asking_against("  ")])
+def test_the_negative_is_the_encoded_empty_prompt_when_there_is_none(request_: Request) -> None:
+    embeds, mask = negative_of(stage_input(request_, thinker={"hidden_states": np.ones((9, 2, 128))}))
     assert mask.sum() == 2  # the user's turn begins, the assistant's turn begins
     assert np.abs(embeds[:2]).max() > 0.5
+
+
+@pytest.mark.parametrize("tokens", [9, 40])
+def test_the_negative_is_what_the_thinker_encoded_beside_the_prompt(tokens: int) -> None:
+    states = np.random.default_rng(1).normal(size=(tokens, 2, 128)).astype(np.float32)
+    given = replace(
+        stage_input(asking_against("a cross"), thinker={"hidden_states": np.ones((9, 2, 128))}),
+        companions={"thinker": {"negative": {"hidden_states": states}}},
+    )
+    embeds, mask = negative_of(given)
+    expected = conditions_of(states)
+    np.testing.assert_array_equal(embeds, expected.embeds)
+    np.testing.assert_array_equal(mask, expected.mask)
+    assert len(processors.dit_input(given).values["prompt_attention_mask"]) == max(LENGTH, tokens)
+
+
+def test_a_negative_prompt_is_refused_when_the_thinker_did_not_encode_it() -> None:
+    with pytest.raises(EngineRejected, match="prompt_expand"):
+        negative_of(stage_input(asking_against("a cross"), thinker={"hidden_states": np.ones((9, 2, 128))}))
 
 
 def test_talker_input_is_the_thinkers_ids_when_they_are_canonical() -> None:

@@ -11,6 +11,7 @@ import pytest
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected, InvalidRequest
 from omnibus.frontdoor.stage_params import stage_params
 from omnibus.pipeline.loading import load_pipeline, presets
+from omnibus.presets import companions
 from omnibus.presets import input_processors as processors
 from omnibus.wire.request import Message, Request
 from omnibus.workers.engines.protocol import EngineInput, StageInput
@@ -116,3 +117,35 @@ def test_speech_token_outside_the_codebook_is_a_failure_of_the_engine() -> None:
 def test_output_that_is_missing_is_named() -> None:
     with pytest.raises(EngineError, match="'rewriter' left no output 'text'"):
         processors.rewritten_prompt(stage_input(rewriter={}))
+
+
+# Companions
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"dit": {"negative_prompt": "a cross"}, "thinker": {"top_k": 1}}, "a cross"),
+        (
+            {"1": {"negative_prompt": "a cross"}, "dit": {"negative_prompt": "a cross"}, "x": {"negative_prompt": " "}},
+            "a cross",
+        ),
+        ({"dit": {"negative_prompt": " "}}, None),
+        ({"dit": {"negative_prompt": None}}, None),
+        ({"dit": {"n": 2}}, None),
+        ({}, None),
+    ],
+)
+def test_negative_prompt_is_a_companion_where_there_is_one(params: dict[str, dict[str, Any]], text: str | None) -> None:
+    chat = (Message(role="user", content="a cat"),)
+    request = Request(messages=chat, sampling_params=params, cache_salt="mine", mm_processor_kwargs={"a": 1})
+    made = companions.negative_prompt(StageInput(rid="r", request=request))
+    wanted = Request(prompt=text, sampling_params=params, cache_salt="mine")
+    assert made == ({} if text is None else {"negative": StageInput(rid="r", request=wanted)})
+
+
+@pytest.mark.parametrize("params", [{"a": "x", "b": "y"}, {"a": ["x"]}, {"a": 5, "b": "x"}])
+def test_negative_prompt_is_refused_when_it_is_not_one_text(params: dict[str, Any]) -> None:
+    request = Request(prompt="a cat", sampling_params={name: {"negative_prompt": one} for name, one in params.items()})
+    with pytest.raises(InvalidRequest, match="one text"):
+        companions.negative_prompt(StageInput(rid="r", request=request))

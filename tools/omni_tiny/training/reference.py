@@ -43,17 +43,22 @@ class Reference:
         generated = tokens[0, prompt.shape[1] :].tolist()
         return self.tokenizer.decode(generated, skip_special_tokens=True), generated, states
 
-    def draw(self, states: Sequence[np.ndarray], seeds: Sequence[int], **sampling: Any) -> np.ndarray:
-        """Pictures (B, 64, 64, 3) uint8 for the thinker's hidden states, one seed each; `sampling` as in the pipeline file."""
+    def draw(
+        self, states: Sequence[np.ndarray], seeds: Sequence[int], negative: np.ndarray | None = None, **sampling: Any
+    ) -> np.ndarray:
+        """Pictures (B, 64, 64, 3) uint8 for the thinker's hidden states, one seed each; `sampling` as in the pipeline file.
+
+        `negative` are the states of the negative prompt, instead of those of the empty one.
+        """
         asked = [conditions_of(one) for one in states]
-        empty = conditions_of(self.empty, len(asked[0].mask))
+        against = conditions_of(self.empty if negative is None else negative, len(asked[0].mask))
         pictures = self.dit(
             prompt=None,
             negative_prompt=None,
             prompt_embeds=torch.from_numpy(np.stack([one.embeds for one in asked])),
             prompt_attention_mask=torch.from_numpy(np.stack([one.mask for one in asked])),
-            negative_prompt_embeds=torch.from_numpy(np.stack([empty.embeds] * len(asked))),
-            negative_prompt_attention_mask=torch.from_numpy(np.stack([empty.mask] * len(asked))),
+            negative_prompt_embeds=torch.from_numpy(np.stack([against.embeds] * len(asked))),
+            negative_prompt_attention_mask=torch.from_numpy(np.stack([against.mask] * len(asked))),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             use_resolution_binning=False,
             output_type="np",

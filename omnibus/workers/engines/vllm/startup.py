@@ -61,7 +61,8 @@ def _args(stage: StageSpec, engine_args: Mapping[str, Any]) -> AsyncEngineArgs:
     if current_platform.is_cpu():
         platform = CPU_DEFAULTS
         engine_args = with_spare_slot(engine_args, len(stage.engine_args.get("lora_modules", {})))
-    defaults = {"max_num_seqs": stage.slots, "disable_log_stats": True, "use_tqdm_on_load": False, **platform}
+    prompts = stage.slots * (2 if stage.prompt_expand else 1)  # one companion each, as of guidance
+    defaults = {"max_num_seqs": prompts, "disable_log_stats": True, "use_tqdm_on_load": False, **platform}
     try:
         return AsyncEngineArgs(**{**defaults, **engine_args})
     except TypeError as error:

@@ -1,0 +1,25 @@
+"""Prompt expansions of the shipped pipelines: each makes the companions of a request, for `prompt_expand`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import msgspec
+
+from omnibus.workers.engines.protocol import StageInput
+
+NEGATIVE = "negative"
+"""The role of the negative prompt."""
+
+
+def negative_prompt(stage_input: StageInput) -> Mapping[str, StageInput]:
+    """A companion for the negative prompt of a request that has one. Raises InvalidRequest where it has two."""
+    text = stage_input.request.negative_prompt()
+    return {} if text is None else {NEGATIVE: asking(stage_input, text)}
+
+
+def asking(stage_input: StageInput, prompt: str) -> StageInput:
+    """The same request with another prompt; files, and the arguments for their processor, are the first one's alone."""
+    request = msgspec.structs.replace(stage_input.request, prompt=prompt, messages=None, mm_processor_kwargs={})
+    return replace(stage_input, request=request)
