@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from io import StringIO
 
-from omnibus.client.request_events import ABORT, Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.request_events import ABORT, MediaPiece, Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.sound_chunk import SoundChunk
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
 
@@ -32,6 +33,11 @@ class _Stage:
     token_ids: list[int] = field(default_factory=list)
     """Those of the emitted text, without a gap; it may be behind the text, never ahead."""
     diverged: bool = False
+    frames: int = 0
+    """Frames of the sound that were emitted."""
+    sample_rate: int = 0
+    is_heard: bool = False
+    """Whether all of the sound was received."""
     step: int = 0
     output: Output | None = None
 
@@ -106,6 +112,24 @@ class Assembly:
         if stage.admits(message.fence) and message.step > stage.step:
             stage.step = message.step
             yield StepProgress(message.stage_id, message.step, message.total, message.preview)
+
+    def sound(self, chunk: SoundChunk) -> Iterator[MediaPiece]:
+        """The part of a chunk that is new. An attempt that begins again is not heard before it has come further.
+
+        Of one that makes another sound what was emitted stays, as nobody can take it back.
+        """
+        stage = self._stage(chunk.stage_id)
+        stage.is_heard = stage.is_heard or chunk.is_last
+        stage.sample_rate = stage.sample_rate or chunk.sample_rate
+        samples = chunk.samples[..., max(0, stage.frames - chunk.offset) :]
+        if stage.output is None and samples.shape[-1] and chunk.sample_rate == stage.sample_rate:
+            stage.frames = chunk.offset + chunk.samples.shape[-1]
+            yield MediaPiece(chunk.stage_id, "audio", {"audio": samples, "sample_rate": chunk.sample_rate})
+
+    def lacks_sound(self, stage_id: int) -> bool:
+        """Whether a sound was received in part."""
+        stage = self._stage(stage_id)
+        return stage.frames > 0 and not stage.is_heard
 
     def output(self, output: Output) -> Iterator[TextPiece | OutputArrived]:
         """A finished output, once; before it the text that was not heard."""

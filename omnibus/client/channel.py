@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, contextmanager
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.client.assembly import Assembly
 from omnibus.client.request_events import Output, Result
+from omnibus.client.sound_chunk import SoundChunk
 from omnibus.ledger.overload import OpenRequests
 from omnibus.ledger.performer import Performer, shared_lane
 from omnibus.ledger.records import StoredRecord
@@ -44,14 +45,14 @@ class Mailbox:
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self.assembly = Assembly()
         self.most_bytes = most_bytes
-        self._messages: list[out.Out | None] = []
+        self._messages: list[out.Out | SoundChunk | None] = []
         self._bytes = 0
         self._put_at = time.monotonic()
         self._news: asyncio.Future[None] | None = None
         """While the follower waits."""
         self.timer: asyncio.TimerHandle
 
-    def put(self, message: out.Out | None, size: int = 0) -> None:
+    def put(self, message: out.Out | SoundChunk | None, size: int = 0) -> None:
         """Add a message of so many bytes, or None: look at the record."""
         self._put_at = time.monotonic()
         if len(self._messages) >= _MOST_MESSAGES or self._bytes + size > self.most_bytes:
@@ -63,7 +64,7 @@ class Mailbox:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    async def take(self) -> list[out.Out | None]:
+    async def take(self) -> list[out.Out | SoundChunk | None]:
         """Wait for messages; all that have come, in order."""
         if not self._messages:
             self._news = asyncio.get_running_loop().create_future()

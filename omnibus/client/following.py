@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
 from itertools import groupby
 
 from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.request_events import ClientEvent, Ended, TextPiece
+from omnibus.client.sound_chunk import SoundChunk
+from omnibus.client.sound_reader import read_sound
 from omnibus.errors import BrokerError, BrokerUnavailable, DeadlineExceeded, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -24,20 +27,24 @@ ASK_AGAIN = 1.0
 log = get_logger(__name__)
 
 
-async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> AsyncGenerator[list[ClientEvent]]:
+async def follow(
+    channel: Channel, ticket: Ticket, *, from_record: bool, with_sound: bool
+) -> AsyncGenerator[list[ClientEvent]]:
     """Events of a request until it has ended, Ended last: at each step all that have come; none after a silence of READ_EVERY.
 
-    `from_record`: look at the ledger first, for a request that others submitted. Raises UnknownRequest when its record has
+    `from_record`: look at the ledger first, for a request that others submitted. `with_sound`: read sound while it is made,
+    of a request that streams. Raises UnknownRequest when its record has
     expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open GIVE_UP_AFTER it:
     no orchestrator runs, or none can be reached.
     """
-    elsewhere = None
+    elsewhere, readers = None, list[asyncio.Task[None]]()
     if ticket.front is not None and ticket.front != channel.front:
         subject = subjects.out(ticket.pipeline, ticket.front, ticket.rid)
         elsewhere = await channel.connection.subscribe(subject, channel.on_message)
     try:
         with channel.mailbox(ticket.rid) as box:
             follower = _Follower(channel, ticket, box)
+            readers += _sound_readers(channel, ticket, box) if with_sound else ()
             if from_record:
                 await follower.catch_up()
                 box.put(None)
@@ -52,8 +59,19 @@ async def follow(channel: Channel, ticket: Ticket, *, from_record: bool) -> Asyn
                     raise
                 yield _joined(events)
     finally:
+        for reader in readers:
+            reader.cancel()
+        if readers:
+            await asyncio.wait(readers)
         if elsewhere is not None:
             await elsewhere.unsubscribe()
+
+
+def _sound_readers(channel: Channel, ticket: Ticket, box: Mailbox) -> Iterable[asyncio.Task[None]]:
+    for stage in ticket.route.finals:
+        if stage.final == "audio":
+            reading = read_sound(channel, ticket, stage.stage_id, box)
+            yield asyncio.create_task(reading, name=f"sound-{ticket.rid}")
 
 
 def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
@@ -67,6 +85,13 @@ def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
         else:
             joined.append(TextPiece(stage_id, "".join(piece.text for piece in group if isinstance(piece, TextPiece))))
     return joined
+
+
+def _decoded(stage_id: int, file: bytes) -> SoundChunk:
+    from omnibus.media import sound  # noqa: PLC0415 only sound loads its libraries, 20 MiB
+
+    samples, rate = sound.decoded(file)
+    return SoundChunk(stage_id, 0, samples[0] if len(samples) == 1 else samples, rate)
 
 
 class _Follower:
@@ -87,7 +112,7 @@ class _Follower:
             if stage.final == "text":
                 await self._ask_for_text(stage.stage_id)
 
-    async def events(self, message: out.Out | None) -> Iterable[ClientEvent]:
+    async def events(self, message: out.Out | SoundChunk | None) -> Iterable[ClientEvent]:
         """The events that a message brings, or the record where there is none; raises as `follow`."""
         match message:
             case out.Tokens():
@@ -96,8 +121,11 @@ class _Follower:
                 return self._assembly.tokens(message)
             case out.Step():
                 return self._assembly.step(message)
+            case SoundChunk():
+                message.taken.set()
+                return self._assembly.sound(message)
             case out.OutputReady(output=output):
-                return self._assembly.output(await self._channel.output(output))
+                return await self._output(output)
             case out.EndNotice(outputs=outputs):
                 events = await self._arrived(outputs)
                 if not self._has_all(message):
@@ -111,8 +139,16 @@ class _Follower:
         events: list[ClientEvent] = []
         for final in outputs:
             if not self._assembly.knows(final.stage_id):
-                events += self._assembly.output(await self._channel.output(final))
+                events += await self._output(final)
         return events
+
+    async def _output(self, final: FinalOutput) -> list[ClientEvent]:
+        """A finished output, and before it the sound that was not received of one that came in pieces."""
+        output, events = await self._channel.output(final), list[ClientEvent]()
+        if self._assembly.lacks_sound(final.stage_id) and output.items:
+            whole = await asyncio.to_thread(_decoded, final.stage_id, output.items[0])
+            events += self._assembly.sound(whole)
+        return [*events, *self._assembly.output(output)]
 
     def _has_all(self, ended: out.EndNotice) -> bool:
         """Whether the record has nothing more to tell: every output of a request that is done was received."""

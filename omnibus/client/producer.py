@@ -35,8 +35,9 @@ from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, en
 class Submission:
     """An accepted request."""
 
-    def __init__(self, channel: Channel, record: Record, *, attached: bool) -> None:
-        self._channel, self._record = channel, record
+    def __init__(self, channel: Channel, record: Record, *, attached: bool, streams: bool = False) -> None:
+        """`streams`: sound is delivered while it is made."""
+        self._channel, self._record, self._streams = channel, record, streams
         self.attached = attached
         """The same request was submitted before: this is its stream or its answer."""
 
@@ -70,11 +71,14 @@ class Submission:
 
     def batches(self) -> AsyncGenerator[list[ClientEvent], None]:
         """The same, as lists of the events that have come: cheaper where many come fast. Empty ones while nothing comes."""
-        return follow(self._channel, self._record.ticket, from_record=self.attached)
+        return self._followed(with_sound=self._streams)
+
+    def _followed(self, *, with_sound: bool) -> AsyncGenerator[list[ClientEvent], None]:
+        return follow(self._channel, self._record.ticket, from_record=self.attached, with_sound=with_sound)
 
     async def result(self) -> Result:
         """The result, once the request has ended; at the latest its deadline ends it."""
-        async with aclosing(self.batches()) as batches:
+        async with aclosing(self._followed(with_sound=False)) as batches:
             results = [event.result async for events in batches for event in events[-1:] if isinstance(event, Ended)]
         return results.pop()
 
@@ -142,7 +146,7 @@ class Producer:
         finally:
             if is_new:
                 channel.open_requests.admission_over(rid, admitted=not attached)
-        return Submission(channel, admitted.record, attached=attached)
+        return Submission(channel, admitted.record, attached=attached, streams=request.stream)
 
     @staticmethod
     async def _is_repeat(channel: Channel, rid: str, request: Request) -> bool:

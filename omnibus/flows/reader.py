@@ -29,13 +29,16 @@ REPORT_EVERY = 1 << 20
 class FlowReader:
     """Reads one flow, from its beginning. An asynchronous context; `read` is for one task at a time."""
 
-    def __init__(self, conn: Connection, name: FlowName, *, deadline: float, reader: int | None = None) -> None:
-        """`deadline` is the request's, seconds since the epoch.
+    def __init__(
+        self, conn: Connection, name: FlowName,
+        *, deadline: float, reader: int | None = None, is_there: bool = True,
+    ) -> None:  # fmt: skip
+        """`deadline` is the request's, seconds since the epoch; `is_there`: the flow has begun.
 
         A `reader`, the stage that reads, holds the writer to its pace; without one it may fall behind as far as it wants to.
         """
         self._conn, self.name, self._deadline, self._reader = conn, name, deadline, reader
-        self._check = FlowCheck(name)
+        self._check, self._is_there = FlowCheck(name), is_there
         self._seq = 0
         self._is_over = False
         self._reported = -REPORT_EVERY
@@ -81,11 +84,11 @@ class FlowReader:
     async def _look_for_it(self) -> None:
         """Ask the stream's leader when nothing came for a while; raises FlowBroken when the flow is not there any more.
 
-        Its first message was stored before anybody was asked to read it.
+        The first message for a stage was stored before that was asked to read it.
         """
         self._report(self._check.offset, again=True)
         seq, _ = await last_message(self._conn, self.name)
-        if seq == 0:
+        if seq == 0 and (self._is_there or self._seq > 0):
             raise FlowBroken(f"{self.name} is gone")
         if seq > self._seq:
             self._news.set()

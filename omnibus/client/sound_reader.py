@@ -1,0 +1,67 @@
+"""Reads the sound of a stage while it is made, for one follower of the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from omnibus.client.channel import Channel, Mailbox
+from omnibus.client.sound_chunk import SoundChunk
+from omnibus.errors import OmnibusError
+from omnibus.flows.flow_name import FlowName
+from omnibus.flows.reader import FlowReader
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.observability.task_root import task_root
+from omnibus.wire.envelope import Ticket
+from omnibus.wire.payload import Payloads
+
+log = get_logger(__name__)
+
+
+async def read_sound(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
+    """Put the chunks of a sound into a follower's mailbox, one after the other, until its end; the root of a task.
+
+    What cannot be read is left to the output, which has all of it: a flow that was removed at the request's end, or that lost
+    a payload.
+    """
+    with task_root("sound", channel.connection.metrics, rid=ticket.rid):
+        try:
+            await _read(channel, ticket, stage_id, box)
+        except OmnibusError as error:
+            log.debug(LogEvent.BROKER_ERROR, rid=ticket.rid, error=str(error))
+
+
+async def _read(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
+    name = FlowName.of(ticket, stage_id, str(stage_id))
+    offset = rate = 0
+    async with FlowReader(channel.connection, name, deadline=ticket.deadline, is_there=False) as reader:
+        while True:
+            part = await reader.read()
+            offset = 0 if part.restarted else offset
+            for payloads in part.chunks:
+                chunk = _sound_of(await _values(channel, ticket.rid, payloads), stage_id, offset)
+                if chunk is None:
+                    return
+                offset, rate = offset + chunk.samples.shape[-1], chunk.sample_rate
+                box.put(chunk)
+                await chunk.taken.wait()
+            if part.end is not None:
+                if offset:
+                    box.put(SoundChunk(stage_id, offset, np.zeros(0, np.float32), rate, is_last=True))
+                return
+
+
+async def _values(channel: Channel, rid: str, payloads: Payloads) -> Mapping[str, Any]:
+    return {name: await channel.store.value(payload, rid) for name, payload in payloads.items()}
+
+
+def _sound_of(values: Mapping[str, Any], stage_id: int, offset: int) -> SoundChunk | None:
+    """The samples among a chunk's outputs; None where there are none, such as in files."""
+    samples = next((value for value in values.values() if isinstance(value, np.ndarray) and value.ndim), None)
+    rate = values.get("sample_rate")
+    if samples is None or not isinstance(rate, int | np.integer) or rate < 1:
+        return None
+    return SoundChunk(stage_id, offset, samples, int(rate))
