@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
 from omnibus.client.assembly import Assembly
 from omnibus.client.request_events import Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.sound_chunk import SoundChunk
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import PNG, TEXT
 
@@ -160,3 +162,49 @@ def test_previews_of_an_attempt_that_begins_again_are_not_shown_before_it_is_fur
 def test_files_are_delivered_as_they_are() -> None:
     image = Output(stage_id=1, modality="image", media_type=PNG, items=(b"a", b"b"))
     assert list(Assembly().output(image)) == [OutputArrived(image)]
+
+
+# Sound
+
+RATE = 8000
+SOUND = np.arange(100, dtype=np.float32)
+
+
+def sound(start: int, end: int, *, rate: int = RATE, last: bool = False) -> SoundChunk:
+    return SoundChunk(2, start, SOUND[start:end], rate, is_last=last)
+
+
+def heard(assembly: Assembly, *chunks: SoundChunk) -> list[float]:
+    """The samples that a follower is given of these chunks."""
+    pieces = [piece.values["audio"] for chunk in chunks for piece in assembly.sound(chunk)]
+    return [sample for piece in pieces for sample in piece.tolist()]
+
+
+def test_sound_is_emitted_once_when_an_attempt_begins_again() -> None:
+    assembly = Assembly()
+    chunks = [sound(0, 40), sound(40, 60), sound(0, 30), sound(30, 80), sound(80, 100)]
+    assert heard(assembly, *chunks) == SOUND.tolist()
+
+
+def test_channels_stay_together_when_a_part_of_a_chunk_was_emitted() -> None:
+    both = np.stack((SOUND, -SOUND))
+    assembly = Assembly()
+    list(assembly.sound(SoundChunk(2, 0, both[:, :50], RATE)))
+    (piece,) = assembly.sound(SoundChunk(2, 40, both[:, 40:], RATE))
+    np.testing.assert_array_equal(piece.values["audio"], both[:, 50:])
+
+
+def test_nothing_of_a_sound_is_emitted_behind_its_output_or_at_another_rate() -> None:
+    assembly = Assembly()
+    assert heard(assembly, sound(0, 10), sound(10, 20, rate=9000)) == SOUND[:10].tolist()
+    list(assembly.output(Output(2, "audio", "audio/wav", (b"wav",))))
+    assert heard(assembly, sound(10, 20)) == []
+
+
+def test_a_sound_is_lacking_from_its_first_chunk_to_its_last_one() -> None:
+    assembly = Assembly()
+    lacks = [assembly.lacks_sound(2)]
+    for chunk in (sound(0, 50), sound(50, 100), sound(100, 100, last=True)):
+        heard(assembly, chunk)
+        lacks.append(assembly.lacks_sound(2))
+    assert lacks == [False, True, True, False]

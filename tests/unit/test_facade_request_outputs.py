@@ -8,7 +8,16 @@ import threading
 import pytest
 
 from omnibus.client.output_queue import OutputQueue
-from omnibus.client.request_events import ClientEvent, Ended, Output, OutputArrived, Result, StepProgress, TextPiece
+from omnibus.client.request_events import (
+    ClientEvent,
+    Ended,
+    MediaPiece,
+    Output,
+    OutputArrived,
+    Result,
+    StepProgress,
+    TextPiece,
+)
 from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
 from omnibus.errors import EngineDead, RequestCancelled
 from omnibus.requests.state import RequestState
@@ -128,3 +137,12 @@ def test_repr_is_one_short_line_without_bytes(value: object) -> None:
     assert shown.isprintable()
     assert len(shown) < 400
     assert "b'" not in shown
+
+
+def test_pieces_of_a_sound_are_outputs_when_they_are_wanted() -> None:
+    piece, whole = MediaPiece(2, "audio", {}), Output(2, "audio", "audio/wav", (b"wav",))
+    outputs = told(piece, OutputArrived(whole), ended(), deltas=True)
+    assert [(one.piece, one.output, one.final_output_type) for one in outputs] == [
+        (piece, None, "audio"), (None, whole, "audio"),
+    ]  # fmt: skip
+    assert [one.piece for one in told(piece, OutputArrived(whole), ended())] == [None]
