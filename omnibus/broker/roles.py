@@ -16,8 +16,8 @@ import msgspec
 
 from omnibus.broker.nats_access import SYSTEM_ROLE
 from omnibus.pipeline.policies import LoadBalancingPolicy
-from omnibus.pipeline.route import Forwarding
-from omnibus.pipeline.spec import STREAMED_MEDIA, PipelineSpec
+from omnibus.pipeline.route import STREAMED_MEDIA, Forwarding
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
 
 MOST_DIRECTED = 32

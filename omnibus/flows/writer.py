@@ -119,6 +119,11 @@ class FlowWriter:
         """Whether its readers hold it up."""
         return self._pacing.is_waiting
 
+    @property
+    def length(self) -> int:
+        """Chunks that the flow has, or will have when all is stored."""
+        return self._next + len(self._pending)
+
     def restart(self) -> None:
         """Make void all that was written: the next chunk is the flow's first one."""
         self._pending.clear()

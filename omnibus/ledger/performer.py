@@ -210,6 +210,8 @@ class Performer:
         if effect.hosted:  # may be lost: the processes that have the memory ask about what stays in it
             free = Free(rid=effect.rid, run=effect.run)
             await self._connection.publish(subjects.ctl_all(self.pipeline), codec.encode(free))
+        if effect.flowed:
+            await self._purge_flows(effect)
         if effect.stored:
             # Invariant: before the queue, which may hold the very event that has all this repeated when its shell dies.
             await self._objects.purge_group(effect.rid)
@@ -218,12 +220,19 @@ class Performer:
         else:
             self.queue.cancel_deadline(effect.rid, effect.nonce)
 
+    async def _purge_flows(self, effect: effects.Purge) -> None:
+        """Remove the flows of the run that has ended and those before it; a later run, or request, has others."""
+        stream = subjects.chunks_stream(self.pipeline)
+        for run in range(1, effect.run + 1):
+            gone = subjects.flows_filter(self.pipeline, effect.rid, effect.nonce, run)
+            await self._connection.api(f"STREAM.PURGE.{stream}", {"filter": gone})
+
     async def _ask_to_purge(self, effect: effects.Purge) -> None:
         """Have an orchestrator do it; nobody waits where it is the timer alone, of which several are asked for together.
 
         What is not done then is when the timer fires.
         """
-        if effect.stored or effect.hosted:
+        if effect.stored or effect.hosted or effect.flowed:
             with suppress(BrokerError, Unreadable):
                 await self.report_orphans(effect.rid)
         else:

@@ -58,6 +58,8 @@ class EngineKind:
     """Whether it shows a model what a chat's turns hold beside texts: calls, names."""
     has_tokenizer: bool = False
     """Whether `tokenizer` is one of its arguments."""
+    takes_flows: bool = False
+    """Whether its stages can read another stage while it runs: as `StageInput.flows`, or as a job's `parts`."""
     has_prefix_cache: bool = False
     can_sleep: bool = False
     """Whether it may have the control methods `sleep` and `wake_up`; without it nobody is asked."""
@@ -155,6 +157,7 @@ BUILT_IN = (
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
         gives=frozenset({"audio"}),
+        takes_flows=True,
         arguments=_OF_TRANSFORMERS,
         module_arguments=frozenset({"model_class"}),
     ),
@@ -164,6 +167,7 @@ BUILT_IN = (
         model=ModelKind.CODE,
         parameters=frozenset({"text", "image", "seed"}),
         takes_media=_ALL_MEDIA,
+        takes_flows=True,
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,
         arguments=None,
@@ -175,6 +179,7 @@ BUILT_IN = (
         parameters=frozenset({"seed"}),
         arguments=None,
         takes_media=_ALL_MEDIA,
+        takes_flows=True,
         devices=_parallel_size,
     ),
 )

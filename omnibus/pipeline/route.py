@@ -10,6 +10,9 @@ from enum import StrEnum
 
 import msgspec
 
+STREAMED_MEDIA = frozenset({"audio", "video"})
+"""Modalities whose chunks a caller that streams is sent; texts have a way of their own."""
+
 
 class Forwarding(StrEnum):
     """The publisher of the next stage's task."""
@@ -92,6 +95,11 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
     def finals(self) -> tuple[RouteStage, ...]:
         """Return the stages whose outputs are delivered."""
         return tuple(stage for stage in self.stages if stage.final is not None)
+
+    @property
+    def may_flow(self) -> bool:
+        """Whether a stage of it may have a flow, for another stage or for the caller."""
+        return any(stage.streams_to or stage.final in STREAMED_MEDIA for stage in self.stages)
 
     def ends_with(self, stage_id: int) -> bool:
         """Whether the result of a stage is all that the end needs: the only output, of a route without joins."""

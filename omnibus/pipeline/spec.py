@@ -16,13 +16,11 @@ import msgspec
 
 from omnibus.errors import PipelineError
 from omnibus.pipeline.policies import LoadBalancingPolicy
-from omnibus.pipeline.route import EdgeMode, Forwarding, Route
+from omnibus.pipeline.route import STREAMED_MEDIA, EdgeMode, Forwarding, Route
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Pattern of a pipeline, stage, lane or request id: one token of a broker subject."""
 
-STREAMED_MEDIA = frozenset({"audio", "video"})
-"""Modalities whose chunks a caller that streams is sent; texts have a way of their own."""
 LaneName = Literal["interactive", "batch"]
 OVERFLOW_LANE = "overflow"
 """The lane behind `interactive` and before `batch`, for requests of a tenant beyond its share. No request can ask for it."""

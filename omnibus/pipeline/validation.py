@@ -219,16 +219,22 @@ def _edge_problems(path: Path, edge: EdgeSpec, spec: PipelineSpec) -> Iterator[P
     if edge.forwarding is Forwarding.DIRECT and len(sources[edge.target]) > 1:
         yield Problem((*path, "forwarding"), f"stage {edge.target} joins several inputs, so it cannot be fed directly")
 
-    yield from _mode_problems(path, edge, sources[edge.target])
-
-
-def _mode_problems(path: Path, edge: EdgeSpec, sources: tuple[int, ...]) -> Iterator[Problem]:
     if edge.mode is not None and edge.async_chunk not in (None, edge.mode is EdgeMode.STREAM):
         yield Problem((*path, "async_chunk"), f"contradicts mode: {edge.mode}; write one of the two")
-    if edge.is_stream and len(sources) > 1:
+    if edge.is_stream and (why := _cannot_read(spec.stage(edge.target))) is not None:
         field = "mode" if edge.mode is not None else "async_chunk"
-        what = f"stage {edge.target} joins several inputs, so none of them can be streamed to it; make the edge whole"
-        yield Problem((*path, field), what)
+        yield Problem((*path, field), f"stage {edge.target} {why}; make the edge whole")
+
+
+def _cannot_read(stage: StageSpec) -> str | None:
+    """Why a stage cannot read another one while it runs, if that is so."""
+    if len(stage.input_sources) > 1:
+        return "joins several inputs, so none of them can be streamed to it"
+    if not engine_kind(stage.engine).takes_flows:
+        return f"has the engine {stage.engine}, which takes whole inputs only"
+    if stage.canary is not None:
+        return "has a canary, whose input is whole"
+    return None
 
 
 def _repeated(path: Path, values: Iterable[object], what: str, *, field: str | None = None) -> Iterator[Problem]:

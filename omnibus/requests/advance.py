@@ -87,21 +87,35 @@ def as_admitted(event: Event) -> Record | None:
 def linear_tasks(result: StageResult, *, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> Iterator[PublishTask]:
     """Tasks of the stages that need nothing but this result, over edges of one forwarding mode.
 
-    The one routing function: an orchestrator calls it for its edges, a worker for the direct ones.
+    The one routing function: an orchestrator calls it for its edges, a worker for the direct ones. Stages that read a flow
+    have begun before (`flow_tasks`).
     """
     route = result.ticket.route
-    for target in route[result.stage_id].targets:
+    for target in route[result.stage_id].whole_targets:
         if target.forwarding is forwarding and not route[target.stage_id].is_join:
             inputs = {result.stage_id: result.outputs}
             yield _task(result.ticket, target.stage_id, inputs, result.timings)
 
 
+def flow_tasks(task: Task, published: float) -> Iterator[PublishTask]:
+    """Tasks of the stages that read the flow of this one, once its first chunk is stored."""
+    ticket = task.ticket.without_request(above=CARRIED_LIMIT)
+    for target in ticket.route[task.stage_id].streams_to:
+        yield PublishTask(
+            Task(ticket=ticket, stage_id=target, published=published, flow=task.stage_id, timings=task.timings)
+        )
+
+
 def needs_event(route: Route, stage_id: int) -> bool:
-    """Whether a finished stage needs an orchestrator: not when all its edges are direct, and its worker ends what it must end."""
+    """Whether a finished stage needs an orchestrator.
+
+    Not when all its edges are direct or streams, and its worker ends what it must end.
+    """
     stage = route[stage_id]
     if route.is_ended_by_worker(stage_id):
         return False
-    return stage.final is not None or any(target.forwarding is Forwarding.ORCHESTRATOR for target in stage.targets)
+    is_forwarded = any(target.forwarding is Forwarding.ORCHESTRATOR for target in stage.whole_targets)
+    return stage.final is not None or is_forwarded
 
 
 def entry_tasks(ticket: Ticket, published: float) -> Iterator[PublishTask]:
@@ -162,13 +176,19 @@ def orphan_effects(record: Record | None, *, queued: bool = False) -> tuple[Effe
         return ()
     if queued:
         return end_again(record)
-    return () if record.state is RequestState.FAILED else (purge_of(record, queued=False, stored=True),)
+    return (purge_of(record, queued=False, stored=record.state is not RequestState.FAILED),)
 
 
 def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Purge:
     """Remove what is left of an ended request. Where it was stopped, that frees what is in shared memory."""
-    hosted = record.state is RequestState.DONE and any(timing.hosted for timing in record.timings)
-    return Purge(record.rid, record.nonce, record.ticket.run, queued=queued, stored=stored, hosted=hosted)
+    is_done = record.state is RequestState.DONE
+    hosted = is_done and any(timing.hosted for timing in record.timings)
+    # What a first run has done tells of all its flows; an attempt that was given up may have left one elsewhere.
+    is_known = is_done and record.ticket.run == 1 and not stored
+    flowed = any(timing.flowed for timing in record.timings) if is_known else record.ticket.route.may_flow
+    return Purge(
+        record.rid, record.nonce, record.ticket.run, queued=queued, stored=stored, hosted=hosted, flowed=flowed
+    )
 
 
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:

@@ -112,6 +112,8 @@ class Purge:
     """Payloads in the object store that only its stages needed."""
     hosted: bool = False
     """Payloads of this run, or earlier ones, are in shared memory of hosts."""
+    flowed: bool = False
+    """Stages of this run, or earlier ones, may have had flows."""
 
 
 Effect = (

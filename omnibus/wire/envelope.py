@@ -72,6 +72,8 @@ class StageTiming(msgspec.Struct, frozen=True, array_like=True):
     """Payloads that the stage put into the object store for the next ones."""
     hosted: int = 0
     """The same in shared memory."""
+    flowed: int = 0
+    """Chunks of the stage's flow, its end counted; 0: it has none."""
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -107,6 +109,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="t
     """When the task was made, seconds since the epoch: the start of its time in the queue."""
     inputs: dict[int, Payloads] = {}
     """Outputs of the stages that this one needs, by stage id."""
+    flow: int | None = None
+    """The stage that this one reads while it runs, instead of `inputs`."""
     timings: tuple[StageTiming, ...] = ()
 
 

@@ -129,7 +129,7 @@ def following(result: StageResult) -> Iterator[PublishTask | PublishEvent]:
     ticket, stage_id = result.ticket, result.stage_id
     if result.final is None and not needs_event(ticket.route, stage_id):
         return
-    if all(_is_direct(ticket.route, target) for target in ticket.route[stage_id].targets):
+    if all(_is_direct(ticket.route, target) for target in ticket.route[stage_id].whole_targets):
         result = msgspec.structs.replace(result, outputs={})  # nobody takes them from the event
     carried = CARRIED_LIMIT if result.outputs else 0
     result = msgspec.structs.replace(result, ticket=ticket.without_request(above=carried))

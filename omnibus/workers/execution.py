@@ -1,34 +1,57 @@
-"""One execution of a stage: from a task to its result. Publishes deltas, but neither the result nor acks.
+"""One execution of a stage: from a task to its result. Publishes deltas and flows, but neither the result nor acks.
 
 What leaves a stage's own code stops here, whatever it is.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import EngineError, OmnibusError
 from omnibus.observability.tracing import Tracing
+from omnibus.pipeline.route import RouteStage
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import subjects
-from omnibus.wire.envelope import StageResult, StageTiming, Task
+from omnibus.wire.envelope import FinalOutput, StageResult, StageTiming, Task
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.bundle import items_of
 from omnibus.workers.containment import contained
-from omnibus.workers.engines.protocol import Chunk, Engine, Finished, Job, Progress, StageInput
+from omnibus.workers.engines.protocol import Engine, Finished, Job, Progress, StageInput, TextDelta
+from omnibus.workers.flow_input import FlowInput
+from omnibus.workers.flow_output import FlowOutput
 from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
+from omnibus.workers.stage_flows import StageFlows
 from omnibus.workers.text_stream import DeltaStream, DeltaStreams, received
 
 PROCESSING = -1
 """Stands for the items of an execution whose input processor runs."""
+
+
+_NOTHING = Finished(outputs={})
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One delivery of a task, as its execution knows it."""
+
+    task: Task
+    fence: Fence
+    again: bool
+    """Somebody had the task before."""
+    trace: Mapping[str, str]
+    started: float
+
+    @property
+    def stage(self) -> RouteStage:
+        return self.task.ticket.route[self.task.stage_id]
 
 
 class Execution:
@@ -36,37 +59,46 @@ class Execution:
 
     def __init__(
         self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter,
-        *, tracing: Tracing, streams: DeltaStreams,
+        *, tracing: Tracing, streams: DeltaStreams, flows: StageFlows,
     ) -> None:  # fmt: skip
         """`streams` has each text while it is made."""
         self._conn, self._stage, self.engine = conn, stage, engine
         self._builder, self._writer, self._tracing = builder, writer, tracing
-        self._streams = streams
+        self._streams, self._flows = streams, flows
         self._items: dict[int, int] = {}
+        self._waiting: dict[int, Callable[[], bool]] = {}
+        """Executions with flows, and whether each waits for a chunk, or for the readers of its own."""
         self._numbers = itertools.count()
 
     def progress(self) -> dict[Hashable, int]:
         """How far each execution has come that the engine works on, in items and in the engine's own signs of life.
 
         Plain input processors run one after the other: all that wait come further when one returns. An async one shows
-        no progress before it returns.
+        no progress before it returns. One that waits for another stage is not expected to make progress.
         """
         whole, processed = self.engine.progress(), self._builder.processed
-        return {number: processed if items == PROCESSING else items + whole for number, items in self._items.items()}
+        waiting = {number for number, is_waiting in self._waiting.items() if is_waiting()}
+        return {
+            number: processed if items == PROCESSING else items + whole
+            for number, items in self._items.items()
+            if number not in waiting
+        }
 
     async def run(
         self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str
     ) -> StageResult | OmnibusError:
         """The result, or why there is none: a RequestError, PayloadLost, EngineError; what others raise is an EngineError.
 
-        `again`: somebody had the task before, and the client may have a part of its text; the engine is asked to go on
-        after that. Cancelling it closes the engine's generator, which frees what the job holds. One span, under the
-        request's.
+        `again`: somebody had the task before, and the client, or a flow, may have a part of what it makes; the engine is
+        asked to go on after that. Cancelling it closes the engine's generator, which frees what the job holds. One span,
+        under the request's.
         """
         ticket = task.ticket
         about = {"pipeline": ticket.pipeline, "stage": self._stage.name, "rid": ticket.rid, "replica": replica}
         with self._tracing.span("stage", ticket.trace, about) as trace:
-            return await contained(self._run(task, trace, Fence(ticket.run, task_seq, delivered), again, replica))
+            fence = Fence(ticket.run, task_seq, delivered)
+            attempt = _Attempt(task, fence, again, trace, self._conn.clock.now())
+            return await contained(self._run(attempt, replica))
 
     async def close(self) -> None:
         """Free what the engine and the input processor hold."""
@@ -81,74 +113,153 @@ class Execution:
 
         return await contained(run())
 
-    async def _run(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool, replica: str) -> StageResult:
-        started = self._conn.clock.now()
-        job = await self._job(task, trace, fence, again)
-        with self._streams.running(task.ticket.rid, task.stage_id, fence, _subject(task, job)) as stream:
-            finished = await self._generate(job, stream, has_text=task.ticket.route[task.stage_id].final is not None)
-            # No progress is expected meanwhile: this waits for the broker, not for the engine.
-            await self._streams.flush(stream)
+    async def _run(self, attempt: _Attempt, replica: str) -> StageResult:
+        task = attempt.task
+        given = await self._builder.given(task)
+        source, flow = self._flows.input(task), self._flows.output(task, attempt.fence, given.request)
+        timings = task.timings
+        if source is None and flow is None:
+            finished = await self._made(attempt, given)
+        else:
+            finished, timings = await self._flowing(attempt, given, source, flow)
         outputs = await self._writer.forwarded(task, finished)
         final = await self._writer.final(task, finished)
-        sizes = (
-            _nbytes(*task.inputs.values()),
-            _nbytes(outputs) + sum(item.nbytes for item in (final.items if final else ())),
-            sum(payload.object_key is not None for payload in outputs.values()),
-            sum(payload.in_memory for payload in outputs.values()),
-        )
-        timing = StageTiming(task.stage_id, task.published, started, self._conn.clock.now(), *sizes)
+        timing = self._timing(attempt, outputs, final, flow)
         return StageResult(
             ticket=task.ticket, stage_id=task.stage_id, replica=replica,
-            outputs=outputs, final=final, timings=(*task.timings, timing),
+            outputs=outputs, final=final, timings=(*timings, timing),
         )  # fmt: skip
 
-    async def _job(self, task: Task, trace: Mapping[str, str], fence: Fence, again: bool) -> Job:
-        given = await self._builder.given(task)
-        job = await self._built(given, attempt=fence.delivery, priority=task.ticket.priority, trace=trace)
-        streams = job.stage_input.request.stream and task.ticket.route[task.stage_id].final == "text"
-        if streams and (again or fence.run > 1):
-            job = dataclasses.replace(job, received=await received(self._conn, task, fence))
-        return job
+    async def _flowing(
+        self, attempt: _Attempt, given: StageInput, source: FlowInput | None, flow: FlowOutput | None
+    ) -> tuple[Finished, tuple[StageTiming, ...]]:
+        """The last item of a job that reads a flow, writes one, or both, and the timings of the stages before.
+
+        The end of a flow that it writes is stored when this returns. When the flow that it reads begins again, so does the
+        job, and the flow that it writes.
+        """
+        async with AsyncExitStack() as stack:
+            if source is not None:
+                await stack.enter_async_context(source)
+            if flow is not None:
+                await stack.enter_async_context(flow)
+                if attempt.again:
+                    await flow.open()
+            if flow is not None and flow.end is not None and not _owes_more(attempt.stage):
+                return _NOTHING, flow.end.timings[:-1]
+            finished = await self._until_whole(attempt, given, source, flow)
+            timings = attempt.task.timings if source is None or source.end is None else source.end.timings
+            if flow is not None:
+                await flow.finish(finished, (*timings, self._timing(attempt, {}, None, flow)))
+            return finished, timings
+
+    async def _until_whole(
+        self, attempt: _Attempt, given: StageInput, source: FlowInput | None, flow: FlowOutput | None
+    ) -> Finished:
+        """The last item of a job, run again from its first chunk whenever the flow that it reads has begun again."""
+        while source is not None:
+            reading = replace(given, flows={source.name: source.flow()})
+            finished = await source.run(self._made(attempt, reading, source, flow))
+            if finished is not None:
+                return finished
+            if flow is not None:
+                flow.restart()
+        return await self._made(attempt, given, None, flow)
+
+    async def _made(
+        self, attempt: _Attempt, given: StageInput, source: FlowInput | None = None, flow: FlowOutput | None = None
+    ) -> Finished:
+        """The last item of one run of the engine; what it yields before is on its way to the caller, and in its flow."""
+        job = await self._job(attempt, given, flow)
+        with self._streams.running(given.rid, attempt.task.stage_id, attempt.fence, _subject(attempt, job)) as stream:
+            finished = await self._generate(job, stream, flow, source, has_text=attempt.stage.final is not None)
+            # No progress is expected meanwhile: this waits for the broker, not for the engine.
+            await self._streams.flush(stream)
+        return finished
+
+    async def _job(self, attempt: _Attempt, given: StageInput, flow: FlowOutput | None) -> Job:
+        task, fence = attempt.task, attempt.fence
+        job = await self._built(given, attempt=fence.delivery, priority=task.ticket.priority, trace=attempt.trace)
+        known = flow.received if flow is not None else ()
+        streams = given.request.stream and attempt.stage.final == "text"
+        if streams and (attempt.again or fence.run > 1):
+            sent = await received(self._conn, task, fence)
+            # What both have must be the same: the flow cannot be taken back, and the caller may be ahead of it.
+            known = sent if sent[: len(known)] == known else known
+        return replace(job, received=known) if known else job
 
     async def _built(self, given: StageInput, **more: Any) -> Job:
         with self._counted(PROCESSING):
             return await self._builder.build(given, **more)
 
-    async def _generate(self, job: Job, stream: DeltaStream | None = None, *, has_text: bool = False) -> Finished:
-        """The last item of a job, counted until nothing works on the job any more; the others go to `stream`.
+    async def _generate(
+        self, job: Job, stream: DeltaStream | None = None, flow: FlowOutput | None = None,
+        source: FlowInput | None = None, *, has_text: bool = False,
+    ) -> Finished:  # fmt: skip
+        """The last item of a job, counted until nothing works on the job any more; the others go to `stream` and `flow`.
 
         Without `has_text` no caller is sent the stage's text.
         """
         # Engines write generate as an async generator, which the protocol's iterator does not promise.
-        with self._counted(0) as number:
-            async with aclosing(cast("Any", items_of(self.engine, job))) as items:
+        with self._counted(0, source, flow) as number:
+            async with aclosing(cast("Any", items_of(self.engine, job))) as items, _closing(job.parts):
                 async for item in items:
                     self._items[number] += 1
                     check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
                         return item
-                    if isinstance(item, Chunk):
-                        continue
-                    if stream is not None and (has_text or isinstance(item, Progress)):
+                    is_sent = isinstance(item, Progress) or (has_text and isinstance(item, TextDelta))
+                    if stream is not None and is_sent:
                         self._streams.add(stream, item)
+                    if flow is not None and not isinstance(item, Progress):
+                        await flow.add(item)
         raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
 
     @contextmanager
-    def _counted(self, items: int) -> Iterator[int]:
+    def _counted(self, items: int, source: FlowInput | None = None, flow: FlowOutput | None = None) -> Iterator[int]:
         number = next(self._numbers)
         self._items[number] = items
+        if source is not None or flow is not None:
+            self._waiting[number] = lambda: any(one is not None and one.is_waiting for one in (source, flow))
         try:
             yield number
         finally:
             del self._items[number]
+            self._waiting.pop(number, None)
+
+    def _timing(
+        self, attempt: _Attempt, outputs: Payloads, final: FinalOutput | None, flow: FlowOutput | None
+    ) -> StageTiming:
+        """The timing of the stage so far, with what it has made."""
+        task = attempt.task
+        made, flowed = _nbytes(outputs) + sum(item.nbytes for item in (final.items if final else ())), 0
+        stored = sum(payload.object_key is not None for payload in outputs.values())
+        hosted = sum(payload.in_memory for payload in outputs.values())
+        if flow is not None:
+            made, flowed = made + flow.nbytes, flow.length
+            stored, hosted = stored + flow.stored, hosted + flow.hosted
+        return StageTiming(
+            task.stage_id, task.published, attempt.started, self._conn.clock.now(),
+            _nbytes(*task.inputs.values()), made, stored, hosted, flowed,
+        )  # fmt: skip
 
 
-def _subject(task: Task, job: Job) -> str | None:
+def _closing(parts: object) -> AbstractAsyncContextManager[object]:
+    """Close a processor that makes its parts one by one, when its engine is done with them."""
+    return nullcontext() if parts is None else aclosing(cast("Any", parts))
+
+
+def _owes_more(stage: RouteStage) -> bool:
+    """Whether a stage with a complete flow has something else to deliver."""
+    return stage.final is not None or bool(stage.whole_targets)
+
+
+def _subject(attempt: _Attempt, job: Job) -> str | None:
     """The subject on which a follower of the request listens; None where it wants no stream."""
-    front = task.ticket.front
-    if front is None or not job.stage_input.request.stream:
+    ticket = attempt.task.ticket
+    if ticket.front is None or not job.stage_input.request.stream:
         return None
-    return subjects.out(task.ticket.pipeline, front, task.ticket.rid)
+    return subjects.out(ticket.pipeline, ticket.front, ticket.rid)
 
 
 def _nbytes(*payloads: Payloads) -> int:

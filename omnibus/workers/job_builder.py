@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -84,9 +85,26 @@ class JobBuilder:
         return dict(zip(given, values, strict=True))
 
     async def _job(self, given: StageInput, more: Mapping[str, Any]) -> Job:
-        made = default_input(given) if self._process is None else await self._called(self._process, given)
-        sampling = merged_sampling(self._stage, given.request)
-        return Job(rid=given.rid, stage_input=given, engine_input=made, sampling=sampling, **more)
+        made: Any = None
+        if self._process is not None:
+            made = await self._called(self._process, given)
+        elif not given.flows:
+            made = default_input(given)
+        sampling, parts = merged_sampling(self._stage, given.request), None
+        if made is None or inspect.isasyncgen(made):
+            made, parts = EngineInput(), _chunk_parts(given) if made is None else self._parts(made)
+        return Job(rid=given.rid, stage_input=given, engine_input=made, sampling=sampling, parts=parts, **more)
+
+    async def _parts(self, made: AsyncGenerator[EngineInput, None]) -> AsyncGenerator[EngineInput, None]:
+        """The parts that a processor yields; isolated as `_called`."""
+        try:
+            async with aclosing(self._loop.values(made)) as parts:
+                async for part in parts:
+                    yield part
+        except OmnibusError:
+            raise
+        except Exception as error:
+            raise EngineError(self._named("input_processor", describe(error))) from error
 
     async def _bundle(self, expand: PromptExpansion, given: StageInput) -> Mapping[str, StageInput]:
         """The members that the stage's function makes; raises RequestTooLarge when they are too many."""
@@ -139,16 +157,26 @@ def default_input(stage_input: StageInput) -> EngineInput:
     source by its name, a later source over an earlier one; `token_ids`, `embeds` and `text` also as an LLM's input.
     """
     if stage_input.sources:
-        values = {name: value for outputs in stage_input.sources.values() for name, value in outputs.items()}
-        return EngineInput(
-            text=values.get("text"), token_ids=values.get("token_ids"), embeds=values.get("embeds"), values=values
-        )
+        return _input_of({name: value for outputs in stage_input.sources.values() for name, value in outputs.items()})
     request = stage_input.request
     if isinstance(request.prompt, tuple):
         return EngineInput(token_ids=request.prompt)
     if request.messages is not None:
         return EngineInput(messages=request.messages, values={"prompt": request.text()})
     return EngineInput(text=request.prompt, values={"prompt": request.prompt})
+
+
+def _input_of(values: Outputs) -> EngineInput:
+    return EngineInput(
+        text=values.get("text"), token_ids=values.get("token_ids"), embeds=values.get("embeds"), values=values
+    )
+
+
+async def _chunk_parts(given: StageInput) -> AsyncGenerator[EngineInput, None]:
+    """The parts of a stage without an input processor that reads a flow: each chunk is one."""
+    for flow in given.flows.values():
+        async for chunk in flow:
+            yield _input_of(chunk)
 
 
 def merged_sampling(stage: StageSpec, request: Request) -> dict[str, Any]:

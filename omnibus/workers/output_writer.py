@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omnibus.errors import EngineError
+from omnibus.flows.writer import CHUNK_INLINE
 from omnibus.payloads.packing import HEAVY, Packed, packed
 from omnibus.payloads.store import PayloadStore
-from omnibus.pipeline.route import Route
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
 from omnibus.wire.envelope import FinalOutput, Task
 from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, RECORD_INLINE_LIMIT, ROLE_MARK, Payloads
@@ -33,17 +33,16 @@ class OutputWriter:
 
         Raises EngineError for a value that cannot be sent.
         """
-        if not task.ticket.route[task.stage_id].targets:
+        targets = [target.stage_id for target in task.ticket.route[task.stage_id].whole_targets]
+        if not targets:
             return {}
-        rule, left = self._rule(task.ticket.route, task.stage_id), inline_share(task)
-        payloads = {}
-        for name, value in _by_name(finished):
-            data = await self._packed(name, value)
-            # Together they must fit into one envelope, whatever each of them would be allowed.
-            payload = await self._store.put(data, rid=task.ticket.rid, ticket=task.ticket, rule=rule, limit=left)
-            left -= len(payload.data or b"")
-            payloads[name] = payload
-        return payloads
+        # Together they must fit into one envelope, whatever each of them would be allowed.
+        return await self._stored(task, _by_name(finished), self._rule(task.stage_id, targets), inline_share(task))
+
+    async def chunk(self, task: Task, outputs: Outputs) -> Payloads:
+        """One chunk of the stage's flow as payloads; raises EngineError for a value that cannot be sent."""
+        readers = task.ticket.route[task.stage_id].streams_to
+        return await self._stored(task, outputs.items(), self._rule(task.stage_id, readers), CHUNK_INLINE)
 
     async def final(self, task: Task, finished: Finished) -> FinalOutput | None:
         """The delivered output, None when the route delivers none of this stage. Raises EngineError when it is missing."""
@@ -63,10 +62,23 @@ class OutputWriter:
             usage=finished.usage,
         )  # fmt: skip
 
-    def _rule(self, route: Route, stage_id: int) -> PayloadRule:
+    async def _stored(
+        self, task: Task, outputs: Iterable[tuple[str, Any]], rule: PayloadRule, inline: int
+    ) -> Payloads:  # fmt: skip
+        """Outputs as payloads, `inline` bytes of which may be in the message that refers to them."""
+        payloads = {}
+        for name, value in outputs:
+            data = await self._packed(name, value)
+            payload = await self._store.put(data, rid=task.ticket.rid, ticket=task.ticket, rule=rule, limit=inline)
+            inline -= len(payload.data or b"")
+            payloads[name] = payload
+        return payloads
+
+    def _rule(self, stage_id: int, targets: Iterable[int]) -> PayloadRule:
         """The rule of all edges that share the payloads: the one whose reach is the longest."""
-        rules = (self._spec.edge(stage_id, target.stage_id).payload for target in route[stage_id].targets)
-        return max(rules, key=_REACH.index)
+        return max(
+            (self._spec.edge(stage_id, target).payload for target in targets), key=_REACH.index, default=_REACH[0]
+        )
 
     async def _packed(self, name: str, value: Any) -> Packed:
         try:
@@ -110,5 +122,5 @@ def inline_share(task: Task) -> int:
     """
     ticket = task.ticket
     free = ENVELOPE_LIMIT - _ENVELOPE_REST - len(ticket.request.data or b"")
-    widest = max(len(ticket.route[target.stage_id].sources) for target in ticket.route[task.stage_id].targets)
+    widest = max(len(ticket.route[target.stage_id].sources) for target in ticket.route[task.stage_id].whole_targets)
     return min(INLINE_LIMIT, free - RECORD_INLINE_LIMIT, free // widest)

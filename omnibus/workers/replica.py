@@ -44,6 +44,7 @@ from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.lanes import Lanes
 from omnibus.workers.lease_keeper import LeaseKeeper
 from omnibus.workers.output_writer import OutputWriter
+from omnibus.workers.stage_flows import StageFlows
 from omnibus.workers.task_conclusion import TaskConclusion
 from omnibus.workers.task_service import TaskService
 from omnibus.workers.task_slots import TaskSlots
@@ -107,9 +108,9 @@ class Replica:
         self._registration = self._make_registration()
         self._slots = TaskSlots(stage.slots, self._claims, self._registration.set_status)
         self._payloads = PayloadStore(conn, spec.name, self._options.transports)
+        self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
         self._execution = self._make_execution()
         self._health = EngineHealth(stage, self._execution, self._slots, on_death=self.drain)
-        self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
         self._service = self._make_service()
         come_back = self._restart if self._options.supervised else None
         self._handlers = ControlHandlers(self._engine, self._slots, restart=come_back)
@@ -270,12 +271,15 @@ class Replica:
     # What it is made of
 
     def _make_execution(self) -> Execution:
-        store = self._payloads
+        store, kinds = self._payloads, self._engine.outputs
+        outputs = OutputWriter(self._spec, self._stage, kinds, store)
         return Execution(
             self._conn, self._stage, self._engine,
-            JobBuilder(self._spec, self._stage, store, Ledger(self._conn, self._spec.name)),
-            OutputWriter(self._spec, self._stage, self._engine.outputs, store),
+            JobBuilder(self._spec, self._stage, store, Ledger(self._conn, self._spec.name)), outputs,
             tracing=self._options.tracing, streams=self._streams,
+            flows=StageFlows(
+                self._conn, self._spec, kinds, outputs=outputs, store=store, performer=self._performer
+            ),
         )  # fmt: skip
 
     def _make_service(self) -> TaskService:
@@ -308,5 +312,7 @@ class Replica:
 def _direct_targets(spec: PipelineSpec, stage: StageSpec) -> set[int]:
     """Stages whose tasks this one's replicas publish themselves."""
     return {
-        edge.target for edge in spec.edges if edge.source == stage.stage_id and edge.forwarding is Forwarding.DIRECT
+        edge.target
+        for edge in spec.edges
+        if edge.source == stage.stage_id and (edge.forwarding is Forwarding.DIRECT or edge.is_stream)
     }

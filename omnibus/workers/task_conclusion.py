@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import (
+    AttemptSuperseded,
     BrokerDenied,
     BrokerError,
     BrokerRefused,
@@ -56,6 +57,10 @@ class TaskConclusion:
                 self._telemetry.lease_lost(assignment)
             case StageResult():
                 await self._publish_result(assignment, outcome)
+            case AttemptSuperseded() if outcome.is_same_task:
+                self._telemetry.lease_lost(assignment)
+            case AttemptSuperseded():  # another message has the work, and outlives this one
+                await self.drop(assignment)
             case Interruption.REQUEUED:
                 await self.requeue(assignment)
             case BrokerError() if outcome.retryable:  # an outage, which must not end a request
@@ -128,6 +133,8 @@ class TaskConclusion:
         except (BrokerRefused, RequestTooLarge) as error:  # it would be refused again
             await self._fail(assignment, error)
             return
+        if assignment.delivery.again and any(timing.flowed for timing in result.timings[-1:]):
+            await self._clear_orphans(assignment)  # the request may have ended while this wrote its flow again
         await self._ack(assignment)
         self._telemetry.finished(assignment, result)
 

@@ -149,7 +149,7 @@ class SimEngine(LoadedEngine[None]):
 
     async def _compute(self, args: SimArgs, job: Job, aborted: asyncio.Event) -> AsyncIterator[Item]:
         made = job.engine_input.text if self._stage.input_processor is not None else None
-        prompt = made if made is not None else prompt_of(job.stage_input)
+        prompt = made if made is not None else await _prompt_read(job.stage_input)
         words = expected_text(prompt, args.tokens).split(" ")
         async for progress in self._wait(args, aborted):
             yield progress
@@ -184,6 +184,13 @@ def prompt_of(stage_input: StageInput) -> str:
             return str(outputs["text"])
     prompt = stage_input.request.prompt
     return " ".join(map(str, prompt)) if isinstance(prompt, tuple) else stage_input.request.text()
+
+
+async def _prompt_read(stage_input: StageInput) -> str:
+    """The same; of a source that still runs, all that it says."""
+    for flow in stage_input.flows.values():
+        return "".join([str(chunk.get("text", "")) async for chunk in flow])
+    return prompt_of(stage_input)
 
 
 async def _speak(

@@ -1,0 +1,124 @@
+"""The flow that a stage writes while it runs: its engine's items as chunks, behind those of an earlier attempt or anew."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self
+
+from omnibus.errors import PayloadLost
+from omnibus.flows.writer import FlowWriter
+from omnibus.wire.chunk import FlowEnd, size_of
+from omnibus.wire.envelope import StageTiming
+from omnibus.wire.payload import Payloads
+from omnibus.workers.engines.protocol import Chunk, Finished, Outputs, TextDelta
+from omnibus.workers.flow_prefix import FlowPrefix
+
+Packing = Callable[[Outputs], Awaitable[Payloads]]
+Unpacking = Callable[[Payloads], Awaitable[Outputs]]
+
+
+class FlowOutput:
+    """Writes the flow of one task. An asynchronous context; raises what `FlowWriter` does."""
+
+    def __init__(self, writer: FlowWriter, kinds: Mapping[str, str], pack: Packing, unpack: Unpacking) -> None:
+        """`kinds` are the outputs that the engine declares: its texts and tokens are chunks by themselves."""
+        self._writer, self._pack, self._unpack = writer, pack, unpack
+        by_kind = {kind: name for name, kind in reversed(tuple(kinds.items()))}
+        self._text, self._tokens = by_kind.get("text"), by_kind.get("tokens")
+        self._prefix: FlowPrefix | None = None
+        """The text of earlier attempts, until this one has made it again."""
+        self.end: FlowEnd | None = None
+        """The end of a flow that was complete before this attempt."""
+        self.nbytes = self.stored = self.hosted = 0
+        """Bytes of the chunks, and how many payloads are in the object store and in shared memory."""
+
+    async def __aenter__(self) -> Self:
+        await self._writer.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._writer.__aexit__(*exc_info)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its readers hold the engine up."""
+        return self._writer.is_waiting
+
+    @property
+    def received(self) -> tuple[int, ...]:
+        """The tokens of earlier attempts, which an engine may go on after."""
+        return tuple(self._prefix.tokens) if self._prefix is not None else ()
+
+    async def open(self) -> None:
+        """Take over from earlier attempts: a text goes on behind what is there, anything else begins again."""
+        is_text = self._text is not None or self._tokens is not None
+        self.end = await self._writer.open(keep=is_text)
+        if self.end is None and is_text:
+            await self._read_prefix()
+
+    async def _read_prefix(self) -> None:
+        prefix = FlowPrefix()
+        try:
+            async for chunk in self._writer.stored():
+                if not chunk.keys() <= {self._text, self._tokens}:
+                    self._writer.restart()
+                    return
+                outputs = await self._unpack(chunk)
+                prefix.add(outputs.get(self._text or "", ""), list(outputs.get(self._tokens or "", ())))
+        except PayloadLost:  # nobody else can read it either
+            self._writer.restart()
+            return
+        self._prefix = prefix
+
+    async def add(self, item: TextDelta | Chunk) -> None:
+        """Append what an item brings; waits while the broker or a reader is behind."""
+        if isinstance(item, Chunk):
+            await self._leave_prefix()
+            await self._put(item.outputs)
+            return
+        text, tokens = item.text if self._text else "", list(item.token_ids) if self._tokens else []
+        if self._prefix is not None:
+            rest = self._prefix.rest(text, tokens)
+            if rest is None:
+                await self._leave_prefix()
+            else:
+                text, tokens = rest
+        await self._put_text(text, tokens)
+
+    def restart(self) -> None:
+        """Begin again: what this stage had read is void."""
+        self._prefix = None
+        self._writer.restart()
+
+    async def finish(self, finished: Finished, timings: tuple[StageTiming, ...]) -> None:
+        """Append the end; returns when all is stored."""
+        await self._leave_prefix()
+        await self._writer.end(FlowEnd(timings=timings, finish_reason=finished.finish_reason, usage=finished.usage))
+
+    @property
+    def length(self) -> int:
+        """Chunks of the flow, its end counted."""
+        return self._writer.length + 1
+
+    async def _leave_prefix(self) -> None:
+        """Begin again with what this attempt has made, where that is less or something else than the earlier one."""
+        prefix, self._prefix = self._prefix, None
+        if prefix is not None and not prefix.is_passed:
+            self._writer.restart()
+            await self._put_text(*prefix.passed())
+
+    async def _put_text(self, text: str, tokens: list[int]) -> None:
+        outputs: dict[str, Any] = {}
+        if self._text is not None and text:
+            outputs[self._text] = text
+        if self._tokens is not None and tokens:
+            outputs[self._tokens] = tokens
+        if outputs:
+            await self._put(outputs)
+
+    async def _put(self, outputs: Outputs) -> None:
+        chunk = await self._pack(outputs)
+        self.nbytes += size_of(chunk)
+        self.stored += sum(payload.object_key is not None for payload in chunk.values())
+        self.hosted += sum(payload.in_memory for payload in chunk.values())
+        await self._writer.put(chunk)

@@ -1,0 +1,73 @@
+"""The flows of one stage: the one that a task reads, the one that it writes, and the tasks of those who read that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omnibus.broker.connection import Connection
+from omnibus.flows.flow_name import FlowName
+from omnibus.flows.pacing import Pacing
+from omnibus.flows.reader import FlowReader
+from omnibus.flows.writer import FlowWriter
+from omnibus.ledger.performer import Performer
+from omnibus.payloads.store import PayloadStore
+from omnibus.pipeline.route import STREAMED_MEDIA
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.advance import flow_tasks
+from omnibus.requests.record import BEYOND_DEADLINE
+from omnibus.wire.envelope import Task
+from omnibus.wire.out import Fence
+from omnibus.wire.payload import Payloads
+from omnibus.wire.request import Request
+from omnibus.workers.engines.protocol import Outputs
+from omnibus.workers.flow_input import FlowInput
+from omnibus.workers.flow_output import FlowOutput
+from omnibus.workers.output_writer import OutputWriter
+
+
+class StageFlows:
+    """Makes the inputs and outputs of tasks that are flows."""
+
+    def __init__(
+        self, conn: Connection, spec: PipelineSpec, kinds: Mapping[str, str],
+        *, outputs: OutputWriter, store: PayloadStore, performer: Performer,
+    ) -> None:  # fmt: skip
+        """`kinds` are the outputs that the engine declares."""
+        self._conn, self._spec, self._kinds = conn, spec, kinds
+        self._outputs, self._store, self._performer = outputs, store, performer
+
+    def input(self, task: Task) -> FlowInput | None:
+        """The flow that a task reads, None where all its inputs are whole."""
+        if task.flow is None:
+            return None
+        # A little later than the request's own timer, which tells the same to everybody.
+        deadline = task.ticket.deadline + BEYOND_DEADLINE / 2
+        reader = FlowReader(self._conn, self._name(task, task.flow), deadline=deadline, reader=task.stage_id)
+        return FlowInput(reader, self._store)
+
+    def output(self, task: Task, fence: Fence, request: Request) -> FlowOutput | None:
+        """The flow that a task writes: for the stages that read it, and for a caller that is sent sound while it is made."""
+        stage = task.ticket.route[task.stage_id]
+        is_heard = stage.final in STREAMED_MEDIA and task.ticket.front is not None and request.stream
+        if not stage.streams_to and not is_heard:
+            return None
+
+        async def pack(outputs: Outputs) -> Payloads:
+            return await self._outputs.chunk(task, outputs)
+
+        async def unpack(chunk: Payloads) -> Outputs:
+            return {name: await self._store.value(payload, task.ticket.rid) for name, payload in chunk.items()}
+
+        async def publish_readers() -> None:
+            for effect in flow_tasks(task, self._conn.clock.now()):
+                await self._performer.publish(effect)
+
+        name = self._name(task, task.stage_id)
+        writer = FlowWriter(
+            self._conn, name, fence,
+            pacing=Pacing(self._conn, name, stage.streams_to), most=self._spec.max_flow_bytes, on_begun=publish_readers,
+        )  # fmt: skip
+        return FlowOutput(writer, self._kinds, pack, unpack)
+
+    def _name(self, task: Task, stage_id: int) -> FlowName:
+        return FlowName.of(task.ticket, stage_id, self._spec.stage_name(stage_id))
