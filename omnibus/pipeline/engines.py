@@ -107,7 +107,7 @@ _PLAIN_OF_VLLM = frozenset({
     "attention_backend", "block_size", "chat_template_kwargs", "config_format", "convert", "cudagraph_capture_sizes",
     "dtype", "generation_config", "hidden_states", "kv_cache_dtype", "limit_mm_per_prompt", "load_format",
     "lora_dtype", "lora_modules", "max_model_len", "mm_processor_kwargs", "model_impl", "override_generation_config",
-    "pooler_config", "quantization", "revision", "runner", "scheduling_policy", "served_model_name", "tokenizer",
+    "pooler_config", "quantization", "revision", "role", "runner", "scheduling_policy", "served_model_name", "tokenizer",
     "tokenizer_mode", "tokenizer_revision",
 })  # fmt: skip
 """Arguments that name no code; many of vLLM's others name classes, modules and plugins, some of them deep inside."""
@@ -145,7 +145,7 @@ BUILT_IN = (
         can_sleep=True,
         profiler="profiler_config",
         devices=_parallel_size,
-        only_encodes=lambda args: args.get("runner") == "pooling",
+        only_encodes=lambda args: args.get("runner") == "pooling" or args.get("role") == "prefill",
         plain_arguments=_PLAIN_OF_VLLM,
         arguments=None,
         slots=64,

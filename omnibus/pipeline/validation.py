@@ -13,6 +13,7 @@ from omnibus.pipeline.devices import get_stage_devices_per_replica, replica_devi
 from omnibus.pipeline.engines import engine_kind, engine_names
 from omnibus.pipeline.files import suggestion
 from omnibus.pipeline.plain_values import Path, Problem, field_name, shown, value_problems
+from omnibus.pipeline.prefill_decode import role_problems
 from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import NAME_PATTERN, EdgeSpec, PipelineSpec, StageSpec
 
@@ -49,6 +50,7 @@ def problems(spec: PipelineSpec) -> Iterator[Problem]:
     yield from _source_problems(spec)
     yield from _cycle_problems(spec)
     yield from _output_problems(spec)
+    yield from role_problems(spec)
     for index, edge in enumerate(spec.edges):
         yield from _edge_problems(("edges", index), edge, spec)
     yield from _repeated(("edges",), [(edge.source, edge.target) for edge in spec.edges], "edge")

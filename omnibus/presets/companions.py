@@ -19,6 +19,20 @@ def negative_prompt(stage_input: StageInput) -> Mapping[str, StageInput]:
     return {} if text is None else {NEGATIVE: asking(stage_input, text)}
 
 
+def of_sources(stage_input: StageInput) -> Mapping[str, StageInput]:
+    """A companion for each of the input stages', which has that one's outputs in place of theirs."""
+    given = stage_input.companions
+    roles = {role for members in given.values() for role in members}
+    return {
+        role: replace(
+            stage_input,
+            sources={name: given.get(name, {}).get(role, own) for name, own in stage_input.sources.items()},
+            companions={},
+        )
+        for role in roles
+    }
+
+
 def asking(stage_input: StageInput, prompt: str) -> StageInput:
     """The same request with another prompt; files, and the arguments for their processor, are the first one's alone."""
     request = msgspec.structs.replace(stage_input.request, prompt=prompt, messages=None, mm_processor_kwargs={})

@@ -86,6 +86,8 @@ class TokenUsage(msgspec.Struct, frozen=True, array_like=True):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the prompt that the engine had already: from other requests' beginnings, or from a prefill stage."""
 
 
 class FinalOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,6 +17,7 @@ from omnibus.registry.death.claim_book import ClaimBook
 from tests.chaos.clients.planned_request import RequestArguments, Size, Wish
 from tests.chaos.ledger_watch import LedgerWatch
 from tests.support.cluster import Cluster, pipeline_of
+from tests.support.prefill_decode import prefill_decode
 from tests.support.small_disk import small_disk
 from tests.support.three_nodes import ThreeNodes
 from tools.omni_tiny.grammar import sample_prompts
@@ -89,6 +90,11 @@ def tiny_wish(op: str) -> Wish:
     return Wish(op=op, prompt=prompts[hash_of(op) % len(prompts)], modalities=modalities)
 
 
+def text_wish(op: str) -> Wish:
+    """The same, of a text alone."""
+    return replace(tiny_wish(op), modalities=("text",))
+
+
 def hash_of(op: str) -> int:
     """A number that depends on the name only."""
     return sum(map(ord, op))
@@ -130,8 +136,18 @@ async def omni_tiny(folder: Path) -> AsyncIterator[Arena]:
         yield arena
 
 
+@asynccontextmanager
+async def halves(folder: Path) -> AsyncIterator[Arena]:
+    """omni-tiny's thinker as two stages, whose KV goes from one engine to the other."""
+    spec = prefill_decode("chaos-halves", stall=TINY_STALL)
+    cluster = Cluster(folder, spec, ready=240.0)
+    size = Size(http_stream=3, http=2, python=1, raw_pause=1.0)
+    async with _open(cluster, text_wish, size, within=180.0) as arena:
+        yield arena
+
+
 ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = MappingProxyType(
-    {"chain": chain, "three": three, "disk": disk, "omni-tiny": omni_tiny}
+    {"chain": chain, "three": three, "disk": disk, "omni-tiny": omni_tiny, "prefill-decode": halves}
 )
 """By name, in the order in which they are fought in."""
 

@@ -321,7 +321,7 @@ async def test_nothing_is_unpickled_when_a_control_method_is_given_as_bytes(engi
 async def test_no_files_remain_when_requests_have_ended(engine: VllmEngine) -> None:
     await run_job(engine, make_job("tidy", GREEDY, text=PROMPT))
 
-    folder = engine._model._states.path
+    folder = engine._model._folder.path
     assert [path.name for path in folder.iterdir() if path.name.startswith("tidy")] == []
 
 

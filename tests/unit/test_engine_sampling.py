@@ -121,7 +121,7 @@ def test_a_slot_stays_empty_when_adapters_are_served_on_cpu(given: dict[str, Any
     [
         ({"hidden_states": "all"}, "hidden_states"),
         ({"lora_modules": ["a"]}, "lora_modules"),
-        ({"hidden_states": [0], "kv_transfer_config": {}}, "kv_transfer_config"),
+        ({"hidden_states": [0], "speculative_config": {}}, "speculative_config"),
         ({"hidden_states": [0], "enable_prompt_embeds": True}, "enable_prompt_embeds"),
         ({"hidden_states": [0], "runner": "pooling"}, "runner"),
     ],

@@ -87,6 +87,14 @@ def test_every_command_of_ours_in_the_guide_is_one_that_omnibus_takes() -> None:
         parsed(shlex.split(line))
 
 
+def test_file_of_two_halves_in_the_guide_is_valid() -> None:
+    """parity: is_prefill_only, is_decode_only."""
+    text = GUIDE.read_text().partition("## Prefill and decode apart")[2].partition("```yaml\n")[2].partition("```")[0]
+    spec = parse_pipeline(text)
+    assert [stage.engine_args for stage in spec.stages] == [{"role": "prefill"}, {"role": "decode"}]
+    assert spec.stages[1].input_sources == (spec.stages[0].stage_id,)
+
+
 def test_values_arrive_where_they_belong_when_a_command_line_is_rewritten() -> None:
     line = (
         "vllm serve Qwen/Qwen2.5-Omni-7B --omni --stage-id 1 --omni-dp-size-local 3 --omni-lb-policy random "

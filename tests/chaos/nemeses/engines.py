@@ -26,6 +26,14 @@ async def kill_replica(battle: Battle) -> None:
     await battle.cluster.wait_up()
 
 
+async def kill_halves(battle: Battle) -> None:
+    """Kill one side of the hand-over of KV after the other: with a prompt in hand, and with a text."""
+    for stage_id in 2 * battle.random.sample(battle.arena.stages(), len(battle.arena.stages())):
+        battle.strike_replica(await battle.victim(stage_id), signal.SIGKILL)
+        await battle.crowd.more(2 * BETWEEN)
+    await battle.cluster.wait_up()
+
+
 async def kill_engine(battle: Battle) -> None:
     await _strike_engine(battle, signal.SIGKILL)
 

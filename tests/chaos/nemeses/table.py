@@ -79,5 +79,6 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="stall-engine-core", arena="omni-tiny", strike=engines.stall_engine_core),
     Nemesis(name="kill-tiny-orch", arena="omni-tiny", strike=engines.kill_orchestrator),
     Nemesis(name="kill-tiny-nats", arena="omni-tiny", strike=engines.kill_nats),
+    Nemesis(name="prefill-decode", arena="prefill-decode", strike=engines.kill_halves),
     Nemesis(name="kill-tiny-door", arena="omni-tiny", strike=processes.kill_front_door),
 )

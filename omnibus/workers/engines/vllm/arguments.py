@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -42,6 +42,8 @@ CPU_DEFAULTS: Mapping[str, Any] = {
     "kv_cache_memory_bytes": 256 << 20,
 }
 """Where there is no GPU; anything a stage sets wins."""
+Role = Literal["prefill", "decode"]
+_OURS = frozenset({"hidden_states", "lora_modules", "chat_template_kwargs", "role"})
 
 
 def with_spare_slot(engine_args: Mapping[str, Any], adapters: int) -> dict[str, Any]:
@@ -78,8 +80,15 @@ class VllmArguments:
     """Token ids in, token ids out; no text."""
     encodes: bool = False
     """Nothing is generated (vLLM's `runner: pooling`): the states of the prompt's tokens are the output."""
+    role: Role | None = None
+    """Half of a generation; None: all of it."""
     engine: Mapping[str, Any]
     """For AsyncEngineArgs, as they are."""
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether KV comes or goes by our own connector, not by one that `kv_transfer_config` names."""
+        return self.role is not None and not self.engine.get("kv_transfer_config")
 
 
 @cache
@@ -99,7 +108,7 @@ def known_arguments() -> frozenset[str]:
     names = {
         field.target.id for field in fields if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
-    return frozenset(names | {"hidden_states", "lora_modules", "chat_template_kwargs"}) if names else frozenset()
+    return frozenset(names | _OURS) if names else frozenset()
 
 
 def sort_arguments(stage: StageSpec) -> VllmArguments:
@@ -113,9 +122,11 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
     layers = _checked("hidden_states", given.pop("hidden_states", ()), tuple[int, ...])
     loras = _checked("lora_modules", given.pop("lora_modules", {}), dict[str, str])
     template = _checked("chat_template_kwargs", given.pop("chat_template_kwargs", {}), dict[str, Any])
-    clash = sorted({"speculative_config", "kv_transfer_config"} & given.keys()) if layers else []
-    if clash:
-        raise PipelineError("cannot be combined with hidden_states, which sets it", field=f"engine_args.{clash[0]}")
+    role = _checked("role", given.pop("role", None), Role | None)
+    if layers and "speculative_config" in given:
+        raise PipelineError(
+            "cannot be combined with hidden_states, which sets it", field="engine_args.speculative_config"
+        )
     if layers and given.get("enable_prompt_embeds"):
         # vLLM's extraction asks for the ids of prompt tokens; without them the whole EngineCore dies.
         raise PipelineError("cannot be combined with hidden_states in vLLM", field="engine_args.enable_prompt_embeds")
@@ -123,6 +134,11 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
         raise PipelineError(
             "cannot be combined with hidden_states: a pooling runner generates nothing", field="engine_args.runner"
         )
+    if role is not None and (given.get("runner") == "pooling" or given.get("enable_prompt_embeds")):
+        raise PipelineError("needs a stage that generates text from token ids", field="engine_args.role")
+    if role is not None and _is_parallel(given) and not given.get("kv_transfer_config"):
+        message = "our connector hands over the KV of one device: name one of vLLM's in kv_transfer_config, such as NixlConnector"
+        raise PipelineError(message, field="engine_args.role")
     if loras:
         given.setdefault("enable_lora", True)
     return VllmArguments(
@@ -131,8 +147,13 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
         chat_template=template,
         skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
         encodes=given.get("runner") == "pooling",
+        role=role,
         engine=given,
     )
+
+
+def _is_parallel(given: Mapping[str, Any]) -> bool:
+    return any(given.get(f"{way}_parallel_size", 1) not in (None, 1) for way in ("tensor", "pipeline", "data"))
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.failure import describe
 from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
-from omnibus.workers.engines.vllm import hidden_states
+from omnibus.workers.engines.vllm import hidden_states, kv_handover
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
 from omnibus.workers.engines.vllm.process_end import first_end
@@ -29,7 +29,10 @@ from omnibus.workers.engines.vllm.prompts import PromptRenderer
 from omnibus.workers.engines.vllm.rpc_methods import call
 from omnibus.workers.engines.vllm.sampling_params import check_sampling, continues, fit_context, rejected
 from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
+from omnibus.workers.engines.vllm.transfer_folder import TransferFolder
 
+GREEDY_TOKEN = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True}
+"""Sampling of a prompt that is computed for what it leaves behind."""
 STOP_TIMEOUT = 10.0
 """Seconds for EngineCore to end by itself; then vLLM kills it, which loses nothing: no state outlives it."""
 
@@ -46,6 +49,10 @@ class Run:
     prompt_tokens: int = 0
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    transfer: Mapping[str, Any] = field(default_factory=dict)
+    """For KV connectors: its `kv_transfer_params`."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were not computed here."""
 
     def take(self, text: str, token_ids: Sequence[int]) -> TextDelta:
         """Note what was made."""
@@ -62,9 +69,11 @@ class VllmCore:
         self._loras = arguments.lora_modules
         self._load = LoadGauge()
         self._ending = asyncio.Event()
-        self._states = hidden_states.HiddenStatesFolder() if arguments.hidden_states else None
-        hidden = hidden_states.engine_args(arguments.hidden_states, self._states.path) if self._states else {}
-        self._llm = start_llm(stage, {**hidden, **arguments.engine}, self._load)
+        self._folder = TransferFolder()
+        self._role, self._kv = arguments.role, kv_handover.handover(arguments, self._folder.path)
+        # What a prefill stage knows of hidden states goes to the other one with its KV.
+        self._has_states = bool(arguments.hidden_states) and self._role != "prefill"
+        self._llm = start_llm(stage, self._engine_args(arguments), self._load)
         self._has_text, self._encodes = not arguments.skip_tokenizer, arguments.encodes
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
         self._runs: dict[str, Run] = {}
@@ -108,7 +117,7 @@ class VllmCore:
         """Stream the job's items; vLLM's errors become ours."""
         with self._registered(job.rid) as run:
             try:
-                async with aclosing((self._encode if self._encodes else self._stream)(job, run)) as items:
+                async with aclosing(self._method()(job, run)) as items:
                     async for item in items:
                         run.ended = isinstance(item, Finished) and item.finish_reason != "abort"
                         yield item
@@ -123,6 +132,7 @@ class VllmCore:
                 if not run.ended and not self.errored:
                     with suppress(EngineDeadError):
                         await self._llm.is_paused()  # EngineCore answers in order: it has taken the abort by then
+                self._kv.discard(run.id)
 
     async def abort(self, rid: str) -> None:
         """Stop the runs of a request; unknown ids are ignored."""
@@ -157,15 +167,29 @@ class VllmCore:
     def stop(self) -> None:
         """End EngineCore and remove its files; blocks."""
         self._llm.shutdown(timeout=STOP_TIMEOUT)
-        if self._states is not None:
-            self._states.close()
+        self._folder.close()
+
+    def _engine_args(self, arguments: VllmArguments) -> dict[str, Any]:
+        folder, layers = self._folder.path, arguments.hidden_states
+        return {
+            **(hidden_states.engine_args(layers) if layers else {}),
+            **arguments.engine,
+            **kv_handover.engine_args(
+                arguments, folder, *([hidden_states.connector(folder)] if self._has_states else [])
+            ),
+        }
+
+    def _method(self) -> Callable[[Job, Run], AsyncGenerator[Item, None]]:
+        if self._encodes:
+            return self._encode
+        return self._prefill if self._role == "prefill" else self._stream
 
     async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
-        sampling = check_sampling(job.sampling, extracts=self._states is not None)
+        sampling = check_sampling(job.sampling, extracts=self._has_states)
         lora = self._lora(job)
         prompt = await self._prompted(job, run)
         sampling = fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len)
-        begun, trace = self._begun(job, prompt, sampling), await self._trace(job)
+        begun, trace = self._begun(job, run, prompt, sampling), await self._trace(job)
         if begun is not None:
             for delta in begun.replay():
                 yield run.take(delta.text, delta.token_ids)
@@ -177,13 +201,14 @@ class VllmCore:
             return
         outputs = self._llm.generate(
             prompt if begun is None else begun.prompt,
-            self._params(sampling) if begun is None else self._params(begun.rest(sampling), detokenize=False),
+            self._params(run, sampling) if begun is None else self._params(run, begun.rest(sampling), detokenize=False),
             run.id, lora_request=lora, trace_headers=trace, priority=job.priority,
         )  # fmt: skip
         async with aclosing(outputs):  # which aborts what a stop string has ended before vLLM
             async for output in outputs:
                 part = output.outputs[0] if begun is None else begun.read(output.outputs[0])
                 delta = run.take(part.text, part.token_ids)
+                run.cached_tokens = output.num_cached_tokens or 0
                 if delta.text or delta.token_ids:
                     yield delta
                 if part.finish_reason is not None:
@@ -197,23 +222,23 @@ class VllmCore:
     async def _prompted(self, job: Job, run: Run) -> Any:
         prompt = await self._prompts.of(job)
         run.prompt_tokens = self._prompts.length(prompt)
+        if self._role == "decode":
+            run.transfer = await self._kv.loading(run.id, job.engine_input.values, prompt.get("prompt_token_ids"))
         return prompt
 
-    def _begun(self, job: Job, prompt: Any, sampling: Mapping[str, Any]) -> Continuation | None:
+    def _begun(self, job: Job, run: Run, prompt: Any, sampling: Mapping[str, Any]) -> Continuation | None:
         """The text that the client has the beginning of, where it is to be continued."""
         vocabulary = self._llm.model_config.get_vocab_size()
         fits = len(job.received) <= sampling["max_tokens"] and all(0 <= token < vocabulary for token in job.received)
         if not (job.received and fits and self._has_text and "prompt_token_ids" in prompt and continues(sampling)):
             return None
-        params, renderer = self._params(sampling), self._llm.renderer
+        params, renderer = self._params(run, sampling), self._llm.renderer
         ends = ends_of(params, self._llm.input_processor.generation_config_fields, renderer.get_eos_token_id())
         return Continuation(renderer.tokenizer, prompt, params, job.received, ends)
 
     async def _encode(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         """The states of the prompt alone, of a stage that generates nothing."""
-        if job.sampling:
-            name = next(iter(job.sampling))
-            raise EngineRejected(f"unknown sampling parameter {name!r}: encoding takes none", param=name)
+        _check_no_sampling(job, "encoding")
         lora, prompt = self._lora(job), await self._prompted(job, run)
         fit_context({}, run.prompt_tokens - 1, self._llm.model_config.max_model_len)  # nothing is generated
         params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
@@ -232,6 +257,29 @@ class VllmCore:
                     usage = TokenUsage(prompt_tokens=run.prompt_tokens)
                     yield Finished(outputs={"last_hidden_state": states}, usage=usage)
 
+    async def _prefill(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
+        """The KV of the prompt, for a stage that decodes."""
+        _check_no_sampling(job, "a prefill stage")
+        lora, prompt = self._lora(job), await self._prompted(job, run)
+        fit_context({}, run.prompt_tokens, self._llm.model_config.max_model_len)
+        if prompt["type"] != "token":
+            raise EngineRejected(
+                "a prefill stage takes texts and token ids: files cannot be handed over", param="messages"
+            )
+        token_ids = list(prompt["prompt_token_ids"])
+        run.transfer = self._kv.saving(run.id)
+        trace, params = await self._trace(job), self._params(run, GREEDY_TOKEN, detokenize=False)
+        outputs = self._llm.generate(
+            prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                run.cached_tokens = output.num_cached_tokens or 0
+                reason = output.outputs[0].finish_reason
+        self._check_end(run, reason)
+        made = {} if reason == "abort" else await self._kv.outputs(run.id, token_ids, output.kv_transfer_params)
+        yield Finished(outputs=made, finish_reason=reason, usage=TokenUsage(run.prompt_tokens, 0, run.cached_tokens))
+
     async def _trace(self, job: Job) -> Mapping[str, str] | None:
         return job.trace if job.trace and await self._llm.is_tracing_enabled() else None
 
@@ -240,38 +288,41 @@ class VllmCore:
 
         One more prefill, over all that was fed: the prompt and the generated tokens but the last.
         """
-        if self._states is None or "prompt_token_ids" not in prompt:
+        if not self._has_states or "prompt_token_ids" not in prompt:
             return None
         fed = {**prompt, "prompt_token_ids": [*prompt["prompt_token_ids"], *run.token_ids[:-1]]}
-        params = self._params({"max_tokens": 1, "ignore_eos": True})
+        params = self._params(run, GREEDY_TOKEN)
         handed_over: Mapping[str, Any] | None = None
         async with aclosing(self._llm.generate(fed, params, f"{run.id}-states")) as outputs:
             async for output in outputs:
                 handed_over = output.kv_transfer_params
         return handed_over
 
-    async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
+    def _check_end(self, run: Run, reason: str) -> None:
         if reason == "error":
             raise EngineError(f"stage {self._stage.name!r}: vLLM failed on the request")
         if reason == "abort" and not run.aborted:  # EngineCore is ending, and ends its requests: half a text
             raise self._dead("ends")
-        if self._states is None or reason == "abort":
+
+    async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
+        self._check_end(run, reason)
+        if not self._has_states or reason == "abort":
             return self._finished(run, reason)
         if not handed_over:
             raise EngineError(f"stage {self._stage.name!r}: vLLM handed no hidden states over")
-        states = await self._states.take(handed_over["hidden_states_path"])
+        states = await hidden_states.taken(handed_over["hidden_states_path"])
         fed = run.prompt_tokens + len(run.token_ids) - 1  # vLLM may have gone on, past a stop string that we found
         return self._finished(run, reason, hidden_states=states[:fed])
 
     def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
         text = {"text": "".join(run.texts)} if self._has_text else {}
-        usage = TokenUsage(prompt_tokens=run.prompt_tokens, completion_tokens=len(run.token_ids))
+        usage = TokenUsage(run.prompt_tokens, len(run.token_ids), run.cached_tokens)
         return Finished(outputs={**text, "token_ids": run.token_ids, **more}, finish_reason=reason, usage=usage)
 
-    def _params(self, sampling: Mapping[str, Any], *, detokenize: bool = True) -> SamplingParams:
+    def _params(self, run: Run, sampling: Mapping[str, Any], *, detokenize: bool = True) -> SamplingParams:
         extra = dict(sampling.get("extra_args") or {})
-        if self._states is not None:
-            extra["kv_transfer_params"] = {"include_output_tokens": True}
+        if self._has_states or run.transfer:
+            extra["kv_transfer_params"] = {"include_output_tokens": True, **run.transfer}
         ours = {
             "extra_args": extra or None,
             "output_kind": RequestOutputKind.DELTA,
@@ -288,3 +339,9 @@ class VllmCore:
             known = ", ".join(self._loras) or "none"
             raise EngineRejected(f"no LoRA adapter {name!r} here; there are: {known}", param="lora")
         return LoRARequest(name, list(self._loras).index(name) + 1, resolve_model(self._loras[name]))
+
+
+def _check_no_sampling(job: Job, what: str) -> None:
+    if job.sampling:
+        name = next(iter(job.sampling))
+        raise EngineRejected(f"unknown sampling parameter {name!r}: {what} takes none", param=name)

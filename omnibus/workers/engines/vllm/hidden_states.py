@@ -8,9 +8,6 @@ stream after k layers; T is prompt tokens + generated tokens - 1, as the last to
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from omnibus.workers.engines.vllm.cpu_kernels import correct_kernels
 
 READ_TIMEOUT = 30.0
 """Seconds for a finished request's states to reach their file; writing takes milliseconds."""
-_PREFIX = "omnibus-hidden-"
 
 
 class HiddenStatesConnector(example.ExampleHiddenStatesConnector):  # type: ignore[misc]  # vLLM has no types here
@@ -66,27 +62,17 @@ class _Copied:
         return None
 
 
-class HiddenStatesFolder:
-    """The folder through which EngineCore hands the states of finished requests over; one an engine."""
-
-    def __init__(self) -> None:
-        _sweep(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
-
-    async def take(self, path: str) -> np.ndarray:
-        """Read and delete one request's states: (T, L, H) float32. Raises EngineError when they do not come."""
-        try:
-            async with asyncio.timeout(READ_TIMEOUT):
-                return await asyncio.to_thread(_take, path)
-        except (OSError, KeyError, TimeoutError) as error:
-            raise EngineError(f"the hidden states of a finished request were not written: {error}") from error
-
-    def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+async def taken(path: str) -> np.ndarray:
+    """Read and delete one request's states: (T, L, H) float32. Raises EngineError when they do not come."""
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            return await asyncio.to_thread(_take, path)
+    except (OSError, KeyError, TimeoutError) as error:
+        raise EngineError(f"the hidden states of a finished request were not written: {error}") from error
 
 
-def engine_args(layers: Sequence[int], folder: Path) -> dict[str, Any]:
-    """Arguments of AsyncEngineArgs that make these layers' states an output."""
+def engine_args(layers: Sequence[int]) -> dict[str, Any]:
+    """Arguments of AsyncEngineArgs that keep these layers' states; `connector` hands them over."""
     hf_config = {"eagle_aux_hidden_state_layer_ids": list(layers)}
     return {
         "speculative_config": {
@@ -94,14 +80,18 @@ def engine_args(layers: Sequence[int], folder: Path) -> dict[str, Any]:
             "num_speculative_tokens": 1,
             "draft_model_config": {"hf_config": hf_config},
         },
-        "kv_transfer_config": {
-            "kv_connector": HiddenStatesConnector.__name__,
-            "kv_connector_module_path": __name__,
-            "kv_role": "kv_producer",
-            "kv_connector_extra_config": {"shared_storage_path": str(folder)},
-        },
         # A cached prefix is not computed again, and so leaves no states behind.
         "enable_prefix_caching": False,
+    }
+
+
+def connector(folder: Path) -> dict[str, Any]:
+    """The `kv_transfer_config` that writes the states of finished requests into a folder."""
+    return {
+        "kv_connector": HiddenStatesConnector.__name__,
+        "kv_connector_module_path": __name__,
+        "kv_role": "kv_producer",
+        "kv_connector_extra_config": {"shared_storage_path": str(folder)},
     }
 
 
@@ -111,11 +101,3 @@ def _take(path: str) -> np.ndarray:
     example.cleanup_hidden_states(path)
     states: np.ndarray = tensors["hidden_states"].float().numpy()
     return states
-
-
-def _sweep(root: Path) -> None:
-    """Remove the folders of replicas that were killed."""
-    for folder in root.glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
