@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,17 @@ OF_REAL_MODELS = tuple(name for name in presets() if not name.startswith("omni-t
 
 def stage_input(prompt: str = "a cat", **sources: Mapping[str, Any]) -> StageInput:
     return StageInput(rid="r", request=Request(prompt=prompt), sources=sources)
+
+
+def test_companions_of_sources_have_their_outputs_when_a_stage_goes_on_with_a_bundle() -> None:
+    given = replace(stage_input(prefill={"kv": 1}, other={"a": 3}), companions={"prefill": {"negative": {"kv": 2}}})
+
+    made = companions.of_sources(given)
+
+    assert {role: (one.sources, one.companions) for role, one in made.items()} == {
+        "negative": ({"prefill": {"kv": 2}, "other": {"a": 3}}, {})
+    }
+    assert companions.of_sources(stage_input(prefill={"kv": 1})) == {}
 
 
 def test_presets_cover_the_kinds_of_pipeline_that_people_run() -> None:

@@ -85,7 +85,7 @@ class KvFileConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         self._layers: list[_Layer] = []
         self._writers = ThreadPoolExecutor(_WRITERS, "kv-save")
         self._files: dict[str, tuple[int, str]] = {}
-        """Of requests that run: descriptor and path of the file, which is locked until it is written."""
+        """Descriptor and path of the file of each request that runs; it is locked until it is written."""
 
     # What follows runs beside the scheduler.
 
