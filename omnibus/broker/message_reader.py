@@ -38,6 +38,8 @@ class MessageReader(asyncio.StreamReader):
     def __init__(self, listeners: Mapping[bytes, Listener], limit: int) -> None:
         super().__init__(limit)
         self._listeners = listeners
+        self.lines = 0
+        """How many control lines have come."""
         self._held: list[bytes] = []
         """The beginning of what is not complete yet, in pieces."""
         self._missing = 0
@@ -71,6 +73,7 @@ class MessageReader(asyncio.StreamReader):
             first = data[at]
             if first != ord("M") and first != ord("H"):
                 super().feed_data(data[at : stop + 2])
+                self.lines += 1
                 at = stop + 2
                 continue
             # MSG subject sid [reply] size, HMSG subject sid [reply] size-of-head size. Invariant: parted by spaces alone. A

@@ -21,9 +21,9 @@ import nats.aio.client
 import nats.aio.subscription
 import nats.aio.transport
 import nats.errors
-from nats.aio.transport import TcpTransport
+from nats.aio.transport import TcpTransport, WebSocketTransport
 
-from omnibus.broker.message_reader import Listener, MessageReader, NatsMessage
+from omnibus.broker.message_reader import Listener, MessageReader
 
 nats.aio.client.DEFAULT_BUFFER_SIZE = 1 << 20  # doubles the throughput of messages from 64 KiB to 1 MiB
 
@@ -83,6 +83,25 @@ class _Transport(TcpTransport):  # type: ignore[misc] # untyped
         self.out, self._io_reader = transport, reader
         self._io_writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
         return self._io_reader, self._io_writer
+
+
+class _WebSocket(WebSocketTransport):  # type: ignore[misc] # untyped
+    """A WebSocket whose messages go to listeners: nats-py reads control lines alone."""
+
+    def __init__(self, listeners: Mapping[bytes, Listener]) -> None:
+        super().__init__()
+        self._reader = MessageReader(listeners, nats.aio.client.DEFAULT_BUFFER_SIZE)
+        self._lines_read = 0
+
+    async def readline(self) -> bytes:
+        """Read a control line; empty when the connection has ended. Raises ProtocolError."""
+        while self._lines_read == self._reader.lines and self._reader.exception() is None:
+            frame = await super().readline()
+            if not frame:
+                return b""
+            self._reader.feed_data(frame)
+        self._lines_read += 1
+        return await self._reader.readline()
 
 
 class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
@@ -245,6 +264,7 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
     async def _connect_to_server(self, server: Any) -> None:
         if server.uri.scheme in ("ws", "wss"):
             _allow_web_sockets()
+            self._transport = self._transport or _WebSocket(self._listeners)
         elif self._tcp is None:
             self._transport = self._tcp = _Transport(self._listeners)
         await super()._connect_to_server(server)
@@ -264,12 +284,6 @@ class NatsClient(nats.aio.client.Client):  # type: ignore[misc] # untyped
             raise nats.errors.Error("the server offers no TLS, which its URL or the credentials ask for")
         command: bytes = super()._connect_command()
         return command
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        """A message over a WebSocket, which nats-py's parser has read."""
-        listener = self._listeners.get(b"%d" % sid)
-        if listener is not None:
-            listener(NatsMessage(subject, reply, headers, data))
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         """Invariant: pings leave in the order of their futures, behind all that was sent before."""

@@ -25,8 +25,8 @@ class AnswerScreen:
         self._bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._rows: dict[str, TaskID] = {}
         self._live: Live | None = None
-        self._open_line = ""
-        """The last line of the text."""
+        self._open: list[str] = []
+        """The last line of the text, in pieces: of one that grows long, none is copied for the next."""
         self._waiting: list[str] = []
         """Messages that would break that line."""
 
@@ -37,9 +37,11 @@ class AnswerScreen:
         if self._live is None or not self._is_shared:
             sys.stdout.write(text)
             sys.stdout.flush()
-            self._open_line = (self._open_line + text).rpartition("\n")[2]
+            _, line_end, piece = text.rpartition("\n")
+            self._keep(piece, begun=bool(line_end))
             return
-        *complete, self._open_line = _rows(self._open_line + text, self._console.width)
+        *complete, row = _rows(self._open_line + text, self._console.width)
+        self._keep(row, begun=True)
         for row in complete:
             self._live.console.print(Text(row))
         self._draw()
@@ -57,14 +59,14 @@ class AnswerScreen:
         """A message on a line of its own; where text and messages meet, not before the text has come to the end of its line."""
         if self._quiet:
             return
-        if self._in_one_file and self._live is None and self._open_line:
+        if self._in_one_file and self._live is None and self._open:
             self._waiting.append(line)
         else:
             self._console.print(line, markup=False, soft_wrap=True)
 
     def end_line(self) -> None:
         """Begin a new line, unless one was just begun."""
-        if self._open_line:
+        if self._open:
             self.write("\n")
         waiting, self._waiting = self._waiting, []
         for line in waiting:
@@ -76,7 +78,8 @@ class AnswerScreen:
         if live is not None:
             live.stop()
             if self._is_shared:
-                rest, self._open_line = self._open_line, ""
+                rest = self._open_line
+                self._open.clear()
                 self.write(rest)
         self.end_line()
 
@@ -85,13 +88,24 @@ class AnswerScreen:
             self._live = Live(
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
             )
-            if self._open_line and self._is_shared:
-                self._open_line = _rows(self._open_line, self._console.width)[-1]
+            if self._open and self._is_shared:
+                self._keep(_rows(self._open_line, self._console.width)[-1], begun=True)
                 sys.stdout.write(_CLEAR_LINE)
                 sys.stdout.flush()
             self._live.start()
-        text = [Text(self._open_line)] if self._is_shared and self._open_line else []
+        text = [Text(self._open_line)] if self._is_shared and self._open else []
         self._live.update(Group(*text, self._bars), refresh=True)
+
+    @property
+    def _open_line(self) -> str:
+        return "".join(self._open)
+
+    def _keep(self, piece: str, *, begun: bool) -> None:
+        """Add a piece to the open line, or begin another with it."""
+        if begun:
+            self._open.clear()
+        if piece:
+            self._open.append(piece)
 
 
 def _are_one_file() -> bool:

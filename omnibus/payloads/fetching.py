@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
+from omnibus.broker.replies import Transient
 from omnibus.errors import BrokerUnavailable, OmnibusError, PayloadLost
 from omnibus.observability.task_root import task_root
 from omnibus.wire import codec, subjects
@@ -24,7 +25,9 @@ _RESTARTING = 10.0
 _AT_ONCE = 4
 """Payloads that one process stores for others at the same time."""
 _MOST_WAITING = 256
-"""Questions of others that wait for their turn; what is asked beyond that is not answered."""
+"""Questions of others that wait for their turn; to what is asked beyond that the answer is to ask again."""
+_BUSY = "Omni-Busy"
+"""Header of that answer. It is empty: for a reader of a former version the payload is lost, and its request runs again."""
 
 
 class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag="fetch"):
@@ -62,9 +65,7 @@ class Fetching:
         question = codec.encode(Fetch(rid=rid, payload=payload))
         subject = subjects.fetch(self._pipeline, slot.host)
         try:
-            answer = await self._connection.retried(
-                lambda: self._connection.request(subject, question, timeout=_TIMEOUT), _RESTARTING
-            )
+            answer = await self._connection.retried(lambda: self._asked(subject, question), _RESTARTING)
         except BrokerUnavailable as error:
             if not self._connection.connected:
                 raise
@@ -73,8 +74,16 @@ class Fetching:
             raise PayloadLost(f"host {slot.host} has lost a payload")
         return ObjectKey(answer.data.decode())
 
-    async def _on_question(self, message: ReceivedMessage) -> None:
-        if len(self._answers) < _MOST_WAITING and message.reply:
+    async def _asked(self, subject: str, question: bytes) -> ReceivedMessage:
+        answer = await self._connection.request(subject, question, timeout=_TIMEOUT)
+        if _BUSY in (answer.headers or ()):
+            raise Transient(f"too many payloads are asked for on {subject}")
+        return answer
+
+    def _on_question(self, message: ReceivedMessage) -> None:
+        if message.reply and len(self._answers) >= _MOST_WAITING:
+            self._connection.send(message.reply, headers={_BUSY: "1"})
+        elif message.reply:
             answer = asyncio.create_task(self._answer(message), name="payload-fetch")
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)

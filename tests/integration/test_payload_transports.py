@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 import weakref
@@ -168,6 +169,17 @@ async def test_payload_is_lost_when_its_request_has_ended_meanwhile(
         for reader in (here, there):
             with pytest.raises(PayloadLost):
                 await reader.value(payload, "r")
+
+
+async def test_reader_asks_again_when_too_many_ask_at_the_same_time(
+    connection: Connection, pipeline: str, hosts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_MOST_WAITING", 1)
+    async with store_on(connection, pipeline, hosts[0]) as here, store_on(connection, pipeline, hosts[1]) as there:
+        payloads = [await put(here, pipeline) for _ in range(6)]
+        async with asyncio.timeout(20):  # less than a question waits for that nobody answers
+            values = await asyncio.gather(*(there.value(payload, "r") for payload in payloads))
+        assert all(map(same, values))
 
 
 @pytest.mark.parametrize("rid", ["a.b", "*", "a b\r\nPUB x 0", ""])
