@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from omnibus.registry.death.claim_book import ClaimBook
 from tests.chaos.clients.planned_request import RequestArguments, Size, Wish
 from tests.chaos.ledger_watch import LedgerWatch
 from tests.support.cluster import Cluster, pipeline_of
+from tests.support.companion_stages import prompt_of
 from tests.support.prefill_decode import prefill_decode
 from tests.support.small_disk import small_disk
 from tests.support.three_nodes import ThreeNodes
@@ -58,6 +59,20 @@ edges:
 """
 """Direct and orchestrated edges, a join, a streamed text of many deltas, payloads in memory, directed tasks."""
 
+STAGES = "tests.support.companion_stages"
+BUNDLES = f"""
+name: companions
+deadline: 60s
+heartbeat_timeout: {HEARTBEAT}s
+max_attempts: 4
+stages:
+- {{stage_id: 0, name: sim, engine: sim, slots: 8, num_replicas: 2, stall_timeout: {STALL}s, prompt_expand: "{STAGES}:expand",
+   engine_args: {{latency: [0.02, 0.2], outputs: {{text: text, tensor: tensor}}, size: 80000}}}}
+- {{stage_id: 1, name: speaker, engine: sim, slots: 16, num_replicas: 2, input_sources: [0], input_processor: "{STAGES}:against",
+   final_output: true, final_output_type: text, engine_args: {{latency: 0.02, token_rate: 50}}}}
+"""
+"""Bundles whose members take different times, with payloads in memory, before a streamed text that has both."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arena:
@@ -80,6 +95,15 @@ def sim_wish(op: str) -> Wish:
     text = " ".join(f"{op}.{number}" for number in range(WORDS))
     wants_all = hash_of(op) % 3 == 0
     return Wish(op=op, prompt=text, expects=text, modalities=("text", "image") if wants_all else ("text",))
+
+
+def bundle_wish(op: str) -> Wish:
+    """A prompt with a companion; now and then one of the two fails at the first attempt, or is slow."""
+    main, negative = (" ".join(f"{op}.{part}{number}" for number in range(WORDS // 2)) for part in ("m", "n"))
+    faults: Sequence[Mapping[str, object]] = ({}, {}, {}, {"fail_on": {"attempts": [1]}}, {"latency": 0.8})
+    fault = faults[hash_of(op) % len(faults)]
+    prompt = prompt_of(main, negative, **{("main", "negative")[hash_of(op) % 2]: fault})
+    return Wish(op=op, prompt=prompt, expects=f"{main} not {negative}", modalities=("text",))
 
 
 def tiny_wish(op: str) -> Wish:
@@ -125,6 +149,14 @@ async def disk(folder: Path) -> AsyncIterator[Arena]:
 
 
 @asynccontextmanager
+async def companions(folder: Path) -> AsyncIterator[Arena]:
+    """The pipeline of bundles on a single server."""
+    cluster = _bundle_cluster(folder)
+    async with _open(cluster, bundle_wish, Size(), within=40.0) as arena:
+        yield arena
+
+
+@asynccontextmanager
 async def omni_tiny(folder: Path) -> AsyncIterator[Arena]:
     """omni-tiny: real engines, whose streams come from a model."""
     spec = load_pipeline("omni-tiny")
@@ -147,7 +179,14 @@ async def halves(folder: Path) -> AsyncIterator[Arena]:
 
 
 ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = MappingProxyType(
-    {"chain": chain, "three": three, "disk": disk, "omni-tiny": omni_tiny, "prefill-decode": halves}
+    {
+        "chain": chain,
+        "three": three,
+        "disk": disk,
+        "companions": companions,
+        "omni-tiny": omni_tiny,
+        "prefill-decode": halves,
+    }
 )
 """By name, in the order in which they are fought in."""
 
@@ -157,6 +196,11 @@ def _sim_cluster(folder: Path, nats: EmbeddedServer | ThreeNodes | None = None) 
     spec = pipeline_of(folder, SIM)
     counts = {stage.stage_id: stage.num_replicas for stage in spec.stages}
     return Cluster(folder, spec, replicas=counts, ready=READY, nats=nats, orchestrators=2)
+
+
+def _bundle_cluster(folder: Path) -> Cluster:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Cluster(folder, pipeline_of(folder, BUNDLES), replicas={0: 2, 1: 2}, ready=READY, modules=STAGES)
 
 
 @asynccontextmanager

@@ -78,6 +78,20 @@ class Checker:
             self.fail(f"{job.rid}: stage {stage.stage_id} runs without all of its inputs")
         if job.attempt > self._spec.max_attempts:
             self.fail(f"{job.rid}: stage {stage.stage_id} runs at attempt {job.attempt}")
+        for source in map(self._spec.stage, stage.input_sources):
+            if source.prompt_expand is not None:
+                self._bundled(job, source)
+
+    def _bundled(self, job: Job, source: StageSpec) -> None:
+        """All members of a bundle are there, and one attempt made them."""
+        main, made = job.stage_input.sources[source.name], job.stage_input.companions.get(source.name, {})
+        if made.keys() != {"opposite"}:
+            self.fail(f"{job.rid}: stage {source.stage_id} left the companions {sorted(made)}")
+            return
+        if not made["opposite"]["text"].startswith(f"{source.stage_id}(not {job.stage_input.request.text()})"):
+            self.fail(f"{job.rid}: the companion of stage {source.stage_id} said {made['opposite']['text']}")
+        if made["opposite"]["by"] != main["by"]:
+            self.fail(f"{job.rid}: {main['by']} made what {made['opposite']['by']} made the companion of")
 
     def is_newest(self, result: StageResult) -> bool:
         """Whether nobody began with that stage after the one whose result it is."""

@@ -15,7 +15,12 @@ DEADLINE = 150.0
 ATTEMPTS = 3
 
 
-def _stage(number: int, *sources: int, final: str | None = None, directed: bool = False, slots: int = 1) -> StageSpec:
+EXPAND = "tests.simulation.replicas:beside"
+
+
+def _stage(
+    number: int, *sources: int, final: str | None = None, directed: bool = False, slots: int = 1, bundled: bool = False
+) -> StageSpec:
     return StageSpec(
         stage_id=number,
         name=f"s{number}",
@@ -26,6 +31,7 @@ def _stage(number: int, *sources: int, final: str | None = None, directed: bool 
         final_output_type=final,
         slots=slots,
         lb_policy="round-robin" if directed else "broker",
+        prompt_expand=EXPAND if bundled else None,
     )
 
 
@@ -51,6 +57,7 @@ GRAPHS = {
     "join": _pipeline(_stage(0), _stage(1, 0), _stage(2, 0), _stage(3, 1, 2, final="text"), edges=(_stored(1, 3),)),
     "finals": _pipeline(_stage(0, final="text"), _stage(1, 0, final="json"), edges=(_direct(0, 1),)),
     "entries": _pipeline(_stage(0), _stage(1, final="json"), _stage(2, 0, 1, final="text")),
+    "bundle": _pipeline(_stage(0, final="text", bundled=True), _stage(1, 0, final="json"), edges=(_stored(0, 1),)),
     "directed": _pipeline(_stage(0, slots=2), _stage(1, 0, final="text", directed=True, slots=2)),
 }
 
@@ -60,6 +67,7 @@ _NAMES = [name for name in sorted(GRAPHS) for _ in range(1 if name == "directed"
 
 GRAPH_OF_HOLE = {
     "nobody_home": "directed", "unnoticed_claims": "directed",
+    "bundles_of_one": "bundle", "companions_of_any_attempt": "bundle",
     "notified_what_came": "entries", "workers_end_twice": "direct",
 }  # fmt: skip
 """Holes that only one graph can show, and seldom: they are looked for there."""

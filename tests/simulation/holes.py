@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -32,9 +32,10 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.control import ClaimChange
 from omnibus.wire.envelope import Event, StageResult
 from omnibus.wire.out import EndNotice, OutputReady
-from omnibus.workers import task_service
+from omnibus.workers import bundle, task_service
 from omnibus.workers.assignment import Assignment
 from omnibus.workers.attempt_decision import Disposition, following
+from omnibus.workers.engines.protocol import MAIN, Engine, Finished, Item, Job
 from omnibus.workers.task_conclusion import TaskConclusion
 
 if TYPE_CHECKING:
@@ -337,6 +338,29 @@ def records_expire_at_their_deadline(_world: World) -> Patches:
     yield records, "OPEN_TTL", 0.0
 
 
+def bundles_of_one(_world: World) -> Patches:
+    """A bundle has ended when its main member has: nobody waits for a companion."""
+    real = bundle._joined
+
+    async def together(engine: Engine, job: Job) -> AsyncIterator[Item]:
+        async for item in engine.generate(job):
+            yield real({MAIN: item}) if isinstance(item, Finished) else item
+
+    yield bundle, "_together", together
+
+
+def companions_of_any_attempt(_world: World) -> Patches:
+    """A companion that has ended is kept: when another member fails, the next attempt runs what is missing alone."""
+    real, kept = bundle._forward, dict[tuple[str, str], Finished]()
+
+    async def forward(engine: Engine, role: str, job: Job, made: Any) -> Finished:
+        if (job.rid, role) not in kept or role == MAIN:
+            kept[job.rid, role] = await real(engine, role, job, made)
+        return kept[job.rid, role]
+
+    yield bundle, "_forward", forward
+
+
 def unswept_memory(_world: World) -> Patches:
     """What is in shared memory is freed when a message says so, and nobody asks."""
 
@@ -354,6 +378,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         record_before_deadline, dropped_deadlines, forgotten_cancellations, trust_in_dedupe, no_compare_and_set,
         shallow_purge, talking_zombies, endless_attempts, deaf_followers, notified_what_came, trust_in_removals,
         records_expire_at_their_deadline, record_without_timer, blind_end_overwrites, workers_end_twice,
+        bundles_of_one, companions_of_any_attempt,
         unswept_memory,
     )
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from omnibus.errors import EngineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, StageInput, TextDelta
 
 if TYPE_CHECKING:
     from tests.simulation.loop import Process
@@ -42,7 +43,8 @@ class SimEngine:
             await self._stall()
         await self._think()
         yield _delta(text[half:])
-        yield Finished(outputs={"text": text})
+        made_by = {"by": f"{self._process.name}, attempt {job.attempt}"} if self._stage.prompt_expand else {}
+        yield Finished(outputs={"text": text, **made_by})
 
     async def abort(self, rid: str) -> None:
         """An abort closes its generator."""
@@ -88,6 +90,23 @@ def said(stage: StageSpec, job: Job) -> str:
     sources = job.stage_input.sources
     given = ",".join(str(sources[name]["text"]) for name in sorted(sources)) or job.stage_input.request.text()
     return f"{stage.stage_id}({given})"
+
+
+def beside(stage_input: StageInput) -> dict[str, StageInput]:
+    """The opposite of a request, which runs beside it."""
+    request = replace(stage_input.request, prompt=f"not {stage_input.request.text()}", messages=None)
+    return {"opposite": dataclasses.replace(stage_input, request=request)}
+
+
+class InlineThreads:
+    """Takes the place of `EngineThreads` before a prompt is expanded: there is one thread."""
+
+    def __init__(self, _name: str) -> None: ...
+
+    async def run(self, call: Callable[..., Any], *args: Any) -> Any:
+        return call(*args)
+
+    def close(self) -> None: ...
 
 
 class QuietRegistration:

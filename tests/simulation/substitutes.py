@@ -12,9 +12,10 @@ import omnibus.orchestrator.forwarding
 from omnibus.broker.puller import Puller
 from omnibus.broker.watch import Watch
 from omnibus.registry.presence.heartbeat import Registration
+from omnibus.workers import job_builder
 from omnibus.workers.initialisation.starting import start_engine
 from tests.simulation.pulling import SimPuller
-from tests.simulation.replicas import QuietRegistration, start_at_once
+from tests.simulation.replicas import InlineThreads, QuietRegistration, start_at_once
 from tests.simulation.watching import SimWatch
 
 _ADMISSION = 15.0
@@ -29,6 +30,7 @@ def substitutes(*, registry: bool) -> tuple[tuple[Any, str, Any], ...]:
         *_everywhere(start_engine, start_at_once),
         *(() if registry else _everywhere(Registration, QuietRegistration)),
         (omnibus.orchestrator.forwarding, "ADMISSION", _ADMISSION),
+        (job_builder, "EngineThreads", InlineThreads),
         (importlib.metadata, "version", lambda _name: "0"),  # it reads files
         (omnibus.broker.link, "NatsClient", lambda _waiting: None),  # nobody connects
     )

@@ -55,10 +55,11 @@ class Cluster:
         ready: float = READY_TIMEOUT,
         nats: EmbeddedServer | ThreeNodes | None = None,
         orchestrators: int = 1,
+        modules: str = "",
     ) -> None:
         """`replicas` by stage id, where they are not one; `ready` is how long everything may take to come up, seconds.
 
-        `nats` is entered and ended here; None: a single server.
+        `nats` is entered and ended here; None: a single server. `modules` are those that workers may load.
         """
         self.spec = spec
         self.folder = folder
@@ -70,7 +71,7 @@ class Cluster:
         """A connection of the test's own."""
         self.view: ReplicaView
         self._replicas = {stage.stage_id: 1 for stage in self.spec.stages} | dict(replicas or {})
-        self._ready = ready
+        self._ready, self._modules = ready, modules
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._stack = AsyncExitStack()
 
@@ -118,6 +119,7 @@ class Cluster:
             "OMNIBUS_STATE_DIR": str(self.folder / "state"),
             "OMNIBUS_LOG_FORMAT": "json",
             PARENT_VARIABLE: str(os.getpid()),
+            **({"OMNIBUS_ALLOWED_MODULES": self._modules} if self._modules else {}),
             **(env or {}),
         }
         with self._log(name).open("ab") as log:

@@ -52,6 +52,13 @@ def by_role(stage_input: StageInput) -> EngineInput:
     return EngineInput(text=f"{stage_input.role}: {stage_input.request.text()}")
 
 
+def against(stage_input: StageInput) -> EngineInput:
+    """An input processor that takes both texts of the stage before."""
+    (name,) = stage_input.sources
+    negative = stage_input.companions[name]["negative"]
+    return EngineInput(text=f"{stage_input.sources[name]['text']} not {negative['text']}")
+
+
 def told(stage_input: StageInput) -> str:
     """A stage that says all that it was given."""
     return json.dumps([stage_input.sources, stage_input.companions], sort_keys=True)

@@ -45,6 +45,8 @@ def test_a_seed_gives_the_same_schedule_when_it_is_replayed_elsewhere() -> None:
         "endless_attempts",
         "deaf_followers",
         "records_expire_at_their_deadline",
+        "bundles_of_one",
+        "companions_of_any_attempt",
     ],
 )
 def test_a_seed_fails_when_a_hole_is_planted(hole: str) -> None:

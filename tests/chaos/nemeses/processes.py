@@ -15,6 +15,8 @@ KILLS = 10
 """Replicas that are killed, one after the other: enough tasks for a quantile."""
 BETWEEN = 12
 """Operations that must end between two faults: each then hits a system at work."""
+BUNDLED = 0
+"""The stage with bundles."""
 RANDOM_ACTS = 10
 RESPITE = 0.4
 """How often everything comes up again before the next act."""
@@ -26,6 +28,25 @@ async def kill_replica(battle: Battle) -> None:
         battle.strike_replica(await battle.victim(stage_id), signal.SIGKILL)
         await battle.crowd.more(BETWEEN)
         await battle.cluster.wait_up()
+
+
+async def break_bundles(battle: Battle) -> None:
+    """Kill and stop replicas in the middle of a bundle, and kill all of them with their supervisor; then they leave in order."""
+    for act in ("kill", "stop", "kill", "kill"):
+        one = await battle.victim(BUNDLED)
+        if act == "stop":
+            await battle.freeze(one.pid, f"replica {BUNDLED}.{one.replica}", HEARTBEAT + 1.5, battle.in_hand(one))
+        else:
+            battle.strike_replica(one, signal.SIGKILL)
+        await battle.crowd.more(BETWEEN)
+        await battle.cluster.wait_up()
+    battle.note("SIGKILL", f"supervisor {BUNDLED}", battle.in_hand(*battle.replicas(BUNDLED)))
+    await battle.cluster.kill(f"worker-{BUNDLED}")
+    await battle.cluster.worker(BUNDLED)
+    await battle.crowd.more(BETWEEN)
+    await battle.cluster.wait_up()
+    await _end_worker(battle, BUNDLED)
+    await battle.crowd.more(BETWEEN)
 
 
 async def stop_replica(battle: Battle) -> None:

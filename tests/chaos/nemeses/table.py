@@ -72,6 +72,7 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="stop-leader", arena="three", strike=broker.stop_leader),
     Nemesis(name="roll-cluster", arena="three", strike=broker.roll_cluster),
     Nemesis(name="fill-disk", arena="disk", strike=broker.fill_disk),
+    Nemesis(name="companions", arena="companions", strike=processes.break_bundles, short=True),
     Nemesis(name="kill-tiny-replica", arena="omni-tiny", strike=engines.kill_replica),
     Nemesis(name="kill-engine", arena="omni-tiny", strike=engines.kill_engine),
     Nemesis(name="stop-engine", arena="omni-tiny", strike=engines.stop_engine),
