@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -59,8 +60,10 @@ class DeltaStream:
         return self._pending > 0 or self._step is not None
 
     def add(self, item: TextDelta | Progress) -> None:
-        """Have an item wait: text is joined to what waits already, and of several steps the last counts."""
+        """Have an item wait: text is joined to what waits already; of several steps the last counts, and the last preview."""
         if isinstance(item, Progress):
+            if item.preview is None and self._step is not None:
+                item = dataclasses.replace(item, preview=self._step.preview)
             self._step = item
             return
         self._texts.append(item.text)

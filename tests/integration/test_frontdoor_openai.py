@@ -17,6 +17,7 @@ from PIL import Image
 from omnibus.broker.connection import Connection
 from omnibus.frontdoor.context import Options
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from tests.support import media_stage
 from tests.support.front import STEPS, Front, front, omni_sim
 
 pytestmark = pytest.mark.integration
@@ -122,6 +123,27 @@ async def test_images_stream_to_a_completed_event(front_door: Front) -> None:
     events = [event async for event in stream]
     assert events[-1].type == "image_generation.completed"
     assert Image.open(io.BytesIO(base64.b64decode(events[-1].b64_json))).size == (16, 16)
+
+
+async def test_previews_leave_while_an_image_is_painted(connection: Connection, pipeline: str) -> None:
+    stage = StageSpec(
+        stage_id=0, name="painter", engine="python", model="tests.support.media_stage:paint", final_output=True,
+        final_output_type="image",
+    )  # fmt: skip
+    media_stage.finish.clear()
+    async with front(connection, PipelineSpec(name=pipeline, deadline=60.0, stages=(stage,))) as front_door:
+        stream = await front_door.openai.images.generate(
+            model=pipeline, prompt="hold", stream=True, partial_images=1, output_format="webp"
+        )
+        events = []
+        async for event in stream:
+            events.append(event)
+            media_stage.finish.set()  # the painter waits for the first preview to arrive
+    preview, last = events
+    assert (preview.type, preview.partial_image_index, preview.size) == ("image_generation.partial_image", 0, "6x4")
+    assert (last.type, last.size) == ("image_generation.completed", "24x16")
+    assert {(one.background, one.quality, one.output_format) for one in events} == {("auto", "auto", "webp")}
+    assert Image.open(io.BytesIO(base64.b64decode(preview.b64_json))).size == (6, 4)
 
 
 async def test_speech_is_a_file_in_the_wanted_format(front_door: Front) -> None:

@@ -86,6 +86,19 @@ async def test_deltas_are_joined_while_the_connection_is_full() -> None:
     assert [step.step for step in steps] == [9]
 
 
+def test_a_preview_is_sent_when_a_step_without_one_follows_before_it_has_left() -> None:
+    stream = DeltaStream("r", 0, FIRST)
+    for step, preview in ((1, b"first"), (2, b"second"), (3, None)):
+        stream.add(Progress(step=step, total=3, preview=preview))
+    sent = stream.next()
+    assert isinstance(sent, Step)
+    assert (sent.step, sent.preview, stream.next()) == (3, b"second", None)
+    stream.add(Progress(step=4, total=4))
+    following = stream.next()
+    assert isinstance(following, Step)
+    assert following.preview is None, "it is sent once"
+
+
 async def test_first_piece_leaves_at_once_and_later_ones_wait_for_the_end_of_the_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -76,23 +76,29 @@ class ImagesAnswer(TypedDict):
     usage: MediaUsage
 
 
-class PartialImageEvent(TypedDict):
+class PictureEvent(TypedDict):
+    """The fields of both events of a stream."""
+
+    b64_json: str
+    created_at: int
+    output_format: str
+    size: str
+    """WIDTHxHEIGHT of this picture."""
+    background: str
+    quality: str
+
+
+class PartialImageEvent(PictureEvent):
     """A preview on the way to the image."""
 
     type: Literal["image_generation.partial_image"]
     partial_image_index: int
-    b64_json: str
-    created_at: int
-    output_format: str
 
 
-class ImageCompletedEvent(TypedDict):
+class ImageCompletedEvent(PictureEvent):
     """One finished image."""
 
     type: Literal["image_generation.completed"]
-    b64_json: str
-    created_at: int
-    output_format: str
     usage: MediaUsage
 
 
@@ -157,28 +163,27 @@ async def _append_frames(previews: Previews, image_format: str, event: ClientEve
     if isinstance(event, StepProgress) and event.preview is not None:
         index = previews.take(event.step, event.total)
         if index is not None:
-            preview = await asyncio.to_thread(_preview, event.preview, image_format)
-            made = PartialImageEvent(
-                type="image_generation.partial_image", partial_image_index=index, b64_json=to_base64(preview),
-                created_at=int(time.time()), output_format=image_format,
-            )  # fmt: skip
+            fields = await asyncio.to_thread(_picture, event.preview, image_format, int(time.time()))
+            made = PartialImageEvent(type="image_generation.partial_image", partial_image_index=index, **fields)
             frames.append(frame(made, event=made["type"]))
     elif isinstance(event, Ended):
         event.result.raise_for_state()
         total = media_usage(event.result.outputs)
         for output in event.result.outputs:
             for item in (await transcoded(output, image=image_format)).items:
-                made = ImageCompletedEvent(
-                    type="image_generation.completed", b64_json=to_base64(item),
-                    created_at=int(event.result.created), output_format=image_format, usage=total,
-                )  # fmt: skip
+                fields = await asyncio.to_thread(_picture, item, image_format, int(event.result.created))
+                made = ImageCompletedEvent(type="image_generation.completed", usage=total, **fields)
                 frames.append(frame(made, event=made["type"]))
 
 
-def _preview(picture: bytes, image_format: str) -> bytes:
-    from omnibus.media import pictures  # noqa: PLC0415 only previews load its library
+def _picture(data: bytes, image_format: str, created: int) -> PictureEvent:
+    from omnibus.media import pictures  # noqa: PLC0415 only pictures load their library
 
-    return pictures.converted(picture, image_format)
+    picture = pictures.opened(data)
+    return PictureEvent(
+        b64_json=to_base64(pictures.converted(data, image_format)), created_at=created, output_format=image_format,
+        size=f"{picture.width}x{picture.height}", background="auto", quality="auto",
+    )  # fmt: skip
 
 
 def _image(item: bytes, media_type: str, as_url: bool) -> ImageData:
