@@ -6,6 +6,7 @@ thinker ──hidden_states──► dit_input ──► dit     its companion's
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
@@ -17,7 +18,7 @@ from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import vocabulary
 from omnibus.omni_tiny.conditions import LENGTH, conditions_of
 from omnibus.wire.request import Message
-from omnibus.workers.engines.protocol import EngineInput, StageInput
+from omnibus.workers.engines.protocol import EngineInput, Flow, StageInput
 
 EMPTY_PROMPT_FILE = "empty_prompt.npy"
 
@@ -66,12 +67,31 @@ def talker_input(stage_input: StageInput) -> EngineInput:
     return EngineInput(token_ids=ids)
 
 
-def code2wav_input(stage_input: StageInput) -> EngineInput:
-    """The talker's codec codes: `codes`, a list of ints below 49. Raises EngineRejected when there are none."""
+def code2wav_input(stage_input: StageInput) -> EngineInput | AsyncGenerator[EngineInput, None]:
+    """The talker's codec codes: `codes`, a list of ints below 49, whole or as they are made.
+
+    Raises EngineRejected when there are none.
+    """
+    if (talker := stage_input.flows.get("talker")) is not None:
+        return _codes_of(talker)
     codes = vocabulary.codes_of_ids(_output(stage_input, "talker", "token_ids"))
     if not codes:
-        raise EngineRejected("the talker produced no code", param="prompt")
+        raise _silence()
     return EngineInput(values={"codes": codes})
+
+
+async def _codes_of(talker: Flow) -> AsyncGenerator[EngineInput, None]:
+    has_spoken = False
+    async for chunk in talker:
+        if codes := vocabulary.codes_of_ids(chunk.get("token_ids", ())):
+            has_spoken = True
+            yield EngineInput(values={"codes": codes})
+    if not has_spoken:
+        raise _silence()
+
+
+def _silence() -> EngineRejected:
+    return EngineRejected("the talker produced no code", param="prompt")
 
 
 def _negative_states(stage_input: StageInput) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -137,6 +138,39 @@ def test_code2wav_input_is_the_codes_when_the_talker_has_spoken() -> None:
 def test_code2wav_input_is_refused_when_the_talker_produced_no_code() -> None:
     with pytest.raises(EngineRejected):
         processors.code2wav_input(stage_input(talker={"token_ids": [CODES_END_ID]}))
+
+
+class Spoken:
+    """What a talker has said, chunk by chunk."""
+
+    def __init__(self, *chunks: Outputs) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[Outputs]:
+        for chunk in self._chunks:
+            yield chunk
+
+    def __iter__(self) -> Iterator[Outputs]:
+        return iter(self._chunks)
+
+
+async def codes_from(*chunks: Outputs) -> list[int]:
+    given = StageInput(rid="r1", request=Request(prompt=PROMPT), flows={"talker": Spoken(*chunks)})
+    made = processors.code2wav_input(given)
+    assert isinstance(made, AsyncGenerator)
+    return [code async for part in made for code in part.values["codes"]]
+
+
+async def test_code2wav_gets_the_same_codes_while_the_talker_still_speaks() -> None:
+    codes = codes_of(parse(PROMPT).symbols)
+    said = [*code_ids(codes), CODES_END_ID]
+    chunks = [{"token_ids": said[start : start + 7]} for start in range(0, len(said), 7)]
+    assert await codes_from(*chunks, {"text": "beside"}) == codes
+
+
+async def test_code2wav_input_is_refused_when_the_talker_ends_without_a_code() -> None:
+    with pytest.raises(EngineRejected):
+        await codes_from({"token_ids": [CODES_END_ID]})
 
 
 def test_an_engine_error_when_a_source_is_missing() -> None:
