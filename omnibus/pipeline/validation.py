@@ -236,6 +236,8 @@ def _cannot_read(stage: StageSpec) -> str | None:
         return f"has the engine {stage.engine}, which takes whole inputs only"
     if stage.canary is not None:
         return "has a canary, whose input is whole"
+    if stage.prompt_expand is not None:
+        return "expands its input, and a flow can be read once only"
     return None
 
 

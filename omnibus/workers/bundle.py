@@ -58,6 +58,9 @@ async def _together(engine: Engine, job: Job) -> AsyncGenerator[Item, None]:
         for member in members:
             member.cancel()
         await asyncio.wait(members)
+        for one in job.companions.values():
+            if one.parts is not None:
+                await cast("Any", one.parts).aclose()
 
 
 async def _run(engine: Engine, role: str, job: Job, made: _Made) -> None:

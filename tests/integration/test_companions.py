@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection
 from omnibus.client.producer import Producer
 from omnibus.client.request_events import OutputArrived, Result, TextPiece
-from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
@@ -76,6 +76,20 @@ async def test_outputs_reach_a_join_by_stage_and_role(connection: Connection, pi
     sources, companions = json.loads(result.outputs[0].text or "")
     assert sources == {"s0": {"text": "red"}, "s1": {"text": "red"}}
     assert companions == {name: {"negative": {"text": "blue"}} for name in ("s0", "s1")}
+
+
+async def test_main_text_streams_to_one_stage_while_another_gets_the_companions_in_the_end(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = pair(pipeline)
+    overheard = replace(spec.stages[1], stage_id=2, name="overheard", model=f"{STAGES}:overheard")
+    edges = (*spec.edges, EdgeSpec(source=0, target=2, mode=EdgeMode.STREAM))
+    spec = replace(spec, stages=(*spec.stages, overheard), edges=edges)
+    async with serving(connection, spec) as producer:
+        result = await answer(producer, spec, prompt_of("a b c", "p q r s t", main={"token_rate": 50}))
+    text, told, heard = result.outputs
+    assert json.loads(told.text or "")[1] == {"s0": {"negative": {"text": "p q r s t"}}}
+    assert json.loads(heard.text or "") == ["s0", text.text, {}]
 
 
 async def test_caller_is_sent_the_main_text_alone(connection: Connection, pipeline: str) -> None:
@@ -182,7 +196,7 @@ async def test_every_member_is_stopped_and_the_slot_free_when_the_request_is_can
 async def test_bundle_ends_with_a_timeout_when_a_companion_hangs(connection: Connection, pipeline: str) -> None:
     hang = {"hang_on": {"rid": "."}}
     async with (
-        stage_bench(connection, pipeline, prompt_expand=EXPAND, timeout=0.5, slots=1) as bench,
+        stage_bench(connection, pipeline, prompt_expand=EXPAND, timeout=2.0, slots=1, heartbeat_timeout=10.0) as bench,
         bench.replica() as replica,
     ):
         await bench.submit("a", bundle(negative=hang))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,8 @@ import msgspec
 from omnibus.wire.request import Request
 from omnibus.workers.engines.protocol import MAIN, EngineInput, StageInput
 
+closed: set[str] = set()
+"""Roles of members whose input in parts was closed."""
 together = threading.Barrier(3)
 """Passed when as many members run at once."""
 
@@ -62,6 +64,22 @@ def against(stage_input: StageInput) -> EngineInput:
 def told(stage_input: StageInput) -> str:
     """A stage that says all that it was given."""
     return json.dumps([stage_input.sources, stage_input.companions], sort_keys=True)
+
+
+async def overheard(stage_input: StageInput) -> str:
+    """A stage that says what it reads of another one that still runs."""
+    ((name, flow),) = stage_input.flows.items()
+    return json.dumps([name, "".join([chunk["text"] async for chunk in flow]), stage_input.companions])
+
+
+async def in_parts(stage_input: StageInput) -> AsyncIterator[EngineInput]:
+    """An input processor that yields the words of a prompt, and is noted when it is closed."""
+    try:
+        for word in stage_input.request.text().split():
+            yield EngineInput(text=word)
+        await asyncio.sleep(60)
+    finally:
+        closed.add(stage_input.role)
 
 
 def meet(stage_input: StageInput) -> str:

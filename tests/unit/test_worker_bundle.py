@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace as with_fields
 
-from omnibus.errors import EngineDead, EngineError, EngineRejected, OmnibusError, RequestTooLarge
+from omnibus.errors import EngineDead, EngineError, EngineRejected, OmnibusError, PipelineError, RequestTooLarge
+from omnibus.pipeline.loading import parse_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.payload import split_by_role
@@ -202,6 +203,28 @@ async def test_fast_member_waits_when_nobody_takes_its_items() -> None:
         assert made < 100
 
 
+async def test_inputs_in_parts_are_closed_with_their_bundle() -> None:
+    companion_stages.closed.clear()
+    made = builder("expand", input_processor=f"{STAGES}:in_parts")
+    bundle = await made.build(StageInput(rid="a", request=Request(prompt=companion_stages.prompt_of("a b", "c"))))
+
+    def reads(job: Job) -> Any:
+        async def script() -> AsyncIterator[Item]:
+            assert job.parts is not None
+            async for part in job.parts:
+                yield TextDelta(text=part.text or "")
+                await asyncio.Event().wait()
+
+        return script
+
+    engine = Scripted(main=reads(bundle), negative=reads(bundle.companions["negative"]))
+    async with aclosing(cast("Any", items_of(cast("Engine", engine), bundle))) as items, aclosing(bundle.parts):  # type: ignore[type-var]
+        await anext(items)
+        await anext(items)
+    assert companion_stages.closed == {"main", "negative"}
+    made.close()
+
+
 def test_job_without_companions_is_the_engines_own() -> None:
     class Plain:
         def generate(self, _job: Job) -> object:
@@ -266,6 +289,19 @@ async def test_function_that_returns_no_bundle_is_named(prompt: str) -> None:
 async def test_function_that_raises_is_named() -> None:
     with pytest.raises(EngineError, match="expand_wrongly: ZeroDivisionError: a bug"):
         await built(builder("expand_wrongly"), "raise")
+
+
+def test_stage_cannot_expand_what_it_reads_as_a_flow() -> None:
+    spec = """
+name: p
+stages:
+- {stage_id: 0, name: a, engine: python, model: "m:a"}
+- {stage_id: 1, name: b, engine: python, model: "m:b", input_sources: [0], final_output: true, final_output_type: text%s}
+edges: [{source: 0, target: 1, mode: stream}]
+"""
+    assert parse_pipeline(spec % "").stages[1].prompt_expand is None
+    with pytest.raises(PipelineError, match=r"edges\[0\].mode: stage 1 expands its input"):
+        parse_pipeline(spec % ', prompt_expand: "m:f"')
 
 
 # On the wire, and at its border
