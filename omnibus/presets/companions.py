@@ -19,6 +19,11 @@ def negative_prompt(stage_input: StageInput) -> Mapping[str, StageInput]:
     return {} if text is None else {NEGATIVE: asking(stage_input, text)}
 
 
+def negative_prompt_or_blank(stage_input: StageInput) -> Mapping[str, StageInput]:
+    """The same, for a model whose guidance is away from a blank where a request has none."""
+    return {NEGATIVE: asking(stage_input, stage_input.request.negative_prompt() or " ")}
+
+
 def of_sources(stage_input: StageInput) -> Mapping[str, StageInput]:
     """A companion for each of the input stages', which has that one's outputs in place of theirs."""
     given = stage_input.companions

@@ -9,7 +9,7 @@ import numpy as np
 
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.wire.request import Message
-from omnibus.workers.engines.protocol import EngineInput, StageInput
+from omnibus.workers.engines.protocol import MAIN, EngineInput, StageInput
 
 REWRITING = (
     "You turn a user's request into one prompt for a model that draws pictures. Keep what was asked for: subjects, their number, "
@@ -46,16 +46,28 @@ def rewritten_prompt(stage_input: StageInput) -> EngineInput:
 
 
 def encoder_input(stage_input: StageInput) -> EngineInput:
-    """The prompt in Qwen-Image's template. Raises EmptyPrompt."""
-    return EngineInput(text=QWEN_IMAGE_TEMPLATE.format(_prompt(stage_input)))
+    """The prompt in Qwen-Image's template; a negative one may be blank. Raises EmptyPrompt."""
+    prompt = _prompt(stage_input) if stage_input.role == MAIN else stage_input.request.text()
+    return EngineInput(text=QWEN_IMAGE_TEMPLATE.format(prompt))
 
 
 def encoded_prompt(stage_input: StageInput) -> EngineInput:
-    """`prompt_embeds` (T, H) float32 of Qwen-Image: the states of the stage `encoder` from the prompt on."""
-    states = np.asarray(_output(stage_input, "encoder", "last_hidden_state"), np.float32)
+    """`prompt_embeds` and `negative_prompt_embeds` (T, H) float32 of Qwen-Image: the states of the stage `encoder`.
+
+    Those of each prompt from the prompt on; the negative one is the encoder's companion, where it has one.
+    """
+    values = {"prompt_embeds": _states_of_prompt(_output(stage_input, "encoder", "last_hidden_state"))}
+    negative = stage_input.companions.get("encoder", {}).get("negative")
+    if negative is not None:
+        values["negative_prompt_embeds"] = _states_of_prompt(negative["last_hidden_state"])
+    return EngineInput(values=values)
+
+
+def _states_of_prompt(encoded: Any) -> np.ndarray:
+    states = np.asarray(encoded, np.float32)
     if states.ndim != 2 or len(states) <= QWEN_IMAGE_DROPPED:
         raise EngineError(f"expected states of shape (T, H) with T > {QWEN_IMAGE_DROPPED}, got {states.shape}")
-    return EngineInput(values={"prompt_embeds": states[QWEN_IMAGE_DROPPED:]})
+    return states[QWEN_IMAGE_DROPPED:]
 
 
 def llasa_input(stage_input: StageInput) -> EngineInput:

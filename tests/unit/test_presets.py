@@ -20,6 +20,7 @@ from omnibus.workers.object_loading import load_object
 
 pytestmark = pytest.mark.unit
 
+TEMPLATE = processors.QWEN_IMAGE_TEMPLATE
 OF_REAL_MODELS = tuple(name for name in presets() if not name.startswith("omni-tiny"))
 
 
@@ -61,8 +62,9 @@ def test_preset_says_what_memory_it_needs_and_that_its_weights_were_not_run(name
 @pytest.mark.parametrize("name", OF_REAL_MODELS)
 def test_processors_of_preset_can_be_imported(name: str) -> None:
     for stage in load_pipeline(name).stages:
-        if stage.input_processor is not None:
-            assert callable(load_object(stage.input_processor, "input_processor"))
+        for field in ("input_processor", "prompt_expand"):
+            if (function := getattr(stage, field)) is not None:
+                assert callable(load_object(function, field))
 
 
 def test_stage_that_only_encodes_gets_no_parameters() -> None:
@@ -96,6 +98,20 @@ def test_encoded_prompt_begins_after_the_template() -> None:
     states = np.arange(40 * 2, dtype=np.float32).reshape(40, 2)
     made = processors.encoded_prompt(stage_input(encoder={"last_hidden_state": states}))
     assert made.values["prompt_embeds"].tolist() == states[34:].tolist()
+
+
+def test_negative_prompt_is_encoded_beside_each_prompt_and_may_be_blank() -> None:
+    bundle = companions.negative_prompt_or_blank(stage_input())
+    assert processors.encoder_input(replace(bundle["negative"], role="negative")).text == TEMPLATE.format(" ")
+    asked = Request(prompt="a cat", sampling_params={"painter": {"negative_prompt": "dogs"}})
+    bundle = companions.negative_prompt_or_blank(StageInput(rid="r", request=asked))
+    assert processors.encoder_input(replace(bundle["negative"], role="negative")).text == TEMPLATE.format("dogs")
+    states = np.arange(40 * 2, dtype=np.float32).reshape(40, 2)
+    given = replace(
+        stage_input(encoder={"last_hidden_state": states}),
+        companions={"encoder": {"negative": {"last_hidden_state": -states}}},
+    )
+    assert processors.encoded_prompt(given).values["negative_prompt_embeds"].tolist() == (-states[34:]).tolist()
 
 
 def test_encoded_prompt_fails_when_nothing_follows_the_template() -> None:
