@@ -11,6 +11,8 @@
     │   ├── UnknownModel             404
     │   ├── UnknownRequest           404
     │   ├── RequestConflict          409  the id is taken by a different request
+    │   │   └── InputClosed          409  a segment comes after the end of the input, or of its request
+    │   ├── InputTimeout             408  an open input was silent for too long
     │   ├── RequestTooLarge          413
     │   └── EngineRejected           400  what only the engine can refuse
     │       └── ContextExceeded      400  the prompt does not fit into the model's context
@@ -113,6 +115,14 @@ class UnknownRequest(RequestError, code="request_not_found", http_status=404):
 
 class RequestConflict(RequestError, code="request_conflict", http_status=409):
     """This request id is taken by a different request."""
+
+
+class InputClosed(RequestConflict, code="input_closed"):
+    """The input of this request is closed."""
+
+
+class InputTimeout(RequestError, code="input_timeout", http_status=408):
+    """The open input of the request was silent for too long."""
 
 
 class RequestTooLarge(RequestError, code="request_too_large", http_status=413):

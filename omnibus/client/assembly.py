@@ -9,11 +9,19 @@ that stage, and its output has the text that counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from io import StringIO
 
-from omnibus.client.request_events import ABORT, MediaPiece, Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.request_events import (
+    ABORT,
+    MediaPiece,
+    Output,
+    OutputArrived,
+    SegmentFinished,
+    StepProgress,
+    TextPiece,
+)
 from omnibus.client.sound_chunk import SoundChunk
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
@@ -33,6 +41,8 @@ class _Stage:
     token_ids: list[int] = field(default_factory=list)
     """Those of the emitted text, without a gap; it may be behind the text, never ahead."""
     diverged: bool = False
+    segments: int = 0
+    """Ends of segments that were emitted."""
     frames: int = 0
     """Frames of the sound that were emitted."""
     sample_rate: int = 0
@@ -62,6 +72,12 @@ class _Stage:
             self.token_ids.extend(message.token_ids[tokens:])
         return piece
 
+    def ends_of(self, before: int, ends: tuple[int, ...]) -> tuple[int, ...]:
+        """The new ones of the ends of segments, `before` of which came earlier; they count as emitted."""
+        new = ends[max(self.segments - before, 0) :]
+        self.segments += len(new)
+        return new
+
     def emit(self, piece: str) -> None:
         self.text.seek(self.known)
         self.text.write(piece)
@@ -74,19 +90,27 @@ class Assembly:
 
     _stages: dict[int, _Stage] = field(default_factory=dict)
 
-    def tokens(self, message: Tokens) -> Iterator[TextPiece]:
+    def tokens(self, message: Tokens) -> Iterator[TextPiece | SegmentFinished]:
         """The part of a delta that is new and contiguous."""
         stage = self._stage(message.stage_id)
-        if not stage.admits(message.fence) or message.offset > stage.known or stage.diverged:
+        if not stage.admits(message.fence) or _is_beyond(message, stage) or stage.diverged:
             return
-        if piece := stage.take(message):
-            yield TextPiece(message.stage_id, piece)
+        piece, number = stage.take(message), stage.segments
+        if stage.diverged:
+            return
+        if not message.segments:
+            if piece:
+                yield TextPiece(message.stage_id, piece)
+            return
+        yield from _parted(
+            message.stage_id, piece, stage, number, stage.ends_of(message.segment_offset, message.segments)
+        )
 
     def lacks(self, message: Tokens) -> bool:
         """Whether text before this piece was not heard, and would be of use."""
         stage = self._stage(message.stage_id)
         wanted = stage.output is None and not stage.diverged and message.fence >= stage.fence
-        return wanted and message.offset > stage.known
+        return wanted and _is_beyond(message, stage)
 
     def known(self, stage_id: int) -> int:
         """Characters that were emitted of a stage's text."""
@@ -131,7 +155,7 @@ class Assembly:
         stage = self._stage(stage_id)
         return stage.frames > 0 and not stage.is_heard
 
-    def output(self, output: Output) -> Iterator[TextPiece | OutputArrived]:
+    def output(self, output: Output) -> Iterator[TextPiece | SegmentFinished | OutputArrived]:
         """A finished output, once; before it the text that was not heard."""
         stage = self._stage(output.stage_id)
         if stage.output is not None:
@@ -139,9 +163,10 @@ class Assembly:
         if output.media_type == TEXT:
             emitted = stage.text.getvalue()
             output = _whole(output, emitted)
-            if output.text.startswith(emitted) and (rest := output.text[stage.known :]):
+            if output.text.startswith(emitted):
+                rest, number = output.text[stage.known :], stage.segments
                 stage.emit(rest)
-                yield TextPiece(output.stage_id, rest)
+                yield from _parted(output.stage_id, rest, stage, number, stage.ends_of(0, output.segments))
         stage.output = output
         yield OutputArrived(output)
 
@@ -156,6 +181,25 @@ class Assembly:
 
     def _stage(self, stage_id: int) -> _Stage:
         return self._stages.setdefault(stage_id, _Stage())
+
+
+def _is_beyond(message: Tokens, stage: _Stage) -> bool:
+    """Whether something before a piece was not received."""
+    return message.offset > stage.known or message.segment_offset > stage.segments
+
+
+def _parted(
+    stage_id: int, piece: str, stage: _Stage, number: int, ends: Iterable[int]
+) -> Iterator[TextPiece | SegmentFinished]:
+    """A new piece of text, with the ends of segments in their places; the first of them is that of segment `number`."""
+    start, done = stage.known - len(piece), 0
+    for count, end in enumerate(ends):
+        if end - start > done:
+            yield TextPiece(stage_id, piece[done : end - start])
+            done = end - start
+        yield SegmentFinished(stage_id, number + count)
+    if done < len(piece):
+        yield TextPiece(stage_id, piece[done:])
 
 
 def _whole(output: Output, emitted: str) -> Output:

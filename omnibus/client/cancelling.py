@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel
-from omnibus.client.request_events import ABORT
+from omnibus.client.request_events import ABORT, TextPiece
 from omnibus.errors import OmnibusError, RequestCancelled
 from omnibus.ledger.raw_requests import find_raw, remove_raw
 from omnibus.ledger.records import StoredRecord
@@ -98,7 +98,7 @@ async def _sent_text(channel: Channel, record: Record, stage_id: int) -> tuple[s
         async with asyncio.timeout(ANSWER_TIMEOUT), aclosing(asking) as answers:
             async for answer in answers:
                 message: Tokens = codec.decode(answer.data, Tokens)
-                text += "".join(piece.text for piece in assembly.tokens(message))
+                text += "".join(piece.text for piece in assembly.tokens(message) if isinstance(piece, TextPiece))
                 tokens = message.token_offset + len(message.token_ids)
                 if len(message.text) < SENT_TEXT_PAGE:
                     break

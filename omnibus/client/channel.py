@@ -189,7 +189,7 @@ class Channel:
         media_type = final.items[0].media_type if final.items else "application/octet-stream"
         return Output(
             stage_id=final.stage_id, modality=final.modality, media_type=media_type, items=tuple(items),
-            finish_reason=final.finish_reason, usage=final.usage,
+            finish_reason=final.finish_reason, usage=final.usage, segments=final.segments,
         )  # fmt: skip
 
     def on_message(self, message: ReceivedMessage) -> None:

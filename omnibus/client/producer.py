@@ -18,6 +18,7 @@ from omnibus.client.cancelling import cancel_request
 from omnibus.client.channel import Channel
 from omnibus.client.following import follow
 from omnibus.client.request_events import ClientEvent, Ended, Result
+from omnibus.client.segment_sender import send_segment
 from omnibus.errors import Overloaded
 from omnibus.ledger.acceptance import admit
 from omnibus.ledger.overload import QuotaSlot
@@ -29,7 +30,7 @@ from omnibus.requests.request_checks import validate
 from omnibus.requests.request_files import check_files, has_files
 from omnibus.wire import subjects
 from omnibus.wire.envelope import Ticket
-from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, Segment, decode_request, encode_request
 
 
 class Submission:
@@ -178,6 +179,18 @@ class Producer:
         """
         channel = await self.channel(pipeline)
         return await channel.resolve(await cancel_request(channel, rid, tenant=tenant))
+
+    async def send_segment(
+        self, spec: PipelineSpec, rid: str, segment: Segment, *, number: int | None = None, tenant: str | None = None
+    ) -> int:
+        """Send a further segment of a request with an open input, from any process; stored when this returns its number.
+
+        The first one has number 1. One that is sent again with its number counts once; without a number it is the next one.
+        Raises UnknownRequest, also for one of another `tenant` where one is given; InputClosed when the input or the request
+        has ended; RequestConflict when another segment has the number, InvalidRequest when one before it is missing, or for
+        a request whose input is not open; RequestTooLarge at a bound; any RequestError of a request; BrokerUnavailable.
+        """
+        return await send_segment(await self.channel(spec.name), spec, rid, segment, number=number, tenant=tenant)
 
     async def channel(self, pipeline: str) -> Channel:
         """Return this producer's channel of one pipeline, opened on first use."""

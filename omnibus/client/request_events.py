@@ -32,6 +32,15 @@ class TextPiece:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentFinished:
+    """The text that answers a segment of an open input is whole: what comes next of it belongs to the next one."""
+
+    stage_id: int
+    number: int
+    """The segment's; that of the request itself is 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepProgress:
     """A stage has come this far; never runs backwards."""
 
@@ -66,6 +75,8 @@ class Output:
     """One encoded text, or n files."""
     finish_reason: str = "stop"
     usage: TokenUsage = field(default_factory=TokenUsage)
+    segments: tuple[int, ...] = ()
+    """Characters before the end of each segment, in a text that answers an open input."""
 
     @property
     def text(self) -> str:
@@ -133,4 +144,4 @@ class Ended:
     result: Result
 
 
-ClientEvent = TextPiece | StepProgress | MediaPiece | OutputArrived | Ended
+ClientEvent = TextPiece | SegmentFinished | StepProgress | MediaPiece | OutputArrived | Ended

@@ -38,6 +38,34 @@ def standing(fence: Fence, last: Chunks | None, mine: Chunks | None = None) -> S
     return Standing.LATER if last.fence < fence else Standing.SUPERSEDED
 
 
+class Turn(Enum):
+    """The place of a segment of an open input, by the input's last message."""
+
+    NEXT = auto()
+    """It is the next one."""
+    KNOWN = auto()
+    """One with its number is stored: the same one, or another."""
+    EARLY = auto()
+    """One before it is missing."""
+    CLOSED = auto()
+    """The input has ended before it."""
+
+
+def turn_of(number: int, last: Chunks | None) -> Turn:
+    """The turn of a segment; the first one that follows the request has number 1."""
+    following = following_segment(last)
+    if number < following:
+        return Turn.KNOWN
+    if last is not None and last.end is not None:
+        return Turn.CLOSED
+    return Turn.NEXT if number == following else Turn.EARLY
+
+
+def following_segment(last: Chunks | None) -> int:
+    """The number of the segment behind an input's last message; an end without a chunk had one, too."""
+    return 1 if last is None else last.next + 1 + (last.end is not None and not last.chunks)
+
+
 @dataclass(frozen=True, slots=True)
 class FlowPart:
     """The chunks that one reading of a flow brought, which follow each other."""

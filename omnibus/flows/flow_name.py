@@ -16,7 +16,7 @@ class FlowName:
     rid: str
     nonce: str
     run: int
-    stage_id: int
+    stage_id: int | str
     stage: str
     """The stage's name, for errors."""
 
@@ -24,6 +24,11 @@ class FlowName:
     def of(cls, ticket: Ticket, stage_id: int, stage: str) -> FlowName:
         """The flow of a stage in the run that a ticket belongs to."""
         return cls(ticket.pipeline, ticket.rid, ticket.nonce, ticket.run, stage_id, stage)
+
+    @classmethod
+    def of_input(cls, ticket: Ticket) -> FlowName:
+        """The open input of a request, which all its runs read."""
+        return cls(ticket.pipeline, ticket.rid, ticket.nonce, 0, subjects.INPUT, subjects.INPUT)
 
     @property
     def stream(self) -> str:
@@ -38,4 +43,4 @@ class FlowName:
         return subjects.read_position(self.subject, reader)
 
     def __str__(self) -> str:
-        return f"the flow of stage {self.stage!r}"
+        return "the open input" if self.stage_id == subjects.INPUT else f"the flow of stage {self.stage!r}"

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Self
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import BrokerError, DeadlineExceeded, FlowBroken
+from omnibus.errors import BrokerError, DeadlineExceeded, FlowBroken, InputTimeout
 from omnibus.flows.decisions import FlowCheck, FlowPart
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.stored_flow import last_message, messages_behind
@@ -31,16 +31,18 @@ class FlowReader:
 
     def __init__(
         self, conn: Connection, name: FlowName,
-        *, deadline: float, reader: int | None = None, is_there: bool = True,
+        *, deadline: float, reader: int | None = None, is_there: bool = True, silence: float | None = None,
     ) -> None:  # fmt: skip
         """`deadline` is the request's, seconds since the epoch; `is_there`: the flow has begun.
 
         A `reader`, the stage that reads, holds the writer to its pace; without one it may fall behind as far as it wants to.
+        `silence`: seconds for which a chunk of an open input is waited for.
         """
         self._conn, self.name, self._deadline, self._reader = conn, name, deadline, reader
         self._check, self._is_there = FlowCheck(name), is_there
         self._seq = 0
         self._is_over = False
+        self._silence, self._asked = silence, 0.0
         self._reported = -REPORT_EVERY
         self._news = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -59,9 +61,10 @@ class FlowReader:
         """The next chunks, as soon as there are any, or the end; asking for them tells that the former ones are done with.
 
         Raises FlowBroken when chunks are missing or the flow is gone, DeadlineExceeded when its end has not come by then,
-        both naming the stage; BrokerUnavailable.
+        both naming the stage; InputTimeout when an open input is silent for too long; BrokerUnavailable.
         """
         assert not self._is_over, "nothing follows the end"
+        self._asked = asyncio.get_running_loop().time()
         self._report(self._check.offset)
         pause = LOOK_EVERY
         while True:
@@ -97,6 +100,11 @@ class FlowReader:
         left = self._deadline - self._conn.clock.now()
         if left <= 0:
             raise DeadlineExceeded(f"{self.name} has no end by the request's deadline")
+        if self._silence is not None:
+            left = min(left, self._asked + self._silence - asyncio.get_running_loop().time())
+        if left <= 0:
+            silent = f"{self.name} was silent for {self._silence:g} s"
+            raise InputTimeout(f"{silent}: send segments sooner, or end it; the pipeline's input_timeout is the limit")
         with suppress(TimeoutError):
             async with asyncio.timeout(min(seconds, left)):
                 await self._news.wait()

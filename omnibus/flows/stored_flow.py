@@ -8,8 +8,8 @@ from functools import partial
 
 import msgspec
 
-from omnibus.broker.connection import Connection, status_of
-from omnibus.errors import FlowBroken, InvalidRequest
+from omnibus.broker.connection import STREAM_FULL, Connection, status_of
+from omnibus.errors import BrokerRefused, FlowBroken, InvalidRequest, Overloaded
 from omnibus.flows.flow_name import FlowName
 from omnibus.wire import codec
 from omnibus.wire.chunk import Chunks
@@ -30,6 +30,23 @@ async def last_message(conn: Connection, name: FlowName) -> tuple[int, Chunks | 
         return 0, None
     message = found["message"]
     return int(message["seq"]), _decoded(name, base64.b64decode(message.get("data", "")))
+
+
+async def publish_behind(conn: Connection, name: FlowName, message: Chunks, seq: int) -> int:
+    """Append a message behind the last one, which has this sequence; returns its own.
+
+    Raises RevisionConflict when that is not the last one, Overloaded when the stream is full, BrokerUnavailable.
+    """
+    headers = {"Nats-Expected-Last-Subject-Sequence": str(seq)}
+    if message.restart:
+        headers["Nats-Rollup"] = "sub"  # removes what is void
+    try:
+        ack = await conn.js_publish(name.subject, codec.encode(message), headers=headers)
+    except BrokerRefused as refused:
+        if refused.err_code != STREAM_FULL:
+            raise
+        raise Overloaded(f"{name.stream} is full: its bound is max_stored_bytes") from refused
+    return ack.seq
 
 
 async def messages_behind(conn: Connection, name: FlowName, seq: int) -> tuple[int, list[Chunks]]:

@@ -14,20 +14,17 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from omnibus.broker.connection import STREAM_FULL, Connection
+from omnibus.broker.connection import Connection
 from omnibus.errors import (
     AttemptSuperseded,
-    BrokerRefused,
     FlowBroken,
     FlowTooLarge,
-    Overloaded,
     RevisionConflict,
 )
 from omnibus.flows.decisions import FlowCheck, Standing, standing
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.pacing import Pacing
-from omnibus.flows.stored_flow import last_message, messages_behind
-from omnibus.wire import codec
+from omnibus.flows.stored_flow import last_message, messages_behind, publish_behind
 from omnibus.wire.chunk import Chunks, FlowEnd, size_of
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
@@ -228,16 +225,7 @@ class FlowWriter:
             return
 
     async def _publish(self, message: Chunks) -> None:
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(self._seq)}
-        if message.restart:
-            headers["Nats-Rollup"] = "sub"  # removes what is void
-        try:
-            ack = await self._conn.js_publish(self.name.subject, codec.encode(message), headers=headers)
-        except BrokerRefused as refused:
-            if refused.err_code != STREAM_FULL:
-                raise
-            raise Overloaded(f"{self.name.stream} is full: its bound is max_stored_bytes") from refused
-        self._seq = ack.seq
+        self._seq = await publish_behind(self._conn, self.name, message, self._seq)
 
     def _superseded(self, last: Chunks | None) -> AttemptSuperseded:
         is_same_task = last is None or last.fence.task_seq == self._fence.task_seq

@@ -223,7 +223,7 @@ class Performer:
     async def _purge_flows(self, effect: effects.Purge) -> None:
         """Remove the flows of the run that has ended and those before it; a later run, or request, has others."""
         stream = subjects.chunks_stream(self.pipeline)
-        for run in range(1, effect.run + 1):
+        for run in range(0 if effect.resumable else 1, effect.run + 1):
             gone = subjects.flows_filter(self.pipeline, effect.rid, effect.nonce, run)
             await self._connection.api(f"STREAM.PURGE.{stream}", {"filter": gone})
 

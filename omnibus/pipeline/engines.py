@@ -60,6 +60,8 @@ class EngineKind:
     """Whether `tokenizer` is one of its arguments."""
     takes_flows: bool = False
     """Whether its stages can read another stage while it runs: as `StageInput.flows`, or as a job's `parts`."""
+    takes_open_input: bool = False
+    """Whether its stages can read segments of a request's input while they run: as the flow `input`."""
     has_prefix_cache: bool = False
     can_sleep: bool = False
     """Whether it may have the control methods `sleep` and `wake_up`; without it nobody is asked."""
@@ -168,6 +170,7 @@ BUILT_IN = (
         parameters=frozenset({"text", "image", "seed"}),
         takes_media=_ALL_MEDIA,
         takes_flows=True,
+        takes_open_input=True,
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,
         arguments=None,

@@ -75,7 +75,7 @@ def _convert(document: YamlDocument) -> PipelineSpec:
 
 def _durations(values: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any], tuple[str, ...]]]:
     """Places, mappings and their fields that are durations; the values may be of any shape yet."""
-    yield (), values, ("deadline", "heartbeat_timeout")
+    yield (), values, ("deadline", "heartbeat_timeout", "input_timeout")
     stages = values.get("stages")
     for index, stage in enumerate(stages if isinstance(stages, list) else ()):
         if isinstance(stage, dict):

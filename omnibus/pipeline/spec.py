@@ -143,6 +143,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Deliveries of one task that may be run."""
     max_flow_bytes: int = 1 << 30
     """Bound on all chunks that one stage makes for one request; beyond it the request fails with FlowTooLarge."""
+    input_timeout: float | None = None
+    """Silence of an open input after which its request fails with InputTimeout; None: the pipeline takes no open inputs."""
     stages: tuple[StageSpec, ...]
     edges: tuple[EdgeSpec, ...] = ()
 
@@ -191,9 +193,10 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @cached_property
     def has_flows(self) -> bool:
-        """Whether any request can have a flow: between two stages, or of what a caller is sent while it is made."""
+        """Whether any request can have a flow: its input, between two stages, or of what a caller is sent while it is made."""
         outputs = {stage.final_output_type for stage in self.stages if stage.final_output}
-        return any(edge.is_stream for edge in self.edges) or not outputs.isdisjoint(STREAMED_MEDIA)
+        streams = any(edge.is_stream for edge in self.edges) or not outputs.isdisjoint(STREAMED_MEDIA)
+        return streams or self.input_timeout is not None
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:

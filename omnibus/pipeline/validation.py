@@ -51,6 +51,7 @@ def problems(spec: PipelineSpec) -> Iterator[Problem]:
     yield from _cycle_problems(spec)
     yield from _output_problems(spec)
     yield from role_problems(spec)
+    yield from _input_problems(spec)
     for index, edge in enumerate(spec.edges):
         yield from _edge_problems(("edges", index), edge, spec)
     yield from _repeated(("edges",), [(edge.source, edge.target) for edge in spec.edges], "edge")
@@ -70,9 +71,13 @@ def _pipeline_problems(spec: PipelineSpec) -> Iterator[Problem]:
     if "interactive" not in spec.lanes or len(set(spec.lanes)) != len(spec.lanes):
         yield Problem(("lanes",), "must be [interactive] or [interactive, batch]")
     # The broker counts the time to live of a heartbeat in whole seconds.
-    for field, least, most in (("deadline", 0.1, WEEK), ("heartbeat_timeout", 1.0, 3600.0)):
-        value: float = getattr(spec, field)
-        if not least <= value <= most:
+    for field, least, most in (
+        ("deadline", 0.1, WEEK),
+        ("heartbeat_timeout", 1.0, 3600.0),
+        ("input_timeout", 0.1, WEEK),
+    ):
+        value: float | None = getattr(spec, field)
+        if value is not None and not least <= value <= most:
             yield Problem((field,), f"must be from {least:g} to {most:g} seconds, not {value:g}")
     for field in ("max_open_requests", "max_open_per_tenant", "tenant_share", "max_prompt_bytes", "max_attempts"):
         bound: int | None = getattr(spec, field)
@@ -206,6 +211,25 @@ def _output_problems(spec: PipelineSpec) -> Iterator[Problem]:
     for index, stage in enumerate(spec.stages):
         if not stage.final_output and stage.stage_id not in feeding:
             yield Problem(("stages", index), f"nothing needs stage {stage.name!r}: it is no final output and no input")
+
+
+def _input_problems(spec: PipelineSpec) -> Iterator[Problem]:
+    if spec.input_timeout is None:
+        return
+    for stage in spec.stages:
+        if not stage.input_sources and (why := cannot_listen(stage)) is not None:
+            yield Problem(("input_timeout",), f"stage {stage.name!r} {why}, so the pipeline takes no open input")
+
+
+def cannot_listen(stage: StageSpec) -> str | None:
+    """Why a first stage cannot read an open input, if that is so."""
+    if not engine_kind(stage.engine).takes_open_input:
+        return f"has the engine {stage.engine}, which takes whole inputs only"
+    if stage.canary is not None:
+        return "has a canary, whose input is whole"
+    if stage.prompt_expand is not None:
+        return "expands its prompts, which are whole"
+    return None
 
 
 def _edge_problems(path: Path, edge: EdgeSpec, spec: PipelineSpec) -> Iterator[Problem]:

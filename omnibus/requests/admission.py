@@ -61,6 +61,7 @@ def new_record(  # noqa: PLR0913 what its admitter knows of a request, each by i
         deadline=now + timeout_of(spec, request), request=payload, front=front, lane=lane or request.lane,
         priority=request.priority, max_attempts=spec.max_attempts, affinity=request.affinity, trace=request.trace,
         tenant=request.tenant, nonce=nonce, digest=digest(request),
+        resumable=request.resumable,
     )  # fmt: skip
     return Record(ticket=ticket)
 

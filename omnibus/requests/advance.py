@@ -153,8 +153,10 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
     queue is known to be empty, the record tells whether anything was stored.
     """
     # What is in a host's memory is stored, too, where a reader on another host asked for it.
-    has_stored = bool(record.ticket.request.locations) or any(
-        timing.stored or timing.hosted for timing in record.timings
+    has_stored = (
+        bool(record.ticket.request.locations)
+        or record.ticket.resumable
+        or any(timing.stored or timing.hosted for timing in record.timings)
     )
     stored = record.state is not RequestState.FAILED and (queued or has_stored)
     is_done, run = record.state is RequestState.DONE, record.ticket.run
@@ -186,9 +188,11 @@ def purge_of(record: Record, *, queued: bool = True, stored: bool = False) -> Pu
     # What a first run has done tells of all its flows; an attempt that was given up may have left one elsewhere.
     is_known = is_done and record.ticket.run == 1 and not stored
     flowed = any(timing.flowed for timing in record.timings) if is_known else record.ticket.route.may_flow
+    resumable = record.ticket.resumable
     return Purge(
-        record.rid, record.nonce, record.ticket.run, queued=queued, stored=stored, hosted=hosted, flowed=flowed
-    )
+        record.rid, record.nonce, record.ticket.run, queued=queued, stored=stored, hosted=hosted,
+        flowed=flowed or resumable, resumable=resumable,
+    )  # fmt: skip
 
 
 def _result(event: StageResult, record: Record) -> tuple[Effect, ...]:

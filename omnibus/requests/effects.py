@@ -114,6 +114,8 @@ class Purge:
     """Payloads of this run, or earlier ones, are in shared memory of hosts."""
     flowed: bool = False
     """Stages of this run, or earlier ones, may have had flows."""
+    resumable: bool = False
+    """The input of the request, which belongs to no run, may be a flow too."""
 
 
 Effect = (

@@ -30,6 +30,8 @@ class Renewal:
 
 def check_retry(dead_letter: DeadLetter, record: Record | None) -> None:
     """Raises RequestConflict when a dead letter cannot be run again; `record` is what the ledger has under its id."""
+    if dead_letter.record.ticket.resumable:
+        raise RequestConflict(f"the input of request {dead_letter.record.rid!r} was open, and is gone; send it anew")
     if record is None:
         return
     if record.nonce != dead_letter.record.nonce:

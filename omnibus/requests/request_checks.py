@@ -14,14 +14,15 @@ from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire.request import Message, Request, TextPart, media_parts
+from omnibus.pipeline.validation import cannot_listen
+from omnibus.wire.request import Message, Request, Segment, TextPart, media_parts
 from omnibus.wire.subjects import check_name
 
 MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""
 NUMBER_BYTES = 4
 """Bytes that a number counts for in `max_prompt_bytes`: about what a token's text has."""
-UNCOUNTED = frozenset({"v", "stream", "deadline", "lane", "priority", "tenant", "trace", "fingerprint"})
+UNCOUNTED = frozenset({"v", "stream", "deadline", "lane", "priority", "tenant", "trace", "fingerprint", "resumable"})
 """Fields of a request that have a bound of their own."""
 MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
@@ -50,7 +51,30 @@ def validate(spec: PipelineSpec, request: Request) -> Route:
             raise InvalidRequest(f"no stage {name!r} in pipeline {spec.name!r}", param=f"sampling_params.{name}")
     route = plan_route(spec, request.modalities)
     _check_effects(spec, request, route)
+    if request.resumable:
+        _check_open_input(spec, route)
     return route
+
+
+def check_segment(spec: PipelineSpec, route: Route, segment: Segment) -> None:
+    """Raises a RequestError that names the field when a segment is none that the pipeline can serve."""
+    if segment.is_empty:
+        if not segment.end:
+            raise InvalidRequest("give exactly one of prompt and messages, or end the input", param="prompt")
+        return
+    request = segment.as_request()
+    _check_prompt(spec, request)
+    stages = [spec.stage(stage.stage_id) for stage in route.stages if not stage.sources]
+    _check_turns(request.messages or (), stages, ", ".join(stage.engine for stage in stages))
+
+
+def _check_open_input(spec: PipelineSpec, route: Route) -> None:
+    for stage in (spec.stage(one.stage_id) for one in route.stages if not one.sources):
+        if (why := cannot_listen(stage)) is not None:
+            raise InvalidRequest(f"stage {stage.name!r} {why}; send the whole prompt", param="resumable")
+    if spec.input_timeout is None:
+        what = f"pipeline {spec.name!r} takes no open input: give it an input_timeout, or send the whole prompt"
+        raise InvalidRequest(what, param="resumable")
 
 
 def _check_prompt(spec: PipelineSpec, request: Request) -> None:

@@ -46,6 +46,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     affinity: str | None = None
     """Tasks with the same key go to the same replica of a directed stage."""
     trace: dict[str, str] = {}
+    resumable: bool = False
+    """Its input is open: the first stages read the segments that follow the request."""
 
     @property
     def has_request(self) -> bool:
@@ -99,6 +101,8 @@ class FinalOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """One text, or n files."""
     finish_reason: str = "stop"
     usage: TokenUsage = TokenUsage()
+    segments: tuple[int, ...] = ()
+    """Characters before the end of each segment, in a text that answers an open input."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="task"):

@@ -34,6 +34,10 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     """Tokens of this attempt before this piece."""
     token_ids: tuple[int, ...] = ()
     """All tokens since the last piece, up to the one that completed the text."""
+    segment_offset: int = 0
+    """Segments that had ended before this piece."""
+    segments: tuple[int, ...] = ()
+    """Characters of this attempt's text before the end of each segment that ends in this piece."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):

@@ -111,6 +111,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """W3C trace context headers."""
     fingerprint: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """Digest of all that a caller asked a front door for, file formats too; only where it gave an idempotency key."""
+    resumable: bool = False
+    """Its input stays open: this is its first segment, and others follow until one that ends it."""
 
     def text(self) -> str:
         """Return all text of the prompt or of the messages, for engines without a chat template."""
@@ -129,6 +131,26 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if not all(isinstance(one, str) for one in given) or len({one for one in given if one.strip()}) > 1:
             raise InvalidRequest("negative_prompt is one text, the same for every stage", param="negative_prompt")
         return next((one for one in given if one.strip()), None)
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A further segment of an open input: one of `prompt` and `messages`, or none of them to end the input."""
+
+    prompt: str | tuple[int, ...] | None = None
+    """Text, or token ids of the first stage's tokenizer."""
+    messages: tuple[Message, ...] | None = None
+    """More turns of a chat."""
+    end: bool = False
+    """No segment follows."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it only ends the input."""
+        return self.prompt is None and self.messages is None
+
+    def as_request(self) -> Request:
+        """The same content as a request has it."""
+        return Request(prompt=self.prompt, messages=self.messages)
 
 
 def media_parts(messages: Iterable[Message]) -> Iterator[tuple[str, ImagePart | AudioPart | VideoPart]]:
@@ -153,6 +175,14 @@ def checked(request: Request) -> Request:
     Constructors check no types, and a request whose record cannot be read would never end.
     """
     return decode_request(encode_request(request))
+
+
+def checked_segment(segment: Segment) -> Segment:
+    """Return a segment as its readers will have it; raises InvalidRequest for a value of a wrong type."""
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(segment), type=Segment)
+    except (*_UNWRITABLE, msgspec.ValidationError) as error:
+        raise InvalidRequest(f"malformed segment: {error}", param=_place_of(error)) from error
 
 
 def decode_request(data: bytes) -> Request:

@@ -19,6 +19,8 @@ EVENTS_CONSUMER = "events"
 """Durable consumer that the orchestrators of a pipeline share."""
 REQUESTS_CONSUMER = "requests"
 """Durable consumer of raw requests."""
+INPUT = "input"
+"""The stage token of the flow that a producer writes: the open input of a request, which belongs to no run."""
 ANY_STAGE = "any"
 """The stage token of events that belong to no stage."""
 
@@ -95,9 +97,12 @@ def timer(pipeline: str, nonce: str, rid: str) -> str:
     return f"{_root(pipeline)}.timer.{check_name(nonce, 'nonce')}.{check_name(rid, 'rid')}"
 
 
-def chunks(pipeline: str, rid: str, nonce: str, run: int, stage_id: int) -> str:
-    """The flow of one stage in one run of a request; `nonce` is its record's, so that no other request's is meant."""
-    return f"{_flows(pipeline, rid, nonce, run)}.{stage_id}"
+def chunks(pipeline: str, rid: str, nonce: str, run: int, stage: int | str) -> str:
+    """The flow of one stage in one run of a request; `nonce` is its record's, so that no other request's is meant.
+
+    An open input is the flow of INPUT in run 0.
+    """
+    return f"{_flows(pipeline, rid, nonce, run)}.{stage}"
 
 
 def read_position(flow: str, reader: int | str) -> str:

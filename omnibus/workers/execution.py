@@ -22,7 +22,7 @@ from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.bundle import items_of
 from omnibus.workers.containment import contained
-from omnibus.workers.engines.protocol import Engine, Finished, Job, Progress, StageInput, TextDelta
+from omnibus.workers.engines.protocol import Engine, Finished, Job, Progress, SegmentEnd, StageInput, TextDelta
 from omnibus.workers.flow_input import FlowInput
 from omnibus.workers.flow_output import FlowOutput
 from omnibus.workers.item_checks import check_item
@@ -116,7 +116,7 @@ class Execution:
     async def _run(self, attempt: _Attempt, replica: str) -> StageResult:
         task = attempt.task
         given = await self._builder.given(task)
-        source, flow = self._flows.input(task), self._flows.output(task, attempt.fence, given.request)
+        source, flow = self._flows.input(task, given.request), self._flows.output(task, attempt.fence, given.request)
         timings = task.timings
         if source is None and flow is None:
             finished = await self._made(attempt, given)
@@ -208,10 +208,10 @@ class Execution:
                     check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
                         return item
-                    is_sent = isinstance(item, Progress) or (has_text and isinstance(item, TextDelta))
+                    is_sent = isinstance(item, Progress) or (has_text and isinstance(item, TextDelta | SegmentEnd))
                     if stream is not None and is_sent:
                         self._streams.add(stream, item)
-                    if flow is not None and not isinstance(item, Progress):
+                    if flow is not None and not isinstance(item, Progress | SegmentEnd):
                         await flow.add(item)
         raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
 

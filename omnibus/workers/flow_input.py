@@ -22,6 +22,9 @@ T = TypeVar("T")
 class FlowInput:
     """Reads the flow of one source for one task, over as many runs of the engine as it takes. An asynchronous context."""
 
+    reads_rest = True
+    """Whether the rest of the flow is read that the stage leaves."""
+
     def __init__(self, reader: FlowReader, store: PayloadStore) -> None:
         self._reader, self._store = reader, store
         self._chunks: deque[Payloads] = deque()
@@ -72,7 +75,7 @@ class FlowInput:
         failed = task.cancelled() or task.exception() is not None
         if reading.failure is not None:
             raise reading.failure
-        while not (failed or reading.is_void or self.end is not None):
+        while self.reads_rest and not (failed or reading.is_void or self.end is not None):
             self._chunks.clear()
             reading.is_void = await self.fetch()
         return None if reading.is_void else task.result()

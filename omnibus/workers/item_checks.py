@@ -12,7 +12,7 @@ import numpy as np
 
 from omnibus.errors import EngineError, RequestError
 from omnibus.wire.payload import ROLE_MARK
-from omnibus.workers.engines.protocol import Chunk, Finished, Item, Progress, TextDelta
+from omnibus.workers.engines.protocol import Chunk, Finished, Item, Progress, SegmentEnd, TextDelta
 
 LARGEST = 2**63 - 1
 
@@ -25,6 +25,8 @@ def check_item(stage: str, kinds: Mapping[str, str], item: Item) -> None:
         case Progress():
             whole = _is_count(item.step) and _is_count(item.total)
             fault = _preview_fault(item.preview) if whole else "progress counts whole steps"
+        case SegmentEnd():
+            fault = None
         case Chunk():
             fault = _chunk_fault(item) or _outputs_fault(kinds, item.outputs)
         case Finished():

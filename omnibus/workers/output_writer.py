@@ -59,7 +59,7 @@ class OutputWriter:
             stored.append(payload)
         return FinalOutput(
             stage_id=task.stage_id, modality=modality, items=tuple(stored), finish_reason=finished.finish_reason,
-            usage=finished.usage,
+            usage=finished.usage, segments=finished.segments if modality == "text" else (),
         )  # fmt: skip
 
     async def _stored(

@@ -22,6 +22,7 @@ from omnibus.wire.request import Request
 from omnibus.workers.engines.protocol import Outputs
 from omnibus.workers.flow_input import FlowInput
 from omnibus.workers.flow_output import FlowOutput
+from omnibus.workers.open_input import OpenInput
 from omnibus.workers.output_writer import OutputWriter
 
 
@@ -36,12 +37,17 @@ class StageFlows:
         self._conn, self._spec, self._kinds = conn, spec, kinds
         self._outputs, self._store, self._performer = outputs, store, performer
 
-    def input(self, task: Task) -> FlowInput | None:
+    def input(self, task: Task, request: Request) -> FlowInput | None:
         """The flow that a task reads, None where all its inputs are whole."""
-        if task.flow is None:
+        is_open = task.ticket.resumable and not task.ticket.route[task.stage_id].sources
+        if task.flow is None and not is_open:
             return None
         # A little later than the request's own timer, which tells the same to everybody.
         deadline = task.ticket.deadline + BEYOND_DEADLINE / 2
+        if task.flow is None:
+            name, silence = FlowName.of_input(task.ticket), self._spec.input_timeout
+            reader = FlowReader(self._conn, name, deadline=deadline, is_there=False, silence=silence)
+            return OpenInput(reader, self._store, request)
         reader = FlowReader(self._conn, self._name(task, task.flow), deadline=deadline, reader=task.stage_id)
         return FlowInput(reader, self._store)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -20,7 +20,7 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.control import SENT_TEXT_PAGE
 from omnibus.wire.envelope import Task
 from omnibus.wire.out import AskReceived, Fence, Received, Step, Tokens
-from omnibus.workers.engines.protocol import Progress, TextDelta
+from omnibus.workers.engines.protocol import Progress, SegmentEnd, TextDelta
 
 WINDOW = 0.005
 """Seconds for which a piece of text may wait for the next ones, once one has left: the first leaves at once."""
@@ -49,6 +49,7 @@ class DeltaStream:
         """The next message, without the text and the tokens that wait for it."""
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._segments: list[int] = []
         self._pending = 0
         self._step: Progress | None = None
         self._kept = [self._next]
@@ -57,14 +58,17 @@ class DeltaStream:
     @property
     def has_news(self) -> bool:
         # Token ids alone wait for their text: a character may need several.
-        return self._pending > 0 or self._step is not None
+        return self._pending > 0 or self._step is not None or bool(self._segments)
 
-    def add(self, item: TextDelta | Progress) -> None:
+    def add(self, item: TextDelta | Progress | SegmentEnd) -> None:
         """Have an item wait: text is joined to what waits already; of several steps the last counts, and the last preview."""
         if isinstance(item, Progress):
             if item.preview is None and self._step is not None:
                 item = dataclasses.replace(item, preview=self._step.preview)
             self._step = item
+            return
+        if isinstance(item, SegmentEnd):
+            self._segments.append(self._next.offset + self._pending)
             return
         self._texts.append(item.text)
         self._token_ids.extend(item.token_ids)
@@ -74,7 +78,7 @@ class DeltaStream:
 
     def next(self) -> Tokens | Step | None:
         """The next message to send, None when nothing waits."""
-        if self._pending:
+        if self._pending or self._segments:
             return self._take()
         step, self._step = self._step, None
         if step is None:
@@ -92,7 +96,7 @@ class DeltaStream:
         waiting = self._waiting()
         pieces = [*self._kept, waiting] if self._fits(waiting) else self._kept
         page: list[Tokens] = []
-        for piece in pieces[bisect_right(pieces, offset, key=_offset) - 1 :]:
+        for piece in pieces[max(bisect_left(pieces, offset, key=_offset) - 1, 0) :]:
             page.append(piece)
             if piece.offset + len(piece.text) - page[0].offset >= SENT_TEXT_PAGE:
                 yield _joined(page)
@@ -107,11 +111,13 @@ class DeltaStream:
         self._next = _after(piece)
         self._texts.clear()
         self._token_ids.clear()
+        self._segments.clear()
         self._pending = 0
         return piece
 
     def _waiting(self) -> Tokens:
-        return replace(self._next, text="".join(self._texts), token_ids=tuple(self._token_ids))
+        texts, token_ids, segments = "".join(self._texts), tuple(self._token_ids), tuple(self._segments)
+        return replace(self._next, text=texts, token_ids=token_ids, segments=segments)
 
     def _fits(self, piece: Tokens) -> bool:
         return not self._is_full and piece.offset + len(piece.text) <= MOST_KEPT
@@ -120,12 +126,14 @@ class DeltaStream:
 def _after(piece: Tokens) -> Tokens:
     """The place behind a piece."""
     offset, tokens = piece.offset + len(piece.text), piece.token_offset + len(piece.token_ids)
-    return replace(piece, offset=offset, text="", token_offset=tokens, token_ids=())
+    ended = piece.segment_offset + len(piece.segments)
+    return replace(piece, offset=offset, text="", token_offset=tokens, token_ids=(), segment_offset=ended, segments=())
 
 
 def _joined(pieces: Sequence[Tokens]) -> Tokens:
     token_ids = tuple(token for piece in pieces for token in piece.token_ids)
-    return replace(pieces[0], text="".join(piece.text for piece in pieces), token_ids=token_ids)
+    segments = tuple(end for piece in pieces for end in piece.segments)
+    return replace(pieces[0], text="".join(piece.text for piece in pieces), token_ids=token_ids, segments=segments)
 
 
 class DeltaStreams:
@@ -156,7 +164,7 @@ class DeltaStreams:
     def of(self, rid: str, stage_id: int) -> DeltaStream | None:
         return self._running.get((rid, stage_id))
 
-    def add(self, stream: DeltaStream, item: TextDelta | Progress) -> None:
+    def add(self, stream: DeltaStream, item: TextDelta | Progress | SegmentEnd) -> None:
         """Keep an item, and send it now or soon where anybody listens."""
         stream.add(item)
         if stream.subject is None or stream.in_window or not stream.has_news:

@@ -41,7 +41,8 @@ class StageInput:
     sources: Mapping[str, Outputs] = field(default_factory=dict)
     """Outputs of the input stages, by stage name."""
     flows: Mapping[str, Flow] = field(default_factory=dict)
-    """Input stages that still run, by stage name: those over edges of mode `stream`."""
+    """Input stages that still run, by stage name: those over edges of mode `stream`. `input`: the open input of the request,
+    segment by segment and the request's own first; each has its `text`, and its `token_ids` or `messages` where it has any."""
     companions: Mapping[str, Mapping[str, Outputs]] = field(default_factory=dict)
     """Outputs of the companions in the bundles of input stages, by stage name and then by role."""
     role: str = MAIN
@@ -104,6 +105,11 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentEnd:
+    """The text that answers a segment of an open input is whole: what comes next belongs to the next one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """A part of the outputs that is ready now, in order, for stages that read this one as a flow and callers that stream.
 
@@ -123,9 +129,11 @@ class Finished:
     usage: TokenUsage = field(default_factory=TokenUsage)
     companions: Mapping[str, Outputs] = field(default_factory=dict)
     """Outputs of the other members of a bundle, by role; set by `workers.bundle`, not by engines."""
+    segments: tuple[int, ...] = ()
+    """Characters of the text before the end of each segment."""
 
 
-Item = TextDelta | Progress | Chunk | Finished
+Item = TextDelta | Progress | Chunk | SegmentEnd | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

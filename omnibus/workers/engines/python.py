@@ -28,6 +28,7 @@ from omnibus.workers.engines.protocol import (
     Job,
     Outputs,
     Progress,
+    SegmentEnd,
     TextDelta,
 )
 from omnibus.workers.engines.threads import EngineLoop, awaited, is_async
@@ -49,7 +50,7 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
     - What is returned, or yielded last, are the outputs: a mapping with exactly the declared names, or the value of the
       only declared one. A generator also yields str or TextDelta, delivered as they come, and joined they are the value
       when nothing else is yielded; Chunk, for stages that read this one while it runs, which joined are the outputs then;
-      and Progress.
+      Progress; and SegmentEnd behind the text that answers a segment of an open input.
     - Outputs are declared in `engine_args` as `outputs: {name: kind}`, else as the callable's attribute `outputs`, else
       as the stage's final output type, else as one output named `value`.
 
@@ -187,6 +188,7 @@ class _Pieces:
     def __init__(self, declared: Mapping[str, str]) -> None:
         self._declared = declared
         self._said: list[str] = []
+        self._segments: list[int] = []
         self._chunks: list[Chunk] = []
         self._value: object = _END
 
@@ -199,6 +201,9 @@ class _Pieces:
         if isinstance(value, TextDelta):
             self._said.append(value.text)
             return value
+        if isinstance(value, SegmentEnd):
+            self._segments.append(sum(map(len, self._said)))
+            return value
         if isinstance(value, Chunk):
             self._chunks.append(value)
             return value
@@ -210,7 +215,8 @@ class _Pieces:
             return self._value
         if reason == "abort" and self._value is _END:
             return Finished(outputs={}, finish_reason=reason)
-        return Finished(outputs=self._outputs(), finish_reason=reason)
+        segments = tuple(self._segments) if self._value is _END else ()  # else it is another text
+        return Finished(outputs=self._outputs(), finish_reason=reason, segments=segments)
 
     @property
     def _speaks(self) -> bool:

@@ -1,0 +1,53 @@
+"""Send a further segment of a request with an open input."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from omnibus.client.channel import Channel
+from omnibus.errors import BrokerError, InputClosed, InvalidRequest
+from omnibus.flows.flow_name import FlowName
+from omnibus.flows.segments import append
+from omnibus.flows.writer import CHUNK_INLINE
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.record import Record
+from omnibus.requests.request_checks import check_segment
+from omnibus.requests.request_files import check_files
+from omnibus.requests.state import RequestState
+from omnibus.wire.payload import Payload
+from omnibus.wire.request import Segment, checked_segment
+
+
+async def send_segment(
+    channel: Channel, spec: PipelineSpec, rid: str, segment: Segment, *, number: int | None, tenant: str | None
+) -> int:
+    """See `Producer.send_segment`."""
+    record = (await channel.entry(rid, tenant)).record
+    _check_open(record)
+    if number is not None and number < 1:
+        raise InvalidRequest("segments have numbers from 1 on; the request itself is 0", param="number")
+    segment = checked_segment(segment)
+    check_segment(spec, record.ticket.route, segment)
+    left = record.ticket.deadline - channel.performer.clock.now()
+    await check_files(segment.as_request(), within=max(left, 0.0))
+
+    async def store(encoded: bytes) -> Payload:
+        return await channel.store.put(encoded, rid=rid, limit=CHUNK_INLINE)
+
+    name = FlowName.of_input(record.ticket)
+    number = await append(channel.connection, name, segment, number, most=spec.max_flow_bytes, store=store)
+    latest = channel.known(await channel.performer.ledger.read_latest(rid), rid).record
+    if latest.state.terminal:  # meanwhile: nobody else removes what came behind its end
+        with suppress(BrokerError):
+            await channel.performer.report_orphans(rid)
+        if latest.state is not RequestState.DONE:  # it may have read this segment
+            _check_open(latest)
+    return number
+
+
+def _check_open(record: Record) -> None:
+    if not record.ticket.resumable:
+        what = f"the input of request {record.rid!r} was whole; submit a request as resumable to send more"
+        raise InvalidRequest(what, param="resumable")
+    if record.state.terminal:
+        raise InputClosed(f"request {record.rid!r} is {record.state} and takes no further input", param="request_id")
