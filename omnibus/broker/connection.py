@@ -83,7 +83,7 @@ class Connection(Link):
         sent = dict(headers) if headers is not None else {}
         if msg_id is not None:
             sent["Nats-Msg-Id"] = msg_id
-        return Publishing(self, subject, data, sent, deadline)
+        return Publishing(self, deadline, subject=subject, data=data, headers=sent)
 
     async def api(
         self, operation: str, body: Mapping[str, Any] | None = None, *, deadline: float = _RETRY_FOR
@@ -151,18 +151,15 @@ class Connection(Link):
 class Publishing:
     """A message on its way into a stream, to be awaited for its acknowledgement, once. Made by `Connection.js_publish`."""
 
-    __slots__ = ("_answer", "_connection", "_data", "_deadline", "_headers", "_subject")
+    __slots__ = ("_answer", "_connection", "_deadline", "_message")
 
-    def __init__(
-        self, connection: Connection, subject: str, data: bytes, headers: Mapping[str, str], deadline: float
-    ) -> None:
-        self._connection, self._deadline = connection, deadline
-        self._subject, self._data, self._headers = subject, data, headers
+    def __init__(self, connection: Connection, deadline: float, **message: Any) -> None:
+        self._connection, self._deadline, self._message = connection, deadline, message
         self._answer: Answer | None = None
         """The answer to the first attempt, while it is not looked at; None when the message could not leave yet."""
         if not connection.is_full:
             with suppress(BrokerUnavailable):
-                self._answer = connection.ask(subject, data, headers=headers, timeout=_ATTEMPT_TIMEOUT)
+                self._answer = connection.ask(**message, timeout=_ATTEMPT_TIMEOUT)
 
     def __await__(self) -> Generator[Any, None, PubAck]:
         return self._connection.retried(self._attempt, self._deadline).__await__()
@@ -174,15 +171,12 @@ class Publishing:
 
     async def _attempt(self) -> PubAck:
         answer, self._answer = self._answer, None
-        message = await (answer if answer is not None else self._sent())
+        again = self._connection.request
+        message = await (answer if answer is not None else again(**self._message, timeout=_ATTEMPT_TIMEOUT))
         ack = _decode_ack(message.data)
         if ack.error is not None:
-            raise _refusal(ack.error, self._subject)
+            raise _refusal(ack.error, self._message["subject"])
         return ack
-
-    def _sent(self) -> Awaitable[ReceivedMessage]:
-        subject, data = self._subject, self._data
-        return self._connection.request(subject, data, headers=self._headers, timeout=_ATTEMPT_TIMEOUT)
 
 
 @asynccontextmanager

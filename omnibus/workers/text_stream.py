@@ -182,6 +182,8 @@ class DeltaStreams:
 
     async def flush(self, stream: DeltaStream) -> None:
         """Hand all that waits to the connection, when it takes more."""
+        if not stream.has_news:
+            return
         with _leaving_a_gap(stream):
             while stream.subject is not None and (message := stream.next()) is not None:
                 await self._conn.publish(stream.subject, codec.encode(message))

@@ -72,7 +72,7 @@ def trust_in_the_tick(world: World) -> Patches:
     real = Publishing._attempt
 
     async def attempt(self: Publishing) -> PubAck:
-        if "Nats-Msg-Id" not in self._headers:  # a record's revision is in its acknowledgement
+        if "Nats-Msg-Id" not in self._message["headers"]:  # a record's revision is in its acknowledgement
             return await real(self)
         self.drop()
         return PubAck()
