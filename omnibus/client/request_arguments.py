@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from omnibus.errors import InvalidRequest
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.routing import plan_route, with_ancestors
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import Message, Request, checked
@@ -16,7 +17,7 @@ from omnibus.wire.sampling import FIELDS
 
 Prompt = str | Sequence[int] | Mapping[str, Any] | Request
 """A text; token ids of the first stage; `{"prompt": …}`, `{"prompt_token_ids": …}` or `{"messages": …}`, with any further
-field of a Request; or a Request."""
+field of a Request, and `negative_prompt` for the stages that paint; or a Request."""
 _FINALS = "final_output_stage_ids"
 
 
@@ -59,7 +60,11 @@ def make_request(  # noqa: PLR0913 vLLM's arguments
         "priority": priority or None,
         "lane": spec.lane_of(priority) if priority > 0 else None,
     }
-    return checked(replace(as_request(prompt), **{name: value for name, value in changes.items() if value is not None}))
+    negative = prompt.get("negative_prompt") if isinstance(prompt, Mapping) else None
+    if isinstance(prompt, Mapping):
+        prompt = {name: value for name, value in prompt.items() if name != "negative_prompt"}
+    request = replace(as_request(prompt), **{name: value for name, value in changes.items() if value is not None})
+    return checked(request if negative is None else _guided(spec, request, negative))
 
 
 def as_request(prompt: Prompt) -> Request:
@@ -76,6 +81,17 @@ def as_request(prompt: Prompt) -> Request:
         raise InvalidRequest(
             f"a prompt is a text, token ids, a mapping or a Request: {error}", param="prompt"
         ) from error
+
+
+def _guided(spec: PipelineSpec, request: Request, negative: Any) -> Request:
+    """The request with a negative prompt for each stage that paints."""
+    painters = [stage.name for stage in spec.stages if "image" in engine_kind(stage.engine).parameters]
+    if not painters:
+        engines = ", ".join(dict.fromkeys(stage.engine for stage in spec.stages))
+        raise InvalidRequest(f"no stage paints: the engines are {engines}", param="negative_prompt")
+    params = request.sampling_params
+    guided = {name: {**params.get(name, {}), "negative_prompt": negative} for name in painters}
+    return replace(request, sampling_params={**params, **guided})
 
 
 def text_of(request: Request) -> str | None:

@@ -9,6 +9,7 @@ import pytest
 
 from omnibus.client.request_arguments import as_request, make_request
 from omnibus.errors import InvalidRequest
+from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.request_checks import validate
 from omnibus.wire.request import Message, Request
@@ -144,3 +145,16 @@ def test_sampling_parameters_go_to_the_stage_at_their_place() -> None:
 def test_sampling_parameter_goes_along_to_be_refused_when_stages_do_not_take_it() -> None:
     params = made(sampling_params_list=[None, None, None, Params(watermarking="x")]).sampling_params
     assert params["llm"]["watermarking"] == "x"
+
+
+def test_negative_prompt_of_a_mapping_is_for_the_stages_that_paint() -> None:
+    """parity: prompts of vLLM-Omni with a negative one."""
+    spec = load_pipeline("omni-tiny")
+    prompt = {"prompt": "a cat", "negative_prompt": "dogs"}
+    assert make_request(spec, prompt) == Request(prompt="a cat", sampling_params={"dit": {"negative_prompt": "dogs"}})
+    made = make_request(spec, prompt, sampling_params_list=[{"max_tokens": 3}, {"seed": 1}, None, None])
+    assert made.sampling_params == {"thinker": {"max_tokens": 3}, "dit": {"seed": 1, "negative_prompt": "dogs"}}
+    assert make_request(spec, {"prompt": "a cat", "negative_prompt": None}) == Request(prompt="a cat")
+    with pytest.raises(InvalidRequest, match="no stage paints: the engines are vllm") as refused:
+        make_request(load_pipeline("qwen3"), prompt)
+    assert refused.value.param == "negative_prompt"
