@@ -24,7 +24,7 @@ from bench.rows import shorts
 
 BENCHES = ("hops", "http", "stream", "handoff", "scaling", "makespan", "failover", "idle", "overhead")
 """Those whose figures stand in the table, in its order."""
-BESIDE = ("fairness", "quality")
+BESIDE = ("fairness", "quality", "flows")
 """Those that are run too in a full run, with an end of their own."""
 RESULTS = Path("out") / "bench" / "results.json"
 _LIMIT = 1800.0
