@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 from PIL import Image
 
 import omnibus.omni_tiny
+from omnibus import Omni
 from tools.omni_tiny.grading import grade_image, grade_text
 from tools.omni_tiny.training.reference import Reference
 from tools.serving import Serving
@@ -115,6 +116,17 @@ async def test_chat_takes_a_negative_prompt_by_stage_and_counts_its_tokens(clien
     assert tokens > plain_tokens
     assert differ(picture, plain) > 20 * CLOSE
     assert differ(picture, await painted(client, NEGATIVE)) <= CLOSE
+
+
+async def test_prompt_of_a_facade_may_have_a_negative_prompt(client: AsyncOpenAI, omni_tiny: Serving) -> None:
+    def generated() -> np.ndarray:
+        with Omni("omni-tiny", nats=omni_tiny.nats_url) as omni:
+            prompt = {"prompt": PROMPT, "negative_prompt": NEGATIVE}
+            (result,) = omni.generate(prompt, [None, {"seed": SEED}, None, None], output_modalities=["image"])
+            result.raise_for_failure()
+            return pixels(result.outputs[0].items[0])
+
+    assert differ(await asyncio.to_thread(generated), await painted(client, NEGATIVE)) <= CLOSE
 
 
 async def test_text_that_streams_is_the_prompts_alone(client: AsyncOpenAI) -> None:
