@@ -107,7 +107,7 @@ _OF_DIFFUSERS = frozenset({
 })  # fmt: skip
 _PLAIN_OF_VLLM = frozenset({
     "attention_backend", "block_size", "chat_template_kwargs", "config_format", "convert", "cudagraph_capture_sizes",
-    "dtype", "generation_config", "hidden_states", "kv_cache_dtype", "limit_mm_per_prompt", "load_format",
+    "dtype", "generation_config", "hidden_states", "kv_cache", "kv_cache_dtype", "limit_mm_per_prompt", "load_format",
     "lora_dtype", "lora_modules", "max_model_len", "mm_processor_kwargs", "model_impl", "override_generation_config",
     "pooler_config", "quantization", "revision", "role", "runner", "scheduling_policy", "served_model_name", "tokenizer",
     "tokenizer_mode", "tokenizer_revision",

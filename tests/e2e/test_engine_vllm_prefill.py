@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import importlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -68,6 +69,8 @@ async def halves(checkpoint: Path) -> AsyncIterator[tuple[VllmEngine, VllmEngine
 
 def stage(checkpoint: Path, number: int, role: str) -> StageSpec:
     arguments = {"role": role, "hidden_states": LAYERS, "block_size": BLOCK}
+    if role == "decode":
+        arguments |= {"kv_cache": [2, 0]}
     return StageSpec(stage_id=number, name=role, engine="vllm", model=str(checkpoint), slots=8, engine_args=arguments)
 
 
@@ -106,9 +109,15 @@ async def test_text_and_states_are_those_of_one_engine_when_another_computed_the
     assert (last.usage.prompt_tokens, last.usage.cached_tokens) == (length, length - 1)
     fed = prompt + last.outputs["token_ids"][:-1]
     with torch.no_grad():
-        expected = reference(torch.tensor([fed]), output_hidden_states=True).hidden_states
+        expected = reference(torch.tensor([fed]), output_hidden_states=True, use_cache=True)
     for place, layer in enumerate(LAYERS):
-        np.testing.assert_allclose(last.outputs["hidden_states"][:, place], expected[layer][0].numpy(), atol=1e-4)
+        states = expected.hidden_states[layer][0].numpy()
+        np.testing.assert_allclose(last.outputs["hidden_states"][:, place], states, atol=1e-4)
+    assert last.outputs["kv_cache"].shape == (2, 2, len(fed), 1, 32)
+    for place, layer in enumerate((2, 0)):
+        cached = expected.past_key_values.layers[layer]
+        keys_and_values = torch.stack([cached.keys[0], cached.values[0]]).transpose(1, 2).numpy()
+        np.testing.assert_allclose(last.outputs["kv_cache"][place], keys_and_values, atol=1e-4)
 
 
 async def test_each_gets_its_own_text_when_eight_are_handed_over_at_once(halves, reference) -> None:
@@ -136,6 +145,7 @@ async def test_states_cover_the_text_when_a_stop_string_ends_it(halves, referenc
     with torch.no_grad():
         expected = reference(torch.tensor([fed]), output_hidden_states=True).hidden_states
     np.testing.assert_allclose(last.outputs["hidden_states"][:, 1], expected[2][0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(last.outputs["kv_cache"], whole.outputs["kv_cache"][:, :, : len(fed)], atol=1e-4)
 
 
 async def test_text_goes_on_after_what_was_received_when_a_decode_engine_died(halves, reference) -> None:
@@ -199,3 +209,20 @@ async def test_refused_when_the_blocks_of_the_kv_are_others(halves) -> None:
 async def test_refused_when_a_prefill_stage_is_given_parameters(halves) -> None:
     with pytest.raises(EngineRejected, match="a prefill stage takes none"):
         await run_job(halves[0], make_job(token_ids=[1, 2], sampling={"max_tokens": 3}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("isa", ["vec", "vec16"])
+async def test_keys_and_values_are_read_out_whatever_the_instruction_set_packs(isa: str, dtype: torch.dtype) -> None:
+    cpu_attn_reshape_and_cache = importlib.import_module("vllm._custom_ops").cpu_attn_reshape_and_cache
+    tokens, heads, width = 40, 2, 64
+    keys, values = torch.randn(2, tokens, heads, width).to(dtype)
+    cache = torch.zeros(2, heads, 2 * BLOCK, width, dtype=dtype)
+    cpu_attn_reshape_and_cache(keys, values, *cache.chunk(2, dim=2), torch.arange(tokens), isa)
+    block = [BLOCK, cache[0].nbytes, str(dtype), [1, heads, BLOCK, 2 * width], isa]
+
+    keys_and_values = importlib.import_module("omnibus.workers.engines.vllm.kv_arrays").keys_and_values
+    data = cache.view(torch.uint8).flatten().numpy()
+    found = keys_and_values(data, {"model.layers.7.attn": block}, tokens, [7])
+
+    np.testing.assert_array_equal(found[0], torch.stack([keys, values]).float().numpy())

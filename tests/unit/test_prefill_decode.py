@@ -25,7 +25,7 @@ stages:
    final_output_type: text, engine_args: {{role: decode, hidden_states: [{layers}]}}}}
 - {{stage_id: 2, name: other, engine: vllm, model: m, input_sources: [0], final_output: true, final_output_type: text}}
 """
-LAYERS = {"a": [32, 100, "torch.float32", [1, 2, 32, 4]], "b": [16, 60, "torch.float32", [1, 2, 16, 4]]}
+LAYERS = {"a": [32, 100, "torch.float32", [1, 2, 32, 4], ""], "b": [16, 60, "torch.float32", [1, 2, 16, 4], "vec"]}
 
 
 def pipeline(prefill: str = "", model: str = "m", sources: str = "0", layers: str = "0") -> str:
@@ -74,6 +74,14 @@ def test_pipeline_error_when_a_role_does_not_suit_the_engine(given: dict[str, An
         arguments(**given)
 
 
+@pytest.mark.parametrize(
+    "given", [{"role": "prefill"}, {"runner": "pooling"}, {"pipeline_parallel_size": 2}, {"kv_cache_dtype": "fp8_e4m3"}]
+)
+def test_pipeline_error_when_keys_and_values_cannot_be_read_out(given: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match="kv_cache"):
+        arguments(kv_cache=[0], **given)
+
+
 def test_prefill_takes_no_parameters_of_callers() -> None:
     only_encodes = engine_kind("vllm").only_encodes
     assert (only_encodes({"role": "prefill"}), only_encodes({"role": "decode"})) == (True, False)
@@ -93,8 +101,9 @@ def test_connector_of_the_pipeline_is_used_when_it_names_one() -> None:
     asked = arguments(role="prefill", kv_transfer_config=given, tensor_parallel_size=2)
 
     assert engine_args(asked, Path("/f")) == {"kv_transfer_config": given}
-    assert isinstance(handover(asked, Path("/f")), RemoteKv)
-    assert isinstance(handover(arguments(role="prefill"), Path("/f")), KvFiles)
+    files = KvFiles(Path("/f"))
+    assert isinstance(handover(asked, files), RemoteKv)
+    assert handover(arguments(role="prefill"), files) is files
     assert engine_args(arguments(), Path("/f")) == {}
 
 
@@ -114,7 +123,8 @@ def test_kv_fits_when_it_is_of_the_prompt_or_of_its_beginning() -> None:
         (None, "no output `kv`"),
         ({"token_ids": []}, "no output `kv`"),
         (kv(20, layers={"a": LAYERS["a"]}), "has the layers a"),
-        (kv(20, layers={**LAYERS, "b": [16, 60, "torch.bfloat16", [1, 2, 16, 4]]}), "torch.bfloat16"),
+        (kv(20, layers={**LAYERS, "b": [16, 60, "torch.bfloat16", [1, 2, 16, 4], "vec"]}), "torch.bfloat16"),
+        (kv(20, layers={**LAYERS, "b": [16, 60, "torch.float32", [1, 2, 16, 4], "amx"]}), "packed for amx"),
         (kv(20, token_ids=list(range(1, 21))), "another prompt"),
         (kv(21), "another prompt"),
         (kv(20, data=np.zeros(9, np.uint8)), "take 220 bytes, not 9"),
@@ -127,7 +137,7 @@ def test_misfit_is_named_when_kv_cannot_be_used(given: Any, fault: str) -> None:
 
 async def test_remote_references_are_what_the_prefill_stage_gave() -> None:
     remote = RemoteKv()
-    made = await remote.outputs("run", [1, 2], {"remote_block_ids": [3], "do_remote_prefill": True})
+    made = await remote.outputs([1, 2], {"remote_block_ids": [3], "do_remote_prefill": True})
 
     assert made["token_ids"] == [1, 2]
     assert await remote.loading("run", made, [1, 2]) == {"remote_block_ids": [3], "do_remote_prefill": True}

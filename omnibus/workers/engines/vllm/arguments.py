@@ -43,7 +43,7 @@ CPU_DEFAULTS: Mapping[str, Any] = {
 }
 """Where there is no GPU; anything a stage sets wins."""
 Role = Literal["prefill", "decode"]
-_OURS = frozenset({"hidden_states", "lora_modules", "chat_template_kwargs", "role"})
+_OURS = frozenset({"hidden_states", "lora_modules", "chat_template_kwargs", "role", "kv_cache"})
 
 
 def with_spare_slot(engine_args: Mapping[str, Any], adapters: int) -> dict[str, Any]:
@@ -80,6 +80,8 @@ class VllmArguments:
     """Token ids in, token ids out; no text."""
     encodes: bool = False
     """Nothing is generated (vLLM's `runner: pooling`): the states of the prompt's tokens are the output."""
+    kv_cache: tuple[int, ...] = ()
+    """Layers whose keys and values are an output."""
     role: Role | None = None
     """Half of a generation; None: all of it."""
     engine: Mapping[str, Any]
@@ -89,6 +91,11 @@ class VllmArguments:
     def hands_over(self) -> bool:
         """Whether KV comes or goes by our own connector, not by one that `kv_transfer_config` names."""
         return self.role is not None and not self.engine.get("kv_transfer_config")
+
+    @property
+    def moves_files(self) -> bool:
+        """Whether EngineCore has our own connector."""
+        return self.hands_over or bool(self.kv_cache)
 
 
 @cache
@@ -122,6 +129,7 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
     layers = _checked("hidden_states", given.pop("hidden_states", ()), tuple[int, ...])
     loras = _checked("lora_modules", given.pop("lora_modules", {}), dict[str, str])
     template = _checked("chat_template_kwargs", given.pop("chat_template_kwargs", {}), dict[str, Any])
+    kv_cache = _checked("kv_cache", given.pop("kv_cache", ()), tuple[int, ...])
     role = _checked("role", given.pop("role", None), Role | None)
     if layers and "speculative_config" in given:
         raise PipelineError(
@@ -133,6 +141,12 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
     if layers and given.get("runner") == "pooling":
         raise PipelineError(
             "cannot be combined with hidden_states: a pooling runner generates nothing", field="engine_args.runner"
+        )
+    quantized = str(given.get("kv_cache_dtype", "")).startswith("fp8")
+    if kv_cache and (role == "prefill" or given.get("runner") == "pooling" or _is_parallel(given) or quantized):
+        raise PipelineError(
+            "needs a stage that generates text, on one device, with a KV cache that is not quantized",
+            field="engine_args.kv_cache",
         )
     if role is not None and (given.get("runner") == "pooling" or given.get("enable_prompt_embeds")):
         raise PipelineError("needs a stage that generates text from token ids", field="engine_args.role")
@@ -147,6 +161,7 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
         chat_template=template,
         skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
         encodes=given.get("runner") == "pooling",
+        kv_cache=kv_cache,
         role=role,
         engine=given,
     )

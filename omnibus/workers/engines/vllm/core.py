@@ -70,9 +70,11 @@ class VllmCore:
         self._load = LoadGauge()
         self._ending = asyncio.Event()
         self._folder = TransferFolder()
-        self._role, self._kv = arguments.role, kv_handover.handover(arguments, self._folder.path)
+        self._kv_cache, self._kv_files = arguments.kv_cache, kv_handover.KvFiles(self._folder.path)
+        self._role, self._kv = arguments.role, kv_handover.handover(arguments, self._kv_files)
         # What a prefill stage knows of hidden states goes to the other one with its KV.
         self._has_states = bool(arguments.hidden_states) and self._role != "prefill"
+        self._keeps = self._has_states or bool(self._kv_cache)
         self._llm = start_llm(stage, self._engine_args(arguments), self._load)
         self._has_text, self._encodes = not arguments.skip_tokenizer, arguments.encodes
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
@@ -132,7 +134,8 @@ class VllmCore:
                 if not run.ended and not self.errored:
                     with suppress(EngineDeadError):
                         await self._llm.is_paused()  # EngineCore answers in order: it has taken the abort by then
-                self._kv.discard(run.id)
+                for one in (run.id, _again(run)):
+                    self._kv_files.discard(one)
 
     async def abort(self, rid: str) -> None:
         """Stop the runs of a request; unknown ids are ignored."""
@@ -224,7 +227,11 @@ class VllmCore:
         run.prompt_tokens = self._prompts.length(prompt)
         if self._role == "decode":
             run.transfer = await self._kv.loading(run.id, job.engine_input.values, prompt.get("prompt_token_ids"))
+        run.transfer = {**run.transfer, **self._saving(run.id)}
         return prompt
+
+    def _saving(self, run: str) -> Mapping[str, Any]:
+        return self._kv_files.saving(run) if self._kv_cache else {}
 
     def _begun(self, job: Job, run: Run, prompt: Any, sampling: Mapping[str, Any]) -> Continuation | None:
         """The text that the client has the beginning of, where it is to be continued."""
@@ -277,23 +284,23 @@ class VllmCore:
                 run.cached_tokens = output.num_cached_tokens or 0
                 reason = output.outputs[0].finish_reason
         self._check_end(run, reason)
-        made = {} if reason == "abort" else await self._kv.outputs(run.id, token_ids, output.kv_transfer_params)
+        made = {} if reason == "abort" else await self._kv.outputs(token_ids, output.kv_transfer_params)
         yield Finished(outputs=made, finish_reason=reason, usage=TokenUsage(run.prompt_tokens, 0, run.cached_tokens))
 
     async def _trace(self, job: Job) -> Mapping[str, str] | None:
         return job.trace if job.trace and await self._llm.is_tracing_enabled() else None
 
     async def _states_of(self, prompt: Any, run: Run) -> Mapping[str, Any] | None:
-        """Where the states of a text are that a stop string ended: EngineCore saw an abort there, and kept none.
+        """Where the states and the KV of a text are that a stop string ended: EngineCore saw an abort there, and kept none.
 
         One more prefill, over all that was fed: the prompt and the generated tokens but the last.
         """
-        if not self._has_states or "prompt_token_ids" not in prompt:
+        if not self._keeps or "prompt_token_ids" not in prompt:
             return None
         fed = {**prompt, "prompt_token_ids": [*prompt["prompt_token_ids"], *run.token_ids[:-1]]}
-        params = self._params(run, GREEDY_TOKEN)
+        again = Run(_again(run), run.rid, transfer={**run.transfer, **self._saving(_again(run))})
         handed_over: Mapping[str, Any] | None = None
-        async with aclosing(self._llm.generate(fed, params, f"{run.id}-states")) as outputs:
+        async with aclosing(self._llm.generate(fed, self._params(again, GREEDY_TOKEN), again.id)) as outputs:
             async for output in outputs:
                 handed_over = output.kv_transfer_params
         return handed_over
@@ -306,13 +313,19 @@ class VllmCore:
 
     async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
         self._check_end(run, reason)
-        if not self._has_states or reason == "abort":
+        if not self._keeps or reason == "abort":
             return self._finished(run, reason)
         if not handed_over:
-            raise EngineError(f"stage {self._stage.name!r}: vLLM handed no hidden states over")
-        states = await hidden_states.taken(handed_over["hidden_states_path"])
-        fed = run.prompt_tokens + len(run.token_ids) - 1  # vLLM may have gone on, past a stop string that we found
-        return self._finished(run, reason, hidden_states=states[:fed])
+            raise EngineError(f"stage {self._stage.name!r}: vLLM handed no hidden states or KV over")
+        fed, kept = (
+            run.prompt_tokens + len(run.token_ids) - 1,
+            {},
+        )  # vLLM may have gone on, past a stop string that we found
+        if self._has_states:
+            kept["hidden_states"] = (await hidden_states.taken(handed_over["hidden_states_path"]))[:fed]
+        if self._kv_cache:
+            kept["kv_cache"] = (await self._kv_files.arrays(handed_over, self._kv_cache))[:, :, :fed]
+        return self._finished(run, reason, **kept)
 
     def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
         text = {"text": "".join(run.texts)} if self._has_text else {}
@@ -345,3 +358,8 @@ def _check_no_sampling(job: Job, what: str) -> None:
     if job.sampling:
         name = next(iter(job.sampling))
         raise EngineRejected(f"unknown sampling parameter {name!r}: {what} takes none", param=name)
+
+
+def _again(run: Run) -> str:
+    """The id of the prefill that is made for what a run leaves behind; its files are others."""
+    return f"{run.id}-again"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,10 +59,17 @@ class _Layer:
     group: int
     block_size: int
     parts: int
+    isa: str
+    """On CPU the instruction set that keys and values are packed for."""
 
-    def described(self) -> tuple[int, int, str, list[int]]:
-        shape = [self.parts, *self.cache.shape[1:]]
-        return self.block_size, math.prod(shape) * self.cache.element_size(), str(self.cache.dtype), shape
+    @property
+    def nbytes(self) -> int:
+        """The size of one of the scheduler's blocks."""
+        size: int = self.parts * self.cache[0].numel() * self.cache.element_size()
+        return size
+
+    def described(self) -> tuple[int, int, str, list[int], str]:
+        return self.block_size, self.nbytes, str(self.cache.dtype), [self.parts, *self.cache.shape[1:]], self.isa
 
     def blocks(self, tokens: int) -> int:
         """Blocks that hold so many tokens."""
@@ -118,7 +124,7 @@ class KvFileConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
             return False, None
         tokens = request.num_tokens - 1  # the last one was never fed
         self._next.saves[request.request_id] = Move(path, tuple(map(list, block_ids)), tokens)
-        return True, {"kv_tokens": tokens}
+        return True, {"kv_path": path, "kv_tokens": tokens}
 
     # What follows runs beside the model.
 
@@ -127,9 +133,10 @@ class KvFileConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         for number, group in enumerate(self._groups):
             if not _keeps_every_token(group.kv_cache_spec):
                 raise ValueError(f"KV of the kind {type(group.kv_cache_spec).__name__} cannot be handed over")
-            size = group.kv_cache_spec.block_size
+            size, modules = group.kv_cache_spec.block_size, self._vllm_config.compilation_config.static_forward_context
             for name in group.layer_names:
-                found[name] = _Layer(kv_caches[name], number, size, size // kv_caches[name].shape[2])
+                parts, isa = size // kv_caches[name].shape[2], getattr(modules.get(name), "isa", "")
+                found[name] = _Layer(kv_caches[name], number, size, parts, isa)
         self._layers = [layer for _, layer in sorted(found.items())]
         described = {name: layer.described() for name, layer in sorted(found.items())}
         folder = Path(self._kv_transfer_config.get_from_extra_config("folder", ""))
@@ -139,7 +146,7 @@ class KvFileConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  #
         for load in self._moves().loads:
             data, start = torch.from_file(load.path, size=Path(load.path).stat().st_size, dtype=torch.uint8), 0
             for layer in self._layers:
-                places, nbytes, device = layer.places(load), layer.described()[1], layer.cache.device
+                places, nbytes, device = layer.places(load), layer.nbytes, layer.cache.device
                 skipped = start + load.first // layer.block_size * nbytes
                 part = data[skipped : skipped + len(places) // layer.parts * nbytes]
                 layer.cache[places.to(device)] = (

@@ -21,7 +21,7 @@ from omnibus.errors import EngineError
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 
 FORMAT_FILE = "format.json"
-"""Written by EngineCore before it serves: by layer, in the order of a file, the tokens, bytes, type and shape of a block."""
+"""Written by EngineCore before it serves: by layer, in the order of a file, a block's tokens, bytes, type, shape and packing."""
 WRITE_TIMEOUT = 60.0
 """Seconds for the KV of a finished request to be written."""
 Layers = Mapping[str, Sequence[Any]]
@@ -33,14 +33,11 @@ class Handover(Protocol):
     def saving(self, run: str) -> Mapping[str, Any]:
         """The `kv_transfer_params` of a prompt whose KV is handed over."""
 
-    async def outputs(self, run: str, token_ids: Sequence[int], returned: Any) -> dict[str, Any]:
+    async def outputs(self, token_ids: Sequence[int], returned: Any) -> dict[str, Any]:
         """The outputs of a prefill stage; `returned` are the connector's `kv_transfer_params`. Raises EngineError."""
 
     async def loading(self, run: str, values: Mapping[str, Any], prompt: Sequence[int] | None) -> Mapping[str, Any]:
         """The `kv_transfer_params` of a text whose prompt was computed elsewhere. Raises EngineError for KV that does not fit."""
-
-    def discard(self, run: str) -> None:
-        """Remove what a run left here; idempotent."""
 
 
 class KvFiles:
@@ -50,17 +47,22 @@ class KvFiles:
         self._folder = folder
 
     def saving(self, run: str) -> Mapping[str, Any]:
-        return {"save": str(self._path(run))}
+        return {"save": str(self._path(run, "save"))}
 
-    async def outputs(self, run: str, token_ids: Sequence[int], returned: Any) -> dict[str, Any]:  # noqa: ARG002
-        size, path = stored_bytes(self._layers, len(token_ids)), self._path(run)
-        try:
-            async with asyncio.timeout(WRITE_TIMEOUT):
-                data = await asyncio.to_thread(_taken, path, size)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise EngineError(f"the KV of a finished request was not written: {error}") from error
+    async def outputs(self, token_ids: Sequence[int], returned: Any) -> dict[str, Any]:
+        data, _ = await self._taken(returned)
         ids = list(token_ids)
         return {"token_ids": ids, "kv": {"token_ids": ids, "layers": self._layers, "data": data}}
+
+    async def arrays(self, returned: Any, chosen: Sequence[int]) -> np.ndarray:
+        """Keys and values of layers as `kv_arrays` has them; raises EngineError, as for a layer that there is not."""
+        from omnibus.workers.engines.vllm.kv_arrays import keys_and_values, layer_number  # noqa: PLC0415 imports vLLM
+
+        there = sorted(number for number in map(layer_number, self._layers) if number is not None)
+        if not set(chosen) <= set(there):
+            raise EngineError(f"kv_cache names the layers {list(chosen)}, and the model has {there}")
+        data, tokens = await self._taken(returned)
+        return await asyncio.to_thread(keys_and_values, data, self._layers, tokens, chosen)
 
     async def loading(self, run: str, values: Mapping[str, Any], prompt: Sequence[int] | None) -> Mapping[str, Any]:
         kv = values.get("kv")
@@ -68,16 +70,28 @@ class KvFiles:
         if fault is not None:
             raise EngineError(f"the KV from the prefill stage does not fit: {fault}")
         try:
-            await asyncio.to_thread(kv["data"].tofile, self._path(run))  # type: ignore[index]
+            await asyncio.to_thread(kv["data"].tofile, self._path(run, "load"))  # type: ignore[index]
         except OSError as error:
             raise EngineError(f"the KV of a request cannot be written: {error}") from error
-        return {"load": str(self._path(run)), "tokens": len(kv["token_ids"])}  # type: ignore[index]
+        return {"load": str(self._path(run, "load")), "tokens": len(kv["token_ids"])}  # type: ignore[index]
 
     def discard(self, run: str) -> None:
-        self._path(run).unlink(missing_ok=True)
+        """Remove what a run left; idempotent."""
+        for kind in ("save", "load"):
+            self._path(run, kind).unlink(missing_ok=True)
 
-    def _path(self, run: str) -> Path:
-        return self._folder / f"{run}.kv"
+    async def _taken(self, returned: Any) -> tuple[np.ndarray, int]:
+        """The bytes of a finished run, whose file is removed, and its tokens; EngineError when they are not there in whole."""
+        try:
+            tokens = returned["kv_tokens"]
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                data = await asyncio.to_thread(_taken, Path(returned["kv_path"]), stored_bytes(self._layers, tokens))
+        except (OSError, ValueError, TimeoutError, TypeError, KeyError) as error:
+            raise EngineError(f"the KV of a finished request was not written: {error}") from error
+        return data, tokens
+
+    def _path(self, run: str, kind: str) -> Path:
+        return self._folder / f"{run}.{kind}"
 
     @cached_property
     def _layers(self) -> Layers:
@@ -94,7 +108,7 @@ class RemoteKv:
     def saving(self, run: str) -> Mapping[str, Any]:  # noqa: ARG002
         return {"do_remote_decode": True, "do_remote_prefill": False}
 
-    async def outputs(self, run: str, token_ids: Sequence[int], returned: Any) -> dict[str, Any]:  # noqa: ARG002
+    async def outputs(self, token_ids: Sequence[int], returned: Any) -> dict[str, Any]:
         if not returned:
             raise EngineError("the connector of the prefill stage handed no kv_transfer_params over")
         return {"token_ids": list(token_ids), "kv_transfer_params": dict(returned)}
@@ -105,13 +119,10 @@ class RemoteKv:
             raise EngineError("a decode stage needs the prompt's token ids and kv_transfer_params")
         return dict(given)
 
-    def discard(self, run: str) -> None:
-        """Nothing is here."""
 
-
-def handover(arguments: VllmArguments, folder: Path) -> Handover:
+def handover(arguments: VllmArguments, files: KvFiles) -> Handover:
     """The hand-over that a stage's arguments ask for."""
-    return KvFiles(folder) if arguments.hands_over else RemoteKv()
+    return files if arguments.hands_over else RemoteKv()
 
 
 def engine_args(arguments: VllmArguments, folder: Path, *others: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def engine_args(arguments: VllmArguments, folder: Path, *others: Mapping[str, An
         "kv_connector_extra_config": {"folder": str(folder)},
     }
     given = arguments.engine.get("kv_transfer_config")
-    used = [*others, *([given] if given else []), *([ours] if arguments.hands_over else [])]
+    used = [*others, *([given] if given else []), *([ours] if arguments.moves_files else [])]
     if len(used) < 2:
         return {"kv_transfer_config": used[0]} if used else {}
     multi = {"kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"connectors": used}}
@@ -154,8 +165,8 @@ def misfit(kv: Any, layers: Layers, prompt: Sequence[int]) -> str | None:
 
 
 def _block(described: Sequence[Any]) -> str:
-    tokens, _, dtype, shape = described
-    return f"{tokens} tokens of {dtype} {list(shape)}"
+    tokens, _, dtype, shape, isa = described
+    return f"{tokens} tokens of {dtype} {list(shape)}" + (f" packed for {isa}" if isa else "")
 
 
 def _taken(path: Path, size: int) -> np.ndarray:
