@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from enum import IntEnum, auto
 
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omnibus.errors import Forbidden, OmnibusError, Unauthorized
@@ -15,6 +15,8 @@ from omnibus.frontdoor.headers import sent_header
 
 ASSETS = "/docs-assets"
 """Scripts and styles of the documentation: files of an open-source package, which tell nothing and need no key."""
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
+"""Beginning of the subprotocol that brings a key, as OpenAI's WebSockets have it."""
 POLICY_VIOLATION = 1008
 """The code that closes a websocket which shows no right key."""
 _STATED = "x-access"
@@ -43,8 +45,10 @@ class RouteAccess(IntEnum):
 _PAGES = {
     ASSETS: RouteAccess.OPEN,
     **dict.fromkeys(("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"), RouteAccess.DOCS),
+    "/v1/realtime": RouteAccess.USER,
 }
-"""Routes that FastAPI makes."""
+"""Routes that FastAPI makes, and WebSockets, which have no `openapi_extra`."""
+_StatedRoute = Route | Mount | WebSocketRoute
 
 
 class AccessTable:
@@ -52,7 +56,7 @@ class AccessTable:
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         """Raises TypeError for a route that states none: a route that forgets it must not open by itself."""
-        stated = [(route, stated_access(route)) for route in routes if isinstance(route, Route | Mount)]
+        stated = [(route, stated_access(route)) for route in routes if isinstance(route, _StatedRoute)]
         self._patterns = [(route.path_regex, access) for route, access in stated]
         self._exact: dict[str, RouteAccess] = {}
         for route, access in stated:
@@ -70,7 +74,7 @@ class AccessTable:
         return [access for pattern, access in self._patterns if pattern.match(path)]
 
 
-def stated_access(route: Route | Mount) -> RouteAccess:
+def stated_access(route: _StatedRoute) -> RouteAccess:
     """The access that a route states; raises TypeError for none."""
     extra = getattr(route, "openapi_extra", None) or {}
     found = RouteAccess.__members__.get(str(extra.get(_STATED)).upper(), _PAGES.get(route.path))
@@ -107,7 +111,7 @@ class ApiKeys:
         state["tenant"], state["role"] = None, Role.USER
         if access in self._open or not (self._keys.asks() or access in self._closed):
             return None
-        key = self._keys.find(bearer(sent_header(scope, "authorization")))
+        key = self._keys.find(bearer(sent_header(scope, "authorization")) or subprotocol_key(scope))
         if key is None:
             return Unauthorized()
         if access in (RouteAccess.METRICS, RouteAccess.ADMIN) and key.role is not Role.ADMIN:
@@ -120,6 +124,12 @@ def bearer(authorization: str | None) -> str:
     """The token of an `Authorization: Bearer …` header, "" when there is none."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def subprotocol_key(scope: Scope) -> str:
+    """The key among the subprotocols that a WebSocket offers, "" when there is none: browsers can send no headers with one."""
+    offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_SUBPROTOCOL))
+    return next(offered, "").removeprefix(KEY_SUBPROTOCOL)
 
 
 async def _refuse(error: OmnibusError, scope: Scope, receive: Receive, send: Send) -> None:

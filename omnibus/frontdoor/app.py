@@ -25,6 +25,7 @@ from omnibus.frontdoor.endpoints import (
     images,
     models,
     probes,
+    realtime,
     replica_control,
     request_status,
     speech,
@@ -37,7 +38,7 @@ from omnibus.observability.tracing import Tracing
 
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
-_ENDPOINTS = (chat, completions, images, speech, models, request_status, replica_control, probes)
+_ENDPOINTS = (chat, completions, images, speech, realtime, models, request_status, replica_control, probes)
 
 
 def create_app(

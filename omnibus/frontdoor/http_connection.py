@@ -1,4 +1,4 @@
-"""One connection of the HTTP server: uvicorn's, with deadlines, upgrades that are refused and answers to HTTP/1.0.
+"""One connection of the HTTP server: uvicorn's, with deadlines, WebSockets, other upgrades refused and answers to HTTP/1.0.
 
 A request that never becomes complete ends with 408, an answer that nobody reads ends with its connection. `check`, which the
 server calls each second, decides that: a timer a request would cost every request.
@@ -17,6 +17,7 @@ import uvicorn
 from starlette.responses import Response
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from omnibus.errors import InvalidRequest, OmnibusError
 from omnibus.frontdoor.error_answers import RequestTimeout, TooManyConnections, error_response
@@ -41,14 +42,50 @@ class Limits:
     """A body that makes no progress for so long ends."""
     unread_timeout: float = 60.0
     """A client that takes nothing of its answer for so long counts as gone."""
+    max_message: int = 16 * 1024 * 1024
+    """Bytes of a message of a WebSocket; a longer one closes it."""
+    ping_interval: float = 20.0
+    """A WebSocket is asked so often whether its client is there, and closed when that does not answer for as long."""
 
 
 class HttpConfig(uvicorn.Config):
     """uvicorn's configuration with the limits of connections."""
 
     def __init__(self, app: Any, limits: Limits, **options: Any) -> None:
-        super().__init__(app, http=HttpConnection, timeout_keep_alive=limits.keep_alive, **options)
+        super().__init__(
+            app, http=HttpConnection, timeout_keep_alive=limits.keep_alive, ws=SocketConnection,
+            ws_max_size=limits.max_message, ws_ping_interval=limits.ping_interval, ws_ping_timeout=limits.ping_interval,
+            ws_per_message_deflate=False, **options,
+        )  # fmt: skip
         self.limits = limits
+
+
+class _Unread:
+    """Notices that a client takes nothing of what is sent to it."""
+
+    def __init__(self, now: float) -> None:
+        self._bytes, self._since = 0, now
+
+    def seconds(self, transport: asyncio.Transport, now: float) -> float:
+        """Seconds for which nothing was taken of what waits to be."""
+        unread = transport.get_write_buffer_size()
+        if not unread or unread < self._bytes:
+            self._since = now
+        self._bytes = unread
+        return now - self._since
+
+
+class SocketConnection(WebSocketsSansIOProtocol):
+    """A WebSocket whose client must read."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._unread = _Unread(self.loop.time())
+
+    def check(self, now: float) -> None:
+        """End the connection of a client that has stopped reading."""
+        if self._unread.seconds(self.transport, now) > cast("HttpConfig", self.config).limits.unread_timeout:
+            self.transport.abort()
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -63,7 +100,7 @@ class HttpConnection(HttpToolsProtocol):
         self._body_window: float | None = None
         """Since when bytes of a body are counted; None while there is no body to wait for."""
         self._body_bytes = 0
-        self._unread, self._unread_since = 0, self.loop.time()
+        self._unread = _Unread(self.loop.time())
         self._gone: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -86,7 +123,10 @@ class HttpConnection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
-            self._decline_upgrade(data[offer.args[0] :])
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._decline_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("this is not HTTP/1")
 
@@ -122,11 +162,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def check(self, now: float) -> None:
         """End the connection when its client keeps neither of the deadlines."""
-        unread = self.transport.get_write_buffer_size()
-        if not unread or unread < self._unread:
-            self._unread_since = now
-        self._unread = unread
-        if now - self._unread_since > self.config.limits.unread_timeout:
+        if self._unread.seconds(self.transport, now) > self.config.limits.unread_timeout:
             self.transport.abort()
         elif not self.transport.is_closing() and self._is_late(now):
             self.refuse(RequestTimeout())
@@ -143,6 +179,10 @@ class HttpConnection(HttpToolsProtocol):
         made_progress = self.flow.read_paused or self._body_bytes >= MIN_BODY_PROGRESS
         self._body_window, self._body_bytes = now, 0
         return not made_progress
+
+    def _should_upgrade(self) -> bool:
+        """Whether a WebSocket begins; anything but GET that offers one is served as if it did not."""
+        return bool(self.parser.get_method() == b"GET" and super()._should_upgrade())
 
     def _is_declined(self) -> bool:
         return self.parser.should_upgrade() and not self._should_upgrade()

@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from omnibus.errors import ConfigError, PortTaken
-from omnibus.frontdoor.http_connection import HttpConfig, HttpConnection, Limits
+from omnibus.frontdoor.http_connection import HttpConfig, HttpConnection, Limits, SocketConnection
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
@@ -116,7 +116,6 @@ class _Server(uvicorn.Server):
                 app,
                 limits,
                 lifespan="off",
-                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -134,7 +133,7 @@ class _Server(uvicorn.Server):
         if counter % _TICKS_A_SECOND == 0:
             now = asyncio.get_running_loop().time()
             for connection in tuple(self.server_state.connections):
-                if isinstance(connection, HttpConnection):
+                if isinstance(connection, HttpConnection | SocketConnection):
                     connection.check(now)
         return await super().on_tick(counter)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from fastapi.routing import APIRoute
-from starlette.routing import Match, Mount, Route
+from starlette.routing import Match, Mount, Route, WebSocketRoute
 
 from omnibus.cli import cli
 from omnibus.errors import ConfigError
@@ -104,7 +104,7 @@ async def test_an_address_asks_for_a_key_of_its_role(path: str, stranger: int, u
 def test_every_route_states_its_access() -> None:
     stated: dict[RouteAccess, set[str]] = {access: set() for access in RouteAccess}
     for route in APP.routes:
-        assert isinstance(route, Route | Mount)
+        assert isinstance(route, Route | Mount | WebSocketRoute)
         stated[stated_access(route)].add(route.path)
     assert stated[RouteAccess.OPEN] == {"/live", "/health", "/ready", "/version", "/docs-assets"}
     assert stated[RouteAccess.METRICS] == {"/metrics"}
@@ -120,12 +120,13 @@ def test_every_route_states_its_access() -> None:
 def test_an_address_that_a_route_takes_asks_for_the_key_of_that_route(change: str) -> None:
     table, taken = AccessTable(APP.routes), set[str]()
     for stated in APP.routes:
-        assert isinstance(stated, Route | Mount)
+        assert isinstance(stated, Route | Mount | WebSocketRoute)
         path = change.format(stated.path)
         for route in APP.routes:
-            scope = {"type": "http", "path": path, "method": next(iter(getattr(stated, "methods", None) or ("GET",)))}
+            kind = "websocket" if isinstance(stated, WebSocketRoute) else "http"
+            scope = {"type": kind, "path": path, "method": next(iter(getattr(stated, "methods", None) or ("GET",)))}
             if route.matches(scope)[0] is not Match.NONE:
-                assert isinstance(route, Route | Mount)
+                assert isinstance(route, Route | Mount | WebSocketRoute)
                 assert table.access(path) >= stated_access(route), path
                 taken.add(path)
     assert ("/pause\n" in taken) == (change == "{}\n"), "what this is about"
