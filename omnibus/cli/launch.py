@@ -29,7 +29,13 @@ from omnibus.cli.root import (
 )
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.loading import load_pipeline
-from omnibus.pipeline.overrides import apply_cli_tokenizer, lb_policies, override_locally, override_stages
+from omnibus.pipeline.overrides import (
+    apply_async_chunk,
+    apply_cli_tokenizer,
+    lb_policies,
+    override_locally,
+    override_stages,
+)
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.registry.presence.replica_view import ReplicaView
@@ -49,6 +55,7 @@ class ServeArguments:
     stage_overrides: tuple[str, ...]
     lb_policy: tuple[str, ...]
     tokenizer: str | None
+    async_chunk: bool | None
     no_frontdoor: bool
     grace: float
     stage_init_timeout: float
@@ -60,6 +67,8 @@ class ServeArguments:
         spec = load_pipeline(self.pipeline, self.platform)
         if self.tokenizer is not None:
             spec = apply_cli_tokenizer(spec, self.tokenizer)
+        if self.async_chunk is not None:
+            spec = apply_async_chunk(spec, self.async_chunk)
         spec = override_stages(spec, self.stage_overrides)
         return override_stages(spec, lb_policies(spec, self.lb_policy), "--lb-policy")
 

@@ -35,6 +35,8 @@ def _refuse_headless(_context: click.Context, _parameter: click.Parameter, is_gi
 @click.option("--lb-policy", multiple=True, metavar="[STAGE=]POLICY",
               help="Who picks replicas: broker, random, round-robin or least-queue-length; may be repeated.")  # fmt: skip
 @click.option("--tokenizer", metavar="PATH|NAME", help="The tokenizer of LLM stages that name none.")
+@click.option("--async-chunk/--no-async-chunk", default=None,
+              help="Have stages read each other while they run where an edge says async_chunk, or nowhere.")  # fmt: skip
 @options.platform
 @click.option("--no-frontdoor", is_flag=True, help="Without the HTTP server.")
 @click.option("--headless", is_flag=True, hidden=True, expose_value=False, callback=_refuse_headless, help="Of vLLM.")

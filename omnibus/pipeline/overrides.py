@@ -1,4 +1,4 @@
-"""Changes of single stages from a command line: `--stage-overrides`, `--lb-policy`, `--tokenizer`. Checked like a file."""
+"""Changes from a command line: `--stage-overrides`, `--lb-policy`, `--tokenizer`, `--async-chunk`. Checked like a file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from omnibus.errors import PipelineError
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.inheritance import merged
 from omnibus.pipeline.loading import build_pipeline
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.route import EdgeMode
+from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.pipeline.yaml_document import YamlDocument, YamlList, YamlMapping, parse_yaml, places_of
 
 SOURCE = "--stage-overrides"
@@ -29,8 +31,7 @@ def override_stages(spec: PipelineSpec, texts: Iterable[str], source: str = SOUR
     `1.slots=2` or `dit.engine_args.dtype=float32`, whose value is YAML. Mappings such as `engine_args` and `env` are merged
     key by key, anything else is replaced; later texts win. Raises PipelineError naming the stage's field.
     """
-    values = msgspec.msgpack.decode(msgspec.msgpack.encode(spec))  # as a file would give them: lists, not tuples
-    document = YamlDocument(source, values)
+    document = _as_document(spec, source)
     for text in texts:
         document = merged(document, _overlay(spec, text, source))
     return build_pipeline(document)
@@ -60,16 +61,39 @@ def lb_policies(spec: PipelineSpec, flags: Iterable[str]) -> list[str]:
     return everywhere + [f"{ref}.lb_policy={policy}" for ref, _, policy in given if ref]
 
 
+def apply_async_chunk(spec: PipelineSpec, is_on: bool) -> PipelineSpec:
+    """Apply `--[no-]async-chunk`: every edge is whole, or those that say `async_chunk` stream, whatever they say.
+
+    Raises PipelineError where it is to be on and no edge can stream.
+    """
+    if is_on and not any(edge.is_stream or edge.async_chunk is not None for edge in spec.edges):
+        what = f"pipeline {spec.name!r} has no edge that can stream: give one `mode: stream`, or `async_chunk: false`"
+        raise PipelineError(f"{what}, which this turns on", file="--async-chunk", field="edges")
+    changed = (replace(edge, mode=_mode(edge, is_on), async_chunk=None) for edge in spec.edges)
+    return build_pipeline(_as_document(replace(spec, edges=tuple(changed)), "--async-chunk"))
+
+
+def _mode(edge: EdgeSpec, is_on: bool) -> EdgeMode | None:
+    if is_on and edge.async_chunk is not None:
+        return EdgeMode.STREAM
+    return edge.mode if is_on or not edge.is_stream else EdgeMode.WHOLE
+
+
 def apply_cli_tokenizer(spec: PipelineSpec, tokenizer: str) -> PipelineSpec:
     """Apply `--tokenizer` to every LLM stage that has a tokenizer and names none."""
     stages = tuple(_with_tokenizer(stage, tokenizer) for stage in spec.stages)
-    return msgspec.structs.replace(spec, stages=stages)
+    return replace(spec, stages=stages)
+
+
+def _as_document(spec: PipelineSpec, source: str) -> YamlDocument:
+    """The values of a specification as a file would give them: lists, not tuples."""
+    return YamlDocument(source, msgspec.msgpack.decode(msgspec.msgpack.encode(spec)))
 
 
 def _with_tokenizer(stage: StageSpec, tokenizer: str) -> StageSpec:
     if not engine_kind(stage.engine).has_tokenizer or stage.engine_args.get("skip_tokenizer_init"):
         return stage
-    return msgspec.structs.replace(stage, engine_args={"tokenizer": tokenizer, **stage.engine_args})
+    return replace(stage, engine_args={"tokenizer": tokenizer, **stage.engine_args})
 
 
 def _overlay(spec: PipelineSpec, text: str, source: str) -> YamlDocument:
