@@ -10,22 +10,22 @@ import msgspec
 
 from omnibus.broker.connection import Connection, Subscription, status_of
 from omnibus.flows.flow_name import FlowName
+from omnibus.flows.reader import LOOK_EVERY, SILENT_LOOKS, OnSilence
 from omnibus.wire import codec
 from omnibus.wire.chunk import ReadPosition
 
 WINDOW = 8 << 20
 """Bytes that a writer may be ahead."""
-LOOK_EVERY = 2.0
-"""Seconds after which positions are read though no report has arrived."""
-_STEP = WINDOW // 4
-"""Bytes after which a writer without readers looks for them."""
 
 
 class Pacing:
     """Holds up the writer of one flow, which these stages read. A short flow costs no message."""
 
-    def __init__(self, conn: Connection, name: FlowName, readers: Sequence[int]) -> None:
-        self._conn, self._name, self._readers = conn, name, readers
+    def __init__(
+        self, conn: Connection, name: FlowName, readers: Sequence[int], on_silence: OnSilence | None = None
+    ) -> None:
+        """`on_silence` is called as that of a reader, while the writer is held up."""
+        self._conn, self._name, self._readers, self._on_silence = conn, name, readers, on_silence
         self._free_to = WINDOW
         """Bytes up to which nobody need be asked."""
         self._bell: Subscription | None = None
@@ -39,8 +39,12 @@ class Pacing:
         """
         if not self._readers:
             return
+        looks = 0
         try:
             while offset >= self._free_to:
+                looks += 1
+                if self._on_silence is not None and looks % SILENT_LOOKS == 0:
+                    await self._on_silence()
                 if self._bell is None:
                     self._bell = await self._conn.subscribe(self._name.position("*"), lambda _: self._news.set())
                 self._news.clear()
@@ -60,9 +64,9 @@ class Pacing:
             self._bell = None
 
     async def _allowed(self, offset: int) -> int:
-        """Bytes up to which a writer may go on, by the readers that have begun."""
+        """Bytes up to which a writer may go on, by the readers that have begun; without any it looks for them now and then."""
         positions = [position for reader in self._readers if (position := await self._position(reader)) is not None]
-        return min(positions) + WINDOW if positions else offset + _STEP
+        return min(positions) + WINDOW if positions else offset + WINDOW // 4
 
     async def _position(self, reader: int) -> int | None:
         body = msgspec.json.encode({"last_by_subj": self._name.position(reader)})

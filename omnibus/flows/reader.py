@@ -7,6 +7,7 @@ batch at a time, so that what a reader has in memory is bounded.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Self
 
@@ -18,10 +19,13 @@ from omnibus.flows.stored_flow import last_message, messages_behind
 from omnibus.wire import codec
 from omnibus.wire.chunk import ReadPosition
 
+OnSilence = Callable[[], Awaitable[None]]
 LOOK_EVERY = 2.0
 """Seconds after which a reader that no bell reaches reads all the same."""
 _FIRST_LOOK = 0.02
 """Seconds after a bell for a copy of the stream that lags behind; doubles up to LOOK_EVERY."""
+SILENT_LOOKS = 5
+"""Looks in vain after which somebody is asked whether the request has ended."""
 REPORT_EVERY = 1 << 20
 """Bytes after which a reader tells the writer how far it is."""
 
@@ -32,12 +36,15 @@ class FlowReader:
     def __init__(
         self, conn: Connection, name: FlowName,
         *, deadline: float, reader: int | None = None, is_there: bool = True, silence: float | None = None,
+        on_silence: OnSilence | None = None,
     ) -> None:  # fmt: skip
         """`deadline` is the request's, seconds since the epoch; `is_there`: the flow has begun.
 
         A `reader`, the stage that reads, holds the writer to its pace; without one it may fall behind as far as it wants to.
         `silence`: seconds for which a chunk of an open input is waited for.
+        `on_silence` is called while nothing comes, every now and then: the request may have ended unnoticed.
         """
+        self._on_silence, self._looks = on_silence, 0
         self._conn, self.name, self._deadline, self._reader = conn, name, deadline, reader
         self._check, self._is_there = FlowCheck(name), is_there
         self._seq = 0
@@ -66,15 +73,18 @@ class FlowReader:
         assert not self._is_over, "nothing follows the end"
         self._asked = asyncio.get_running_loop().time()
         self._report(self._check.offset)
-        pause = LOOK_EVERY
+        pause, self._looks = 0.0, 0
         while True:
             rang = self._news.is_set()
             self._news.clear()
             if (part := await self._available()) is not None:
                 return part
-            pause = _FIRST_LOOK if rang else min(2 * pause, LOOK_EVERY)
-            if pause == LOOK_EVERY:
+            if rang:
+                pause = _FIRST_LOOK
+            elif pause == LOOK_EVERY:
                 await self._look_for_it()
+            else:
+                pause = min(2 * pause, LOOK_EVERY) or LOOK_EVERY
             await self._wait(pause)
 
     async def _available(self) -> FlowPart | None:
@@ -90,6 +100,9 @@ class FlowReader:
         The first message for a stage was stored before that was asked to read it.
         """
         self._report(self._check.offset, again=True)
+        self._looks += 1
+        if self._on_silence is not None and self._looks % SILENT_LOOKS == 0:
+            await self._on_silence()
         seq, _ = await last_message(self._conn, self.name)
         if seq == 0 and (self._is_there or self._seq > 0):
             raise FlowBroken(f"{self.name} is gone")

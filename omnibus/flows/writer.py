@@ -55,7 +55,9 @@ class FlowWriter:
         self._seq = 0
         """Sequence of the flow's last message, as far as this attempt knows."""
         self._next = self._offset = 0
-        self._restarts = self._has_begun = False
+        self._restarts = False
+        self.has_begun = False
+        """Whether anything of the flow is known to be stored."""
         self.is_complete = False
         """Whether the flow has its end, from this attempt or another: what is still put is dropped."""
         self._pending: deque[Payloads] = deque()
@@ -174,13 +176,13 @@ class FlowWriter:
                 await self._pacing.wait(self._offset)
                 await self._append(self._take())
                 self._room.set()
-                if not self._has_begun:
+                if not self.has_begun:
                     await self._begun()
         finally:
             self._room.set()
 
     async def _begun(self) -> None:
-        self._has_begun = True
+        self.has_begun = True
         await self._on_begun()
 
     def _take(self) -> Chunks:

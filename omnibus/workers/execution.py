@@ -117,11 +117,35 @@ class Execution:
         task = attempt.task
         given = await self._builder.given(task)
         source, flow = self._flows.input(task, given.request), self._flows.output(task, attempt.fence, given.request)
-        timings = task.timings
         if source is None and flow is None:
-            finished = await self._made(attempt, given)
-        else:
-            finished, timings = await self._flowing(attempt, given, source, flow)
+            return await self._result(attempt, replica, await self._made(attempt, given), task.timings)
+        return await self._flowing(attempt, replica, given, source, flow)
+
+    async def _flowing(
+        self, attempt: _Attempt, replica: str, given: StageInput, source: FlowInput | None, flow: FlowOutput | None
+    ) -> StageResult:
+        """The result of a job that reads a flow, writes one, or both; the end of the one that it writes is stored by then."""
+        async with AsyncExitStack() as stack:
+            for one in (source, flow):
+                if one is not None:
+                    await stack.enter_async_context(one)
+            if flow is not None and attempt.again:
+                await flow.open()
+                if flow.end is not None and not _owes_more(attempt.stage):
+                    return await self._result(attempt, replica, _NOTHING, flow.end.timings[:-1], flow)
+            finished = await self._until_whole(attempt, given, source, flow)
+            timings = attempt.task.timings if source is None or source.end is None else source.end.timings
+            result = await self._result(attempt, replica, finished, timings, flow)
+            if flow is not None:
+                await flow.finish(finished, result.timings)
+            return result
+
+    async def _result(
+        self, attempt: _Attempt, replica: str, finished: Finished, timings: tuple[StageTiming, ...],
+        flow: FlowOutput | None = None,
+    ) -> StageResult:  # fmt: skip
+        """Store what the last item has for others; `timings` are those of the stages before."""
+        task = attempt.task
         outputs = await self._writer.forwarded(task, finished)
         final = await self._writer.final(task, finished)
         timing = self._timing(attempt, outputs, final, flow)
@@ -129,29 +153,6 @@ class Execution:
             ticket=task.ticket, stage_id=task.stage_id, replica=replica,
             outputs=outputs, final=final, timings=(*timings, timing),
         )  # fmt: skip
-
-    async def _flowing(
-        self, attempt: _Attempt, given: StageInput, source: FlowInput | None, flow: FlowOutput | None
-    ) -> tuple[Finished, tuple[StageTiming, ...]]:
-        """The last item of a job that reads a flow, writes one, or both, and the timings of the stages before.
-
-        The end of a flow that it writes is stored when this returns. When the flow that it reads begins again, so does the
-        job, and the flow that it writes.
-        """
-        async with AsyncExitStack() as stack:
-            if source is not None:
-                await stack.enter_async_context(source)
-            if flow is not None:
-                await stack.enter_async_context(flow)
-                if attempt.again:
-                    await flow.open()
-            if flow is not None and flow.end is not None and not _owes_more(attempt.stage):
-                return _NOTHING, flow.end.timings[:-1]
-            finished = await self._until_whole(attempt, given, source, flow)
-            timings = attempt.task.timings if source is None or source.end is None else source.end.timings
-            if flow is not None:
-                await flow.finish(finished, (*timings, self._timing(attempt, {}, None, flow)))
-            return finished, timings
 
     async def _until_whole(
         self, attempt: _Attempt, given: StageInput, source: FlowInput | None, flow: FlowOutput | None

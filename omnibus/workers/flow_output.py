@@ -53,6 +53,10 @@ class FlowOutput:
         """Take over from earlier attempts: a text goes on behind what is there, anything else begins again."""
         is_text = self._text is not None or self._tokens is not None
         self.end = await self._writer.open(keep=is_text)
+        if self._writer.has_begun:
+            self.stored = self.hosted = (
+                1  # chunks of the earlier ones may be there, which only the end's removal can find
+            )
         if self.end is None and is_text:
             await self._read_prefix()
 
@@ -71,7 +75,9 @@ class FlowOutput:
         self._prefix = prefix
 
     async def add(self, item: TextDelta | Chunk) -> None:
-        """Append what an item brings; waits while the broker or a reader is behind."""
+        """Append what an item brings; waits while the broker or a reader is behind. Nothing, where the flow is complete."""
+        if self._writer.is_complete:
+            return
         if isinstance(item, Chunk):
             await self._leave_prefix()
             await self._put(item.outputs)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from omnibus.broker.connection import Connection
+from omnibus.errors import BrokerError, Unreadable
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.pacing import Pacing
-from omnibus.flows.reader import FlowReader
+from omnibus.flows.reader import FlowReader, OnSilence
 from omnibus.flows.writer import FlowWriter
 from omnibus.ledger.performer import Performer
 from omnibus.payloads.store import PayloadStore
@@ -48,7 +50,10 @@ class StageFlows:
             name, silence = FlowName.of_input(task.ticket), self._spec.input_timeout
             reader = FlowReader(self._conn, name, deadline=deadline, is_there=False, silence=silence)
             return OpenInput(reader, self._store, request)
-        reader = FlowReader(self._conn, self._name(task, task.flow), deadline=deadline, reader=task.stage_id)
+        reader = FlowReader(
+            self._conn, self._name(task, task.flow),
+            deadline=deadline, reader=task.stage_id, on_silence=self._asking(task.ticket.rid),
+        )  # fmt: skip
         return FlowInput(reader, self._store)
 
     def output(self, task: Task, fence: Fence, request: Request) -> FlowOutput | None:
@@ -71,9 +76,19 @@ class StageFlows:
         name = self._name(task, task.stage_id)
         writer = FlowWriter(
             self._conn, name, fence,
-            pacing=Pacing(self._conn, name, stage.streams_to), most=self._spec.max_flow_bytes, on_begun=publish_readers,
+            pacing=Pacing(self._conn, name, stage.streams_to, self._asking(task.ticket.rid)),
+            most=self._spec.max_flow_bytes, on_begun=publish_readers,
         )  # fmt: skip
         return FlowOutput(writer, self._kinds, pack, unpack)
+
+    def _asking(self, rid: str) -> OnSilence:
+        """Ask an orchestrator about a request: the flows of one that has ended are removed, which their readers notice."""
+
+        async def ask() -> None:
+            with suppress(BrokerError, Unreadable):
+                await self._performer.ask_orphans(rid)
+
+        return ask
 
     def _name(self, task: Task, stage_id: int) -> FlowName:
         return FlowName.of(task.ticket, stage_id, self._spec.stage_name(stage_id))

@@ -56,6 +56,7 @@ class Broker:
         self.ledger = self.streams[f"KV_{subjects.requests_bucket(pipeline)}"]
         self.replicas = self.streams[f"KV_{subjects.replicas_bucket(pipeline)}"]
         self.objects = self.streams[f"OBJ_{subjects.payloads_bucket(pipeline)}"]
+        self.chunks = self.streams.get(subjects.chunks_stream(pipeline))
         self.consumers: dict[tuple[str, str], Consumer] = {}
         self.pullers: defaultdict[tuple[str, str], list[SimPuller]] = defaultdict(list)
         """Who asks for the messages of a consumer, whether it is there or not."""
@@ -77,7 +78,8 @@ class Broker:
 
         Ids of what was consumed are forgotten.
         """
-        for stored in (*self.objects.bring_back(is_back), *self.work.bring_back(is_back)):
+        flows = self.chunks.bring_back(is_back) if self.chunks is not None else ()
+        for stored in (*self.objects.bring_back(is_back), *self.work.bring_back(is_back), *flows):
             self.trace("broker", f"has again: {stored.subject} #{stored.seq}")
             self._schedule(stored)
         self.forget_ids()
@@ -137,6 +139,8 @@ class Broker:
                 return self.work
             case "omni" if tokens[2] == "request":
                 return self.requests
+            case "omni" if tokens[2] == "chunk":
+                return self.chunks
         return None
 
     # Storing
@@ -246,6 +250,9 @@ class Broker:
         else:
             body = msgspec.json.decode(data)
             wanted = body.get("next_by_subj")
+            if "last_by_subj" in body:
+                found = stream.last(body["last_by_subj"])
+                return direct(found) if found is not None else Wire("", headers={"Status": "404"})
             found = next(stream.after(body["seq"], wanted), None) if wanted else stream.messages.get(body["seq"])
         return direct(found) if found is not None else Wire("", headers={"Status": "404"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -14,6 +15,7 @@ from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec
+from omnibus.wire.chunk import Chunks
 from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import StageResult, Task
 from omnibus.workers.engines.protocol import Job
@@ -22,6 +24,10 @@ from tests.simulation.streams import Stored, Stream
 if TYPE_CHECKING:
     from omnibus.client.request_events import ClientEvent
     from tests.simulation.broker import Broker
+
+
+CHUNK_TOKENS = 6
+"""Tokens of the subject of a flow's chunks; how far they were read has one more."""
 
 
 class Checker:
@@ -47,6 +53,8 @@ class Checker:
         self._stopped: set[tuple[str, str]] = set()
         self.followers: dict[str, int] = {}
         """Followers that wait for the end of each request."""
+        self._flows: dict[str, Chunks] = {}
+        """The last message of each flow."""
         self.loses_words = False
         """Whether core messages may be lost."""
 
@@ -66,6 +74,8 @@ class Checker:
             self._written(stored)
         elif stream is self._broker.work and ".task." in stored.subject:
             self._queued(codec.decode(stored.data, Task))
+        elif stream is self._broker.chunks and len(stored.subject.split(".")) == CHUNK_TOKENS:
+            self._appended(stored.subject, codec.decode(stored.data, Chunks))
 
     def ran(self, stage: StageSpec, job: Job, replica: str) -> None:
         """A replica begins with a job."""
@@ -74,7 +84,7 @@ class Checker:
         if (replica, job.rid) in self._stopped:
             self.fail(f"{job.rid}: {replica} runs stage {stage.stage_id} and had heard that it was stopped")
         names = {self._spec.stage(source).name for source in stage.input_sources}
-        if set(job.stage_input.sources) != names:
+        if {*job.stage_input.sources, *job.stage_input.flows} != names:
             self.fail(f"{job.rid}: stage {stage.stage_id} runs without all of its inputs")
         if job.attempt > self._spec.max_attempts:
             self.fail(f"{job.rid}: stage {stage.stage_id} runs at attempt {job.attempt}")
@@ -164,9 +174,43 @@ class Checker:
         if record.state is RequestState.DONE and set(record.outputs) != finals:
             self.fail(f"{record.rid} is done without all of its outputs")
 
+        if record.state is RequestState.DONE:
+            for stage, output in record.outputs.items():
+                self._check_whole(record.rid, stage, (output.items[0].data or b"").decode())
+
+    def _check_whole(self, rid: str, stage: int, text: str) -> None:
+        """An output names every stage that it came from, once, and each of them is of one attempt."""
+        if (prompt := self.accepted.get(rid)) is None:
+            return
+        wanted = self._expected(stage, prompt)
+        if re.sub(r"#\d+", "", text) != wanted:
+            self.fail(f"{rid}: stage {stage} said {text!r} instead of {wanted!r}")
+        open_ones = list[str]()
+        for flavour, bracket in re.findall(r"(?:\d(#\d+)?)?(\(|\)(?:#\d+)?)", text):
+            if bracket == "(":
+                open_ones.append(flavour)
+            elif bracket[1:] != (opened := open_ones.pop()):
+                self.fail(f"{rid}: {text!r} begins with {opened} and ends with {bracket[1:]}")
+
+    def _expected(self, stage: int, prompt: str) -> str:
+        sources = sorted(self._spec.stage(source).name for source in self._spec.stage(stage).input_sources)
+        given = ",".join(self._expected(self._spec.stage(name).stage_id, prompt) for name in sources)
+        return f"{stage}({given or prompt})"
+
+    def _appended(self, subject: str, chunks: Chunks) -> None:
+        """A flow has chunks that follow each other, of fences that only rise."""
+        before = self._flows.get(subject)
+        self._flows[subject] = chunks
+        if chunks.restart or (before is not None and chunks.first == 0 and not chunks.offset):
+            before = None  # it begins again, or was purged
+        if chunks.first != (before.next if before is not None else 0):
+            self.fail(f"{subject} has chunk {chunks.first} behind {before}")
+        if before is not None and (chunks.fence < before.fence or before.end is not None):
+            self.fail(f"{subject}: {chunks.fence} appends behind {before.fence}")
+
     def _queued(self, task: Task) -> None:
         wanted = set(task.ticket.route[task.stage_id].sources)
-        if set(task.inputs) != wanted:
+        if {*task.inputs, *(() if task.flow is None else (task.flow,))} != wanted:
             self.fail(f"{task.ticket.rid}: a task of stage {task.stage_id} has not all of its inputs")
 
     def _answered(self, rid: str, result: Result) -> None:
@@ -264,10 +308,13 @@ class Checker:
 
     def left_behind(self) -> Iterator[tuple[str, str]]:
         """(request, subject) of timers that would fire in vain, and of payloads that only the hops of what has ended needed."""
-        for stored in (*self._broker.work.messages.values(), *self._broker.objects.messages.values()):
+        flows = self._broker.chunks.messages.values() if self._broker.chunks is not None else ()
+        for stored in (*self._broker.work.messages.values(), *self._broker.objects.messages.values(), *flows):
             tokens = stored.subject.split(".")
             match tokens:
                 case ["omni", _, "timer", _, rid] if rid in self.records and self._is_timer_removed(self.records[rid]):
+                    yield rid, stored.subject
+                case ["omni", _, "chunk", rid, *_] if rid in self.records and self.records[rid].state.terminal:
                     yield rid, stored.subject
                 case ["$O", _, "C", rid, _] if rid in self.records and self._is_freed(rid):
                     yield rid, stored.subject

@@ -229,6 +229,8 @@ class SimConnection(Connection):
         if message.subject.startswith("$JS.API."):
             self.world.broker.handle(message.subject, message.data, message.headers)
             return
+        if self.world.broker.stream_of(message.subject) is self.world.broker.chunks:
+            self.world.broker.handle(message.subject, message.data, message.headers)  # a stream keeps it all the same
         self.world.broker.core(message)
 
     def _ask(self, answer: asyncio.Future[Any], fate: Fate, epoch: int, question: Wire) -> None:
@@ -239,6 +241,8 @@ class SimConnection(Connection):
             self._ask_clients(answer, subject, question.data)
             return
         reply = self.world.broker.handle(subject, question.data, question.headers)
+        if ".chunk." in subject and not subject.startswith("$JS."):
+            self.world.broker.core(question)  # refused or not, it rings the bells of its readers
         self.world.told(self.name, subject, reply, fate)
         if self.world.faults.dies_after(self, subject):
             return

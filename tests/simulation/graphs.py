@@ -6,7 +6,7 @@ import random
 
 from msgspec.structs import replace
 
-from omnibus.pipeline.route import Forwarding
+from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
 
 HEARTBEAT = 3.0
@@ -43,6 +43,10 @@ def _stored(source: int, target: int, forwarding: Forwarding = Forwarding.ORCHES
     return EdgeSpec(source=source, target=target, forwarding=forwarding, payload=PayloadRule.OBJECT)
 
 
+def _stream(source: int, target: int, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> EdgeSpec:
+    return EdgeSpec(source=source, target=target, forwarding=forwarding, mode=EdgeMode.STREAM)
+
+
 def _pipeline(*stages: StageSpec, edges: tuple[EdgeSpec, ...] = ()) -> PipelineSpec:
     return PipelineSpec(
         name="p", stages=stages, edges=edges, deadline=DEADLINE, heartbeat_timeout=HEARTBEAT, max_attempts=ATTEMPTS
@@ -58,6 +62,13 @@ GRAPHS = {
     "finals": _pipeline(_stage(0, final="text"), _stage(1, 0, final="json"), edges=(_direct(0, 1),)),
     "entries": _pipeline(_stage(0), _stage(1, final="json"), _stage(2, 0, 1, final="text")),
     "bundle": _pipeline(_stage(0, final="text", bundled=True), _stage(1, 0, final="json"), edges=(_stored(0, 1),)),
+    "flow": _pipeline(_stage(0), _stage(1, 0, final="text"), edges=(_stream(0, 1),)),
+    "flows": _pipeline(
+        _stage(0, final="text"),
+        _stage(1, 0),
+        _stage(2, 1, final="json"),
+        edges=(_stream(0, 1), _stream(1, 2, Forwarding.DIRECT)),
+    ),
     "directed": _pipeline(_stage(0, slots=2), _stage(1, 0, final="text", directed=True, slots=2)),
 }
 
@@ -98,5 +109,7 @@ def any_graph(rng: random.Random, hole: str | None = None) -> tuple[str, Pipelin
         _stage(i, *sources[i], final=f"m{i}" if i not in fed or rng.random() < 0.3 else None) for i in range(count)
     ]
     single = [(given[0], i) for i, given in enumerate(sources) if len(given) == 1]
-    edges = tuple(rng.choice((_direct, _stored))(source, target) for source, target in single if rng.random() < 0.6)
+    edges = tuple(
+        rng.choice((_direct, _stored, _stream))(source, target) for source, target in single if rng.random() < 0.6
+    )
     return "any", _pipeline(*stages, edges=edges)

@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 
 
 class SimEngine:
-    """Its text names the stage and all that it was given: whoever reads an answer sees how it came about."""
+    """Its text names the stage and all that it was given: an answer shows how it came about."""
 
     outputs: Mapping[str, str] = {"text": "text"}
 
     def __init__(self, world: World, process: Process, stage: StageSpec) -> None:
         self._world, self._process, self._stage = world, process, stage
+        self._flavours: dict[int, str] = {}
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         self._world.checker.ran(self._stage, job, self._process.name)
         self._world.trace(self._process.name, f"runs {job.rid}, attempt {job.attempt}")
-        text = said(self._stage, job) + self._world.flavour()
-        half = len(text) // 2
-        await self._think()
-        yield _delta(text[:half])
+        whole = ""
+        async for text in self._spoken(job):
+            await self._think()
+            whole += text
+            yield _delta(text)
         if job.rid in self._world.poisonous:
             self._world.kill(self._process, "poisoned")
         if self._world.faults.chance(self._world.faults.engine_errors):
@@ -42,9 +44,22 @@ class SimEngine:
             self._world.trace(self._process.name, f"stalls on {job.rid}")
             await self._stall()
         await self._think()
-        yield _delta(text[half:])
+        end = ")" + self._flavours.pop(id(job), "")
+        yield _delta(end)
         made_by = {"by": f"{self._process.name}, attempt {job.attempt}"} if self._stage.prompt_expand else {}
-        yield Finished(outputs={"text": text, **made_by})
+        yield Finished(outputs={"text": whole + end, **made_by})
+
+    async def _spoken(self, job: Job) -> AsyncIterator[str]:
+        """All but the end of its text, piece by piece as it reads. Its flavour is at both ends, so that no two are mixed."""
+        flavour = self._flavours[id(job)] = self._world.flavour()
+        yield f"{self._stage.stage_id}{flavour}("
+        for flow in job.stage_input.flows.values():
+            async for chunk in flow:
+                yield str(chunk["text"])
+        if not job.stage_input.flows:
+            given = inputs_of(job)
+            yield given[: len(given) // 2]
+            yield given[len(given) // 2 :]
 
     async def abort(self, rid: str) -> None:
         """An abort closes its generator."""
@@ -85,11 +100,10 @@ def _delta(text: str) -> TextDelta:
     return TextDelta(text=text, token_ids=tuple(map(ord, text)))
 
 
-def said(stage: StageSpec, job: Job) -> str:
-    """Make the output of a stage of its inputs."""
+def inputs_of(job: Job) -> str:
+    """The texts that a job was given: those of its sources, or the prompt."""
     sources = job.stage_input.sources
-    given = ",".join(str(sources[name]["text"]) for name in sorted(sources)) or job.stage_input.request.text()
-    return f"{stage.stage_id}({given})"
+    return ",".join(str(sources[name]["text"]) for name in sorted(sources)) or job.stage_input.request.text()
 
 
 def beside(stage_input: StageInput) -> dict[str, StageInput]:

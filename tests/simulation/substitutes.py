@@ -8,6 +8,9 @@ from functools import cache
 from typing import Any
 
 import omnibus.broker.link
+import omnibus.flows.pacing
+import omnibus.flows.reader
+import omnibus.flows.stored_flow
 import omnibus.orchestrator.forwarding
 from omnibus.broker.puller import Puller
 from omnibus.broker.watch import Watch
@@ -18,6 +21,8 @@ from tests.simulation.pulling import SimPuller
 from tests.simulation.replicas import InlineThreads, QuietRegistration, start_at_once
 from tests.simulation.watching import SimWatch
 
+_WINDOW = 16
+"""Bytes that the writer of a flow may be ahead: texts are short here."""
 _ADMISSION = 15.0
 """Instead of a minute, in which one deadline is looked at sixty times."""
 
@@ -31,6 +36,9 @@ def substitutes(*, registry: bool) -> tuple[tuple[Any, str, Any], ...]:
         *(() if registry else _everywhere(Registration, QuietRegistration)),
         (omnibus.orchestrator.forwarding, "ADMISSION", _ADMISSION),
         (job_builder, "EngineThreads", InlineThreads),
+        (omnibus.flows.pacing, "WINDOW", _WINDOW),
+        (omnibus.flows.reader, "REPORT_EVERY", _WINDOW // 4),
+        (omnibus.flows.stored_flow, "_BATCH", 2),
         (importlib.metadata, "version", lambda _name: "0"),  # it reads files
         (omnibus.broker.link, "NatsClient", lambda _waiting: None),  # nobody connects
     )
