@@ -70,7 +70,7 @@ _TABLE = {
         mark replicas down: $KV.{replicas}.*.*
         notice a new revision of the pipeline: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{P}
         read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET|MSG.DELETE}.{work} $JS.API.DIRECT.GET.{work}
-        remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}
+        find and remove the flows of ended requests: $JS.API.STREAM.{INFO|PURGE}.{chunks}
         see how long queues are, and make the lanes of replicas: $JS.API.CONSUMER.{INFO|CREATE}.{work}.*""",
     NatsRole.FRONTDOOR: """
         +everybody +ledger +replicas +pipeline +queues

@@ -158,13 +158,20 @@ class Performer:
         subject = subjects.event(self.pipeline, stage_id, subjects.EventKind.FAILED, rid)
         await self._connection.js_publish(subject, reason.encode(), f"unreadable.{rid}.{task_seq}")
 
-    async def present(self) -> dict[str, bool]:
-        """Requests that have payloads stored for their hops, or anything queued, and whether that is so.
+    async def present(self, *, flows: bool = False) -> dict[str, bool]:
+        """Requests that have payloads or `flows` stored for their hops, or anything queued, and whether that is so.
 
         The answer grows with their number. Raises BrokerUnavailable.
         """
         queued = await self.queue.present()
-        return {rid: rid in queued for rid in queued | await self._objects.groups() if subjects.is_name(rid)}
+        stored = await self._objects.groups() | (await self._flowing() if flows else set())
+        return {rid: rid in queued for rid in queued | stored if subjects.is_name(rid)}
+
+    async def _flowing(self) -> set[str]:
+        """Requests that have flows."""
+        stream = subjects.chunks_stream(self.pipeline)
+        found = await self._connection.stored_subjects(stream, subjects.chunk_subjects(self.pipeline))
+        return {subjects.chunk_rid(subject) for subject in found}
 
     async def discard_input(self, record: Record) -> None:
         """Remove the stored input of a record that will never be created; idempotent. Raises BrokerUnavailable."""

@@ -1,7 +1,7 @@
 """Orphan cleanup: messages that a killed server restores are removed again.
 
-A nats-server that is killed may come up with messages whose removal it had acknowledged: payloads, timers, and tasks and
-events that it will not deliver, for its consumers know them as done. No process would learn of them, and they would stay.
+A nats-server that is killed may come up with messages whose removal it had acknowledged: payloads, flows, timers, and tasks
+and events that it will not deliver, for its consumers know them as done. No process would learn of them, and they would stay.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from omnibus.broker.connection import Connection
 from omnibus.errors import Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.observability.task_root import task_root
+from omnibus.pipeline.spec import PipelineSpec
 
 _RECHECK_INTERVAL = 10.0
 
@@ -23,8 +24,8 @@ class OrphanCleanup:
     Any number may do this at once. Requests that are open then are re-checked for as long as they have anything.
     """
 
-    def __init__(self, connection: Connection, pipeline: str, performer: Performer) -> None:
-        self._connection, self._pipeline, self._performer = connection, pipeline, performer
+    def __init__(self, connection: Connection, spec: PipelineSpec, performer: Performer) -> None:
+        self._connection, self._spec, self._performer = connection, spec, performer
         self._listed = -1
         """The generation of the connection that all was listed on."""
         self._open: set[str] = set()
@@ -35,7 +36,7 @@ class OrphanCleanup:
         unhook = self._connection.on_reconnect(self._reconnected.set)
         try:
             while True:
-                with task_root("orphan cleanup", self._connection.metrics, pipeline=self._pipeline):
+                with task_root("orphan cleanup", self._connection.metrics, pipeline=self._spec.name):
                     await self._look()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_RECHECK_INTERVAL if self._open or self._is_due else None):
@@ -51,7 +52,7 @@ class OrphanCleanup:
     async def _look(self) -> None:
         """Clear up what has ended, one after the other, as open requests come first; those are read many at a time."""
         generation = self._connection.generation
-        present = await self._performer.present()
+        present = await self._performer.present(flows=self._spec.has_flows)
         looked_at = present.keys() if self._is_due else present.keys() & self._open
         still_open = await self._performer.ledger.open_among(looked_at)
         ended = sorted(looked_at - still_open)

@@ -76,7 +76,7 @@ class OrchestratorService:
             "events": DeliveryLoop(connection, events, self._forwarder, concurrency=CONCURRENCY).run(),
             "requests": DeliveryLoop(connection, requests, self._intake, concurrency=RAW_CONCURRENCY).run(),
             "rerouting": Rerouting(connection, spec, self._view).run(),
-            "orphans": OrphanCleanup(connection, spec.name, self._performer).run(),
+            "orphans": OrphanCleanup(connection, spec, self._performer).run(),
             "questions": OrphanQuestions(connection, self._performer).run(),
             "disconnects": self._watch_disconnects(),
             "silence": SilenceListener(self._view, self._claims, lost, connection.metrics).run(),

@@ -256,9 +256,12 @@ def _give_up(event: StageFailed, record: Record) -> tuple[Effect, ...]:
 def _note(event: AttemptFailed, record: Record) -> tuple[Effect, ...]:
     """Into the history of a request that is open or has failed: the news may come after the end that they explain."""
     noted = record.noting(event.attempt)
+    # An attempt that did not know of the end may have written to a flow since, and nobody else would know of that.
+    is_late = record.state.terminal and record.ticket.route.may_flow
+    purged = (purge_of(record, queued=False, stored=record.state is not RequestState.FAILED),) if is_late else ()
     if noted is record or record.state not in (RequestState.OPEN, RequestState.FAILED):
-        return ()
-    return (SaveRecord(noted), *_dead_letter(noted))
+        return purged
+    return (SaveRecord(noted), *_dead_letter(noted), *purged)
 
 
 def _deadline(event: DeadlinePassed, record: Record) -> tuple[Effect, ...]:

@@ -26,6 +26,7 @@ ANY_STAGE = "any"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WORK_TOKENS = 6
+_RID_OF_CHUNKS = 3
 
 
 class EventKind(StrEnum):
@@ -315,6 +316,11 @@ def parse_event(subject: str) -> EventSubject:
 def parse_rid(subject: str) -> str:
     """The request's id: the last token of every request, task, event, timer and out subject."""
     return subject.rpartition(".")[2]
+
+
+def chunk_rid(subject: str) -> str:
+    """The id of the request that a flow, or how far it was read, belongs to."""
+    return subject.split(".")[_RID_OF_CHUNKS]
 
 
 def _split(subject: str, family: str) -> tuple[str, str, str, str]:

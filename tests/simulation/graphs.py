@@ -80,6 +80,10 @@ GRAPH_OF_HOLE = {
     "nobody_home": "directed", "unnoticed_claims": "directed",
     "bundles_of_one": "bundle", "companions_of_any_attempt": "bundle",
     "notified_what_came": "entries", "workers_end_twice": "direct",
+    **dict.fromkeys((
+        "flows_without_expected_sequence", "readers_trust_the_bell", "flow_tasks_once", "flows_end_unacknowledged",
+        "flows_begun_twice", "forgotten_flows",
+    ), "flow"),
 }  # fmt: skip
 """Holes that only one graph can show, and seldom: they are looked for there."""
 
@@ -95,10 +99,10 @@ def in_memory(spec: PipelineSpec) -> PipelineSpec:
     return replace(spec, edges=tuple(edges))
 
 
-def any_graph(rng: random.Random, hole: str | None = None) -> tuple[str, PipelineSpec]:
-    """One of those above, or now and then any acyclic one of up to five stages in which every sink is final."""
-    if hole in GRAPH_OF_HOLE:
-        return GRAPH_OF_HOLE[hole], GRAPHS[GRAPH_OF_HOLE[hole]]
+def any_graph(rng: random.Random, name: str | None = None) -> tuple[str, PipelineSpec]:
+    """The one of a name, any of those above, or now and then any acyclic one of up to five stages with every sink final."""
+    if name is not None:
+        return name, GRAPHS[name]
     if rng.random() < 0.8:
         name = rng.choice(_NAMES)
         return name, GRAPHS[name]

@@ -24,7 +24,7 @@ from tests.simulation.broker import Broker, Wire
 from tests.simulation.checker import Checker
 from tests.simulation.connection import SimConnection
 from tests.simulation.faults import Fate, Faults
-from tests.simulation.graphs import DEADLINE, any_graph, in_memory
+from tests.simulation.graphs import DEADLINE, GRAPH_OF_HOLE, any_graph, in_memory
 from tests.simulation.holes import HOLES, HOLES_IN_MEMORY
 from tests.simulation.loop import Process, VirtualLoop, virtual_time
 from tests.simulation.memory import SimHost, SimMemory
@@ -57,15 +57,26 @@ class Outcome:
 class World:
     """Everything there is in one interleaving."""
 
-    def __init__(self, seed: int, *, traced: bool = False, hole: str | None = None, hosted: bool = False) -> None:
-        """`hosted`: what else goes through the object store goes through shared memory of one host or two."""
+    def __init__(
+        self,
+        seed: int,
+        *,
+        traced: bool = False,
+        hole: str | None = None,
+        hosted: bool = False,
+        graph: str | None = None,
+    ) -> None:
+        """`hosted`: what else goes through the object store goes through shared memory of one host or two.
+
+        `graph` is one of GRAPHS, where it is not to be drawn.
+        """
         self._hole, hosted = hole, hosted or hole in HOLES_IN_MEMORY
         self.seed, self._traced, self.lines = seed, traced, list[str]()
         self.rng = random.Random(seed)
         self.loop = VirtualLoop()
         self.over = self.loop.create_future()
         """Done when nothing of this world is looked at any more."""
-        self.graph, self.spec = any_graph(self.rng, hole)
+        self.graph, self.spec = any_graph(self.rng, graph or GRAPH_OF_HOLE.get(hole or ""))
         self.hosts: list[SimHost] = []
         if hosted:
             self.spec = in_memory(self.spec)
@@ -290,7 +301,9 @@ class World:
         self.loop.run(self.loop.time() + _TAKEN_DOWN)
 
 
-def simulate(seed: int, *, traced: bool = False, hole: str | None = None, hosted: bool = False) -> Outcome:
+def simulate(
+    seed: int, *, traced: bool = False, hole: str | None = None, hosted: bool = False, graph: str | None = None
+) -> Outcome:
     """Run one seed, with a hole planted if one is named; the same every time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    return World(seed, traced=traced, hole=hole, hosted=hosted).run()
+    return World(seed, traced=traced, hole=hole, hosted=hosted, graph=graph).run()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from omnibus.errors import RequestConflict
-from omnibus.pipeline.route import Forwarding
+from omnibus.errors import EngineError, RequestConflict
+from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.requests.admission import check_same, digest, new_record
 from omnibus.requests.advance import (
@@ -15,15 +15,18 @@ from omnibus.requests.advance import (
     as_admitted,
     cancel,
     end_again,
+    ended_effects,
+    fail,
     linear_tasks,
     needs_event,
     needs_record,
     redrive,
 )
-from omnibus.requests.effects import KeepDead, Notify, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop
+from omnibus.requests.effects import Effect, KeepDead, Notify, PublishTask, Purge, SaveRecord, ScheduleDeadline, Stop
 from omnibus.requests.record import ENDED_TTL, OPEN_TTL, Record
 from omnibus.requests.state import TRANSITIONS, IllegalTransition, RequestState, transition
-from omnibus.wire.envelope import DeadlinePassed, FinalOutput, StageFailed, StageResult, StageTiming
+from omnibus.wire.envelope import AttemptFailed, DeadlinePassed, FinalOutput, StageFailed, StageResult, StageTiming
+from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import EndNotice, OutputReady
 from omnibus.wire.payload import TEXT, Payload
@@ -207,6 +210,36 @@ def test_late_event_repeats_the_end_and_changes_nothing(state: RequestState) -> 
         assert not any(isinstance(effect, SaveRecord | PublishTask) for effect in effects)
         assert isinstance(effects[-1], Purge)
         assert any(isinstance(effect, Notify) and isinstance(effect.message, EndNotice) for effect in effects)
+
+
+FLOWING = PipelineSpec(
+    name="p",
+    stages=(stage(0), stage(1, 0, final="text")),
+    edges=(EdgeSpec(source=0, target=1, mode=EdgeMode.STREAM),),
+)
+
+
+def removals(effects: tuple[Effect, ...]) -> list[bool]:
+    """Whether flows are removed, of each removal."""
+    return [effect.flowed for effect in effects if isinstance(effect, Purge)]
+
+
+def test_end_removes_flows_where_there_may_be_some_and_nowhere_else() -> None:
+    timings = (StageTiming(0, 0.0, 0.0, 0.0, flowed=3), StageTiming(1, 0.0, 0.0, 0.0))
+    done = replace(record_of(FLOWING), state=RequestState.DONE)
+    assert removals(ended_effects(replace(done, timings=timings), queued=False)) == [True]
+    assert removals(ended_effects(replace(done, timings=timings[1:]), queued=False)) == [False], "none was written"
+    assert removals(cancel(record_of(FLOWING))) == [True]
+    assert removals(fail(record_of(FLOWING), Failure.of(EngineError()))) == [True], "another run has flows of its own"
+    assert removals(cancel(record_of())) == [False]
+
+
+def test_failed_attempt_after_the_end_has_its_flow_removed() -> None:
+    attempt = Attempt(stage_id=0, run=1, task_seq=1, delivery=1, at=0.0, replica="r0", code="x", message="x")
+    late = AttemptFailed(rid="r", attempt=attempt)
+    cancelled = replace(record_of(FLOWING), state=RequestState.CANCELLED)
+    assert removals(advance(late, cancelled)) == [True]
+    assert advance(late, replace(record_of(), state=RequestState.CANCELLED)) == ()
 
 
 def test_result_of_an_abandoned_run_is_dropped() -> None:

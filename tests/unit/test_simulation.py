@@ -47,6 +47,11 @@ def test_a_seed_gives_the_same_schedule_when_it_is_replayed_elsewhere() -> None:
         "records_expire_at_their_deadline",
         "bundles_of_one",
         "companions_of_any_attempt",
+        "flows_without_expected_sequence",
+        "flow_tasks_once",
+        "flows_end_unacknowledged",
+        "flows_begun_twice",
+        "forgotten_flows",
     ],
 )
 def test_a_seed_fails_when_a_hole_is_planted(hole: str) -> None:
