@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.simulation.broker import Broker
 
 
+_FLAVOUR = re.compile(r"#\d+")
 CHUNK_TOKENS = 6
 """Tokens of the subject of a flow's chunks; how far they were read has one more."""
 
@@ -98,7 +99,8 @@ class Checker:
         if made.keys() != {"opposite"}:
             self.fail(f"{job.rid}: stage {source.stage_id} left the companions {sorted(made)}")
             return
-        if not made["opposite"]["text"].startswith(f"{source.stage_id}(not {job.stage_input.request.text()})"):
+        text = _FLAVOUR.sub("", made["opposite"]["text"])
+        if text != f"{source.stage_id}(not {job.stage_input.request.text()})":
             self.fail(f"{job.rid}: the companion of stage {source.stage_id} said {made['opposite']['text']}")
         if made["opposite"]["by"] != main["by"]:
             self.fail(f"{job.rid}: {main['by']} made what {made['opposite']['by']} made the companion of")
@@ -183,7 +185,7 @@ class Checker:
         if (prompt := self.accepted.get(rid)) is None:
             return
         wanted = self._expected(stage, prompt)
-        if re.sub(r"#\d+", "", text) != wanted:
+        if _FLAVOUR.sub("", text) != wanted:
             self.fail(f"{rid}: stage {stage} said {text!r} instead of {wanted!r}")
         open_ones = list[str]()
         for flavour, bracket in re.findall(r"(?:\d(#\d+)?)?(\(|\)(?:#\d+)?)", text):
