@@ -48,7 +48,10 @@ def served(folder: Path) -> Iterator[Serving]:
         patch.delenv("OMNIBUS_ALLOWED_MODULES", raising=False)
         with serving("own.yaml", *flags, state_dir=folder / "state") as first:
             flags = ("--no-frontdoor", "--nats", first.nats_url)
-            with serving("more.yaml", *flags, state_dir=folder / "other"):
+            with (
+                serving("more.yaml", *flags, state_dir=folder / "other"),
+                serving("flowing.yaml", *flags, state_dir=folder / "third"),
+            ):
                 yield first
 
 

@@ -12,8 +12,6 @@ from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import PubAck, Publishing
 from omnibus.client import channel, producer
 from omnibus.errors import RequestConflict, RevisionConflict
-from omnibus.flows.reader import FlowReader
-from omnibus.flows.writer import FlowWriter
 from omnibus.ledger import acceptance as admission
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import Ledger
@@ -31,7 +29,6 @@ from omnibus.requests.effects import Effect, Notify, SaveRecord, ScheduleDeadlin
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import codec, subjects
-from omnibus.wire.chunk import Chunks, FlowEnd
 from omnibus.wire.control import ClaimChange
 from omnibus.wire.envelope import Event, StageResult
 from omnibus.wire.out import EndNotice, OutputReady
@@ -40,6 +37,7 @@ from omnibus.workers.assignment import Assignment
 from omnibus.workers.attempt_decision import Disposition, following
 from omnibus.workers.engines.protocol import MAIN, Engine, Finished, Item, Job
 from omnibus.workers.task_conclusion import TaskConclusion
+from tests.simulation.flow_holes import FLOW_HOLES
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -373,76 +371,6 @@ def unswept_memory(_world: World) -> Patches:
     yield MemoryUpkeep, "_sweep", sweep
 
 
-def flows_without_expected_sequence(_world: World) -> Patches:
-    """A chunk is appended behind whatever there is: two attempts write one flow."""
-
-    async def publish(self: FlowWriter, message: Chunks) -> None:
-        headers = {"Nats-Rollup": "sub"} if message.restart else {}
-        self._seq = (await self._conn.js_publish(self.name.subject, codec.encode(message), headers=headers)).seq
-
-    yield FlowWriter, "_publish", publish
-
-
-def readers_trust_the_bell(_world: World) -> Patches:
-    """A reader reads when a bell rings, and at no other time."""
-
-    async def wait(self: FlowReader, _seconds: float) -> None:
-        await self._news.wait()
-
-    yield FlowReader, "_wait", wait
-
-
-def flow_tasks_once(_world: World) -> Patches:
-    """The task of a flow's reader is published by the attempt that begins the flow, and by no later one."""
-    real = FlowWriter.open
-
-    async def opened(self: FlowWriter, *, keep: bool) -> FlowEnd | None:
-        begun, self._on_begun = self._on_begun, _nothing
-        try:
-            end = await real(self, keep=keep)
-        finally:
-            if not self.has_begun:
-                self._on_begun = begun
-        return end
-
-    yield FlowWriter, "open", opened
-
-
-def flows_end_unacknowledged(_world: World) -> Patches:
-    """A worker acknowledges its task when the end of its flow is on its way, and not when it is stored."""
-
-    async def end(self: FlowWriter, end: FlowEnd) -> None:
-        if not self.is_complete:
-            self._end = end
-            self._begin_work()
-
-    yield FlowWriter, "end", end
-
-
-def flows_begun_twice(_world: World) -> Patches:
-    """A later attempt begins the flow again without saying so: its chunks follow those that are there."""
-    real = FlowWriter.restart
-
-    def restart(self: FlowWriter) -> None:
-        real(self)
-        self._restarts = False
-
-    yield FlowWriter, "restart", restart
-
-
-def forgotten_flows(_world: World) -> Patches:
-    """The end of a request leaves its flows to their lifetime."""
-
-    async def purge(_self: Performer, _effect: Any) -> None:
-        return
-
-    yield Performer, "_purge_flows", purge
-
-
-async def _nothing() -> None:
-    return
-
-
 HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
@@ -453,8 +381,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         records_expire_at_their_deadline, record_without_timer, blind_end_overwrites, workers_end_twice,
         bundles_of_one, companions_of_any_attempt,
         unswept_memory,
-        flows_without_expected_sequence, readers_trust_the_bell, flow_tasks_once, flows_end_unacknowledged, flows_begun_twice,
-        forgotten_flows,
+        *FLOW_HOLES,
     )
 }  # fmt: skip
 HOLES_IN_MEMORY = frozenset({"unswept_memory"})
