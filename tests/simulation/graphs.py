@@ -77,7 +77,7 @@ _NAMES = [name for name in sorted(GRAPHS) for _ in range(1 if name == "directed"
 
 
 GRAPH_OF_HOLE = {
-    "nobody_home": "directed", "unnoticed_claims": "directed",
+    "nobody_home": "directed", "two_naks_a_claim": "directed", "unnoticed_claims": "directed",
     "bundles_of_one": "bundle", "companions_of_any_attempt": "bundle",
     "notified_what_came": "entries", "workers_end_twice": "direct",
     **dict.fromkeys((
