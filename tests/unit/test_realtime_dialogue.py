@@ -94,6 +94,17 @@ def test_a_session_is_updated_where_it_is_named_and_keeps_the_rest() -> None:
     assert event["session"]["instructions"] == "be brief"
 
 
+def test_a_null_changes_nothing_but_turn_detection() -> None:
+    talk = Talk()
+    vad = {"type": "server_vad", "threshold": None, "create_response": None, "idle_timeout_ms": None}
+    audio = {"input": {"format": None, "turn_detection": vad}, "output": None}
+    (event,) = talk.send({"type": "session.update", "session": {"audio": audio, "output_modalities": None}})
+    assert event["session"]["audio"]["input"]["turn_detection"]["threshold"] == 0.5
+    assert event["session"]["output_modalities"] == ["audio"]
+    (event,) = talk.manual()
+    assert event["session"]["audio"]["input"]["turn_detection"] is None
+
+
 @pytest.mark.parametrize(
     ("session", "param"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from omnibus.errors import InvalidRequest, UnsupportedModality
 from omnibus.frontdoor.bodies import Body
@@ -15,19 +15,32 @@ from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 
 _MAX_WORD = 256
+_MEANT = frozenset({"turn_detection"})
+"""Settings that a null turns off."""
 Modality = Literal["text", "audio"]
 _Modalities = Annotated[list[Modality], Field(min_length=1, max_length=2)]
 _Tokens = Annotated[int, Field(ge=1)] | Literal["inf"]
 
 
-class PcmFormat(Body):
+class _Settings(Body):
+    """Settings whose nulls say nothing, as those do that clients send for what they leave out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, sent: object) -> object:
+        if not isinstance(sent, dict):
+            return sent
+        return {name: value for name, value in sent.items() if value is not None or name in _MEANT}
+
+
+class PcmFormat(_Settings):
     """Samples of 16 bits, little-endian, mono."""
 
     type: Literal["audio/pcm"] = "audio/pcm"
     rate: Literal[24000] = 24000
 
 
-class ServerVad(Body):
+class ServerVad(_Settings):
     """Turns are found by loudness."""
 
     type: Literal["server_vad"]
@@ -41,25 +54,25 @@ class ServerVad(Body):
     """Speech cancels the answer that is being made."""
 
 
-class InputSettings(Body):
+class InputSettings(_Settings):
     format: PcmFormat = PcmFormat()
     turn_detection: ServerVad | None = None
 
 
-class OutputSettings(Body):
+class OutputSettings(_Settings):
     format: PcmFormat = PcmFormat()
 
 
-class AudioSettings(Body):
+class AudioSettings(_Settings):
     input: InputSettings = InputSettings()
     output: OutputSettings = OutputSettings()
 
 
-class ResponseOutput(Body):
+class ResponseOutput(_Settings):
     output: OutputSettings = OutputSettings()
 
 
-class Asked(Body):
+class Asked(_Settings):
     """Settings of every answer."""
 
     output_modalities: _Modalities | None = None
@@ -98,9 +111,8 @@ class SessionSettings(Asked):
         return cls(output_modalities=[modality], instructions="", max_output_tokens="inf", audio=audio)
 
     def updated(self, update: Self) -> Self:
-        """These settings with those that an update names in their place; a null at its top changes nothing."""
-        named = {name: value for name, value in update.model_dump(exclude_unset=True).items() if value is not None}
-        return type(self).model_validate(_merged(self.model_dump(), named))
+        """These settings with those that an update names in their place."""
+        return type(self).model_validate(_merged(self.model_dump(), update.model_dump(exclude_unset=True)))
 
     def asked(self, response: ResponseSettings) -> Asked:
         """The settings of one response of this session."""
