@@ -10,7 +10,7 @@ def children_of(pid: int, name: str = "") -> list[int]:
     children = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            command = (stat.parent / "cmdline").read_text() + (stat.parent / "comm").read_text()
+            command = (stat.parent / "cmdline").read_text(errors="replace") + (stat.parent / "comm").read_text()
             fields = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
