@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Any, Self
 
 from omnibus.client.omni_base import OmniBase, from_any_loop
 from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request
 from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Aborted, Session
+from omnibus.errors import EmptyPrompt, InputClosed
 from omnibus.wire.request import Request
 
 
@@ -28,7 +31,7 @@ class AsyncOmni(OmniBase):
 
     def generate(  # noqa: PLR0913 vLLM's signature, and ours
         self,
-        prompt: Prompt,
+        prompt: Prompt | AsyncIterator[Prompt],
         request_id: str | None = None,
         sampling_params_list: Sequence[Any] | None = None,
         *,
@@ -47,32 +50,77 @@ class AsyncOmni(OmniBase):
         pieces. `output_modalities` picks the outputs, None for all; `deadline` is in seconds; the rest is as for
         AsyncOmniEngine.add_request. Leaving early aborts the request.
 
+        A `prompt` that is an async generator is an open input: each prompt that it yields is a segment, sent when it comes, and
+        its end is that of the input. Pieces come as with `stream`, and `segment_finished` behind the answer to each; what it
+        raises aborts the request.
+
         Raises as add_request does, and what the request failed of. An aborted request raises nothing: its last output has
         `finish_reason` "abort" and, of a text, the part that had been received.
         """
-        request = make_request(
-            self.spec, prompt, sampling_params_list=sampling_params_list, modalities=output_modalities, lora_request=lora_request,
-            trace_headers=trace_headers, priority=priority, deadline=deadline,
+        making = partial(
+            make_request, self.spec, sampling_params_list=sampling_params_list, modalities=output_modalities,
+            lora_request=lora_request, trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
         rid = request_id if request_id is not None else uuid.uuid4().hex
-        return self._followed(rid, request, prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream)
+        if isinstance(prompt, AsyncIterator):
+            return self._listened(rid, prompt, making, prompt_text=prompt_text, arrival_time=arrival_time)
+        return self._followed(rid, making(prompt), prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream)
 
-    async def _followed(self, rid: str, request: Request, **how: Any) -> AsyncGenerator[OmniRequestOutput, None]:
+    async def _listened(
+        self, rid: str, segments: AsyncIterator[Prompt], making: Callable[..., Request], **how: Any
+    ) -> AsyncGenerator[OmniRequestOutput, None]:
+        """The outputs of a request whose input is open, while its segments are sent."""
+        first = await anext(segments, None)
+        if first is None:
+            raise EmptyPrompt("the input has no segment", param="prompt")
+        async with aclosing(
+            self._followed(rid, making(first, resumable=True), segments, deltas=True, **how)
+        ) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def _feed(self, rid: str, segments: AsyncIterator[Prompt], failures: list[Exception]) -> None:
+        """Send the segments that follow, and the end; what fails of that aborts the request.
+
+        The outputs show how a request ends that takes no more.
+        """
+        try:
+            async for prompt in segments:
+                await self.run_async(self.session.add_streaming_update(rid, prompt))
+            await self.run_async(self.session.add_streaming_update(rid, None, resumable=False))
+        except InputClosed:
+            return
+        except Exception as error:  # noqa: BLE001 raised where the outputs are taken
+            failures.append(error)
+            await self.abort(rid)
+
+    async def _followed(
+        self, rid: str, request: Request, segments: AsyncIterator[Prompt] | None = None, **how: Any
+    ) -> AsyncGenerator[OmniRequestOutput, None]:
         queue, finished = self._new_queue(), False
+        feeding: asyncio.Task[None] | None = None
+        failures: list[Exception] = []
         try:
             await self.run_async(self.session.submit(rid, request, queue, **how))
+            if segments is not None:
+                feeding = asyncio.create_task(self._feed(rid, segments, failures), name=f"segments-{rid}")
             while not finished:
                 output = await queue.take_async(None)  # bounded by the request's deadline, and by the engine's life
                 assert output is not None
                 finished = output.finished
+                if failures:
+                    raise failures[0]
                 output.raise_for_failure()
-                if output.delta or output.piece or output.output or output.aborted:
+                if output.delta or output.piece or output.segment_finished or output.output or output.aborted:
                     yield output
         except (asyncio.CancelledError, GeneratorExit):
             if not finished and self.is_alive():
                 await self.abort(rid)  # also on its way in
             raise
         finally:
+            if feeding is not None:
+                feeding.cancel()
+                await asyncio.wait({feeding})
             self._end_queue(queue)
 
     async def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:

@@ -12,7 +12,7 @@ from omnibus.errors import InvalidRequest
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.routing import plan_route, with_ancestors
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire.request import Message, Request, checked
+from omnibus.wire.request import Message, Request, Segment, checked
 from omnibus.wire.sampling import FIELDS
 
 Prompt = str | Sequence[int] | Mapping[str, Any] | Request
@@ -48,8 +48,6 @@ def make_request(  # noqa: PLR0913 vLLM's arguments
     """
     if data_parallel_rank is not None:
         raise InvalidRequest("replicas are chosen by the broker: there are no ranks", param="data_parallel_rank")
-    if resumable:
-        raise InvalidRequest("streaming input is not there yet: send the whole prompt", param="resumable")
     wanted = _modalities(spec, modalities, final_stage_id, final_output_stage_ids)
     changes = {
         "sampling_params": None if sampling_params_list is None else _sampling(spec, sampling_params_list),
@@ -59,6 +57,7 @@ def make_request(  # noqa: PLR0913 vLLM's arguments
         "deadline": deadline,
         "priority": priority or None,
         "lane": spec.lane_of(priority) if priority > 0 else None,
+        "resumable": resumable or None,
     }
     negative = prompt.get("negative_prompt") if isinstance(prompt, Mapping) else None
     if isinstance(prompt, Mapping):
@@ -92,6 +91,14 @@ def _guided(spec: PipelineSpec, request: Request, negative: Any) -> Request:
     params = request.sampling_params
     guided = {name: {**params.get(name, {}), "negative_prompt": negative} for name in painters}
     return replace(request, sampling_params={**params, **guided})
+
+
+def segment_of(prompt: Prompt, *, end: bool = False) -> Segment:
+    """A prompt as a further segment of an open input; raises InvalidRequest for what only a request can have."""
+    request = as_request(prompt)
+    if replace(request, prompt=None, messages=None) != Request():
+        raise InvalidRequest("a further segment has a prompt or messages, and nothing else", param="prompt")
+    return Segment(prompt=request.prompt, messages=request.messages, end=end)
 
 
 def text_of(request: Request) -> str | None:

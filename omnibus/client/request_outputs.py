@@ -14,6 +14,7 @@ from omnibus.client.request_events import (
     Output,
     OutputArrived,
     Result,
+    SegmentFinished,
     StepProgress,
     TextPiece,
     shortened,
@@ -38,6 +39,8 @@ class OmniRequestOutput:
     """The next piece of a text; then `output` is None."""
     piece: MediaPiece | None = None
     """The next piece of a sound; then `output` is None."""
+    segment_finished: bool = False
+    """The text that answers a segment of an open input is whole; `delta` is empty then."""
     output: Output | None = None
     """The whole output: its bytes, finish reason and tokens."""
     finished: bool = False
@@ -105,6 +108,9 @@ class OutputAdapter:
                 self._pieces.setdefault(stage_id, []).append(text)
                 if self.deltas:
                     yield self._of(stage_id, delta=text)
+            case SegmentFinished(stage_id):
+                if self.deltas:
+                    yield self._of(stage_id, segment_finished=True)
             case MediaPiece(stage_id):
                 if self.deltas:
                     yield self._of(stage_id, piece=event)

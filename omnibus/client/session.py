@@ -18,7 +18,7 @@ from omnibus.client.controls import Controls
 from omnibus.client.embedded_pipeline import EmbeddedOptions, embedded
 from omnibus.client.output_queue import OutputQueue
 from omnibus.client.producer import Producer, Submission
-from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request, text_of
+from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request, segment_of, text_of
 from omnibus.client.request_outputs import OmniRequestOutput, OutputAdapter
 from omnibus.errors import BrokerUnavailable, InvalidRequest, OmnibusError, RequestConflict, UnknownRequest
 from omnibus.observability.events import LogEvent
@@ -30,7 +30,7 @@ from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.requests.state import RequestState
 from omnibus.settings import Settings
 from omnibus.wire.failure import Failure
-from omnibus.wire.request import Request
+from omnibus.wire.request import Request, Segment
 
 _CLOCKS_APART = 60.0
 """Seconds by which the clock that a request's arrival was read from may be ahead of ours."""
@@ -89,7 +89,10 @@ class Session(Controls):
         vLLM's: lower runs earlier, above 0 waits in the batch lane where there is one. `lora_request` names an adapter of
         a stage's `lora_modules`. `trace_headers` reach every stage. An id is free again when its request has ended.
 
-        Raises InvalidRequest naming an argument that would have no effect, `data_parallel_rank` and `resumable` always;
+        `resumable`: the prompt is the first segment of an open input, others follow by `add_streaming_update`, and pieces of
+        texts are outputs, too.
+
+        Raises InvalidRequest naming an argument that would have no effect, `data_parallel_rank` always;
         any RequestError for what the pipeline cannot serve; RequestConflict for an id that is in use; Overloaded.
         """
         request = make_request(
@@ -97,11 +100,35 @@ class Session(Controls):
             final_output_stage_ids=final_output_stage_ids, lora_request=lora_request, trace_headers=trace_headers,
             priority=priority, data_parallel_rank=data_parallel_rank, resumable=resumable,
         )  # fmt: skip
-        await self.submit(request_id, request, self._outputs, prompt_text=prompt_text, arrival_time=arrival_time)
+        await self.submit(
+            request_id, request, self._outputs, prompt_text=prompt_text, arrival_time=arrival_time, deltas=resumable
+        )
 
-    async def add_streaming_update(self, request_id: str, *_: Any, **__: Any) -> None:
-        """Always raises InvalidRequest: requests take no further input yet."""
-        raise InvalidRequest(f"request {request_id!r}: streaming input is not there yet", param="resumable")
+    async def add_streaming_update(  # noqa: PLR0917 vLLM-Omni's signature
+        self,
+        request_id: str,
+        prompt: Prompt | None,
+        prompt_text: str | None = None,
+        sampling_params_list: Sequence[Any] | None = None,
+        final_stage_id: int | None = None,
+        arrival_time: float | None = None,
+        *,
+        resumable: bool = True,
+    ) -> None:
+        """Send a further segment of a request that was added as `resumable`; stored when this returns.
+
+        The last one is not `resumable`; with None for a prompt it only ends the input. Raises UnknownRequest; InputClosed when
+        the input or the request has ended; InvalidRequest naming an argument that the first segment has decided; and as
+        `Producer.send_segment`.
+        """
+        decided = {
+            "prompt_text": prompt_text, "sampling_params_list": sampling_params_list,
+            "final_stage_id": final_stage_id, "arrival_time": arrival_time,
+        }  # fmt: skip
+        if (name := next((name for name, value in decided.items() if value is not None), None)) is not None:
+            raise InvalidRequest(f"{name} is of the whole request: give it with the first segment", param=name)
+        segment = Segment(end=not resumable) if prompt is None else segment_of(prompt, end=not resumable)
+        await self.producer.send_segment(self.spec, self._rids.get(request_id, request_id), segment)
 
     async def submit(
         self, request_id: str, request: Request, outputs: OutputQueue[OmniRequestOutput], *,

@@ -27,6 +27,7 @@ from omnibus.frontdoor.endpoints import (
     probes,
     realtime,
     replica_control,
+    request_input,
     request_status,
     speech,
 )
@@ -38,7 +39,9 @@ from omnibus.observability.tracing import Tracing
 
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
-_ENDPOINTS = (chat, completions, images, speech, realtime, models, request_status, replica_control, probes)
+_ENDPOINTS = (
+    chat, completions, images, speech, realtime, models, request_status, request_input, replica_control, probes,
+)  # fmt: skip
 
 
 def create_app(

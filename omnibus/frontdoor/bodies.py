@@ -69,6 +69,8 @@ class AskingBody(Body):
     """Only requests with the same salt share an LLM's prefix cache."""
     affinity: str | None = None
     """A name; requests that have the same one go to the same replicas of directed stages."""
+    resumable: bool | None = None
+    """The input stays open: further segments follow by `POST /v1/requests/{id}/input`."""
     mm_processor_kwargs: dict[str, Any] | None = None
     """Arguments for the processor of the media in the prompt, as in vLLM."""
     # Open by nature: each engine has its own parameters, and validates them.
@@ -107,6 +109,7 @@ class AskingBody(Body):
             affinity=self.affinity,
             mm_processor_kwargs=self.mm_processor_kwargs or {},
             tenant=self.user or DEFAULT_TENANT,
+            resumable=bool(self.resumable),
         )
 
     def field_of(self, param: str) -> str:

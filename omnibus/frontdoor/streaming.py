@@ -11,7 +11,15 @@ from fastapi import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, Output, OutputArrived, TextPiece
+from omnibus.client.request_events import (
+    ClientEvent,
+    Ended,
+    MediaPiece,
+    Output,
+    OutputArrived,
+    SegmentFinished,
+    TextPiece,
+)
 from omnibus.errors import OmnibusError
 from omnibus.frontdoor.answers import Usage, finish_reason, usage
 from omnibus.frontdoor.bodies import Answer, StreamOptions, to_json
@@ -158,6 +166,8 @@ class TextStream:
         match event:
             case TextPiece(stage_id, text):
                 frames += self.text(text) if stage_id == self.live else ()
+            case SegmentFinished(stage_id, number):
+                frames += [frame({**self.piece(""), "segment_finished": number})] if stage_id == self.live else ()
             case MediaPiece():
                 frames += map(frame, self.sound(await self.live_sound.piece(event)))
             case OutputArrived(output=output):

@@ -78,6 +78,7 @@ def test_every_accepted_argument_changes_the_request() -> None:
     assert made(lora_request="pirate").lora == made(lora_request=Adapter()).lora == "pirate"
     assert made(modalities=["text"]).modalities == ("text",)
     assert made(deadline=3.0).deadline == 3.0
+    assert made(resumable=True).resumable
     assert (made(priority=5).priority, made(priority=5).lane) == (5, "batch")
     assert (made(priority=-5).priority, made(priority=-5).lane) == (-5, "interactive")
 
@@ -86,7 +87,6 @@ def test_every_accepted_argument_changes_the_request() -> None:
     ("arguments", "param"),
     [
         ({"data_parallel_rank": 0}, "data_parallel_rank"),
-        ({"resumable": True}, "resumable"),
         ({"lora_request": "nobody"}, "lora_request"),
         ({"sampling_params_list": [{}]}, "sampling_params_list"),
         ({"sampling_params_list": {"a": 1}}, "sampling_params_list"),

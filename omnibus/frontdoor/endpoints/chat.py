@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -149,8 +150,12 @@ def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
         raise InvalidRequest("no audio is asked for: name it in modalities, or leave audio out", param="audio")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     text = body.chosen() if limit is None else {**body.chosen(), "max_tokens": limit}
-    messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(body.messages))
-    return body.request(spec, modalities, text=text, messages=messages)
+    return body.request(spec, modalities, text=text, messages=turns(body.messages))
+
+
+def turns(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """The turns of a chat, their media decoded; raises RequestError naming the field."""
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
 def _modalities(body: ChatBody, spec: PipelineSpec) -> tuple[str, ...] | None:

@@ -97,20 +97,21 @@ async def cancel_request(request_id: str, http: HttpRequest, context: Context, m
 async def _answer(
     context: FrontDoorContext, http: HttpRequest, rid: str, model: str | None, ask: Callable[..., Awaitable[Result]]
 ) -> Response:
+    served, result = await find_request(context, http, rid, model, ask)
+    return await json_response(lambda: request_answer(result, served.spec, served.model), size_of(result.outputs))
+
+
+async def find_request(
+    context: FrontDoorContext, http: HttpRequest, rid: str, model: str | None, ask: Callable[..., Awaitable[Result]]
+) -> tuple[Served, Result]:
+    """The pipeline that has a request of the caller, and what it answers; raises UnknownRequest."""
     check_name(rid, "request_id")
     candidates = [await context.models.find(model)] if model is not None else await context.models.all()
     # An admin, as anybody where no keys are asked for, sees the requests of all tenants.
     owner = None if http.state.role is Role.ADMIN else http.state.tenant
-    served, result = await _find(candidates, rid, owner, ask)
-    return await json_response(lambda: request_answer(result, served.spec, served.model), size_of(result.outputs))
-
-
-async def _find(
-    candidates: list[Served], rid: str, tenant: str | None, ask: Callable[..., Awaitable[Result]]
-) -> tuple[Served, Result]:
     for served in candidates:
         try:
-            return served, await ask(served.spec.name, rid, tenant=tenant)
+            return served, await ask(served.spec.name, rid, tenant=owner)
         except UnknownRequest:
             continue
     raise unknown(rid)
