@@ -116,7 +116,7 @@ def tiny_wish(op: str) -> Wish:
 
 def text_wish(op: str) -> Wish:
     """The same, of a text alone."""
-    return replace(tiny_wish(op), modalities=("text",))
+    return Wish(op=op, prompt=tiny_wish(op).prompt, modalities=("text",))
 
 
 def hash_of(op: str) -> int:
