@@ -143,10 +143,12 @@ class Assembly:
         Of one that makes another sound what was emitted stays, as nobody can take it back.
         """
         stage = self._stage(chunk.stage_id)
-        stage.is_heard = stage.is_heard or chunk.is_last
         stage.sample_rate = stage.sample_rate or chunk.sample_rate
+        if stage.output is not None or chunk.sample_rate != stage.sample_rate:
+            return
+        stage.is_heard = stage.is_heard or chunk.is_last
         samples = chunk.samples[..., max(0, stage.frames - chunk.offset) :]
-        if stage.output is None and samples.shape[-1] and chunk.sample_rate == stage.sample_rate:
+        if samples.shape[-1]:
             stage.frames = chunk.offset + chunk.samples.shape[-1]
             yield MediaPiece(chunk.stage_id, "audio", {"audio": samples, "sample_rate": chunk.sample_rate})
 

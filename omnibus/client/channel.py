@@ -39,7 +39,7 @@ class Mailbox:
     """Messages of one request for one follower, and the part that the follower has delivered.
 
     Bounded in number and bytes. A message beyond that is dropped, and the follower looks at the record instead: a text is
-    filled in from its replica or from its output.
+    filled in from its replica or from its output. Of a sound one chunk is here at a time, which its reader waits for.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
@@ -55,7 +55,8 @@ class Mailbox:
     def put(self, message: out.Out | SoundChunk | None, size: int = 0) -> None:
         """Add a message of so many bytes, or None: look at the record."""
         self._put_at = time.monotonic()
-        if len(self._messages) >= _MOST_MESSAGES or self._bytes + size > self.most_bytes:
+        is_full = len(self._messages) >= _MOST_MESSAGES or self._bytes + size > self.most_bytes
+        if is_full and not isinstance(message, SoundChunk):
             message, size = None, 0
         if message is None and self._messages[-1:] == [None]:
             return

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from omnibus.client.channel import Channel, Mailbox
@@ -15,8 +12,8 @@ from omnibus.flows.reader import FlowReader
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.task_root import task_root
+from omnibus.wire.chunk import SAMPLE_RATE, sound_in
 from omnibus.wire.envelope import Ticket
-from omnibus.wire.payload import Payloads
 
 log = get_logger(__name__)
 
@@ -35,33 +32,24 @@ async def read_sound(channel: Channel, ticket: Ticket, stage_id: int, box: Mailb
 
 
 async def _read(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
-    name = FlowName.of(ticket, stage_id, str(stage_id))
+    flow = FlowName.of(ticket, stage_id, str(stage_id))
     offset = rate = 0
-    async with FlowReader(channel.connection, name, deadline=ticket.deadline, is_there=False) as reader:
+    async with FlowReader(channel.connection, flow, deadline=ticket.deadline, is_there=False) as reader:
         while True:
             part = await reader.read()
             offset = 0 if part.restarted else offset
             for payloads in part.chunks:
-                chunk = _sound_of(await _values(channel, ticket.rid, payloads), stage_id, offset)
-                if chunk is None:
-                    return
-                offset, rate = offset + chunk.samples.shape[-1], chunk.sample_rate
+                output = sound_in(payloads)
+                if output is None:
+                    continue
+                samples, rate = [
+                    await channel.store.value(payloads[name], ticket.rid) for name in (output, SAMPLE_RATE)
+                ]
+                chunk = SoundChunk(stage_id, offset, samples, rate)
+                offset += samples.shape[-1]
                 box.put(chunk)
                 await chunk.taken.wait()
             if part.end is not None:
                 if offset:
                     box.put(SoundChunk(stage_id, offset, np.zeros(0, np.float32), rate, is_last=True))
                 return
-
-
-async def _values(channel: Channel, rid: str, payloads: Payloads) -> Mapping[str, Any]:
-    return {name: await channel.store.value(payload, rid) for name, payload in payloads.items()}
-
-
-def _sound_of(values: Mapping[str, Any], stage_id: int, offset: int) -> SoundChunk | None:
-    """The samples among a chunk's outputs; None where there are none, such as in files."""
-    samples = next((value for value in values.values() if isinstance(value, np.ndarray) and value.ndim), None)
-    rate = values.get("sample_rate")
-    if samples is None or not isinstance(rate, int | np.integer) or rate < 1:
-        return None
-    return SoundChunk(stage_id, offset, samples, int(rate))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omnibus.client.request_events import MediaPiece, Output
+from omnibus.errors import EngineError
 from omnibus.frontdoor.answers import transcoded
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class LiveSound:
         """The bytes that a piece brings, maybe none yet; none of another stage's. Raises EngineError for what is no sound."""
         if piece.modality != "audio" or not self.is_of(piece.stage_id):
             return b""
-        made = self._left + await asyncio.to_thread(self._encoded, piece)
+        try:
+            made = self._left + await asyncio.to_thread(self._encoded, piece)
+        except EngineError as error:
+            raise EngineError(f"the audio of stage {piece.stage_id}: {error.message}") from error
         ready = len(made) - len(made) % _UNIT
         self._left = made[ready:]
         return made[:ready]

@@ -55,9 +55,9 @@ def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | No
     The rate, or that of `at`, is kept where the format can hold it, else the next higher one is taken. Raises EngineError for
     samples that cannot be a sound.
     """
-    planes, file = _checked(samples, rate), io.BytesIO()
-    encoder = SoundEncoder(rate, len(planes), wanted, at=at, file=file)
-    encoder.feed(planes)
+    checked, file = planes(samples, rate), io.BytesIO()
+    encoder = SoundEncoder(rate, len(checked), wanted, at=at, file=file)
+    encoder.feed(checked)
     encoder.end()
     return file.getvalue()
 
@@ -111,19 +111,19 @@ def _planes(frames: Iterator[Any]) -> Iterator[np.ndarray]:
             yield packed.to_ndarray().reshape(-1, packed.layout.nb_channels).T
 
 
-def _checked(samples: np.ndarray, rate: int) -> np.ndarray:
-    """The samples as float32 (channels, frames)."""
-    planes = np.atleast_2d(samples)
+def planes(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The samples as float32 (channels, frames) in [-1, 1]; shapes, values and errors are those of `encoded`."""
+    channels = np.atleast_2d(samples)
     number = np.issubdtype(samples.dtype, np.signedinteger) or np.issubdtype(samples.dtype, np.floating)
-    if samples.ndim not in (1, 2) or not number or not planes.size or len(planes) > MAX_CHANNELS:
+    if samples.ndim not in (1, 2) or not number or not channels.size or len(channels) > MAX_CHANNELS:
         wanted = f"floats or signed integers of shape (frames,) or (channels, frames), up to {MAX_CHANNELS} channels"
         raise EngineError(f"a sound must be {wanted}, not {samples.dtype} {samples.shape}")
     if not 0 < rate <= MAX_RATE:
         raise EngineError(f"a sound's rate must be 1 to {MAX_RATE} Hz, not {rate}")
-    if not np.isfinite(planes).all():
+    if not np.isfinite(channels).all():
         raise EngineError("a sound's samples must be finite numbers")
     scale = 1.0 if np.issubdtype(samples.dtype, np.floating) else -float(np.iinfo(samples.dtype).min)
-    return (planes / scale).clip(-1.0, 1.0).astype(np.float32)
+    return (channels / scale).clip(-1.0, 1.0).astype(np.float32)
 
 
 class SoundEncoder:
@@ -156,14 +156,14 @@ class SoundEncoder:
 
     def write(self, samples: np.ndarray) -> bytes:
         """The bytes that the next samples bring, maybe none yet; shapes, values and errors are those of `encoded`."""
-        planes = _checked(samples, self._rate)
-        if len(planes) != self._channels:
-            raise EngineError(f"a piece of a sound has {len(planes)} channels, and the first had {self._channels}")
-        return self.feed(planes)
+        checked = planes(samples, self._rate)
+        if len(checked) != self._channels:
+            raise EngineError(f"a piece of a sound has {len(checked)} channels, and the first had {self._channels}")
+        return self.feed(checked)
 
-    def feed(self, planes: np.ndarray) -> bytes:
+    def feed(self, checked: np.ndarray) -> bytes:
         """The same of float32 samples (channels, frames) that were checked."""
-        packed = np.ascontiguousarray(planes.T).reshape(1, -1)
+        packed = np.ascontiguousarray(checked.T).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=_layout(self._channels))
         frame.sample_rate = self._rate
         return self._muxed(frame)

@@ -6,11 +6,20 @@ writer names the last message it knows, and the broker refuses all others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import msgspec
 
 from omnibus.wire.envelope import VERSION, StageTiming, TokenUsage
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
+
+T = TypeVar("T")
+SAMPLE_RATE = "sample_rate"
+"""The output that says the rate of samples beside it."""
+CALLER_INLINE = 256 * 1024
+"""Bytes of a chunk for a caller that ride inside its message: callers reach no memory of workers."""
 
 
 class FlowEnd(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,3 +65,15 @@ class ReadPosition(msgspec.Struct, frozen=True, kw_only=True, tag="position"):
 def size_of(chunk: Payloads) -> int:
     """Bytes of a chunk, also those that it refers to."""
     return sum(payload.nbytes for payload in chunk.values())
+
+
+def sound_first(outputs: Mapping[str, T], name: str | None) -> dict[str, T]:
+    """A chunk in the order by which a caller's client knows the sound in it, the output `name`; see `sound_in`."""
+    order = dict.fromkeys((SAMPLE_RATE, *outputs) if name is None else (name, SAMPLE_RATE, *outputs))
+    return {one: outputs[one] for one in order if one in outputs}
+
+
+def sound_in(chunk: Payloads) -> str | None:
+    """The output of a chunk that a caller hears. A chunk of sound begins with the samples and their rate, and no other does."""
+    first, second = (*chunk, "", "")[:2]
+    return first if second == SAMPLE_RATE else None

@@ -21,7 +21,7 @@ class FlowOutput:
     """Writes the flow of one task. An asynchronous context; raises what `FlowWriter` does."""
 
     def __init__(self, writer: FlowWriter, kinds: Mapping[str, str], pack: Packing, unpack: Unpacking) -> None:
-        """`kinds` are the outputs that the engine declares: its texts and tokens are chunks by themselves."""
+        """`kinds` are the outputs that stages may read: texts and tokens among them are chunks by themselves."""
         self._writer, self._pack, self._unpack = writer, pack, unpack
         by_kind = {kind: name for name, kind in reversed(tuple(kinds.items()))}
         self._text, self._tokens = by_kind.get("text"), by_kind.get("tokens")
@@ -124,6 +124,8 @@ class FlowOutput:
 
     async def _put(self, outputs: Outputs) -> None:
         chunk = await self._pack(outputs)
+        if not chunk:
+            return
         self.nbytes += size_of(chunk)
         self.stored += sum(payload.object_key is not None for payload in chunk.values())
         self.hosted += sum(payload.in_memory for payload in chunk.values())

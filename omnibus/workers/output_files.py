@@ -66,13 +66,17 @@ def _sounds(value: Any, sample_rate: Any) -> list[File]:
         return [file for one in value for file in _sounds(one, sample_rate)]
     if isinstance(value, bytes):
         return [(value, _readable(sound.decoded, sound.media_type, value))]
+    return [(sound.encoded(*samples_of(value, sample_rate)), WAV)]
+
+
+def samples_of(value: Any, sample_rate: Any) -> tuple[np.ndarray, int]:
+    """The samples of a sound and their rate, from a mapping of both or side by side; raises EngineError without a rate."""
     if isinstance(value, Mapping):
         value, sample_rate = value.get("samples"), value.get("sample_rate")
     try:
-        rate = int(sample_rate)
+        return np.asarray(value), int(sample_rate)
     except (TypeError, ValueError, OverflowError) as error:
         raise EngineError(f"a sound has samples and their sample_rate in Hz, not {sample_rate!r}") from error
-    return [(sound.encoded(np.asarray(value), rate), WAV)]
 
 
 def _readable(read: Any, media_type: Any, data: bytes) -> str:

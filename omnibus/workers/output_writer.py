@@ -11,8 +11,10 @@ from omnibus.flows.writer import CHUNK_INLINE
 from omnibus.payloads.packing import HEAVY, Packed, packed
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
+from omnibus.wire.chunk import CALLER_INLINE, sound_first
 from omnibus.wire.envelope import FinalOutput, Task
 from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, RECORD_INLINE_LIMIT, ROLE_MARK, Payloads
+from omnibus.workers.chunked_sound import ChunkedSound
 from omnibus.workers.engines.protocol import Finished, Outputs
 from omnibus.workers.output_files import File, encoded
 
@@ -39,10 +41,25 @@ class OutputWriter:
         # Together they must fit into one envelope, whatever each of them would be allowed.
         return await self._stored(task, _by_name(finished), self._rule(task.stage_id, targets), inline_share(task))
 
-    async def chunk(self, task: Task, outputs: Outputs) -> Payloads:
-        """One chunk of the stage's flow as payloads; raises EngineError for a value that cannot be sent."""
+    async def chunk(self, task: Task, outputs: Outputs, sound: ChunkedSound | None = None) -> Payloads:
+        """One chunk of the stage's flow as payloads: for the stages that read it, and its `sound` where a caller hears that.
+
+        Empty where none of it is for anybody. Raises EngineError for a value that cannot be sent.
+        """
         readers = task.ticket.route[task.stage_id].streams_to
-        return await self._stored(task, outputs.items(), self._rule(task.stage_id, readers), CHUNK_INLINE)
+        found = await asyncio.to_thread(sound.of, outputs) if sound is not None else None
+        name, heard = found or (None, {})
+        others = ((other, value) for other, value in outputs.items() if readers and other not in heard)
+        payloads = await self._stored(task, others, self._rule(task.stage_id, readers), CHUNK_INLINE)
+        left = CALLER_INLINE
+        for one, value in heard.items():
+            payloads[one] = await self._store.put(await self._packed(one, value), rid=task.ticket.rid, limit=left)
+            left -= len(payloads[one].data or b"")
+        return sound_first(payloads, name)
+
+    def sound(self) -> ChunkedSound:
+        """The sound of one attempt at the stage, for a caller to hear."""
+        return ChunkedSound(self._stage.name, self._names("audio"))
 
     async def final(self, task: Task, finished: Finished) -> FinalOutput | None:
         """The delivered output, None when the route delivers none of this stage. Raises EngineError when it is missing."""
@@ -98,14 +115,16 @@ class OutputWriter:
 
     def _output_of(self, modality: str, outputs: Outputs) -> str:
         """The output that a modality is delivered from: of its name, or the first of its kind."""
-        kind = _KINDS.get(modality, modality)
-        named = [modality, *(name for name, its in self._kinds.items() if its == kind)]
-        found = next((name for name in named if name in outputs), None)
+        found = next((name for name in self._names(modality) if name in outputs), None)
         if found is None and len(outputs) == 1:
             found = next(iter(outputs))
         if found is None:
             raise EngineError(f"stage {self._stage.name!r} made no {modality}, only {', '.join(outputs) or 'nothing'}")
         return found
+
+    def _names(self, modality: str) -> list[str]:
+        kind = _KINDS.get(modality, modality)
+        return [modality, *(name for name, its in self._kinds.items() if its == kind)]
 
 
 def _by_name(finished: Finished) -> Iterator[tuple[str, Any]]:

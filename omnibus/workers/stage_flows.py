@@ -13,7 +13,6 @@ from omnibus.flows.reader import FlowReader, OnSilence
 from omnibus.flows.writer import FlowWriter
 from omnibus.ledger.performer import Performer
 from omnibus.payloads.store import PayloadStore
-from omnibus.pipeline.route import STREAMED_MEDIA
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.advance import flow_tasks
 from omnibus.requests.record import BEYOND_DEADLINE
@@ -59,12 +58,13 @@ class StageFlows:
     def output(self, task: Task, fence: Fence, request: Request) -> FlowOutput | None:
         """The flow that a task writes: for the stages that read it, and for a caller that is sent sound while it is made."""
         stage = task.ticket.route[task.stage_id]
-        is_heard = stage.final in STREAMED_MEDIA and task.ticket.front is not None and request.stream
+        is_heard = stage.final == "audio" and task.ticket.front is not None and request.stream
         if not stage.streams_to and not is_heard:
             return None
+        sound = self._outputs.sound() if is_heard else None
 
         async def pack(outputs: Outputs) -> Payloads:
-            return await self._outputs.chunk(task, outputs)
+            return await self._outputs.chunk(task, outputs, sound)
 
         async def unpack(chunk: Payloads) -> Outputs:
             return {name: await self._store.value(payload, task.ticket.rid) for name, payload in chunk.items()}
@@ -79,7 +79,7 @@ class StageFlows:
             pacing=Pacing(self._conn, name, stage.streams_to, self._asking(task.ticket.rid)),
             most=self._spec.max_flow_bytes, on_begun=publish_readers,
         )  # fmt: skip
-        return FlowOutput(writer, self._kinds, pack, unpack)
+        return FlowOutput(writer, self._kinds if stage.streams_to else {}, pack, unpack)
 
     def _asking(self, rid: str) -> OnSilence:
         """Ask an orchestrator about a request: the flows of one that has ended are removed, which their readers notice."""

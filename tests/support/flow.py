@@ -11,10 +11,13 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.orchestrator.service import OrchestratorService
+from omnibus.payloads.transports import Transports
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.waiting import eventually
+
+_BROKER_ONLY = Transports()
 
 
 def sim(
@@ -45,13 +48,18 @@ def line(name: str, forwarding: Forwarding = Forwarding.ORCHESTRATOR, **fields: 
 
 @asynccontextmanager
 async def serving(
-    connection: Connection, spec: PipelineSpec, *, orchestrators: int = 1, replicas: int = 1, ready: float = 5.0
+    connection: Connection,
+    spec: PipelineSpec,
+    *,
+    orchestrators: int = 1,
+    replicas: int = 1,
+    ready: float = 5.0,
+    transports: Transports = _BROKER_ONLY,
 ) -> AsyncIterator[Producer]:
-    """A producer of a pipeline that is served, every replica up within `ready` seconds."""
+    """A producer of a pipeline that is served, every replica up within `ready` seconds. Its workers have `transports`."""
     await ensure_layout(connection, layout_of(spec))
-    made = [
-        Replica(connection, spec, stage, ReplicaOptions(grace=0.1)) for stage in spec.stages for _ in range(replicas)
-    ]
+    options = ReplicaOptions(grace=0.1, transports=transports)
+    made = [Replica(connection, spec, stage, options) for stage in spec.stages for _ in range(replicas)]
     running = [asyncio.create_task(replica.run(), name="replica") for replica in made]
     services = [
         asyncio.create_task(OrchestratorService(connection, spec).run(), name="orchestrator")

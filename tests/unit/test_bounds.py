@@ -7,12 +7,14 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 from msgspec.structs import replace
 
 from omnibus.broker.clock import ServerClock
 from omnibus.client.channel import _EARLY_BYTES, _MOST_BYTES, _MOST_MESSAGES, Mailbox
+from omnibus.client.sound_chunk import SoundChunk
 from omnibus.errors import InvalidRequest
 from omnibus.observability import rate_limit
 from omnibus.observability.events import LogEvent
@@ -45,6 +47,14 @@ async def test_mailbox_drops_messages_and_asks_for_the_record_when_it_is_full(si
     assert await box.take() == [*[NOTICE] * kept, None]
     box.put(NOTICE, min(size, _MOST_BYTES))
     assert await box.take() == [NOTICE]
+
+
+async def test_mailbox_keeps_the_one_chunk_of_a_sound_when_it_is_full() -> None:
+    box, chunk = Mailbox(), SoundChunk(1, 0, np.ones(10, np.float32), 24_000)
+    for _ in range(_MOST_MESSAGES):
+        box.put(NOTICE, 1)
+    box.put(chunk)  # dropped, its reader would wait for ever for it to be taken
+    assert chunk in await box.take()
 
 
 async def test_mailbox_holds_little_when_nobody_follows_yet() -> None:

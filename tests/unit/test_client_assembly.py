@@ -208,3 +208,9 @@ def test_a_sound_is_lacking_from_its_first_chunk_to_its_last_one() -> None:
         heard(assembly, chunk)
         lacks.append(assembly.lacks_sound(2))
     assert lacks == [False, True, True, False]
+
+
+def test_a_sound_is_lacking_when_its_last_chunk_is_of_another_sound() -> None:
+    assembly = Assembly()
+    heard(assembly, sound(0, 50), sound(100, 100, last=True, rate=2 * RATE))
+    assert assembly.lacks_sound(2)

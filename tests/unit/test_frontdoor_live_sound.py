@@ -130,7 +130,7 @@ async def test_the_first_sound_alone_is_the_audio_when_two_stages_speak() -> Non
 async def test_engine_error_when_there_is_no_sound_at_the_end_or_none_in_a_piece() -> None:
     with pytest.raises(EngineError):
         await speech([ended()])
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="the audio of stage 2"):
         await LiveSound("pcm").piece(MediaPiece(2, "audio", {"audio": np.array([np.nan]), "sample_rate": RATE}))
 
 

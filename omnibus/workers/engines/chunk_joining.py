@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from omnibus.workers.engines.protocol import Chunk, Outputs
 
+_AXES = {"audio": -1}
+"""The axis of time of each kind of output, where that is not the first."""
 
-def joined(chunks: Sequence[Chunk]) -> Outputs:
+
+def joined(chunks: Sequence[Chunk], kinds: Mapping[str, str]) -> Outputs:
     """The outputs that chunks make together: texts, arrays and lists follow each other; of anything else the last counts.
 
+    Arrays follow each other along their first axis, those of an output of the kind audio along their last one, the frames.
     Raises ValueError for arrays whose shapes do not fit, TypeError for values of several kinds under one name.
     """
     names = dict.fromkeys(name for chunk in chunks for name in chunk.outputs)
-    return {name: _joined([chunk.outputs[name] for chunk in chunks if name in chunk.outputs]) for name in names}
+    return {
+        name: _joined(
+            [chunk.outputs[name] for chunk in chunks if name in chunk.outputs], _AXES.get(kinds.get(name, ""), 0)
+        )
+        for name in names
+    }
 
 
-def _joined(values: Sequence[Any]) -> Any:
+def _joined(values: Sequence[Any], axis: int) -> Any:
     match values[0]:
         case str():
             return "".join(values)
         case bytes():
             return b"".join(values)
         case np.ndarray() if values[0].ndim:
-            return np.concatenate(values)
+            return np.concatenate(values, axis)
         case list() | tuple():
             return [item for value in values for item in value]
     return values[-1]

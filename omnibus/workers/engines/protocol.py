@@ -114,7 +114,8 @@ class Chunk:
     """A part of the outputs that is ready now, in order, for stages that read this one as a flow and callers that stream.
 
     `{"audio": samples, "sample_rate": 24000}`, `{"token_ids": [1, 2]}`: what follows each other makes the whole, which
-    Finished has besides. A TextDelta is a chunk by itself.
+    Finished has besides. Arrays follow each other along their first axis, sound along its last: (frames,) or (channels, frames).
+    A TextDelta is a chunk by itself.
     """
 
     outputs: Outputs

@@ -240,7 +240,7 @@ class _Pieces:
         """The outputs of the chunks, with the text that was yielded beside them."""
         text = next((name for name, kind in self._declared.items() if kind == "text"), "")
         try:
-            return {**({text: "".join(self._said)} if self._said else {}), **joined(self._chunks)}
+            return {**({text: "".join(self._said)} if self._said else {}), **joined(self._chunks, self._declared)}
         except (TypeError, ValueError) as error:
             raise EngineError(f"the chunks do not fit together: {error}") from error
 
