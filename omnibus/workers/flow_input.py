@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
@@ -68,7 +69,7 @@ class FlowInput:
             # Not awaited itself: a thread that waits for a chunk would outlast its cancellation.
             await asyncio.wait({task})
         finally:
-            reading.close()
+            await reading.close()
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
@@ -102,67 +103,98 @@ class FlowInput:
 
 
 class _Reading:
-    """The `Flow` of one run of an engine."""
+    """The `Flow` of one run of an engine, and its iterator.
 
-    def __init__(self, source: FlowInput, home: asyncio.AbstractEventLoop) -> None:
-        self._source, self._home = source, home
-        self._closed: asyncio.Future[None] = home.create_future()
-        self._turn = asyncio.Lock()
+    Invariant: a chunk counts as read when the stage's own code takes it, on its own loop or thread. A wait for it may be given
+    up at any time, as `asyncio.wait_for` does: the next one finds it.
+    """
+
+    def __init__(self, source: FlowInput, loop: asyncio.AbstractEventLoop) -> None:
+        self._source, self._loop = source, loop
+        self._ahead: asyncio.Task[Outputs | None] | None = None
+        """The read of the next chunk, until that is taken."""
+        self._taking = threading.Lock()
+        self._is_closed = False
         self.is_void = False
         """Whether the flow has begun again."""
         self.failure: OmnibusError | None = None
+        """The failure of the flow that the stage's code was given."""
         self.waiting = 0
 
-    async def __aiter__(self) -> AsyncIterator[Outputs]:
-        while (outputs := await self._from_this_loop()) is not None:
-            yield outputs
+    def __aiter__(self) -> Self:
+        return self
 
-    def __iter__(self) -> Iterator[Outputs]:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise EngineError("a flow is read with `async for` on an event loop")
-        while (outputs := asyncio.run_coroutine_threadsafe(self._next(), self._home).result()) is not None:
-            yield outputs
+    async def __anext__(self) -> Outputs:
+        while True:
+            read = await self._read_from_this_loop()
+            if (outputs := read.result()) is None:
+                raise StopAsyncIteration
+            if self._take(read):
+                return outputs
 
-    def close(self) -> None:
-        """Have every read fail that is under way or comes later. On the home loop."""
-        if not self._closed.done():
-            self._closed.set_result(None)
+    def __iter__(self) -> Self:
+        return self
 
-    async def _from_this_loop(self) -> Outputs | None:
-        if asyncio.get_running_loop() is self._home:
+    def __next__(self) -> Outputs:
+        _refuse_event_loops()
+        while True:
+            read = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
+            if (outputs := read.result()) is None:
+                raise StopIteration
+            if self._take(read):
+                return outputs
+
+    async def close(self) -> None:
+        """Have every read fail that is under way or comes later. On the replica's loop."""
+        self._is_closed = True
+        if (read := self._ahead) is not None:
+            read.cancel()
+            await asyncio.wait({read})
+            if not read.cancelled():
+                read.exception()  # nobody may have asked for it
+
+    def _take(self, read: asyncio.Task[Outputs | None]) -> bool:
+        """Whether the caller has the chunk: several may wait for it."""
+        with self._taking:
+            if self._ahead is not read:
+                return False
+            self._ahead = None
+            return True
+
+    async def _read_from_this_loop(self) -> asyncio.Task[Outputs | None]:
+        if asyncio.get_running_loop() is self._loop:
             return await self._next()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._next(), self._home))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._next(), self._loop))
 
-    async def _next(self) -> Outputs | None:
-        """The next chunk's outputs, None at the end; on the home loop."""
-        async with self._turn:
-            reading = asyncio.ensure_future(self._read())
-            either: set[asyncio.Future[Any]] = {reading, self._closed}
-            self.waiting += 1
-            try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done() or self._closed.done():
-                    raise EngineError(f"{self._source.name}: the flow is not wanted any more")
-                return reading.result()
-            finally:
-                self.waiting -= 1
-                reading.cancel()
+    async def _next(self) -> asyncio.Task[Outputs | None]:
+        """The read of the next chunk, None at the end, when it is done; on the replica's loop."""
+        self._check_open()
+        if (read := self._ahead) is None:
+            read = self._ahead = asyncio.create_task(self._read(), name=f"chunk-of {self._source.name}")
+        self.waiting += 1
+        try:
+            await asyncio.wait({read})
+        finally:
+            self.waiting -= 1
+        self._check_open()
+        if isinstance(error := read.exception(), OmnibusError) and not self.is_void:
+            self.failure = error
+        return read
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineError(f"{self._source.name}: the flow is not wanted any more")
 
     async def _read(self) -> Outputs | None:
-        if self.failure is not None:
-            raise self.failure
+        chunk = await self._source.next()
         if self.is_void:
             raise EngineError(f"stage {self._source.name!r} has begun its flow again")
-        try:
-            chunk = await self._source.next()
-            if self.is_void:
-                raise EngineError(f"stage {self._source.name!r} has begun its flow again")
-            return None if chunk is None else await self._source.value(chunk)
-        except OmnibusError as error:
-            if not self.is_void:
-                self.failure = error
-            raise
+        return None if chunk is None else await self._source.value(chunk)
+
+
+def _refuse_event_loops() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise EngineError("a flow is read with `async for` on an event loop")

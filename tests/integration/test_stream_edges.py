@@ -93,6 +93,18 @@ async def test_reader_begins_while_its_source_still_writes(
         await nothing_stays(connection, spec)
 
 
+@pytest.mark.parametrize("reader", ["shout_impatiently", "shout_impatiently_elsewhere"])
+async def test_reader_has_every_chunk_when_it_gives_up_waiting_for_some(
+    connection: Connection, pipeline: str, reader: str
+) -> None:
+    prompt = " ".join(["step", *(f"w{number}" for number in range(40))])
+    flow_stages.steps[prompt].release()  # for the first word, with which the reader begins
+    async with serving(connection, spec := pipeline_of(pipeline, reader)) as producer:
+        result = await asked(producer, spec, prompt)
+    assert result.outputs[0].text == prompt.upper(), result.failure
+    assert flow_stages.attempts["gave up", prompt] > 10
+
+
 async def test_task_of_the_reader_is_not_there_before_the_first_chunk(connection: Connection, pipeline: str) -> None:
     spec, prompt = pipeline_of(pipeline), "step"
     async with serving(connection, spec) as producer:

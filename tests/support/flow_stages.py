@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 from omnibus.workers.engines.protocol import Chunk, EngineInput, StageInput
 
@@ -74,6 +76,29 @@ def shout_plainly(stage_input: StageInput) -> Iterator[str]:
             yield word.upper() + " "
     finally:
         closed.add(prompt)
+
+
+async def shout_impatiently(stage_input: StageInput) -> str:
+    """The same, with waits that are given up after less time than a word takes, and some at the moment it arrives."""
+    return await _impatiently(stage_input)
+
+
+def shout_impatiently_elsewhere(stage_input: StageInput) -> str:
+    """The same on an event loop of its own."""
+    return asyncio.run(_impatiently(stage_input))
+
+
+async def _impatiently(stage_input: StageInput) -> str:
+    prompt, words = stage_input.request.text(), list[str]()
+    flow = aiter(stage_input.flows["writer"])
+    with suppress(StopAsyncIteration):
+        for turn in itertools.count():
+            try:
+                words.append(str((await asyncio.wait_for(anext(flow), 0.002 * (turn % 7)))["word"]))
+            except TimeoutError:
+                attempts["gave up", prompt] += 1
+                steps[prompt].release()
+    return " ".join(words).upper()
 
 
 async def first_word(stage_input: StageInput) -> str:

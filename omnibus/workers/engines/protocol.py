@@ -24,6 +24,7 @@ class Flow(Protocol):
     """The outputs of a source that still runs, chunk by chunk and in order, to its end. It can be read once.
 
     `async for` reads it on any event loop, `for` in any thread but those of event loops; each item is a mapping of outputs.
+    A wait for a chunk may be given up, as `asyncio.wait_for` does: the next read gets it.
     Raises PayloadLost when the flow is damaged, naming the stage that makes it, and EngineError when it is no longer wanted.
     """
 
