@@ -194,7 +194,7 @@ def _chunks(spec: PipelineSpec) -> dict[str, Config]:
             "max_age": _nanoseconds(spec.deadline + _PAYLOAD_MARGIN),
             "max_bytes": spec.max_stored_bytes or -1,
             "discard": "new",
-            "allow_rollup_hdrs": True,
+            "allow_rollup_hdrs": False,  # one message of any worker could remove all
             "allow_direct": True,
         }
     }

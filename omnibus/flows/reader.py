@@ -28,6 +28,8 @@ SILENT_LOOKS = 5
 """Looks in vain after which somebody is asked whether the request has ended."""
 REPORT_EVERY = 1 << 20
 """Bytes after which a reader tells the writer how far it is."""
+LEASE = 10.0
+"""Seconds for which a position counts that is not renewed; stages use their heartbeat timeout."""
 
 
 class FlowReader:
@@ -35,12 +37,13 @@ class FlowReader:
 
     def __init__(
         self, conn: Connection, name: FlowName,
-        *, deadline: float, reader: int | None = None, is_there: bool = True, silence: float | None = None,
-        on_silence: OnSilence | None = None,
+        *, deadline: float, reader: int | None = None, lease: float = LEASE, is_there: bool = True,
+        silence: float | None = None, on_silence: OnSilence | None = None,
     ) -> None:  # fmt: skip
         """`deadline` is the request's, seconds since the epoch; `is_there`: the flow has begun.
 
         A `reader`, the stage that reads, holds the writer to its pace; without one it may fall behind as far as it wants to.
+        Its position counts for `lease` seconds, and is renewed in time.
         `silence`: seconds for which a chunk of an open input is waited for.
         `on_silence` is called while nothing comes, every now and then: the request may have ended unnoticed.
         """
@@ -50,15 +53,22 @@ class FlowReader:
         self._seq = 0
         self._is_over = False
         self._silence, self._asked = silence, 0.0
-        self._reported = -REPORT_EVERY
+        self._lease, self._done, self._reported = lease, 0, -REPORT_EVERY
         self._news = asyncio.Event()
+        self._news.set()
+        self._bells = 0
+        """Bells that rang for messages which have not been read yet."""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Listen for new chunks; raises BrokerUnavailable."""
-        bell = await self._conn.subscribe(self.name.subject, lambda _: self._news.set())
+        bell = await self._conn.subscribe(self.name.subject, lambda _: self._ring())
         self._stack.push_async_callback(bell.unsubscribe)
         self._stack.callback(self._conn.on_reconnect(self._news.set))
+        if self._reader is not None:
+            renewing = asyncio.create_task(self._renew(), name=f"position {self.name.rid}")
+            self._stack.push_async_callback(asyncio.wait, {renewing})
+            self._stack.callback(renewing.cancel)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -72,24 +82,37 @@ class FlowReader:
         """
         assert not self._is_over, "nothing follows the end"
         self._asked = asyncio.get_running_loop().time()
-        self._report(self._check.offset)
-        pause, self._looks = 0.0, 0
+        self._done = self._check.offset
+        if self._done >= self._reported + REPORT_EVERY:
+            self._report()
+        pause, self._looks = LOOK_EVERY, 0
+        if not self._news.is_set():
+            await self._wait(pause)
         while True:
             rang = self._news.is_set()
             self._news.clear()
             if (part := await self._available()) is not None:
                 return part
             if rang:
-                pause = _FIRST_LOOK
-            elif pause == LOOK_EVERY:
-                await self._look_for_it()
+                pause = _FIRST_LOOK if self._bells else LOOK_EVERY
+            elif pause < LOOK_EVERY:
+                pause = min(2 * pause, LOOK_EVERY)
             else:
-                pause = min(2 * pause, LOOK_EVERY) or LOOK_EVERY
+                await self._look_for_it()
             await self._wait(pause)
+
+    def _ring(self) -> None:
+        self._bells += 1
+        self._news.set()
 
     async def _available(self) -> FlowPart | None:
         """The part that can be read now, None when nothing is there that it has not got."""
         self._seq, messages = await messages_behind(self._conn, self.name, self._seq)
+        if messages:
+            self._bells -= len(messages)
+            # Where another number of bells rang, more may be there: the next reading looks without a bell.
+            (self._news.set if self._bells else self._news.clear)()
+            self._bells = max(self._bells, 0)
         part = self._check.take(messages)
         self._is_over = part.end is not None
         return part if part.chunks or part.restarted or part.end is not None else None
@@ -99,7 +122,7 @@ class FlowReader:
 
         The first message for a stage was stored before that was asked to read it.
         """
-        self._report(self._check.offset, again=True)
+        self._bells = 0  # of refused appends
         self._looks += 1
         if self._on_silence is not None and self._looks % SILENT_LOOKS == 0:
             await self._on_silence()
@@ -122,11 +145,16 @@ class FlowReader:
             async with asyncio.timeout(min(seconds, left)):
                 await self._news.wait()
 
-    def _report(self, offset: int, *, again: bool = False) -> None:
-        """Tell the writer how far it is; a lost report is repeated while it waits."""
-        if self._reader is None or not (again or offset >= self._reported + REPORT_EVERY):
+    async def _renew(self) -> None:
+        """Repeat the last report, which may have been lost, for as long as somebody reads."""
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            self._report()
+
+    def _report(self) -> None:
+        """Tell the writer how far the flow is read and done with."""
+        if self._reader is None or self._is_over:
             return
-        self._reported = offset
-        position = codec.encode(ReadPosition(offset=offset))
+        self._reported = self._done
         with suppress(BrokerError):
-            self._conn.send(self.name.position(self._reader), position, headers={"Nats-Rollup": "sub"})
+            self._conn.send(self.name.position(self._reader), codec.encode(ReadPosition(offset=self._done)))

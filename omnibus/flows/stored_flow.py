@@ -38,8 +38,6 @@ async def publish_behind(conn: Connection, name: FlowName, message: Chunks, seq:
     Raises RevisionConflict when that is not the last one, Overloaded when the stream is full, BrokerUnavailable.
     """
     headers = {"Nats-Expected-Last-Subject-Sequence": str(seq)}
-    if message.restart:
-        headers["Nats-Rollup"] = "sub"  # removes what is void
     try:
         ack = await conn.js_publish(name.subject, codec.encode(message), headers=headers)
     except BrokerRefused as refused:

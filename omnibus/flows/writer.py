@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Self
 
@@ -63,7 +63,7 @@ class FlowWriter:
         self._pending: deque[Payloads] = deque()
         self._pending_bytes = 0
         self._end: FlowEnd | None = None
-        self._room = asyncio.Event()
+        self._free = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -86,14 +86,14 @@ class FlowWriter:
         """
         while True:
             self._seq, last = await last_message(self._conn, self.name)
-            place = standing(self._fence, last)
+            found = standing(self._fence, last)
             if last is None:
                 return None
-            if place is Standing.SUPERSEDED:
+            if found is Standing.SUPERSEDED:
                 raise self._superseded(last)
             await self._begun()
             self._next, self._offset, self.is_complete = last.next, last.next_offset, last.end is not None
-            if self.is_complete or place is Standing.STORED:
+            if self.is_complete or found is Standing.STORED:
                 return last.end
             if not keep:
                 self.restart()
@@ -102,16 +102,18 @@ class FlowWriter:
                 await self._publish(Chunks(fence=self._fence, first=self._next, offset=self._offset))
                 return None
 
-    async def stored(self) -> AsyncIterator[Payloads]:
+    async def stored(self) -> list[Payloads]:
         """The chunks that the flow has already, in order; raises FlowBroken where they are not whole."""
-        check, seq = FlowCheck(self.name), 0
+        check, seq, chunks = FlowCheck(self.name), 0, list[Payloads]()
         while seq < self._seq:
             behind, messages = await messages_behind(self._conn, self.name, seq)
             if behind == seq:
                 raise FlowBroken(f"{self.name} is gone")
-            seq = behind
-            for chunk in check.take(messages).chunks:
-                yield chunk
+            seq, part = behind, check.take(messages)
+            if part.restarted:
+                chunks.clear()
+            chunks += part.chunks
+        return chunks
 
     @property
     def is_waiting(self) -> bool:
@@ -142,8 +144,8 @@ class FlowWriter:
         self._pending_bytes += size
         self._begin_work()
         while self._pending_bytes > MOST_PENDING and self._is_busy:
-            self._room.clear()
-            await self._room.wait()
+            self._free.clear()
+            await self._free.wait()
         self._check_work()
 
     async def end(self, end: FlowEnd) -> None:
@@ -175,11 +177,11 @@ class FlowWriter:
             while (self._pending or self._end is not None) and not self.is_complete:
                 await self._pacing.wait(self._offset)
                 await self._append(self._take())
-                self._room.set()
+                self._free.set()
                 if not self.has_begun:
                     await self._begun()
         finally:
-            self._room.set()
+            self._free.set()
 
     async def _begun(self) -> None:
         self.has_begun = True

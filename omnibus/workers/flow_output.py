@@ -63,7 +63,7 @@ class FlowOutput:
     async def _read_prefix(self) -> None:
         prefix = FlowPrefix()
         try:
-            async for chunk in self._writer.stored():
+            for chunk in await self._writer.stored():
                 if not chunk.keys() <= {self._text, self._tokens}:
                     self._writer.restart()
                     return

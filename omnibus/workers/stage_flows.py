@@ -51,7 +51,8 @@ class StageFlows:
             return OpenInput(reader, self._store, request)
         reader = FlowReader(
             self._conn, self._name(task, task.flow),
-            deadline=deadline, reader=task.stage_id, on_silence=self._asking(task.ticket.rid),
+            deadline=deadline, reader=task.stage_id, lease=self._spec.heartbeat_timeout,
+            on_silence=self._asking(task.ticket.rid),
         )  # fmt: skip
         return FlowInput(reader, self._store)
 
@@ -76,7 +77,10 @@ class StageFlows:
         name = self._name(task, task.stage_id)
         writer = FlowWriter(
             self._conn, name, fence,
-            pacing=Pacing(self._conn, name, stage.streams_to, self._asking(task.ticket.rid)),
+            pacing=Pacing(
+                self._conn, name, stage.streams_to,
+                lease=self._spec.heartbeat_timeout, on_silence=self._asking(task.ticket.rid),
+            ),
             most=self._spec.max_flow_bytes, on_begun=publish_readers,
         )  # fmt: skip
         return FlowOutput(writer, self._kinds if stage.streams_to else {}, pack, unpack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,11 +18,10 @@ from omnibus.errors import (
     FlowTooLarge,
     Overloaded,
 )
-from omnibus.flows import pacing, reader
+from omnibus.flows import reader, stored_flow
 from omnibus.flows.reader import FlowReader
 from omnibus.wire import codec, subjects
 from omnibus.wire.chunk import Chunks, FlowEnd
-from omnibus.wire.payload import ObjectKey, Payload
 from tests.support.flows import (
     END,
     chunk,
@@ -101,7 +101,7 @@ async def test_later_attempt_goes_on_behind_what_is_stored_and_the_earlier_one_i
         await first.put(chunk("b"))
         await eventually(lambda: stored_texts(connection, pipeline, ["a", "b"]))
         assert await second.open(keep=True) is None
-        assert texts([one async for one in second.stored()]) == ["a", "b"]
+        assert texts(await second.stored()) == ["a", "b"]
         await first.put(chunk("zombie"))
         with pytest.raises(AttemptSuperseded) as caught:
             await first.end(END)
@@ -128,7 +128,7 @@ async def test_later_attempt_begins_again_and_a_reader_is_told(connection: Conne
             await second.end(END)
         part = await reader.read()
         assert (part.restarted, part.first, texts(part.chunks)) == (True, 0, ["A"])
-    assert await read_all(connection, name) == ["A"], "what is void is removed"
+    assert await read_all(connection, name) == ["A"], "what is void is left out"
 
 
 async def test_attempt_that_did_not_know_of_another_takes_over_with_its_first_chunk(
@@ -313,61 +313,65 @@ async def test_flow_beyond_its_bound_is_refused_before_it_is_stored(connection: 
             await writer.put(chunk("678901"))
 
 
-async def test_writer_waits_for_the_slowest_reader_that_has_begun(
-    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "REPORT_EVERY", 1 << 18)
-    monkeypatch.setattr(pacing, "WINDOW", 1 << 20)
-    name, count = flow_of(pipeline), 40
-    elsewhere = Payload(media_type="x", nbytes=1 << 17, locations=(ObjectKey("k"),))  # 5 MiB of it, referred to
-    async with writer_of(connection, name, readers=(1, 2)) as writer, reading(connection, name, 1) as slow:
-        await writer.put({"audio": elsewhere})
-        assert len((await slow.read()).chunks) == 1
-
-        async def write() -> None:
-            for _ in range(count - 1):
-                await writer.put({"audio": elsewhere})
+async def test_no_message_can_remove_the_flows_of_others(connection: Connection, pipeline: str) -> None:
+    stream = subjects.chunks_stream(pipeline)
+    config = (await connection.api(f"STREAM.INFO.{stream}"))["config"]
+    await connection.api(f"STREAM.UPDATE.{stream}", {**config, "allow_rollup_hdrs": True})  # as it was once
+    await lay_out_flows(connection, pipeline)
+    names = [flow_of(pipeline, rid) for rid in ("a", "b")]
+    for name in names:
+        async with writer_of(connection, name) as writer:
+            await writer.put(chunk("x"))
             await writer.end(END)
-
-        writing = asyncio.create_task(write())
-        await eventually(lambda: writer.is_waiting, 10)
-        assert writer._offset <= 3 << 20, "it is held up about a window ahead"
-        total, part = 1, await slow.read()
-        while part.end is None:
-            total, part = total + len(part.chunks), await slow.read()
-        await writing
-        assert total + len(part.chunks) == count
+    for what in ("all", "sub"):
+        with pytest.raises(BrokerRefused, match="rollup"):
+            await connection.js_publish(names[0].subject, b"", headers={"Nats-Rollup": what})
+    assert [await read_all(connection, name) for name in names] == [["x"], ["x"]]
 
 
-async def test_writer_is_not_held_up_when_nobody_has_begun_to_read(
+async def test_attempt_behind_a_restart_goes_on_behind_what_counts(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pacing, "WINDOW", 1 << 10)
+    monkeypatch.setattr(stored_flow, "_BATCH", 1)
     name = flow_of(pipeline)
-    async with writer_of(connection, name, readers=(1,)) as writer:
-        for _ in range(100):
-            await writer.put(chunk("x" * 100))
-        await asyncio.wait_for(writer.end(END), 30)
-    assert len(await read_all(connection, name)) == 100
+    for number, (keep, words) in enumerate([(False, ["a", "b"]), (False, ["A"]), (True, ["B"])]):
+        async with writer_of(connection, name, fence(delivery=number + 1)) as writer:
+            if number:
+                await writer.open(keep=keep)
+            if keep:
+                assert texts(await writer.stored()) == ["A"]
+            for word in words:
+                await writer.put(chunk(word))
+                await eventually(lambda: not writer._is_busy)
+    async with writer_of(connection, name, fence(delivery=4)) as last:
+        await last.open(keep=True)
+        await last.end(END)
+    assert await read_all(connection, name) == ["A", "B"]
 
 
-async def test_lost_report_is_repeated_while_a_reader_waits(
+async def test_chunks_that_come_one_by_one_cost_one_look_each(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "LOOK_EVERY", 0.1)
-    name = flow_of(pipeline)
-    async with writer_of(connection, name, readers=(1,)) as writer, reading(connection, name, 1) as other:
-        await writer.put(chunk("12345"))
-        await other.read()
-        waiting = asyncio.create_task(other.read())
-        try:
-            await eventually(lambda: _position(connection, writer, 5), 10)
-        finally:
-            waiting.cancel()
+    name, count, sent = flow_of(pipeline), 50, list[str]()
 
+    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(subject: str, *given: Any, **named: Any) -> Any:
+            sent.append(subject)
+            return real(subject, *given, **named)
 
-async def _position(connection: Connection, writer: object, wanted: int) -> bool:
-    return await writer._pacing._position(1) == wanted  # type: ignore[attr-defined]
+        return counted
+
+    for verb in ("request", "request_many", "send"):
+        monkeypatch.setattr(connection, verb, counting(getattr(connection, verb)))
+    async with writer_of(connection, name) as writer, reading(connection, name, 1) as other:
+        for number in range(count):
+            waiting = asyncio.create_task(other.read())
+            await asyncio.sleep(0)  # it waits before the chunk is there
+            await writer.put(chunk(str(number)))
+            assert texts((await waiting).chunks) == [str(number)]
+    looks = [subject for subject in sent if ".GET." in subject]
+    assert len(looks) <= count * 1.4, "a bell may ring before its chunk can be read"
+    assert len([subject for subject in sent if subject == name.position(1)]) == 1
 
 
 async def test_full_stream_is_an_overload_and_a_refusal_of_another_kind_is_passed_on(

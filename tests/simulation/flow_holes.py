@@ -21,8 +21,7 @@ def flows_without_expected_sequence(_world: World) -> Patches:
     """A chunk is appended behind whatever there is: two attempts write one flow."""
 
     async def publish(self: FlowWriter, message: Chunks) -> None:
-        headers = {"Nats-Rollup": "sub"} if message.restart else {}
-        self._seq = (await self._conn.js_publish(self.name.subject, codec.encode(message), headers=headers)).seq
+        self._seq = (await self._conn.js_publish(self.name.subject, codec.encode(message))).seq
 
     yield FlowWriter, "_publish", publish
 

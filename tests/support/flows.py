@@ -51,14 +51,18 @@ async def nothing() -> None:
 
 def writer_of(
     conn: Connection, name: FlowName, at: Fence | None = None,
-    *, readers: Sequence[int] = (), most: int = 1 << 30, on_begun: Callable[[], Awaitable[None]] = nothing,
+    *, readers: Sequence[int] = (), lease: float = SOON, most: int = 1 << 30,
+    on_begun: Callable[[], Awaitable[None]] = nothing,
 ) -> FlowWriter:  # fmt: skip
-    return FlowWriter(conn, name, at or fence(), pacing=Pacing(conn, name, readers), most=most, on_begun=on_begun)
+    pacing = Pacing(conn, name, readers, lease=lease)
+    return FlowWriter(conn, name, at or fence(), pacing=pacing, most=most, on_begun=on_begun)
 
 
 @asynccontextmanager
-async def reading(conn: Connection, name: FlowName, reader: int | None = None) -> AsyncIterator[FlowReader]:
-    async with FlowReader(conn, name, deadline=conn.clock.now() + SOON, reader=reader) as made:
+async def reading(
+    conn: Connection, name: FlowName, reader: int | None = None, *, lease: float = SOON
+) -> AsyncIterator[FlowReader]:
+    async with FlowReader(conn, name, deadline=conn.clock.now() + SOON, reader=reader, lease=lease) as made:
         yield made
 
 

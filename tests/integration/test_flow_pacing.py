@@ -1,0 +1,119 @@
+"""Back-pressure in flows on a real broker: how far a writer may be ahead of those that read."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from omnibus.broker.connection import Connection
+from omnibus.flows import pacing, reader
+from omnibus.flows.reader import FlowReader
+from omnibus.flows.writer import FlowWriter
+from omnibus.wire.payload import ObjectKey, Payload
+from tests.support.flows import END, chunk, flow_of, lay_out_flows, read_all, reading, writer_of
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+async def laid_out(connection: Connection, pipeline: str) -> None:
+    await lay_out_flows(connection, pipeline)
+
+
+async def _written_ahead(writer: FlowWriter, reader: FlowReader, count: int) -> asyncio.Task[None]:
+    """A task that writes a flow of 128 KiB a chunk, and that the reader of the first one holds up."""
+    elsewhere = Payload(media_type="x", nbytes=1 << 17, locations=(ObjectKey("k"),))
+
+    async def write() -> None:
+        for _ in range(count - 1):
+            await writer.put({"audio": elsewhere})
+        await writer.end(END)
+
+    await writer.put({"audio": elsewhere})
+    assert len((await reader.read()).chunks) == 1
+    writing = asyncio.create_task(write())
+    await eventually(lambda: writer.is_waiting, 10)
+    return writing
+
+
+async def test_writer_waits_for_the_slowest_reader_that_has_begun(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "REPORT_EVERY", 1 << 18)
+    monkeypatch.setattr(pacing, "WINDOW", 1 << 20)
+    name, count = flow_of(pipeline), 40  # 5 MiB, referred to
+    async with writer_of(connection, name, readers=(1, 2)) as writer, reading(connection, name, 1) as slow:
+        writing = await _written_ahead(writer, slow, count)
+        assert writer._offset <= 3 << 20, "it is held up about a window ahead"
+        total, part = 1, await slow.read()
+        while part.end is None:
+            total, part = total + len(part.chunks), await slow.read()
+        await writing
+        assert total + len(part.chunks) == count
+
+
+async def test_writer_is_not_held_up_when_nobody_has_begun_to_read(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "WINDOW", 1 << 10)
+    name = flow_of(pipeline)
+    async with writer_of(connection, name, readers=(1,)) as writer:
+        for _ in range(100):
+            await writer.put(chunk("x" * 100))
+        await asyncio.wait_for(writer.end(END), 30)
+    assert len(await read_all(connection, name)) == 100
+
+
+@pytest.mark.parametrize("other", [(), (2,)])
+async def test_writer_goes_on_when_nobody_reads_any_more(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, other: tuple[int, ...]
+) -> None:
+    """Its slot may be what the next reader waits for; another stage that never began changes nothing."""
+    monkeypatch.setattr(pacing, "WINDOW", 1 << 20)
+    monkeypatch.setattr(pacing, "LOOK_EVERY", 0.1)
+    name, count = flow_of(pipeline), 40
+    async with writer_of(connection, name, readers=(1, *other), lease=0.5) as writer:
+        async with reading(connection, name, 1, lease=0.5) as stopped:
+            writing = await _written_ahead(writer, stopped, count)
+        await asyncio.wait_for(writing, 30)
+    async with reading(connection, name) as later:
+        assert len((await later.read()).chunks) == count
+
+
+async def test_writer_waits_for_a_reader_that_is_busy_for_long(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "WINDOW", 1 << 20)
+    monkeypatch.setattr(pacing, "LOOK_EVERY", 0.1)
+    name, reports = flow_of(pipeline), list[float]()
+    loop = asyncio.get_running_loop()
+    subscription = await connection.subscribe(name.position(1), lambda _: reports.append(loop.time()))
+    async with (
+        writer_of(connection, name, readers=(1,), lease=3.0) as writer,
+        reading(connection, name, 1, lease=1.0) as busy,
+    ):
+        writing = await _written_ahead(writer, busy, 40)
+        written = writer._offset
+        await eventually(lambda: reports[-1] - reports[0] > 4.0, 30, what="more than a lease")
+        assert writer.is_waiting
+        assert writer._offset == written
+        writing.cancel()
+    await subscription.unsubscribe()
+
+
+async def test_lost_report_is_repeated_while_a_reader_waits(connection: Connection, pipeline: str) -> None:
+    name = flow_of(pipeline)
+    async with writer_of(connection, name, readers=(1,)) as writer, reading(connection, name, 1, lease=0.3) as other:
+        await writer.put(chunk("12345"))
+        await other.read()
+        waiting = asyncio.create_task(other.read())
+        try:
+            await eventually(lambda: _position(connection, writer, 5), 10)
+        finally:
+            waiting.cancel()
+
+
+async def _position(connection: Connection, writer: object, wanted: int) -> bool:
+    return await writer._pacing._position(1) == wanted  # type: ignore[attr-defined]
