@@ -17,7 +17,11 @@ from omnibus.media.sound_formats import FORMATS, MAX_CHANNELS, PCM_RATE, SoundFo
 
 MAX_SAMPLES = 1 << 26
 """Samples (channels × frames) that are unpacked of one file, or of all files of a request: 23 minutes of mono at 48 kHz."""
-MAX_RATE = 768_000
+MIN_RATE, MAX_RATE = 1_000, 768_000
+MAX_GROWN = 1 << 28
+"""Samples of a file whose rate is raised: from a low rate a few bytes would fill the memory."""
+_SLICE = 1 << 16
+"""Frames that are encoded at a time: resampling needs some times their memory."""
 _PAGE = {"page_duration": "20000"}
 """FFmpeg's option of an ogg file that leaves while it is made: its pages have 20 ms, and not a second."""
 
@@ -57,6 +61,10 @@ def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | No
     """
     checked, file = planes(samples, rate), io.BytesIO()
     encoder = SoundEncoder(rate, len(checked), wanted, at=at, file=file)
+    if encoder.growth > 1 and checked.size * encoder.growth > MAX_GROWN:
+        raise EngineError(
+            f"{checked.shape[1] // rate} seconds at {rate} Hz are too much as {wanted}: make a higher rate"
+        )
     encoder.feed(checked)
     encoder.end()
     return file.getvalue()
@@ -118,8 +126,8 @@ def planes(samples: np.ndarray, rate: int) -> np.ndarray:
     if samples.ndim not in (1, 2) or not number or not channels.size or len(channels) > MAX_CHANNELS:
         wanted = f"floats or signed integers of shape (frames,) or (channels, frames), up to {MAX_CHANNELS} channels"
         raise EngineError(f"a sound must be {wanted}, not {samples.dtype} {samples.shape}")
-    if not 0 < rate <= MAX_RATE:
-        raise EngineError(f"a sound's rate must be 1 to {MAX_RATE} Hz, not {rate}")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise EngineError(f"a sound's rate must be {MIN_RATE} to {MAX_RATE} Hz, not {rate}")
     if not np.isfinite(channels).all():
         raise EngineError("a sound's samples must be finite numbers")
     scale = 1.0 if np.issubdtype(samples.dtype, np.floating) else -float(np.iinfo(samples.dtype).min)
@@ -150,6 +158,8 @@ class SoundEncoder:
         except (av.FFmpegError, ValueError, OverflowError) as error:
             raise self._failed(error) from error
         self._container, self._stream = container, stream
+        self.growth = stream.rate / rate
+        """Frames of the file for each frame of the samples."""
         self._fitted = av.AudioResampler(
             format=into.samples, layout=stream.layout, rate=stream.rate, frame_size=stream.frame_size or None
         )
@@ -163,16 +173,21 @@ class SoundEncoder:
 
     def feed(self, checked: np.ndarray) -> bytes:
         """The same of float32 samples (channels, frames) that were checked."""
-        packed = np.ascontiguousarray(checked.T).reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=_layout(self._channels))
-        frame.sample_rate = self._rate
-        return self._muxed(frame)
+        return b"".join(
+            self._muxed(self._frame(checked[:, start : start + _SLICE])) for start in range(0, checked.shape[1], _SLICE)
+        )
 
     def end(self) -> bytes:
         """The rest of the file; nothing can be written any more."""
         rest = self._muxed(None)
         self._container.close()
         return rest + self._pipe.taken()
+
+    def _frame(self, checked: np.ndarray) -> Any:
+        packed = np.ascontiguousarray(checked.T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=_layout(self._channels))
+        frame.sample_rate = self._rate
+        return frame
 
     def _muxed(self, frame: Any) -> bytes:
         try:

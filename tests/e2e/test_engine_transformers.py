@@ -333,3 +333,12 @@ async def test_rejected_when_parts_are_none_wrong_or_too_many(engine: Transforme
         await run_job(engine, make_job(parts=given(*parts)))
 
     assert caught.value.param == "codes"
+
+
+async def test_rejected_as_soon_as_parts_are_too_many_when_they_do_not_end(engine: TransformersEngine) -> None:
+    async def endless() -> AsyncGenerator[EngineInput, None]:
+        while True:
+            yield EngineInput(values={"codes": [1] * 60_000})
+
+    with pytest.raises(EngineRejected, match="120000 frames"):
+        await asyncio.wait_for(run_job(engine, make_job(parts=endless())), 10.0)

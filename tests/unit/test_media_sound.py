@@ -172,11 +172,29 @@ def test_a_wav_of_unknown_length_is_decoded() -> None:
         (np.zeros(5), 0),
         (np.zeros(5), -8000),
         (np.zeros(5), 10**9),
+        (np.zeros(5), 1),
+        (np.zeros(5), True),
+        (np.zeros(5), 999),
     ],
 )
 def test_engine_error_when_samples_are_no_sound(samples: np.ndarray, rate: int) -> None:
     with pytest.raises(EngineError):
         sound.encoded(samples, rate)
+
+
+@pytest.mark.parametrize("wanted", ["pcm", "opus"])
+def test_engine_error_when_a_higher_rate_makes_much_of_a_low_one(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setattr(sound, "MAX_GROWN", 50_000)
+    with pytest.raises(EngineError, match="higher rate"):
+        sound.encoded(np.zeros(10_000, np.int8), 1_000, wanted)
+    assert sound.encoded(np.zeros(60_000, np.int8), 48_000, wanted), "nothing grows"
+
+
+@pytest.mark.parametrize("wanted", sound.FORMATS)
+def test_a_long_sound_is_whole_when_it_is_encoded_in_slices(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    at_once = sound.encoded(tone(16_000, 2), 16_000, wanted)
+    monkeypatch.setattr(sound, "_SLICE", 1000)
+    assert sound.encoded(tone(16_000, 2), 16_000, wanted) == at_once
 
 
 @pytest.mark.parametrize("wanted", sound.FORMATS)

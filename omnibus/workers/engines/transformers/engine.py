@@ -93,8 +93,10 @@ def _outputs(decoder: Decoder, samples: np.ndarray) -> Outputs:
 async def _decodable(decoder: Decoder, job: Job, parts: Parts) -> AsyncGenerator[Part, None]:
     """The parts of a job as soon as they can be decoded."""
     async for given in job.parts or _alone(job.engine_input):
-        for part in parts.add(decoder.check(given.values)):
+        parts.add(decoder.check(given.values))
+        if parts.frames:
             decoder.check_length(parts.frames)
+        for part in parts.ready():
             yield part
     decoder.check_length(parts.frames)
     if (rest := parts.rest()) is not None:

@@ -32,29 +32,32 @@ class Parts:
     def __init__(self, axis: int, size: int | None, context: int) -> None:
         """`axis` is that of time. A part has `size` frames of its own; None: all are one part."""
         self._axis, self._size, self._context = axis, size, context
-        self._held: np.ndarray | None = None
-        self._left = 0
+        self._held: list[np.ndarray] = []
+        """Frames that wait, joined when a part is made of them: each time that some come would copy all of them again."""
+        self._length = self._left = 0
         self.frames = 0
         """Frames that came."""
 
-    def add(self, array: np.ndarray) -> Iterator[Part]:
-        """The parts that are ready with these frames, which follow those before."""
-        self.frames += array.shape[self._axis]
-        self._held = array if self._held is None else np.concatenate((self._held, array), self._axis)
+    def add(self, array: np.ndarray) -> None:
+        """Take frames, which follow those before."""
+        count = array.shape[self._axis]
+        self._held.append(array)
+        self._length, self.frames = self._length + count, self.frames + count
+
+    def ready(self) -> Iterator[Part]:
+        """The parts that the frames so far make."""
         while self._size is not None and self._length >= self._left + self._size + self._context:
             own = self._left + self._size
-            yield Part(self._upto(own + self._context), own + self._context, self._left, self._context)
+            yield Part(self._between(0, own + self._context), own + self._context, self._left, self._context)
             left = min(self._context, own)
-            self._held, self._left = self._held.take(range(own - left, self._length), self._axis), left
+            self._held = [self._between(own - left, self._length)]
+            self._length, self._left = self._length - own + left, left
 
     def rest(self) -> Part | None:
         """The last part; None when all frames are in those before."""
-        return Part(self._upto(self._length), self._length, self._left) if self._length > self._left else None
+        return Part(self._between(0, self._length), self._length, self._left) if self._length > self._left else None
 
-    @property
-    def _length(self) -> int:
-        return 0 if self._held is None else self._held.shape[self._axis]
-
-    def _upto(self, end: int) -> np.ndarray:
-        assert self._held is not None
-        return self._held.take(range(end), self._axis)
+    def _between(self, start: int, end: int) -> np.ndarray:
+        if len(self._held) > 1:
+            self._held = [np.concatenate(self._held, self._axis)]
+        return self._held[0][(slice(None),) * self._axis + (slice(start, end),)]
