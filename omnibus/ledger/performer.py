@@ -232,7 +232,8 @@ class Performer:
         stream = subjects.chunks_stream(self.pipeline)
         for run in range(0 if effect.resumable else 1, effect.run + 1):
             gone = subjects.flows_filter(self.pipeline, effect.rid, effect.nonce, run)
-            await self._connection.api(f"STREAM.PURGE.{stream}", {"filter": gone})
+            # A pipeline that was deployed before there were flows has no stream of them, until it is deployed again.
+            await self._connection.find(f"STREAM.PURGE.{stream}", {"filter": gone})
 
     async def _ask_to_purge(self, effect: effects.Purge) -> None:
         """Have an orchestrator do it; nobody waits where it is the timer alone, of which several are asked for together.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
-from omnibus.errors import PayloadLost
+from omnibus.errors import BrokerError, Overloaded, PayloadLost
 from omnibus.flows.writer import FlowWriter
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
 from omnibus.wire.chunk import FlowEnd, size_of
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import Chunk, Finished, Outputs, TextDelta
 from omnibus.workers.flow_prefix import FlowPrefix
+
+log = get_logger(__name__)
 
 Packing = Callable[[Outputs], Awaitable[Payloads]]
 Unpacking = Callable[[Payloads], Awaitable[Outputs]]
@@ -20,9 +25,15 @@ Unpacking = Callable[[Payloads], Awaitable[Outputs]]
 class FlowOutput:
     """Writes the flow of one task. An asynchronous context; raises what `FlowWriter` does."""
 
-    def __init__(self, writer: FlowWriter, kinds: Mapping[str, str], pack: Packing, unpack: Unpacking) -> None:
-        """`kinds` are the outputs that stages may read: texts and tokens among them are chunks by themselves."""
+    def __init__(
+        self, writer: FlowWriter, kinds: Mapping[str, str], pack: Packing, unpack: Unpacking, *, is_needed: bool
+    ) -> None:
+        """`kinds` are the outputs that stages may read: texts and tokens among them are chunks by themselves.
+
+        Where no stage reads it, the flow is not needed: a caller has the rest from the output when the broker does not take it.
+        """
         self._writer, self._pack, self._unpack = writer, pack, unpack
+        self._is_needed, self._is_given_up = is_needed, False
         by_kind = {kind: name for name, kind in reversed(tuple(kinds.items()))}
         self._text, self._tokens = by_kind.get("text"), by_kind.get("tokens")
         self._prefix: FlowPrefix | None = None
@@ -52,7 +63,8 @@ class FlowOutput:
     async def open(self) -> None:
         """Take over from earlier attempts: a text goes on behind what is there, anything else begins again."""
         is_text = self._text is not None or self._tokens is not None
-        self.end = await self._writer.open(keep=is_text)
+        with self._giving_up():
+            self.end = await self._writer.open(keep=is_text)
         if self._writer.has_begun:
             self.stored = self.hosted = (
                 1  # chunks of the earlier ones may be there, which only the end's removal can find
@@ -76,7 +88,7 @@ class FlowOutput:
 
     async def add(self, item: TextDelta | Chunk) -> None:
         """Append what an item brings; waits while the broker or a reader is behind. Nothing, where the flow is complete."""
-        if self._writer.is_complete:
+        if self._writer.is_complete or self._is_given_up:
             return
         if isinstance(item, Chunk):
             await self._leave_prefix()
@@ -99,7 +111,10 @@ class FlowOutput:
     async def finish(self, finished: Finished, timings: tuple[StageTiming, ...]) -> None:
         """Append the end; returns when all is stored."""
         await self._leave_prefix()
-        await self._writer.end(FlowEnd(timings=timings, finish_reason=finished.finish_reason, usage=finished.usage))
+        if self._is_given_up:
+            return
+        with self._giving_up():
+            await self._writer.end(FlowEnd(timings=timings, finish_reason=finished.finish_reason, usage=finished.usage))
 
     @property
     def length(self) -> int:
@@ -129,4 +144,16 @@ class FlowOutput:
         self.nbytes += size_of(chunk)
         self.stored += sum(payload.object_key is not None for payload in chunk.values())
         self.hosted += sum(payload.in_memory for payload in chunk.values())
-        await self._writer.put(chunk)
+        with self._giving_up():
+            await self._writer.put(chunk)
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Go on without a flow that no stage needs when the broker refuses it, as one of an earlier layout does."""
+        try:
+            yield
+        except (BrokerError, Overloaded) as error:
+            if self._is_needed:
+                raise
+            self._is_given_up = True
+            log.warning(LogEvent.BROKER_ERROR, rid=self._writer.name.rid, flow=str(self._writer.name), error=str(error))

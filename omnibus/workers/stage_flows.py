@@ -59,10 +59,10 @@ class StageFlows:
     def output(self, task: Task, fence: Fence, request: Request) -> FlowOutput | None:
         """The flow that a task writes: for the stages that read it, and for a caller that is sent sound while it is made."""
         stage = task.ticket.route[task.stage_id]
-        is_heard = stage.final == "audio" and task.ticket.front is not None and request.stream
-        if not stage.streams_to and not is_heard:
+        is_for_caller = stage.final == "audio" and task.ticket.front is not None and request.stream
+        if not stage.streams_to and not is_for_caller:
             return None
-        sound = self._outputs.sound() if is_heard else None
+        sound = self._outputs.sound() if is_for_caller else None
 
         async def pack(outputs: Outputs) -> Payloads:
             return await self._outputs.chunk(task, outputs, sound)
@@ -83,7 +83,8 @@ class StageFlows:
             ),
             most=self._spec.max_flow_bytes, on_begun=publish_readers,
         )  # fmt: skip
-        return FlowOutput(writer, self._kinds if stage.streams_to else {}, pack, unpack)
+        is_read = bool(stage.streams_to)
+        return FlowOutput(writer, self._kinds if is_read else {}, pack, unpack, is_needed=is_read)
 
     def _asking(self, rid: str) -> OnSilence:
         """Ask an orchestrator about a request: the flows of one that has ended are removed, which their readers notice."""

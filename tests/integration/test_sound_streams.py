@@ -16,8 +16,11 @@ import soundfile
 
 from omnibus.broker.connection import Connection
 from omnibus.client.request_events import Ended, MediaPiece, OutputArrived
+from omnibus.errors import BrokerDenied
+from omnibus.flows import writer
 from omnibus.media import sound
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import Request
 from tests.support import sound_stage
@@ -169,6 +172,27 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
             others.append(event)
     np.testing.assert_allclose(np.concatenate(pieces), sound_stage.SOUND, atol=1e-4)
     assert [type(event) for event in others] == [OutputArrived, Ended]
+
+
+@pytest.mark.parametrize("why", ["no stream", "denied"])
+async def test_the_sound_comes_from_the_output_when_the_broker_takes_no_flow(
+    connection: Connection, front_door: Front, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """As one does that an earlier version has laid out, or that knows a worker's earlier credentials."""
+    if why == "no stream":
+        await connection.api(f"STREAM.DELETE.{subjects.chunks_stream(front_door.spec.name)}")
+    else:
+
+        async def denied(*_: object) -> int:
+            raise BrokerDenied.of("publish", "omni.p.chunk")
+
+        monkeypatch.setattr(writer, "publish_behind", denied)
+    sound_stage.go_on.set()
+    request = Request(prompt="hello", modalities=("audio",))
+    events = [event async for event in (await front_door.producer.submit(front_door.spec, request)).events()]
+    assert isinstance(events[-1], Ended)
+    assert events[-1].result.state is RequestState.DONE, events[-1].result.failure
+    assert any(isinstance(event, OutputArrived) for event in events)
 
 
 async def test_an_error_before_the_first_sound_has_its_own_status(front_door: Front) -> None:
