@@ -46,8 +46,7 @@ class _Stage:
     frames: int = 0
     """Frames of the sound that were emitted."""
     sample_rate: int = 0
-    is_heard: bool = False
-    """Whether all of the sound was received."""
+    has_whole_sound: bool = False
     step: int = 0
     output: Output | None = None
 
@@ -146,16 +145,17 @@ class Assembly:
         stage.sample_rate = stage.sample_rate or chunk.sample_rate
         if stage.output is not None or chunk.sample_rate != stage.sample_rate:
             return
-        stage.is_heard = stage.is_heard or chunk.is_last
+        stage.has_whole_sound = stage.has_whole_sound or chunk.is_last
         samples = chunk.samples[..., max(0, stage.frames - chunk.offset) :]
         if samples.shape[-1]:
             stage.frames = chunk.offset + chunk.samples.shape[-1]
             yield MediaPiece(chunk.stage_id, "audio", {"audio": samples, "sample_rate": chunk.sample_rate})
 
-    def lacks_sound(self, stage_id: int) -> bool:
-        """Whether a sound was received in part."""
+    def part_of_sound(self, stage_id: int) -> tuple[int, int] | None:
+        """The frames of a sound that was received in part, and their rate; None where nothing more of it is wanted."""
         stage = self._stage(stage_id)
-        return stage.frames > 0 and not stage.is_heard
+        is_part = stage.frames > 0 and not stage.has_whole_sound and stage.output is None
+        return (stage.frames, stage.sample_rate) if is_part else None
 
     def output(self, output: Output) -> Iterator[TextPiece | SegmentFinished | OutputArrived]:
         """A finished output, once; before it the text that was not heard."""

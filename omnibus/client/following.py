@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Iterable
 from itertools import groupby
 
 from omnibus.client.channel import Channel, Mailbox
-from omnibus.client.request_events import ClientEvent, Ended, TextPiece
+from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, TextPiece
 from omnibus.client.sound_chunk import SoundChunk
 from omnibus.client.sound_reader import read_sound
 from omnibus.errors import BrokerError, BrokerUnavailable, DeadlineExceeded, OmnibusError
@@ -87,11 +87,14 @@ def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
     return joined
 
 
-def _decoded(stage_id: int, file: bytes) -> SoundChunk:
+def _rest_of_sound(stage_id: int, file: bytes, frames: int, rate: int) -> Iterable[MediaPiece]:
+    """The piece that follows so many frames at a rate; a file of another attempt may have another rate, as the piece says."""
     from omnibus.media import sound  # noqa: PLC0415 only sound loads its libraries, 20 MiB
 
-    samples, rate = sound.decoded(file)
-    return SoundChunk(stage_id, 0, samples[0] if len(samples) == 1 else samples, rate)
+    samples, its_rate = sound.rest(file, frames / rate)
+    if samples.size:
+        values = {"audio": samples[0] if len(samples) == 1 else samples, "sample_rate": its_rate}
+        yield MediaPiece(stage_id, "audio", values)
 
 
 class _Follower:
@@ -145,9 +148,9 @@ class _Follower:
     async def _output(self, final: FinalOutput) -> list[ClientEvent]:
         """A finished output, and before it the sound that was not received of one that came in pieces."""
         output, events = await self._channel.output(final), list[ClientEvent]()
-        if self._assembly.lacks_sound(final.stage_id) and output.items:
-            whole = await asyncio.to_thread(_decoded, final.stage_id, output.items[0])
-            events += self._assembly.sound(whole)
+        part = self._assembly.part_of_sound(final.stage_id)
+        if part is not None and output.items:
+            events += await asyncio.to_thread(lambda: [*_rest_of_sound(final.stage_id, output.items[0], *part)])
         return [*events, *self._assembly.output(output)]
 
     def _has_all(self, ended: out.EndNotice) -> bool:

@@ -32,6 +32,7 @@ class LiveSound:
         self._wanted = wanted
         self._stage_id: int | None = None
         self._encoder: SoundEncoder | None = None
+        self._rate = 0
         self._left = b""
 
     def is_of(self, stage_id: int) -> bool:
@@ -64,5 +65,7 @@ class LiveSound:
         samples, rate = piece.values["audio"], piece.values["sample_rate"]
         if self._encoder is None:
             channels = 1 if samples.ndim == 1 else len(samples)
-            self._encoder = SoundEncoder(rate, channels, self._wanted.removesuffix("16"))
+            self._encoder, self._rate = SoundEncoder(rate, channels, self._wanted.removesuffix("16")), rate
+        if rate != self._rate:
+            raise EngineError(f"a sound that began at {self._rate} Hz was made again at {rate} Hz")
         return self._encoder.write(samples)

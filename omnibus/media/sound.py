@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,21 @@ def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
     with opened(data, "audio") as container:
         rate = int(container.streams.audio[0].rate or 0)
         return np.concatenate(list(_pieces(container, most, Effort(math.inf))), axis=1), rate
+
+
+def rest(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
+    """The samples behind so many seconds of a sound that a stage made, however long; values as of `decoded`, maybe no frames.
+
+    Raises InvalidRequest for what cannot be decoded.
+    """
+    with opened(data, "audio") as container:
+        rate = int(container.streams.audio[0].rate or 0)
+        skip, pieces = round(seconds * rate), list[np.ndarray]()
+        for piece in _pieces(container, sys.maxsize, Effort(math.inf)):
+            if piece.shape[1] > skip:
+                pieces.append(piece[:, skip:])
+            skip = max(0, skip - piece.shape[1])
+        return np.concatenate(pieces, axis=1) if pieces else np.zeros((1, 0), np.float32), rate
 
 
 def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | None = None) -> bytes:

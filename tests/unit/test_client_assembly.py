@@ -203,14 +203,16 @@ def test_nothing_of_a_sound_is_emitted_behind_its_output_or_at_another_rate() ->
 
 def test_a_sound_is_lacking_from_its_first_chunk_to_its_last_one() -> None:
     assembly = Assembly()
-    lacks = [assembly.lacks_sound(2)]
+    lacks = [assembly.part_of_sound(2)]
     for chunk in (sound(0, 50), sound(50, 100), sound(100, 100, last=True)):
         heard(assembly, chunk)
-        lacks.append(assembly.lacks_sound(2))
-    assert lacks == [False, True, True, False]
+        lacks.append(assembly.part_of_sound(2))
+    assert lacks == [None, (50, RATE), (100, RATE), None]
 
 
 def test_a_sound_is_lacking_when_its_last_chunk_is_of_another_sound() -> None:
     assembly = Assembly()
     heard(assembly, sound(0, 50), sound(100, 100, last=True, rate=2 * RATE))
-    assert assembly.lacks_sound(2)
+    assert assembly.part_of_sound(2) == (50, RATE)
+    list(assembly.output(Output(2, "audio", "audio/wav", (b"wav",))))
+    assert assembly.part_of_sound(2) is None, "the output comes again"

@@ -137,3 +137,10 @@ async def test_engine_error_when_there_is_no_sound_at_the_end_or_none_in_a_piece
 def test_a_piece_has_whole_samples_and_a_short_line() -> None:
     assert PIECE_BYTES % 6 == 0
     assert PIECE_BYTES * 4 / 3 < 40_000
+
+
+async def test_engine_error_when_an_attempt_goes_on_at_another_rate() -> None:
+    live = LiveSound("wav")
+    await live.piece(pieces()[0])
+    with pytest.raises(EngineError, match=r"stage 2: .* 8000 Hz was made again at 16000 Hz"):
+        await live.piece(MediaPiece(2, "audio", {"audio": SAMPLES, "sample_rate": 2 * RATE}))

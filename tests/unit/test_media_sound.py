@@ -250,3 +250,13 @@ def test_engine_error_when_a_piece_has_other_channels_than_the_first() -> None:
     encoder.write(tone(8000))
     with pytest.raises(EngineError):
         encoder.write(tone(8000, 2))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.25, 0.5, 2.0])
+def test_the_rest_of_a_stages_sound_is_read_however_long_it_is(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(sound, "MAX_SAMPLES", 10)
+    samples, rate = sound.rest(sound.encoded(tone(8000, 2), 8000), seconds)
+    expected = tone(8000, 2)[:, int(seconds * 8000) :]
+    assert (rate, samples.shape[1]) == (8000, expected.shape[1])
+    if expected.size:
+        np.testing.assert_allclose(samples, expected, atol=1e-4)
