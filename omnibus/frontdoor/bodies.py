@@ -30,11 +30,13 @@ class Body(BaseModel):
     """A request's body: types are strict, and fields that are not ours are refused unless they ask for nothing."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    unread: ClassVar[str] = "leave it out"
+    """The advice about a field that is not ours."""
 
     @model_validator(mode="after")
     def _check_unread(self) -> Self:
         if self.model_extra:
-            check_unread(self.model_extra, type(self).__name__)
+            check_unread(self.model_extra, type(self).__name__, self.unread)
         return self
 
 
@@ -47,6 +49,7 @@ to_json = msgspec.json.Encoder().encode
 class AskingBody(Body):
     """Fields of every body that becomes a request. The fields from `deadline` on are Omnibus's own."""
 
+    unread: ClassVar[str] = "leave it out; what an engine knows by this name goes into sampling_params, by stage"
     called: ClassVar[Mapping[str, str]] = {}
     """The body's own names of a request's fields and of parameters, for errors."""
 

@@ -127,7 +127,7 @@ def parse(raw: bytes, model: type[M]) -> M:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        problems = error.errors(include_url=False, include_input=False)
         raise validation_error([{**one, "loc": ("body", *one["loc"])} for one in problems], _json(raw)) from error
 
 

@@ -114,6 +114,11 @@ def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
     if not isinstance(body, dict):
         return InvalidRequest("the body must be a JSON object, of Content-Type application/json")
     message = problem["msg"]
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = problem["ctx"]["discriminator"].strip("'")
+        path = f"{path}.{tag}" if path else tag
+        expected = problem["ctx"].get("expected_tags")
+        message = f"Input should be {expected}" if expected else "Field required"
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
 
 

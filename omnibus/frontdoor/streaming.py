@@ -57,7 +57,8 @@ class EventStream(StreamingResponse):
     """A response that sends the events of a request, as they come, in the frames that `encode` makes of them.
 
     It waits a little for the first one: a request that ends at once with an error has its own status. Later an error is
-    the last event but one. A caller that goes away or stops reading takes its request along.
+    the last event but one. With an open input it waits for none: the caller needs the id for the next segment. A caller
+    that goes away or stops reading takes its request along.
     """
 
     def __init__(
@@ -66,13 +67,15 @@ class EventStream(StreamingResponse):
     ) -> None:  # fmt: skip
         super().__init__((), headers=_HEADERS, media_type=media_type)
         self._context, self._http, self._accepted, self._encode = context, http, accepted, encode
-        self._has_begun = False
+        self._has_begun, self._is_open = False, accepted.submission.ticket.resumable
         self._frames: Frames = []
         """Frames that are not sent yet."""
         self._sent_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if self._is_open:
+                await self._begin(send)
             with naming_fields(self._accepted.field_of):
                 work = in_time(self._accepted, self.stream_response(send))
                 await unless_gone(self._context, self._http, self._accepted, work)

@@ -87,11 +87,14 @@ async def submit(
 ) -> Accepted:
     """Submit what a body asks for, under the caller's idempotency key, or else under the id of the HTTP request.
 
-    `modality` is the one that the route delivers, for a caller that names no model. Raises as `Producer.submit`, and NotReady
-    where the caller does not want to wait and a stage that the request needs has no replica up.
+    `modality` is the one that the route delivers, for a caller that names no model. Raises as `Producer.submit`, NotReady
+    where the caller does not want to wait and a stage that the request needs has no replica up, and InvalidRequest for an
+    open input without a stream: only the head of a stream gives the caller the id for its next segments.
     """
     served, state = await context.models.find(body.model, modality=modality), http.scope["state"]
     request = await off_loop(len(state["body"]), request_of, body, served.spec)
+    if request.resumable and not request.stream:
+        raise InvalidRequest("an open input needs a stream, whose headers have the id for its segments", param="stream")
     if body.wait is False:
         needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
         if missing := await context.missing_stages(served.spec, needed):

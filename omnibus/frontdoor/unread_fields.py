@@ -49,11 +49,11 @@ HINTS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def check_unread(fields: Mapping[str, Any] | None, title: str) -> None:
-    """Raises pydantic's ValidationError naming each field that asks for something."""
+def check_unread(fields: Mapping[str, Any] | None, title: str, instead: str) -> None:
+    """Raises pydantic's ValidationError naming each field that asks for something; `instead` says what to do."""
     asking = [name for name, value in (fields or {}).items() if not _asks_nothing(name, value)]
     if asking:
-        raise ValidationError.from_exception_data(title, [_refusal(name) for name in asking])
+        raise ValidationError.from_exception_data(title, [_refusal(name, instead) for name in asking])
 
 
 def _asks_nothing(name: str, value: object) -> bool:
@@ -63,8 +63,8 @@ def _asks_nothing(name: str, value: object) -> bool:
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in defaults)
 
 
-def _refusal(name: str) -> InitErrorDetails:
-    hint = HINTS.get(name, "leave it out; what an engine knows by this name goes into sampling_params, by stage")
+def _refusal(name: str, instead: str) -> InitErrorDetails:
+    hint = HINTS.get(name, instead)
     if name in DEFAULTS:
         hint = f"only {' or '.join(repr(value) for value in DEFAULTS[name])} is; {hint}"
     problem = PydanticCustomError("unsupported", "not supported: {hint}", {"hint": hint})

@@ -17,7 +17,7 @@ import numpy as np
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import vocabulary
 from omnibus.omni_tiny.conditions import LENGTH, conditions_of
-from omnibus.wire.request import Message
+from omnibus.wire.request import Message, Request, TextPart
 from omnibus.workers.engines.protocol import EngineInput, Flow, StageInput
 
 EMPTY_PROMPT_FILE = "empty_prompt.npy"
@@ -26,16 +26,21 @@ EMPTY_PROMPT_FILE = "empty_prompt.npy"
 def thinker_input(stage_input: StageInput) -> EngineInput:
     """Make a chat for the thinker: a bare prompt becomes a user's turn, since the model only knows its chat template.
 
-    Raises EmptyPrompt for an empty prompt.
+    Raises EmptyPrompt for an empty prompt. A file alone goes to the engine, which refuses it by its kind.
     """
     request = stage_input.request
-    if not request.text().strip() and not isinstance(request.prompt, tuple):
+    if not request.text().strip() and not isinstance(request.prompt, tuple) and not _has_file(request):
         raise EmptyPrompt(param="prompt")
     if request.messages is not None:
         return EngineInput(messages=request.messages)
     if isinstance(request.prompt, tuple):
         return EngineInput(token_ids=request.prompt)
     return EngineInput(messages=(Message(role="user", content=request.text()),))
+
+
+def _has_file(request: Request) -> bool:
+    contents = [message.content for message in request.messages or () if not isinstance(message.content, str)]
+    return any(not isinstance(part, TextPart) for content in contents for part in content)
 
 
 def dit_input(stage_input: StageInput) -> EngineInput:

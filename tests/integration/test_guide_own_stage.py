@@ -51,6 +51,7 @@ def served(folder: Path) -> Iterator[Serving]:
             with (
                 serving("more.yaml", *flags, state_dir=folder / "other"),
                 serving("flowing.yaml", *flags, state_dir=folder / "third"),
+                serving("session.yaml", *flags, state_dir=folder / "fourth"),
             ):
                 yield first
 

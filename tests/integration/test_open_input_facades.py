@@ -213,3 +213,24 @@ async def test_segment_of_another_tenant_finds_no_request(connection: Connection
                 sent = await made.http.post(path, json={"end": True}, headers={"Authorization": f"Bearer {key}"})
                 assert sent.status_code == status, sent.text
             assert [line async for line in answer.aiter_lines()][-2:] == ["data: [DONE]", ""]
+
+
+async def test_headers_with_the_id_come_at_once_when_the_stage_waits_for_further_segments(
+    connection: Connection, pipeline: str
+) -> None:
+    spec = pipeline_of(pipeline, "kinds")
+    async with front(connection, spec, Options(first_event_wait=LONG)) as made:
+        body = {"model": spec.name, "prompt": "hello", "stream": True, "resumable": True}
+        async with asyncio.timeout(LONG / 2), made.http.stream("POST", "/v1/completions", json=body) as answer:
+            ended = await made.http.post(f"/v1/requests/{answer.headers['x-request-id']}/input", json={"end": True})
+            assert ended.status_code == 200, ended.text
+            lines = [line async for line in answer.aiter_lines()]
+        assert any("text:5" in line for line in lines), lines
+
+
+async def test_open_input_without_a_stream_is_refused_over_http(connection: Connection, pipeline: str) -> None:
+    spec = pipeline_of(pipeline)
+    async with front(connection, spec) as made:
+        body = {"model": spec.name, "prompt": "hello", "resumable": True}
+        refused = await made.http.post("/v1/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stream"), refused.text

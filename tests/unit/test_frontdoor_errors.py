@@ -10,14 +10,17 @@ from pydantic import ValidationError
 
 from omnibus.errors import (
     EngineError,
+    InvalidRequest,
     OmnibusError,
     Overloaded,
     RequestConflict,
     Unauthorized,
     UnknownModel,
 )
+from omnibus.frontdoor.body_route import parse
 from omnibus.frontdoor.endpoints.chat import ChatBody
 from omnibus.frontdoor.error_answers import error_response, validation_error
+from omnibus.frontdoor.realtime.client_events import ClientEvent
 from omnibus.frontdoor.submitting import keyed_rid
 from omnibus.pipeline.spec import NAME_PATTERN
 
@@ -52,7 +55,7 @@ def test_retry_after_is_whole_seconds_when_overloaded() -> None:
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
-        ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"content": "hi"}]}, "messages[0].role"),
         ({"model": "m"}, "messages"),
         ({"messages": [{"role": "user", "content": "x"}], "temperature": []}, "temperature"),
@@ -81,3 +84,22 @@ def test_keyed_ids_are_names_that_differ_by_caller_and_key() -> None:
     assert len(rids) == len(callers)
     assert all(NAME_PATTERN.fullmatch(rid) for rid in rids)
     assert keyed_rid(*callers[0]) in rids
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [({"type": "session.close"}, "type: Input should be 'session.update', "), ({"no": 1}, "type: Field required")],
+)
+def test_the_kind_of_an_event_is_named_when_there_is_none_such(event: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse(json.dumps(event).encode(), ClientEvent)
+    assert refused.value.message.startswith(message)
+    assert refused.value.param == "type"
+
+
+def test_the_kind_of_a_part_is_named_by_its_path_when_there_is_none_such() -> None:
+    part = {"type": "picture"}
+    body = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [part]}}
+    with pytest.raises(InvalidRequest) as refused:
+        parse(json.dumps(body).encode(), ClientEvent)
+    assert refused.value.param == "item.content[0].type"

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from omnibus.errors import InvalidRequest
-from omnibus.frontdoor.bodies import AskingBody
+from omnibus.frontdoor.bodies import AskingBody, Body
 from omnibus.frontdoor.body_route import parse
 from omnibus.frontdoor.endpoints.chat import ChatBody, chat_request
 from omnibus.frontdoor.endpoints.completions import CompletionBody
 from omnibus.frontdoor.endpoints.images import ImageBody, image_request
+from omnibus.frontdoor.endpoints.request_input import SegmentBody
 from omnibus.frontdoor.endpoints.speech import SpeechBody
 from omnibus.frontdoor.unread_fields import DEFAULTS, SENT_FOR_NO_REASON
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -171,3 +172,10 @@ def test_calls_and_names_of_earlier_turns_are_kept() -> None:
 )
 def test_errors_name_fields_as_the_caller_does(asked: AskingBody, found: str, told: str) -> None:
     assert asked.field_of(found) == told
+
+
+@pytest.mark.parametrize(("kind", "has_parameters"), [(SegmentBody, False), (SpeechBody, True)])
+def test_sampling_params_are_advised_where_the_body_has_them_only(kind: type[Body], has_parameters: bool) -> None:
+    with pytest.raises(InvalidRequest, match="not supported: leave it out") as refused:
+        parse(json.dumps({"prompt" if kind is SegmentBody else "input": "hi", "newfangled": 1}).encode(), kind)
+    assert ("sampling_params" in refused.value.message) is has_parameters

@@ -11,7 +11,7 @@ import pytest
 from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import processors, vocabulary
 from omnibus.omni_tiny.conditions import CHANNELS, LENGTH, conditions_of
-from omnibus.wire.request import Message, Request
+from omnibus.wire.request import AudioPart, Message, Request
 from omnibus.workers.engines.protocol import Outputs, StageInput
 from tools.omni_tiny.grammar import all_scenes, parse
 from tools.omni_tiny.tokens import CODES_END_ID, TALKER_VOCABULARY, canonical_ids, code_ids
@@ -40,6 +40,11 @@ def test_a_chat_or_token_ids_stay_as_they_are_when_given() -> None:
 def test_an_empty_prompt_is_refused_when_nothing_is_asked(request_: Request) -> None:
     with pytest.raises(EmptyPrompt):
         processors.thinker_input(stage_input(request_))
+
+
+def test_a_file_alone_is_left_to_the_engine_when_nothing_is_written() -> None:
+    chat = (Message(role="user", content=(AudioPart(data=b"RIFF"),)),)
+    assert processors.thinker_input(stage_input(Request(messages=chat))).messages == chat
 
 
 def test_conditions_are_normalised_layers_with_positions_when_built() -> None:
