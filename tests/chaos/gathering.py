@@ -15,6 +15,7 @@ from omnibus.wire import subjects
 from tests.chaos.evidence import Entry, Evidence
 from tests.chaos.setups import Arena
 from tests.support.memory import shared_memory
+from tests.support.spoken_text import text_of_result
 from tests.support.waiting import eventually
 
 SETTLE = 15.0
@@ -62,13 +63,12 @@ class Gathering:
             result = await producer.result(self._pipeline, rid)
         except UnknownRequest:
             return None
-        text = result.output("text")
         channel = await producer.channel(self._pipeline)
         is_open = result.state is RequestState.OPEN
         return Entry(
             state=result.state.value,
             ends=self._arena.ledger.ends(rid),
-            text=text.text if text is not None else None,
+            text=text_of_result(result),
             code=result.failure.code if result.failure is not None else "",
             queued=not is_open or await channel.performer.queue.anything_queued(rid),
             started=_started(result),
@@ -86,8 +86,10 @@ class Gathering:
             # Of a request's hops; what its answer refers to has a shorter name, and lasts as long as its record.
             f"OBJ_{bucket}": f"$O.{bucket}.C.*.*",
         }
+        if self._arena.cluster.spec.has_flows:
+            filters[subjects.chunks_stream(pipeline)] = ">"
         found = await asyncio.gather(*(self._subjects(stream, wanted) for stream, wanted in filters.items()))
-        files = {str(file) for file in shared_memory()}
+        files = {str(file) for file in shared_memory(pipeline)}
         return sorted(({name for names in found for name in names} | files) - self._before)
 
     async def _subjects(self, stream: str, wanted: str) -> list[str]:

@@ -73,6 +73,26 @@ stages:
 """
 """Bundles whose members take different times, with payloads in memory, before a streamed text that has both."""
 
+FLOWING = "tests.support.flowing_stages"
+FLOWS = f"""
+name: flows
+deadline: 60s
+heartbeat_timeout: {HEARTBEAT}s
+max_attempts: 4
+stages:
+- {{stage_id: 0, name: writer, engine: python, model: "{FLOWING}:write", slots: 16, num_replicas: 2, stall_timeout: {STALL}s,
+   engine_args: {{outputs: {{word: json, load: tensor}}}}}}
+- {{stage_id: 1, name: speaker, engine: python, model: "{FLOWING}:speak", slots: 16, num_replicas: 2, input_sources: [0],
+   stall_timeout: {STALL}s, final_output: true, final_output_type: text, engine_args: {{outputs: {{text: text}}}}}}
+- {{stage_id: 2, name: singer, engine: python, model: "{FLOWING}:sing", slots: 16, num_replicas: 2, input_sources: [1],
+   stall_timeout: {STALL}s, final_output: true, final_output_type: audio,
+   engine_args: {{outputs: {{audio: audio, sample_rate: json}}}}}}
+edges:
+- {{source: 0, target: 1, mode: stream, forwarding: direct}}
+- {{source: 1, target: 2, mode: stream}}
+"""
+"""A flow of chunks, and behind it one of a text; callers are sent the text, or its sound, while they run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arena:
@@ -104,6 +124,12 @@ def bundle_wish(op: str) -> Wish:
     fault = faults[hash_of(op) % len(faults)]
     prompt = prompt_of(main, negative, **{("main", "negative")[hash_of(op) % 2]: fault})
     return Wish(op=op, prompt=prompt, expects=f"{main} not {negative}", modalities=("text",))
+
+
+def flow_wish(op: str) -> Wish:
+    """A text, or the sound of it."""
+    text = " ".join(f"{op}.{number}" for number in range(WORDS))
+    return Wish(op=op, prompt=text, expects=text, modalities=(("audio", "text")[hash_of(op) % 2],))
 
 
 def tiny_wish(op: str) -> Wish:
@@ -157,6 +183,13 @@ async def companions(folder: Path) -> AsyncIterator[Arena]:
 
 
 @asynccontextmanager
+async def flows(folder: Path) -> AsyncIterator[Arena]:
+    """The pipeline of stages that read each other while they run, on a single server."""
+    async with _open(_flow_cluster(folder), flow_wish, Size(), within=40.0) as arena:
+        yield arena
+
+
+@asynccontextmanager
 async def omni_tiny(folder: Path) -> AsyncIterator[Arena]:
     """omni-tiny: real engines, whose streams come from a model."""
     spec = load_pipeline("omni-tiny")
@@ -184,6 +217,7 @@ ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = Map
         "three": three,
         "disk": disk,
         "companions": companions,
+        "flows": flows,
         "omni-tiny": omni_tiny,
         "prefill-decode": halves,
     }
@@ -201,6 +235,13 @@ def _sim_cluster(folder: Path, nats: EmbeddedServer | ThreeNodes | None = None) 
 def _bundle_cluster(folder: Path) -> Cluster:
     folder.mkdir(parents=True, exist_ok=True)
     return Cluster(folder, pipeline_of(folder, BUNDLES), replicas={0: 2, 1: 2}, ready=READY, modules=STAGES)
+
+
+def _flow_cluster(folder: Path) -> Cluster:
+    folder.mkdir(parents=True, exist_ok=True)
+    replicas = {0: 2, 1: 2, 2: 2}
+    spec = pipeline_of(folder, FLOWS)
+    return Cluster(folder, spec, replicas=replicas, ready=READY, orchestrators=2, modules=FLOWING)
 
 
 @asynccontextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
 import httpx
 import msgspec
 
 from tests.chaos.clients.planned_request import PAUSE, Note, Wish
+from tests.support.spoken_text import text_of_pcm
 
 _ENDS = frozenset({499, 500, 504})
 """Statuses of errors that only an accepted request ends with."""
@@ -67,7 +69,7 @@ async def _follow(note: Note, answer: httpx.Response) -> bool:
             chunk = msgspec.json.decode(line[len("data: ") :])
             if "error" in chunk:
                 return _failed(note, chunk["error"])
-            for text in _texts(chunk):
+            for text in _texts(chunk, note.wish):
                 said.append(text)
                 note.delta(text)
     except httpx.TransportError as error:
@@ -77,8 +79,11 @@ async def _follow(note: Note, answer: httpx.Response) -> bool:
     return False
 
 
-def _texts(chunk: dict[str, Any]) -> list[str]:
-    contents = (choice["delta"].get("content") for choice in chunk["choices"])
+def _texts(chunk: dict[str, Any], wish: Wish) -> list[str]:
+    deltas = [choice["delta"] for choice in chunk["choices"]]
+    if wish.is_spoken:
+        return [_heard(delta["audio"]) for delta in deltas if delta.get("audio")]
+    contents = (delta.get("content") for delta in deltas)
     return [content for content in contents if isinstance(content, str) and content]
 
 
@@ -86,13 +91,21 @@ def _notified(note: Note, answer: httpx.Response) -> bool:
     """Note a whole answer; whether it was an end."""
     if answer.status_code == httpx.codes.OK:
         note.accepted(answer.headers[_RID])
-        content = answer.json()["choices"][0]["message"]["content"]
+        message = answer.json()["choices"][0]["message"]
+        if note.wish.is_spoken:
+            note.ended("done", text=_heard(message["audio"]))
+            return True
+        content = message["content"]
         parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
         note.ended("done", text="".join(parts))
         return True
     if answer.status_code in _ENDS:
         note.accepted(answer.headers[_RID])
     return _failed(note, answer.json()["error"], retryable=answer.headers.get("x-should-retry") == "true")
+
+
+def _heard(audio: dict[str, Any]) -> str:
+    return text_of_pcm(base64.b64decode(audio["data"]))
 
 
 def _failed(note: Note, error: dict[str, Any], *, retryable: bool = False) -> bool:
@@ -108,6 +121,8 @@ def _body(wish: Wish, model: str) -> dict[str, object]:
     body: dict[str, object] = {"model": model, "messages": [{"role": "user", "content": wish.prompt}]}
     if wish.modalities is not None:
         body["modalities"] = wish.modalities
+    if wish.is_spoken:
+        body["audio"] = {"voice": "alloy", "format": "pcm16"}
     if wish.sampling:
         body["sampling_params"] = wish.sampling
     return body

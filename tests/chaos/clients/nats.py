@@ -9,12 +9,13 @@ import msgspec
 
 from omnibus.broker.connection import Connection
 from omnibus.client.producer import Producer
-from omnibus.client.request_events import Ended, Result, TextPiece
+from omnibus.client.request_events import Ended, MediaPiece, Result, TextPiece
 from omnibus.errors import OmnibusError
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
 from omnibus.wire.request import Request
 from tests.chaos.clients.planned_request import PAUSE, Note, Wish
+from tests.support.spoken_text import text_of, text_of_result
 
 
 async def publish(connection: Connection, note: Note, pipeline: str) -> None:
@@ -46,6 +47,8 @@ async def produce(producer: Producer, note: Note, spec: PipelineSpec) -> None:
                     async for event in events:
                         if isinstance(event, TextPiece):
                             note.delta(event.text)
+                        if isinstance(event, MediaPiece) and note.wish.is_spoken:
+                            note.delta(text_of(event.values["audio"]))
                         if isinstance(event, Ended):
                             _ended(note, event.result)
                             return
@@ -62,9 +65,8 @@ async def produce(producer: Producer, note: Note, spec: PipelineSpec) -> None:
 
 
 def _ended(note: Note, result: Result) -> None:
-    text = result.output("text")
     code = result.failure.code if result.failure is not None else ""
-    note.ended(result.state.value, text=text.text if text is not None else None, code=code)
+    note.ended(result.state.value, text=text_of_result(result), code=code)
 
 
 def _request(wish: Wish) -> Request:

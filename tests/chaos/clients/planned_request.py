@@ -29,6 +29,11 @@ class Wish:
     pace: float = 0.0
     """Seconds between two reads of a client that reads slowly."""
 
+    @property
+    def is_spoken(self) -> bool:
+        """Whether its text comes as a sound."""
+        return self.modalities == ("audio",)
+
 
 RequestArguments = Callable[[str], Wish]
 """The wish of the operation of this name."""

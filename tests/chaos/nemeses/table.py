@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.chaos.nemeses import broker, engines, network, processes, requests
+from tests.chaos.nemeses import broker, engines, flows, network, processes, requests
 from tests.chaos.row import Battle
 from tests.chaos.setups import HEARTBEAT
 
@@ -73,6 +73,11 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="roll-cluster", arena="three", strike=broker.roll_cluster),
     Nemesis(name="fill-disk", arena="disk", strike=broker.fill_disk),
     Nemesis(name="companions", arena="companions", strike=processes.break_bundles, short=True),
+    Nemesis(name="flow-producer", arena="flows", strike=flows.kill_producer),
+    Nemesis(name="flow-consumer", arena="flows", strike=flows.kill_consumer),
+    Nemesis(name="flow-nats", arena="flows", strike=flows.kill_nats),
+    Nemesis(name="flow-slow", arena="flows", strike=flows.slow_consumer),
+    Nemesis(name="flow-silent", arena="flows", strike=flows.silence_producer, bounds=Bounds(longest=NOTICED)),
     Nemesis(name="kill-tiny-replica", arena="omni-tiny", strike=engines.kill_replica),
     Nemesis(name="kill-engine", arena="omni-tiny", strike=engines.kill_engine),
     Nemesis(name="stop-engine", arena="omni-tiny", strike=engines.stop_engine),
