@@ -17,7 +17,13 @@ from omnibus.frontdoor.realtime import client_events as client
 from omnibus.frontdoor.realtime.audio_buffer import AudioBuffer, milliseconds, to_wav
 from omnibus.frontdoor.realtime.items import Content, Conversation, Item
 from omnibus.frontdoor.realtime.response import End, Event, Response
-from omnibus.frontdoor.realtime.session_settings import ResponseSettings, ServerVad, SessionSettings, hears, parameters
+from omnibus.frontdoor.realtime.session_settings import (
+    ResponseSettings,
+    ServerVad,
+    SessionSettings,
+    parameters,
+    takes_sound,
+)
 from omnibus.frontdoor.realtime.turn_detection import RATE, EnergyDetector, SpeechStarted, SpeechStopped, TurnDetector
 from omnibus.pipeline.spec import PipelineSpec
 
@@ -144,7 +150,7 @@ class Dialogue:
             raise InvalidRequest("the model of a session does not change: open another one", param="session.model")
         settings = self._settings.updated(update)
         if settings.audio.input.turn_detection is not None:
-            self._check_hearing()
+            self._check_takes_sound()
         parameters(self.spec, settings)
         had, self._settings = self._settings, settings
         if settings.audio.input.turn_detection != had.audio.input.turn_detection:
@@ -175,7 +181,7 @@ class Dialogue:
             yield from self._stop("turn_detected")
 
     def _commit(self, end: int) -> Iterator[Effect]:
-        self._check_hearing()
+        self._check_takes_sound()
         item_id = self._speech_id or self._new_id("item")
         if not (size := self._audio.size(end)):
             raise InvalidRequest("the input audio buffer is empty: append sound before you commit it")
@@ -203,7 +209,7 @@ class Dialogue:
     def _content(self, body: client.ContentBody, where: str) -> Content:
         match body:
             case client.InputSound():
-                self._check_hearing()
+                self._check_takes_sound()
                 samples = from_base64(body.audio, param=f"{where}.audio")
                 if len(samples) % 2:
                     raise InvalidRequest("the sound must be whole samples of 16 bits", param=f"{where}.audio")
@@ -255,8 +261,8 @@ class Dialogue:
                 threshold=vad.threshold, silence_ms=vad.silence_duration_ms, origin=self._audio.end
             )
 
-    def _check_hearing(self) -> None:
-        if not hears(self.spec):
+    def _check_takes_sound(self) -> None:
+        if not takes_sound(self.spec):
             message = f"the first stages of {self.spec.name!r} take no sound: send texts by conversation.item.create"
             raise UnsupportedModality(message, param="audio")
 

@@ -106,7 +106,9 @@ class SessionSettings(Asked):
     @classmethod
     def of(cls, spec: PipelineSpec) -> Self:
         """The settings that a session begins with: it speaks, and listens, where the pipeline does."""
-        audio = AudioSettings(input=InputSettings(turn_detection=ServerVad(type="server_vad") if hears(spec) else None))
+        audio = AudioSettings(
+            input=InputSettings(turn_detection=ServerVad(type="server_vad") if takes_sound(spec) else None)
+        )
         modality: Modality = "audio" if "audio" in spec.modalities else "text"
         return cls(output_modalities=[modality], instructions="", max_output_tokens="inf", audio=audio)
 
@@ -131,7 +133,7 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {**old, **new, **{name: _merged(old[name], new[name]) for name in both}}
 
 
-def hears(spec: PipelineSpec) -> bool:
+def takes_sound(spec: PipelineSpec) -> bool:
     """Whether the first stages of a pipeline take sound."""
     return any("audio" in engine_kind(stage.engine).takes_media for stage in spec.stages if not stage.input_sources)
 
