@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from omnibus.client.channel import Channel
-from omnibus.errors import BrokerError, InputClosed, InvalidRequest
+from omnibus.errors import BrokerError, FlowBroken, InputClosed, InvalidRequest
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.segments import append
 from omnibus.flows.writer import CHUNK_INLINE
@@ -35,8 +35,12 @@ async def send_segment(
         return await channel.store.put(encoded, rid=rid, limit=CHUNK_INLINE)
 
     name = FlowName.of_input(record.ticket)
-    number = await append(channel.connection, name, segment, number, most=spec.max_flow_bytes, store=store)
-    latest = channel.known(await channel.performer.ledger.read_latest(rid), rid).record
+    try:
+        number = await append(channel.connection, name, segment, number, most=spec.max_flow_bytes, store=store)
+    except (FlowBroken, InvalidRequest):  # an input that was removed with its request looks so, too
+        _check_open(await _latest(channel, rid))
+        raise
+    latest = await _latest(channel, rid)
     if latest.state.terminal:  # meanwhile: nobody else removes what came behind its end
         with suppress(BrokerError):
             await channel.performer.report_orphans(rid)
@@ -45,8 +49,12 @@ async def send_segment(
     return number
 
 
+async def _latest(channel: Channel, rid: str) -> Record:
+    return channel.known(await channel.performer.ledger.read_latest(rid), rid).record
+
+
 def _check_open(record: Record) -> None:
-    if not record.ticket.resumable:
+    if not record.ticket.resumable and record.ticket.route.stages:  # without any it was never admitted
         what = f"the input of request {record.rid!r} was whole; submit a request as resumable to send more"
         raise InvalidRequest(what, param="resumable")
     if record.state.terminal:

@@ -73,7 +73,8 @@ class FlowInput:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
-        failed = task.cancelled() or task.exception() is not None
+            # Asked for in any case: asyncio reports a failure that nobody has seen, such as one beside a cancellation.
+            failed = task.cancelled() or task.exception() is not None
         if reading.failure is not None:
             raise reading.failure
         while self.reads_rest and not (failed or reading.is_void or self.end is not None):

@@ -21,6 +21,7 @@ from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.simulation.connection import SimConnection
 from tests.simulation.loop import Process
 from tests.simulation.replicas import SimEngine
+from tests.simulation.sessions import speak
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -44,7 +45,9 @@ def cast(world: World) -> None:
 def _ask(world: World, rid: str) -> None:
     """One request, by one door or the other; whoever asks may ask again elsewhere, and may change its mind."""
     rng = world.rng
-    request = Request(prompt=f"prompt of {rid}", deadline=rng.choice((None, None, None, 0.2, 1.0, 6.0)))
+    is_open = world.spec.input_timeout is not None and rng.random() < 0.8
+    deadline = rng.choice((None, None, None, 0.2, 1.0, 6.0))
+    request = Request(prompt=f"prompt of {rid}", deadline=deadline, resumable=is_open)
     if rng.random() < 0.08:
         world.poisonous.add(rid)
     publish = publish_raw if rng.random() < 0.25 else produce
@@ -54,6 +57,8 @@ def _ask(world: World, rid: str) -> None:
     for number, start in enumerate(starts):
         process, connection = world.process(f"{rid}-producer-{number}")
         process.spawn(_later(start, lambda on=connection: publish(world, on, rid, request)))
+    if is_open:
+        speak(world, rid)
     if rng.random() < 0.15:
         process, connection = world.process(f"{rid}-canceller")
         process.spawn(_later(rng.random() * 3.0, lambda: cancel(world, connection, rid)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from omnibus.client.request_events import Ended, OutputArrived, Result, TextPiece
+from omnibus.client.request_events import Ended, OutputArrived, Result, SegmentFinished, TextPiece
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.death.claim_book import Held
 from omnibus.registry.presence.replica_record import ReplicaRecord
@@ -19,6 +19,7 @@ from omnibus.wire.chunk import Chunks
 from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import StageResult, Task
 from omnibus.workers.engines.protocol import Job
+from tests.simulation.sessions import OpenInputs, ends_of, without_segments
 from tests.simulation.streams import Stored, Stream
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Checker:
         """Followers that wait for the end of each request."""
         self._flows: dict[str, Chunks] = {}
         """The last message of each flow."""
+        self.inputs = OpenInputs(self.fail)
         self.loses_words = False
         """Whether core messages may be lost."""
 
@@ -85,6 +87,8 @@ class Checker:
         if (replica, job.rid) in self._stopped:
             self.fail(f"{job.rid}: {replica} runs stage {stage.stage_id} and had heard that it was stopped")
         names = {self._spec.stage(source).name for source in stage.input_sources}
+        if job.rid in self.inputs and not names:
+            names = {"input"}
         if {*job.stage_input.sources, *job.stage_input.flows} != names:
             self.fail(f"{job.rid}: stage {stage.stage_id} runs without all of its inputs")
         if job.attempt > self._spec.max_attempts:
@@ -176,6 +180,8 @@ class Checker:
         if record.state is RequestState.DONE and set(record.outputs) != finals:
             self.fail(f"{record.rid} is done without all of its outputs")
 
+        if record.failure is not None:
+            self.inputs.failed(record.rid, record.failure.code)
         if record.state is RequestState.DONE:
             for stage, output in record.outputs.items():
                 self._check_whole(record.rid, stage, (output.items[0].data or b"").decode())
@@ -185,7 +191,7 @@ class Checker:
         if (prompt := self.accepted.get(rid)) is None:
             return
         wanted = self._expected(stage, prompt)
-        if _FLAVOUR.sub("", text) != wanted:
+        if self.inputs.answered(rid, _FLAVOUR.sub("", text)) != wanted:
             self.fail(f"{rid}: stage {stage} said {text!r} instead of {wanted!r}")
         open_ones = list[str]()
         for flavour, bracket in re.findall(r"(?:\d(#\d+)?)?(\(|\)(?:#\d+)?)", text):
@@ -223,14 +229,30 @@ class Checker:
             )
         if result.state is RequestState.DONE and self.accepted.get(rid) is not None:
             prompt = self.accepted[rid]
-            if any(f"({prompt})" not in output.text for output in result.outputs):
+            if any(f"({prompt})" not in without_segments(output.text) for output in result.outputs):
                 self.fail(f"{rid} was answered with what nobody asked for")
 
     def _check_streams(self, rid: str, events: list[ClientEvent], result: Result) -> None:
         for stage in {event.stage_id for event in events if isinstance(event, TextPiece)}:
             text = "".join(event.text for event in events if isinstance(event, TextPiece) and event.stage_id == stage)
+            if rid in self.inputs:
+                self._check_segments(rid, stage, events, result)
             if text != _text_of(result, stage):
                 self.fail(f"{rid}: the stream of stage {stage} said {text!r} instead of {_text_of(result, stage)!r}")
+
+    def _check_segments(self, rid: str, stage: int, events: list[ClientEvent], result: Result) -> None:
+        """The ends of segments are where the text has them, in a stream as in the output."""
+        said, heard = 0, list[int]()
+        for event in events:
+            if isinstance(event, TextPiece) and event.stage_id == stage:
+                said += len(event.text)
+            elif isinstance(event, SegmentFinished) and event.stage_id == stage:
+                heard.append(said)
+        first = not self._spec.stage(stage).input_sources
+        wanted = ends_of(_text_of(result, stage) or "", self.accepted[rid]) if first else ()
+        stored = next(output.segments for output in result.outputs if output.stage_id == stage)
+        if not tuple(heard) == stored == wanted:
+            self.fail(f"{rid}: segments of stage {stage} ended at {heard}, {stored} instead of {wanted}")
 
     @staticmethod
     def _is_random(result: Result) -> bool:

@@ -13,6 +13,8 @@ HEARTBEAT = 3.0
 """Lease of a task, virtual seconds."""
 DEADLINE = 150.0
 ATTEMPTS = 3
+SILENCE = 30.0
+"""Seconds after which a silent open input counts as deserted."""
 
 
 EXPAND = "tests.simulation.replicas:beside"
@@ -53,6 +55,11 @@ def _pipeline(*stages: StageSpec, edges: tuple[EdgeSpec, ...] = ()) -> PipelineS
     )
 
 
+def _sessions(first: StageSpec, *stages: StageSpec, edges: tuple[EdgeSpec, ...] = ()) -> PipelineSpec:
+    """One whose first stage takes open inputs, as an engine of this name may."""
+    return replace(_pipeline(replace(first, engine="python"), *stages, edges=edges), input_timeout=SILENCE)
+
+
 GRAPHS = {
     "one": _pipeline(_stage(0, final="text")),
     "line": _pipeline(_stage(0), _stage(1, 0, final="text")),
@@ -69,6 +76,8 @@ GRAPHS = {
         _stage(2, 1, final="json"),
         edges=(_stream(0, 1), _stream(1, 2, Forwarding.DIRECT)),
     ),
+    "session": _sessions(_stage(0, final="text", slots=2)),
+    "sessions": _sessions(_stage(0), _stage(1, 0, final="text"), edges=(_stream(0, 1),)),
     "directed": _pipeline(_stage(0, slots=2), _stage(1, 0, final="text", directed=True, slots=2)),
 }
 
@@ -84,6 +93,9 @@ GRAPH_OF_HOLE = {
         "flows_without_expected_sequence", "readers_trust_the_bell", "flow_tasks_once", "flows_end_unacknowledged",
         "flows_begun_twice", "forgotten_flows",
     ), "flow"),
+    **dict.fromkeys((
+        "segments_by_number_alone", "segments_without_expected_sequence", "later_attempts_listen_on", "forgotten_inputs",
+    ), "session"),
 }  # fmt: skip
 """Holes that only one graph can show, and seldom: they are looked for there."""
 

@@ -38,6 +38,7 @@ from omnibus.workers.attempt_decision import Disposition, following
 from omnibus.workers.engines.protocol import MAIN, Engine, Finished, Item, Job
 from omnibus.workers.task_conclusion import TaskConclusion
 from tests.simulation.flow_holes import FLOW_HOLES
+from tests.simulation.session_holes import SESSION_HOLES
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -381,7 +382,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         records_expire_at_their_deadline, record_without_timer, blind_end_overwrites, workers_end_twice,
         bundles_of_one, companions_of_any_attempt,
         unswept_memory,
-        *FLOW_HOLES,
+        *FLOW_HOLES, *SESSION_HOLES,
     )
 }  # fmt: skip
 HOLES_IN_MEMORY = frozenset({"unswept_memory"})

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from omnibus.errors import EngineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, StageInput, TextDelta
+from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, SegmentEnd, StageInput, TextDelta
 
 if TYPE_CHECKING:
     from tests.simulation.loop import Process
@@ -31,11 +31,14 @@ class SimEngine:
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         self._world.checker.ran(self._stage, job, self._process.name)
         self._world.trace(self._process.name, f"runs {job.rid}, attempt {job.attempt}")
-        whole = ""
+        whole, segments = "", list[int]()
         async for text in self._spoken(job):
             await self._think()
             whole += text
             yield _delta(text)
+            if "input" in job.stage_input.flows and not text.endswith("("):
+                segments.append(len(whole))
+                yield SegmentEnd()
         if job.rid in self._world.poisonous:
             self._world.kill(self._process, "poisoned")
         if self._world.faults.chance(self._world.faults.engine_errors):
@@ -47,7 +50,7 @@ class SimEngine:
         end = ")" + self._flavours.pop(id(job), "")
         yield _delta(end)
         made_by = {"by": f"{self._process.name}, attempt {job.attempt}"} if self._stage.prompt_expand else {}
-        yield Finished(outputs={"text": whole + end, **made_by})
+        yield Finished(outputs={"text": whole + end, **made_by}, segments=tuple(segments))
 
     async def _spoken(self, job: Job) -> AsyncIterator[str]:
         """All but the end of its text, piece by piece as it reads. Its flavour is at both ends, so that no two are mixed."""

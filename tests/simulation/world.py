@@ -263,7 +263,7 @@ class World:
             self.kill(process, "for good")
 
     def _settle(self) -> None:
-        self.loop.run(self.loop.time() + SETTLES, self.checker.is_settled)
+        self.loop.run(self.loop.time() + SETTLES + (self.spec.input_timeout or 0.0), self.checker.is_settled)
         if self.unserved is None:
             self.checker.check_settled()
         if self.hosts:

@@ -24,6 +24,11 @@ def test_no_promise_is_broken_and_nothing_stays_when_payloads_are_in_shared_memo
     assert not broken, "\n".join(broken)
 
 
+def test_no_promise_is_broken_when_inputs_are_open() -> None:
+    broken = [str(outcome) for outcome in sweep(SEEDS[:400], graph="session")]
+    assert not broken, "\n".join(broken)
+
+
 def test_payloads_stay_when_nobody_asks_about_them() -> None:
     assert first_failure(range(100), hole="unswept_memory") is not None
 
@@ -52,6 +57,10 @@ def test_a_seed_gives_the_same_schedule_when_it_is_replayed_elsewhere() -> None:
         "flows_end_unacknowledged",
         "flows_begun_twice",
         "forgotten_flows",
+        "segments_by_number_alone",
+        "segments_without_expected_sequence",
+        "later_attempts_listen_on",
+        "forgotten_inputs",
     ],
 )
 def test_a_seed_fails_when_a_hole_is_planted(hole: str) -> None:
