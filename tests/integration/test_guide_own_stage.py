@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ import pytest
 from PIL import Image
 
 import omnibus as package
+from omnibus.broker.connection import connect
+from omnibus.client.producer import Producer
+from omnibus.client.request_events import TextPiece
+from omnibus.pipeline.loading import load_pipeline
+from omnibus.wire.request import Request, Segment
 from tests.support.served import command_line
 from tests.support.terminal import Terminal
 from tools.serving import Serving, serving
@@ -51,6 +57,7 @@ def served(folder: Path) -> Iterator[Serving]:
             with (
                 serving("more.yaml", *flags, state_dir=folder / "other"),
                 serving("flowing.yaml", *flags, state_dir=folder / "third"),
+                serving("talking.yaml", *flags, state_dir=folder / "fourth"),
                 serving("session.yaml", *flags, state_dir=folder / "fourth"),
             ):
                 yield first
@@ -100,6 +107,21 @@ def test_steps_are_a_bar_and_text_stays_on_one_line_when_there_is_a_terminal(ser
         assert terminal.wait() == 0
         assert "n e g a t i v e" in terminal.shown
         assert re.search(r"filter ━+ 4/4", terminal.shown)
+
+
+async def test_stage_listens_while_it_speaks(served: Serving, folder: Path) -> None:
+    spec, words = load_pipeline(str(folder / "talking.yaml")), [f"w{number}" for number in range(600)]
+    async with connect(served.nats_url, name="guide") as connection, Producer(connection) as producer:
+        submission = await producer.submit(spec, Request(prompt=" ".join(words), resumable=True))
+        async with aclosing(submission.events()) as events:
+            async for event in events:
+                if isinstance(event, TextPiece):
+                    break  # it speaks, for half a minute
+        await producer.send_segment(spec, submission.rid, Segment(prompt="and now", end=True))
+        *cut, last, end = (await submission.result()).outputs[0].text.split()
+    assert (last, end) == ("and", "now")
+    assert 0 < len(cut) < len(words)
+    assert cut == words[: len(cut)]
 
 
 def test_readme_shows_the_same_first_stage() -> None:
