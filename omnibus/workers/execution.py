@@ -22,7 +22,7 @@ from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.bundle import items_of
 from omnibus.workers.containment import contained
-from omnibus.workers.engines.protocol import Engine, Finished, Job, Progress, SegmentEnd, StageInput, TextDelta
+from omnibus.workers.engines.protocol import Engine, Finished, Flows, Job, Progress, SegmentEnd, StageInput, TextDelta
 from omnibus.workers.flow_input import FlowInput
 from omnibus.workers.flow_output import FlowOutput
 from omnibus.workers.item_checks import check_item
@@ -159,7 +159,7 @@ class Execution:
     ) -> Finished:
         """The last item of a job, run again from its first chunk whenever the flow that it reads has begun again."""
         while source is not None:
-            reading = replace(given, flows={source.name: source.flow()})
+            reading = replace(given, flows=Flows({source.name: source.flow()}))
             finished = await source.run(self._made(attempt, reading, source, flow))
             if finished is not None:
                 return finished

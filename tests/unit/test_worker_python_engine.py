@@ -168,6 +168,16 @@ async def test_text_is_json_or_utf8_when_the_value_is_no_str(value: str, text: s
     assert last(await run(stage("look_up"), make_job(value))).outputs == {"text": text}
 
 
+def listen(stage_input: StageInput) -> str:
+    return "".join(str(part) for part in stage_input.flows[stage_input.request.text()])
+
+
+@pytest.mark.parametrize(("source", "advice"), [("input", "resumable"), ("count", "sources")])
+async def test_request_is_refused_when_the_stage_reads_a_flow_that_is_not_there(source: str, advice: str) -> None:
+    with pytest.raises(EngineRejected, match=advice):
+        await run(stage("listen"), make_job(source))
+
+
 async def test_text_that_has_no_json_form_is_an_engine_error() -> None:
     with pytest.raises(EngineError, match="object"):
         await run(stage("look_up"), make_job("object"))

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from omnibus.errors import EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.request import Message, Request
+from omnibus.wire.subjects import INPUT
 
 Outputs = Mapping[str, Any]
 """Named values of one stage: str, bytes, numbers, lists and dicts of them, numpy arrays."""
@@ -33,6 +35,15 @@ class Flow(Protocol):
     def __iter__(self) -> Iterator[Outputs]: ...
 
 
+class Flows(dict[str, Flow]):
+    """The flows that a stage reads, by its source's name. One that is not there is refused without another attempt."""
+
+    def __missing__(self, name: str) -> Flow:
+        if name == INPUT:
+            raise EngineRejected("this stage reads an open input: send the request with `resumable`", param="resumable")
+        raise EngineRejected(f"no flow comes from {name!r}: its edge is whole, and `sources` has its outputs")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageInput:
     """The input of a stage: the request, and the outputs of earlier stages."""
@@ -41,7 +52,7 @@ class StageInput:
     request: Request
     sources: Mapping[str, Outputs] = field(default_factory=dict)
     """Outputs of the input stages, by stage name."""
-    flows: Mapping[str, Flow] = field(default_factory=dict)
+    flows: Mapping[str, Flow] = field(default_factory=Flows)
     """Input stages that still run, by stage name: those over edges of mode `stream`. `input`: the open input of the request,
     segment by segment and the request's own first; each has its `text`, and its `token_ids` or `messages` where it has any."""
     companions: Mapping[str, Mapping[str, Outputs]] = field(default_factory=dict)
