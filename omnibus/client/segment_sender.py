@@ -8,6 +8,7 @@ from omnibus.client.channel import Channel
 from omnibus.errors import BrokerError, FlowBroken, InputClosed, InvalidRequest
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.segments import append
+from omnibus.flows.stored_flow import last_message
 from omnibus.flows.writer import CHUNK_INLINE
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import Record
@@ -41,10 +42,12 @@ async def send_segment(
         _check_open(await _latest(channel, rid))
         raise
     latest = await _latest(channel, rid)
-    if latest.state.terminal:  # meanwhile: nobody else removes what came behind its end
-        with suppress(BrokerError):
+    if latest.state.terminal:  # meanwhile
+        # What a request that is done has read was removed with its input; what is there came behind its end.
+        is_behind, _ = await last_message(channel.connection, name)
+        with suppress(BrokerError):  # nobody else removes it
             await channel.performer.report_orphans(rid)
-        if latest.state is not RequestState.DONE:  # it may have read this segment
+        if is_behind or latest.state is not RequestState.DONE:
             _check_open(latest)
     return number
 
