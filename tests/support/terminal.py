@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -29,7 +30,7 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
         self._process = subprocess.Popen(
             command_line(*words), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=cwd,
-            env={**os.environ, "TERM": "xterm-256color", **variables}, preexec_fn=_take_terminal,  # noqa: PLW1509 an ioctl, nothing else
+            env={**os.environ, "TERM": "xterm-256color", **variables}, preexec_fn=_take_terminal,  # noqa: PLW1509 two calls, nothing else
         )  # fmt: skip
         os.close(theirs)
         self.shown = ""
@@ -83,4 +84,5 @@ class Terminal:
 
 
 def _take_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job has it ignored, and hands that on
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
