@@ -39,7 +39,9 @@ async def test_task_is_run_and_its_result_published_and_acknowledged(connection:
         assert result.final is not None
         assert result.final.usage.completion_tokens == 4
         (timing,) = result.timings
-        assert timing.queued <= timing.started <= timing.finished
+        assert (
+            timing.queued - 0.1 <= timing.started <= timing.finished + 0.1
+        )  # the clock follows the server's, and may step back
         assert timing.bytes_out > 0
 
 
