@@ -8,7 +8,6 @@ from omnibus.client.channel import Channel
 from omnibus.errors import BrokerError, FlowBroken, InputClosed, InvalidRequest
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.segments import append
-from omnibus.flows.stored_flow import last_message
 from omnibus.flows.writer import CHUNK_INLINE
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import Record
@@ -42,12 +41,11 @@ async def send_segment(
         _check_open(await _latest(channel, rid))
         raise
     latest = await _latest(channel, rid)
-    if latest.state.terminal:  # meanwhile
-        # What a request that is done has read was removed with its input; what is there came behind its end.
-        is_behind, _ = await last_message(channel.connection, name)
-        with suppress(BrokerError):  # nobody else removes it
+    if latest.state.terminal:  # meanwhile: nobody else removes what came behind its end
+        with suppress(BrokerError):
             await channel.performer.report_orphans(rid)
-        if is_behind or latest.state is not RequestState.DONE:
+        # A request that is done may have read it. The first one may also be in an input that was removed and begun again.
+        if latest.state is not RequestState.DONE or number == 1:
             _check_open(latest)
     return number
 
