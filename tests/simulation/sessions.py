@@ -78,7 +78,7 @@ async def _is_sent(
     inputs = world.checker.inputs
     for attempt in range(_TRIES):
         if not plan.numbered and segment.prompt is not None:  # nobody knows which of two like ones was stored
-            segment = Segment(prompt=f"[{number}{connection.name[-4:].replace('-', '')}x{attempt}]", end=segment.end)
+            segment = Segment(prompt=f"[{number}{connection.name.rpartition('-')[2]}x{attempt}]", end=segment.end)
         inputs.sent(plan.rid, segment)
         try:
             given = await producer.send_segment(world.spec, plan.rid, segment, number=number if plan.numbered else None)
