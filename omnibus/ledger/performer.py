@@ -32,9 +32,11 @@ def shared_lane(task: Task) -> str:
     return task.ticket.lane
 
 
-def ended_run(record: Record | None) -> int:
-    """The run that ended a request, 0 for one that is open or not known."""
-    return record.ticket.run if record is not None and record.state.terminal else 0
+def latest_run(record: Record | None) -> int:
+    """The run that a request has come to, negative while it is open; 0 for one that is not known."""
+    if record is None:
+        return 0
+    return record.ticket.run if record.state.terminal else -record.ticket.run
 
 
 class Performer:
@@ -146,7 +148,7 @@ class Performer:
             await self.clear_orphans(rid)
 
     async def ask_orphans(self, rid: str) -> int:
-        """Have an orchestrator do the same; returns the run that ended the request, 0 for one that is open or not known.
+        """Have an orchestrator do the same; returns the request's run as `latest_run` has it.
 
         Raises BrokerUnavailable, also when there is no orchestrator.
         """

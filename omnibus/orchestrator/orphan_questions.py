@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from omnibus.broker.connection import Connection, ReceivedMessage
-from omnibus.ledger.performer import Performer, ended_run
+from omnibus.ledger.performer import Performer, latest_run
 from omnibus.observability.task_root import task_root
 from omnibus.wire import subjects
 
@@ -52,6 +52,6 @@ class OrphanQuestions:
     async def _answer(self, message: ReceivedMessage) -> None:
         rid = message.data.decode(errors="replace")
         if subjects.is_name(rid):
-            ended = ended_run(await self._performer.clear_orphans(rid))
+            run = latest_run(await self._performer.clear_orphans(rid))
             if message.reply:
-                await self._connection.publish(message.reply, str(ended).encode())
+                await self._connection.publish(message.reply, str(run).encode())

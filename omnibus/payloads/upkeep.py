@@ -70,10 +70,10 @@ class MemoryUpkeep:
         self._asked[rid] = now + pause, pause
         asked = time.monotonic()
         try:
-            ended = await self._performer.ask_orphans(rid)
+            run = await self._performer.ask_orphans(rid)
         except BrokerError as error:
             log.debug(LogEvent.PAYLOADS_LEFT, request=rid, error=error.message)
             return False
-        if ended:
-            self._store.forget(rid, ended, asked)
+        if run > 0:
+            self._store.forget(rid, run, asked)
         return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import BrokerError, Unreadable
+from omnibus.errors import AttemptSuperseded, BrokerError, Unreadable
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.pacing import Pacing
 from omnibus.flows.reader import FlowReader, OnSilence
@@ -16,7 +16,7 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.advance import flow_tasks
 from omnibus.requests.record import BEYOND_DEADLINE
-from omnibus.wire.envelope import Task
+from omnibus.wire.envelope import Task, Ticket
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.wire.request import Request
@@ -52,7 +52,7 @@ class StageFlows:
         reader = FlowReader(
             self._conn, self._name(task, task.flow),
             deadline=deadline, reader=task.stage_id, lease=self._spec.heartbeat_timeout,
-            on_silence=self._asking(task.ticket.rid),
+            on_silence=self._asking(task.ticket),
         )  # fmt: skip
         return FlowInput(reader, self._store)
 
@@ -79,19 +79,26 @@ class StageFlows:
             self._conn, name, fence,
             pacing=Pacing(
                 self._conn, name, stage.streams_to,
-                lease=self._spec.heartbeat_timeout, on_silence=self._asking(task.ticket.rid),
+                lease=self._spec.heartbeat_timeout, on_silence=self._asking(task.ticket),
             ),
             most=self._spec.max_flow_bytes, on_begun=publish_readers,
         )  # fmt: skip
         is_read = bool(stage.streams_to)
         return FlowOutput(writer, self._kinds if is_read else {}, pack, unpack, is_needed=is_read)
 
-    def _asking(self, rid: str) -> OnSilence:
-        """Ask an orchestrator about a request: the flows of one that has ended are removed, which their readers notice."""
+    def _asking(self, ticket: Ticket) -> OnSilence:
+        """Ask an orchestrator about a request: the flows of one that has ended are removed, which their readers notice.
+
+        What is asked raises AttemptSuperseded where the request has had another run since: nobody goes on with this one.
+        """
 
         async def ask() -> None:
+            run = 0
             with suppress(BrokerError, Unreadable):
-                await self._performer.ask_orphans(rid)
+                run = await self._performer.ask_orphans(ticket.rid)
+            if abs(run) > ticket.run:
+                over = f"run {ticket.run} of request {ticket.rid!r} was given up for run {abs(run)}"
+                raise AttemptSuperseded(over, is_same_task=False)
 
         return ask
 

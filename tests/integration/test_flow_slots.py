@@ -20,6 +20,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire.request import Request
 from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support import flow_stages
+from tests.support.flow import serving
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -93,3 +94,19 @@ async def test_all_requests_end_when_the_writer_of_one_and_the_reader_of_another
         ended = await asyncio.gather(*results)
     assert [result.state for result in ended] == [RequestState.DONE] * 2, [result.failure for result in ended]
     assert [result.outputs[0].text.strip() for result in ended] == [prompt.upper() for prompt in prompts]
+
+
+async def test_slot_of_a_reader_is_free_when_the_request_has_another_run(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer of the first run is gone for good, and the reader's slot is the stage's only one."""
+    monkeypatch.setattr(reader, "LOOK_EVERY", 0.1)
+    spec, prompt = spec_of(pipeline), "step by lost step"
+    async with serving(connection, spec) as producer:
+        submission = await producer.submit(spec, Request(prompt=prompt))
+        flow_stages.steps[prompt].release(2)
+        await eventually(lambda: flow_stages.read[prompt] == ["step", "by"], 20)
+        flow_stages.steps[prompt].release(10)
+        result = await asyncio.wait_for(submission.result(), 40)
+    assert (result.state, result.run) == (RequestState.DONE, 2)
+    assert result.outputs[0].text.strip() == prompt.upper()

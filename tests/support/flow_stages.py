@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
+from omnibus.errors import PayloadLost
 from omnibus.workers.engines.protocol import Chunk, EngineInput, StageInput
 
 attempts: Counter[tuple[str, str]] = Counter()
@@ -28,7 +29,7 @@ def reset() -> None:
 
 
 async def write(stage_input: StageInput) -> AsyncIterator[object]:
-    """Each word of the prompt as a chunk; `fails-N` in it: attempt 1 fails before word N."""
+    """Each word of the prompt as a chunk; `fails-N` in it: attempt 1 fails before word N; `lost` needs another run."""
     prompt = stage_input.request.text()
     attempts["write", prompt] += 1
     attempt = attempts["write", prompt]
@@ -37,6 +38,8 @@ async def write(stage_input: StageInput) -> AsyncIterator[object]:
             await asyncio.to_thread(steps[prompt].acquire, timeout=30)
         if word.startswith("fails") and (attempt == 1 or word == "fails-always"):
             raise ValueError(f"word {number}")
+        if word == "lost" and attempt == 1:
+            raise PayloadLost("what the word was made of is gone")
         yield Chunk(outputs={"word": f"{word}/{attempt}" if "restart" in prompt else word})
 
 
