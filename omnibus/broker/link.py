@@ -214,7 +214,7 @@ class Link:
 
     def request_many(self, subject: str, data: bytes, *, timeout: float = 2.0) -> AsyncGenerator[ReceivedMessage, None]:
         """All answers, in order, until the caller stops iterating (`aclosing` it); raises BrokerUnavailable."""
-        return self._replies.request_many(subject, data, timeout)
+        return self._replies.request_many(subject, data, timeout, self.send)
 
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Call `callback` with each message, one after the other; the server knows of it when this returns.

@@ -7,7 +7,7 @@ timeout, and it costs one future: no subscription, no task and no timer of its o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from itertools import count
 from typing import Any, Protocol
 
@@ -72,8 +72,10 @@ class Replies:
             self._sweep_next(loop, until)
         return answer
 
-    async def request_many(self, subject: str, data: bytes, timeout: float) -> AsyncGenerator[ReceivedMessage, None]:
-        """All answers, in order, until the caller stops; `timeout` bounds the wait for each. Raises Transient.
+    async def request_many(
+        self, subject: str, data: bytes, timeout: float, send: Callable[..., None]
+    ) -> AsyncGenerator[ReceivedMessage, None]:
+        """All answers, in order, until the caller stops; `timeout` bounds the wait for each. Raises Transient, and as `send`.
 
         How many may wait unread is bounded by what the request asks for.
         """
@@ -81,7 +83,7 @@ class Replies:
         answers: asyncio.Queue[ReceivedMessage | Exception] = asyncio.Queue()
         self._streams[token] = subject, answers
         try:
-            self._client.publish_now(subject, data, None, self._prefix + token)
+            send(subject, data, reply=self._prefix + token)
             while True:
                 async with asyncio.timeout(timeout):
                     answer = await answers.get()

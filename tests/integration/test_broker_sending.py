@@ -240,3 +240,14 @@ async def test_requests_time_out_each_at_its_own_moment(connection: Connection) 
     assert list(ends) == [0.1, 0.3, 0.6]
     assert all(timeout - 0.01 <= took < timeout + 2.0 for timeout, took in ends.items())
     assert not connection._replies.waiting
+
+
+async def test_every_way_to_send_says_unavailable_when_its_socket_is_closing(nats_server: EmbeddedServer) -> None:
+    async with connect(nats_server.url, name="sender", role="test") as sender:
+        sender.client._tcp.out.abort()  # the loop has not been told of the end yet
+        with pytest.raises(BrokerUnavailable):
+            sender.send("somewhere")
+        with pytest.raises(BrokerUnavailable):
+            await sender.request("somewhere")
+        with pytest.raises(BrokerUnavailable):
+            await anext(sender.request_many("somewhere", b""))

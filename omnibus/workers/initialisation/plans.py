@@ -42,8 +42,8 @@ class StageMetadata:
     final_output_type: str | None
     default_sampling_params: Mapping[str, Any]
     custom_process_input_func: str | None
+    """`module:function`, as the next."""
     prompt_expand_func: str | None
-    """`module:function`."""
     devices_per_replica: int
 
 
