@@ -7,7 +7,6 @@ import io
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -174,7 +173,9 @@ def test_nothing_is_unpacked_when_the_files_together_claim_too_much() -> None:
 
 
 async def test_the_loop_goes_on_and_the_deadline_counts_when_files_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_files, "check_decodable", lambda *_: time.sleep(1.0))
+    places, over = threading.BoundedSemaphore(1), threading.Event()
+    monkeypatch.setattr(request_files, "_PLACES", places)
+    monkeypatch.setattr(request_files, "check_decodable", lambda *_: over.wait(30.0))
     ticks = 0
 
     async def tick() -> None:
@@ -188,6 +189,8 @@ async def test_the_loop_goes_on_and_the_deadline_counts_when_files_take_long(mon
         await check_files(Request(messages=tuple(chat(image()))), within=0.3)
     ticking.cancel()
     assert ticks > 5
+    over.set()
+    assert await asyncio.to_thread(places.acquire, timeout=30.0)  # or its thread would free a place of the next test
 
 
 def test_videos_share_what_may_be_decoded_when_a_request_has_several(monkeypatch: pytest.MonkeyPatch) -> None:
