@@ -361,7 +361,7 @@ async def test_chunks_that_come_one_by_one_cost_one_look_each(
 
         return counted
 
-    for verb in ("request", "request_many", "send"):
+    for verb in ("request", "send"):  # `request_many` sends by `send`
         monkeypatch.setattr(connection, verb, counting(getattr(connection, verb)))
     async with writer_of(connection, name) as writer, reading(connection, name, 1) as other:
         for number in range(count):
