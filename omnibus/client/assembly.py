@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from io import StringIO
+from operator import itemgetter
 
 from omnibus.client.request_events import (
     ABORT,
+    FieldPiece,
     MediaPiece,
     Output,
     OutputArrived,
@@ -27,6 +29,36 @@ from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
 
 _LOWEST = Fence(0, 0, 0)
+_TextEvent = TextPiece | FieldPiece | SegmentFinished
+_Mark = tuple[int, FieldPiece | SegmentFinished]
+"""An event and the characters of the text before it."""
+
+
+class _Emitted:
+    """A text, or a field beside it, as far as it was emitted."""
+
+    def __init__(self) -> None:
+        self._buffer = StringIO()  # joining texts would copy all of it for each piece
+        self.known = 0
+        """Number of its characters."""
+
+    def emit(self, piece: str) -> str:
+        self._buffer.seek(self.known)
+        self._buffer.write(piece)
+        self.known += len(piece)
+        return piece
+
+    def new_of(self, offset: int, piece: str) -> str | None:
+        """The new part of a piece that begins within what is known; None where the rest of it contradicts that."""
+        before = self.known - offset
+        if before <= 0:
+            return piece
+        repeated, new = piece[:before], piece[before:]
+        self._buffer.seek(offset)
+        return new if self._buffer.read(len(repeated)) == repeated else None
+
+    def whole(self) -> str:
+        return self._buffer.getvalue()
 
 
 @dataclass(slots=True)
@@ -34,12 +66,10 @@ class _Stage:
     """The messages received of one stage."""
 
     fence: Fence = _LOWEST
-    text: StringIO = field(default_factory=StringIO)
-    """The emitted text, in a buffer: joining texts would copy all of it for each piece."""
-    known: int = 0
-    """Number of its characters."""
+    text: _Emitted = field(default_factory=_Emitted)
+    fields: dict[str, _Emitted] = field(default_factory=dict)
     token_ids: list[int] = field(default_factory=list)
-    """Those of the emitted text, without a gap; it may be behind the text, never ahead."""
+    """Those of the emitted text and fields, without a gap; it may be behind them, never ahead."""
     diverged: bool = False
     segments: int = 0
     """Ends of segments that were emitted."""
@@ -56,31 +86,47 @@ class _Stage:
         self.fence = fence
         return True
 
-    def take(self, message: Tokens) -> str:
-        """Emit what is new in a piece that begins within what is known."""
-        before = self.known - message.offset
-        repeated, piece = message.text[:before], message.text[before:]
-        if repeated:
-            self.text.seek(message.offset)
-            self.diverged = self.text.read(len(repeated)) != repeated
-        if self.diverged or not piece:
-            return ""
-        self.emit(piece)
+    def take(self, message: Tokens) -> tuple[str, list[_Mark]]:
+        """Emit what is new in a message that begins within what is known: of the text, and of fields."""
+        piece = self.text.new_of(message.offset, message.text)
+        fields = [(one, self._field(one.name).new_of(one.offset, one.text)) for one in message.fields]
+        self.diverged = piece is None or any(new is None for _, new in fields)
+        if piece is None or self.diverged or not (piece or fields):
+            return "", []
+        self.text.emit(piece)
+        marks: list[_Mark] = [
+            (one.at, FieldPiece(message.stage_id, one.name, self._field(one.name).emit(new)))
+            for one, new in fields
+            if new
+        ]
         tokens = len(self.token_ids) - message.token_offset
         if tokens >= 0:
             self.token_ids.extend(message.token_ids[tokens:])
-        return piece
+        return piece, marks
 
-    def ends_of(self, before: int, ends: tuple[int, ...]) -> tuple[int, ...]:
-        """The new ones of the ends of segments, `before` of which came earlier; they count as emitted."""
-        new = ends[max(self.segments - before, 0) :]
+    def new_ends(self, made: Tokens | Output) -> list[_Mark]:
+        """The new ones of the ends of segments; they count as emitted."""
+        before = made.segment_offset if isinstance(made, Tokens) else 0
+        new, number = made.segments[max(self.segments - before, 0) :], self.segments
         self.segments += len(new)
-        return new
+        return [(end, SegmentFinished(made.stage_id, number + count)) for count, end in enumerate(new)]
 
-    def emit(self, piece: str) -> None:
-        self.text.seek(self.known)
-        self.text.write(piece)
-        self.known += len(piece)
+    def rest_of_fields(self, output: Output) -> Iterator[FieldPiece]:
+        """Emit the parts of fields that were not received."""
+        for name, whole in output.fields.items():
+            emitted = self._field(name)
+            if whole.startswith(emitted.whole()) and (rest := whole[emitted.known :]):
+                yield FieldPiece(output.stage_id, name, emitted.emit(rest))
+
+    def lacks_before(self, message: Tokens) -> bool:
+        """Whether something before a message was not received."""
+        if message.offset > self.text.known or message.segment_offset > self.segments:
+            return True
+        # Every attempt makes the fields in the same order, so that what is known of them is known by its length.
+        return message.fields_offset > 0 and message.fields_offset > sum(one.known for one in self.fields.values())
+
+    def _field(self, name: str) -> _Emitted:
+        return self.fields.setdefault(name, _Emitted())
 
 
 @dataclass(slots=True)
@@ -89,31 +135,29 @@ class Assembly:
 
     _stages: dict[int, _Stage] = field(default_factory=dict)
 
-    def tokens(self, message: Tokens) -> Iterator[TextPiece | SegmentFinished]:
+    def tokens(self, message: Tokens) -> Iterator[_TextEvent]:
         """The part of a delta that is new and contiguous."""
         stage = self._stage(message.stage_id)
-        if not stage.admits(message.fence) or _is_beyond(message, stage) or stage.diverged:
+        if not stage.admits(message.fence) or stage.lacks_before(message) or stage.diverged:
             return
-        piece, number = stage.take(message), stage.segments
+        piece, fields = stage.take(message)
         if stage.diverged:
             return
-        if not message.segments:
+        if not (message.segments or fields):
             if piece:
                 yield TextPiece(message.stage_id, piece)
             return
-        yield from _parted(
-            message.stage_id, piece, stage, number, stage.ends_of(message.segment_offset, message.segments)
-        )
+        yield from _parted(message.stage_id, piece, stage.text.known, [*fields, *stage.new_ends(message)])
 
     def lacks(self, message: Tokens) -> bool:
         """Whether text before this piece was not heard, and would be of use."""
         stage = self._stage(message.stage_id)
         wanted = stage.output is None and not stage.diverged and message.fence >= stage.fence
-        return wanted and _is_beyond(message, stage)
+        return wanted and stage.lacks_before(message)
 
     def known(self, stage_id: int) -> int:
         """Characters that were emitted of a stage's text."""
-        return self._stage(stage_id).known
+        return self._stage(stage_id).text.known
 
     def received(self, stage_id: int, fence: Fence) -> tuple[int, ...] | None:
         """The tokens of what was emitted, for the attempt with this fence to go on from; None for one that is outdated.
@@ -157,18 +201,18 @@ class Assembly:
         is_part = stage.frames > 0 and not stage.has_whole_sound and stage.output is None
         return (stage.frames, stage.sample_rate) if is_part else None
 
-    def output(self, output: Output) -> Iterator[TextPiece | SegmentFinished | OutputArrived]:
-        """A finished output, once; before it the text that was not heard."""
+    def output(self, output: Output) -> Iterator[_TextEvent | OutputArrived]:
+        """A finished output, once; before it what was not received of its fields and its text."""
         stage = self._stage(output.stage_id)
         if stage.output is not None:
             return
         if output.media_type == TEXT:
-            emitted = stage.text.getvalue()
+            emitted = stage.text.whole()
             output = _whole(output, emitted)
+            yield from stage.rest_of_fields(output)
             if output.text.startswith(emitted):
-                rest, number = output.text[stage.known :], stage.segments
-                stage.emit(rest)
-                yield from _parted(output.stage_id, rest, stage, number, stage.ends_of(0, output.segments))
+                rest = stage.text.emit(output.text[stage.text.known :])
+                yield from _parted(output.stage_id, rest, stage.text.known, stage.new_ends(output))
         stage.output = output
         yield OutputArrived(output)
 
@@ -185,21 +229,14 @@ class Assembly:
         return self._stages.setdefault(stage_id, _Stage())
 
 
-def _is_beyond(message: Tokens, stage: _Stage) -> bool:
-    """Whether something before a piece was not received."""
-    return message.offset > stage.known or message.segment_offset > stage.segments
-
-
-def _parted(
-    stage_id: int, piece: str, stage: _Stage, number: int, ends: Iterable[int]
-) -> Iterator[TextPiece | SegmentFinished]:
-    """A new piece of text, with the ends of segments in their places; the first of them is that of segment `number`."""
-    start, done = stage.known - len(piece), 0
-    for count, end in enumerate(ends):
+def _parted(stage_id: int, piece: str, known: int, marks: Iterable[_Mark]) -> Iterator[_TextEvent]:
+    """A new piece of text, which ends at `known` characters, with the other events in their places."""
+    start, done = known - len(piece), 0
+    for end, event in sorted(marks, key=itemgetter(0)):
         if end - start > done:
             yield TextPiece(stage_id, piece[done : end - start])
             done = end - start
-        yield SegmentFinished(stage_id, number + count)
+        yield event
     if done < len(piece):
         yield TextPiece(stage_id, piece[done:])
 

@@ -100,7 +100,7 @@ async def _sent_text(channel: Channel, record: Record, stage_id: int) -> tuple[s
                 message: Tokens = codec.decode(answer.data, Tokens)
                 text += "".join(piece.text for piece in assembly.tokens(message) if isinstance(piece, TextPiece))
                 tokens = message.token_offset + len(message.token_ids)
-                if len(message.text) < SENT_TEXT_PAGE:
+                if message.size < SENT_TEXT_PAGE:
                     break
     except (TimeoutError, OmnibusError):  # what there is, then; a cancellation does not wait
         pass

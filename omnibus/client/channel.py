@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -187,10 +188,11 @@ class Channel:
     async def output(self, final: FinalOutput) -> Output:
         """A final output with its bytes read; raises PayloadLost."""
         items = [bytes(await self.store.get(item)) for item in final.items]
+        fields = json.loads(bytes(await self.store.get(final.fields))) if final.fields is not None else {}
         media_type = final.items[0].media_type if final.items else "application/octet-stream"
         return Output(
             stage_id=final.stage_id, modality=final.modality, media_type=media_type, items=tuple(items),
-            finish_reason=final.finish_reason, usage=final.usage, segments=final.segments,
+            finish_reason=final.finish_reason, usage=final.usage, segments=final.segments, fields=fields,
         )  # fmt: skip
 
     def on_message(self, message: ReceivedMessage) -> None:

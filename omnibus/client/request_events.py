@@ -10,6 +10,8 @@ from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, TokenUsage
 from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure
+from omnibus.wire.fields import Choice, choices
+from omnibus.wire.request import ToolCall
 
 ABORT = "abort"
 """Finish reason of what was aborted: the output has what was made until then."""
@@ -28,6 +30,16 @@ class TextPiece:
     """The next piece of a stage's text; the pieces of a stage make its text, without gap or repetition."""
 
     stage_id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPiece:
+    """The next piece of what a stage's answer has beside its text; those of a field make it, without gap or repetition."""
+
+    stage_id: int
+    name: str
+    """As in `wire.fields`: `reasoning`, `tool_calls.0.arguments`, `logprobs`, …"""
     text: str
 
 
@@ -77,11 +89,33 @@ class Output:
     usage: TokenUsage = field(default_factory=TokenUsage)
     segments: tuple[int, ...] = ()
     """Characters before the end of each segment, in a text that answers an open input."""
+    fields: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Parts of the answer beside its text, by the names of `wire.fields`; `choices` has them typed."""
 
     @property
     def text(self) -> str:
         """The text of a text output."""
         return b"".join(self.items).decode()
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The answers of a text output, typed: text, reasoning, calls of tools, probabilities of tokens; n of a request for n."""
+        return choices(self.text, self.finish_reason, self.fields)
+
+    @property
+    def reasoning(self) -> str | None:
+        """The reasoning before the (first) answer."""
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of tools in the (first) answer."""
+        return self.choices[0].tool_calls
+
+    @property
+    def logprobs(self) -> tuple[Mapping[str, Any], ...] | None:
+        """Probabilities of each token of the (first) answer, where they were asked for."""
+        return self.choices[0].logprobs
 
     def __repr__(self) -> str:
         return f"<{self.modality} of stage {self.stage_id}: {self.summary()}>"
@@ -144,4 +178,4 @@ class Ended:
     result: Result
 
 
-ClientEvent = TextPiece | SegmentFinished | StepProgress | MediaPiece | OutputArrived | Ended
+ClientEvent = TextPiece | FieldPiece | SegmentFinished | StepProgress | MediaPiece | OutputArrived | Ended

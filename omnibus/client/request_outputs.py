@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from omnibus.client.request_events import (
     ABORT,
     ClientEvent,
     Ended,
+    FieldPiece,
     MediaPiece,
     Output,
     OutputArrived,
@@ -37,6 +38,8 @@ class OmniRequestOutput:
     """None when the request ended without this output belonging to a stage."""
     delta: str = ""
     """The next piece of a text; then `output` is None."""
+    fields: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The next piece of a field beside the text, such as `reasoning`; then `output` is None. Whole ones: `output.choices`."""
     piece: MediaPiece | None = None
     """The next piece of a sound; then `output` is None."""
     segment_finished: bool = False
@@ -108,12 +111,9 @@ class OutputAdapter:
                 self._pieces.setdefault(stage_id, []).append(text)
                 if self.deltas:
                     yield self._of(stage_id, delta=text)
-            case SegmentFinished(stage_id):
+            case FieldPiece() | SegmentFinished() | MediaPiece():
                 if self.deltas:
-                    yield self._of(stage_id, segment_finished=True)
-            case MediaPiece(stage_id):
-                if self.deltas:
-                    yield self._of(stage_id, piece=event)
+                    yield self._piece(event)
             case OutputArrived(output):
                 self._delivered.add(output.stage_id)
                 yield from self._release()
@@ -122,6 +122,15 @@ class OutputAdapter:
                 yield from self._end(result)
             case StepProgress():
                 return
+
+    def _piece(self, event: FieldPiece | SegmentFinished | MediaPiece) -> OmniRequestOutput:
+        match event:
+            case FieldPiece(stage_id, name, text):
+                return self._of(stage_id, fields={name: text})
+            case SegmentFinished(stage_id):
+                return self._of(stage_id, segment_finished=True)
+            case MediaPiece(stage_id):
+                return self._of(stage_id, piece=event)
 
     def lost(self, failure: Failure) -> OmniRequestOutput:
         """The last output of a request whose end cannot be read."""

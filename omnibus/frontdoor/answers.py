@@ -21,7 +21,7 @@ from omnibus.media.sound_formats import FORMATS
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.envelope import StageTiming
 
-_FINISH_REASONS = frozenset({"stop", "length"})
+FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 """Reasons that OpenAI's clients know; any other that an engine gives reads as stop."""
 
 
@@ -67,7 +67,12 @@ def transcript(outputs: Iterable[Output]) -> str:
 def finish_reason(outputs: Iterable[Output]) -> str:
     """Why the text ended; stop where there is none."""
     reason = next((output.finish_reason for output in outputs if output.modality == "text"), "stop")
-    return reason if reason in _FINISH_REASONS else "stop"
+    return known_reason(reason)
+
+
+def known_reason(reason: str) -> str:
+    """The reason, where OpenAI's clients know it."""
+    return reason if reason in FINISH_REASONS else "stop"
 
 
 async def whole_answer(

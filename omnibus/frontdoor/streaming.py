@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 
 from fastapi import Request as HttpRequest
@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from omnibus.client.request_events import (
     ClientEvent,
     Ended,
+    FieldPiece,
     MediaPiece,
     Output,
     OutputArrived,
@@ -147,6 +148,11 @@ class FileStream(EventStream):
             await self._send(send, more_body=False)
 
 
+def sliced(text: str) -> Iterator[str]:
+    """A text in pieces of one event each."""
+    return (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
+
+
 class TextStream:
     """The chunks of one streamed answer. A subclass has the endpoint's shape of `piece` and `totals`.
 
@@ -169,6 +175,8 @@ class TextStream:
         match event:
             case TextPiece(stage_id, text):
                 frames += self.text(text) if stage_id == self.live else ()
+            case FieldPiece(stage_id, name, text):
+                frames += map(frame, self.field(name, text)) if stage_id == self.live else ()
             case SegmentFinished(stage_id, number):
                 frames += [frame({**self.piece(""), "segment_finished": number})] if stage_id == self.live else ()
             case MediaPiece():
@@ -194,8 +202,11 @@ class TextStream:
     def text(self, text: str) -> Frames:
         """Frames of a piece of the text that streams: of the chunk, encoded once, only the text is new."""
         self.sent.append(text)
-        pieces = (text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS))
-        return [b"".join((self._before, to_json(piece), self._after)) for piece in pieces]
+        return [b"".join((self._before, to_json(piece), self._after)) for piece in sliced(text)]
+
+    def field(self, _name: str, _text: str) -> Iterable[Answer]:
+        """The next piece of what the answer has beside its text."""
+        return []
 
     def sound(self, _data: bytes) -> Iterable[Answer]:
         """The next bytes of the sound, maybe none."""

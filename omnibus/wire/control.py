@@ -33,7 +33,7 @@ class AskClaims(msgspec.Struct, frozen=True, kw_only=True, tag="ask-claims"):
 class AskSentText(msgspec.Struct, frozen=True, kw_only=True, tag="ask-sent-text"):
     """The replica that runs this stage of the request sends its text again, as Tokens on the message's reply subject.
 
-    The last message is shorter than SENT_TEXT_PAGE, and may be empty. Replicas that do not run the stage send nothing.
+    The last message has fewer characters than SENT_TEXT_PAGE, and may be empty. Replicas that do not run the stage send nothing.
     """
 
     rid: str
@@ -43,7 +43,7 @@ class AskSentText(msgspec.Struct, frozen=True, kw_only=True, tag="ask-sent-text"
 
 
 SENT_TEXT_PAGE = 64 * 1024
-"""Characters of one message that answers AskSentText, at least, but for the last."""
+"""Characters of one message that answers AskSentText, those of fields counted; at least, but for the last."""
 
 
 class Rpc(msgspec.Struct, frozen=True, kw_only=True, tag="rpc"):

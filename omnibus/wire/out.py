@@ -21,6 +21,17 @@ class Fence(msgspec.Struct, frozen=True, array_like=True, order=True):
     """Delivery count of the task."""
 
 
+class FieldDelta(msgspec.Struct, frozen=True, array_like=True):
+    """The next piece of a field of the answer beside its text: each field is a text of its own, see `wire.fields`."""
+
+    name: str
+    offset: int
+    """Characters of this attempt's field before this piece."""
+    at: int
+    """Characters of this attempt's text before it."""
+    text: str
+
+
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="tokens"):
     """Text that an LLM stage has just made."""
 
@@ -38,6 +49,19 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     """Segments that had ended before this piece."""
     segments: tuple[int, ...] = ()
     """Characters of this attempt's text before the end of each segment that ends in this piece."""
+    fields_offset: int = 0
+    """Characters of all fields before this piece."""
+    fields: tuple[FieldDelta, ...] = ()
+    """Pieces of fields, in the order in which they were made."""
+
+    @property
+    def size(self) -> int:
+        """Characters of the text and of fields."""
+        return len(self.text) + self.fields_size
+
+    @property
+    def fields_size(self) -> int:
+        return sum(len(piece.text) for piece in self.fields) if self.fields else 0
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):

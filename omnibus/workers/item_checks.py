@@ -21,7 +21,7 @@ def check_item(stage: str, kinds: Mapping[str, str], item: Item) -> None:
     """Raise EngineError, naming the stage, for an item that is not as the protocol has it; `kinds` are the declared outputs."""
     match item:
         case TextDelta():
-            fault = _text_fault(item.text) or _tokens_fault(item.token_ids)
+            fault = _text_fault(item.text) or _tokens_fault(item.token_ids) or _fields_fault(item.fields)
         case Progress():
             whole = _is_count(item.step) and _is_count(item.total)
             fault = _preview_fault(item.preview) if whole else "progress counts whole steps"
@@ -66,8 +66,19 @@ def _finished_fault(item: Finished) -> str | None:
         return fault
     if _text_fault(item.finish_reason) is not None:
         return "finish_reason is a text"
+    if (fault := _fields_fault(item.fields)) is not None:
+        return fault
     counts = (item.usage.prompt_tokens, item.usage.completion_tokens)
     return None if all(map(_is_count, counts)) else "usage counts whole tokens"
+
+
+def _fields_fault(fields: object) -> str | None:
+    if not fields and isinstance(fields, Mapping):
+        return None
+    if not isinstance(fields, Mapping) or not all(isinstance(name, str) and name for name in fields):
+        return "fields are a mapping from names to texts"
+    faults = ((name, _text_fault(text)) for name, text in fields.items())
+    return next((f"field {name!r}: {fault}" for name, fault in faults if fault is not None), None)
 
 
 def _outputs_fault(kinds: Mapping[str, str], *outputs: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from omnibus.errors import EngineError
 from omnibus.flows.writer import CHUNK_INLINE
 from omnibus.payloads.packing import HEAVY, Packed, packed
@@ -13,7 +15,7 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
 from omnibus.wire.chunk import CALLER_INLINE, sound_first
 from omnibus.wire.envelope import FinalOutput, Task
-from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, RECORD_INLINE_LIMIT, ROLE_MARK, Payloads
+from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, JSON, RECORD_INLINE_LIMIT, ROLE_MARK, Payloads
 from omnibus.workers.chunked_sound import ChunkedSound
 from omnibus.workers.engines.protocol import Finished, Outputs
 from omnibus.workers.output_files import File, encoded
@@ -74,9 +76,15 @@ class OutputWriter:
             )
             left -= len(payload.data or b"")
             stored.append(payload)
+        fields = None
+        if finished.fields and modality == "text":
+            data = msgspec.json.encode(finished.fields)
+            fields = await self._store.put(
+                data, JSON, rid=task.ticket.rid, ticket=task.ticket, limit=left, lasting=True
+            )
         return FinalOutput(
             stage_id=task.stage_id, modality=modality, items=tuple(stored), finish_reason=finished.finish_reason,
-            usage=finished.usage, segments=finished.segments if modality == "text" else (),
+            usage=finished.usage, segments=finished.segments if modality == "text" else (), fields=fields,
         )  # fmt: skip
 
     async def _stored(

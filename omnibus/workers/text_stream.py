@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 
@@ -19,7 +19,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import SENT_TEXT_PAGE
 from omnibus.wire.envelope import Task
-from omnibus.wire.out import AskReceived, Fence, Received, Step, Tokens
+from omnibus.wire.out import AskReceived, Fence, FieldDelta, Received, Step, Tokens
 from omnibus.workers.engines.protocol import Progress, SegmentEnd, TextDelta
 
 WINDOW = 0.005
@@ -28,7 +28,8 @@ MOST_PENDING = 256 * 1024
 """Characters that wait for a connection that is behind; more are not sent: offsets show the gap, and a follower that misses
 them asks for them."""
 MOST_KEPT = 1024 * 1024
-"""Characters kept of one text. The rest of a longer one is not repeated: a follower that misses it has it from the output."""
+"""Characters kept of one text and its fields. The rest of a longer one is not repeated: a follower that misses it has it
+from the output."""
 ANSWER_TIMEOUT = 0.2
 """Seconds in which a follower must have answered; with nobody there the stage begins again."""
 
@@ -50,7 +51,12 @@ class DeltaStream:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._segments: list[int] = []
+        self._fields: list[FieldDelta] = []
+        self._offsets: dict[str, int] = {}
+        """Characters of each field so far."""
         self._pending = 0
+        """Characters that wait, those of fields too."""
+        self._text_pending = 0
         self._step: Progress | None = None
         self._kept = [self._next]
         self._is_full = False
@@ -68,13 +74,28 @@ class DeltaStream:
             self._step = item
             return
         if isinstance(item, SegmentEnd):
-            self._segments.append(self._next.offset + self._pending)
+            self._segments.append(self._next.offset + self._text_pending)
             return
+        if item.fields:
+            self._add_fields(item.fields)
         self._texts.append(item.text)
         self._token_ids.extend(item.token_ids)
         self._pending += len(item.text)
+        self._text_pending += len(item.text)
         if self._pending > MOST_PENDING:
             self._take()
+
+    def _add_fields(self, fields: Mapping[str, str]) -> None:
+        at = self._next.offset + self._text_pending
+        for name, text in fields.items():
+            offset = self._offsets.get(name, 0)
+            last = self._fields[-1] if self._fields else None
+            if last is not None and (last.name, last.at) == (name, at):
+                self._fields[-1] = FieldDelta(name, last.offset, at, last.text + text)
+            else:
+                self._fields.append(FieldDelta(name, offset, at, text))
+            self._offsets[name] = offset + len(text)
+            self._pending += len(text)
 
     def next(self) -> Tokens | Step | None:
         """The next message to send, None when nothing waits."""
@@ -95,12 +116,13 @@ class DeltaStream:
         """
         waiting = self._waiting()
         pieces = [*self._kept, waiting] if self._fits(waiting) else self._kept
-        page: list[Tokens] = []
+        page, size = list[Tokens](), 0
         for piece in pieces[max(bisect_left(pieces, offset, key=_offset) - 1, 0) :]:
             page.append(piece)
-            if piece.offset + len(piece.text) - page[0].offset >= SENT_TEXT_PAGE:
+            size += piece.size
+            if size >= SENT_TEXT_PAGE:
                 yield _joined(page)
-                page = []
+                page, size = [], 0
         yield _joined(page) if page else _after(pieces[-1])
 
     def _take(self) -> Tokens:
@@ -112,28 +134,33 @@ class DeltaStream:
         self._texts.clear()
         self._token_ids.clear()
         self._segments.clear()
-        self._pending = 0
+        self._fields.clear()
+        self._pending = self._text_pending = 0
         return piece
 
     def _waiting(self) -> Tokens:
         texts, token_ids, segments = "".join(self._texts), tuple(self._token_ids), tuple(self._segments)
-        return replace(self._next, text=texts, token_ids=token_ids, segments=segments)
+        piece = replace(self._next, text=texts, token_ids=token_ids, segments=segments)
+        return replace(piece, fields=tuple(self._fields)) if self._fields else piece
 
     def _fits(self, piece: Tokens) -> bool:
-        return not self._is_full and piece.offset + len(piece.text) <= MOST_KEPT
+        return not self._is_full and piece.offset + piece.fields_offset + piece.size <= MOST_KEPT
 
 
 def _after(piece: Tokens) -> Tokens:
     """The place behind a piece."""
     offset, tokens = piece.offset + len(piece.text), piece.token_offset + len(piece.token_ids)
     ended = piece.segment_offset + len(piece.segments)
-    return replace(piece, offset=offset, text="", token_offset=tokens, token_ids=(), segment_offset=ended, segments=())
+    after = replace(piece, offset=offset, text="", token_offset=tokens, token_ids=(), segment_offset=ended, segments=())
+    return replace(after, fields_offset=piece.fields_offset + piece.fields_size, fields=()) if piece.fields else after
 
 
 def _joined(pieces: Sequence[Tokens]) -> Tokens:
     token_ids = tuple(token for piece in pieces for token in piece.token_ids)
     segments = tuple(end for piece in pieces for end in piece.segments)
-    return replace(pieces[0], text="".join(piece.text for piece in pieces), token_ids=token_ids, segments=segments)
+    fields = tuple(field for piece in pieces for field in piece.fields)
+    text = "".join(piece.text for piece in pieces)
+    return replace(pieces[0], text=text, token_ids=token_ids, segments=segments, fields=fields)
 
 
 class DeltaStreams:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
 from omnibus.client.assembly import Assembly
-from omnibus.client.request_events import Output, OutputArrived, StepProgress, TextPiece
+from omnibus.client.request_events import FieldPiece, Output, OutputArrived, StepProgress, TextPiece
 from omnibus.client.sound_chunk import SoundChunk
-from omnibus.wire.out import Fence, Step, Tokens
+from omnibus.wire.out import Fence, FieldDelta, Step, Tokens
 from omnibus.wire.payload import PNG, TEXT
 
 pytestmark = pytest.mark.unit
@@ -216,3 +218,70 @@ def test_a_sound_is_lacking_when_its_last_chunk_is_of_another_sound() -> None:
     assert assembly.part_of_sound(2) == (50, RATE)
     list(assembly.output(Output(2, "audio", "audio/wav", (b"wav",))))
     assert assembly.part_of_sound(2) is None, "the output comes again"
+
+
+def fields(*pieces: tuple[str, int, str], before: int = 0, text: Tokens | None = None, fence: Fence = FIRST) -> Tokens:
+    """A message with pieces of fields, `before` characters of which came earlier."""
+    at = text or piece(0, "", fence)
+    deltas = tuple(FieldDelta(name, offset, at.offset, new) for name, offset, new in pieces)
+    return msgspec.structs.replace(at, fields=deltas, fields_offset=before)
+
+
+def test_fields_are_emitted_in_their_places_in_the_text() -> None:
+    assembly = Assembly()
+    message = msgspec.structs.replace(
+        piece(0, "abcd"), fields=(FieldDelta("reasoning", 0, 0, "x"), FieldDelta("1.text", 0, 2, "y"))
+    )
+    assert list(assembly.tokens(message)) == [
+        FieldPiece(0, "reasoning", "x"), TextPiece(0, "ab"), FieldPiece(0, "1.text", "y"), TextPiece(0, "cd"),
+    ]  # fmt: skip
+
+
+def test_a_later_attempt_continues_fields_however_it_cuts_them() -> None:
+    assembly = Assembly()
+    first = [
+        *assembly.tokens(fields(("reasoning", 0, "ab"))),
+        *assembly.tokens(fields(("reasoning", 2, "c"), before=2)),
+    ]
+    second = list(assembly.tokens(fields(("reasoning", 0, "abcde"), fence=SECOND)))
+    assert [event.text for event in (*first, *second)] == ["ab", "c", "de"]
+
+
+def test_a_message_behind_a_field_that_was_not_received_waits() -> None:
+    assembly = Assembly()
+    late = fields(before=3, text=piece(0, "text"))
+    assert assembly.lacks(late)
+    assert list(assembly.tokens(late)) == []
+    assert list(assembly.tokens(fields(("reasoning", 0, "abc")))) == [FieldPiece(0, "reasoning", "abc")]
+    assert list(assembly.tokens(late)) == [TextPiece(0, "text")]
+
+
+def test_nothing_more_is_emitted_when_a_later_attempt_contradicts_a_field() -> None:
+    assembly = Assembly()
+    list(assembly.tokens(fields(("reasoning", 0, "ab"))))
+    assert list(assembly.tokens(fields(("reasoning", 0, "xyz"), text=piece(0, "text", SECOND)))) == []
+    whole = dataclasses.replace(text_output("text"), fields={"reasoning": "xyz"})
+    assert list(assembly.output(whole)) == [TextPiece(0, "text"), OutputArrived(whole)]
+
+
+def test_the_output_brings_what_was_not_received_of_fields() -> None:
+    assembly = Assembly()
+    list(assembly.tokens(fields(("reasoning", 0, "ab"))))
+    whole = dataclasses.replace(text_output("text"), fields={"reasoning": "abc", "logprobs": "{}\n"})
+    assert list(assembly.output(whole)) == [
+        FieldPiece(0, "reasoning", "c"), FieldPiece(0, "logprobs", "{}\n"), TextPiece(0, "text"), OutputArrived(whole),
+    ]  # fmt: skip
+
+
+def test_a_later_attempt_goes_on_after_tokens_that_made_fields_alone() -> None:
+    assembly = Assembly()
+    list(assembly.tokens(msgspec.structs.replace(fields(("reasoning", 0, "ab")), token_ids=(1, 2))))
+    list(assembly.tokens(msgspec.structs.replace(fields(before=2, text=piece(0, "t")), token_ids=(3,), token_offset=2)))
+    assert assembly.received(0, SECOND) == (1, 2, 3)
+
+
+def test_a_field_of_very_many_pieces_is_put_together_in_seconds() -> None:
+    assembly, began, count = Assembly(), time.process_time(), 100_000
+    for number in range(count):
+        list(assembly.tokens(fields(("reasoning", 5 * number, "token"), before=5 * number)))
+    assert time.process_time() - began < 20.0

@@ -13,7 +13,8 @@ from omnibus.client.request_events import Output, Result, TextPiece
 from omnibus.errors import EngineError
 from omnibus.frontdoor.answers import server_timing
 from omnibus.frontdoor.bodies import Answer, StreamOptions, to_json
-from omnibus.frontdoor.endpoints.chat_answers import ChatStream, chat_completion
+from omnibus.frontdoor.endpoints.chat_answers import chat_completion
+from omnibus.frontdoor.endpoints.chat_stream import ChatStream
 from omnibus.frontdoor.endpoints.completions import CompletionStream, completion
 from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
@@ -73,6 +74,7 @@ def test_a_chat_is_a_plain_string_when_text_is_all_there_is() -> None:
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": "a circle", "refusal": None},
+                "logprobs": None,
                 "finish_reason": "length",
             }
         ],

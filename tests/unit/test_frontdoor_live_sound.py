@@ -14,7 +14,7 @@ import soundfile
 
 from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, Output, OutputArrived, Result, TextPiece
 from omnibus.errors import EngineError
-from omnibus.frontdoor.endpoints.chat_answers import ChatStream
+from omnibus.frontdoor.endpoints.chat_stream import ChatStream
 from omnibus.frontdoor.endpoints.speech import Speech
 from omnibus.frontdoor.live_sound import PIECE_BYTES, LiveSound
 from omnibus.frontdoor.submitting import Head

@@ -12,10 +12,11 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.client.assembly import Assembly
+from omnibus.client.request_events import FieldPiece
 from omnibus.errors import BrokerUnavailable
 from omnibus.wire import codec
 from omnibus.wire.control import SENT_TEXT_PAGE
-from omnibus.wire.out import Fence, Out, Step, Tokens
+from omnibus.wire.out import Fence, FieldDelta, Out, Step, Tokens
 from omnibus.workers import text_stream
 from omnibus.workers.engines.protocol import Progress, TextDelta
 from omnibus.workers.text_stream import MOST_KEPT, MOST_PENDING, DeltaStream, DeltaStreams
@@ -261,3 +262,33 @@ def test_text_is_forgotten_when_its_job_ends_and_a_later_attempt_has_its_place()
     with streams.running("r", 0, FIRST), streams.running("r", 0, SECOND) as later:
         assert streams.of("r", 0) is later
     assert streams.of("r", 0) is None
+
+
+def test_pieces_of_fields_are_joined_and_say_where_they_belong() -> None:
+    stream = DeltaStream("r", 0, FIRST)
+    for made in ({"reasoning": "a"}, {"reasoning": "b"}):
+        stream.add(TextDelta(text="", token_ids=(1,), fields=made))
+    stream.add(TextDelta(text="text", token_ids=(2,), fields={"logprobs": "1\n"}))
+    stream.add(TextDelta(text=" more", token_ids=(3,), fields={"logprobs": "2\n"}))
+    message = stream.next()
+    assert isinstance(message, Tokens)
+    assert message.fields == (
+        FieldDelta("reasoning", 0, 0, "ab"), FieldDelta("logprobs", 0, 0, "1\n"), FieldDelta("logprobs", 2, 4, "2\n"),
+    )  # fmt: skip
+    assert (message.text, message.token_ids, message.fields_offset) == ("text more", (1, 1, 2, 3), 0)
+    stream.add(TextDelta(text="", fields={"reasoning": "c"}))
+    after = stream.next()
+    assert isinstance(after, Tokens)
+    assert (after.offset, after.fields_offset, after.fields) == (9, 6, (FieldDelta("reasoning", 2, 9, "c"),))
+
+
+def test_pages_of_a_text_that_is_sent_again_count_its_fields() -> None:
+    stream, piece = DeltaStream("r", 0, FIRST), "x" * 1000
+    for _ in range(200):
+        stream.add(TextDelta(text="", fields={"reasoning": piece}))
+        stream.next()
+    pages = list(stream.since(0))
+    assert [page.size >= SENT_TEXT_PAGE for page in pages] == [True] * (len(pages) - 1) + [False]
+    assembly = Assembly()
+    events = [event for page in pages for event in assembly.tokens(page)]
+    assert "".join(event.text for event in events if isinstance(event, FieldPiece)) == piece * 200

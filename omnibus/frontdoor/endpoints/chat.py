@@ -18,7 +18,9 @@ from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
-from omnibus.frontdoor.endpoints.chat_answers import ChatCompletion, ChatStream, chat_completion
+from omnibus.frontdoor.endpoints.chat_answers import chat_completion
+from omnibus.frontdoor.endpoints.chat_shapes import ChatCompletion
+from omnibus.frontdoor.endpoints.chat_stream import ChatStream
 from omnibus.frontdoor.streaming import EventStream
 from omnibus.frontdoor.submitting import submit
 from omnibus.pipeline.spec import PipelineSpec

@@ -105,6 +105,9 @@ class TextDelta:
 
     text: str
     token_ids: tuple[int, ...] = ()
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """The next pieces of what the answer has beside its text, made before the text; names as in `wire.fields`. A delta ends
+    with a whole line of a field that consists of lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,8 @@ class Finished:
     """Outputs of the other members of a bundle, by role; set by `workers.bundle`, not by engines."""
     segments: tuple[int, ...] = ()
     """Characters of the text before the end of each segment."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Parts of the answer beside its text, whole: for the caller, not for later stages."""
 
 
 Item = TextDelta | Progress | Chunk | SegmentEnd | Finished

@@ -18,6 +18,7 @@ from omnibus.errors import (
     PipelineError,
 )
 from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.fields import call_of
 from omnibus.workers.engines.chunk_joining import joined
 from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import (
@@ -188,6 +189,7 @@ class _Pieces:
     def __init__(self, declared: Mapping[str, str]) -> None:
         self._declared = declared
         self._said: list[str] = []
+        self._fields: dict[str, str] = {}
         self._segments: list[int] = []
         self._chunks: list[Chunk] = []
         self._value: object = _END
@@ -200,6 +202,8 @@ class _Pieces:
             value = TextDelta(text=value)
         if isinstance(value, TextDelta):
             self._said.append(value.text)
+            for name, piece in value.fields.items():
+                self._fields[name] = self._fields.get(name, "") + piece
             return value
         if isinstance(value, SegmentEnd):
             self._segments.append(sum(map(len, self._said)))
@@ -216,7 +220,10 @@ class _Pieces:
         if reason == "abort" and self._value is _END:
             return Finished(outputs={}, finish_reason=reason)
         segments = tuple(self._segments) if self._value is _END else ()  # else it is another text
-        return Finished(outputs=self._outputs(), finish_reason=reason, segments=segments)
+        outputs = self._outputs()
+        if reason == "stop" and any(call_of(name) for name in self._fields):
+            reason = "tool_calls"
+        return Finished(outputs=outputs, finish_reason=reason, segments=segments, fields=self._fields)
 
     @property
     def _speaks(self) -> bool:
