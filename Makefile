@@ -1,5 +1,5 @@
 # Each target does all its set-up: .venv is created and filled on first use.
-.PHONY: help setup demo test test-full chaos soak lint bench train clean
+.PHONY: help setup demo test test-full simulation chaos soak lint bench train clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -37,6 +37,10 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 test-full: test ## the same, and the scenarios and presets on real engines
 	$(call say,scenarios and presets)
 	@$(PYTEST) -x tests/full
+
+simulation: $(STAMP) ## 100,000 interleavings of the product on a modelled broker, 30,000 with shared memory: half an hour
+	@$(BIN)/python -m tests.simulation --seeds 0..100000
+	@$(BIN)/python -m tests.simulation --seeds 0..30000 --hosted
 
 chaos: $(STAMP) ## kill, hang, cut off and poison everything under load; CHAOS_SEED, CHAOS_ONLY
 	@$(BIN)/python -m tests.chaos

@@ -1,4 +1,4 @@
-"""A hundred thousand interleavings of the product on a modelled broker, and every hole that they must find."""
+"""Many interleavings of the product on a modelled broker, and every hole that they must find; `make simulation` runs more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.simulation.holes import HOLES
 from tests.simulation.sweep import sweep
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(7200)]
-SEEDS = range(100_000)
+SEEDS = range(20_000)
 BOUND = range(6000)
 """Seeds within which a planted hole is found."""
 
@@ -19,7 +19,7 @@ def test_no_promise_is_broken_when_anything_may_go_wrong() -> None:
 
 
 def test_no_promise_is_broken_and_nothing_stays_when_payloads_are_in_shared_memory() -> None:
-    broken = [str(outcome) for outcome in sweep(SEEDS[:30_000], hosted=True)]
+    broken = [str(outcome) for outcome in sweep(SEEDS[:6000], hosted=True)]
     assert not broken, "\n".join(broken)
 
 
