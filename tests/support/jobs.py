@@ -8,17 +8,27 @@ from dataclasses import replace
 from typing import Any
 
 from omnibus.wire.request import Request
+from omnibus.wire.subjects import INPUT
 from omnibus.workers.bundle import items_of
-from omnibus.workers.engines.protocol import Engine, EngineInput, Finished, Item, Job, StageInput
+from omnibus.workers.engines.protocol import Engine, EngineInput, Finished, Flows, Item, Job, Outputs, StageInput
+
+
+class _Read:
+    """A flow that somebody else makes the parts of."""
+
+    def __aiter__(self) -> AsyncIterator[Outputs]:
+        raise AssertionError("it can be read once")
+
+    __iter__ = __aiter__
 
 
 def make_job(
     rid: str = "job", sampling: Mapping[str, Any] | None = None, *, lora: str | None = None,
-    parts: AsyncIterator[EngineInput] | None = None, stream: bool = False, **given: Any,
+    parts: AsyncIterator[EngineInput] | None = None, is_open: bool = False, stream: bool = False, **given: Any,
 ) -> Job:  # fmt: skip
-    """A job of an engine; `given` are fields of its EngineInput."""
-    request = Request(prompt="unused", lora=lora, stream=stream)
-    stage_input = StageInput(rid=rid, request=request)
+    """A job of an engine; `given` are fields of its EngineInput, `parts` those of an open input or of one that is streamed."""
+    request = Request(prompt="unused", lora=lora, stream=stream, resumable=is_open)
+    stage_input = StageInput(rid=rid, request=request, flows=Flows({INPUT: _Read()} if is_open else {}))
     return Job(
         rid=rid, stage_input=stage_input, engine_input=EngineInput(**given), sampling=sampling or {}, parts=parts
     )

@@ -71,13 +71,19 @@ def pipeline_of(engine: str = "python", **fields: object) -> PipelineSpec:
     return PipelineSpec(name="p", input_timeout=timeout, stages=(StageSpec(**{**stage, **fields}),))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sim"])
+@pytest.mark.parametrize("engine", ["sim"])
 def test_engine_without_an_open_input_is_named(engine: str) -> None:
     with pytest.raises(PipelineError, match=f"input_timeout: stage 'ear' has the engine {engine}"):
         validate(pipeline_of(engine))
     with pytest.raises(InvalidRequest, match=f"stage 'ear' has the engine {engine}") as caught:
         validate_request(pipeline_of(engine, input_timeout=None), Request(prompt="a", resumable=True))
     assert caught.value.param == "resumable"
+
+
+@pytest.mark.parametrize("engine", ["python", "vllm"])
+def test_engine_with_an_open_input_takes_it(engine: str) -> None:
+    validate(pipeline_of(engine))
+    validate_request(pipeline_of(engine), Request(prompt="a", resumable=True))
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, 1e9])

@@ -19,12 +19,12 @@ from omnibus.wire.payload import Payload
 pytestmark = pytest.mark.unit
 
 
-def pipeline(edges: str, engine: str = "sim", sources: str = "[0]", more: str = "") -> PipelineSpec:
+def pipeline(edges: str, engine: str = "sim", sources: str = "[0]", more: str = "", kind: str = "json") -> PipelineSpec:
     return parse_pipeline(f"""\
 name: flowing
 stages:
   - {{stage_id: 0, name: thinker, engine: sim, final_output: true, final_output_type: text}}
-  - {{stage_id: 1, name: talker, engine: {engine}, input_sources: {sources}, final_output: true, final_output_type: json{more}}}
+  - {{stage_id: 1, name: talker, engine: {engine}, input_sources: {sources}, final_output: true, final_output_type: {kind}{more}}}
   - {{stage_id: 2, name: judge, engine: sim, input_sources: [0], final_output: true, final_output_type: text}}
 edges:
 {edges}
@@ -53,8 +53,8 @@ def test_edge_is_whole_unless_it_says_otherwise(written: str) -> None:
         ("  - {source: 0, target: 1, mode: stream}", {"sources": "[0, 2]"}, "stage 1 joins several inputs"),
         (
             "  - {source: 0, target: 1, async_chunk: true}",
-            {"engine": "vllm"},
-            "async_chunk: stage 1 has the engine vllm",
+            {"engine": "diffusers", "kind": "image"},
+            "async_chunk: stage 1 has the engine diffusers",
         ),
         (
             "  - {source: 0, target: 1, mode: stream}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 
 from omnibus.errors import EngineDead, InvalidRequest, OmnibusError, StageStartError
@@ -13,6 +13,7 @@ from omnibus.workers.engines.protocol import EngineStats
 from omnibus.workers.engines.threads import EngineThreads
 
 Model = TypeVar("Model")
+T = TypeVar("T")
 
 
 class LoadedEngine(Generic[Model]):
@@ -94,3 +95,16 @@ class LoadedEngine(Generic[Model]):
 
     def _named(self, what: str) -> str:
         return f"stage {self._stage.name!r}: {what}"
+
+
+@asynccontextmanager
+async def unless(aborted: asyncio.Event, work: Coroutine[Any, Any, T]) -> AsyncGenerator[T | None, None]:
+    """The value of some work, None when the job is aborted first. At the end nothing works on it any more."""
+    working, abort = asyncio.create_task(work, name="job-part"), asyncio.create_task(aborted.wait(), name="job-abort")
+    try:
+        await asyncio.wait({working, abort}, return_when=asyncio.FIRST_COMPLETED)
+        yield None if aborted.is_set() else working.result()
+    finally:
+        working.cancel()
+        abort.cancel()
+        await asyncio.gather(working, abort, return_exceptions=True)

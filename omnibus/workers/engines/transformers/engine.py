@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
-from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from omnibus.errors import EngineDead, EngineRejected
-from omnibus.workers.engines.loaded_engine import LoadedEngine
+from omnibus.workers.engines.loaded_engine import LoadedEngine, unless
 from omnibus.workers.engines.protocol import Chunk, EngineInput, EngineStats, Finished, Item, Job, Outputs
 
 if TYPE_CHECKING:
     from omnibus.workers.engines.transformers.codec_model import Decoder
     from omnibus.workers.engines.transformers.parts import Part, Parts
-
-T = TypeVar("T")
 
 
 class TransformersEngine(LoadedEngine["Decoder"]):
@@ -66,7 +64,7 @@ class TransformersEngine(LoadedEngine["Decoder"]):
         """The sound of each part; None at last when the job is aborted, while a decoding may still run."""
         async with aclosing(_decodable(decoder, job, parts)) as ready:
             while True:
-                async with _unless(aborted, self._next(decoder, ready)) as piece:
+                async with unless(aborted, self._next(decoder, ready)) as piece:
                     if piece is None and not aborted.is_set():
                         return
                     yield piece
@@ -105,16 +103,3 @@ async def _decodable(decoder: Decoder, job: Job, parts: Parts) -> AsyncGenerator
 
 async def _alone(whole: EngineInput) -> AsyncGenerator[EngineInput, None]:
     yield whole
-
-
-@asynccontextmanager
-async def _unless(aborted: asyncio.Event, work: Coroutine[Any, Any, T]) -> AsyncGenerator[T | None, None]:
-    """The value of some work, None when the job is aborted first. At the end nothing works on it any more."""
-    working, abort = asyncio.create_task(work, name="decode"), asyncio.create_task(aborted.wait(), name="abort")
-    try:
-        await asyncio.wait({working, abort}, return_when=asyncio.FIRST_COMPLETED)
-        yield None if aborted.is_set() else working.result()
-    finally:
-        working.cancel()
-        abort.cancel()
-        await asyncio.gather(working, abort, return_exceptions=True)

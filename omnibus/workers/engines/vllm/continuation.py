@@ -32,9 +32,13 @@ class Continuation:
         received: Sequence[int],
         ends: frozenset[int],
     ) -> None:
-        """`params` are those of the whole text; `ends` are the tokens that end it."""
+        """`params` are those of the whole text; `ends` are the tokens that end it.
+
+        What was received behind its end belongs to the next one.
+        """
         self._prompt, self._params = prompt, params
-        self._received, self._ends = list(received), ends
+        self._ends = ends
+        self._received = list(_of_one_text(received, ends, params.max_tokens or 0))
         self._text = IncrementalDetokenizer.from_new_request(tokenizer, _as_begun(prompt, params))
         self.finish_reason: str | None = None
         """Set by `replay` when nothing is missing of the text; its maker died before it could say so."""
@@ -81,6 +85,11 @@ class Continuation:
         if last in self._ends:
             return "stop"
         return "length" if len(self._received) >= (self._params.max_tokens or 0) else None
+
+
+def _of_one_text(received: Sequence[int], ends: frozenset[int], most: int) -> Sequence[int]:
+    ended = (number for number, token in enumerate(received, 1) if token in ends or number == most)
+    return received[: next(ended, len(received))]
 
 
 def ends_of(params: SamplingParams, generation_config: dict[str, Any], eos: int | None) -> frozenset[int]:

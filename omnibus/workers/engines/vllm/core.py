@@ -6,59 +6,41 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vllm import PoolingParams, SamplingParams
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from omnibus.errors import EngineDead, EngineError, EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.failure import describe
+from omnibus.wire.subjects import INPUT
 from omnibus.workers.engines.checkpoints import resolve_model
-from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, TextDelta
+from omnibus.workers.engines.protocol import EngineInput, EngineStats, Finished, Item, Job, SegmentEnd
 from omnibus.workers.engines.vllm import hidden_states, kv_handover
 from omnibus.workers.engines.vllm.arguments import VllmArguments
-from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
+from omnibus.workers.engines.vllm.job_run import Run, RunAborted, parts_of
 from omnibus.workers.engines.vllm.process_end import first_end
+from omnibus.workers.engines.vllm.prompt_feed import PromptFeed
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
 from omnibus.workers.engines.vllm.rpc_methods import call
-from omnibus.workers.engines.vllm.sampling_params import check_sampling, continues, fit_context, rejected
+from omnibus.workers.engines.vllm.sampling_params import check_sampling, fit_context, rejected
+from omnibus.workers.engines.vllm.session_context import SessionContext, known_so_far
 from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
+from omnibus.workers.engines.vllm.text_generation import TextGeneration
 from omnibus.workers.engines.vllm.transfer_folder import TransferFolder
 
 GREEDY_TOKEN = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True}
 """Sampling of a prompt that is computed for what it leaves behind."""
+OPEN_END = 8
+"""Tokens at the end of a text that is not all there: they may be others when more of it is."""
 STOP_TIMEOUT = 10.0
 """Seconds for EngineCore to end by itself; then vLLM kills it, which loses nothing: no state outlives it."""
-
-
-@dataclass(slots=True)
-class Run:
-    """One job inside the engine, and what it has made so far."""
-
-    id: str
-    rid: str
-    aborted: bool = False
-    ended: bool = False
-    """Whether EngineCore has nothing of it any more."""
-    prompt_tokens: int = 0
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    transfer: Mapping[str, Any] = field(default_factory=dict)
-    """For KV connectors: its `kv_transfer_params`."""
-    cached_tokens: int = 0
-    """Tokens of the prompt that were not computed here."""
-
-    def take(self, text: str, token_ids: Sequence[int]) -> TextDelta:
-        """Note what was made."""
-        self.texts.append(text)
-        self.token_ids.extend(token_ids)
-        return TextDelta(text=text, token_ids=tuple(token_ids))
 
 
 class VllmCore:
@@ -77,7 +59,11 @@ class VllmCore:
         self._keeps = self._has_states or bool(self._kv_cache)
         self._llm = start_llm(stage, self._engine_args(arguments), self._load)
         self._has_text, self._encodes = not arguments.skip_tokenizer, arguments.encodes
+        self._generates = not self._encodes and self._role != "prefill"
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
+        self._generation = TextGeneration(
+            self._llm, self._prompts, has_text=self._has_text, has_states=self._has_states
+        )
         self._runs: dict[str, Run] = {}
         self._numbers = itertools.count()
 
@@ -117,12 +103,14 @@ class VllmCore:
 
     async def run(self, job: Job) -> AsyncGenerator[Item, None]:
         """Stream the job's items; vLLM's errors become ours."""
-        with self._registered(job.rid) as run:
+        with self._registered(job) as run:
             try:
-                async with aclosing(self._method()(job, run)) as items:
+                async with aclosing(self._method(job)(job, run)) as items:
                     async for item in items:
-                        run.ended = isinstance(item, Finished) and item.finish_reason != "abort"
+                        run.ended = isinstance(item, Finished)
                         yield item
+            except RunAborted:
+                yield self._finished(run, "abort") if self._generates else Finished(outputs={}, finish_reason="abort")
             except VLLMClientError as error:
                 run.ended = True
                 raise rejected(error) from error
@@ -143,14 +131,14 @@ class VllmCore:
             await self._abort(run)
 
     async def _abort(self, run: Run) -> None:
-        run.aborted = True
+        run.stopped.set()
         if not self.errored:
             await self._llm.abort(run.id)
 
     @contextmanager
-    def _registered(self, rid: str) -> Iterator[Run]:
+    def _registered(self, job: Job) -> Iterator[Run]:
         # vLLM refuses an id twice, and one request may be delivered twice: each run has an id of its own.
-        run = Run(f"{rid}-{next(self._numbers)}", rid)
+        run = Run(f"{job.rid}-{next(self._numbers)}", job.rid, job.received)
         self._runs[run.id] = run
         try:
             yield run
@@ -182,47 +170,57 @@ class VllmCore:
             ),
         }
 
-    def _method(self) -> Callable[[Job, Run], AsyncGenerator[Item, None]]:
-        if self._encodes:
-            return self._encode
-        return self._prefill if self._role == "prefill" else self._stream
+    def _method(self, job: Job) -> Callable[[Job, Run], AsyncGenerator[Item, None]]:
+        if not self._generates:
+            return self._encode if self._encodes else self._prefill
+        is_session = job.parts is not None and INPUT in job.stage_input.flows
+        return self._answer if is_session else self._stream
 
     async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
+        """The text behind the prompt."""
         sampling = check_sampling(job.sampling, extracts=self._has_states)
-        lora = self._lora(job)
-        prompt = await self._prompted(job, run)
-        sampling = fit_context(sampling, run.prompt_tokens, self._llm.model_config.max_model_len)
-        begun, trace = self._begun(job, run, prompt, sampling), await self._trace(job)
-        if begun is not None:
-            for delta in begun.replay():
-                yield run.take(delta.text, delta.token_ids)
-            if begun.finish_reason is not None:
-                yield await self._last(run, begun.finish_reason, await self._states_of(prompt, run))
-                return
-        if run.aborted:
-            yield self._finished(run, "abort")
-            return
-        outputs = self._llm.generate(
-            prompt if begun is None else begun.prompt,
-            self._params(run, sampling) if begun is None else self._params(run, begun.rest(sampling), detokenize=False),
-            run.id, lora_request=lora, trace_headers=trace, priority=job.priority,
-        )  # fmt: skip
-        async with aclosing(outputs):  # which aborts what a stop string has ended before vLLM
-            async for output in outputs:
-                part = output.outputs[0] if begun is None else begun.read(output.outputs[0])
-                delta = run.take(part.text, part.token_ids)
-                run.cached_tokens = output.num_cached_tokens or 0
-                if delta.text or delta.token_ids:
+        async with await self._feed(job, run) as feed:
+            prompt = await self._prompted(job, run, feed)
+            async with aclosing(self._generation.text(run, feed, prompt, sampling)) as deltas:
+                async for delta in deltas:
                     yield delta
-                if part.finish_reason is not None:
-                    handed_over = output.kv_transfer_params
-                    if not handed_over and isinstance(part.stop_reason, str):
-                        handed_over = await self._states_of(prompt, run)
-                    yield await self._last(run, part.finish_reason, handed_over)
-                    if not output.finished:
-                        return
+            yield await self._last(run, prompt)
 
-    async def _prompted(self, job: Job, run: Run) -> Any:
+    async def _answer(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
+        """The text behind each segment of an open input, and all that came before it."""
+        sampling = check_sampling(job.sampling, extracts=self._has_states)
+        context, run.is_session = SessionContext(partial(self._prompts.of, job), self._prompts.bos), True
+        async with await self._feed(job, run) as feed, aclosing(parts_of(job, run)) as parts:
+            async for part in parts:
+                prompt, new = await context.prompt(part)
+                run.prompt_tokens += new
+                async with aclosing(self._generation.text(run, feed, prompt, sampling)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                self._check_end(run)
+                text, token_ids = "".join(run.texts[run.text_begun :]), run.token_ids[run.begun :]
+                context.answered(text, token_ids, self._generation.ends(self._generation.params(run, sampling)))
+                run.received = run.received[len(token_ids) :]
+                run.segments.append(sum(map(len, run.texts)))
+                await self._drop_states(run)
+                yield SegmentEnd()
+            yield await self._last(run, prompt)
+
+    async def _feed(self, job: Job, run: Run) -> PromptFeed:
+        lora, trace = self._lora(job), await self._trace(job)
+
+        def generate(prompt: Any, params: SamplingParams) -> AsyncGenerator[Any, None]:
+            made: AsyncGenerator[Any, None] = self._llm.generate(
+                prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
+            )
+            return made
+
+        # vLLM's connectors hand over what a request leaves when it ends, which a streamed one does by an abort.
+        return PromptFeed(generate, streams=job.parts is not None and not self._keeps and self._role is None)
+
+    async def _prompted(self, job: Job, run: Run, feed: PromptFeed | None = None) -> Any:
+        if job.parts is not None:
+            job = replace(job, engine_input=await self._collected(job, run, feed), parts=None)
         prompt = await self._prompts.of(job)
         run.prompt_tokens = self._prompts.length(prompt)
         if self._role == "decode":
@@ -230,18 +228,25 @@ class VllmCore:
         run.transfer = {**run.transfer, **self._saving(run.id)}
         return prompt
 
+    async def _collected(self, job: Job, run: Run, feed: PromptFeed | None) -> EngineInput:
+        """The prompt that all parts make together; the KV of those that are known is computed while the others are made."""
+        async for given, is_whole in known_so_far(parts_of(job, run)):
+            if is_whole:
+                return given
+            if feed is None or not feed.streams:
+                continue
+            prompt = await self._prompts.of(replace(job, engine_input=given))
+            fit_context({}, self._prompts.length(prompt), self._llm.model_config.max_model_len)
+            known = {**prompt, "prompt_token_ids": prompt["prompt_token_ids"][:-OPEN_END]}
+            if len(known["prompt_token_ids"]) <= len(feed.held):
+                continue
+            async for output in feed.outputs(known, self._generation.params(run, GREEDY_TOKEN, detokenize=False)):
+                run.reason = output.outputs[0].finish_reason or ""
+            self._check_end(run)
+        raise RunAborted
+
     def _saving(self, run: str) -> Mapping[str, Any]:
         return self._kv_files.saving(run) if self._kv_cache else {}
-
-    def _begun(self, job: Job, run: Run, prompt: Any, sampling: Mapping[str, Any]) -> Continuation | None:
-        """The text that the client has the beginning of, where it is to be continued."""
-        vocabulary = self._llm.model_config.get_vocab_size()
-        fits = len(job.received) <= sampling["max_tokens"] and all(0 <= token < vocabulary for token in job.received)
-        if not (job.received and fits and self._has_text and "prompt_token_ids" in prompt and continues(sampling)):
-            return None
-        params, renderer = self._params(run, sampling), self._llm.renderer
-        ends = ends_of(params, self._llm.input_processor.generation_config_fields, renderer.get_eos_token_id())
-        return Continuation(renderer.tokenizer, prompt, params, job.received, ends)
 
     async def _encode(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         """The states of the prompt alone, of a stage that generates nothing."""
@@ -250,16 +255,15 @@ class VllmCore:
         fit_context({}, run.prompt_tokens - 1, self._llm.model_config.max_model_len)  # nothing is generated
         params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
         if run.aborted:
-            yield Finished(outputs={}, finish_reason="abort")
-            return
+            raise RunAborted
         outputs = self._llm.encode(
             prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
         )
         async with aclosing(outputs):
             async for output in outputs:
                 if run.aborted:
-                    yield Finished(outputs={}, finish_reason="abort")
-                elif output.finished:
+                    raise RunAborted
+                if output.finished:
                     states = output.outputs.data.float().cpu().numpy()
                     usage = TokenUsage(prompt_tokens=run.prompt_tokens)
                     yield Finished(outputs={"last_hidden_state": states}, usage=usage)
@@ -275,73 +279,70 @@ class VllmCore:
             )
         token_ids = list(prompt["prompt_token_ids"])
         run.transfer = self._kv.saving(run.id)
-        trace, params = await self._trace(job), self._params(run, GREEDY_TOKEN, detokenize=False)
+        trace, params = await self._trace(job), self._generation.params(run, GREEDY_TOKEN, detokenize=False)
         outputs = self._llm.generate(
             prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
         )
         async with aclosing(outputs):
             async for output in outputs:
                 run.cached_tokens = output.num_cached_tokens or 0
-                reason = output.outputs[0].finish_reason
-        self._check_end(run, reason)
-        made = {} if reason == "abort" else await self._kv.outputs(token_ids, output.kv_transfer_params)
-        yield Finished(outputs=made, finish_reason=reason, usage=TokenUsage(run.prompt_tokens, 0, run.cached_tokens))
+                run.reason = output.outputs[0].finish_reason
+        self._check_end(run)
+        made = await self._kv.outputs(token_ids, output.kv_transfer_params)
+        yield Finished(
+            outputs=made, finish_reason=run.reason, usage=TokenUsage(run.prompt_tokens, 0, run.cached_tokens)
+        )
 
     async def _trace(self, job: Job) -> Mapping[str, str] | None:
         return job.trace if job.trace and await self._llm.is_tracing_enabled() else None
 
     async def _states_of(self, prompt: Any, run: Run) -> Mapping[str, Any] | None:
-        """Where the states and the KV of a text are that a stop string ended: EngineCore saw an abort there, and kept none.
-
-        One more prefill, over all that was fed: the prompt and the generated tokens but the last.
-        """
-        if not self._keeps or "prompt_token_ids" not in prompt:
+        """Where the states and the KV of a text are, by one more prefill: of the prompt and the tokens behind it but the last."""
+        if "prompt_token_ids" not in prompt:
             return None
-        fed = {**prompt, "prompt_token_ids": [*prompt["prompt_token_ids"], *run.token_ids[:-1]]}
+        fed = {**prompt, "prompt_token_ids": [*prompt["prompt_token_ids"], *run.token_ids[run.begun : -1]]}
         again = Run(_again(run), run.rid, transfer={**run.transfer, **self._saving(_again(run))})
         handed_over: Mapping[str, Any] | None = None
-        async with aclosing(self._llm.generate(fed, self._params(again, GREEDY_TOKEN), again.id)) as outputs:
+        async with aclosing(self._llm.generate(fed, self._generation.params(again, GREEDY_TOKEN), again.id)) as outputs:
             async for output in outputs:
                 handed_over = output.kv_transfer_params
         return handed_over
 
-    def _check_end(self, run: Run, reason: str) -> None:
-        if reason == "error":
+    def _check_end(self, run: Run) -> None:
+        if run.reason == "error":
             raise EngineError(f"stage {self._stage.name!r}: vLLM failed on the request")
-        if reason == "abort" and not run.aborted:  # EngineCore is ending, and ends its requests: half a text
-            raise self._dead("ends")
+        if run.reason == "abort":
+            if run.aborted:
+                raise RunAborted
+            raise self._dead("ends")  # EngineCore is ending, and ends its requests: half a text
 
-    async def _last(self, run: Run, reason: str, handed_over: Mapping[str, Any] | None) -> Finished:
-        self._check_end(run, reason)
-        if not self._keeps or reason == "abort":
-            return self._finished(run, reason)
+    async def _drop_states(self, run: Run) -> None:
+        """Remove those of a segment's answer: those at the end are of the whole session."""
+        if self._has_states and run.handed_over:
+            await hidden_states.taken(run.handed_over["hidden_states_path"])
+        run.handed_over = None
+
+    async def _last(self, run: Run, prompt: Any) -> Finished:
+        self._check_end(run)
+        if not self._keeps:
+            return self._finished(run, run.reason)
+        # Nothing was kept of what EngineCore did not see the end of: a stop string, a replayed text, the end of a session.
+        handed_over = run.handed_over or await self._states_of(prompt, run)
         if not handed_over:
             raise EngineError(f"stage {self._stage.name!r}: vLLM handed no hidden states or KV over")
-        fed, kept = (
-            run.prompt_tokens + len(run.token_ids) - 1,
-            {},
-        )  # vLLM may have gone on, past a stop string that we found
+        # vLLM may have gone on, past a stop string that we found.
+        fed, kept = self._prompts.length(prompt) + len(run.token_ids) - run.begun - 1, dict[str, Any]()
         if self._has_states:
             kept["hidden_states"] = (await hidden_states.taken(handed_over["hidden_states_path"]))[:fed]
         if self._kv_cache:
             kept["kv_cache"] = (await self._kv_files.arrays(handed_over, self._kv_cache))[:, :, :fed]
-        return self._finished(run, reason, **kept)
+        return self._finished(run, run.reason, **kept)
 
     def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
         text = {"text": "".join(run.texts)} if self._has_text else {}
         usage = TokenUsage(run.prompt_tokens, len(run.token_ids), run.cached_tokens)
-        return Finished(outputs={**text, "token_ids": run.token_ids, **more}, finish_reason=reason, usage=usage)
-
-    def _params(self, run: Run, sampling: Mapping[str, Any], *, detokenize: bool = True) -> SamplingParams:
-        extra = dict(sampling.get("extra_args") or {})
-        if self._has_states or run.transfer:
-            extra["kv_transfer_params"] = {"include_output_tokens": True, **run.transfer}
-        ours = {
-            "extra_args": extra or None,
-            "output_kind": RequestOutputKind.DELTA,
-            "detokenize": detokenize and self._has_text,
-        }
-        return SamplingParams(**{**sampling, **ours})
+        outputs, segments = {**text, "token_ids": run.token_ids, **more}, tuple(run.segments)
+        return Finished(outputs=outputs, finish_reason=reason, usage=usage, segments=segments)
 
     def _lora(self, job: Job) -> LoRARequest | None:
         name = job.stage_input.request.lora

@@ -33,9 +33,14 @@ class PromptRenderer:
         self._takes, self._rate = _media_of(renderer), _rate_of(renderer)
         self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
 
-    async def of(self, job: Job) -> Any:
-        """A job's prompt: see `render`."""
-        prompt = await self.render(job.engine_input, self._media_arguments(job))
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text."""
+        return getattr(self._renderer.tokenizer, "bos_token_id", None)
+
+    async def of(self, job: Job, given: EngineInput | None = None) -> Any:
+        """A job's prompt, or that of a part of its input: see `render`."""
+        prompt = await self.render(given or job.engine_input, self._media_arguments(job))
         if (salt := job.stage_input.request.cache_salt) is not None:
             prompt["cache_salt"] = salt
         return prompt

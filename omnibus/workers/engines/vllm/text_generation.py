@@ -1,0 +1,88 @@
+"""The text behind one prompt: vLLM's sampling parameters for it, its pieces as they come, and why it ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from omnibus.workers.engines.protocol import TextDelta
+from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
+from omnibus.workers.engines.vllm.job_run import Run
+from omnibus.workers.engines.vllm.prompt_feed import PromptFeed
+from omnibus.workers.engines.vllm.prompts import PromptRenderer
+from omnibus.workers.engines.vllm.sampling_params import continues, fit_context
+
+
+class TextGeneration:
+    """Generates texts with an AsyncLLM."""
+
+    def __init__(self, llm: AsyncLLM, prompts: PromptRenderer, *, has_text: bool, has_states: bool) -> None:
+        """`has_text`: tokens are made texts; `has_states`: hidden states are an output."""
+        self._llm, self._prompts = llm, prompts
+        self._has_text, self._has_states = has_text, has_states
+
+    async def text(
+        self, run: Run, feed: PromptFeed, prompt: Any, sampling: Mapping[str, Any]
+    ) -> AsyncGenerator[TextDelta, None]:
+        """The text behind one prompt; the run knows afterwards why it ended."""
+        sampling = fit_context(sampling, self._prompts.length(prompt), self._llm.model_config.max_model_len)
+        run.begin()
+        begun = self._begun(run, prompt, sampling, is_fed=feed.streams)
+        if begun is not None:
+            for delta in begun.replay():
+                yield run.take(delta.text, delta.token_ids)
+            if begun.finish_reason is not None:
+                run.reason = begun.finish_reason
+                return
+            prompt, sampling = begun.prompt, begun.rest(sampling)
+        params = self.params(run, sampling, detokenize=begun is None)
+        if run.aborted:
+            return
+        async with aclosing(feed.outputs(prompt, params)) as outputs:
+            async for output in outputs:
+                made = output.outputs[0]
+                part = made if begun is None else begun.read(made)
+                delta = run.take(part.text, part.token_ids)
+                if not run.segments:
+                    run.cached_tokens = output.num_cached_tokens or 0
+                if delta.text or delta.token_ids:
+                    yield delta
+                if part.finish_reason is not None:
+                    run.reason, run.handed_over = part.finish_reason, output.kv_transfer_params
+                if made.finish_reason is None and (part.finish_reason is not None or run.aborted):
+                    # vLLM would go on behind a stop string; and an abort may have come before the request.
+                    await feed.close()
+                    return
+
+    def params(self, run: Run, sampling: Mapping[str, Any], *, detokenize: bool = True) -> SamplingParams:
+        extra = dict(sampling.get("extra_args") or {})
+        if self._has_states or run.transfer:
+            extra["kv_transfer_params"] = {"include_output_tokens": True, **run.transfer}
+        ours = {
+            "extra_args": extra or None,
+            "output_kind": RequestOutputKind.DELTA,
+            "detokenize": detokenize and self._has_text,
+        }
+        return SamplingParams(**{**sampling, **ours})
+
+    def _begun(self, run: Run, prompt: Any, sampling: Mapping[str, Any], *, is_fed: bool) -> Continuation | None:
+        """A text that is made of tokens here: one that the client has the beginning of, or behind a prompt that is fed."""
+        if not self._has_text or "prompt_token_ids" not in prompt:
+            return None
+        vocabulary = self._llm.model_config.get_vocab_size()
+        fits = run.is_session or len(run.received) <= sampling["max_tokens"]
+        goes_on = continues(sampling) and fits and all(0 <= token < vocabulary for token in run.received)
+        received = run.received if goes_on else ()
+        if not (is_fed or received):
+            return None
+        params = self.params(run, sampling)
+        return Continuation(self._llm.renderer.tokenizer, prompt, params, received, self.ends(params))
+
+    def ends(self, params: SamplingParams) -> frozenset[int]:
+        fields = self._llm.input_processor.generation_config_fields
+        return ends_of(params, fields, self._llm.renderer.get_eos_token_id())
