@@ -37,7 +37,7 @@ Ctrl-C                     stop the answer"""
 @options.pipeline
 @options.broker
 def command(*, pipeline: Wanted, **flags: Any) -> None:
-    """Talk with a pipeline: its text streams, its images and audio are saved in a folder a turn.
+    """Talk with a pipeline: its text streams, its images, videos and sound are saved in a folder a turn.
 
     Ctrl-C stops the answer, Ctrl-D ends the chat, /help lists what else there is. Lines of a pipe are turns, too.
     """
@@ -131,7 +131,7 @@ class _Chat:
         from omnibus.wire.request import Message  # noqa: PLC0415
 
         self._turn += 1
-        flags, self._flags = self._flags, dataclasses.replace(self._flags, images=(), audios=())
+        flags, self._flags = self._flags, dataclasses.replace(self._flags, images=(), masks=(), audios=(), videos=())
         request = flags.request(self._spec, line, before=self._before)
         with closing(AnswerDisplay(self._spec, self._out / f"turn-{self._turn}")) as answer:
             try:

@@ -27,7 +27,9 @@ class RequestFlags:
     size: str | None = None
     seed: int | None = None
     images: tuple[Path, ...] = ()
+    masks: tuple[Path, ...] = ()
     audios: tuple[Path, ...] = ()
+    videos: tuple[Path, ...] = ()
     deadline: float | None = None
     lane: Lane = "interactive"
     stream: bool = True
@@ -50,16 +52,16 @@ class RequestFlags:
         )
 
     def _media(self) -> list[Part]:
-        if not self.images and not self.audios:
+        if not (self.images or self.masks or self.audios or self.videos):
             return []
-        from omnibus.media import pictures, sound  # noqa: PLC0415
-        from omnibus.wire.request import AudioPart, ImagePart  # noqa: PLC0415
+        from omnibus.media import pictures, sound, video  # noqa: PLC0415
+        from omnibus.wire.request import AudioPart, ImagePart, VideoPart  # noqa: PLC0415
 
-        images = (_read(path, pictures.media_type) for path in self.images)
-        sounds = (_read(path, sound.media_type) for path in self.audios)
+        images = [(path, None) for path in self.images] + [(path, "mask") for path in self.masks]
         return [
-            *(ImagePart(data=data, media_type=media_type) for data, media_type in images),
-            *(AudioPart(data=data, media_type=media_type) for data, media_type in sounds),
+            *(_read(path, pictures.media_type, ImagePart, argument=argument) for path, argument in images),
+            *(_read(path, sound.media_type, AudioPart) for path in self.audios),
+            *(_read(path, video.media_type, VideoPart) for path in self.videos),
         ]
 
     def _params(self, spec: PipelineSpec, modalities: tuple[str, ...] | None) -> StageParams:
@@ -90,13 +92,13 @@ def _content(prompt: str, parts: Sequence[Part]) -> str | tuple[Part, ...]:
     return (*parts, TextPart(text=prompt)) if parts else prompt
 
 
-def _read(path: Path, media_type: Callable[[bytes], str]) -> tuple[bytes, str]:
-    """A file and its media type; raises InvalidRequest, naming the file, where it is of another kind or cannot be read."""
+def _read(path: Path, media_type: Callable[[bytes], str], part: Callable[..., Part], **more: Any) -> Part:
+    """A file as a part; raises InvalidRequest, naming the file, where it is of another kind or cannot be read."""
     from omnibus.errors import InvalidRequest  # noqa: PLC0415
 
     try:
         data = path.read_bytes()
-        return data, media_type(data)
+        return part(data=data, media_type=media_type(data), **more)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
     except InvalidRequest as error:
@@ -128,13 +130,16 @@ _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 _OPTIONS = (
     click.option("--modalities", "-m", metavar="LIST", help="Outputs wanted, such as text,image; by default all."),
     click.option("--image", "images", multiple=True, type=_FILE, help="A picture for the model; may be repeated."),
+    click.option("--mask", "masks", multiple=True, type=_FILE,
+                 help="A picture that is white, or transparent, where the first --image is to be painted anew."),
     click.option("--audio", "audios", multiple=True, type=_FILE, help="A sound for the model; may be repeated."),
+    click.option("--video", "videos", multiple=True, type=_FILE, help="A video for the model; may be repeated."),
     click.option("--size", metavar="WIDTHxHEIGHT", callback=_check_size, help="Size of the images that are made."),
     click.option("--seed", type=int, help="Seed of every stage that draws random numbers."),
     click.option("--param", "params", multiple=True, metavar="STAGE.NAME=VALUE", callback=_check_params,
                  help="A parameter of a stage, such as thinker.temperature=0.7; may be repeated."),
     click.option("--out", "-o", default="out", type=click.Path(file_okay=False, path_type=Path), show_default=True,
-                 callback=_check_folder, help="Where images and audio are saved."),
+                 callback=_check_folder, help="Where images, videos and sound are saved."),
     click.option("--deadline", type=float, metavar="SECONDS", help="How long the request may take."),
     click.option("--lane", type=click.Choice(["interactive", "batch"]), default="interactive", show_default=True,
                  help="Which queue of each stage."),

@@ -48,7 +48,7 @@ def _read_prompt(_context: click.Context, _parameter: click.Parameter, words: tu
 async def command(
     session: CommandSession, prompt: str, *, request_id: str | None, as_json: bool, out: Path, **flags: Any
 ) -> int:
-    """Send PROMPT to a pipeline: stream its text, save its images and audio.
+    """Send PROMPT to a pipeline: stream its text, save its images, videos and sound.
 
     PROMPT "-" is read from stdin. Exit code 0 when the request is done, 1 failed, 2 refused, 3 cancelled, 4 expired.
     Ctrl-C cancels the request.

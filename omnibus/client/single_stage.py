@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -9,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from omnibus.errors import CheckpointMissing, InvalidRequest
-from omnibus.pipeline.engines import checkpoint_files, kind_of_checkpoint
+from omnibus.pipeline.engines import EngineKind, checkpoint_files, kind_of_checkpoint
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.pipeline.validation import validate
 
 Target = PipelineSpec | str | PathLike[str]
 """A specification, a pipeline file, the name of a shipped one, or the folder of a checkpoint."""
+_WORDS = {
+    "video": ("Video", "Wan", "LTX", "Mochi", "Allegro", "Latte", "AnimateDiff", "Cosmos", "SkyReels", "T2V", "I2V"),
+    "audio": ("Audio", "AceStep", "Music"),
+}
+"""Words in the names of pipeline classes of diffusers, by what they make."""
 
 
 def pipeline_for(target: Target, engine_args: Mapping[str, Any]) -> PipelineSpec:
@@ -42,9 +48,20 @@ def _of_checkpoint(folder: Path, engine_args: Mapping[str, Any]) -> PipelineSpec
         )
     stage = StageSpec(
         stage_id=0, name="model", engine=kind.name, model=str(folder), slots=kind.slots, engine_args=dict(engine_args),
-        final_output=True, final_output_type=next(iter(kind.gives or {"text"})),
+        final_output=True, final_output_type=_modality(kind, folder),
     )  # fmt: skip
     name = re.sub(r"[^A-Za-z0-9_-]", "-", folder.resolve().name)[:64]
     spec = PipelineSpec(name=name or "model", stages=(stage,))
     validate(spec)
     return spec
+
+
+def _modality(kind: EngineKind, folder: Path) -> str:
+    """The modality that a checkpoint is for; where its engine delivers several, by the name of its pipeline class."""
+    if kind.gives is None or len(kind.gives) == 1:
+        return next(iter(kind.gives or {"text"}))
+    try:
+        name = str(json.loads((folder / kind.checkpoint_files[0]).read_bytes()).get("_class_name"))
+    except (OSError, ValueError, AttributeError):  # which the engine will say
+        name = ""
+    return next((modality for modality, words in _WORDS.items() if any(word in name for word in words)), "image")

@@ -30,6 +30,7 @@ from omnibus.frontdoor.endpoints import (
     request_input,
     request_status,
     speech,
+    videos,
 )
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
 from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, Observed
@@ -40,7 +41,7 @@ from omnibus.observability.tracing import Tracing
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, images, speech, realtime, models, request_status, request_input, replica_control, probes,
+    chat, completions, images, videos, speech, realtime, models, request_status, request_input, replica_control, probes,
 )  # fmt: skip
 
 

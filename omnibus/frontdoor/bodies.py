@@ -91,14 +91,15 @@ class AskingBody(Body):
         *,
         text: dict[str, Any] | None = None,
         image: dict[str, Any] | None = None,
+        video: dict[str, Any] | None = None,
         **prompt: Any,
     ) -> Request:
-        """The request with these parameters of text and images; raises RequestError naming the field.
+        """The request with these parameters of text, images and videos; raises RequestError naming the field.
 
         Only what HTTP adds is checked here; whether the pipeline can serve the request is admission's to say.
         """
         priority = self.priority or 0
-        params = stage_params(spec, modalities, text=text, image=image, seed=self.seed)
+        params = stage_params(spec, modalities, text=text, image=image, video=video, seed=self.seed)
         return Request(
             **prompt,
             modalities=modalities,

@@ -1,8 +1,9 @@
 """Which stage gets which of a caller's parameters.
 
 HTTP names parameters of a request, a pipeline has them by stage. Parameters of text go to the stages that deliver text
-(to the first stages where none does), parameters of images to the stages that paint, the seed to every stage that draws
-random numbers; and only engines that know them get them. What the caller sets by stage is passed on as it is.
+(to the first stages where none does), parameters of images to the stages that paint, those of videos to the stages that
+deliver them, the seed to every stage that draws random numbers; and only engines that know them get them. What the caller
+sets by stage is passed on as it is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def stage_params(
     *,
     text: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
+    video: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> StageParams:
     """Spread a caller's parameters over the stages that will run.
@@ -46,6 +48,7 @@ def stage_params(
     for choose, values in (
         (_text_stages, text or {}),
         (_image_stages, image or {}),
+        (_video_stages, video or {}),
         (_seeded_stages, {} if seed is None else {"seed": seed}),
     ):
         stages = choose(running, route) if values else []
@@ -96,6 +99,11 @@ def _seeded_stages(running: Sequence[StageSpec], _route: Route) -> list[StageSpe
 def _image_stages(running: Sequence[StageSpec], _route: Route) -> list[StageSpec]:
     able = _knowing("image", running)
     return [one for one in able if "image" in (engine_kind(one.engine).gives or {one.final_output_type})]
+
+
+def _video_stages(running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
+    delivering = {stage.stage_id for stage in route.finals if stage.final == "video"}
+    return [one for one in _knowing("image", running) if one.stage_id in delivering]
 
 
 def _knowing(group: str, running: Sequence[StageSpec]) -> list[StageSpec]:

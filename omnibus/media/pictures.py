@@ -78,6 +78,18 @@ def shown(data: bytes) -> Image.Image:
         return Image.alpha_composite(white, colours).convert("RGB")
 
 
+def mask(data: bytes) -> Image.Image:
+    """The first frame of a picture as a mask of 8 bits: white where it is transparent, or by its brightness where all is opaque.
+
+    Raises as `shown`.
+    """
+    with _decoding():
+        picture = _oriented(_eight_bit(opened(data)))
+        if not picture.has_transparency_data:
+            return picture.convert("L")
+        return ImageOps.invert(picture.convert("RGBA").getchannel("A"))
+
+
 def encoded(pixels: np.ndarray) -> bytes:
     """The PNG file of a uint8 image, shape (H, W) or (H, W, C), C of 1, 3 or 4; raises EngineError for anything else."""
     flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels

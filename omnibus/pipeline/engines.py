@@ -102,8 +102,10 @@ def _world_size(args: EngineArgs) -> int:
 
 
 _OF_DIFFUSERS = frozenset({
-    "batch_window_ms", "device", "dtype", "leave_out", "local_files_only", "low_cpu_mem_usage", "max_images",
-    "max_pixels", "pipeline_class", "use_safetensors", "variant",
+    "attention_backend", "batch_pixels", "batch_window_ms", "cache", "compile", "device", "device_map", "dtype", "fps",
+    "leave_out", "local_files_only", "lora_modules", "low_cpu_mem_usage", "max_frames", "max_images", "max_pixels", "offload",
+    "parallel_config", "pipeline_class", "quantization_config", "scheduler", "use_safetensors", "vae_slicing", "vae_tiling",
+    "variant",
 })  # fmt: skip
 _PLAIN_OF_VLLM = frozenset({
     "attention_backend", "block_size", "chat_template_kwargs", "config_format", "convert", "cudagraph_capture_sizes",
@@ -124,8 +126,9 @@ BUILT_IN = (
         stage_type="diffusion",
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("model_index.json",),
-        gives=frozenset({"image"}),
+        gives=frozenset({"image", "video", "audio"}),
         parameters=frozenset({"image", "seed"}),
+        takes_media=_ALL_MEDIA,
         can_sleep=True,
         devices=_world_size,
         arguments=_OF_DIFFUSERS,

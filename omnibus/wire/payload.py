@@ -24,6 +24,7 @@ TEXT = "text/plain"
 BYTES = "application/octet-stream"
 PNG = "image/png"
 WAV = "audio/wav"
+MP4 = "video/mp4"
 JSON = "application/json"
 
 

@@ -26,24 +26,30 @@ class TextPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     text: str
 
 
-class ImagePart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="image"):
-    """An image inside a message: the encoded file (PNG, JPEG, WebP, …)."""
+class _FilePart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file inside a message, encoded."""
 
     data: bytes
+    argument: str | None = None
+    """The argument of a diffusion pipeline that it is, such as `last_image`; `mask` is its mask, whatever that is called there.
+    None: the first that takes a file of its kind."""
+
+
+class ImagePart(_FilePart, frozen=True, kw_only=True, tag_field="type", tag="image"):
+    """An image: PNG, JPEG, WebP, …"""
+
     media_type: str = "image/png"
 
 
-class AudioPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="audio"):
-    """Audio inside a message: the encoded file (WAV, MP3, …)."""
+class AudioPart(_FilePart, frozen=True, kw_only=True, tag_field="type", tag="audio"):
+    """A sound: WAV, MP3, …"""
 
-    data: bytes
     media_type: str = "audio/wav"
 
 
-class VideoPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="video"):
-    """Video inside a message: the encoded file."""
+class VideoPart(_FilePart, frozen=True, kw_only=True, tag_field="type", tag="video"):
+    """A video: MP4, WebM, …"""
 
-    data: bytes
     media_type: str = "video/mp4"
 
 

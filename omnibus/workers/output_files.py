@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from omnibus.errors import EngineError, RequestError, RequestTooLarge
-from omnibus.wire.payload import BYTES, JSON, PNG, TEXT, WAV
+from omnibus.wire.payload import BYTES, JSON, MP4, PNG, TEXT, WAV
 
 MAX_FILES = 1024
 """Files of one output: each is named in the request's record."""
@@ -17,24 +20,30 @@ File = tuple[bytes, str]
 """Content and media type."""
 
 
-def encoded(modality: str, value: Any, sample_rate: Any = None) -> list[File]:
+def encoded(modality: str, value: Any, sample_rate: Any = None, *, fps: Any = None, heard: Any = None) -> list[File]:
     """Each item of a final output; raises EngineError for one that is empty, or not what its modality says.
 
     Text from a str. Images from files, uint8 arrays (H, W), (H, W, C) or (n, H, W, C), or Pillow's; arrays leave as PNG.
-    Audio from files, samples with a rate, or a mapping of `samples` and `sample_rate`; samples leave as WAV. Lists of these,
-    one item each, RequestTooLarge beyond MAX_FILES. Of any other modality bytes and texts as they are, anything else as JSON.
+    Audio from files, samples with a rate, or a mapping of `samples` and `sample_rate`; samples leave as WAV. Video from files,
+    or uint8 arrays (F, H, W, 3) or (n, F, H, W, 3) with `fps`, which leave as MP4 with the sound that is `heard`, one for each.
+    Lists of these, one item each, RequestTooLarge beyond MAX_FILES. Of any other modality bytes and texts as they are, anything
+    else as JSON.
     """
     if modality == "text":
         if not isinstance(value, str):
             raise EngineError(f"a text is a str, not {type(value).__name__}")
         return [(value.encode(), TEXT)]
-    count = len(value) if isinstance(value, list) or getattr(value, "ndim", 0) == 4 else 1
-    if modality in ("image", "audio") and count > MAX_FILES:
+    is_many = isinstance(value, list) or getattr(value, "ndim", 0) == (5 if modality == "video" else 4)
+    count = len(value) if is_many else 1
+    if modality in ("image", "audio", "video") and count > MAX_FILES:
         raise RequestTooLarge(f"{count} files; an answer may hold {MAX_FILES}")
     if modality == "image":
         return _alike(_pictures(value), PNG)
     if modality == "audio":
         return _alike(_sounds(value, sample_rate), WAV)
+    if modality == "video":
+        sounds = heard if isinstance(heard, list) else [heard] * (heard is not None)
+        return _alike(_videos(value, fps, [samples_of(one, sample_rate) for one in sounds]), MP4)
     if isinstance(value, bytes):
         return [(value, BYTES)]
     return [(value.encode(), TEXT)] if isinstance(value, str) else [(to_json(value), JSON)]
@@ -69,6 +78,24 @@ def _sounds(value: Any, sample_rate: Any) -> list[File]:
     return [(sound.encoded(*samples_of(value, sample_rate)), WAV)]
 
 
+def _videos(value: Any, fps: Any, sounds: Sequence[tuple[np.ndarray, int]]) -> list[File]:
+    from omnibus.media import effort, video  # noqa: PLC0415 only stages with video load its libraries
+
+    if isinstance(value, bytes):
+        check = partial(video.check, most=video.MAX_FRAMES, effort=effort.Effort(math.inf))
+        return [(value, _readable(check, video.media_type, value))]
+    if isinstance(value, list):
+        pairs = zip_longest(value, sounds[: len(value)])
+        return [file for one, heard in pairs for file in _videos(one, fps, [] if heard is None else [heard])]
+    frames = np.asarray(value)
+    if frames.ndim == 5:
+        return _videos(list(frames), fps, sounds)
+    try:
+        return [(video.encoded(frames, float(fps), next(iter(sounds), None)), MP4)]
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"a video has frames and their fps, frames a second, not {fps!r}") from error
+
+
 def samples_of(value: Any, sample_rate: Any) -> tuple[np.ndarray, int]:
     """The samples of a sound and their rate, from a mapping of both or side by side; raises EngineError without a rate."""
     if isinstance(value, Mapping):
@@ -94,6 +121,8 @@ def _alike(files: list[File], common: str) -> list[File]:
         raise EngineError("it is empty")
     if len({kind for _, kind in files}) == 1:
         return files
+    if common == MP4:
+        raise EngineError("its videos have several formats: return them in one")
     from omnibus.media import pictures, sound  # noqa: PLC0415 as above
 
     convert = pictures.converted if common == PNG else sound.converted

@@ -116,10 +116,15 @@ class OutputWriter:
         value = outputs[name]
         if modality == "text" and isinstance(value, str) and len(value) <= HEAVY:
             return encoded(modality, value)  # a thread would cost more
+        beside = {"fps": outputs.get("fps"), "heard": self._heard(outputs)} if modality == "video" else {}
         try:
-            return await asyncio.to_thread(encoded, modality, value, outputs.get("sample_rate"))
+            return await asyncio.to_thread(encoded, modality, value, outputs.get("sample_rate"), **beside)
         except EngineError as error:
             raise EngineError(f"stage {self._stage.name!r}: output {name!r}: {error.message}") from error
+
+    def _heard(self, outputs: Outputs) -> Any:
+        """The sound that was made with a video, and is part of its file."""
+        return next((outputs[name] for name in self._names("audio") if name in outputs), None)
 
     def _output_of(self, modality: str, outputs: Outputs) -> str:
         """The output that a modality is delivered from: of its name, or the first of its kind."""

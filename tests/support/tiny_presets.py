@@ -40,7 +40,7 @@ _SIZES = {
 def make_qwen3(folder: Path) -> Path:
     """A chat model that reads and writes bytes."""
     torch.manual_seed(7)
-    tokenizer = _byte_tokenizer(QWEN_SPECIALS)
+    tokenizer = byte_tokenizer(QWEN_SPECIALS)
     tokenizer.save_pretrained(folder)
     config = transformers.Qwen3Config(
         vocab_size=len(tokenizer), head_dim=32, tie_word_embeddings=False, **_SIZES, **_ends(tokenizer)
@@ -72,7 +72,7 @@ def make_qwen_image(folder: Path) -> diffusers.QwenImagePipeline:
         axes_dims_rope=(8, 4, 4),
     )
     _make_attentive(transformer)
-    tokenizer = _byte_tokenizer(QWEN_SPECIALS)
+    tokenizer = byte_tokenizer(QWEN_SPECIALS)
     pipeline = diffusers.QwenImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=vae,
@@ -89,10 +89,10 @@ def make_text_half(folder: Path, whole: transformers.Qwen2_5_VLForConditionalGen
 
     vLLM's Qwen2.5-VL needs torchvision, which the CPU set-up leaves out.
     """
-    _byte_tokenizer(QWEN_SPECIALS).save_pretrained(folder)
+    byte_tokenizer(QWEN_SPECIALS).save_pretrained(folder)
     sizes = {name: getattr(whole.config.text_config, name) for name in (*_SIZES, "vocab_size", "rms_norm_eps")}
     config = transformers.Qwen2Config(
-        rope_parameters=_ROPE, tie_word_embeddings=False, **sizes, **_ends(_byte_tokenizer(QWEN_SPECIALS))
+        rope_parameters=_ROPE, tie_word_embeddings=False, **sizes, **_ends(byte_tokenizer(QWEN_SPECIALS))
     )
     half = transformers.Qwen2ForCausalLM(config)
     half.model.load_state_dict(whole.model.language_model.state_dict())
@@ -123,8 +123,8 @@ def make_stable_diffusion_3(folder: Path) -> Path:
         tokenizer=_clip_tokenizer(),
         text_encoder_2=clips[1],
         tokenizer_2=_clip_tokenizer(),
-        text_encoder_3=_t5(width=64),
-        tokenizer_3=_t5_tokenizer(),
+        text_encoder_3=t5(width=64),
+        tokenizer_3=t5_tokenizer(),
     ).save_pretrained(folder)
     return folder
 
@@ -137,8 +137,8 @@ def make_flux(folder: Path) -> Path:
         vae=_vae(),
         text_encoder=transformers.CLIPTextModel(_clip_config()),
         tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5(width=32),
-        tokenizer_2=_t5_tokenizer(),
+        text_encoder_2=t5(width=32),
+        tokenizer_2=t5_tokenizer(),
         transformer=diffusers.FluxTransformer2DModel(
             patch_size=1,
             in_channels=16,
@@ -159,7 +159,7 @@ def make_llasa(folder: Path) -> Path:
     """A Llama whose vocabulary ends with speech tokens."""
     torch.manual_seed(7)
     codes = tuple(f"<|s_{code}|>" for code in range(SPEECH_CODES))
-    tokenizer = _byte_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), (*LLASA_MARKS, *codes))
+    tokenizer = byte_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), (*LLASA_MARKS, *codes))
     tokenizer.save_pretrained(folder)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), head_dim=32, tie_word_embeddings=False, **_SIZES, **_ends(tokenizer)
@@ -203,7 +203,9 @@ def make_xcodec2(folder: Path) -> Path:
 _ROPE = {"rope_type": "default", "rope_theta": 1e6}
 
 
-def _byte_tokenizer(specials: tuple[str, ...], words: tuple[str, ...] = ()) -> transformers.PreTrainedTokenizerFast:
+def byte_tokenizer(
+    specials: tuple[str, ...] = QWEN_SPECIALS, words: tuple[str, ...] = ()
+) -> transformers.PreTrainedTokenizerFast:
     """A token a byte, and the special ones; `words` are whole tokens that are text nevertheless."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = transformers.Qwen2Tokenizer(
@@ -288,15 +290,15 @@ def _clip_config() -> transformers.CLIPTextConfig:
     )
 
 
-def _t5_tokenizer() -> transformers.T5Tokenizer:
+def t5_tokenizer() -> transformers.T5Tokenizer:
     letters = [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz▁"]
     return transformers.T5Tokenizer(
         vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0, model_max_length=77
     )
 
 
-def _t5(width: int) -> transformers.T5EncoderModel:
+def t5(width: int) -> transformers.T5EncoderModel:
     config = transformers.T5Config(
-        vocab_size=len(_t5_tokenizer()), d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2
+        vocab_size=len(t5_tokenizer()), d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2
     )
     return transformers.T5EncoderModel(config)

@@ -1,40 +1,17 @@
-"""Sampling parameters, arguments and image requests, checked without any engine."""
+"""Sampling parameters and arguments of vLLM, checked without any engine."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from omnibus.errors import ContextExceeded, EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.wire.request import Message, TextPart
-from omnibus.workers.engines.diffusers.batch_request import PipelineShape, parse_request
-from omnibus.workers.engines.protocol import EngineInput
 from omnibus.workers.engines.vllm.arguments import sort_arguments, with_spare_slot
 from omnibus.workers.engines.vllm.sampling_params import check_sampling, continues, fit_context, rejected
 
 pytestmark = pytest.mark.unit
-
-SHAPE = PipelineShape(
-    name="Painter",
-    parameters=frozenset(
-        {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "eta"}
-    ),
-    has_text=True,
-    can_preview=True,
-    max_images=4,
-    max_pixels=1 << 20,
-)
-EMBEDDED = PipelineShape(
-    name="Embedded",
-    parameters=frozenset({"prompt_embeds", "prompt_embeds_mask", "negative_prompt_embeds", "pooled_prompt_embeds"}),
-    has_text=False,
-    can_preview=False,
-    max_images=4,
-    max_pixels=1 << 20,
-)
 
 
 def test_values_pass_when_they_are_right() -> None:
@@ -131,77 +108,6 @@ def test_pipeline_error_naming_the_field_when_arguments_clash(arguments: dict[st
         sort_arguments(stage(**arguments))
 
 
-def test_prompt_is_taken_from_messages_when_there_is_no_text() -> None:
-    chat = (
-        Message(role="user", content=(TextPart(text="a circle"),)),
-        Message(role="assistant", content="which colour?"),
-        Message(role="user", content="red"),
-    )
-
-    assert parse_request(EngineInput(messages=chat), {}, SHAPE).prompt == "a circle\nred"
-
-
-def test_seeds_are_drawn_when_none_is_given() -> None:
-    first, second = (parse_request(EngineInput(text="x"), {"n": 2}, SHAPE).seeds for _ in range(2))
-
-    assert first[1] == first[0] + 1
-    assert first != second
-
-
-@pytest.mark.parametrize(
-    ("sampling", "same"),
-    [
-        ({}, True),
-        ({"seed": 3}, True),
-        ({"eta": 0.5}, False),
-        ({"size": "64x32"}, False),
-        ({"negative_prompt": "x"}, False),
-    ],
-)
-def test_requests_share_a_batch_only_when_they_agree(sampling: dict[str, Any], same: bool) -> None:
-    plain = parse_request(EngineInput(text="a"), {"size": "64x64"}, SHAPE)
-    other = parse_request(EngineInput(text="b"), {"size": "64x64", **sampling}, SHAPE)
-
-    assert (plain.key() == other.key()) is same
-
-
-def embeddings(length: int, width: int = 8) -> EngineInput:
-    return EngineInput(values={"prompt_embeds": np.zeros((length, width), np.float32)})
-
-
-def test_lengths_may_differ_in_a_batch_when_there_is_a_mask() -> None:
-    short, long, wide = (
-        parse_request(given, {}, EMBEDDED) for given in (embeddings(3), embeddings(5), embeddings(3, 9))
-    )
-
-    assert short.tensors["prompt_embeds_mask"].tolist() == [1, 1, 1]
-    assert short.key() == long.key()
-    assert short.key() != wide.key()
-
-
-def test_lengths_may_not_differ_in_a_batch_when_there_is_no_mask() -> None:
-    maskless = PipelineShape(
-        **{**{f: getattr(EMBEDDED, f) for f in EMBEDDED.__slots__}, "parameters": {"prompt_embeds"}}
-    )
-
-    assert parse_request(embeddings(3), {}, maskless).key() != parse_request(embeddings(5), {}, maskless).key()
-
-
-@pytest.mark.parametrize(
-    ("sampling", "param"), [({"negative_prompt": "x"}, "negative_prompt"), ({"previews": 1}, "previews")]
-)
-def test_rejected_when_the_pipeline_cannot(sampling: dict[str, Any], param: str) -> None:
-    with pytest.raises(EngineRejected) as caught:
-        parse_request(embeddings(3), sampling, EMBEDDED)
-    assert caught.value.param == param
-
-
-def test_rejected_when_the_prompt_is_empty() -> None:
-    with pytest.raises(EngineRejected) as caught:
-        parse_request(EngineInput(text="  "), {}, SHAPE)
-    assert caught.value.param == "prompt"
-
-
 @pytest.mark.parametrize(
     ("sampling", "goes_on"),
     [
@@ -223,24 +129,3 @@ def test_text_goes_on_after_a_death_unless_it_would_change_or_can_be_made_again(
     sampling: dict[str, Any], goes_on: bool
 ) -> None:
     assert continues(sampling) is goes_on
-
-
-TYPED = PipelineShape(
-    name="Typed", parameters=frozenset({"sigmas", "eta", "image", "prompt"}), has_text=True, can_preview=False,
-    max_images=4, max_pixels=64 * 64, types={"sigmas": list[float] | None, "eta": float | None, "image": np.ndarray | None},
-)  # fmt: skip
-
-
-def test_parameters_that_are_passed_through_have_the_types_that_the_pipeline_declares() -> None:
-    request = parse_request(EngineInput(text="a cat"), {"sigmas": [1, 0.5], "eta": None}, TYPED)
-    assert request.shared == {"sigmas": [1.0, 0.5], "eta": None}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("sigmas", "abc"), ("sigmas", [1, "a"]), ("sigmas", [0.5] * 1001), ("eta", "x"), ("eta", True), ("image", [1])],
-)
-def test_rejected_naming_the_field_when_a_passed_through_value_is_of_another_type(name: str, value: object) -> None:
-    with pytest.raises(EngineRejected) as caught:
-        parse_request(EngineInput(text="a cat"), {name: value}, TYPED)
-    assert caught.value.param == name

@@ -10,14 +10,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omnibus.errors import EngineError
-from omnibus.media import pictures, sound
+from omnibus.errors import EngineError, InvalidRequest
+from omnibus.media import pictures, sound, video
 from omnibus.payloads.packing import unpack
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import codec
 from omnibus.wire.envelope import StageResult, Ticket
-from omnibus.wire.payload import JSON, MSGPACK, PNG, TEXT, WAV, Payload
+from omnibus.wire.payload import JSON, MP4, MSGPACK, PNG, TEXT, WAV, Payload
 from omnibus.wire.request import Message, Request
 from omnibus.workers.attempt_decision import following
 from omnibus.workers.engines.protocol import StageInput
@@ -44,7 +44,9 @@ def test_files_pass_as_they_are_labelled_by_what_they_are() -> None:
     mp3 = sound.encoded(np.zeros(4800, np.float32), 48_000, "mp3")
     assert encoded("image", jpeg) == [(jpeg, "image/jpeg")]
     assert encoded("audio", [mp3, mp3]) == [(mp3, "audio/mpeg")] * 2
-    assert encoded("video", b"\x00") == [(b"\x00", "application/octet-stream")]
+    mp4 = video.encoded(np.zeros((3, 16, 16, 3), np.uint8), 8)
+    assert encoded("video", mp4) == [(mp4, MP4)]
+    assert encoded("speech3d", b"\x00") == [(b"\x00", "application/octet-stream")]
 
 
 def test_files_of_several_formats_leave_in_one() -> None:
@@ -68,6 +70,33 @@ def test_sound_becomes_a_file_of_its_rate(value: Any) -> None:
     assert (kind, rate, len(samples)) == (WAV, 8000, 80)
 
 
+def test_frames_become_videos_with_the_sounds_made_beside_them() -> None:
+    shades = np.linspace(0, 255, 32, dtype=np.uint8)
+    clips = np.broadcast_to(shades[:, None], (2, 9, 16, 32, 3)).copy()
+    tones = [np.sin(np.arange(8000) / rate)[None].repeat(2, axis=0) for rate in (3, 5)]
+
+    files = encoded("video", clips, 16_000, fps=16, heard=tones)
+    ((silent, _),) = encoded("video", clips[0], fps=12.5)
+
+    assert [kind for _, kind in files] == [MP4, MP4]
+    for (data, _), tone in zip(files, tones, strict=True):
+        frames, fps = video.frames(data)
+        assert (frames.shape, fps) == ((9, 16, 32, 3), 16)
+        assert np.abs(frames.astype(int) - clips[0]).max() <= 4
+        samples, rate = sound.decoded(data)
+        assert (rate, len(samples)) == (16_000, 2)
+        assert np.corrcoef(samples[0, :7000], tone[0, :7000])[0, 1] > 0.99
+    assert video.frames(silent)[1] == 12.5
+    with pytest.raises(InvalidRequest, match="no sound"):
+        sound.decoded(silent)
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (15, 16), (17, 33)])
+def test_video_keeps_its_size_when_a_side_is_odd(sides: tuple[int, int]) -> None:
+    ((data, _),) = encoded("video", np.zeros((2, *sides, 3), np.uint8), fps=8)
+    assert video.frames(data)[0].shape == (2, *sides, 3)
+
+
 @pytest.mark.parametrize(
     ("modality", "value"),
     [
@@ -83,6 +112,10 @@ def test_sound_becomes_a_file_of_its_rate(value: Any) -> None:
         ("image", np.zeros((4, 5, 3), np.float32)),
         ("image", {"a": 1}),
         ("image", "a.png"),
+        ("video", b"\0\0\0\x18ftypisom and so on"),
+        ("video", np.zeros((3, 16, 16, 3), np.uint8)),
+        ("video", np.zeros((16, 16, 3), np.uint8)),
+        ("video", []),
         ("text", b"caf\xc3\xa9"),
         ("text", 5),
         ("text", None),

@@ -14,7 +14,7 @@ from pydantic import Field
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import whole_answer
-from omnibus.frontdoor.bodies import MAX_STAGES, AskingBody, Body, StreamOptions, TextSampling
+from omnibus.frontdoor.bodies import MAX_STAGES, NAME_LENGTH, AskingBody, Body, StreamOptions, TextSampling
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
@@ -61,12 +61,17 @@ class MediaUrl(Body):
     url: str
 
 
-class ImageContent(Body):
+class FileContent(Body):
+    argument: Annotated[str, Field(max_length=NAME_LENGTH)] | None = None
+    """The argument of a diffusion pipeline that the file is, such as `mask_image`."""
+
+
+class ImageContent(FileContent):
     type: Literal["image_url"]
     image_url: MediaUrl
 
 
-class VideoContent(Body):
+class VideoContent(FileContent):
     type: Literal["video_url"]
     video_url: MediaUrl
 
@@ -77,7 +82,7 @@ class InputAudio(Body):
     format: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,16}$")] = "wav"
 
 
-class AudioContent(Body):
+class AudioContent(FileContent):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -191,9 +196,9 @@ def _part(content: Content, where: str) -> Part:
         return TextPart(text=content.refusal)
     if isinstance(content, AudioContent):
         data = from_base64(content.input_audio.data, param=f"{where}.input_audio.data")
-        return AudioPart(data=data, media_type=audio_type(content.input_audio.format))
+        return AudioPart(data=data, media_type=audio_type(content.input_audio.format), argument=content.argument)
     if isinstance(content, ImageContent):
         data, media_type = from_data_url(content.image_url.url, "image", param=f"{where}.image_url.url")
-        return ImagePart(data=data, media_type=media_type)
+        return ImagePart(data=data, media_type=media_type, argument=content.argument)
     data, media_type = from_data_url(content.video_url.url, "video", param=f"{where}.video_url.url")
-    return VideoPart(data=data, media_type=media_type)
+    return VideoPart(data=data, media_type=media_type, argument=content.argument)

@@ -42,6 +42,10 @@ def _checked_size(size: str) -> str:
     return size
 
 
+Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"), AfterValidator(_checked_size)]
+"""WIDTHxHEIGHT in pixels."""
+
+
 class ImageBody(AskingBody):
     """A prompt to paint."""
 
@@ -50,10 +54,7 @@ class ImageBody(AskingBody):
     }  # fmt: skip
     prompt: str
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    size: (
-        Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"), AfterValidator(_checked_size)] | None
-    ) = None
-    """WIDTHxHEIGHT in pixels."""
+    size: Size | None = None
     response_format: Literal["b64_json", "url"] | None = None
     """`url` answers with data URLs: nothing is kept on a web server."""
     output_format: ImageFormat | None = None
@@ -127,7 +128,7 @@ def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
         "guidance_scale": body.guidance_scale,
         "negative_prompt": body.negative_prompt,
         "previews": _steps_between_previews(body, spec),
-        **_sides(body.size),
+        **sides(body.size),
     }
     image = {name: value for name, value in given.items() if value is not None}
     return body.request(spec, ("image",), image=image, messages=single_turn(body.prompt, "prompt"))
@@ -190,7 +191,8 @@ def _image(item: bytes, media_type: str, as_url: bool) -> ImageData:
     return ImageData(url=to_data_url(item, media_type)) if as_url else ImageData(b64_json=to_base64(item))
 
 
-def _sides(size: str | None) -> dict[str, int]:
+def sides(size: str | None) -> dict[str, int]:
+    """The parameters of a size; none for `auto`, the stage's own."""
     if size is None or size == "auto":
         return {}
     width, height = size.split("x")

@@ -2,136 +2,140 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from omnibus.errors import EngineDead, EngineError, EngineRejected, PipelineError
+from omnibus.errors import EngineDead, EngineError, EngineRejected
 from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
-from omnibus.workers.engines.diffusers.batch_request import RANGES, ImageRequest, PipelineShape, Stopped
-from omnibus.workers.object_loading import load_object
-
-LOADER_ARGS = frozenset({"variant", "use_safetensors", "low_cpu_mem_usage", "local_files_only"})
-"""Keys of engine_args that go to `from_pretrained` as they are."""
+from omnibus.workers.engines.diffusers import pipeline_setup
+from omnibus.workers.engines.diffusers.batch_request import RANGES, PipelineRequest, Stopped
+from omnibus.workers.engines.diffusers.batching import rows_a_call
+from omnibus.workers.engines.diffusers.results import Row, outputs_of, rows_of
+from omnibus.workers.engines.diffusers.signature import is_mask
+from omnibus.workers.engines.diffusers.steps import reporting
 
 _OF_ARGUMENTS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 """Exceptions that pipelines raise before their first step for arguments that they cannot use."""
-OnStep = Callable[[int, int, Callable[[int], bytes]], bool]
-"""Called after each step with its number, how many there are, and a function that renders row r as PNG: whether to go on."""
+Preview = Callable[[int], bytes | None]
+"""Renders the row of this number as PNG, None where that row is not being made now."""
+OnStep = Callable[[int, int, Preview], bool]
+"""Called after each step with its number, how many there are, and what renders a row: whether to go on."""
 
 
 class DiffusionModel:
     """A pipeline on its device."""
 
     def __init__(self, stage: StageSpec) -> None:
-        args = stage.engine_args
-        device = args.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._dtype = _dtype(args.get("dtype") or ("float32" if device == "cpu" else "bfloat16"))
-        model = resolve_model(stage.model, stage.revision)
-        require_file(model, stage.revision, ("model_index.json",))
-        more = {name: args[name] for name in LOADER_ARGS & args.keys()}
-        with loading(model, stage.revision):
-            kind = _pipeline_class(args.get("pipeline_class", "DiffusionPipeline"))
-            more |= _left_out(kind.load_config(model, revision=stage.revision), args.get("leave_out", ()))
-            self._pipeline = kind.from_pretrained(model, revision=stage.revision, dtype=self._dtype, **more)
-        self._pipeline.set_progress_bar_config(disable=True)
-        self._device = device
-        self._pipeline.to(device)
-        self.shape = self._shape(stage)
+        self._setup = pipeline_setup.Setup(stage)
+        self._pipeline = self._setup.load()
+        self.shape = pipeline_setup.shape_of(self._pipeline, stage)
+        self._budget: int | None = stage.engine_args.get("batch_pixels")
 
-    def run(self, batch: Sequence[ImageRequest], on_step: OnStep) -> list[np.ndarray]:
-        """Images of each request of the batch, uint8 (n, H, W, 3), in order.
+    def run(self, batch: Sequence[PipelineRequest], on_step: OnStep) -> list[dict[str, Any]]:
+        """Outputs of each request of the batch, in order.
 
-        Rows do not influence each other: each has a generator of its own and padding is masked, so that a request's images
+        Rows do not influence each other: each has a generator of its own and padding is masked, so that a request's results
         are those it would get alone. Raises Stopped when `on_step` says so, which leaves the pipeline usable, EngineRejected
         for what the pipeline refuses before its first step, EngineDead when the device is lost, else EngineError.
         """
-        started = False
+        rows = [(request, seed) for request in batch for seed in request.seeds]
+        size = rows_a_call(batch[0].pixels, self._budget) if self.shape.takes_batches and not batch[0].media else 1
+        calls = [rows[start : start + (size or len(rows))] for start in range(0, len(rows), size or len(rows))]
+        self._choose(batch[0].adapter)
+        made: list[Row] = []
+        for number, call in enumerate(calls):
+            made += self._call(call, _nth(on_step, number, len(calls), len(made), len(call)))
+        found, outputs = iter(made), []
+        for request in batch:
+            own = [next(found) for _ in request.seeds]
+            outputs.append(outputs_of(own, fps=request.fps, sample_rate=self.shape.sample_rate))
+        return outputs
 
-        def after_step(pipeline: Any, step: int, _timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def sleep(self) -> None:
+        """Move the weights to host memory; raises InvalidRequest where diffusers moves them itself."""
+        self._setup.move(self._pipeline, "cpu")
+
+    def wake_up(self) -> None:
+        """Move the weights back."""
+        self._setup.move(self._pipeline)
+
+    def _call(self, rows: Sequence[tuple[PipelineRequest, int]], on_step: OnStep) -> list[Row]:
+        request, started = rows[0][0], False
+
+        def after_step(step: int, total: int, latents: torch.Tensor | None) -> None:
             nonlocal started
             started = True
-            if not on_step(step + 1, pipeline.num_timesteps, lambda row: self._preview(state["latents"][row])):
+            if not on_step(step, total, lambda row: None if latents is None else self._preview(latents[row])):
                 raise Stopped
-            return {}
 
         try:
-            with torch.inference_mode():
-                result = self._pipeline(**self._arguments(batch), callback_on_step_end=after_step)
+            with torch.inference_mode(), reporting(self._pipeline, self.shape, after_step) as callbacks:
+                result = self._pipeline(**self._arguments(rows), **callbacks)
         except Stopped:
             raise
         except torch.AcceleratorError as error:
             raise EngineDead(f"the device failed: {error}") from error
         except Exception as error:  # pipelines raise whatever their many parts raise
-            given = next((name for name in batch[0].shared if name not in RANGES), None)
-            blamed = (ValueError, TypeError) if given is None else _OF_ARGUMENTS
+            given = next((name for name in request.shared if name not in RANGES), None) or self._lacking(request)
+            blamed = (ValueError, TypeError) if given is None and not request.media else _OF_ARGUMENTS
             if started or not isinstance(error, blamed) or isinstance(error, torch.OutOfMemoryError):
                 raise EngineError(f"{self.shape.name}: {error}") from error
             raise EngineRejected(f"{self.shape.name}: {error}", param=given) from error
-        images = (np.asarray(result.images) * 255).round().astype(np.uint8)
-        ends = np.cumsum([len(request.seeds) for request in batch])[:-1]
-        return np.split(images, ends)
+        try:
+            return rows_of(result, len(rows))
+        except EngineError as error:
+            raise EngineError(f"{self.shape.name}: {error.message}") from error
 
-    def sleep(self) -> None:
-        """Move the weights to host memory."""
-        self._pipeline.to("cpu")
-        if self._device != "cpu":
-            torch.cuda.empty_cache()
+    def _lacking(self, request: PipelineRequest) -> str | None:
+        """The file that the pipeline takes, and that the request does not have."""
+        names = (name for kind in ("image", "mask", "video") for name in self.shape.media(kind)[:1])
+        return next((name for name in names if name not in request.media), None)
 
-    def wake_up(self) -> None:
-        """Move the weights back."""
-        self._pipeline.to(self._device)
+    def _choose(self, adapter: tuple[str, float] | None) -> None:
+        if not self.shape.adapters:
+            return
+        if adapter is None:
+            self._pipeline.disable_lora()
+            return
+        self._pipeline.enable_lora()
+        self._pipeline.set_adapters([adapter[0]], [adapter[1]])
 
-    def _shape(self, stage: StageSpec) -> PipelineShape:
-        pipeline = self._pipeline
-        vae, processor = getattr(pipeline, "vae", None), getattr(pipeline, "image_processor", None)
-        packed = hasattr(pipeline, "_unpack_latents")  # latents that are sequences of patches, not images
-        encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-        return PipelineShape(
-            name=type(pipeline).__name__,
-            parameters=frozenset(inspect.signature(type(pipeline).__call__).parameters),
-            types=_types(type(pipeline)),
-            has_text=any(encoder is not None for encoder in encoders),
-            can_preview=vae is not None and processor is not None and not packed,
-            max_images=int(stage.engine_args.get("max_images", 16)),
-            max_pixels=int(stage.engine_args.get("max_pixels", 4096 * 4096)),
-        )
-
-    def _arguments(self, batch: Sequence[ImageRequest]) -> dict[str, Any]:
-        first, rows = batch[0], [request for request in batch for _ in request.seeds]
-        seeds = [seed for request in batch for seed in request.seeds]
-        arguments = {**first.shared, **self._tensors(rows), "output_type": "np"}
+    def _arguments(self, rows: Sequence[tuple[PipelineRequest, int]]) -> dict[str, Any]:
+        first, is_one = rows[0][0], len(rows) == 1
         # On the host whatever the device: a seed means the same picture everywhere.
-        arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in rows]
+        taken, arguments = self.shape.parameters, {**first.shared, **self._tensors([request for request, _ in rows])}
+        arguments |= {name: _as_tensor(value) for name, value in first.media.items()}
+        arguments |= {"output_type": "np"} if "output_type" in taken else {}
+        arguments |= {"generator": generators[0] if is_one else generators} if "generator" in taken else {}
         if first.prompt is not None:
-            arguments["prompt"] = [row.prompt for row in rows]
+            arguments["prompt"] = first.prompt if is_one else [request.prompt for request, _ in rows]
         # Some pipelines default it to "", and refuse that beside negative embeddings.
-        if "negative_prompt" in self.shape.parameters:
-            arguments["negative_prompt"] = (
-                [row.negative_prompt for row in rows] if first.negative_prompt is not None else None
-            )
-        if "use_resolution_binning" in self.shape.parameters:
+        if "negative_prompt" in taken:
+            negative = [request.negative_prompt for request, _ in rows]
+            arguments["negative_prompt"] = None if negative[0] is None else negative[0] if is_one else negative
+        if "use_resolution_binning" in taken:
             arguments["use_resolution_binning"] = False
         return arguments
 
-    def _tensors(self, rows: Sequence[ImageRequest]) -> dict[str, torch.Tensor]:
-        longest = max((len(a) for row in rows for name, a in row.tensors.items() if _is_sequence(name, a)), default=0)
-        masked = any("mask" in name for name in rows[0].tensors)
+    def _tensors(self, requests: Sequence[PipelineRequest]) -> dict[str, torch.Tensor]:
+        arrays = [(name, array) for request in requests for name, array in request.tensors.items()]
+        longest = max((len(array) for name, array in arrays if _is_sequence(name, array)), default=0)
+        masked = any(is_mask(name) for name in requests[0].tensors)
         return {
-            name: self._stacked(name, [row.tensors[name] for row in rows], longest if masked else None)
-            for name in rows[0].tensors
+            name: self._stacked(name, [request.tensors[name] for request in requests], longest if masked else None)
+            for name in requests[0].tensors
         }
 
     def _stacked(self, name: str, arrays: Sequence[np.ndarray], length: int | None) -> torch.Tensor:
         if length is not None and _is_sequence(name, arrays[0]):
             arrays = [np.pad(a, [(0, length - len(a)), *[(0, 0)] * (a.ndim - 1)]) for a in arrays]
-        tensor = torch.from_numpy(np.stack(arrays)).to(self._pipeline.device)
-        return tensor if name.endswith("_mask") else tensor.to(self._dtype)
+        tensor = torch.from_numpy(np.stack(arrays)).to(self._pipeline._execution_device)  # noqa: SLF001 also where it offloads
+        return tensor if is_mask(name) else tensor.to(self._setup.dtype_of(self._pipeline))
 
     def _preview(self, latents: torch.Tensor) -> bytes:
         """The image that is in the latents of one row now, as PNG."""
@@ -142,43 +146,19 @@ class DiffusionModel:
         return pictures.encoded((np.asarray(image)[0] * 255).round().astype(np.uint8))
 
 
-def _types(kind: type) -> dict[str, Any]:
-    """Types of a pipeline's parameters; many declare one without None, and default to None."""
-    try:
-        hints = get_type_hints(kind.__call__)
-    except (NameError, TypeError):  # of names that only its type checker knows
-        return {}
-    return {name: hint | None for name, hint in hints.items() if name != "return"}
+def _nth(on_step: OnStep, number: int, calls: int, before: int, rows: int) -> OnStep:
+    """The same for one of several calls, with `rows` rows of its own behind those `before`."""
+
+    def after_step(step: int, total: int, preview: Preview) -> bool:
+        own = range(before, before + rows)
+        return on_step(number * total + step, calls * total, lambda row: preview(row - before) if row in own else None)
+
+    return after_step
 
 
-def _left_out(config: Mapping[str, Any], named: Sequence[str]) -> dict[str, None]:
-    """Components not to load: those named, such as an encoder that a stage before this one is, and those saved as None.
-
-    Some pipelines load without the latter only if those are named. Raises PipelineError for a name that is no component.
-    """
-    components = {name: list(value) for name, value in config.items() if isinstance(value, list | tuple)}
-    unknown = next((name for name in named if name not in components), None)
-    if unknown is not None:
-        known = ", ".join(sorted(components))
-        raise PipelineError(f"there is no component {unknown!r}; there are {known}", field="engine_args.leave_out")
-    return {name: None for name, value in components.items() if name in named or value == [None, None]}
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def _is_sequence(name: str, array: np.ndarray) -> bool:
-    return array.ndim == 2 or name.endswith("_mask")
-
-
-def _dtype(name: Any) -> torch.dtype:
-    known: Mapping[str, torch.dtype] = {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-    }
-    if name not in known:
-        raise PipelineError(f"must be one of {', '.join(known)}, not {name!r}", field="engine_args.dtype")
-    return known[name]
-
-
-def _pipeline_class(name: Any) -> Any:
-    """A class of diffusers by its name, or any other as `module:Class`."""
-    return load_object(name if ":" in str(name) else f"diffusers:{name}", "engine_args.pipeline_class")
+    return array.ndim == 2 or is_mask(name)

@@ -1,4 +1,4 @@
-"""A diffusion pipeline under diffusers: batches compatible requests, reports steps, stops between steps."""
+"""A diffusion pipeline under diffusers: batches requests that are alike, reports steps, stops between steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.diffusers.batch_request import ImageRequest, Stopped, parse_request
+from omnibus.workers.engines.diffusers.batch_request import PipelineRequest, Stopped, parse_request
+from omnibus.workers.engines.diffusers.batching import Batch, Waiting, choose
+from omnibus.workers.engines.diffusers.media_inputs import has_files
 from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, Progress
 
@@ -28,7 +30,7 @@ class _Ticket:
     """One job, waiting or in a batch."""
 
     rid: str
-    request: ImageRequest
+    request: PipelineRequest
     arrived: float
     # Bounded by the number of steps, which the request's own check bounds.
     items: asyncio.Queue[Item | Exception] = field(default_factory=asyncio.Queue)
@@ -44,13 +46,18 @@ class _Ticket:
 
 
 class DiffusersEngine(LoadedEngine["DiffusionModel"]):
-    """A DiffusionPipeline behind the engine protocol. Output: `image`, uint8 (n, H, W, 3).
+    """A DiffusionPipeline behind the engine protocol.
+
+    Outputs, as its class makes them: `image`, uint8 (n, H, W, 3); `video`, uint8 (n, F, H, W, 3), with `fps`; `audio`, float32
+    (channels, frames), a list of them for n above 1, with `sample_rate`.
 
     A batch cannot be stopped within a step, and goes on while any of its requests is wanted; the slots of the others are
     busy until then.
     """
 
-    outputs: Mapping[str, str] = {"image": "image"}
+    outputs: Mapping[str, str] = {
+        "image": "image", "video": "video", "audio": "audio", "fps": "json", "sample_rate": "json",
+    }  # fmt: skip
 
     def __init__(self, stage: StageSpec) -> None:
         super().__init__(stage)
@@ -67,7 +74,9 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
 
     async def generate(self, job: Job) -> AsyncGenerator[Item, None]:
         """Progress after each step, with a preview every `previews` steps, then Finished."""
-        request = parse_request(job.engine_input, job.sampling, self._loaded().shape)
+        shape = self._loaded().shape
+        parse = asyncio.to_thread(parse_request, job, shape) if has_files(job.engine_input.messages) else None
+        request = parse_request(job, shape) if parse is None else await parse
         ticket = _Ticket(job.rid, request, asyncio.get_running_loop().time())
         self._waiting.append(ticket)
         self._arrived.set()
@@ -135,11 +144,12 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
                 self._batch = []
 
     async def _next_batch(self) -> list[_Ticket]:
-        """Wait for a request, give others like it a moment to arrive, and take as many as there are slots."""
+        """Wait for a request, give others like it a moment to arrive, and take those that fit together."""
         while True:
-            batch = self._compatible()
+            chosen = self._choice()
+            batch = [self._waiting[place] for place in chosen.members]
             left = batch[0].arrived + self._window - asyncio.get_running_loop().time() if batch else None
-            if batch and left is not None and (left <= 0 or _images(batch) >= self._stage.slots):
+            if left is not None and (left <= 0 or chosen.is_full):
                 self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
                 return batch
             self._arrived.clear()
@@ -147,24 +157,22 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
                 async with asyncio.timeout(left):
                     await self._arrived.wait()
 
-    def _compatible(self) -> list[_Ticket]:
-        """The oldest request, and those after it that may share its batch, up to `slots` images; a bundle is not parted."""
-        if not self._waiting:
-            return []
-        key = self._waiting[0].request.key()
-        batch: list[_Ticket] = []
-        for ticket in self._waiting:
-            if ticket.request.key() != key:
-                continue
-            if batch and ticket.rid != batch[-1].rid and _images([*batch, ticket]) > self._stage.slots:
-                break
-            batch.append(ticket)
-        return batch
+    def _choice(self) -> Batch:
+        waiting = [
+            Waiting(
+                key=ticket.request.key(),
+                bundle=ticket.rid,
+                rows=len(ticket.request.seeds),
+                pixels=ticket.request.pixels,
+            )
+            for ticket in self._waiting
+        ]
+        return choose(waiting, slots=self._stage.slots, budget=self._stage.engine_args.get("batch_pixels"))
 
     async def _run_batch(self, batch: list[_Ticket]) -> None:
         loop = asyncio.get_running_loop()
 
-        def on_step(step: int, total: int, preview: Callable[[int], bytes]) -> bool:
+        def on_step(step: int, total: int, preview: Callable[[int], bytes | None]) -> bool:
             self._steps += 1
             row = 0
             for ticket in batch:
@@ -174,9 +182,9 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
                 row += len(ticket.request.seeds)
             return not all(ticket.done for ticket in batch)
 
-        images = await self._threads.run(self._loaded().run, [ticket.request for ticket in batch], on_step)
-        for ticket, image in zip(batch, images, strict=True):
-            ticket.end(Finished(outputs={"image": image}))
+        outputs = await self._threads.run(self._loaded().run, [ticket.request for ticket in batch], on_step)
+        for ticket, made in zip(batch, outputs, strict=True):
+            ticket.end(Finished(outputs=made))
 
     def _fail(self, failure: OmnibusError) -> None:
         """A batch's failure is that of its requests; a lost device is that of all."""
@@ -190,10 +198,6 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
         if ticket in self._waiting:
             self._waiting.remove(ticket)
             ticket.left.set()
-
-
-def _images(batch: Sequence[_Ticket]) -> int:
-    return sum(len(ticket.request.seeds) for ticket in batch)
 
 
 def _report(ticket: _Ticket, progress: Progress) -> None:
