@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from omnibus.errors import EmptyPrompt, InvalidRequest, RequestTooLarge
-from omnibus.pipeline.engines import engine_kind
+from omnibus.pipeline.engines import ModelKind, engine_kind
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
@@ -158,7 +158,7 @@ def _check_turns(messages: Sequence[Message], stages: Sequence[StageSpec], engin
     """Refuse what a chat holds beside its texts where no stage could show it to a model."""
     for where, _ in media_parts(messages):
         kind = where.rpartition(".")[-1]
-        if not any(kind in _may(stage, "takes_media", {kind}) for stage in stages):
+        if not any(kind in _may(stage, "takes_media", {kind}) for stage in stages if _sees_request(stage)):
             raise InvalidRequest(f"no stage takes {kind}: the engines are {engines}", param=where)
     for index, message in enumerate(messages):
         beside = next((name for name in ("tool_calls", "tool_call_id", "name") if getattr(message, name)), None)
@@ -167,6 +167,12 @@ def _check_turns(messages: Sequence[Message], stages: Sequence[StageSpec], engin
                 f"no stage has a chat template that shows {beside} to a model: the engines are {engines}",
                 param=f"messages[{index}].{beside}",
             )
+
+
+def _sees_request(stage: StageSpec) -> bool:
+    """Whether a stage can be given a request's files: a model behind others has their outputs alone, without a processor."""
+    is_alone = not stage.input_sources or engine_kind(stage.engine).model is not ModelKind.CHECKPOINT
+    return is_alone or stage.input_processor is not None
 
 
 def _may(stage: StageSpec, ability: str, everything: T) -> T:

@@ -302,7 +302,7 @@ def test_a_failed_response_tells_its_error() -> None:
 
 
 def test_sound_is_refused_when_the_pipeline_takes_none() -> None:
-    stage = StageSpec(stage_id=0, name="a", engine="diffusers", final_output=True, final_output_type="text")
+    stage = StageSpec(stage_id=0, name="a", engine="transformers", final_output=True, final_output_type="text")
     talk = Talk(PipelineSpec(name="p", stages=(stage,)))
     assert talk.send(append(tone(0.5))) == [], "without turn detection nothing is said until it is committed"
     for event in (

@@ -22,6 +22,21 @@ def pipeline(engine: str, lanes: tuple[LaneName, ...] = ("interactive",), **stag
     return PipelineSpec(name="p", lanes=lanes, stages=(only,), max_prompt_bytes=BOUND)
 
 
+def behind(engine: str, **stage: Any) -> PipelineSpec:
+    """A stage of this engine behind one that takes no files."""
+    first = StageSpec(stage_id=0, name="first", engine="transformers")
+    last = StageSpec(
+        stage_id=1,
+        name="last",
+        engine=engine,
+        input_sources=(0,),
+        final_output=True,
+        final_output_type="image",
+        **stage,
+    )
+    return PipelineSpec(name="p", stages=(first, last), max_prompt_bytes=BOUND)
+
+
 def user(*content: Any) -> Message:
     return Message(role="user", content=content)
 
@@ -62,16 +77,17 @@ def test_files_do_not_count_and_a_prompt_may_fill_the_bound() -> None:
     validate(pipeline("vllm"), Request(messages=(user(AudioPart(data=bytes(10 * BOUND))),)))
 
 
-@pytest.mark.parametrize("engine", ["diffusers", "transformers"])
-def test_media_are_refused_when_no_stage_sees_them(engine: str) -> None:
-    spec = pipeline(engine)
+@pytest.mark.parametrize("spec", [pipeline("transformers"), behind("diffusers")])
+def test_media_are_refused_when_no_stage_sees_them(spec: PipelineSpec) -> None:
     request = Request(messages=(Message(role="system", content="x"), user(TextPart(text="x"), ImagePart(data=b"x"))))
     with pytest.raises(InvalidRequest, match="no stage takes image") as refused:
         validate(spec, request)
     assert refused.value.param == "messages[1].content[1].image"
 
 
-@pytest.mark.parametrize("spec", [pipeline("vllm"), pipeline("python"), pipeline("diffusers", input_processor="a:b")])
+@pytest.mark.parametrize(
+    "spec", [pipeline("vllm"), pipeline("diffusers"), behind("python"), behind("diffusers", input_processor="a:b")]
+)
 def test_media_pass_when_a_stage_may_see_them(spec: PipelineSpec) -> None:
     validate(spec, Request(messages=(user(ImagePart(data=b"x")),)))
 
