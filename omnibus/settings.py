@@ -24,6 +24,12 @@ def default_state_dir() -> Path:
     return Path.home() / ".local" / "state" / "omnibus"
 
 
+def cache_dir() -> Path:
+    """The folder for what can be made again, such as converted checkpoints: `OMNIBUS_CACHE_DIR`."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("OMNIBUS_CACHE_DIR") or f"{caches}/omnibus").expanduser()
+
+
 class Settings(BaseSettings):
     """Settings of one process."""
 

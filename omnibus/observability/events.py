@@ -85,6 +85,11 @@ class LogEvent(StrEnum):
     """It cannot serve any more, or is stuck; its replica ends, to be started again."""
     ENGINE_CLOSE_FAILED = "engine.close_failed"
     """Freeing what it held raised; its replica ends as it would have."""
+    CHECKPOINT_CONVERTING = "checkpoint.converting"
+    """A checkpoint that is one file is made a folder in the cache, once."""
+    CHECKPOINT_CONVERTED = "checkpoint.converted"
+    CHECKPOINT_AWAITED = "checkpoint.awaited"
+    """Another process makes the same folder."""
     CANARY_REFUSED = "canary.refused"
     """The engine refuses the request that its stage declares as a canary."""
 

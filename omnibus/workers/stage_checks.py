@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path as FilePath
@@ -24,7 +24,7 @@ from omnibus.pipeline.engines import ModelKind, engine_kind
 from omnibus.pipeline.plain_values import Path, Problem
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.workers.engines import create_engine
-from omnibus.workers.engines.checkpoints import require_file, resolve_model
+from omnibus.workers.engines.checkpoints import find_model, require_file, resolve_model
 from omnibus.workers.object_loading import load_object
 
 TIMEOUT = 60.0
@@ -39,18 +39,21 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def check_models(stages: Iterable[StageSpec]) -> None:
-    """Raise CheckpointMissing for the first stage whose model is not there; of one on the hub a small file is fetched."""
+    """Raise CheckpointMissing for the first stage whose model is not there.
+
+    Of one on the hub a small file is fetched, one that is a single file is made a folder. Blocks.
+    """
     for stage in stages:
         try:
-            _find_model(stage, ask_hub=not any(name.startswith("HF_") for name in stage.env))
+            _check_model(stage, resolve_model, ask_hub=not any(name.startswith("HF_") for name in stage.env))
         except CheckpointMissing as error:
             raise CheckpointMissing(f"stage {stage.name!r}: {error.message}", param="model") from error
 
 
-def _find_model(stage: StageSpec, *, ask_hub: bool) -> None:
+def _check_model(stage: StageSpec, find: Callable[[str, str | None], str], *, ask_hub: bool) -> None:
     kind = engine_kind(stage.engine)
     if kind.model is ModelKind.CHECKPOINT:
-        found = FilePath(resolve_model(stage.model, stage.revision))
+        found = FilePath(find(stage.model, stage.revision))
         if found.is_dir() or (ask_hub and not found.exists() and find_spec("huggingface_hub") is not None):
             require_file(str(found), stage.revision, kind.checkpoint_files)
 
@@ -66,7 +69,7 @@ def problems_of_names(spec: PipelineSpec, timeout: float = TIMEOUT) -> Iterator[
         environments.setdefault(tuple(sorted(stage.env.items())), []).append(index)
         try:
             if stage.num_replicas:
-                _find_model(stage, ask_hub=False)
+                _check_model(stage, find_model, ask_hub=False)
         except CheckpointMissing as error:
             yield Problem(("stages", index, "model"), error.message)
     for variables, indices in environments.items():

