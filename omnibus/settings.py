@@ -162,9 +162,20 @@ class Settings(BaseSettings):
         return value.expanduser()
 
 
-def inherited_environment() -> dict[str, str]:
-    """The environment of this process for its children, without the keys of callers."""
-    return {name: value for name, value in os.environ.items() if name.upper() != "OMNIBUS_API_KEYS"}
+_OF_THIS_PYTHON = frozenset({
+    "CONDA_DEFAULT_ENV", "CONDA_PREFIX", "PYTHONEXECUTABLE", "PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH",
+    "PYTHONPLATLIBDIR", "PYTHONSTARTUP", "PYTHONUSERBASE", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
+})  # fmt: skip
+"""Variables by which an interpreter finds its packages."""
+
+
+def inherited_environment(*, other_python: bool = False) -> dict[str, str]:
+    """The environment of this process for its children, without the keys of callers.
+
+    A child of another interpreter gets nothing that would have it import the packages of this one.
+    """
+    kept = {name: value for name, value in os.environ.items() if name.upper() != "OMNIBUS_API_KEYS"}
+    return {name: value for name, value in kept.items() if not (other_python and name in _OF_THIS_PYTHON)}
 
 
 def _text(value: object) -> str:

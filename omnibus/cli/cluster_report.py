@@ -18,7 +18,7 @@ from omnibus.pipeline.spec import PipelineSpec
 _NO_SYSTEM_ACCOUNT = (
     "no system account that lets us in (OMNIBUS_NATS_SYSTEM_URL): only the heartbeat timeout tells of a lost host"
 )
-_COLUMNS = ("stage", "queued", "running", "replica", "status", "busy", "host", "devices", "heartbeat")
+_COLUMNS = ("stage", "queued", "running", "replica", "status", "busy", "host", "devices", "library", "heartbeat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def describe_pipeline(status: PipelineStatus) -> list[RenderableType]:
     for stage in status.as_json()["stages"]:
         head = [f"{stage['stage_id']} {stage['name']}", stage["queued"], stage["running"]]
         for replica in stage["replicas"] or [None]:
-            rows.append([*head, *(_cells(replica) if replica is not None else (None, "no replica", *[None] * 4))])
+            rows.append([*head, *(_cells(replica) if replica is not None else (None, "no replica", *[None] * 5))])
             head = ["", "", ""]
     paused = [
         f"stage {status.spec.stage(one).name} is {state.word}" for one, state in sorted(status.pause_states.items())
@@ -80,5 +80,11 @@ def _cells(replica: dict[str, Any]) -> tuple[str, ...]:
         f"{replica['in_flight']}/{replica['slots']}",
         f"{replica['host']}:{replica['pid']}",
         replica["devices"] or "-",
+        _library(replica["versions"]),
         f"{replica['heartbeat_age']:.1f} s",
     )
+
+
+def _library(versions: dict[str, str]) -> str:
+    """The first one of the engine's own, with its version."""
+    return next((f"{name} {its}" for name, its in versions.items() if name not in ("omnibus", "python")), "-")

@@ -116,7 +116,7 @@ class ComingUp:
         return where + ("" if settings.nats_credentials is None else f" --credentials {settings.nats_credentials}")
 
     def _worker_command(self, stage_id: int) -> str:
-        stage = self.fleet.spec.stage(stage_id)
+        stage = self.fleet.spec.without_interpreters().stage(stage_id)
         allowing = "".join(f" --allow-module {name}" for name in sorted({c.name for c in AllowedCode().beyond(stage)}))
         way_in = f"--nats {self._nats_url}{self._proof}"
         return f"omnibus worker --pipeline {self.fleet.spec.name} --stage {stage.name}{allowing} {way_in}"

@@ -80,6 +80,11 @@ def deploy(file: str, platform: str | None) -> None:
         click.echo(str(change))
     outcome = "deployed" if deployment.stored else "was deployed already"
     click.echo(f"{spec.name} {outcome}, revision {deployment.deployed.revision}")
+    for stage in spec.stages:
+        if stage.python is not None:
+            click.echo(
+                f"{stage.name}.python is not deployed: each worker has its own, --stage-overrides '{stage.name}.python=PATH'"
+            )
     if deployment.stored and deployment.deployed.revision > 1 and deployment.replicas:
         replicas = f"{deployment.replicas} replica{'s' if deployment.replicas > 1 else ''}"
         click.echo(f"{replicas} run what was deployed before: omnibus restart --all --pipeline {spec.name}")

@@ -25,7 +25,19 @@ from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import subjects
 
 _SYSTEM_DEADLINE = 2.0
-_SHOWN = ("replica", "status", "reason", "paused", "slots", "in_flight", "queue_length", "host", "pid", "devices")
+_SHOWN = (
+    "replica",
+    "status",
+    "reason",
+    "paused",
+    "slots",
+    "in_flight",
+    "queue_length",
+    "host",
+    "pid",
+    "devices",
+    "versions",
+)
 """Fields of a replica's record in its status."""
 
 

@@ -18,7 +18,7 @@ from omnibus.pipeline.engines import ModelKind, engine_kind, engine_modules
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
 OWN_MODULES = frozenset({"omnibus.presets", "omnibus.omni_tiny.processors"})
-"""Hold input processors, and nothing that does more than a stage's input."""
+"""Hold input processors and stages of shipped pipelines, and nothing that does more than a stage's input."""
 PLAIN_VARIABLES = frozenset({
     "ASCEND_RT_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES",
     "GLOO_SOCKET_IFNAME", "HF_HUB_OFFLINE", "HF_TOKEN", "HIP_VISIBLE_DEVICES", "KMP_AFFINITY", "KMP_BLOCKTIME",
@@ -92,9 +92,7 @@ def code_of(stage: StageSpec) -> Iterator[CodeName]:
             yield CodeName(field, _module(function))
     if kind.model is ModelKind.CODE and stage.model:
         yield CodeName("model", _module(stage.model))
-    for variable, value in stage.env.items():
-        if variable not in PLAIN_VARIABLES:
-            yield CodeName(f"env.{variable}", variable, value)
+    yield from _environment_code(stage)
     for name, value in stage.engine_args.items():
         field = f"engine_args.{name}"
         if name in kind.module_arguments and ":" in str(value):
@@ -103,6 +101,14 @@ def code_of(stage: StageSpec) -> Iterator[CodeName]:
             yield CodeName(field, name, _text(value))
     if any(_trusts_remote_code(stage.engine_args)):
         yield CodeName(f"engine_args.{_REMOTE_CODE}", _REMOTE_CODE, f"{stage.model}@{stage.revision or ''}")
+
+
+def _environment_code(stage: StageSpec) -> Iterator[CodeName]:
+    if stage.python is not None:
+        yield CodeName("python", "python", stage.python)
+    for variable, value in stage.env.items():
+        if variable not in PLAIN_VARIABLES:
+            yield CodeName(f"env.{variable}", variable, value)
 
 
 def environment_of(allowed: AllowedCode) -> dict[str, str]:

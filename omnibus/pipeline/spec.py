@@ -83,6 +83,9 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Tasks that one replica runs at the same time."""
     default_sampling_params: dict[str, Any] = {}
     """Sampling parameters, which a request's own override key by key."""
+    python: str | None = None
+    """Path of the interpreter that its replicas run under, of an environment of its own; None: that of the command that starts
+    them. It belongs to a machine: what is deployed has none."""
     env: dict[str, str] = {}
     """Environment of the stage's replicas, added to the supervisor's."""
     engine_args: dict[str, Any] = {}
@@ -157,6 +160,11 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """The lanes of every stage, in the order in which they are served: those that requests name, and the overflow."""
         first, *others = sorted(self.lanes, key=("interactive", "batch").index)
         return (first, OVERFLOW_LANE, *others)
+
+    def without_interpreters(self) -> PipelineSpec:
+        """The same as another machine runs it: an interpreter's path says nothing there."""
+        stages = tuple(msgspec.structs.replace(stage, python=None) for stage in self.stages)
+        return msgspec.structs.replace(self, stages=stages)
 
     @cached_property
     def by_ref(self) -> Mapping[int | str, StageSpec]:

@@ -114,15 +114,21 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         function: str | None = getattr(stage, field)
         if function is not None and not CALLABLE_PATTERN.fullmatch(function):
             yield Problem((*path, field), f"{shown(function)} is not of the form module:function")
-    for variable in stage.env:
-        if not variable or "=" in variable or "\0" in variable + stage.env[variable]:
-            yield Problem((*path, "env", variable), f"{shown(variable)} cannot be an environment variable")
+    yield from _environment_problems(path, stage)
     for name in _PARALLEL_SIZES & stage.engine_args.keys():
         size = stage.engine_args[name]
         if type(size) is not int or size < 1:
             yield Problem((*path, "engine_args", name), f"must be at least 1, not {shown(size)}")
             return
     yield from _device_problems((*path, "devices"), stage)
+
+
+def _environment_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
+    if stage.python is not None and (not stage.python.startswith(("/", "~/")) or "\0" in stage.python):
+        yield Problem((*path, "python"), f"{shown(stage.python)} is no absolute path, such as /opt/venv/bin/python")
+    for variable in stage.env:
+        if not variable or "=" in variable or "\0" in variable + stage.env[variable]:
+            yield Problem((*path, "env", variable), f"{shown(variable)} cannot be an environment variable")
 
 
 def _device_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:

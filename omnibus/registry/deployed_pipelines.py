@@ -48,11 +48,13 @@ class Deployment:
 async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replicas: int = 1) -> Deployment:
     """Lay the broker out for a pipeline, with so many copies of everything, and store its specification last.
 
+    The paths of interpreters stay here: they mean nothing on another machine.
     Idempotent: the same specification keeps its revision. Nothing is deleted: what a former version needed stays.
     Raises PipelineError for a senseless specification, BrokerRefused for a setting that cannot be changed in place,
     BrokerUnavailable.
     """
     validate(spec)
+    spec = spec.without_interpreters()
     changes = tuple(await ensure_layout(connection, layout_of(spec, replicas=replicas)))
     bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
     data = msgspec.msgpack.encode(spec)

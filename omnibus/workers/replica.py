@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import os
 import secrets
 import socket
@@ -23,6 +22,7 @@ from omnibus.observability.tracing import Tracing
 from omnibus.payloads.store import PayloadStore
 from omnibus.payloads.transports import Transports
 from omnibus.payloads.upkeep import MemoryUpkeep
+from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.choice.director import Director
@@ -40,6 +40,7 @@ from omnibus.workers.engines.protocol import Engine
 from omnibus.workers.engines.threads import within
 from omnibus.workers.execution import Execution
 from omnibus.workers.initialisation.starting import start_engine
+from omnibus.workers.interpreters import installed_versions
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.lanes import Lanes
 from omnibus.workers.lease_keeper import LeaseKeeper
@@ -299,7 +300,7 @@ class Replica:
             stage_id=self._stage.stage_id, replica="", instance=instance, connection=self._conn.name,
             directed=self._lanes.directed, slots=self._stage.slots, host=socket.gethostname(), pid=os.getpid(),
             devices=self._options.devices,
-            version=importlib.metadata.version("omnibus"),
+            versions=installed_versions(engine_kind(self._stage.engine).libraries),
         )  # fmt: skip
         return Registration(
             Bucket(self._conn, subjects.replicas_bucket(self._spec.name)), record,

@@ -31,6 +31,7 @@ from omnibus.pipeline.spec import PayloadRule
 from omnibus.registry.deployed_pipelines import load_deployed
 from omnibus.settings import Settings
 from omnibus.workers.initialisation.watchdog import Watchdog
+from omnibus.workers.interpreters import check_version
 from omnibus.workers.replica import Replica, ReplicaOptions
 from omnibus.workers.supervisor import FATAL_EXIT_CODE, INSTANCE_VARIABLE, RESTART_EXIT_CODE
 
@@ -46,6 +47,11 @@ def main() -> None:
     SIGTERM or SIGINT drains; a second one requeues the running tasks at once.
     """
     die_with_parent()
+    try:
+        check_version()
+    except ConfigError as error:
+        sys.stderr.write(f"{error.message}\n")
+        sys.exit(FATAL_EXIT_CODE)
     arguments = _parser().parse_args()
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format, for_good=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -15,6 +14,7 @@ from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
+from omnibus.workers.interpreters import interpreter_of, version_environment
 from omnibus.workers.supervisor import ChildDeath, ProcessSpec
 
 QUIET: Mapping[str, str] = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
@@ -58,25 +58,28 @@ def planned_processes(
 
     Raises CodeNotAllowed where the stage names code beyond `allowed`, before anything of its environment is used.
     """
+    stage = spec.stage(plan.stage_id)
     if plan.local:
-        allowed.check(spec.stage(plan.stage_id))
+        allowed.check(stage)
     quiet = {name: value for name, value in QUIET.items() if name not in os.environ}
     return [
         ProcessSpec(
             name=replica.process_name,
             argv=[
                 *_argv(
+                    interpreter_of(stage),
                     {
                         "--pipeline": spec.name,
                         "--stage": str(plan.stage_id),
                         "--grace": str(grace),
                         "--start-timeout": str(start_timeout),
                         "--devices": replica.devices,
-                    }
+                    },
                 ),
                 *(f"--override={override}" for override in overrides),
             ],
-            env={**quiet, **replica.env, **environment_of(allowed), **broker},
+            env={**quiet, **replica.env, **environment_of(allowed), **broker, **version_environment()},
+            other_python=stage.python is not None,
             title=replica.title,
         )
         for replica in plan.local
@@ -110,6 +113,6 @@ async def with_death_reporter(
         yield view, DeathReporter(view, FailureDetector(connection, spec.name, claims), connection.metrics)
 
 
-def _argv(options: dict[str, str]) -> Sequence[str]:
+def _argv(interpreter: str, options: dict[str, str]) -> Sequence[str]:
     given = [part for name, value in options.items() if value for part in (name, value)]
-    return [sys.executable, "-m", "omnibus.workers.replica_main", *given]
+    return [interpreter, "-m", "omnibus.workers.replica_main", *given]

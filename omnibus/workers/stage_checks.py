@@ -1,7 +1,8 @@
 """Checks of stages before anything of them is started: the modules, engine arguments and models that they name.
 
-As a program, `python -m omnibus.workers.stage_checks`, it imports what the stages on its standard input name: in a process of
-its own, since a module may do anything when it is imported, or never come back.
+As a program, `python -m omnibus.workers.stage_checks names|models`, it imports what the stages on its standard input name, or
+finds their models: in a process of its own, since a module may do anything when it is imported, or never come back, and under
+the stage's interpreter.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ from omnibus.errors import CheckpointMissing, ConfigError, PipelineError
 from omnibus.pipeline.engines import ModelKind, engine_kind
 from omnibus.pipeline.plain_values import Path, Problem
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.settings import inherited_environment
 from omnibus.workers.engines import create_engine
 from omnibus.workers.engines.checkpoints import find_model, require_file, resolve_model
+from omnibus.workers.interpreters import check_version, interpreter_of, version_environment
 from omnibus.workers.object_loading import load_object
 
 TIMEOUT = 60.0
 """Seconds that the modules of a pipeline may take to be imported."""
+
+MODELS_TIMEOUT = 3600.0
+"""Seconds that models of stages under another interpreter may take to be found, which converts or fetches some."""
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -39,15 +45,29 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def check_models(stages: Iterable[StageSpec]) -> None:
-    """Raise CheckpointMissing for the first stage whose model is not there.
+    """Raise CheckpointMissing for the first stage whose model is not there, ConfigError for one whose interpreter cannot run it.
 
-    Of one on the hub a small file is fetched, one that is a single file is made a folder. Blocks.
+    Of a model on the hub a small file is fetched, one that is a single file is made a folder. Blocks.
     """
-    for stage in stages:
-        try:
-            _check_model(stage, resolve_model, ask_hub=not any(name.startswith("HF_") for name in stage.env))
-        except CheckpointMissing as error:
-            raise CheckpointMissing(f"stage {stage.name!r}: {error.message}", param="model") from error
+    for index, stage in enumerate(stages):
+        if stage.python is None:
+            try:
+                _prepare_model(stage)
+            except CheckpointMissing as error:
+                raise CheckpointMissing(f"stage {stage.name!r}: {error.message}", param="model") from error
+        else:
+            for problem in _in_child(_MODELS, {index: stage}, MODELS_TIMEOUT):
+                kind = CheckpointMissing if problem.path[-1:] == ("model",) else ConfigError
+                raise kind(f"stage {stage.name!r}: {problem.message}", param=str(problem.path[-1]))
+
+
+def _prepare_model(stage: StageSpec) -> None:
+    _check_model(stage, resolve_model, ask_hub=not any(name.startswith("HF_") for name in stage.env))
+
+
+def _find_model(stage: StageSpec) -> None:
+    if stage.num_replicas:
+        _check_model(stage, find_model, ask_hub=False)
 
 
 def _check_model(stage: StageSpec, find: Callable[[str, str | None], str], *, ask_hub: bool) -> None:
@@ -61,32 +81,37 @@ def _check_model(stage: StageSpec, find: Callable[[str, str | None], str], *, as
 def problems_of_names(spec: PipelineSpec, timeout: float = TIMEOUT) -> Iterator[Problem]:
     """Everything that is wrong with the modules, engine arguments and folders of models that a valid pipeline names.
 
-    Modules are imported in the environment of their stages; `timeout` is for those of one environment together, seconds.
-    Models of stages that are served elsewhere (`num_replicas: 0`), and on the hub, are not looked for.
+    Modules are imported under the interpreters and in the environments of their stages; `timeout` is for those of one
+    environment together, seconds. Models of stages that are served elsewhere (`num_replicas: 0`), and on the hub, are not
+    looked for.
     """
-    environments: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    environments: dict[tuple[object, ...], dict[int, StageSpec]] = {}
     for index, stage in enumerate(spec.stages):
-        environments.setdefault(tuple(sorted(stage.env.items())), []).append(index)
-        try:
-            if stage.num_replicas:
-                _check_model(stage, find_model, ask_hub=False)
-        except CheckpointMissing as error:
-            yield Problem(("stages", index, "model"), error.message)
-    for variables, indices in environments.items():
-        yield from _in_child({index: spec.stages[index] for index in indices}, dict(variables), timeout)
+        environments.setdefault((stage.python, *sorted(stage.env.items())), {})[index] = stage
+    for stages in environments.values():
+        yield from _in_child(_NAMES, stages, timeout)
 
 
-def _in_child(stages: Mapping[int, StageSpec], env: Mapping[str, str], timeout: float) -> Iterator[Problem]:
+def _in_child(checks: str, stages: Mapping[int, StageSpec], timeout: float) -> Iterator[Problem]:
+    """Check stages of one interpreter and environment."""
+    one = next(iter(stages.values()))
+    place: Path = ("stages", next(iter(stages)), "python")
+    env = {**inherited_environment(other_python=one.python is not None), **one.env, **version_environment()}
     with (
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as found,
     ):  # files: a grandchild could hold a pipe open
         given.write(msgspec.msgpack.encode(stages))
         given.seek(0)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "omnibus.workers.stage_checks"],
-            stdin=given, stdout=found, stderr=subprocess.DEVNULL, env={**os.environ, **env}, start_new_session=True,
-        )  # fmt: skip
+        try:
+            child = subprocess.Popen(  # noqa: S603 the stage's interpreter and our own module
+                [interpreter_of(one), "-m", "omnibus.workers.stage_checks", checks],
+                stdin=given, stdout=found, stderr=subprocess.DEVNULL if checks == _NAMES else None, env=env,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            yield Problem(place, f"{interpreter_of(one)} cannot be run: {error.strerror}")
+            return
         try:
             status: int | None = child.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -96,15 +121,23 @@ def _in_child(stages: Mapping[int, StageSpec], env: Mapping[str, str], timeout: 
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         found.seek(0)
-        reports = [msgspec.json.decode(line, type=_Report) for line in found]
+        reports = list(_reports(found))
     yield from (Problem(report.path, report.message) for report in reports if report.message is not None)
-    if status != 0:
-        how = (
-            f"is not imported within {timeout:g} s"
-            if status is None
-            else f"ends the process that imports it ({status})"
+    if not reports:
+        yield Problem(
+            place, f"{interpreter_of(one)} has no omnibus that can check this: install the one there that is here"
         )
-        yield Problem(reports[-1].path if reports else (), how)
+    elif status != 0:
+        yield Problem(reports[-1].path, _ending(status, timeout))
+
+
+def _reports(lines: Iterable[bytes]) -> Iterator[_Report]:
+    with suppress(msgspec.DecodeError):  # of a program that is none of ours
+        yield from (msgspec.json.decode(line, type=_Report) for line in lines)
+
+
+def _ending(status: int | None, timeout: float) -> str:
+    return f"is not imported within {timeout:g} s" if status is None else f"ends the process that imports it ({status})"
 
 
 def main() -> None:
@@ -121,9 +154,7 @@ def _check_stage(path: Path, stage: StageSpec, out: IO[bytes]) -> None:
     def report(field: str, message: str | None = None) -> None:
         out.write(msgspec.json.encode(_Report((*path, *field.split(".")), message)) + b"\n")
 
-    for field, check in (
-        ("input_processor", _check_processor), ("prompt_expand", _check_expansion), ("model", create_engine),
-    ):  # fmt: skip
+    for field, check in _CHECKS[sys.argv[1]]:
         report(field)
         try:
             check(stage)
@@ -144,6 +175,19 @@ def _check_expansion(stage: StageSpec) -> None:
     if stage.prompt_expand is not None:
         load_object(stage.prompt_expand, "prompt_expand")
 
+
+_NAMES, _MODELS = "names", "models"
+_CHECKS: Mapping[str, tuple[tuple[str, Callable[[StageSpec], object]], ...]] = {
+    _NAMES: (
+        ("python", lambda _stage: check_version()),
+        ("model", _find_model),
+        ("input_processor", _check_processor),
+        ("prompt_expand", _check_expansion),
+        ("model", create_engine),
+    ),
+    _MODELS: (("python", lambda _stage: check_version()), ("model", _prepare_model)),
+}
+"""The checks of each kind, by the field that they are about."""
 
 if __name__ == "__main__":
     main()

@@ -51,6 +51,8 @@ class ProcessSpec:
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the supervisor's own environment."""
+    other_python: bool = False
+    """Whether it runs under another interpreter than this process."""
     title: str = ""
     """The name of the child in the error that it cannot start."""
     last: bool = False
@@ -226,7 +228,7 @@ class _Child:
         self.process = process = await asyncio.create_subprocess_exec(
             *self._spec.argv,
             env={
-                **inherited_environment(),
+                **inherited_environment(other_python=self._spec.other_python),
                 **self._spec.env,
                 PARENT_VARIABLE: str(os.getpid()),
                 INSTANCE_VARIABLE: instance,

@@ -34,6 +34,7 @@ CODE = "import pathlib, sys\npathlib.Path(__file__).with_name('run').touch()\n\n
 ATTACKS: list[dict[str, Any]] = [
     {"engine": "python", "model": "attack:answer"},
     {"input_processor": "attack:answer"},
+    {"python": "{folder}/python"},
     {"env": {"PYTHONPATH": "{folder}", "PYTHONSTARTUP": "{folder}/path/attack.py"}},
     {
         "engine": "transformers",
@@ -51,6 +52,8 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "path").mkdir(parents=True)
     (folder / "path" / "attack.py").write_text(CODE)
     (folder / "sitecustomize.py").write_text(CODE)
+    (folder / "python").write_text(f"#!/bin/sh\ntouch {folder}/run\n")
+    (folder / "python").chmod(0o755)
     monkeypatch.setenv("OMNIBUS_ALLOWED_MODULES", "")
     return folder
 
@@ -77,7 +80,9 @@ async def test_worker_refuses_and_runs_nothing_when_only_the_broker_names_code(
     own_server: EmbeddedServer, attack: Path, changes: dict[str, Any]
 ) -> None:
     async with connect(own_server.url, name="test") as connection:
-        await deploy_pipeline(connection, _attacked(changes, attack))
+        await deploy_pipeline(connection, spec := _attacked(changes, attack))
+        # As one writes it who does not leave out what is no business of the broker.
+        await Bucket(connection, subjects.PIPELINES_BUCKET).put("target", msgspec.msgpack.encode(spec))
     _, error = _worker(own_server, attack).communicate(timeout=60.0)
 
     assert "would have code loaded" in error

@@ -58,7 +58,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     host: str = ""
     pid: int = 0
     devices: str = ""
-    version: str = ""
+    versions: dict[str, str] = {}
+    """Versions of omnibus, Python and its engine's libraries, by name."""
     registered_at: float = 0.0
     """Seconds since the epoch, on the replica's clock."""
     last_heartbeat: float = 0.0
