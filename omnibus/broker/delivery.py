@@ -99,9 +99,9 @@ def published_again(
 
 
 def _used(headers: Mapping[str, str]) -> int:
-    said = headers.get(ATTEMPTS_HEADER, "")
+    counted = headers.get(ATTEMPTS_HEADER, "")
     # Producers of raw requests may write anything there.
-    return int(said) if len(said) < _MOST_DIGITS and said.isdecimal() else 0
+    return int(counted) if len(counted) < _MOST_DIGITS and counted.isdecimal() else 0
 
 
 def consumer_of(ack_subject: str) -> str:

@@ -97,7 +97,7 @@ _TABLE = {
         write the flows of stage {flowing}: omni.{P}.chunk.*.*.{flowing}
         notice how far they are read: <omni.{P}.chunk.*.*.{flowing}.*
         notice new chunks of stage {streamed}: <omni.{P}.chunk.*.*.{streamed}
-        notice new segments of open inputs: <omni.{P}.chunk.*.*.{heard}
+        notice new segments of open inputs: <omni.{P}.chunk.*.*.{listened}
         tell how far it has read them: omni.{P}.chunk.*.*.{streamed}.{stage}
         read flows: $JS.API.STREAM.MSG.GET.{flows} $JS.API.DIRECT.GET.{flows}
         exchange payloads in memory of other hosts: omni.{P}.fetch.* <omni.{P}.fetch.*
@@ -229,7 +229,7 @@ def _names(spec: PipelineSpec) -> dict[str, list[str]]:
         "stream": [work, requests, *chunks, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],
         "entry": [str(stage.stage_id) for stage in spec.stages if not stage.input_sources],
         "chunks": chunks, "input": [] if spec.input_timeout is None else [subjects.INPUT],
-        "heard": [], "flowing": [], "streamed": [], "flows": [],
+        "listened": [], "flowing": [], "streamed": [], "flows": [],
         "stage": [], "lane": [], "target": [], "watched": [], "ended": [], "read": [],
     }  # fmt: skip
 
@@ -242,7 +242,7 @@ def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
     ]
     streamed = [str(edge.source) for edge in spec.edges if edge.target == stage and edge.is_stream]
     flowing = [str(stage)] if _flows(spec, stage) else []
-    heard = [subjects.INPUT] if spec.input_timeout is not None and not spec.stage(stage).input_sources else []
+    listened = [subjects.INPUT] if spec.input_timeout is not None and not spec.stage(stage).input_sources else []
     ledger = [subjects.requests_bucket(spec.name)]
     own = [f"r{number}" for number in range(MOST_DIRECTED)] if _directed(spec, stage) else []
     return {
@@ -250,8 +250,8 @@ def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
         "lane": [*spec.stage_lanes, *own],
         "flowing": flowing,
         "streamed": streamed,
-        "heard": heard,
-        "flows": [subjects.chunks_stream(spec.name)] if flowing or streamed or heard else [],
+        "listened": listened,
+        "flows": [subjects.chunks_stream(spec.name)] if flowing or streamed or listened else [],
         "ended": ledger if _ends(spec, stage) else [],
         "read": ledger if spec.stage(stage).input_sources else [],
         "target": [str(target) for target in (stage, *direct)],  # its own: what it returns

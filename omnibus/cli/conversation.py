@@ -140,7 +140,7 @@ class _Chat:
                 result = None
                 answer.say("stopped")
         if result is not None and result.failure is not None:
-            click.echo(f"omnibus: {failure_of(result)}", err=True)
+            click.echo(f"omnibus: {failure_of(result, self._spec)}", err=True)
             return
         if self._keeps_history:
             asked = Message(role="user", content=line) if request.messages is None else request.messages[-1]

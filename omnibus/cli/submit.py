@@ -68,7 +68,7 @@ async def command(
     if as_json:
         click.echo(json.dumps(answer.as_json(result)))
     elif result.failure is not None:
-        click.echo(f"omnibus: {failure_of(result)}", err=True)
+        click.echo(f"omnibus: {failure_of(result, spec)}", err=True)
     return EXIT_CODES[str(result.state)]
 
 
@@ -134,8 +134,10 @@ async def _say_what_is_missing(producer: Producer, spec: PipelineSpec, request: 
                 answer.say(f"waiting for a replica of {', '.join(map(str, missing))}")
 
 
-def failure_of(result: Result) -> str:
-    """Why a request has not ended well, in one line."""
+def failure_of(result: Result, spec: PipelineSpec) -> str:
+    """Why a request has not ended well, in one line, with the stage that it failed in."""
     failure = result.failure
     assert failure is not None, "only of one that failed"
-    return f"{result.state}: {failure.message} ({failure.code}, request {result.rid})"
+    stage = f"stage {spec.stage_name(failure.stage_id)!r}" if failure.stage_id is not None else ""
+    where = "" if stage in failure.message else f"{stage}: "
+    return f"{result.state}: {where}{failure.message} ({failure.code}, request {result.rid})"

@@ -150,7 +150,7 @@ class Assembly:
         yield from _parted(message.stage_id, piece, stage.text.known, [*fields, *stage.new_ends(message)])
 
     def lacks(self, message: Tokens) -> bool:
-        """Whether text before this piece was not heard, and would be of use."""
+        """Whether text before this piece was not received, and would be of use."""
         stage = self._stage(message.stage_id)
         wanted = stage.output is None and not stage.diverged and message.fence >= stage.fence
         return wanted and stage.lacks_before(message)
@@ -164,7 +164,7 @@ class Assembly:
 
         Empty where that would serve nobody: the output is known, or earlier attempts contradict each other.
 
-        Invariant: the answer and the fence are one step. What an earlier attempt said and nobody has emitted yet is dropped
+        Invariant: the answer and the fence are one step. What an earlier attempt wrote and nobody has emitted yet is dropped
         from now on; else it would be emitted beside what the new attempt makes in its place.
         """
         stage = self._stage(stage_id)
@@ -181,7 +181,7 @@ class Assembly:
             yield StepProgress(message.stage_id, message.step, message.total, message.preview)
 
     def sound(self, chunk: SoundChunk) -> Iterator[MediaPiece]:
-        """The part of a chunk that is new. An attempt that begins again is not heard before it has come further.
+        """The part of a chunk that is new. An attempt that begins again is not passed on before it has come further.
 
         Of one that makes another sound what was emitted stays, as nobody can take it back.
         """

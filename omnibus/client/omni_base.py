@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -103,7 +104,7 @@ class OmniBase(EngineThread[Session]):
 
     def _new_queue(self) -> OutputQueue[OmniRequestOutput]:
         """A queue of outputs that is closed with the engine, unless `_end_queue` ends it before."""
-        queue: OutputQueue[OmniRequestOutput] = OutputQueue()
+        queue = OutputQueue(attrgetter("nbytes"))
         self._queues.add(queue)
         return queue
 

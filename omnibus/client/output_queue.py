@@ -6,34 +6,40 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-BOUND = 1024
-"""Outputs that wait to be taken. Beyond it their maker waits: the ledger has them."""
+BOUND, BOUND_BYTES = 1024, 64 << 20
+"""Outputs that wait to be taken, and their bytes. Beyond either their maker waits: the ledger has them."""
 
 
 class OutputQueue(Generic[T]):
-    """A bounded queue, safe everywhere. A taker that is cancelled takes nothing with it."""
+    """A bounded queue, safe everywhere. A taker that is cancelled takes nothing with it.
 
-    def __init__(self, bound: int = BOUND) -> None:
-        self._bound = bound
+    One item may be larger than the bound of all: then it is alone.
+    """
+
+    def __init__(self, size_of: Callable[[T], int], bound: int = BOUND, most: int = BOUND_BYTES) -> None:
+        """`bound` counts items, `most` their bytes, of which an item has `size_of`."""
+        self._size_of, self._bound, self._most = size_of, bound, most
         self._items: deque[T] = deque()
+        self._bytes = 0
         self._lock = threading.Lock()
         self._waiting: list[Future[None]] = []
         self._closed: Exception | None = None
 
     async def put(self, item: T) -> None:
-        """Add an item; waits while the box is full."""
+        """Add an item; waits while the queue is full."""
         while (room := self._add(item)) is not None:
             await self._news(room)
 
     def take(self, timeout: float | None) -> T | None:
         """The next item, None when there is none within `timeout` seconds (None: as long as it takes).
 
-        Raises what the box was closed with, once it is empty.
+        Raises what the queue was closed with, once it is empty.
         """
         until = _until(timeout)
         while True:
@@ -64,13 +70,15 @@ class OutputQueue(Generic[T]):
         await asyncio.shield(asyncio.wrap_future(news))  # else it would be cancelled with the waiter, and not settable
 
     def _add(self, item: T) -> Future[None] | None:
-        """None when it is in, or the box is closed; else what tells of the next change."""
+        """None when it is in, or the queue is closed; else what tells of the next change."""
         with self._lock:
             if self._closed is not None:
                 return None
-            if len(self._items) >= self._bound:
+            nbytes = self._size_of(item)
+            if self._items and (len(self._items) >= self._bound or self._bytes + nbytes > self._most):
                 return self._wait()
             self._items.append(item)
+            self._bytes += nbytes
             self._notify()
             return None
 
@@ -82,6 +90,7 @@ class OutputQueue(Generic[T]):
                     raise self._closed
                 return None, self._wait()
             item = self._items.popleft()
+            self._bytes -= self._size_of(item)
             self._notify()
             return item, None
 

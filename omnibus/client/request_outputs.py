@@ -81,6 +81,13 @@ class OmniRequestOutput:
             return self.output.finish_reason
         return ABORT if self.aborted else None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds."""
+        samples = self.piece.values.values() if self.piece is not None else ()
+        items = self.output.items if self.output is not None else ()
+        return len(self.delta) + sum(getattr(one, "nbytes", 0) for one in samples) + sum(map(len, items))
+
     def raise_for_failure(self) -> None:
         """Raise what the request failed of; nothing for one that was aborted, or goes well."""
         if self.failure is not None and not self.aborted:

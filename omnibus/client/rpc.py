@@ -89,11 +89,11 @@ async def collective_rpc(
     order = _encoded(Rpc(method=method, args=tuple(args), kwargs=dict(kwargs or {})))
     found = await read_replicas(connection, spec.name)
     replicas = [record for record in found if record.listens and record.stage_id in stages]
-    said = await asyncio.gather(*(_ask(connection, spec.name, record, order, seconds) for record in replicas))
+    replies = await asyncio.gather(*(_ask(connection, spec.name, record, order, seconds) for record in replicas))
     return CollectiveAnswer(
         method=method,
-        answers=tuple(answer for answer in said if answer is not None),
-        unanswered=tuple(record.key for record, answer in zip(replicas, said, strict=True) if answer is None),
+        answers=tuple(answer for answer in replies if answer is not None),
+        unanswered=tuple(record.key for record, answer in zip(replicas, replies, strict=True) if answer is None),
         empty_stages=tuple(stage for stage in stages if all(record.stage_id != stage for record in replicas)),
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.sound_chunk import SoundChunk
-from omnibus.errors import OmnibusError
+from omnibus.errors import BrokerUnavailable, DeadlineExceeded, OmnibusError
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.reader import FlowReader
 from omnibus.observability.events import LogEvent
@@ -21,14 +21,17 @@ log = get_logger(__name__)
 async def read_sound(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
     """Put the chunks of a sound into a follower's mailbox, one after the other, until its end; the root of a task.
 
-    What cannot be read is left to the output, which has all of it: a flow that was removed at the request's end, or that lost
-    a payload.
+    What cannot be read is left to the output, which has all of it, and counted: a flow with a gap, one that lost a payload, one
+    that went with its request while this was behind. An outage and the deadline are known elsewhere.
     """
     with task_root("sound", channel.connection.metrics, rid=ticket.rid):
         try:
             await _read(channel, ticket, stage_id, box)
-        except OmnibusError as error:
+        except (BrokerUnavailable, DeadlineExceeded) as error:
             log.debug(LogEvent.BROKER_ERROR, rid=ticket.rid, error=str(error))
+        except OmnibusError as error:
+            channel.connection.metrics.flows_skipped.labels(pipeline=ticket.pipeline).inc()
+            log.warning(LogEvent.FLOW_SKIPPED, rid=ticket.rid, stage_id=stage_id, error=str(error))
 
 
 async def _read(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import av
@@ -38,10 +39,13 @@ def length(data: bytes) -> int:
         return _claimed(container)
 
 
-def check(data: bytes, most: int, effort: Effort) -> int:
-    """Decode a file's first sound and keep nothing; returns its samples. Raises as `decoded`, and as the effort's end does."""
+def check(data: bytes, most: int = sys.maxsize, effort: Effort | None = None) -> int:
+    """Decode a file's first sound and keep nothing; returns its samples. Raises as `decoded`, and as the effort's end does.
+
+    A sound of ours has no bound: only what a request brings is decoded for its sender.
+    """
     with opened(data, "audio") as container:
-        return sum(piece.size for piece in _pieces(container, most, effort))
+        return sum(piece.size for piece in _pieces(container, most, effort or Effort(math.inf)))
 
 
 def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
@@ -52,6 +56,14 @@ def decoded(data: bytes, most: int = MAX_SAMPLES) -> tuple[np.ndarray, int]:
     with opened(data, "audio") as container:
         rate = int(container.streams.audio[0].rate or 0)
         return np.concatenate(list(_pieces(container, most, Effort(math.inf))), axis=1), rate
+
+
+def mono(data: bytes, rate: int, most: int = MAX_SAMPLES) -> np.ndarray:
+    """Float32 samples (frames,) in [-1, 1] of a file's first sound at another rate, channels mixed; errors as of `decoded`."""
+    with opened(data, "audio") as container:
+        pieces = list(_pieces(container, most, Effort(math.inf), layout="mono", rate=rate))
+    mixed: np.ndarray = np.concatenate(pieces, axis=1)[0]
+    return mixed
 
 
 def rest(data: bytes, seconds: float) -> tuple[np.ndarray, int]:
@@ -75,33 +87,46 @@ def encoded(samples: np.ndarray, rate: int, wanted: str = "wav", *, at: int | No
     The rate, or that of `at`, is kept where the format can hold it, else the next higher one is taken. Raises EngineError for
     samples that cannot be a sound.
     """
-    checked, file = planes(samples, rate), io.BytesIO()
-    encoder = SoundEncoder(rate, len(checked), wanted, at=at, file=file)
-    if encoder.growth > 1 and checked.size * encoder.growth > MAX_GROWN:
-        raise EngineError(
-            f"{checked.shape[1] // rate} seconds at {rate} Hz are too much as {wanted}: make a higher rate"
-        )
-    encoder.feed(checked)
-    encoder.end()
-    return file.getvalue()
+    return _file([samples], rate, wanted, at)
 
 
 def converted(data: bytes, wanted: str) -> bytes:
-    """The sound in another format; as it is when it has that format. Raises EngineError when it cannot be read."""
+    """A sound of ours, however long, in another format; as it is when it has that format.
+
+    Raises EngineError when it cannot be read.
+    """
     try:
-        same = media_type(data) == FORMATS[wanted].media_type and (wanted != "opus" or b"OpusHead" in data[:64])
-        return data if same else encoded(*decoded(data), wanted)
+        if media_type(data) == FORMATS[wanted].media_type and (wanted != "opus" or b"OpusHead" in data[:64]):
+            return data
+        with opened(data, "audio") as container:
+            rate = int(container.streams.audio[0].rate or 0)
+            return _file(_pieces(container, sys.maxsize, Effort(math.inf)), rate, wanted)
     except (InvalidRequest, RequestTooLarge) as error:
         raise EngineError(error.message) from error
 
 
-def _pieces(container: Any, most: int, effort: Effort) -> Iterator[np.ndarray]:
-    """Samples of a container's first sound, piece by piece."""
+def _file(pieces: Iterable[np.ndarray], rate: int, wanted: str, at: int | None = None) -> bytes:
+    """The file of samples that follow each other; one piece at a time is in memory beside it."""
+    file, size, checked = io.BytesIO(), 0, (planes(piece, rate) for piece in pieces)
+    first = next(checked)
+    encoder = SoundEncoder(rate, len(first), wanted, at=at, file=file)
+    for piece in chain([first], checked):
+        size += piece.size
+        if encoder.growth > 1 and size * encoder.growth > MAX_GROWN:
+            seconds = size // len(piece) // rate
+            raise EngineError(f"{seconds} seconds at {rate} Hz are too much as {wanted}: make a higher rate")
+        encoder.feed(piece)
+    encoder.end()
+    return file.getvalue()
+
+
+def _pieces(container: Any, most: int, effort: Effort, **wanted: Any) -> Iterator[np.ndarray]:
+    """Samples of a container's first sound, piece by piece; `wanted` are a resampler's layout and rate."""
     total = 0
     if _claimed(container) > most:
         raise RequestTooLarge(f"the sound has more than {most} samples")
     try:
-        for piece in _planes(_frames(container, effort)):
+        for piece in _planes(_frames(container, effort), **wanted):
             total += piece.size
             if total > most:
                 raise RequestTooLarge(f"the sound has more than {most} samples")
@@ -127,10 +152,10 @@ def _claimed(container: Any) -> int:
     return int(seconds * (stream.rate or 0)) * (stream.channels or 1)
 
 
-def _planes(frames: Iterator[Any]) -> Iterator[np.ndarray]:
+def _planes(frames: Iterator[Any], **wanted: Any) -> Iterator[np.ndarray]:
     """Frames of any sample format as float32 (channels, frames)."""
-    resampler = av.AudioResampler(format="flt")
-    for frame in frames:
+    resampler = av.AudioResampler(format="flt", **wanted)
+    for frame in chain(frames, [None] if wanted else []):
         for packed in resampler.resample(frame):
             yield packed.to_ndarray().reshape(-1, packed.layout.nb_channels).T
 
@@ -182,13 +207,12 @@ class SoundEncoder:
 
     def write(self, samples: np.ndarray) -> bytes:
         """The bytes that the next samples bring, maybe none yet; shapes, values and errors are those of `encoded`."""
-        checked = planes(samples, self._rate)
-        if len(checked) != self._channels:
-            raise EngineError(f"a piece of a sound has {len(checked)} channels, and the first had {self._channels}")
-        return self.feed(checked)
+        return self.feed(planes(samples, self._rate))
 
     def feed(self, checked: np.ndarray) -> bytes:
         """The same of float32 samples (channels, frames) that were checked."""
+        if len(checked) != self._channels:
+            raise EngineError(f"a piece of a sound has {len(checked)} channels, and the first had {self._channels}")
         return b"".join(
             self._muxed(self._frame(checked[:, start : start + _SLICE])) for start in range(0, checked.shape[1], _SLICE)
         )

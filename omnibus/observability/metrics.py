@@ -69,6 +69,9 @@ class Metrics:
         self.asyncio_tasks = self._gauge("asyncio_tasks", "Tasks on the event loop that is asked")
         self.asyncio_tasks.set_function(_tasks)
         self._add_payloads()
+        self.flows_skipped = self._counter(
+            "flows_skipped", "Sounds that a caller could not read as they were made", "pipeline"
+        )
         self.pulls_reissued = self._counter("pulls_reissued", "Pull requests sent again after a loss", "stage")
 
     def _add_payloads(self) -> None:

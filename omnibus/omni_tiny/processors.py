@@ -103,7 +103,7 @@ def _negative_states(stage_input: StageInput) -> np.ndarray:
     encoded = stage_input.companions.get("thinker", {}).get("negative")
     if encoded is not None:
         return np.asarray(encoded["hidden_states"])
-    if stage_input.request.negative_prompt() is not None:
+    if stage_input.request.negative_prompt(stage_input.stages) is not None:
         raise EngineRejected("the thinker has no prompt_expand that encodes it", param="negative_prompt")
     return _empty_states()
 

@@ -14,14 +14,14 @@ NEGATIVE = "negative"
 
 
 def negative_prompt(stage_input: StageInput) -> Mapping[str, StageInput]:
-    """A companion for the negative prompt of a request that has one. Raises InvalidRequest where it has two."""
-    text = stage_input.request.negative_prompt()
+    """A companion for the negative prompt of a request that has one for a stage that runs; InvalidRequest where it has two."""
+    text = stage_input.request.negative_prompt(stage_input.stages)
     return {} if text is None else {NEGATIVE: asking(stage_input, text)}
 
 
 def negative_prompt_or_blank(stage_input: StageInput) -> Mapping[str, StageInput]:
     """The same, for a model whose guidance is away from a blank where a request has none."""
-    return {NEGATIVE: asking(stage_input, stage_input.request.negative_prompt() or " ")}
+    return {NEGATIVE: asking(stage_input, stage_input.request.negative_prompt(stage_input.stages) or " ")}
 
 
 def of_sources(stage_input: StageInput) -> Mapping[str, StageInput]:

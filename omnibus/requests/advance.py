@@ -137,8 +137,8 @@ def cancel(record: Record, partial: Mapping[int, FinalOutput] = _NOTHING) -> tup
     """
     if record.state.terminal:
         return end_again(record) if record.state is RequestState.CANCELLED else ()
-    said = replace(record, outputs={**partial, **record.outputs})
-    return _end(said, RequestState.CANCELLED, Failure.of(RequestCancelled()))
+    known = replace(record, outputs={**partial, **record.outputs})
+    return _end(known, RequestState.CANCELLED, Failure.of(RequestCancelled()))
 
 
 def fail(record: Record, failure: Failure, *, dead: bool = False) -> tuple[Effect, ...]:

@@ -18,6 +18,8 @@ from omnibus.wire.payload import Payloads
 T = TypeVar("T")
 SAMPLE_RATE = "sample_rate"
 """The output that says the rate of samples beside it."""
+PAYLOAD_OVERHEAD = 512
+"""Bytes that a payload of a chunk counts for besides its own: its objects in memory, which are more than its message has."""
 CALLER_INLINE = 256 * 1024
 """Bytes of a chunk for a caller that ride inside its message: callers reach no memory of workers."""
 
@@ -63,8 +65,8 @@ class ReadPosition(msgspec.Struct, frozen=True, kw_only=True, tag="position"):
 
 
 def size_of(chunk: Payloads) -> int:
-    """Bytes of a chunk, also those that it refers to."""
-    return sum(payload.nbytes for payload in chunk.values())
+    """Bytes that a chunk counts for in every bound of a flow: those that it refers to, and what holds them."""
+    return sum(PAYLOAD_OVERHEAD + payload.nbytes for payload in chunk.values())
 
 
 def sound_first(outputs: Mapping[str, T], name: str | None) -> dict[str, T]:

@@ -6,7 +6,7 @@ The body is MessagePack or JSON, and its first byte shows which; docs/reference/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -128,12 +128,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return ""
         return "\n".join(_text_of(message.content) for message in self.messages if message.role != "assistant")
 
-    def negative_prompt(self) -> str | None:
+    def negative_prompt(self, stages: Collection[str] = ()) -> str | None:
         """The negative prompt among the parameters of stages, for a stage that encodes it; None where it is empty.
 
-        Raises InvalidRequest for one that is no text, and for two that differ.
+        Those of `stages` count, by name or id; of all stages where none is given. Raises InvalidRequest for one that is no
+        text, and for two that differ.
         """
-        given = [params["negative_prompt"] for params in self.sampling_params.values() if params.get("negative_prompt")]
+        counted = [params for ref, params in self.sampling_params.items() if not stages or ref in stages]
+        given = [params["negative_prompt"] for params in counted if params.get("negative_prompt")]
         if not all(isinstance(one, str) for one in given) or len({one for one in given if one.strip()}) > 1:
             raise InvalidRequest("negative_prompt is one text, the same for every stage", param="negative_prompt")
         return next((one for one in given if one.strip()), None)

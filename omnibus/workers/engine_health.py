@@ -60,8 +60,8 @@ class EngineHealth:
     def fail(self, cause: Exception) -> None:
         """It cannot serve any more."""
         if self.death is None:
-            said = cause.message if isinstance(cause, OmnibusError) else describe(cause)
-            self.death = cause if isinstance(cause, EngineDead) else EngineDead(self._named(said))
+            reason = cause.message if isinstance(cause, OmnibusError) else describe(cause)
+            self.death = cause if isinstance(cause, EngineDead) else EngineDead(self._named(reason))
             self._on_death()
 
     async def run(self) -> None:

@@ -10,7 +10,7 @@ from omnibus.errors import BrokerError, Overloaded, PayloadLost
 from omnibus.flows.writer import FlowWriter
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.wire.chunk import FlowEnd, size_of
+from omnibus.wire.chunk import FlowEnd
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import Chunk, Finished, Outputs, TextDelta
@@ -141,7 +141,7 @@ class FlowOutput:
         chunk = await self._pack(outputs)
         if not chunk:
             return
-        self.nbytes += size_of(chunk)
+        self.nbytes += sum(payload.nbytes for payload in chunk.values())
         self.stored += sum(payload.object_key is not None for payload in chunk.values())
         self.hosted += sum(payload.in_memory for payload in chunk.values())
         with self._giving_up():
@@ -156,4 +156,4 @@ class FlowOutput:
             if self._is_needed:
                 raise
             self._is_given_up = True
-            log.warning(LogEvent.BROKER_ERROR, rid=self._writer.name.rid, flow=str(self._writer.name), error=str(error))
+            log.warning(LogEvent.FLOW_SKIPPED, rid=self._writer.name.rid, flow=str(self._writer.name), error=str(error))

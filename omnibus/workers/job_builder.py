@@ -56,7 +56,9 @@ class JobBuilder:
             sources[name], by_role = split_by_role(outputs)
             if by_role:
                 companions[name] = by_role
-        return StageInput(rid=task.ticket.rid, request=request, sources=sources, companions=companions)
+        running = task.ticket.route.stage_ids
+        stages = {ref for stage_id in running for ref in (self._spec.stage_name(stage_id), str(stage_id))}
+        return StageInput(rid=task.ticket.rid, request=request, sources=sources, companions=companions, stages=stages)
 
     async def build(self, given: StageInput, **more: Any) -> Job:
         """The job that the input processor makes, with `more` fields; raises a RequestError, EngineError when that failed.

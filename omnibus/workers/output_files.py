@@ -74,7 +74,7 @@ def _sounds(value: Any, sample_rate: Any) -> list[File]:
     if isinstance(value, list):
         return [file for one in value for file in _sounds(one, sample_rate)]
     if isinstance(value, bytes):
-        return [(value, _readable(sound.decoded, sound.media_type, value))]
+        return [(value, _readable(sound.check, sound.media_type, value))]
     return [(sound.encoded(*samples_of(value, sample_rate)), WAV)]
 
 

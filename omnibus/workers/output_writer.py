@@ -50,11 +50,11 @@ class OutputWriter:
         """
         readers = task.ticket.route[task.stage_id].streams_to
         found = await asyncio.to_thread(sound.of, outputs) if sound is not None else None
-        name, heard = found or (None, {})
-        others = ((other, value) for other, value in outputs.items() if readers and other not in heard)
+        name, audible = found or (None, {})
+        others = ((other, value) for other, value in outputs.items() if readers and other not in audible)
         payloads = await self._stored(task, others, self._rule(task.stage_id, readers), CHUNK_INLINE)
         left = CALLER_INLINE
-        for one, value in heard.items():
+        for one, value in audible.items():
             payloads[one] = await self._store.put(await self._packed(one, value), rid=task.ticket.rid, limit=left)
             left -= len(payloads[one].data or b"")
         return sound_first(payloads, name)

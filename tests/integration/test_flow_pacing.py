@@ -10,6 +10,7 @@ from omnibus.broker.connection import Connection
 from omnibus.flows import pacing, reader
 from omnibus.flows.reader import FlowReader
 from omnibus.flows.writer import FlowWriter
+from omnibus.wire.chunk import size_of
 from omnibus.wire.payload import ObjectKey, Payload
 from tests.support.flows import END, chunk, flow_of, lay_out_flows, read_all, reading, writer_of
 from tests.support.waiting import eventually
@@ -110,7 +111,7 @@ async def test_lost_report_is_repeated_while_a_reader_waits(connection: Connecti
         await other.read()
         waiting = asyncio.create_task(other.read())
         try:
-            await eventually(lambda: _position(connection, writer, 5), 10)
+            await eventually(lambda: _position(connection, writer, size_of(chunk("12345"))), 10)
         finally:
             waiting.cancel()
 

@@ -307,9 +307,9 @@ async def test_deadline_ends_the_wait_for_an_end(connection: Connection, pipelin
 
 
 async def test_flow_beyond_its_bound_is_refused_before_it_is_stored(connection: Connection, pipeline: str) -> None:
-    async with writer_of(connection, flow_of(pipeline), most=10) as writer:
+    async with writer_of(connection, flow_of(pipeline), most=1000) as writer:
         await writer.put(chunk("12345"))
-        with pytest.raises(FlowTooLarge, match="stage 'talker' would have more than 10 bytes"):
+        with pytest.raises(FlowTooLarge, match="stage 'talker' would have more than 1000 bytes"):
             await writer.put(chunk("678901"))
 
 

@@ -13,15 +13,22 @@ import openai
 import pytest
 import pytest_asyncio
 import soundfile
+from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
+from omnibus.client.channel import Mailbox
 from omnibus.client.request_events import Ended, MediaPiece, OutputArrived
+from omnibus.client.sound_reader import read_sound
 from omnibus.errors import BrokerDenied
 from omnibus.flows import writer
+from omnibus.flows.flow_name import FlowName
+from omnibus.flows.stored_flow import publish_behind
 from omnibus.media import sound
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
+from omnibus.wire.chunk import Chunks
+from omnibus.wire.out import Fence
 from omnibus.wire.request import Request
 from tests.support import sound_stage
 from tests.support.front import Front, front
@@ -172,6 +179,22 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
             others.append(event)
     np.testing.assert_allclose(np.concatenate(pieces), sound_stage.SOUND, atol=1e-4)
     assert [type(event) for event in others] == [OutputArrived, Ended]
+
+
+async def test_a_sound_that_cannot_be_read_meanwhile_is_counted(connection: Connection, front_door: Front) -> None:
+    sound_stage.go_on.set()
+    request = Request(prompt="hello", modalities=("audio",))
+    submission = await front_door.producer.submit(front_door.spec, request)
+    await submission.result()
+    channel = await front_door.producer.channel(front_door.spec.name)
+    record = (await channel.entry(submission.rid, None)).record
+    ticket = replace(record.ticket, nonce="damaged", deadline=record.ticket.deadline + 60)
+    gap = Chunks(fence=Fence(1, 1, 1), first=3)
+    await publish_behind(connection, FlowName.of(ticket, 0, "speaker"), gap, 0)
+    skipped = connection.metrics.flows_skipped.labels(pipeline=front_door.spec.name)._value.get
+    before = skipped()
+    await read_sound(channel, ticket, 0, Mailbox())
+    assert skipped() == before + 1
 
 
 @pytest.mark.parametrize("why", ["no stream", "denied"])

@@ -260,6 +260,16 @@ async def test_flow_beyond_its_bound_fails_the_request_with_the_stage(connection
         assert (result.failure.code, result.failure.stage_id) == ("flow_too_large", 0)
 
 
+async def test_many_tiny_chunks_reach_the_bound_of_a_flow(connection: Connection, pipeline: str) -> None:
+    """Their bytes alone would not: what holds them in memory counts."""
+    spec = pipeline_of(pipeline, max_flow_bytes=64 << 10)
+    async with serving(connection, spec) as producer:
+        few, many = await asked(producer, spec, "x " * 20), await asked(producer, spec, "x " * 400)
+        assert few.state is RequestState.DONE, few.failure
+        assert many.failure is not None
+        assert (many.failure.code, many.failure.stage_id) == ("flow_too_large", 0)
+
+
 async def test_run_begins_again_when_a_chunk_is_lost(connection: Connection, pipeline: str) -> None:
     spec, prompt = pipeline_of(pipeline), "step b c"
     async with serving(connection, spec) as producer:

@@ -12,7 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from omnibus import cli
+from omnibus.cli.submit import failure_of
+from omnibus.client.request_events import Result
 from omnibus.errors import BrokerUnavailable, InvalidName, OmnibusError, PipelineError
+from omnibus.pipeline.loading import load_pipeline
+from omnibus.requests.state import RequestState
+from omnibus.wire.failure import Failure
 
 pytestmark = pytest.mark.unit
 
@@ -189,3 +194,24 @@ def _status_when_a_command_raises(monkeypatch: pytest.MonkeyPatch, error: BaseEx
 
     monkeypatch.setattr("omnibus.cli.version.command", command)
     return _status(["version"])
+
+
+@pytest.mark.parametrize(
+    ("failure", "shown"),
+    [
+        (
+            Failure(code="engine_rejected", message="no shape", stage_id=2),
+            "stage 'talker': no shape (engine_rejected, ",
+        ),
+        (
+            Failure(code="engine_error", message="stage 'talker': no", stage_id=2),
+            "failed: stage 'talker': no (engine_er",
+        ),
+        (Failure(code="overloaded", message="too many"), "failed: too many (overloaded, request r)"),
+        (Failure(code="engine_error", message="broke", stage_id=77), "stage '77': broke"),
+    ],
+)
+def test_failure_is_shown_with_the_stage_that_it_happened_in(failure: Failure, shown: str) -> None:
+    result = Result("r", "omni-tiny", RequestState.FAILED, 0.0, 1.0, 1, (), (), failure)
+    assert shown in failure_of(result, load_pipeline("omni-tiny"))
+    assert failure_of(result, load_pipeline("omni-tiny")).count("stage") == (failure.stage_id is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -364,3 +365,24 @@ def test_bundle_is_not_parted_when_it_is_beyond_the_budget() -> None:
 
 def test_batch_does_not_wait_when_every_slot_is_there_already() -> None:
     assert choose(queue(("a", 1, 64), ("b", 1, 64)), slots=2, budget=1 << 20).is_full
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sampling", "why"),
+    [
+        ({"guidance_scale": 4.5}, {"guidance_scale": 1}, "guidance_scale=1"),
+        ({"guidance_scale": 4.5}, {"guidance_scale": 0.5}, "guidance_scale=0.5"),
+        ({"guidance_scale": 1.0}, {}, "guidance_scale=1"),
+        ({"true_cfg_scale": 1.0, "guidance_scale": 3.5}, {}, "true_cfg_scale=1"),
+    ],
+)
+def test_negative_prompt_is_refused_when_the_guidance_makes_no_use_of_it(
+    parameters: dict[str, float], sampling: dict[str, Any], why: str
+) -> None:
+    shape = replace(SHAPE, parameters={"prompt": None, "negative_prompt": None, **parameters})
+    with pytest.raises(EngineRejected, match=why) as caught:
+        parsed(EngineInput(text="a"), {"negative_prompt": "b", **sampling}, shape)
+    assert caught.value.param == "negative_prompt"
+    guided = dict.fromkeys(parameters, 2.0)
+    for fine in ({"negative_prompt": "b", **guided}, {"negative_prompt": " ", **sampling}, sampling):
+        parsed(EngineInput(text="a"), fine, shape)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from operator import attrgetter
 
+import numpy as np
 import pytest
 
 from omnibus.client.output_queue import OutputQueue
@@ -73,7 +75,7 @@ def test_failure_follows_the_outputs_when_some_were_delivered() -> None:
 
 
 async def test_maker_waits_when_the_box_is_full() -> None:
-    box: OutputQueue[int] = OutputQueue(1)
+    box: OutputQueue[int] = OutputQueue(lambda _: 1, bound=1)
     await box.put(1)
     waiting = asyncio.create_task(box.put(2))
     await asyncio.sleep(0)
@@ -82,8 +84,28 @@ async def test_maker_waits_when_the_box_is_full() -> None:
     await waiting
 
 
+async def test_maker_waits_when_the_bytes_that_wait_reach_their_bound() -> None:
+    def image(nbytes: int) -> OmniRequestOutput:
+        return OmniRequestOutput(request_id="a", prompt=None, output=Output(1, "image", "image/png", (b"p" * nbytes,)))
+
+    queue: OutputQueue[OmniRequestOutput] = OutputQueue(attrgetter("nbytes"), most=1000)
+    large, small = image(5000), image(10)
+    await queue.put(large)  # alone, whatever its size
+    waiting = asyncio.create_task(queue.put(small))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert await queue.take_async(1.0) is large
+    await waiting
+    samples = MediaPiece(1, "audio", {"audio": np.zeros(300, np.float32), "sample_rate": 8000})
+    sound = asyncio.create_task(queue.put(OmniRequestOutput(request_id="a", prompt=None, piece=samples)))
+    await asyncio.sleep(0)
+    assert not sound.done(), "ten bytes and twelve hundred"
+    assert await queue.take_async(1.0) is small
+    await sound
+
+
 async def test_nothing_is_lost_when_a_taker_is_cancelled() -> None:
-    box: OutputQueue[int] = OutputQueue()
+    box: OutputQueue[int] = OutputQueue(lambda _: 1)
     taker = asyncio.create_task(box.take_async(None))
     await asyncio.sleep(0)
     await box.put(1)
@@ -94,7 +116,7 @@ async def test_nothing_is_lost_when_a_taker_is_cancelled() -> None:
 
 
 async def test_takers_of_other_threads_are_served_and_let_go_when_it_closes() -> None:
-    box: OutputQueue[int] = OutputQueue()
+    box: OutputQueue[int] = OutputQueue(lambda _: 1)
     taken: list[object] = []
 
     def take() -> None:
@@ -113,7 +135,7 @@ async def test_takers_of_other_threads_are_served_and_let_go_when_it_closes() ->
 
 
 async def test_nothing_comes_when_the_time_is_over() -> None:
-    box: OutputQueue[int] = OutputQueue()
+    box: OutputQueue[int] = OutputQueue(lambda _: 1)
     assert box.take(0.01) is None
     assert await box.take_async(0.01) is None
 

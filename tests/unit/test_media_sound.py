@@ -12,6 +12,7 @@ import soundfile
 
 from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
 from omnibus.media import sound
+from omnibus.workers.output_files import encoded
 
 pytestmark = pytest.mark.unit
 TONE_HZ = 1000
@@ -260,3 +261,19 @@ def test_the_rest_of_a_stages_sound_is_read_however_long_it_is(monkeypatch: pyte
     assert (rate, samples.shape[1]) == (8000, expected.shape[1])
     if expected.size:
         np.testing.assert_allclose(samples, expected, atol=1e-4)
+
+
+def long_silence() -> bytes:
+    """A stage's own sound, longer than a request's may be: 24 minutes of 8 bits at 48 kHz."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(sound.MAX_SAMPLES + 48_000, np.int16), 48_000, format="WAV", subtype="PCM_U8")
+    return file.getvalue()
+
+
+def test_a_stages_sound_is_converted_and_delivered_however_long_it_is() -> None:
+    data = long_silence()
+    with pytest.raises(RequestTooLarge):
+        sound.decoded(data)
+    assert encoded("audio", data) == [(data, "audio/wav")]
+    converted = sound.converted(data, "flac")
+    assert soundfile.info(io.BytesIO(converted)).frames == sound.MAX_SAMPLES + 48_000

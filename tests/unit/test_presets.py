@@ -180,3 +180,19 @@ def test_negative_prompt_is_refused_when_it_is_not_one_text(params: dict[str, An
     request = Request(prompt="a cat", sampling_params={name: {"negative_prompt": one} for name, one in params.items()})
     with pytest.raises(InvalidRequest, match="one text"):
         companions.negative_prompt(StageInput(rid="r", request=request))
+
+
+@pytest.mark.parametrize(
+    ("stages", "text"),
+    [({"thinker", "0", "dit", "1"}, "a cross"), ({"thinker", "0", "talker", "2"}, None)],
+    ids=["it paints", "it speaks"],
+)
+@pytest.mark.parametrize("ref", ["dit", "1"])
+def test_negative_prompt_is_computed_only_for_a_request_that_paints(
+    stages: set[str], text: str | None, ref: str
+) -> None:
+    request = Request(prompt="a cat", sampling_params={ref: {"negative_prompt": "a cross"}})
+    given = StageInput(rid="r", request=request, stages=stages)
+    assert [one.request.prompt for one in companions.negative_prompt(given).values()] == ([text] if text else [])
+    (always,) = companions.negative_prompt_or_blank(given).values()
+    assert always.request.prompt == (text or " ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,6 +59,8 @@ class StageInput:
     """Outputs of the companions in the bundles of input stages, by stage name and then by role."""
     role: str = MAIN
     """The member of this stage's own bundle that this is the input of."""
+    stages: Collection[str] = ()
+    """Names and ids of the stages that run for this request; none of the input of a canary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

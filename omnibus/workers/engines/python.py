@@ -188,7 +188,7 @@ class _Pieces:
 
     def __init__(self, declared: Mapping[str, str]) -> None:
         self._declared = declared
-        self._said: list[str] = []
+        self._texts: list[str] = []
         self._fields: dict[str, str] = {}
         self._segments: list[int] = []
         self._chunks: list[Chunk] = []
@@ -198,15 +198,15 @@ class _Pieces:
         """The item to pass on at once, None when the value is for the end."""
         if isinstance(value, Progress):
             return value
-        if isinstance(value, str) and self._speaks:
+        if isinstance(value, str) and self._writes_text:
             value = TextDelta(text=value)
         if isinstance(value, TextDelta):
-            self._said.append(value.text)
+            self._texts.append(value.text)
             for name, piece in value.fields.items():
                 self._fields[name] = self._fields.get(name, "") + piece
             return value
         if isinstance(value, SegmentEnd):
-            self._segments.append(sum(map(len, self._said)))
+            self._segments.append(sum(map(len, self._texts)))
             return value
         if isinstance(value, Chunk):
             self._chunks.append(value)
@@ -226,16 +226,16 @@ class _Pieces:
         return Finished(outputs=outputs, finish_reason=reason, segments=segments, fields=self._fields)
 
     @property
-    def _speaks(self) -> bool:
+    def _writes_text(self) -> bool:
         return "text" in self._declared.values()
 
     def _outputs(self) -> Outputs:
         if self._value is _END:
             if self._chunks:
                 return self._joined()
-            if not self._said:
+            if not self._texts:
                 raise EngineError(f"nothing was returned; declared are {', '.join(self._declared)}")
-            self._value = "".join(self._said)
+            self._value = "".join(self._texts)
         given = self._value
         if not (isinstance(given, Mapping) and set(given) == set(self._declared)):
             if len(self._declared) != 1:
@@ -247,7 +247,7 @@ class _Pieces:
         """The outputs of the chunks, with the text that was yielded beside them."""
         text = next((name for name, kind in self._declared.items() if kind == "text"), "")
         try:
-            return {**({text: "".join(self._said)} if self._said else {}), **joined(self._chunks, self._declared)}
+            return {**({text: "".join(self._texts)} if self._texts else {}), **joined(self._chunks, self._declared)}
         except (TypeError, ValueError) as error:
             raise EngineError(f"the chunks do not fit together: {error}") from error
 

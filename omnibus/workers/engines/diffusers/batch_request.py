@@ -85,6 +85,8 @@ def parse_request(job: Job, pipeline: PipelineShape) -> PipelineRequest:
         raise EngineRejected(message, param="negative_prompt")
     adapter, fps = _adapter(job, rest, pipeline), _fps(rest, pipeline)
     shared = _shared(rest, fps, pipeline)
+    if negative and negative.strip():
+        _check_guidance(shared, pipeline)
     return PipelineRequest(
         seeds=tuple(range(first, first + count)),
         prompt=_prompt(job, tensors, bool(media), pipeline),
@@ -97,6 +99,15 @@ def parse_request(job: Job, pipeline: PipelineShape) -> PipelineRequest:
         fps=fps,
         pixels=_pixels(shared, pipeline),
     )
+
+
+def _check_guidance(shared: Mapping[str, Any], pipeline: PipelineShape) -> None:
+    """Refuse a negative prompt that nothing would lead away from: up to a scale of 1 pipelines make no use of it."""
+    name = next((one for one in ("true_cfg_scale", "guidance_scale") if one in pipeline.parameters), "")
+    scale = shared.get(name, pipeline.parameters.get(name))
+    if isinstance(scale, int | float) and scale <= 1:
+        unread = f"a negative prompt has no effect with {name}={scale:g}: raise that above 1, or leave the prompt out"
+        raise EngineRejected(unread, param="negative_prompt")
 
 
 def _prompt(job: Job, tensors: Mapping[str, np.ndarray], has_media: bool, pipeline: PipelineShape) -> str | None:
