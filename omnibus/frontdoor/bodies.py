@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from omnibus.errors import EmptyPrompt, UnsupportedModality
 from omnibus.frontdoor.stage_params import overridden, stage_params
@@ -26,10 +27,22 @@ MAX_BIASED_TOKENS = 4096
 DEFAULT_TENANT = "default"
 
 
+def _uploaded(value: object) -> object:
+    if not isinstance(value, bytes) or not value:
+        raise PydanticCustomError("file", "must be a file of a multipart/form-data body, and not empty")
+    return value
+
+
+Upload = Annotated[bytes, BeforeValidator(_uploaded)]
+"""A file of a form."""
+
+
 class Body(BaseModel):
     """A request's body: types are strict, and fields that are not ours are refused unless they ask for nothing."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    takes_forms: ClassVar[bool] = False
+    """Whether it may come as multipart/form-data, too."""
     unread: ClassVar[str] = "leave it out"
     """The advice about a field that is not ours."""
 

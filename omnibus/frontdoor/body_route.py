@@ -1,4 +1,4 @@
-"""Routes with a JSON body: read, bounded, checked and mapped without holding up the event loop."""
+"""Routes with a body, JSON or a form: read, bounded, checked and mapped without holding up the event loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omnibus.errors import InvalidRequest, OmnibusError, RequestCancelled, RequestTooLarge
+from omnibus.frontdoor import forms
 from omnibus.frontdoor.error_answers import error_response, validation_error
+from omnibus.frontdoor.forms import is_form
 from omnibus.frontdoor.headers import sent_header
 
 if TYPE_CHECKING:
@@ -68,11 +70,18 @@ class BodyRoute(APIRoute):
         state = http.scope["state"]
         raw = state["body"] = await _read(http)
         model, is_required = self._body
+        content_type = sent_header(http.scope, "content-type") or ""
         if not raw and not is_required:
             raw = b"{}"
-        elif not _is_json(sent_header(http.scope, "content-type") or ""):
+        elif getattr(model, "takes_forms", False) and is_form(content_type):
+            body, state["body"] = await off_loop(len(raw), parse_form, raw, content_type, model)
+            return await self._answered(http, body)
+        elif not _is_json(content_type):
             raise InvalidRequest("the body must be a JSON object, of Content-Type application/json")
-        body = await off_loop(len(raw), parse, raw, model)
+        return await self._answered(http, await off_loop(len(raw), parse, raw, model))
+
+    async def _answered(self, http: HttpRequest, body: BaseModel) -> Response:
+        state = http.scope["state"]
         field_of = state["field_of"] = getattr(body, "field_of", str)
         more = {"http": http} if self.dependant.request_param_name is not None else {}
         try:
@@ -127,8 +136,31 @@ def parse(raw: bytes, model: type[M]) -> M:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False)
-        raise validation_error([{**one, "loc": ("body", *one["loc"])} for one in problems], _json(raw)) from error
+        raise _refusal(error, _json(raw)) from error
+
+
+def parse_form(raw: bytes, content_type: str, model: type[M]) -> tuple[M, bytes]:
+    """A form as the model, and as JSON to compare it by; numbers, and objects as JSON, are texts in it. Raises as `parse`."""
+    fields = forms.form_fields(raw, content_type)
+    given = {
+        name: _json(value.encode()) or value if _is_object(name, value, model) else value
+        for name, value in fields.items()
+    }
+    try:
+        return model.model_validate(given, strict=False), forms.as_json(fields)
+    except ValidationError as error:
+        raise _refusal(error, given) from error
+
+
+def _is_object(name: str, value: object, model: type[BaseModel]) -> bool:
+    """Whether a text of a form is JSON: an object, or a list of them, for a field that is no text itself."""
+    field = model.model_fields.get(name)
+    return field is not None and isinstance(value, str) and value[:1] in ("{", "[") and "dict" in str(field.annotation)
+
+
+def _refusal(error: ValidationError, body: object) -> InvalidRequest:
+    problems = error.errors(include_url=False, include_input=False)
+    return validation_error([{**one, "loc": ("body", *one["loc"])} for one in problems], body)
 
 
 async def fingerprint(http: HttpRequest) -> str:

@@ -43,7 +43,9 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 HINTS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(("width", "height"), "use size, WIDTHxHEIGHT"),
-        **dict.fromkeys(("image", "mask", "strength"), "images are made of a prompt alone"),
+        **dict.fromkeys(
+            ("image", "mask", "strength"), "images are made of a prompt alone here: /v1/images/edits takes files"
+        ),
         "modalities": "this route delivers one modality",
     }
 )

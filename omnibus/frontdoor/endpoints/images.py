@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal, NotRequired
+from typing import Annotated, ClassVar, Literal, NotRequired, TypeVar
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -20,12 +20,12 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import MediaUsage, media_usage, transcoded, whole_answer
 from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
-from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import to_base64, to_data_url
 from omnibus.frontdoor.streaming import EventStream, Frames, frame
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire.request import Request
+from omnibus.wire.request import Message, Request
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 MAX_IMAGES = 16
@@ -90,37 +90,53 @@ class PictureEvent(TypedDict):
 
 
 class PartialImageEvent(PictureEvent):
-    """A preview on the way to the image."""
+    """A preview on the way to the image: `image_generation.partial_image` or `image_edit.partial_image`."""
 
-    type: Literal["image_generation.partial_image"]
+    type: str
     partial_image_index: int
 
 
 class ImageCompletedEvent(PictureEvent):
-    """One finished image."""
+    """One finished image: `image_generation.completed` or `image_edit.completed`."""
 
-    type: Literal["image_generation.completed"]
+    type: str
     usage: MediaUsage
 
 
 @router.post("/v1/images/generations", response_model=ImagesAnswer, openapi_extra=RouteAccess.USER.stated)
 async def generate_images(body: ImageBody, http: HttpRequest, context: Context) -> Response:
     """Paint images from a prompt."""
+    return await answer_with_images(context, http, body, image_request)
+
+
+B = TypeVar("B", bound=ImageBody)
+
+
+async def answer_with_images(
+    context: FrontDoorContext,
+    http: HttpRequest,
+    body: B,
+    request_of: Callable[[B, PipelineSpec], Request],
+    event: str = "image_generation",
+) -> Response:
+    """Submit what a body asks for, and answer with the images, or a stream of events of this name."""
     if body.stream and body.response_format == "url":
         raise InvalidRequest("a stream of images is b64_json", param="response_format")
     if body.partial_images and not body.stream:
         raise InvalidRequest("partial images come in a stream only", param="partial_images")
-    accepted = await submit(context, http, body, image_request, modality="image")
+    accepted = await submit(context, http, body, request_of, modality="image")
     image_format = body.output_format or "png"
     if not body.stream:
         answer = partial(images, accepted.head, as_urls=body.response_format == "url", image_format=image_format)
         return await whole_answer(context, http, accepted, answer, image=image_format)
-    encode = partial(_append_frames, Previews(body.partial_images or 0), image_format)
+    encode = partial(_append_frames, event, Previews(body.partial_images or 0), image_format)
     return EventStream(context, http, accepted, encode)
 
 
-def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
-    """A prompt to paint, as a chat of one turn. Raises RequestError naming the field."""
+def image_request(
+    body: ImageBody, spec: PipelineSpec, messages: tuple[Message, ...] | None = None, **more: float | None
+) -> Request:
+    """A prompt to paint, as a chat of one turn unless `messages` are given. Raises RequestError naming the field."""
     check_modality(spec, "image")
     given = {
         "n": body.n,
@@ -129,9 +145,10 @@ def image_request(body: ImageBody, spec: PipelineSpec) -> Request:
         "negative_prompt": body.negative_prompt,
         "previews": _steps_between_previews(body, spec),
         **sides(body.size),
+        **more,
     }
     image = {name: value for name, value in given.items() if value is not None}
-    return body.request(spec, ("image",), image=image, messages=single_turn(body.prompt, "prompt"))
+    return body.request(spec, ("image",), image=image, messages=messages or single_turn(body.prompt, "prompt"))
 
 
 def images(head: Head, outputs: Sequence[Output], *, as_urls: bool, image_format: str) -> ImagesAnswer:
@@ -159,13 +176,13 @@ class Previews:
         return self._sent - 1
 
 
-async def _append_frames(previews: Previews, image_format: str, event: ClientEvent, frames: Frames) -> None:
+async def _append_frames(name: str, previews: Previews, image_format: str, event: ClientEvent, frames: Frames) -> None:
     made: PartialImageEvent | ImageCompletedEvent
     if isinstance(event, StepProgress) and event.preview is not None:
         index = previews.take(event.step, event.total)
         if index is not None:
             fields = await asyncio.to_thread(_picture, event.preview, image_format, int(time.time()))
-            made = PartialImageEvent(type="image_generation.partial_image", partial_image_index=index, **fields)
+            made = PartialImageEvent(type=f"{name}.partial_image", partial_image_index=index, **fields)
             frames.append(frame(made, event=made["type"]))
     elif isinstance(event, Ended):
         event.result.raise_for_state()
@@ -173,7 +190,7 @@ async def _append_frames(previews: Previews, image_format: str, event: ClientEve
         for output in event.result.outputs:
             for item in (await transcoded(output, image=image_format)).items:
                 fields = await asyncio.to_thread(_picture, item, image_format, int(event.result.created))
-                made = ImageCompletedEvent(type="image_generation.completed", usage=total, **fields)
+                made = ImageCompletedEvent(type=f"{name}.completed", usage=total, **fields)
                 frames.append(frame(made, event=made["type"]))
 
 

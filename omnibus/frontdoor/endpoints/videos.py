@@ -12,7 +12,7 @@ from pydantic import Field
 from omnibus.errors import EngineError, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import timing_headers
-from omnibus.frontdoor.bodies import AskingBody, Body, check_modality, single_turn
+from omnibus.frontdoor.bodies import AskingBody, Body, Upload, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import from_data_url
@@ -37,8 +37,10 @@ class VideoBody(AskingBody):
     """A prompt to film. `seconds` or `num_frames` say how long, by the stage's own default where neither is given."""
 
     called: ClassVar[Mapping[str, str]] = {"messages": "prompt"}
+    takes_forms: ClassVar[bool] = True
     prompt: str
-    input_reference: Reference | None = None
+    input_reference: Upload | Reference | None = None
+    """A file of a form, or an object."""
     seconds: Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")] | float | None = None
     size: Size | None = None
     width: _Side | None = None
@@ -50,7 +52,7 @@ class VideoBody(AskingBody):
     negative_prompt: str | None = None
 
     def field_of(self, param: str) -> str:
-        if param.startswith("messages[") and param.endswith(".image"):
+        if param == "image" or (param.startswith("messages[") and param.endswith(".image")):
             return "input_reference"
         if self.size is not None and param in ("width", "height"):
             return "size"
@@ -87,6 +89,9 @@ def video_request(body: VideoBody, spec: PipelineSpec) -> Request:
 def _messages(body: VideoBody) -> tuple[Message, ...]:
     if body.input_reference is None:
         return single_turn(body.prompt, "prompt")
-    data, media_type = from_data_url(body.input_reference.image_url, "image", param="input_reference.image_url")
-    parts = (ImagePart(data=data, media_type=media_type), TextPart(text=body.prompt))
-    return (Message(role="user", content=parts),)
+    if isinstance(body.input_reference, bytes):
+        picture = ImagePart(data=body.input_reference)
+    else:
+        data, media_type = from_data_url(body.input_reference.image_url, "image", param="input_reference.image_url")
+        picture = ImagePart(data=data, media_type=media_type)
+    return (Message(role="user", content=(picture, TextPart(text=body.prompt))),)

@@ -80,10 +80,13 @@ class DiffusionModel:
         except torch.AcceleratorError as error:
             raise EngineDead(f"the device failed: {error}") from error
         except Exception as error:  # pipelines raise whatever their many parts raise
-            given = next((name for name in request.shared if name not in RANGES), None) or self._lacking(request)
-            blamed = (ValueError, TypeError) if given is None and not request.media else _OF_ARGUMENTS
+            lacking, given = self._lacking(request), next((name for name in request.shared if name not in RANGES), None)
+            is_lacking = lacking is not None and ("NoneType" in str(error) or lacking in str(error))
+            blamed = _OF_ARGUMENTS if given is not None or request.media or is_lacking else (ValueError, TypeError)
             if started or not isinstance(error, blamed) or isinstance(error, torch.OutOfMemoryError):
                 raise EngineError(f"{self.shape.name}: {error}") from error
+            if is_lacking:
+                raise EngineRejected(f"{self.shape.name} was given no {lacking}: {error}", param=lacking) from error
             raise EngineRejected(f"{self.shape.name}: {error}", param=given) from error
         try:
             return rows_of(result, len(rows))
