@@ -159,6 +159,11 @@ class TextSampling(Body):
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    bad_words: Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    allowed_token_ids: Annotated[list[int], Field(max_length=MAX_BIASED_TOKENS, fail_fast=True)] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=MAX_BIASED_TOKENS)] | None = None
 
     def chosen(self) -> dict[str, Any]:

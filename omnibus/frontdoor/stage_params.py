@@ -22,7 +22,9 @@ _NO_CHANGE: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty", "min_tokens"), (0,)),
     **dict.fromkeys(("stop", "stop_token_ids", "logit_bias", "negative_prompt"), ("", [], {})),
     "top_k": (0, -1),
-    "ignore_eos": (False,),
+    **dict.fromkeys(("ignore_eos", "include_stop_str_in_output"), (False,)),
+    **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens"), (True,)),
+    "bad_words": ([],),
 }
 """Values that ask for what happens anyway, and need nobody to read them."""
 StageParams = dict[str, dict[str, Any]]

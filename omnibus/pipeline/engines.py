@@ -56,6 +56,8 @@ class EngineKind:
     """Kinds of files in messages that its stages can see: `image`, `audio`, `video`; of a model perhaps fewer."""
     has_chat_template: bool = False
     """Whether it shows a model what a chat's turns hold beside texts: calls, names."""
+    takes_tools: Callable[[EngineArgs], bool] = lambda _args: False
+    """Whether a stage with these arguments finds calls of tools in what its model writes."""
     has_tokenizer: bool = False
     """Whether `tokenizer` is one of its arguments."""
     takes_flows: bool = False
@@ -111,10 +113,11 @@ _OF_DIFFUSERS = frozenset({
 })  # fmt: skip
 _PLAIN_OF_VLLM = frozenset({
     "attention_backend", "block_size", "chat_template_kwargs", "config_format", "convert", "cudagraph_capture_sizes",
-    "dtype", "generation_config", "hidden_states", "kv_cache", "kv_cache_dtype", "limit_mm_per_prompt", "load_format",
-    "lora_dtype", "lora_modules", "max_model_len", "mm_processor_kwargs", "model_impl", "override_generation_config",
-    "pooler_config", "quantization", "revision", "role", "runner", "scheduling_policy", "served_model_name", "tokenizer",
-    "tokenizer_mode", "tokenizer_revision",
+    "dtype", "enable_auto_tool_choice", "generation_config", "hidden_states", "kv_cache", "kv_cache_dtype",
+    "limit_mm_per_prompt", "load_format", "lora_dtype", "lora_modules", "max_model_len", "mm_processor_kwargs",
+    "model_impl", "override_generation_config", "pooler_config", "quantization", "reasoning_parser", "revision",
+    "role", "runner", "scheduling_policy", "served_model_name", "tokenizer", "tokenizer_mode", "tokenizer_revision",
+    "tool_call_parser", "trust_request_chat_template",
 })  # fmt: skip
 """Arguments that name no code; many of vLLM's others name classes, modules and plugins, some of them deep inside."""
 _OF_TRANSFORMERS = frozenset({
@@ -148,6 +151,7 @@ BUILT_IN = (
         has_media_processor=True,
         takes_media=_ALL_MEDIA,
         has_chat_template=True,
+        takes_tools=lambda args: bool(args.get("tool_call_parser")),
         has_tokenizer=True,
         takes_flows=True,
         takes_open_input=True,

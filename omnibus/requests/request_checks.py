@@ -15,6 +15,7 @@ from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.pipeline.validation import cannot_listen
+from omnibus.requests.chat_checks import STRUCTURED, check_options, check_structured
 from omnibus.wire.request import Message, Request, Segment, TextPart, media_parts
 from omnibus.wire.subjects import check_name
 
@@ -136,6 +137,9 @@ def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
     if request.lora is not None:
         _check_adapter(request.lora, stages)
     _check_turns(request.messages or (), stages, engines)
+    check_options(request, stages, engines)
+    for params in request.sampling_params.values():
+        check_structured(params.get(STRUCTURED))
 
 
 def _check_adapter(name: str, stages: Sequence[StageSpec]) -> None:
@@ -161,7 +165,9 @@ def _check_turns(messages: Sequence[Message], stages: Sequence[StageSpec], engin
         if not any(kind in _may(stage, "takes_media", {kind}) for stage in stages if _sees_request(stage)):
             raise InvalidRequest(f"no stage takes {kind}: the engines are {engines}", param=where)
     for index, message in enumerate(messages):
-        beside = next((name for name in ("tool_calls", "tool_call_id", "name") if getattr(message, name)), None)
+        beside = next(
+            (name for name in ("tool_calls", "tool_call_id", "name", "reasoning") if getattr(message, name)), None
+        )
         if beside is not None and not any(_may(stage, "has_chat_template", True) for stage in stages):
             raise InvalidRequest(
                 f"no stage has a chat template that shows {beside} to a model: the engines are {engines}",

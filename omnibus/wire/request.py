@@ -72,11 +72,35 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     function: FunctionCall
 
 
+class ChatOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a chat is shown to a model, and its answer read. Names and meanings are vLLM's; None: its default."""
+
+    # Open by nature: JSON schemas, templates' variables.
+    tools: tuple[dict[str, Any], ...] | None = None
+    """Functions that the model may call: `{type: function, function: {name, description, parameters}}`."""
+    tool_choice: str | dict[str, Any] | None = None
+    """`auto`, `none`, `required`, or `{type: function, function: {name}}`."""
+    parallel_tool_calls: bool | None = None
+    """False: one call at most."""
+    chat_template: str | None = None
+    """Only where the stage trusts those of requests."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the template, over the stage's."""
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """The last turn is the beginning of the answer."""
+    documents: tuple[dict[str, Any], ...] | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One turn of a chat. What is beside role and content is for the chat template of the first stage."""
 
     role: str
     content: str | tuple[Part, ...] = ""
+    reasoning: str | None = None
+    """The reasoning of an assistant's turn."""
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls of an assistant's turn."""
@@ -92,6 +116,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Text, or token ids of the first stage's tokenizer."""
     messages: tuple[Message, ...] | None = None
     """A chat; the first stage applies its chat template."""
+    chat: ChatOptions | None = None
+    """Options of the chat."""
     modalities: tuple[str, ...] | None = None
     """Outputs wanted, such as `("text", "audio")`; None: every final output of the pipeline."""
     # Open by nature: each engine has its own parameters, and validates them.
@@ -222,6 +248,8 @@ def request_from(fields: Any) -> Request:
         fields = _asked(fields, Request)
         if isinstance(messages := fields.get("messages"), list | tuple):
             fields["messages"] = [_asked(turn, Message) if isinstance(turn, Mapping) else turn for turn in messages]
+        if isinstance(chat := fields.get("chat"), Mapping):
+            fields["chat"] = _asked(chat, ChatOptions)
     return msgspec.convert(fields, Request)
 
 

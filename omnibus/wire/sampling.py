@@ -27,5 +27,9 @@ FIELDS: Mapping[str, Any] = {
     "include_stop_str_in_output": bool,
     "extra_args": dict[str, Any] | None,
     "n": int,
+    "logprobs": int | None,
+    "prompt_logprobs": int | None,
+    "structured_outputs": dict[str, Any] | None,
+    "echo": bool,
 }
-"""Every parameter that a request may set, and its type."""
+"""Every parameter that a request may set, and its type. `echo`: the text begins with the prompt's."""

@@ -17,13 +17,14 @@ pytestmark = pytest.mark.unit
 def test_values_pass_when_they_are_right() -> None:
     given = {"temperature": 1, "stop": ["a"], "logit_bias": {"3": 1.5}, "seed": None, "n": 1}
 
-    assert check_sampling(given) == {"temperature": 1.0, "stop": ["a"], "logit_bias": {3: 1.5}, "seed": None}
+    assert check_sampling(given) == {"temperature": 1.0, "stop": ["a"], "logit_bias": {3: 1.5}, "seed": None, "n": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
+        ("n", "2"),
+        ("structured_outputs", "json"),
         ("top_k", 1.5),
         ("stop", [1]),
         ("temperature", float("nan")),

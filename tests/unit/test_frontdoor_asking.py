@@ -15,10 +15,13 @@ from omnibus.frontdoor.endpoints.completions import CompletionBody, completion_r
 from omnibus.frontdoor.endpoints.images import ImageBody, image_request
 from omnibus.frontdoor.endpoints.speech import SpeechBody, speech_request
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire.request import AudioPart, ImagePart, Message, TextPart
+from omnibus.wire.request import AudioPart, ChatOptions, ImagePart, Message, TextPart
 
 pytestmark = pytest.mark.unit
 
+LLM = PipelineSpec(
+    name="llm", stages=(StageSpec(stage_id=0, name="say", engine="vllm", final_output=True, final_output_type="text"),)
+)
 OMNI = PipelineSpec(
     name="omni",
     stages=(
@@ -158,11 +161,9 @@ def test_a_request_takes_the_batch_lane_when_its_priority_says_that_it_may_wait(
     [
         ({"temperature": "0.5"}, "temperature"),
         ({"max_tokens": 1.5}, "max_tokens"),
-        ({"n": 2}, "n"),
         ({"n": 0}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": "f"}, "tools"),
+        ({"logprobs": 3}, "logprobs"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages"),
         ({"seed": 1 << 63}, "seed"),
@@ -174,6 +175,55 @@ def test_a_chat_body_is_refused_when_a_field_is_wrong_or_asks_for_what_is_not_th
     with pytest.raises(ValidationError) as refused:
         chat(**fields)
     assert refused.value.errors()[0]["loc"][0] == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "response_format"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat_request(chat(**fields), OMNI)
+    assert refused.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}}},
+            {"json": {"a": 1}},
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+        ({"guided_choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ({"guided_json": "{}"}, {"json": "{}"}),
+    ],
+)
+def test_a_form_goes_to_the_stage_that_writes_text(fields: dict[str, Any], form: dict[str, Any]) -> None:
+    request = chat_request(chat(**fields), LLM)
+    assert request.sampling_params == {"say": {"structured_outputs": form}}
+
+
+def test_probabilities_and_choices_go_to_the_stage_that_writes_text() -> None:
+    request = chat_request(chat(logprobs=True, top_logprobs=2, n=3, prompt_logprobs=1), LLM)
+    assert request.sampling_params == {"say": {"logprobs": 2, "n": 3, "prompt_logprobs": 1}}
+    assert chat_request(chat(logprobs=True), LLM).sampling_params == {"say": {"logprobs": 0}}
+    assert request.chat is None
+
+
+def test_tools_and_what_the_template_reads_are_options_of_the_chat() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    asked = chat(tools=[tool], parallel_tool_calls=False, continue_final_message=True, chat_template_kwargs={"a": 1})
+    assert chat_request(asked, LLM).chat == ChatOptions(
+        tools=(tool,), parallel_tool_calls=False, continue_final_message=True, chat_template_kwargs={"a": 1}
+    )
 
 
 def test_fields_of_other_servers_are_let_through_when_they_ask_for_nothing() -> None:

@@ -18,12 +18,14 @@ from omnibus.frontdoor.bodies import MAX_STAGES, NAME_LENGTH, AskingBody, Body, 
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
+from omnibus.frontdoor.endpoints.answer_options import ChatFields
 from omnibus.frontdoor.endpoints.chat_answers import chat_completion
 from omnibus.frontdoor.endpoints.chat_shapes import ChatCompletion
 from omnibus.frontdoor.endpoints.chat_stream import ChatStream
 from omnibus.frontdoor.streaming import EventStream
 from omnibus.frontdoor.submitting import submit
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.chat_checks import STRUCTURED
 from omnibus.wire.request import (
     AudioPart,
     FunctionCall,
@@ -109,6 +111,9 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[Content], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     name: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """The reasoning of an earlier turn, by its newer and its older name."""
     refusal: str | None = None
     """The text of an earlier turn that refused."""
     tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
@@ -119,8 +124,8 @@ class AudioOptions(Body):
     format: AudioFormat = "wav"
 
 
-class ChatBody(AskingBody, TextSampling):
-    """A chat. Exactly one choice is made."""
+class ChatBody(AskingBody, TextSampling, ChatFields):
+    """A chat."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     modalities: Annotated[list[str], Field(max_length=MAX_STAGES, fail_fast=True)] | None = None
@@ -133,6 +138,10 @@ class ChatBody(AskingBody, TextSampling):
     def field_of(self, param: str) -> str:
         if param == "max_tokens" and self.max_completion_tokens is not None:
             return "max_completion_tokens"
+        if param == STRUCTURED:
+            return self.structured_field()
+        if param == "logprobs" and self.top_logprobs is not None:
+            return "top_logprobs"
         found = _FILE.fullmatch(param)
         if found is not None:
             return f"{found[1]}.{_FILES[found[2]]}"
@@ -156,8 +165,8 @@ def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
     if body.audio is not None and "audio" not in (spec.modalities if modalities is None else modalities):
         raise InvalidRequest("no audio is asked for: name it in modalities, or leave audio out", param="audio")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    text = body.chosen() if limit is None else {**body.chosen(), "max_tokens": limit}
-    return body.request(spec, modalities, text=text, messages=turns(body.messages))
+    text = {**body.chosen(), **body.answered(), **({} if limit is None else {"max_tokens": limit})}
+    return body.request(spec, modalities, text=text, messages=turns(body.messages), chat=body.options())
 
 
 def turns(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
@@ -185,7 +194,7 @@ def _message(message: ChatMessage, where: str) -> Message:
     )
     return Message(
         role=role, content=content, name=message.name or None, tool_calls=tuple(calls),
-        tool_call_id=message.tool_call_id or None,
+        tool_call_id=message.tool_call_id or None, reasoning=message.reasoning or message.reasoning_content or None,
     )  # fmt: skip
 
 

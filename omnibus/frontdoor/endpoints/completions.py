@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
+import msgspec
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import Field
@@ -14,8 +15,9 @@ from typing_extensions import TypedDict
 from omnibus.client.request_events import Output
 from omnibus.errors import EmptyPrompt, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.answers import Usage, finish_reason, transcript, usage, whole_answer
+from omnibus.frontdoor.answers import Usage, known_reason, usage, whole_answer
 from omnibus.frontdoor.bodies import (
+    Answer,
     AskingBody,
     StreamOptions,
     TextSampling,
@@ -23,16 +25,20 @@ from omnibus.frontdoor.bodies import (
 )
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.streaming import EventStream, TextStream
+from omnibus.frontdoor.endpoints.answer_options import StructuredText
+from omnibus.frontdoor.endpoints.completion_logprobs import CompletionLogprobs, completion_logprobs
+from omnibus.frontdoor.streaming import EventStream, Frames, TextStream, frame, sliced
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.requests.chat_checks import STRUCTURED
+from omnibus.wire.fields import LOGPROBS, PROMPT_LOGPROBS, TEXT, choice_of, logprobs_in
 from omnibus.wire.request import Request
 
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 router = APIRouter(route_class=BodyRoute)
 
 
-class CompletionBody(AskingBody, TextSampling):
+class CompletionBody(AskingBody, TextSampling, StructuredText):
     """A prompt to continue: one text, or the token ids of one."""
 
     called: ClassVar[Mapping[str, str]] = {"messages": "prompt", "token_ids": "prompt"}
@@ -41,12 +47,19 @@ class CompletionBody(AskingBody, TextSampling):
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    """How many of the likeliest tokens come beside each."""
+    echo: bool | None = None
+    """The text begins with the prompt."""
+
+    def field_of(self, param: str) -> str:
+        return super().field_of(self.structured_field() if param == STRUCTURED else param)
 
 
 class CompletionChoice(TypedDict):
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: str | None
 
 
@@ -59,6 +72,7 @@ class Completion(TypedDict):
     model: str
     choices: list[CompletionChoice]
     usage: NotRequired[Usage | None]
+    prompt_logprobs: NotRequired[object]
 
 
 @router.post("/v1/completions", response_model=Completion, openapi_extra=RouteAccess.USER.stated)
@@ -74,20 +88,60 @@ async def create_completion(body: CompletionBody, http: HttpRequest, context: Co
 def completion_request(body: CompletionBody, spec: PipelineSpec) -> Request:
     """A prompt to continue: only text is delivered. Raises RequestError naming the field."""
     check_modality(spec, "text")
-    text = body.chosen() if body.max_tokens is None else {**body.chosen(), "max_tokens": body.max_tokens}
+    given = {"max_tokens": body.max_tokens, "logprobs": body.logprobs, "echo": body.echo or None}
+    text = {**body.chosen(), **body.structured(), **{name: one for name, one in given.items() if one is not None}}
     return body.request(spec, ("text",), text=text, prompt=_single_prompt(body.prompt))
 
 
 def completion(head: Head, outputs: Sequence[Output]) -> Completion:
-    """The one text."""
-    return {**_completion(head, transcript(outputs), finish_reason(outputs)), "usage": usage(outputs)}
+    """The texts."""
+    text = next((output for output in outputs if output.modality == "text"), None)
+    choices = [
+        CompletionChoice(
+            index=one.index, text=one.text, finish_reason=known_reason(one.finish_reason),
+            logprobs=None if one.logprobs is None else completion_logprobs(one.logprobs),
+        )
+        for one in (text.choices if text is not None else ())
+    ]  # fmt: skip
+    answer = Completion(**{**_completion(head, choices), "usage": usage(outputs)})
+    prompt = text.fields.get(PROMPT_LOGPROBS) if text is not None else None
+    return answer if prompt is None else {**answer, "prompt_logprobs": msgspec.Raw(prompt.encode())}
 
 
 class CompletionStream(TextStream):
     """A completion's chunks."""
 
-    def piece(self, text: str | None, reason: str | None = None) -> Completion:
-        chunk = _completion(self.head, text or "", reason)
+    def __init__(self, *given: Any) -> None:
+        self._logprobs: dict[int, list[Mapping[str, Any]]] = {}
+        """Those of each choice that wait for the chunk with their text."""
+        self._offsets: dict[int, int] = {}
+        super().__init__(*given)
+
+    def text(self, text: str) -> Frames:
+        return [frame(self.piece(text))] if self._logprobs.get(0) else super().text(text)
+
+    def field(self, name: str, text: str) -> Iterator[Completion]:
+        """A piece of a further choice; probabilities wait for the text that they belong to."""
+        index, own = choice_of(name)
+        if own == LOGPROBS:
+            self._logprobs.setdefault(index, []).extend(logprobs_in(text))
+        elif own == TEXT:
+            yield from (self.piece(piece, index=index) for piece in sliced(text))
+
+    def closing(self, outputs: Sequence[Output]) -> list[Answer]:
+        """The last chunks: why each choice ended, and the tokens when they were asked for."""
+        text = next((output for output in outputs if output.modality == "text"), None)
+        others = text.choices[1:] if text is not None else ()
+        first, *totals = super().closing(outputs)
+        return [first, *(self.piece(None, known_reason(one.finish_reason), one.index) for one in others), *totals]
+
+    def piece(self, text: str | None, reason: str | None = None, index: int = 0) -> Completion:
+        entries = self._logprobs.pop(index, None)
+        logprobs = completion_logprobs(entries, self._offsets.get(index, 0)) if entries else None
+        if logprobs is not None:
+            self._offsets[index] = logprobs["text_offset"][-1] + len(logprobs["tokens"][-1])
+        choice = CompletionChoice(index=index, text=text or "", logprobs=logprobs, finish_reason=reason)
+        chunk = _completion(self.head, [choice])
         # A caller that asked for usage finds it in every chunk, None until the last.
         return {**chunk, "usage": None} if self.include_usage else chunk
 
@@ -95,10 +149,9 @@ class CompletionStream(TextStream):
         return {**self.piece(None), "choices": [], "usage": total}
 
 
-def _completion(head: Head, text: str, reason: str | None) -> Completion:
-    choice = CompletionChoice(index=0, text=text, logprobs=None, finish_reason=reason)
+def _completion(head: Head, choices: list[CompletionChoice]) -> Completion:
     return Completion(
-        id=f"cmpl-{head.rid}", object="text_completion", created=head.created, model=head.model, choices=[choice]
+        id=f"cmpl-{head.rid}", object="text_completion", created=head.created, model=head.model, choices=choices
     )
 
 

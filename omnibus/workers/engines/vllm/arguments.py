@@ -43,7 +43,12 @@ CPU_DEFAULTS: Mapping[str, Any] = {
 }
 """Where there is no GPU; anything a stage sets wins."""
 Role = Literal["prefill", "decode"]
-_OURS = frozenset({"hidden_states", "lora_modules", "chat_template_kwargs", "role", "kv_cache"})
+_OURS = frozenset({
+    "chat_template", "chat_template_kwargs", "hidden_states", "kv_cache", "lora_modules", "role", "tool_call_parser",
+    "trust_request_chat_template",
+})  # fmt: skip
+_OF_VLLMS_SERVER = frozenset({"enable_auto_tool_choice"})
+"""Arguments of its HTTP server that say here what happens anyway."""
 
 
 def with_spare_slot(engine_args: Mapping[str, Any], adapters: int) -> dict[str, Any]:
@@ -74,8 +79,13 @@ class VllmArguments:
     """Layers whose hidden states are an output."""
     lora_modules: Mapping[str, str] = field(default_factory=dict)
     """LoRA adapters by the name that requests use: folder, package: or hub name."""
-    chat_template: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the chat template, such as `enable_thinking`."""
+    chat_template: str | None = None
+    """A template's file, or its text, over the model's own."""
+    trust_request_chat_template: bool = False
+    tool_call_parser: str | None = None
+    """vLLM's parser that finds calls of tools in what the model writes."""
     skip_tokenizer: bool = False
     """Token ids in, token ids out; no text."""
     encodes: bool = False
@@ -115,64 +125,84 @@ def known_arguments() -> frozenset[str]:
     names = {
         field.target.id for field in fields if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
-    return frozenset(names | _OURS) if names else frozenset()
+    return frozenset(names | _OURS | _OF_VLLMS_SERVER) if names else frozenset()
 
 
 def sort_arguments(stage: StageSpec) -> VllmArguments:
     """Take our own keys out; raises PipelineError for a wrong value of one, and for a name that nobody knows."""
     given = dict(stage.engine_args)
+    _check_names(given)
+    arguments = VllmArguments(
+        hidden_states=_taken(given, "hidden_states", tuple[int, ...], ()),
+        lora_modules=_taken(given, "lora_modules", dict[str, str], {}),
+        chat_template_kwargs=_taken(given, "chat_template_kwargs", dict[str, Any], {}),
+        chat_template=_taken(given, "chat_template", str | None, None),
+        trust_request_chat_template=_taken(given, "trust_request_chat_template", bool, False),
+        tool_call_parser=_taken(given, "tool_call_parser", str | None, None),
+        kv_cache=_taken(given, "kv_cache", tuple[int, ...], ()),
+        role=_taken(given, "role", Role | None, None),
+        skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
+        encodes=given.get("runner") == "pooling",
+        engine=given,
+    )
+    has_parser = arguments.tool_call_parser is not None
+    if given.pop("enable_auto_tool_choice", has_parser) is not has_parser:
+        message = "a stage takes tools where it names a tool_call_parser, and only there"
+        raise PipelineError(message, field="engine_args.enable_auto_tool_choice")
+    if arguments.hidden_states:
+        _check_states(given)
+    _check_handover(arguments, given)
+    if arguments.lora_modules:
+        given.setdefault("enable_lora", True)
+    return arguments
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
     known = known_arguments()
     for name in given if known else ():
         if name not in known:
             hint = suggestion(name, known)
             raise PipelineError(f"vLLM has no such argument{hint}", field=f"engine_args.{name}")
-    layers = _checked("hidden_states", given.pop("hidden_states", ()), tuple[int, ...])
-    loras = _checked("lora_modules", given.pop("lora_modules", {}), dict[str, str])
-    template = _checked("chat_template_kwargs", given.pop("chat_template_kwargs", {}), dict[str, Any])
-    kv_cache = _checked("kv_cache", given.pop("kv_cache", ()), tuple[int, ...])
-    role = _checked("role", given.pop("role", None), Role | None)
-    if layers and "speculative_config" in given:
+
+
+def _check_states(given: Mapping[str, Any]) -> None:
+    """Refuse what does not go together with hidden states as an output."""
+    if "speculative_config" in given:
         raise PipelineError(
             "cannot be combined with hidden_states, which sets it", field="engine_args.speculative_config"
         )
-    if layers and given.get("enable_prompt_embeds"):
+    if given.get("enable_prompt_embeds"):
         # vLLM's extraction asks for the ids of prompt tokens; without them the whole EngineCore dies.
         raise PipelineError("cannot be combined with hidden_states in vLLM", field="engine_args.enable_prompt_embeds")
-    if layers and given.get("runner") == "pooling":
+    if given.get("runner") == "pooling":
         raise PipelineError(
             "cannot be combined with hidden_states: a pooling runner generates nothing", field="engine_args.runner"
         )
+
+
+def _check_handover(arguments: VllmArguments, given: Mapping[str, Any]) -> None:
+    """Refuse what does not go together with keys and values as an output, and with half a generation."""
+    role = arguments.role
     quantized = str(given.get("kv_cache_dtype", "")).startswith("fp8")
-    if kv_cache and (role == "prefill" or given.get("runner") == "pooling" or _is_parallel(given) or quantized):
+    if arguments.kv_cache and (role == "prefill" or arguments.encodes or _is_parallel(given) or quantized):
         raise PipelineError(
             "needs a stage that generates text, on one device, with a KV cache that is not quantized",
             field="engine_args.kv_cache",
         )
-    if role is not None and (given.get("runner") == "pooling" or given.get("enable_prompt_embeds")):
+    if role is not None and (arguments.encodes or given.get("enable_prompt_embeds")):
         raise PipelineError("needs a stage that generates text from token ids", field="engine_args.role")
     if role is not None and _is_parallel(given) and not given.get("kv_transfer_config"):
         message = "our connector hands over the KV of one device: name one of vLLM's in kv_transfer_config, such as NixlConnector"
         raise PipelineError(message, field="engine_args.role")
-    if loras:
-        given.setdefault("enable_lora", True)
-    return VllmArguments(
-        hidden_states=layers,
-        lora_modules=loras,
-        chat_template=template,
-        skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
-        encodes=given.get("runner") == "pooling",
-        kv_cache=kv_cache,
-        role=role,
-        engine=given,
-    )
 
 
 def _is_parallel(given: Mapping[str, Any]) -> bool:
     return any(given.get(f"{way}_parallel_size", 1) not in (None, 1) for way in ("tensor", "pipeline", "data"))
 
 
-def _checked(name: str, value: Any, kind: Any) -> Any:
+def _taken(given: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
+    """An argument of ours, which vLLM does not get."""
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(given.pop(name, default), kind)
     except msgspec.ValidationError as error:
         raise PipelineError(str(error), field=f"engine_args.{name}") from error

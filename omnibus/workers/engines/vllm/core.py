@@ -24,12 +24,19 @@ from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.protocol import EngineInput, EngineStats, Finished, Item, Job, SegmentEnd
 from omnibus.workers.engines.vllm import hidden_states, kv_handover
 from omnibus.workers.engines.vllm.arguments import VllmArguments
+from omnibus.workers.engines.vllm.chat_format import ChatFormat
 from omnibus.workers.engines.vllm.job_run import Run, RunAborted, parts_of
 from omnibus.workers.engines.vllm.process_end import first_end
 from omnibus.workers.engines.vllm.prompt_feed import PromptFeed
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
 from omnibus.workers.engines.vllm.rpc_methods import call
-from omnibus.workers.engines.vllm.sampling_params import check_sampling, fit_context, rejected
+from omnibus.workers.engines.vllm.sampling_params import (
+    BESIDE_TOKENS,
+    check_sampling,
+    fit_context,
+    is_made_at_once,
+    rejected,
+)
 from omnibus.workers.engines.vllm.session_context import SessionContext, known_so_far
 from omnibus.workers.engines.vllm.startup import LoadGauge, start_llm
 from omnibus.workers.engines.vllm.text_generation import TextGeneration
@@ -60,7 +67,8 @@ class VllmCore:
         self._llm = start_llm(stage, self._engine_args(arguments), self._load)
         self._has_text, self._encodes = not arguments.skip_tokenizer, arguments.encodes
         self._generates = not self._encodes and self._role != "prefill"
-        self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, arguments.chat_template)
+        self._chats = ChatFormat(arguments, self._llm.renderer, self._llm.model_config)
+        self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, self._chats.plain)
         self._generation = TextGeneration(
             self._llm, self._prompts, has_text=self._has_text, has_states=self._has_states
         )
@@ -113,7 +121,9 @@ class VllmCore:
                 yield self._finished(run, "abort") if self._generates else Finished(outputs={}, finish_reason="abort")
             except VLLMClientError as error:
                 run.ended = True
-                raise rejected(error) from error
+                raise rejected(
+                    error, "structured_outputs" if job.sampling.get("structured_outputs") else None
+                ) from error
             except EngineDeadError as error:
                 raise self._dead("is gone") from error
             except (EngineGenerateError, GracefulHTTPError) as error:
@@ -189,6 +199,9 @@ class VllmCore:
     async def _answer(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         """The text behind each segment of an open input, and all that came before it."""
         sampling = check_sampling(job.sampling, extracts=self._has_states)
+        if is_made_at_once(sampling):
+            name = next(name for name in ("n", *BESIDE_TOKENS) if sampling.get(name))
+            raise EngineRejected(f"{name} has no effect on an open input", param=name)
         context, run.is_session = SessionContext(partial(self._prompts.of, job), self._prompts.bos), True
         async with await self._feed(job, run) as feed, aclosing(parts_of(job, run)) as parts:
             async for part in parts:
@@ -211,8 +224,9 @@ class VllmCore:
 
         def generate(prompt: Any, params: SamplingParams) -> AsyncGenerator[Any, None]:
             made: AsyncGenerator[Any, None] = self._llm.generate(
-                prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority
-            )
+                prompt, params, run.id, lora_request=lora, trace_headers=trace, priority=job.priority,
+                **({} if run.chat is None else run.chat.engine_arguments(prompt.get("prompt_token_ids", ()))),
+            )  # fmt: skip
             return made
 
         # vLLM's connectors hand over what a request leaves when it ends, which a streamed one does by an abort.
@@ -221,7 +235,8 @@ class VllmCore:
     async def _prompted(self, job: Job, run: Run, feed: PromptFeed | None = None) -> Any:
         if job.parts is not None:
             job = replace(job, engine_input=await self._collected(job, run, feed), parts=None)
-        prompt = await self._prompts.of(job)
+        run.chat = self._chats.of(job, decodes=self._role == "decode", reads=self._generates)
+        prompt = await self._prompts.of(job, chat=None if run.chat is None else run.chat.params)
         run.prompt_tokens = self._prompts.length(prompt)
         if self._role == "decode":
             run.transfer = await self._kv.loading(run.id, job.engine_input.values, prompt.get("prompt_token_ids"))
@@ -340,9 +355,10 @@ class VllmCore:
 
     def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
         text = {"text": "".join(run.texts)} if self._has_text else {}
-        usage = TokenUsage(run.prompt_tokens, len(run.token_ids), run.cached_tokens)
+        usage = TokenUsage(run.prompt_tokens, len(run.token_ids) + run.others, run.cached_tokens)
+        fields = {name: "".join(pieces) for name, pieces in run.fields.items()}
         outputs, segments = {**text, "token_ids": run.token_ids, **more}, tuple(run.segments)
-        return Finished(outputs=outputs, finish_reason=reason, usage=usage, segments=segments)
+        return Finished(outputs=outputs, finish_reason=reason, usage=usage, segments=segments, fields=fields)
 
     def _lora(self, job: Job) -> LoRARequest | None:
         name = job.stage_input.request.lora

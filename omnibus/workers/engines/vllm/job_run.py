@@ -9,6 +9,7 @@ from typing import Any
 
 from omnibus.workers.engines.loaded_engine import unless
 from omnibus.workers.engines.protocol import EngineInput, Job, TextDelta
+from omnibus.workers.engines.vllm.chat_format import Chat
 
 
 @dataclass(slots=True)
@@ -32,6 +33,12 @@ class Run:
     """For KV connectors: its `kv_transfer_params`."""
     cached_tokens: int = 0
     """Tokens of the prompt that were not computed here."""
+    chat: Chat | None = None
+    """The chat that it answers, where that is more than plain text."""
+    fields: dict[str, list[str]] = field(default_factory=dict)
+    """Pieces of what the answer has beside its text."""
+    others: int = 0
+    """Tokens of the choices behind the first."""
     segments: list[int] = field(default_factory=list)
     """Characters of the text before the end of each answer to a segment."""
     begun: int = 0
@@ -52,11 +59,13 @@ class Run:
         self.begun, self.text_begun = len(self.token_ids), len(self.texts)
         self.reason, self.handed_over = "abort", None
 
-    def take(self, text: str, token_ids: Sequence[int]) -> TextDelta:
+    def keep(self, delta: TextDelta) -> TextDelta:
         """Note what was made."""
-        self.texts.append(text)
-        self.token_ids.extend(token_ids)
-        return TextDelta(text=text, token_ids=tuple(token_ids))
+        self.texts.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        for name, piece in delta.fields.items():
+            self.fields.setdefault(name, []).append(piece)
+        return delta
 
 
 class RunAborted(Exception):

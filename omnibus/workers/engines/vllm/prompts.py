@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -27,33 +27,37 @@ from omnibus.workers.engines.vllm.sampling_params import rejected
 class PromptRenderer:
     """Makes prompts with the engine's own renderer, in its threads."""
 
-    def __init__(self, renderer: Any, model_config: Any, chat_template: Mapping[str, Any]) -> None:
+    def __init__(self, renderer: Any, model_config: Any, plain: ChatParams) -> None:
+        """`plain` are the parameters of a chat without options."""
         self._renderer = renderer
         self._model = model_config
         self._takes, self._rate = _media_of(renderer), _rate_of(renderer)
-        self._chat_params = ChatParams(chat_template_kwargs={"add_generation_prompt": True, **chat_template})
+        self._plain = plain
 
     @property
     def bos(self) -> int | None:
         """The token that begins a text."""
         return getattr(self._renderer.tokenizer, "bos_token_id", None)
 
-    async def of(self, job: Job, given: EngineInput | None = None) -> Any:
+    async def of(self, job: Job, given: EngineInput | None = None, chat: ChatParams | None = None) -> Any:
         """A job's prompt, or that of a part of its input: see `render`."""
-        prompt = await self.render(given or job.engine_input, self._media_arguments(job))
+        prompt = await self.render(given or job.engine_input, self._media_arguments(job), chat)
         if (salt := job.stage_input.request.cache_salt) is not None:
             prompt["cache_salt"] = salt
         return prompt
 
-    async def render(self, given: EngineInput, media: dict[str, Any] | None = None) -> Any:
+    async def render(
+        self, given: EngineInput, media: dict[str, Any] | None = None, chat: ChatParams | None = None
+    ) -> Any:
         """A prompt ready for AsyncLLM, of the first given of messages, token ids, embeddings, text.
 
-        `media` is for the processor of the messages' media, over what the engine's own `mm_processor_kwargs` say.
+        `media` is for the processor of the messages' media, over what the engine's own `mm_processor_kwargs` say; `chat` are
+        the parameters of a chat with options.
         Raises EngineRejected for what this model cannot take, InvalidRequest for media that cannot be decoded.
         """
         try:
             if given.messages is not None:
-                return await self._chat(given.messages, media)
+                return await self._chat(given.messages, media, chat or self._plain)
             return await self._complete(given)
         except InvalidRequest:  # it names the field
             raise
@@ -75,12 +79,17 @@ class PromptRenderer:
             return int(prompt["prompt_embeds"].shape[0])
         return len(prompt["prompt_token_ids"])
 
-    async def _chat(self, messages: Sequence[Message], media: dict[str, Any] | None) -> Any:
+    def text(self, prompt: Any) -> str:
+        """The text of a rendered prompt."""
+        self._need_tokenizer("text")
+        return prompt.get("prompt") or str(self._renderer.tokenizer.decode(prompt.get("prompt_token_ids", [])))
+
+    async def _chat(self, messages: Sequence[Message], media: dict[str, Any] | None, chat: ChatParams) -> Any:
         self._need_tokenizer("messages")
         self._check_media(messages)
         conversation = await asyncio.to_thread(_conversation, messages, self._rate)
         # Twice: vLLM reads the first where it finds the media, the second where it processes them.
-        params = dataclasses.replace(self._chat_params, mm_processor_kwargs=media)
+        params = dataclasses.replace(chat, mm_processor_kwargs=media)
         extras = {"mm_processor_kwargs": media}
         _, (prompt,) = await self._renderer.render_chat_async([conversation], params, prompt_extras=extras)
         return prompt

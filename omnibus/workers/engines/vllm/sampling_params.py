@@ -17,8 +17,8 @@ GREEDY_BELOW = 1e-5
 LOOK_BACK = ("presence_penalty", "frequency_penalty", "bad_words", "extra_args")
 """Parameters under which a token depends on which of those before it were generated, and not only on the text. A repetition
 penalty counts the prompt too; `extra_args` may set anything."""
-
-
+BESIDE_TOKENS = ("structured_outputs", "logprobs", "prompt_logprobs", "echo")
+"""Parameters under which an answer is more than the text of its tokens."""
 PROMPT_LENGTHS = ("input_text", "input_tokens")
 """Names, in vLLM's errors, of the length of a prompt that the context does not hold."""
 NOT_WITH_STATES = ("min_p", "logit_bias")
@@ -31,9 +31,19 @@ def continues(sampling: Mapping[str, Any]) -> bool:
     Greedy texts are continued where that gives the same text. Seeded ones begin again: nothing sets a generator forward, and
     the same seed gives the same text. Unseeded ones are continued, since a second attempt would say something else.
     """
+    if is_made_at_once(sampling):
+        return False
     if sampling.get("temperature", 1.0) >= GREEDY_BELOW:
         return sampling.get("seed") is None
     return not any(sampling.get(name) for name in LOOK_BACK)
+
+
+def is_made_at_once(sampling: Mapping[str, Any]) -> bool:
+    """Whether an answer is made from its beginning by every attempt: what belongs to its tokens is more than their text.
+
+    A grammar and the choices have a state in the engine, and probabilities are known of those tokens alone that it makes.
+    """
+    return sampling.get("n", 1) > 1 or any(_is_set(sampling.get(name)) for name in BESIDE_TOKENS)
 
 
 def check_sampling(sampling: Mapping[str, Any], *, extracts: bool = False) -> dict[str, Any]:
@@ -46,8 +56,8 @@ def check_sampling(sampling: Mapping[str, Any], *, extracts: bool = False) -> di
     if excluded is not None:
         message = f"{excluded} cannot be used here: the stage's hidden states are an output, and vLLM applies no {excluded} then"
         raise EngineRejected(message, param=excluded)
-    if checked.pop("n", 1) != 1:
-        raise EngineRejected("n must be 1: a request makes one text", param="n")
+    if extracts and checked.get("n", 1) != 1:
+        raise EngineRejected("n must be 1 here: the stage's hidden states are an output, those of one text", param="n")
     return checked
 
 
@@ -88,3 +98,7 @@ def _converted(name: str, value: Any) -> Any:
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise EngineRejected(f"sampling parameter {name!r} must be a finite number", param=name)
     return converted
+
+
+def _is_set(value: object) -> bool:
+    return value is not None and value is not False  # 0 probabilities beside a token's own are asked for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -11,11 +11,13 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from omnibus.workers.engines.protocol import TextDelta
+from omnibus.workers.engines.vllm.chat_format import structured
 from omnibus.workers.engines.vllm.continuation import Continuation, ends_of
+from omnibus.workers.engines.vllm.generated_answer import Answer, seed_of
 from omnibus.workers.engines.vllm.job_run import Run
 from omnibus.workers.engines.vllm.prompt_feed import PromptFeed
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
-from omnibus.workers.engines.vllm.sampling_params import continues, fit_context
+from omnibus.workers.engines.vllm.sampling_params import continues, fit_context, is_made_at_once
 
 
 class TextGeneration:
@@ -30,31 +32,35 @@ class TextGeneration:
         self, run: Run, feed: PromptFeed, prompt: Any, sampling: Mapping[str, Any]
     ) -> AsyncGenerator[TextDelta, None]:
         """The text behind one prompt; the run knows afterwards why it ended."""
-        sampling = fit_context(sampling, self._prompts.length(prompt), self._llm.model_config.max_model_len)
+        sampling = fit_context(
+            _formed(run, sampling), self._prompts.length(prompt), self._llm.model_config.max_model_len
+        )
         run.begin()
         begun = self._begun(run, prompt, sampling, is_fed=feed.streams)
+        ids = prompt.get("prompt_token_ids", ())
+        answer = Answer(run.rid, sampling, ids, run.chat, self._llm.renderer.tokenizer)
+        for delta in self._opening(answer, prompt, sampling, begun):
+            yield run.keep(delta)
+        if answer.reason is not None:
+            run.reason = answer.reason
+            return
         if begun is not None:
-            for delta in begun.replay():
-                yield run.take(delta.text, delta.token_ids)
-            if begun.finish_reason is not None:
-                run.reason = begun.finish_reason
-                return
             prompt, sampling = begun.prompt, begun.rest(sampling)
         params = self.params(run, sampling, detokenize=begun is None)
         if run.aborted:
             return
         async with aclosing(feed.outputs(prompt, params)) as outputs:
             async for output in outputs:
-                made = output.outputs[0]
-                part = made if begun is None else begun.read(made)
-                delta = run.take(part.text, part.token_ids)
+                made = output.outputs if begun is None else [begun.read(output.outputs[0])]
+                delta = run.keep(answer.read(made, output.prompt_logprobs))
+                run.others = answer.others
                 if not run.segments:
                     run.cached_tokens = output.num_cached_tokens or 0
-                if delta.text or delta.token_ids:
+                if delta.text or delta.token_ids or delta.fields:
                     yield delta
-                if part.finish_reason is not None:
-                    run.reason, run.handed_over = part.finish_reason, output.kv_transfer_params
-                if made.finish_reason is None and (part.finish_reason is not None or run.aborted):
+                if answer.reason is not None:
+                    run.reason, run.handed_over = answer.reason, output.kv_transfer_params
+                if output.outputs[-1].finish_reason is None and (answer.reason is not None or run.aborted):
                     # vLLM would go on behind a stop string; and an abort may have come before the request.
                     await feed.close()
                     return
@@ -68,7 +74,17 @@ class TextGeneration:
             "output_kind": RequestOutputKind.DELTA,
             "detokenize": detokenize and self._has_text,
         }
-        return SamplingParams(**{**sampling, **ours})
+        return SamplingParams(**{name: value for name, value in sampling.items() if name != "echo"} | ours)
+
+    def _opening(
+        self, answer: Answer, prompt: Any, sampling: Mapping[str, Any], begun: Continuation | None
+    ) -> Iterator[TextDelta]:
+        """Give what is there before anything is generated: the prompt where it is echoed, and what an earlier attempt made."""
+        if sampling.get("echo"):
+            yield answer.echo(self._prompts.text(prompt))
+        if begun is not None:
+            for delta in begun.replay():
+                yield answer.repeat(delta, begun.finish_reason)
 
     def _begun(self, run: Run, prompt: Any, sampling: Mapping[str, Any], *, is_fed: bool) -> Continuation | None:
         """A text that is made of tokens here: one that the client has the beginning of, or behind a prompt that is fed."""
@@ -86,3 +102,15 @@ class TextGeneration:
     def ends(self, params: SamplingParams) -> frozenset[int]:
         fields = self._llm.input_processor.generation_config_fields
         return ends_of(params, fields, self._llm.renderer.get_eos_token_id())
+
+
+def _formed(run: Run, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling parameters with the form that the text must have, and a seed for what every attempt makes anew."""
+    formed = {**sampling, "structured_outputs": structured(sampling.get("structured_outputs"))}
+    if run.chat is not None:
+        formed = run.chat.sampling(formed)
+    if formed.get("echo") and formed.get("prompt_logprobs") is None:
+        formed["prompt_logprobs"] = formed.get("logprobs")
+    if is_made_at_once(formed) and formed.get("seed") is None:
+        formed["seed"] = seed_of(run.rid)
+    return formed

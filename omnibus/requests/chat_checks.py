@@ -1,0 +1,80 @@
+"""Checks of a chat's options and of what constrains its text, before anything is queued. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omnibus.errors import InvalidRequest
+from omnibus.pipeline.engines import engine_kind
+from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.request import Request
+
+CONSTRAINTS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+"""Kinds of constraints in `structured_outputs`, of which a request has one; names are vLLM's."""
+STRUCTURED = "structured_outputs"
+
+
+def check_options(request: Request, stages: Sequence[StageSpec], engines: str) -> None:
+    """Raises InvalidRequest naming the option that no stage could serve."""
+    asked = request.chat
+    if asked is None:
+        return
+    first = next((name for name in asked.__struct_fields__ if getattr(asked, name) is not None), "chat")
+    if request.messages is None:
+        raise InvalidRequest(f"{first} is an option of a chat: give messages", param=first)
+    if request.resumable:
+        raise InvalidRequest(f"{first} has no effect on an open input", param=first)
+    if not any(engine_kind(stage.engine).has_chat_template for stage in stages):
+        raise InvalidRequest(f"no stage has a chat template that reads {first}: the engines are {engines}", param=first)
+    if asked.tool_choice not in (None, "none", "auto") and not asked.tools:
+        raise InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
+    if asked.tools and asked.tool_choice != "none":
+        _check_parser(stages)
+
+
+def check_structured(given: Any) -> None:
+    """Raises InvalidRequest for a constraint that is none; what only an engine's compiler finds is left to it."""
+    if given is None:
+        return
+    kinds = [name for name in CONSTRAINTS if isinstance(given, Mapping) and given.get(name) is not None]
+    if len(kinds) != 1:
+        raise _wrong(f"give exactly one of {', '.join(CONSTRAINTS)}")
+    value = given[kinds[0]]
+    match kinds[0]:
+        case "json":
+            _check_schema(value)
+        case "json_object" if value is not True:
+            raise _wrong("json_object is true, or left out")
+        case "choice" if not (isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value)):
+            raise _wrong("choice is a list of texts")
+        case "regex" | "grammar" | "structural_tag" if not (isinstance(value, str) and value.strip()):
+            raise _wrong(f"{kinds[0]} is a text")
+
+
+def _check_parser(stages: Sequence[StageSpec]) -> None:
+    if not any(engine_kind(stage.engine).takes_tools(stage.engine_args) for stage in stages):
+        raise InvalidRequest(
+            "the pipeline finds no calls in what its model writes: name a tool_call_parser in the stage's engine_args, one of "
+            "vLLM's that suits the model, such as hermes",
+            param="tools",
+        )
+
+
+def _check_schema(value: Any) -> None:
+    from jsonschema import Draft202012Validator, SchemaError  # noqa: PLC0415 a quarter of a second of import
+
+    try:
+        schema = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(schema, Mapping):
+            raise _wrong("a JSON schema is an object")
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise _wrong(f"no JSON schema: {error.message} at {error.json_path}") from error
+    except (ValueError, RecursionError) as error:
+        raise _wrong(f"no JSON schema: {error}") from error
+
+
+def _wrong(message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=STRUCTURED)
