@@ -46,6 +46,8 @@ def test_presets_cover_the_kinds_of_pipeline_that_people_run() -> None:
         "flux": ("diffusers",),
         "llasa": ("vllm", "transformers"),
         "minilm": ("vllm", "python"),
+        "qwen2-5-omni": ("vllm", "python", "python"),
+        "qwen3-omni": ("vllm", "python", "python"),
         "qwen-image-encoder": ("vllm", "diffusers"),
         "qwen-image-rewritten": ("vllm", "diffusers"),
         "qwen3": ("vllm",),

@@ -349,6 +349,7 @@ class VllmCore:
         fed, kept = self._prompts.length(prompt) + len(run.token_ids) - run.begun - 1, dict[str, Any]()
         if self._has_states:
             kept["hidden_states"] = (await hidden_states.taken(handed_over["hidden_states_path"]))[:fed]
+            kept["prompt_token_ids"] = list(prompt["prompt_token_ids"])
         if self._kv_cache:
             kept["kv_cache"] = (await self._kv_files.arrays(handed_over, self._kv_cache))[:, :, :fed]
         return self._finished(run, run.reason, **kept)

@@ -25,7 +25,8 @@ class VllmEngine(LoadedEngine["VllmCore"]):
     """vLLM behind the engine protocol.
 
     Outputs: `text` (str; not with `skip_tokenizer_init`), `token_ids` (list of int), and with `hidden_states: [layers]` in
-    engine_args `hidden_states` (T, L, H) float32, T = prompt + generated tokens - 1. An aborted job has no hidden states.
+    engine_args `hidden_states` (T, L, H) float32, T = prompt + generated tokens - 1, and `prompt_token_ids`. An aborted job has
+    neither.
     With `kv_cache: [layers]` their keys and values, `kv_cache` (L, 2, T, heads, width) float32.
     With `role: prefill` instead: `token_ids` of the prompt, and `kv` (or `kv_transfer_params`, see `kv_handover`).
     With `runner: pooling` instead: `last_hidden_state` (T, H) float32 of the prompt, after the final norm.
@@ -104,6 +105,6 @@ def _outputs(arguments: VllmArguments) -> dict[str, str]:
     return {
         **({} if arguments.skip_tokenizer else {"text": "text"}),
         "token_ids": "tokens",
-        **({"hidden_states": "tensor"} if arguments.hidden_states else {}),
+        **({"hidden_states": "tensor", "prompt_token_ids": "tokens"} if arguments.hidden_states else {}),
         **({"kv_cache": "tensor"} if arguments.kv_cache else {}),
     }

@@ -1,0 +1,1 @@
+"""Talkers and vocoders of Qwen's omni models, as classes of `python` stages."""
