@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     """The hashes of more, see `omnibus keys`; None: `api-keys.json` in the state directory. Without any, no key is asked for."""
     closed: Words = ()
     """Pages that ask for a key, too: metrics, docs."""
+    max_file_bytes: ByteSize = ByteSize(512 << 20)
+    """Bytes that one upload to `/v1/files` may have."""
+    files_quota: ByteSize = ByteSize(10 << 30)
+    """Bytes that the files of a tenant may take together."""
     served_model_name: str | None = None
     """The name under which the pipeline is served; None: its own."""
     keep_alive: int = Field(default=75, ge=1)

@@ -209,7 +209,8 @@ def _buckets(spec: PipelineSpec) -> dict[str, Config]:
         "duplicate_window": min(dedupe, lease),
         "subject_delete_marker_ttl": max(lease, _SECOND),
     }
-    names = (subjects.replicas_bucket(spec.name), subjects.requests_bucket(spec.name), subjects.PIPELINES_BUCKET)
+    replicas = subjects.replicas_bucket(spec.name)
+    names = (replicas, subjects.requests_bucket(spec.name), subjects.PIPELINES_BUCKET, subjects.FILES_BUCKET)
     return {
         f"KV_{bucket}": {
             "subjects": [f"$KV.{bucket}.>"],
@@ -221,28 +222,30 @@ def _buckets(spec: PipelineSpec) -> dict[str, Config]:
             "allow_direct": True,
             "allow_msg_ttl": True,
             "duplicate_window": dedupe,
-            **(expiring if bucket == names[0] else {}),
+            **(expiring if bucket == replicas else {}),
         }
         for bucket in names
     }
 
 
 def _object_stores(spec: PipelineSpec) -> dict[str, Config]:
-    """Object stores; their age limit is a backstop for payloads that nobody removed."""
+    """Object stores. The age limit of a pipeline's is a backstop for payloads that nobody removed; a file has its own."""
     ages = {
         subjects.payloads_bucket(spec.name): spec.deadline + ENDED_TTL + _PAYLOAD_MARGIN,
         subjects.dead_payloads_bucket(spec.name): DEAD_TTL + _PAYLOAD_MARGIN,
     }
+    stores = {
+        bucket: {"max_age": _nanoseconds(age), "max_bytes": spec.max_stored_bytes or -1} for bucket, age in ages.items()
+    }
     return {
         f"OBJ_{bucket}": {
             "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
-            "max_age": _nanoseconds(age),
-            "max_bytes": spec.max_stored_bytes or -1,
             "discard": "new",
             "allow_rollup_hdrs": True,
             "allow_direct": True,
+            **config,
         }
-        for bucket, age in ages.items()
+        for bucket, config in {**stores, subjects.FILES_BUCKET: {"max_age": 0, "allow_msg_ttl": True}}.items()
     }
 
 

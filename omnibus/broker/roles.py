@@ -53,6 +53,7 @@ _TABLE = {
         deploy pipelines and pause stages: $KV.{pipelines}.{P} $KV.{pipelines}.{P}.>
         order a restart or another call of a replica: omni.{P}.ctl.*.*
         make and change streams: $JS.API.STREAM.{CREATE|UPDATE}.{stream} $JS.API.STREAM.{CREATE|UPDATE}.KV_{pipelines}
+        make and change the store of files: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{KV|OBJ}_{files}
         remove streams: $JS.API.STREAM.DELETE.{stream}
         make consumers: $JS.API.CONSUMER.CREATE.{queue}.*""",
     NatsRole.ORCHESTRATOR: """
@@ -82,7 +83,11 @@ _TABLE = {
         read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET}.{queue}
         read flows: $JS.API.STREAM.MSG.GET.{chunks} $JS.API.DIRECT.GET.{chunks} <omni.{P}.chunk.*.*.*
         send segments of open inputs: omni.{P}.chunk.*.*.{input}
-        remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}""",
+        remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}
+        keep the records of files: $KV.{files}.> $JS.API.DIRECT.GET.KV_{files}.$KV.{files}.>
+        keep the records of files: $JS.API.STREAM.{INFO|MSG.GET}.KV_{files} $JS.API.DIRECT.GET.KV_{files}
+        keep files: $O.{files}.C.> $O.{files}.M.* $JS.API.STREAM.PURGE.OBJ_{files}
+        read files: $JS.API.DIRECT.GET.OBJ_{files} $JS.API.DIRECT.GET.OBJ_{files}.$O.{files}.M.*""",
     NatsRole.WORKER: """
         +everybody +pipeline +payloads
         take tasks of stage {stage} from the lane {lane}: $JS.API.CONSUMER.{MSG.NEXT|INFO}.{work}.stage-{stage}-{lane}
@@ -224,7 +229,8 @@ def _names(spec: PipelineSpec) -> dict[str, list[str]]:
     chunks = [subjects.chunks_stream(spec.name)] if spec.has_flows else []
     stores = [subjects.payloads_bucket(spec.name), subjects.dead_payloads_bucket(spec.name)]
     return {
-        "P": [spec.name], "pipelines": [subjects.PIPELINES_BUCKET], "replicas": [replicas], "ledger": [ledger],
+        "P": [spec.name], "pipelines": [subjects.PIPELINES_BUCKET], "files": [subjects.FILES_BUCKET],
+        "replicas": [replicas], "ledger": [ledger],
         "work": [work], "requests": [requests], "queue": [work, requests], "store": stores[:1], "stores": stores,
         "stream": [work, requests, *chunks, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],
         "entry": [str(stage.stage_id) for stage in spec.stages if not stage.input_sources],

@@ -31,6 +31,7 @@ from omnibus.frontdoor.endpoints import (
     request_input,
     request_status,
     speech,
+    user_files,
     videos,
 )
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
@@ -42,7 +43,7 @@ from omnibus.observability.tracing import Tracing
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, images, image_edits, videos, speech, realtime, models, request_status, request_input,
+    chat, completions, images, image_edits, videos, speech, realtime, models, user_files, request_status, request_input,
     replica_control, probes,
 )  # fmt: skip
 

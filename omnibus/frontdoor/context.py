@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from omnibus.client.producer import Producer
 from omnibus.errors import BrokerUnavailable
+from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.served import ServedModels
 from omnibus.frontdoor.stage_readiness import MissingStage, missing_stages
 from omnibus.observability.metrics import Metrics
@@ -24,6 +25,8 @@ Replicas = Callable[[PipelineSpec], Awaitable[Sequence[ReplicaRecord]]]
 REPLICAS_TIMEOUT = 2.0
 """Seconds within which the replicas of a pipeline are known."""
 DEFAULT_MAX_BODY = 64 * 1024 * 1024
+DEFAULT_MAX_FILE = 512 * 1024 * 1024
+DEFAULT_FILES_QUOTA = 10 * 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,10 @@ class Options:
     """Names that pipelines are served by, name → pipeline."""
     max_body_bytes: int = DEFAULT_MAX_BODY
     """A larger body is refused with 413 before it is read."""
+    max_file_bytes: int = DEFAULT_MAX_FILE
+    """The same of an upload to `/v1/files`."""
+    files_quota: int = DEFAULT_FILES_QUOTA
+    """Bytes that the files of a tenant may take together."""
     ping_interval: float = 15.0
     """Silence in a stream after which a comment is sent, so that proxies keep it open."""
     first_event_wait: float = 10.0
@@ -53,7 +60,16 @@ class Options:
     @classmethod
     def of(cls, settings: Settings, aliases: Mapping[str, str]) -> Self:
         """The options that the settings name."""
-        names = ("api_keys", "closed", "allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials")
+        names = (
+            "api_keys",
+            "closed",
+            "max_file_bytes",
+            "files_quota",
+            "allowed_origins",
+            "allowed_methods",
+            "allowed_headers",
+            "allow_credentials",
+        )
         return cls(
             aliases=aliases, api_keys_file=settings.keys_path, **{name: getattr(settings, name) for name in names}
         )
@@ -72,6 +88,11 @@ class FrontDoorContext:
     """Whether the broker can be reached now."""
     started: int
     """Seconds since the epoch."""
+
+    @property
+    def files(self) -> FileStore:
+        """The files of all tenants."""
+        return FileStore(self.producer.connection, quota=self.options.files_quota)
 
     async def missing_stages(self, spec: PipelineSpec, needed: Iterable[int] | None = None) -> list[MissingStage]:
         """The stages among `needed` (by default all) that have no replica up; raises BrokerError when nobody can say."""

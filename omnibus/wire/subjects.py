@@ -14,6 +14,8 @@ import msgspec
 from omnibus.errors import InvalidName, InvalidRequest
 
 PIPELINES_BUCKET = "omni-pipelines"
+FILES_BUCKET = "omni-files"
+"""Files of all tenants: a bucket of records, and an object store."""
 """KV bucket of all deployed pipelines, by name."""
 EVENTS_CONSUMER = "events"
 """Durable consumer that the orchestrators of a pipeline share."""

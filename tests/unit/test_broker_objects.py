@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from omnibus.broker.objects import _CHUNK, _Assembly, _chunks, _digest, _Info
+from omnibus.broker.objects import CHUNK, ObjectInfo, _Assembly, _chunks, _digest
 from omnibus.errors import PayloadLost
 
 pytestmark = pytest.mark.unit
 
 
-def info(data: bytes) -> _Info:
-    return _Info(name="one", size=len(data), digest=_digest([data]))
+def info(data: bytes) -> ObjectInfo:
+    return ObjectInfo(name="one", size=len(data), digest=_digest([data]))
 
 
 def assembled(chunks: list[bytes], stored: bytes, into: memoryview | None = None) -> bytes | memoryview:
@@ -24,12 +24,12 @@ def assembled(chunks: list[bytes], stored: bytes, into: memoryview | None = None
     return assembly.checked()
 
 
-@pytest.mark.parametrize("sizes", [(), (0,), (5,), (5, _CHUNK, 7), (_CHUNK,), (3 * _CHUNK + 1, 0, 1), (1,) * 9])
+@pytest.mark.parametrize("sizes", [(), (0,), (5,), (5, CHUNK, 7), (CHUNK,), (3 * CHUNK + 1, 0, 1), (1,) * 9])
 def test_chunks_are_full_but_the_last_whatever_parts_the_object_has(sizes: tuple[int, ...]) -> None:
     parts = [os.urandom(size) for size in sizes]
     chunks = list(_chunks([memoryview(part) for part in parts]))
     assert b"".join(chunks) == b"".join(parts)
-    assert all(len(chunk) == _CHUNK for chunk in chunks[:-1])
+    assert all(len(chunk) == CHUNK for chunk in chunks[:-1])
     assert all(chunks)
 
 

@@ -1,0 +1,1 @@
+"""Files: what users keep with the server. Uploads and outputs, each a tenant's, each with a lifetime."""
