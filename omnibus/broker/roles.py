@@ -268,7 +268,7 @@ def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
 def _flows(spec: PipelineSpec, stage: int) -> bool:
     """Whether a stage can have a flow: for a stage that reads it, or a caller."""
     streams = any(edge.source == stage and edge.is_stream for edge in spec.edges)
-    return streams or spec.stage(stage).final_output_type in STREAMED_MEDIA
+    return streams or not STREAMED_MEDIA.isdisjoint(spec.stage(stage).final_types)
 
 
 def _ends(spec: PipelineSpec, stage: int) -> bool:

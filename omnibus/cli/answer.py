@@ -25,7 +25,7 @@ class AnswerDisplay:
     def __init__(self, spec: PipelineSpec, folder: Path, *, quiet: bool = False) -> None:
         self._spec, self._folder = spec, folder
         self._screen = AnswerScreen(quiet=quiet)
-        self._saved: dict[int, list[Path]] = {}
+        self._saved: dict[tuple[int, str], list[Path]] = {}
         self.pieces: list[str] = []
         """The text that was shown."""
 
@@ -36,7 +36,7 @@ class AnswerDisplay:
     def show(self, event: object) -> None:
         """Show one event; those that a terminal has no use for are passed over."""
         match event:
-            case TextPiece(stage_id, text) if self._spec.stage(stage_id).final_output_type == "text":
+            case TextPiece(stage_id, text) if "text" in self._spec.stage(stage_id).final_types:
                 self.pieces.append(text)
                 self._screen.write(text)
             case StepProgress(stage_id, step, total):
@@ -49,9 +49,9 @@ class AnswerDisplay:
         if output.modality == "text":
             self._screen.end_line()  # other lines come below it
             return
-        if output.stage_id in self._saved:
+        if (output.stage_id, output.modality) in self._saved:
             return
-        self._saved[output.stage_id] = paths = self._paths(output)
+        self._saved[output.stage_id, output.modality] = paths = self._paths(output)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path, item in zip(paths, output.items, strict=True):
@@ -79,14 +79,17 @@ class AnswerDisplay:
         return [self._folder / name for name in names]
 
 
-def describe(spec: PipelineSpec, result: Result, files: Mapping[int, Sequence[Path]] | None = None) -> dict[str, Any]:
+def describe(
+    spec: PipelineSpec, result: Result, files: Mapping[tuple[int, str], Sequence[Path]] | None = None
+) -> dict[str, Any]:
     """A request as one JSON object: its state, its texts, the names of its files, and the time of each stage, seconds."""
     failure = result.failure
     return {
         "request_id": result.rid,
         "state": str(result.state),
         "outputs": [
-            _describe_output(spec, output, (files or {}).get(output.stage_id, ())) for output in result.outputs
+            _describe_output(spec, output, (files or {}).get((output.stage_id, output.modality), ()))
+            for output in result.outputs
         ],
         "failure": None if failure is None else {"code": failure.code, "message": failure.message},
         "stages": {

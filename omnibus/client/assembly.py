@@ -214,7 +214,7 @@ class Assembly:
                 rest = stage.text.emit(output.text[stage.text.known :])
                 yield from _parted(output.stage_id, rest, stage.text.known, stage.new_ends(output))
         stage.output = output
-        yield OutputArrived(output)
+        yield from map(OutputArrived, output.each)
 
     def knows(self, stage_id: int) -> bool:
         """Whether the output of a stage was emitted."""
@@ -223,7 +223,8 @@ class Assembly:
     @property
     def outputs(self) -> tuple[Output, ...]:
         """Outputs so far, in the order of the stages."""
-        return tuple(stage.output for _, stage in sorted(self._stages.items()) if stage.output is not None)
+        made = (stage.output for _, stage in sorted(self._stages.items()) if stage.output is not None)
+        return tuple(one for output in made for one in output.each)
 
     def _stage(self, stage_id: int) -> _Stage:
         return self._stages.setdefault(stage_id, _Stage())

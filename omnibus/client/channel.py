@@ -170,7 +170,7 @@ class Channel:
         if record.state.terminal:
             self.open_requests.remove(record.rid)  # its notice may have been lost
         outputs = [await self.output(record.outputs[stage]) for stage in sorted(record.outputs)]
-        return self.result(record.ticket, record, tuple(outputs))
+        return self.result(record.ticket, record, tuple(one for output in outputs for one in output.each))
 
     def result(self, ticket: Ticket, source: Record | out.EndNotice, outputs: tuple[Output, ...]) -> Result:
         """Make the result of a request of its record, or of the notice that it is done."""
@@ -193,6 +193,7 @@ class Channel:
         return Output(
             stage_id=final.stage_id, modality=final.modality, media_type=media_type, items=tuple(items),
             finish_reason=final.finish_reason, usage=final.usage, segments=final.segments, fields=fields,
+            also=tuple([await self.output(one) for one in final.also]),
         )  # fmt: skip
 
     def on_message(self, message: ReceivedMessage) -> None:

@@ -155,7 +155,9 @@ class _Follower:
 
     def _has_all(self, ended: out.EndNotice) -> bool:
         """Whether the record has nothing more to tell: every output of a request that is done was received."""
-        return ended.state == RequestState.DONE and len(self._assembly.outputs) == len(self._ticket.route.finals)
+        return ended.state == RequestState.DONE and all(
+            self._assembly.knows(stage.stage_id) for stage in self._ticket.route.finals
+        )
 
     async def _recorded(self) -> list[ClientEvent]:
         """The outputs in the record that were not received, and its end.

@@ -156,7 +156,7 @@ def _modalities(
     if named is not None:
         raise InvalidRequest("name modalities or final stages, not both", param="modalities")
     wanted = _wanted_stages(spec, last, given)
-    types = dict.fromkeys(stage.final_output_type or "" for stage in spec.stages if stage.stage_id in wanted)
+    types = dict.fromkeys(one for stage in spec.stages if stage.stage_id in wanted for one in stage.final_types)
     brought = {stage.stage_id for stage in plan_route(spec, tuple(types)).finals}
     if brought != wanted:
         twins = ", ".join(map(str, sorted(brought - wanted)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omnibus.requests.state import RequestState
@@ -91,6 +91,13 @@ class Output:
     """Characters before the end of each segment, in a text that answers an open input."""
     fields: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Parts of the answer beside its text, by the names of `wire.fields`; `choices` has them typed."""
+    also: tuple[Output, ...] = field(default=(), repr=False)
+    """Further outputs of its stage, of other modalities; empty in results and events, where each stands by itself."""
+
+    @property
+    def each(self) -> tuple[Output, ...]:
+        """It, and the further outputs of its stage."""
+        return (replace(self, also=()), *self.also) if self.also else (self,)
 
     @property
     def text(self) -> str:

@@ -17,7 +17,7 @@ class StageRuntimeInfo:
     final_output: bool
     """Whether its output is delivered."""
     final_output_type: str | None
-    """Under which modality."""
+    """Under which modality; of several the first."""
     model_stage: str
     """Its name."""
     stage_type: str
@@ -27,7 +27,7 @@ class StageRuntimeInfo:
 def stage_info(stage: StageSpec) -> StageRuntimeInfo:
     """Describe a stage."""
     kind = engine_kind(stage.engine)
-    return StageRuntimeInfo(stage.final_output, stage.final_output_type, stage.name, kind.stage_type)
+    return StageRuntimeInfo(stage.final_output, next(iter(stage.final_types), None), stage.name, kind.stage_type)
 
 
 def supported_tasks(spec: PipelineSpec) -> tuple[str, ...]:

@@ -100,11 +100,11 @@ def _seeded_stages(running: Sequence[StageSpec], _route: Route) -> list[StageSpe
 
 def _image_stages(running: Sequence[StageSpec], _route: Route) -> list[StageSpec]:
     able = _knowing("image", running)
-    return [one for one in able if "image" in (engine_kind(one.engine).gives or {one.final_output_type})]
+    return [one for one in able if "image" in (engine_kind(one.engine).gives or set(one.final_types))]
 
 
 def _video_stages(running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
-    delivering = {stage.stage_id for stage in route.finals if stage.final == "video"}
+    delivering = {stage.stage_id for stage in route.finals if "video" in (stage.final, *stage.also)}
     return [one for one in _knowing("image", running) if one.stage_id in delivering]
 
 

@@ -83,7 +83,7 @@ class _Tree:
         others = [source for source in stage.input_sources if parent and source != parent.stage_id]
         if others:
             facts.append("joined with " + ", ".join(self._spec.stage(source).name for source in others))
-        output = f"   ⇒ {stage.final_output_type}" if stage.final_output else ""
+        output = f"   ⇒ {', '.join(stage.final_types)}" if stage.final_output else ""
         return " · ".join(facts) + output
 
 

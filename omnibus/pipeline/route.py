@@ -54,6 +54,8 @@ class RouteStage(msgspec.Struct, frozen=True, array_like=True):
     """Edges to the stages that need this one's outputs."""
     final: str | None
     """The modality under which this stage's output is delivered, None when it is not."""
+    also: tuple[str, ...] = ()
+    """Modalities of its further outputs, which are delivered with that one."""
 
     @property
     def is_join(self) -> bool:

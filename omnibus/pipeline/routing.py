@@ -25,8 +25,8 @@ def plan_route(spec: PipelineSpec, modalities: tuple[str, ...] | None = None) ->
 
 
 def _planned(spec: PipelineSpec, wanted: frozenset[str]) -> Route:
-    finals = {stage.stage_id for stage in spec.stages if stage.final_output and stage.final_output_type in wanted}
-    needed = with_ancestors(spec, finals)
+    delivered = {stage.stage_id: tuple(one for one in stage.final_types if one in wanted) for stage in spec.stages}
+    needed = with_ancestors(spec, {stage_id for stage_id, modalities in delivered.items() if modalities})
     targets = _targets(spec, needed)
     return Route(
         stages=tuple(
@@ -34,7 +34,8 @@ def _planned(spec: PipelineSpec, wanted: frozenset[str]) -> Route:
                 stage_id=stage.stage_id,
                 sources=tuple(sorted(stage.input_sources)),
                 targets=targets[stage.stage_id],
-                final=stage.final_output_type if stage.stage_id in finals else None,
+                final=next(iter(delivered[stage.stage_id]), None),
+                also=delivered[stage.stage_id][1:],
             )
             for stage in in_topological_order(spec)
             if stage.stage_id in needed

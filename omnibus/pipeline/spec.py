@@ -73,8 +73,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Stages whose outputs this one needs, all of them; empty: it starts from the request."""
     final_output: bool = False
     """Whether the stage's output is delivered to the caller, under `final_output_type`."""
-    final_output_type: str | None = None
-    """Modality: text, image, audio, video, json, …"""
+    final_output_type: str | tuple[str, ...] | None = None
+    """Modality: text, image, audio, video, json, …; several where the stage delivers more than one output."""
     devices: str = ""
     """Comma-separated device ids, such as "0,1"; empty: whatever is visible. See `pipeline.devices`."""
     num_replicas: int = 1
@@ -102,6 +102,12 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """None: replicas are asked nothing."""
     lb_policy: LoadBalancingPolicy = LoadBalancingPolicy.BROKER
     """Balancing policy: the broker's (the first replica with a free slot), or a directed one."""
+
+    @property
+    def final_types(self) -> tuple[str, ...]:
+        """The modalities that the stage delivers, in order; empty where it delivers none."""
+        given = self.final_output_type if self.final_output else None
+        return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,12 +208,11 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     @cached_property
     def has_flows(self) -> bool:
         """Whether any request can have a flow: its input, between two stages, or of what a caller is sent while it is made."""
-        outputs = {stage.final_output_type for stage in self.stages if stage.final_output}
+        outputs = {modality for stage in self.stages for modality in stage.final_types}
         streams = any(edge.is_stream for edge in self.edges) or not outputs.isdisjoint(STREAMED_MEDIA)
         return streams or self.input_timeout is not None
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the pipeline delivers, each once, in the order of its stages."""
-        finals = (stage.final_output_type for stage in self.stages if stage.final_output)
-        return tuple(dict.fromkeys(modality for modality in finals if modality is not None))
+        return tuple(dict.fromkeys(modality for stage in self.stages for modality in stage.final_types))

@@ -108,8 +108,12 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
             yield Problem((*path, field), f"must be from {least} to {most}, not {value}")
     yield from _engine_problems(path, stage)
     yield from _duration_problems(path, stage)
-    if stage.final_output_type is not None and not MODALITY_PATTERN.fullmatch(stage.final_output_type):
-        yield Problem((*path, "final_output_type"), f"{shown(stage.final_output_type)} is not a word in lower case")
+    given = stage.final_output_type
+    modalities = (given,) if isinstance(given, str) else given or ()
+    wrong = next((one for one in modalities if not MODALITY_PATTERN.fullmatch(one)), None)
+    if wrong is not None or len(set(modalities)) != len(modalities) or given == ():
+        message = f"{shown(given if wrong is None else wrong)} is not a word in lower case, or a list of different ones"
+        yield Problem((*path, "final_output_type"), message)
     for field in ("input_processor", "prompt_expand"):
         function: str | None = getattr(stage, field)
         if function is not None and not CALLABLE_PATTERN.fullmatch(function):
@@ -161,10 +165,9 @@ def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     except ConfigError as error:  # of a broken package
         yield Problem((*path, "engine"), error.message)
         return
-    if kind.gives is not None and stage.final_output_type not in (None, *kind.gives):
-        delivers = (
-            f"the engine {stage.engine} delivers {' or '.join(sorted(kind.gives))}, not {stage.final_output_type}"
-        )
+    beyond = next((one for one in stage.final_types if kind.gives is not None and one not in kind.gives), None)
+    if beyond is not None:
+        delivers = f"the engine {stage.engine} delivers {' or '.join(sorted(kind.gives or ()))}, not {beyond}"
         yield Problem((*path, "final_output_type"), delivers)
     taken = stage.engine_args.keys() if kind.arguments is None else kind.arguments
     for name in stage.engine_args:

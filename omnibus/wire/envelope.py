@@ -105,6 +105,8 @@ class FinalOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Characters before the end of each segment, in a text that answers an open input."""
     fields: Payload | None = None
     """Parts of the answer beside its text, a JSON object of texts by name: see `wire.fields`."""
+    also: tuple[FinalOutput, ...] = ()
+    """Further outputs of the stage, of other modalities."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="task"):

@@ -233,7 +233,8 @@ class Execution:
     ) -> StageTiming:
         """The timing of the stage so far, with what it has made."""
         task = attempt.task
-        made, flowed = _nbytes(outputs) + sum(item.nbytes for item in (final.items if final else ())), 0
+        finals = (final, *final.also) if final is not None else ()
+        made, flowed = _nbytes(outputs) + sum(item.nbytes for one in finals for item in one.items), 0
         stored = sum(payload.object_key is not None for payload in outputs.values())
         hosted = sum(payload.in_memory for payload in outputs.values())
         if flow is not None:

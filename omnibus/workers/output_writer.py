@@ -65,11 +65,21 @@ class OutputWriter:
 
     async def final(self, task: Task, finished: Finished) -> FinalOutput | None:
         """The delivered output, None when the route delivers none of this stage. Raises EngineError when it is missing."""
-        modality = task.ticket.route[task.stage_id].final
-        if modality is None:
+        stage = task.ticket.route[task.stage_id]
+        if stage.final is None:
             return None
+        # One that was aborted has none but its first.
+        also, left = list[FinalOutput](), RECORD_INLINE_LIMIT
+        for modality in stage.also if finished.outputs else ():
+            output, left = await self._final(task, finished, modality, left)
+            also.append(output)
+        first, _ = await self._final(task, finished, stage.final, left)
+        return msgspec.structs.replace(first, also=tuple(also))
+
+    async def _final(self, task: Task, finished: Finished, modality: str, left: int) -> tuple[FinalOutput, int]:
+        """The output of one modality, and how many bytes may be inline after it."""
         items = await self._files(modality, finished.outputs) if finished.outputs else ()
-        stored, left = [], RECORD_INLINE_LIMIT
+        stored = []
         for data, kind in items:
             payload = await self._store.put(
                 data, kind, rid=task.ticket.rid, ticket=task.ticket, limit=left, lasting=True
@@ -82,10 +92,11 @@ class OutputWriter:
             fields = await self._store.put(
                 data, JSON, rid=task.ticket.rid, ticket=task.ticket, limit=left, lasting=True
             )
-        return FinalOutput(
+        output = FinalOutput(
             stage_id=task.stage_id, modality=modality, items=tuple(stored), finish_reason=finished.finish_reason,
             usage=finished.usage, segments=finished.segments if modality == "text" else (), fields=fields,
         )  # fmt: skip
+        return output, left
 
     async def _stored(
         self, task: Task, outputs: Iterable[tuple[str, Any]], rule: PayloadRule, inline: int

@@ -17,7 +17,7 @@ from openai import BadRequestError
 from PIL import Image
 
 from omnibus.broker.connection import Connection
-from omnibus.client.request_events import Ended, StepProgress
+from omnibus.client.request_events import Ended, OutputArrived, StepProgress
 from omnibus.media import pictures, sound, video
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path
 
 @asynccontextmanager
 async def serving(
-    connection: Connection, name: str, model: Path, kind: str, modality: str, **defaults: Any
+    connection: Connection, name: str, model: Path, kind: str, modality: str | tuple[str, ...], **defaults: Any
 ) -> AsyncIterator[Front]:
     stage = StageSpec(
         stage_id=0, name="s", engine="diffusers", model=str(model), engine_args={"pipeline_class": kind}, slots=4,
@@ -217,3 +217,33 @@ async def test_sound_of_a_diffusion_stage_leaves_by_the_speech_route(
     samples, rate = sound.decoded(speech.content)
     assert (samples.shape, rate) == ((2, 800), 8000)
     assert chat.choices[0].message.audio is not None
+
+
+async def test_several_outputs_of_one_stage_are_delivered_each_under_its_own_modality(
+    connection: Connection, pipeline: str, folder: Any
+) -> None:
+    model = folder(tiny_pipelines.make_ltx2)
+    asked = Request(prompt="a robot dances", sampling_params={"s": {"seed": 3}})
+    async with serving(connection, pipeline, model, "LTX2Pipeline", ("video", "audio"), **MOVIE) as door:
+        submission = await door.producer.submit(door.spec, asked)
+        events = [event async for event in submission.events()]
+        again = await door.producer.result(door.spec.name, submission.rid)
+        chat = await door.openai.chat.completions.create(
+            model=pipeline, messages=[{"role": "user", "content": "a robot dances"}],
+            extra_body={"sampling_params": asked.sampling_params, "modalities": ["audio", "video"]},
+        )  # fmt: skip
+        speech = await door.http.post(
+            "/v1/audio/speech", json={"input": "a robot dances", "seed": 3, "response_format": "wav"}
+        )
+
+    arrived = [event.output for event in events if isinstance(event, OutputArrived)]
+    assert [output.modality for output in arrived] == ["video", "audio"]
+    last = events[-1]
+    assert isinstance(last, Ended)
+    assert last.result.outputs == tuple(arrived) == again.outputs
+    heard, rate = sound.decoded(arrived[1].items[0])
+    assert (rate, len(heard)) == (16_000, 2)
+    assert video.frames(arrived[0].items[0])[0].shape == (5, 32, 32, 3)
+    assert chat.choices[0].message.audio is not None
+    assert base64.b64decode(chat.choices[0].message.audio.data) == arrived[1].items[0]
+    assert speech.content == arrived[1].items[0]

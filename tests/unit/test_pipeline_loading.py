@@ -129,6 +129,8 @@ BAD_EDITS = [
     ),
     ("    final_output_type: text\n", "", 14, "stages[0].final_output", "needs a final_output_type"),
     ("final_output_type: text", "final_output_type: My Text", 15, "stages[0].final_output_type", "lower case"),
+    ("final_output_type: text", "final_output_type: [text, text]", 15, "stages[0].final_output_type", "different ones"),
+    ("final_output_type: text", "final_output_type: [text, My]", 15, "stages[0].final_output_type", "lower case"),
     ("    final_output: true\n    final_output_type: image", "", 16, "stages[1]", "nothing needs stage 'dit'"),
     ("    final_output: true\n    final_output_type: i", "    final_output_type: i", 23, None, "final_output: true"),
     ("stage_id: 1", "stage_id: 0", 16, "stages[1].stage_id", "stage id 0 is used twice"),

@@ -81,6 +81,22 @@ def test_all_final_stages_run_when_they_share_a_modality() -> None:
     assert [stage.stage_id for stage in plan_route(spec, ("image",)).finals] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("modalities", "final", "also"),
+    [(None, "video", ("audio",)), (("audio",), "audio", ()), (("audio", "video"), "video", ("audio",))],
+)
+def test_wanted_outputs_of_a_stage_are_delivered_when_it_has_several(
+    modalities: tuple[str, ...] | None, final: str, also: tuple[str, ...]
+) -> None:
+    film = StageSpec(stage_id=0, name="film", engine="sim", final_output=True, final_output_type=("video", "audio"))
+    spec = PipelineSpec(name="film", stages=(film,))
+
+    (stage,) = plan_route(spec, modalities).stages
+
+    assert spec.modalities == ("video", "audio")
+    assert (stage.final, stage.also) == (final, also)
+
+
 def test_unknown_modality_is_refused_with_what_there_is() -> None:
     with pytest.raises(UnsupportedModality, match="does not produce 'smell'; it produces text, image, audio, video"):
         plan_route(OMNI, ("text", "smell"))

@@ -179,8 +179,7 @@ class PythonEngine(LoadedEngine[Callable[..., Any]]):
         declared = self._stage.engine_args.get("outputs") or getattr(self._target, "outputs", None)
         if declared:
             return dict(declared)
-        final = self._stage.final_output_type
-        return {final: final} if final else {"value": "json"}
+        return {modality: modality for modality in self._stage.final_types} or {"value": "json"}
 
 
 class _Pieces:

@@ -107,7 +107,7 @@ def extract_stage_metadata(stage: StageSpec) -> StageMetadata:
         stage_type=engine_kind(stage.engine).stage_type,
         engine_input_source=stage.input_sources,
         final_output=stage.final_output,
-        final_output_type=stage.final_output_type,
+        final_output_type=next(iter(stage.final_types), None),
         default_sampling_params=stage.default_sampling_params,
         custom_process_input_func=stage.input_processor,
         prompt_expand_func=stage.prompt_expand,
