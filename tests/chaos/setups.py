@@ -93,6 +93,19 @@ edges:
 """
 """A flow of chunks, and behind it one of a text; callers are sent the text, or its sound, while they run."""
 
+LISTENING = "tests.support.listening_stages"
+SESSIONS = f"""
+name: sessions
+deadline: 60s
+heartbeat_timeout: {HEARTBEAT}s
+input_timeout: 60s
+max_attempts: 4
+stages:
+- {{stage_id: 0, name: ear, engine: python, model: "{LISTENING}:echo_slowly", slots: 16, num_replicas: 2, stall_timeout: {STALL}s,
+   final_output: true, final_output_type: text, engine_args: {{outputs: {{text: text}}}}}}
+"""
+"""A stage that answers the segments of open inputs while they come."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arena:
@@ -130,6 +143,14 @@ def flow_wish(op: str) -> Wish:
     """A text, or the sound of it."""
     text = " ".join(f"{op}.{number}" for number in range(WORDS))
     return Wish(op=op, prompt=text, expects=text, modalities=(("audio", "text")[hash_of(op) % 2],))
+
+
+def session_wish(op: str) -> Wish:
+    """A session of a few segments."""
+    said = [f"{op}.{number}" for number in range(WORDS)]
+    first, *others = (" ".join(said[start : start + 4]) for start in range(0, WORDS, 4))
+    text = " ".join(said).upper()
+    return Wish(op=op, prompt=first, segments=tuple(others), expects=f"{text} ", modalities=("text",))
 
 
 def tiny_wish(op: str) -> Wish:
@@ -190,6 +211,14 @@ async def flows(folder: Path) -> AsyncIterator[Arena]:
 
 
 @asynccontextmanager
+async def sessions(folder: Path) -> AsyncIterator[Arena]:
+    """The pipeline that listens, on a single server, two orchestrators."""
+    size = Size(http_stream=0, http=0, python=0, raw=0, session=6, session_http=6)
+    async with _open(_session_cluster(folder), session_wish, size, within=40.0) as arena:
+        yield arena
+
+
+@asynccontextmanager
 async def omni_tiny(folder: Path) -> AsyncIterator[Arena]:
     """omni-tiny: real engines, whose streams come from a model."""
     spec = load_pipeline("omni-tiny")
@@ -218,6 +247,7 @@ ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = Map
         "disk": disk,
         "companions": companions,
         "flows": flows,
+        "sessions": sessions,
         "omni-tiny": omni_tiny,
         "prefill-decode": halves,
     }
@@ -242,6 +272,12 @@ def _flow_cluster(folder: Path) -> Cluster:
     replicas = {0: 2, 1: 2, 2: 2}
     spec = pipeline_of(folder, FLOWS)
     return Cluster(folder, spec, replicas=replicas, ready=READY, orchestrators=2, modules=FLOWING)
+
+
+def _session_cluster(folder: Path) -> Cluster:
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = pipeline_of(folder, SESSIONS)
+    return Cluster(folder, spec, replicas={0: 2}, ready=READY, orchestrators=2, modules=LISTENING)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from omnibus.wire.chunk import Chunks
 from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import StageResult, Task
 from omnibus.workers.engines.protocol import Job
+from tests.simulation.replicas import is_prefill
 from tests.simulation.sessions import OpenInputs, ends_of, without_segments
 from tests.simulation.streams import Stored, Stream
 
@@ -96,6 +97,8 @@ class Checker:
         for source in map(self._spec.stage, stage.input_sources):
             if source.prompt_expand is not None:
                 self._bundled(job, source)
+            if is_prefill(source):
+                self._handed_over(job, source)
 
     def _bundled(self, job: Job, source: StageSpec) -> None:
         """All members of a bundle are there, and one attempt made them."""
@@ -108,6 +111,13 @@ class Checker:
             self.fail(f"{job.rid}: the companion of stage {source.stage_id} said {made['opposite']['text']}")
         if made["opposite"]["by"] != main["by"]:
             self.fail(f"{job.rid}: {main['by']} made what {made['opposite']['by']} made the companion of")
+
+    def _handed_over(self, job: Job, source: StageSpec) -> None:
+        """The KV is that of the prompt: one attempt computed both."""
+        made = job.stage_input.sources[source.name]
+        if made["kv"]["token_ids"] != made["token_ids"]:
+            prompt, of = ("".join(map(chr, ids)) for ids in (made["token_ids"], made["kv"]["token_ids"]))
+            self.fail(f"{job.rid}: the KV of {of!r} came with the prompt {prompt!r}")
 
     def is_newest(self, result: StageResult) -> bool:
         """Whether nobody began with that stage after the one whose result it is."""

@@ -6,6 +6,7 @@ import random
 
 from msgspec.structs import replace
 
+from omnibus.pipeline.prefill_decode import DECODE, PREFILL
 from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec, StageSpec
 
@@ -60,6 +61,15 @@ def _sessions(first: StageSpec, *stages: StageSpec, edges: tuple[EdgeSpec, ...] 
     return replace(_pipeline(replace(first, engine="python"), *stages, edges=edges), input_timeout=SILENCE)
 
 
+def _halves() -> PipelineSpec:
+    """A prompt that one stage computes and another continues."""
+    prefill, decode = (
+        replace(stage, engine="vllm", engine_args={"role": role})
+        for stage, role in ((_stage(0), PREFILL), (_stage(1, 0, final="text", slots=2), DECODE))
+    )
+    return _pipeline(prefill, decode, edges=(_stored(0, 1),))
+
+
 GRAPHS = {
     "one": _pipeline(_stage(0, final="text")),
     "line": _pipeline(_stage(0), _stage(1, 0, final="text")),
@@ -78,6 +88,7 @@ GRAPHS = {
     ),
     "session": _sessions(_stage(0, final="text", slots=2)),
     "sessions": _sessions(_stage(0), _stage(1, 0, final="text"), edges=(_stream(0, 1),)),
+    "halves": _halves(),
     "directed": _pipeline(_stage(0, slots=2), _stage(1, 0, final="text", directed=True, slots=2)),
 }
 
@@ -88,7 +99,7 @@ _NAMES = [name for name in sorted(GRAPHS) for _ in range(1 if name == "directed"
 GRAPH_OF_HOLE = {
     "nobody_home": "directed", "two_naks_a_claim": "directed", "unnoticed_claims": "directed",
     "bundles_of_one": "bundle", "companions_of_any_attempt": "bundle",
-    "notified_what_came": "entries", "workers_end_twice": "direct",
+    "kv_under_one_name": "halves", "notified_what_came": "entries", "workers_end_twice": "direct",
     **dict.fromkeys((
         "flows_without_expected_sequence", "readers_trust_the_bell", "flow_tasks_once", "flows_end_unacknowledged",
         "flows_begun_twice", "forgotten_flows",

@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec.structs import replace
 
 from omnibus.errors import EngineError
+from omnibus.pipeline.prefill_decode import PREFILL
 from omnibus.pipeline.spec import StageSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.workers.engines.protocol import EngineStats, Finished, Item, Job, SegmentEnd, StageInput, TextDelta
+from omnibus.workers.engines.protocol import (
+    EngineStats,
+    Finished,
+    Item,
+    Job,
+    Outputs,
+    SegmentEnd,
+    StageInput,
+    TextDelta,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.loop import Process
@@ -22,9 +32,11 @@ if TYPE_CHECKING:
 class SimEngine:
     """Its text names the stage and all that it was given: an answer shows how it came about."""
 
-    outputs: Mapping[str, str] = {"text": "text"}
-
     def __init__(self, world: World, process: Process, stage: StageSpec) -> None:
+        self._is_prefill = is_prefill(stage)
+        self.outputs: Mapping[str, str] = (
+            {"token_ids": "tokens", "kv": "json"} if self._is_prefill else {"text": "text"}
+        )
         self._world, self._process, self._stage = world, process, stage
         self._flavours: dict[int, str] = {}
 
@@ -35,7 +47,8 @@ class SimEngine:
         async for text in self._spoken(job):
             await self._think()
             whole += text
-            yield _delta(text)
+            if not self._is_prefill:
+                yield _delta(text)
             if "input" in job.stage_input.flows and not text.endswith("("):
                 segments.append(len(whole))
                 yield SegmentEnd()
@@ -48,6 +61,10 @@ class SimEngine:
             await self._stall()
         await self._think()
         end = ")" + self._flavours.pop(id(job), "")
+        if self._is_prefill:
+            ids = list(_delta(whole + end).token_ids)
+            yield Finished(outputs={"token_ids": ids, "kv": {"token_ids": ids}})
+            return
         yield _delta(end)
         made_by = {"by": f"{self._process.name}, attempt {job.attempt}"} if self._stage.prompt_expand else {}
         yield Finished(outputs={"text": whole + end, **made_by}, segments=tuple(segments))
@@ -106,7 +123,15 @@ def _delta(text: str) -> TextDelta:
 def inputs_of(job: Job) -> str:
     """The texts that a job was given: those of its sources, or the prompt."""
     sources = job.stage_input.sources
-    return ",".join(str(sources[name]["text"]) for name in sorted(sources)) or job.stage_input.request.text()
+    return ",".join(_text_of(sources[name]) for name in sorted(sources)) or job.stage_input.request.text()
+
+
+def _text_of(made: Outputs) -> str:
+    return str(made["text"]) if "text" in made else "".join(map(chr, made["token_ids"]))
+
+
+def is_prefill(stage: StageSpec) -> bool:
+    return stage.engine_args.get("role") == PREFILL
 
 
 def beside(stage_input: StageInput) -> dict[str, StageInput]:

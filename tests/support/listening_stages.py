@@ -39,6 +39,15 @@ async def echo(stage_input: StageInput) -> AsyncIterator[object]:
             return
 
 
+async def echo_slowly(stage_input: StageInput) -> AsyncIterator[object]:
+    """The same, of words that take their time."""
+    async for segment in stage_input.flows["input"]:
+        for word in segment["text"].split():
+            yield word.upper() + " "
+            await asyncio.sleep(0.02)
+        yield SegmentEnd()
+
+
 def echo_plainly(stage_input: StageInput) -> Iterator[object]:
     """The same in a thread."""
     first = stage_input.request.text()

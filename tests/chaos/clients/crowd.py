@@ -12,7 +12,7 @@ from typing import Any, Self
 import httpx
 
 from omnibus.client.producer import Producer
-from tests.chaos.clients import http, nats
+from tests.chaos.clients import http, nats, sessions
 from tests.chaos.clients.planned_request import Note, RequestArguments, Size, Wish
 from tests.chaos.history import History
 from tests.chaos.setups import Arena
@@ -48,7 +48,10 @@ class Crowd:
         self._producer = await self._stack.enter_async_context(Producer(cluster.connection))
         await self._group.__aenter__()
         size = self._size
-        for front_door, count in (("http-stream", size.http_stream), ("http", size.http), ("python", size.python)):
+        for front_door, count in (
+            ("http-stream", size.http_stream), ("http", size.http), ("python", size.python),
+            ("session", size.session), ("session-http", size.session_http),
+        ):  # fmt: skip
             for _ in range(count):
                 self._group.create_task(self._keep_asking(front_door, 0.0), name=f"client-{front_door}")
         for _ in range(size.raw):
@@ -95,6 +98,10 @@ class Crowd:
                 return http.ask(self._http, note, cluster.spec.name)
             case "python":
                 return nats.produce(self._producer, note, cluster.spec)
+            case "session":
+                return sessions.converse(self._producer, note, cluster.spec)
+            case "session-http":
+                return sessions.converse_over_http(self._http, note, cluster.spec.name)
             case "raw":
                 return nats.publish(cluster.connection, note, cluster.spec.name)
         raise ValueError(front_door)

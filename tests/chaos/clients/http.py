@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -34,8 +35,13 @@ async def ask(client: httpx.AsyncClient, note: Note, model: str) -> None:
     note.left("no answer came in time")
 
 
-async def stream(client: httpx.AsyncClient, note: Note, model: str) -> None:
-    """Follow the answer as it is made. A stream that breaks is asked for again, and begins anew."""
+async def stream(
+    client: httpx.AsyncClient, note: Note, model: str, answered: Callable[[int], None] = lambda _number: None
+) -> None:
+    """Follow the answer as it is made. A stream that breaks is asked for again, and begins anew.
+
+    `answered` is called with the number of each segment whose answer is whole.
+    """
     while note.patient:
         try:
             async with client.stream(
@@ -46,7 +52,7 @@ async def stream(client: httpx.AsyncClient, note: Note, model: str) -> None:
                     await answer.aread()
                     if _notified(note, answer):
                         return
-                elif await _follow(note, answer):
+                elif await _follow(note, answer, answered):
                     return
         except httpx.TransportError as error:
             note.broken(repr(error))
@@ -54,7 +60,7 @@ async def stream(client: httpx.AsyncClient, note: Note, model: str) -> None:
     note.left("no end came in time")
 
 
-async def _follow(note: Note, answer: httpx.Response) -> bool:
+async def _follow(note: Note, answer: httpx.Response, answered: Callable[[int], None]) -> bool:
     """Note a stream's pieces; returns whether its end came."""
     note.accepted(answer.headers[_RID])
     said: list[str] = []
@@ -69,6 +75,8 @@ async def _follow(note: Note, answer: httpx.Response) -> bool:
             chunk = msgspec.json.decode(line[len("data: ") :])
             if "error" in chunk:
                 return _failed(note, chunk["error"])
+            if "segment_finished" in chunk:
+                answered(chunk["segment_finished"])
             for text in _texts(chunk, note.wish):
                 said.append(text)
                 note.delta(text)
@@ -123,6 +131,8 @@ def _body(wish: Wish, model: str) -> dict[str, object]:
         body["modalities"] = wish.modalities
     if wish.is_spoken:
         body["audio"] = {"voice": "alloy", "format": "pcm16"}
+    if wish.segments:
+        body["resumable"] = True
     if wish.sampling:
         body["sampling_params"] = wish.sampling
     return body

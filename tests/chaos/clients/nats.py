@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 
 import msgspec
 
 from omnibus.broker.connection import Connection
 from omnibus.client.producer import Producer
-from omnibus.client.request_events import Ended, MediaPiece, Result, TextPiece
+from omnibus.client.request_events import Ended, MediaPiece, Result, SegmentFinished, TextPiece
 from omnibus.errors import OmnibusError
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
@@ -34,8 +35,13 @@ async def publish(connection: Connection, note: Note, pipeline: str) -> None:
     note.left("the broker did not take it in time")
 
 
-async def produce(producer: Producer, note: Note, spec: PipelineSpec) -> None:
-    """Submit and follow with the Python client, which attaches when it has to begin again."""
+async def produce(
+    producer: Producer, note: Note, spec: PipelineSpec, answered: Callable[[int], None] = lambda _number: None
+) -> None:
+    """Submit and follow with the Python client, which attaches when it has to begin again.
+
+    `answered` is called with the number of each segment whose answer is whole.
+    """
     while note.patient:
         begun = False
         try:
@@ -47,6 +53,8 @@ async def produce(producer: Producer, note: Note, spec: PipelineSpec) -> None:
                     async for event in events:
                         if isinstance(event, TextPiece):
                             note.delta(event.text)
+                        if isinstance(event, SegmentFinished):
+                            answered(event.number)
                         if isinstance(event, MediaPiece) and note.wish.is_spoken:
                             note.delta(text_of(event.values["audio"]))
                         if isinstance(event, Ended):
@@ -70,4 +78,6 @@ def _ended(note: Note, result: Result) -> None:
 
 
 def _request(wish: Wish) -> Request:
-    return Request(prompt=wish.prompt, modalities=wish.modalities, sampling_params=wish.sampling)
+    return Request(
+        prompt=wish.prompt, modalities=wish.modalities, sampling_params=wish.sampling, resumable=bool(wish.segments)
+    )

@@ -23,11 +23,18 @@ class Wish:
     """The text that must come out; None: what the ledger says."""
     modalities: tuple[str, ...] | None = None
     sampling: dict[str, dict[str, Any]] = field(default_factory=dict)
+    segments: tuple[str, ...] = ()
+    """What follows the prompt, in an open input."""
     doomed: bool = False
     body: bytes | None = None
     """Published as it is, in place of a request."""
     pace: float = 0.0
     """Seconds between two reads of a client that reads slowly."""
+
+    @property
+    def is_polite(self) -> bool:
+        """Whether its client sends no segment before the one before is answered."""
+        return sum(map(ord, self.op)) % 2 == 0
 
     @property
     def is_spoken(self) -> bool:
@@ -46,6 +53,9 @@ class Size:
     http_stream: int = 4
     http: int = 4
     python: int = 4
+    session: int = 0
+    session_http: int = 0
+    """Both hold sessions: their wishes have segments."""
     raw: int = 1
     raw_pause: float = 0.1
     """Seconds between two raw requests of one client."""
@@ -58,6 +68,8 @@ class Note:
         self._history, self.wish = history, wish
         self._until = time.monotonic() + within
         self.attempt = 0
+        self.rid: str | None = None
+        """Of the request that it became."""
         history.add(Invoked(op=wish.op, front_door=front_door, expects=wish.expects, doomed=wish.doomed))
 
     @property
@@ -70,6 +82,7 @@ class Note:
         return max(self._until - time.monotonic(), 0.1)
 
     def accepted(self, rid: str) -> None:
+        self.rid = rid
         self._history.add(Accepted(op=self.wish.op, rid=rid))
 
     def delta(self, text: str) -> None:

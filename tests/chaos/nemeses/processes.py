@@ -17,6 +17,8 @@ BETWEEN = 12
 """Operations that must end between two faults: each then hits a system at work."""
 BUNDLED = 0
 """The stage with bundles."""
+LISTENING = 0
+"""The stage that reads open inputs."""
 RANDOM_ACTS = 10
 RESPITE = 0.4
 """How often everything comes up again before the next act."""
@@ -47,6 +49,23 @@ async def break_bundles(battle: Battle) -> None:
     await battle.cluster.wait_up()
     await _end_worker(battle, BUNDLED)
     await battle.crowd.more(BETWEEN)
+
+
+async def break_sessions(battle: Battle) -> None:
+    """Kill what holds a session in its middle: its stage, the front door, all orchestrators, nats-server, two at once."""
+    acts: list[tuple[Act, ...]] = [
+        (_listener,), (_front_door,), (_orchestrators,), (_nats,),
+        (_listener, _nats), (_listener, _front_door), (_orchestrators, _nats), (_front_door, _orchestrators),
+    ]  # fmt: skip
+    for together in battle.random.sample(acts, len(acts)):
+        for act in together:
+            await act(battle)
+        await battle.cluster.wait_up()
+        await battle.crowd.more(BETWEEN)
+    one = await battle.victim(LISTENING)
+    await battle.freeze(one.pid, f"replica {LISTENING}.{one.replica}", HEARTBEAT + 1.5, battle.in_hand(one))
+    await battle.crowd.more(BETWEEN)
+    await battle.cluster.wait_up()
 
 
 async def stop_replica(battle: Battle) -> None:
@@ -199,6 +218,10 @@ async def _front_door(battle: Battle) -> None:
     await battle.cluster.front_door()
     await battle.cluster.wait_up()
     battle.over("frontdoor")
+
+
+async def _listener(battle: Battle) -> None:
+    battle.strike_replica(await battle.victim(LISTENING), signal.SIGKILL)
 
 
 async def _replica(battle: Battle) -> None:

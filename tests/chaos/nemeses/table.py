@@ -78,6 +78,7 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="flow-nats", arena="flows", strike=flows.kill_nats),
     Nemesis(name="flow-slow", arena="flows", strike=flows.slow_consumer),
     Nemesis(name="flow-silent", arena="flows", strike=flows.silence_producer, bounds=Bounds(longest=NOTICED)),
+    Nemesis(name="session", arena="sessions", strike=processes.break_sessions),
     Nemesis(name="kill-tiny-replica", arena="omni-tiny", strike=engines.kill_replica),
     Nemesis(name="kill-engine", arena="omni-tiny", strike=engines.kill_engine),
     Nemesis(name="stop-engine", arena="omni-tiny", strike=engines.stop_engine),
