@@ -179,6 +179,9 @@ class _Follower:
             raise DeadlineExceeded(
                 f"request {record.rid!r} is still open long after its deadline: no orchestrator ends it"
             )
+        elif self._ticket.resumable:
+            # Nothing shows that the end of an answer was lost: what comes next may wait for whoever waits for that.
+            await self.catch_up()
         return events
 
     async def _ask_for_text(self, stage_id: int) -> None:

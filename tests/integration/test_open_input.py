@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from omnibus.broker.connection import Connection
+from omnibus.client import channel
 from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer
 from omnibus.errors import (
@@ -23,6 +24,7 @@ from omnibus.errors import (
 from omnibus.flows import segments
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
+from omnibus.wire import subjects
 from omnibus.wire.request import Message, Request, Segment
 from tests.support import listening_stages
 from tests.support.flow import serving, sim
@@ -78,6 +80,27 @@ async def test_follower_that_comes_late_has_the_ends_of_segments(connection: Con
             after = Heard(await other.attach(spec.name, submission.rid))
             await after.task
     assert early.segments == running.segments == after.segments == ["HELLO ", "YOU ", ""]
+
+
+async def test_answer_comes_when_its_messages_were_lost_and_the_stage_waits_for_the_next_segment(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "READ_EVERY", 0.5)
+    spec = pipeline_of(pipeline)
+    async with session(connection, spec) as (producer, submission), Producer(connection) as other:
+        heard, witness = Heard(submission), Heard(await other.attach(spec.name, submission.rid))
+        await asyncio.gather(heard.until("HELLO "), witness.until("HELLO "))
+        deaf = await producer.channel(spec.name)
+        await deaf._subscriptions.pop().unsubscribe()
+        await producer.send_segment(spec, submission.rid, said("how are"))
+        await witness.until("HELLO ", "HOW ARE ")
+        assert heard.segments == ["HELLO ", ""]
+        subject = subjects.out_all(spec.name, producer.front)
+        deaf._subscriptions.append(await connection.subscribe(subject, deaf.on_message))
+        await heard.until("HELLO ", "HOW ARE ")
+        await producer.send_segment(spec, submission.rid, END)
+        await asyncio.gather(heard.task, witness.task)
+    assert heard.segments == ["HELLO ", "HOW ARE ", ""]
 
 
 async def test_segment_counts_once_when_it_is_sent_again(connection: Connection, pipeline: str) -> None:
