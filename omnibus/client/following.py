@@ -180,7 +180,7 @@ class _Follower:
                 f"request {record.rid!r} is still open long after its deadline: no orchestrator ends it"
             )
         elif self._ticket.resumable:
-            # Nothing shows that the end of an answer was lost: what comes next may wait for whoever waits for that.
+            # Nothing shows that the end of an answer was lost, and the client may send the next segment only when it has it.
             await self.catch_up()
         return events
 

@@ -19,9 +19,6 @@ from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import forwarding, intake, rerouting
 from omnibus.orchestrator.orphan_cleanup import OrphanCleanup
 from omnibus.orchestrator.rerouting import Rerouting
-from omnibus.payloads.packing import Packed
-from omnibus.payloads.store import PayloadStore
-from omnibus.payloads.upkeep import MemoryUpkeep
 from omnibus.registry.death import claim_book
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.requests import advance
@@ -34,13 +31,13 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.control import ClaimChange
 from omnibus.wire.envelope import Event, StageResult
 from omnibus.wire.out import EndNotice, OutputReady
-from omnibus.wire.payload import ObjectKey
 from omnibus.workers import bundle, task_service
 from omnibus.workers.assignment import Assignment
 from omnibus.workers.attempt_decision import Disposition, following
 from omnibus.workers.engines.protocol import MAIN, Engine, Finished, Item, Job
 from omnibus.workers.task_conclusion import TaskConclusion
 from tests.simulation.flow_holes import FLOW_HOLES
+from tests.simulation.payload_holes import PAYLOAD_HOLES
 from tests.simulation.session_holes import SESSION_HOLES
 
 if TYPE_CHECKING:
@@ -366,29 +363,6 @@ def companions_of_any_attempt(_world: World) -> Patches:
     yield bundle, "_forward", forward
 
 
-def kv_under_one_name(world: World) -> Patches:
-    """The KV of a request is stored under the request's name: that of a later attempt takes its place."""
-    # It takes a second attempt that says something else, while a stage that decodes has the result of the first.
-    world.is_random, world.crowd, world.faults.strikes = True, 4, 1.5
-    world.faults._deaths, world.faults.engine_errors, world.faults.lasts = 0.03, 0.5, 20.0
-    real = PayloadStore._put_object
-
-    async def put(self: PayloadStore, packed: Packed, rid: str, **more: Any) -> ObjectKey:
-        is_kv = b"token_ids" in packed.joined()
-        return await real(self, packed, rid, **(more | {"key": ObjectKey(f"{rid}.kv")} if is_kv else more))
-
-    yield PayloadStore, "_put_object", put
-
-
-def unswept_memory(_world: World) -> Patches:
-    """What is in shared memory is freed when a message says so, and nobody asks."""
-
-    async def sweep(_self: MemoryUpkeep) -> None:
-        return
-
-    yield MemoryUpkeep, "_sweep", sweep
-
-
 HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
@@ -397,9 +371,8 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         record_before_deadline, dropped_deadlines, forgotten_cancellations, trust_in_dedupe, no_compare_and_set,
         shallow_purge, talking_zombies, endless_attempts, deaf_followers, notified_what_came, trust_in_removals,
         records_expire_at_their_deadline, record_without_timer, blind_end_overwrites, workers_end_twice,
-        bundles_of_one, companions_of_any_attempt, kv_under_one_name,
-        unswept_memory,
-        *FLOW_HOLES, *SESSION_HOLES,
+        bundles_of_one, companions_of_any_attempt,
+        *PAYLOAD_HOLES, *FLOW_HOLES, *SESSION_HOLES,
     )
 }  # fmt: skip
 HOLES_IN_MEMORY = frozenset({"unswept_memory"})
