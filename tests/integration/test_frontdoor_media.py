@@ -182,10 +182,12 @@ async def test_a_request_expires_at_its_deadline_when_its_files_are_still_being_
 
 
 async def test_a_video_is_a_400_when_no_stage_takes_media(connection: Connection, pipeline: str) -> None:
-    stage = StageSpec(stage_id=0, name="p", engine="diffusers", model="m", final_output=True, final_output_type="image")
+    stage = StageSpec(
+        stage_id=0, name="p", engine="transformers", model="m", final_output=True, final_output_type="audio"
+    )
     async with front(connection, PipelineSpec(name=pipeline, stages=(stage,)), workers=False) as front_door:
         content = [{"type": "text", "text": "look"}, BROKEN["a video"][0]]
-        body = {"messages": [{"role": "user", "content": content}], "modalities": ["image"]}
+        body = {"messages": [{"role": "user", "content": content}], "modalities": ["audio"]}
         error = (await front_door.http.post("/v1/chat/completions", json=body)).json()["error"]
     assert error["param"] == "messages[0].content[1].video_url"
     assert "no stage takes video" in error["message"]
