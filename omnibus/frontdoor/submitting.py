@@ -84,10 +84,12 @@ async def submit(
     request_of: Callable[[B, PipelineSpec], Request],
     *,
     modality: str | None = None,
+    part: int = 0,
 ) -> Accepted:
     """Submit what a body asks for, under the caller's idempotency key, or else under the id of the HTTP request.
 
-    `modality` is the one that the route delivers, for a caller that names no model. Raises as `Producer.submit`, NotReady
+    `modality` is the one that the route delivers, for a caller that names no model. `part`: the number of the request among
+    several of one body. Raises as `Producer.submit`, NotReady
     where the caller does not want to wait and a stage that the request needs has no replica up, and InvalidRequest for an
     open input without a stream: only the head of a stream gives the caller the id for its next segments.
     """
@@ -105,7 +107,8 @@ async def submit(
         state["request_id"], shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
     request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape)
     try:
-        submission = await context.producer.submit(served.spec, request, rid=state["request_id"])
+        rid = state["request_id"] if part == 0 else f"{state['request_id']}-{part}"
+        submission = await context.producer.submit(served.spec, request, rid=rid)
     except OmnibusError as error:
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise

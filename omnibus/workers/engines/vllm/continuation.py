@@ -54,11 +54,11 @@ class Continuation:
         fewest = max(sampling.get("min_tokens", 0) - done, 0)
         return {**sampling, "max_tokens": sampling["max_tokens"] - done, "min_tokens": fewest, "stop": None}
 
-    def replay(self) -> Iterator[TextDelta]:
-        """Send the received tokens again, with their text as it was."""
-        for start in range(0, len(self._received), SLICE):
-            tokens = self._received[start : start + SLICE]
-            is_last = start + SLICE >= len(self._received)
+    def replay(self, most: int = SLICE) -> Iterator[TextDelta]:
+        """Send the received tokens again, at most so many at a time, with their text as it was."""
+        for start in range(0, len(self._received), most):
+            tokens = self._received[start : start + most]
+            is_last = start + most >= len(self._received)
             reason = self._reason_after(tokens[-1]) if is_last else None
             text, tokens, self.finish_reason, _ = self._read(tokens, reason)
             yield TextDelta(text=text, token_ids=tuple(tokens))

@@ -39,7 +39,7 @@ class TextGeneration:
         begun = self._begun(run, prompt, sampling, is_fed=feed.streams)
         ids = prompt.get("prompt_token_ids", ())
         answer = Answer(run.rid, sampling, ids, run.chat, self._llm.renderer.tokenizer)
-        for delta in self._opening(answer, prompt, sampling, begun):
+        for delta in self._opening(run, answer, prompt, sampling, begun):
             yield run.keep(delta)
         if answer.reason is not None:
             run.reason = answer.reason
@@ -77,13 +77,14 @@ class TextGeneration:
         return SamplingParams(**{name: value for name, value in sampling.items() if name != "echo"} | ours)
 
     def _opening(
-        self, answer: Answer, prompt: Any, sampling: Mapping[str, Any], begun: Continuation | None
+        self, run: Run, answer: Answer, prompt: Any, sampling: Mapping[str, Any], begun: Continuation | None
     ) -> Iterator[TextDelta]:
         """Give what is there before anything is generated: the prompt where it is echoed, and what an earlier attempt made."""
         if sampling.get("echo"):
             yield answer.echo(self._prompts.text(prompt))
         if begun is not None:
-            for delta in begun.replay():
+            # One by one, as vLLM makes them: some parsers overlook a mark among other tokens.
+            for delta in begun.replay(*(() if run.chat is None else (1,))):
                 yield answer.repeat(delta, begun.finish_reason)
 
     def _begun(self, run: Run, prompt: Any, sampling: Mapping[str, Any], *, is_fed: bool) -> Continuation | None:

@@ -1,0 +1,125 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from omnibus.client.request_events import Output
+from omnibus.errors import EmptyPrompt, EngineError, InvalidRequest, OmnibusError
+from omnibus.frontdoor.access import RouteAccess
+from omnibus.frontdoor.answers import json_response, size_of, timing_headers
+from omnibus.frontdoor.bodies import AskingBody, check_modality
+from omnibus.frontdoor.body_route import BodyRoute
+from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.data_urls import to_base64
+from omnibus.frontdoor.submitting import Accepted, abandon, result_of, submit
+from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.request import Request
+
+MAX_INPUTS = 256
+MODALITY = "embedding"
+_Tokens = Annotated[list[int], Field(fail_fast=True)]
+_Texts = Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True)]
+router = APIRouter(route_class=BodyRoute)
+
+
+class EmbeddingBody(AskingBody):
+    """One text or several, or the token ids of one or several; each becomes a request of its own."""
+
+    called: ClassVar[Mapping[str, str]] = {"prompt": "input", "messages": "input", "token_ids": "input"}
+    input: str | _Tokens | _Texts | Annotated[list[_Tokens], Field(max_length=MAX_INPUTS, fail_fast=True)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """The first so many numbers, brought to length 1 again; for models that were trained for it."""
+    stream: Literal[False] | None = None
+
+
+class Embedding(TypedDict):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """The numbers, or base64 of them as little-endian float32."""
+
+
+class EmbeddingUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(TypedDict):
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
+@router.post("/v1/embeddings", response_model=EmbeddingList, openapi_extra=RouteAccess.USER.stated)
+async def create_embeddings(body: EmbeddingBody, http: HttpRequest, context: Context) -> Response:
+    """Turn texts into vectors: several are as many requests, which wait in the queue like any others."""
+    accepted: list[Accepted] = []
+    try:
+        for number, given in enumerate(_inputs(body.input)):
+            accepted.append(
+                await submit(context, http, body, partial(_request, given=given), modality=MODALITY, part=number)
+            )
+        results = await asyncio.gather(*(result_of(context, http, one) for one in accepted))
+    except OmnibusError:
+        for one in accepted:
+            await abandon(context, one)
+        raise
+    outputs = [_embedding(result.outputs) for result in results]
+    data = [Embedding(object="embedding", index=at, embedding=_shown(body, one)) for at, one in enumerate(outputs)]
+    read = sum(output.usage.prompt_tokens for output in outputs)
+    answer = EmbeddingList(
+        object="list",
+        model=accepted[0].head.model,
+        data=data,
+        usage=EmbeddingUsage(prompt_tokens=read, total_tokens=read),
+    )
+    return await json_response(lambda: answer, size_of(outputs), timing_headers(results[0], accepted[0].served.spec))
+
+
+def _request(body: EmbeddingBody, spec: PipelineSpec, *, given: str | tuple[int, ...]) -> Request:
+    check_modality(spec, MODALITY)
+    return body.request(spec, (MODALITY,), prompt=given)
+
+
+def _inputs(given: str | Sequence[str | int | Sequence[int]]) -> list[str | tuple[int, ...]]:
+    """The inputs out of the four shapes that OpenAI allows."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise EmptyPrompt(param="input")
+    if isinstance(given[0], int):
+        return [tuple(token for token in given if isinstance(token, int))]
+    return [one if isinstance(one, str) else tuple(one) for one in given if not isinstance(one, int)]
+
+
+def _embedding(outputs: Sequence[Output]) -> Output:
+    found = next((output for output in outputs if output.modality == MODALITY and output.items), None)
+    if found is None:
+        raise EngineError("the pipeline delivered no embedding")
+    return found
+
+
+def _shown(body: EmbeddingBody, output: Output) -> list[float] | str:
+    """The vector in the form that was asked for; raises InvalidRequest for more dimensions than it has."""
+    vector = np.asarray(json.loads(output.items[0]), "<f4")
+    if vector.ndim != 1:
+        raise EngineError(f"the embedding of stage {output.stage_id} is no vector, but of shape {vector.shape}")
+    if body.dimensions is not None:
+        if body.dimensions > vector.size:
+            raise InvalidRequest(f"the model has {vector.size} dimensions", param="dimensions")
+        vector = vector[: body.dimensions]
+        vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return to_base64(vector.tobytes()) if body.encoding_format == "base64" else vector.tolist()

@@ -1,0 +1,123 @@
+"""Answers read by vLLM's own parsers: the same text and fields however the tokens were cut, so that a later attempt can go on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import transformers
+
+from omnibus.errors import EngineRejected, PipelineError
+from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.fields import choices
+from omnibus.wire.request import ChatOptions, Message, Request
+from omnibus.workers.engines.protocol import EngineInput, TextDelta
+from omnibus.workers.engines.vllm.arguments import sort_arguments
+from tests.support.byte_llm import make_byte_tokenizer
+from tests.support.jobs import make_job
+
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+MESSAGES = (Message(role="user", content="weather?"),)
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+CALLS = (
+    'Let me see. <tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": [1, 2]}}\n</tool_call>'
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+)
+THOUGHT = "<think>\nIt is cold, I think.\n</think>\nIt is cold."
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    return make_byte_tokenizer()
+
+
+def chat_format(tokenizer: Any, **engine_args: Any) -> Any:
+    from omnibus.workers.engines.vllm.chat_format import ChatFormat  # noqa: PLC0415 seconds of import
+
+    stage = StageSpec(stage_id=0, name="llm", engine="vllm", model="m", engine_args=engine_args)
+    model = SimpleNamespace(model="m", hf_config=SimpleNamespace(model_type="qwen3"), hf_overrides=None)
+    return ChatFormat(sort_arguments(stage), SimpleNamespace(tokenizer=tokenizer), model)
+
+
+def job(**options: Any) -> Any:
+    request = Request(messages=MESSAGES, chat=ChatOptions(**options) if options else None)
+    made = make_job(messages=MESSAGES)
+    return SimpleNamespace(
+        stage_input=SimpleNamespace(request=request, sources={}), engine_input=EngineInput(messages=MESSAGES),
+        sampling=made.sampling,
+    )  # fmt: skip
+
+
+def read(tokenizer: Any, chat: Any, text: str, cut: int) -> tuple[str, dict[str, str], str | None]:
+    """Text, fields and finish reason of an answer whose first ten tokens are repeated, and the others come so many at a time."""
+    from omnibus.workers.engines.vllm.generated_answer import Answer  # noqa: PLC0415
+
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    prompt = tokenizer.encode("user: weather?\nassistant: ")
+    answer = Answer("rid", chat.sampling({}), prompt, chat, tokenizer)
+    deltas = [answer.repeat(TextDelta(text=tokenizer.decode([one]), token_ids=(one,)), None) for one in ids[:10]]
+    for at in range(10, len(ids), cut):
+        part = ids[at : at + cut]
+        reason = "stop" if at + cut >= len(ids) else None
+        made = SimpleNamespace(
+            index=0, text=tokenizer.decode(part), token_ids=part, finish_reason=reason, logprobs=None
+        )
+        deltas.append(answer.read([made]))
+    fields: dict[str, str] = {}
+    for delta in deltas:
+        for name, piece in delta.fields.items():
+            fields[name] = fields.get(name, "") + piece
+    return "".join(delta.text for delta in deltas), fields, answer.reason
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7, 1000])
+def test_calls_are_the_same_however_their_tokens_come(tokenizer: Any, cut: int) -> None:
+    chat = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(TOOL,)))
+    text, fields, reason = read(tokenizer, chat, CALLS, cut)
+    (found,) = choices(text, reason or "", fields)
+    assert (found.text.strip(), found.finish_reason) == ("Let me see.", "tool_calls")
+    assert [call.function.name for call in found.tool_calls] == ["weather", "weather"]
+    assert [call.function.arguments for call in found.tool_calls] == [
+        '{"city": "Paris", "days": [1, 2]}',
+        '{"city": "Rome"}',
+    ]
+    assert len({call.id for call in found.tool_calls}) == 2
+    assert (text, fields, reason) == read(tokenizer, chat, CALLS, 3)
+
+
+def test_one_call_is_kept_where_parallel_ones_are_not_wanted(tokenizer: Any) -> None:
+    chat = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(TOOL,), parallel_tool_calls=False))
+    text, fields, _ = read(tokenizer, chat, CALLS, 5)
+    assert len(choices(text, "stop", fields)[0].tool_calls) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7, 1000])
+@pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
+def test_reasoning_is_the_same_however_its_tokens_come(tokenizer: Any, parser: str, cut: int) -> None:
+    chat = chat_format(tokenizer, reasoning_parser=parser).of(job())
+    text, fields, reason = read(tokenizer, chat, THOUGHT, cut)
+    assert fields["reasoning"].strip() == "It is cold, I think."
+    assert (text.strip(), reason) == ("It is cold.", "stop")
+    assert (text, fields, reason) == read(tokenizer, chat, THOUGHT, 3)
+
+
+def test_reasoning_is_left_out_where_it_is_not_wanted(tokenizer: Any) -> None:
+    chat = chat_format(tokenizer, reasoning_parser="qwen3").of(job(include_reasoning=False))
+    text, fields, _ = read(tokenizer, chat, THOUGHT, 2)
+    assert (text.strip(), fields) == ("It is cold.", {})
+
+
+def test_a_parser_that_is_not_there_is_refused_with_those_that_are(tokenizer: Any) -> None:
+    with pytest.raises(PipelineError, match="hermes") as caught:
+        chat_format(tokenizer, tool_call_parser="hermez")
+    assert caught.value.param == "engine_args.tool_call_parser"
+    with pytest.raises(PipelineError, match="deepseek_r1"):
+        chat_format(tokenizer, reasoning_parser="deepseek")
+
+
+def test_tools_are_refused_where_no_parser_is_named(tokenizer: Any) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        chat_format(tokenizer).of(job(tools=(TOOL,)))
+    assert caught.value.param == "tools"
+    assert chat_format(tokenizer).of(job()) is None
