@@ -22,7 +22,6 @@ from omnibus.frontdoor.context import FrontDoorContext, Options, Replicas
 from omnibus.frontdoor.endpoints import (
     chat,
     completions,
-    embeddings,
     image_edits,
     images,
     models,
@@ -32,6 +31,7 @@ from omnibus.frontdoor.endpoints import (
     request_input,
     request_status,
     speech,
+    text_embeddings,
     user_files,
     videos,
 )
@@ -44,7 +44,7 @@ from omnibus.observability.tracing import Tracing
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, embeddings, images, image_edits, videos, speech, realtime, models, user_files, request_status,
+    chat, completions, text_embeddings, images, image_edits, videos, speech, realtime, models, user_files, request_status,
     request_input,
     replica_control, probes,
 )  # fmt: skip
