@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
-from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
+from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
 from omnibus.client.assembly import Assembly
 from omnibus.client.request_events import Output, Result
 from omnibus.client.sound_chunk import SoundChunk
@@ -198,6 +198,8 @@ class Channel:
 
     def on_message(self, message: ReceivedMessage) -> None:
         """Take a message to this producer, or to another one that a follower listens to."""
+        if status_of(message) is not None:  # nobody is there that a question about sent text could reach
+            return
         received: out.Out = codec.decode(message.data, out.Out)
         if isinstance(received, out.AskReceived):
             self._send_received(received, message.reply)

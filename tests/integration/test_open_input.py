@@ -103,6 +103,18 @@ async def test_answer_comes_when_its_messages_were_lost_and_the_stage_waits_for_
     assert heard.segments == ["HELLO ", "HOW ARE ", ""]
 
 
+async def test_question_about_lost_text_may_find_nobody(connection: Connection, pipeline: str) -> None:
+    crashes = connection.metrics.errors.labels("subscription")
+    async with session(connection, pipeline_of(pipeline)) as (producer, submission):
+        await producer.send_segment(pipeline_of(pipeline), submission.rid, END)
+        await submission.result()
+    async with Producer(connection) as alone:
+        asking, before = await alone.channel(pipeline), crashes._value.get()
+        await asking.ask_sent_text(submission.rid, 0, 0)
+        await connection.flush()
+        assert crashes._value.get() == before
+
+
 async def test_segment_counts_once_when_it_is_sent_again(connection: Connection, pipeline: str) -> None:
     spec = pipeline_of(pipeline)
     async with session(connection, spec) as (producer, submission), Producer(connection) as other:
