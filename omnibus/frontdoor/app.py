@@ -32,6 +32,7 @@ from omnibus.frontdoor.endpoints import (
     request_status,
     speech,
     text_embeddings,
+    transcription,
     user_files,
     videos,
 )
@@ -44,9 +45,8 @@ from omnibus.observability.tracing import Tracing
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, text_embeddings, images, image_edits, videos, speech, realtime, models, user_files, request_status,
-    request_input,
-    replica_control, probes,
+    chat, completions, text_embeddings, images, image_edits, videos, speech, transcription, realtime, models,
+    user_files, request_status, request_input, replica_control, probes,
 )  # fmt: skip
 
 

@@ -54,6 +54,8 @@ class EngineKind:
     """Whether it prepares pictures, sound and video of messages, by `mm_processor_kwargs`."""
     takes_media: frozenset[str] = frozenset()
     """Kinds of files in messages that its stages can see: `image`, `audio`, `video`; of a model perhaps fewer."""
+    reads_messages: Callable[[EngineArgs], bool] = lambda _args: True
+    """Whether a stage with these arguments reads messages at all."""
     has_chat_template: bool = False
     """Whether it shows a model what a chat's turns hold beside texts: calls, names."""
     takes_tools: Callable[[EngineArgs], bool] = lambda _args: False
@@ -86,6 +88,10 @@ class EngineKind:
     """Tasks at a time of a replica that serves a checkpoint without a pipeline."""
     stall_timeout: float = 300.0
     """Seconds without progress, while something runs, after which a replica counts as stuck; a stage may say otherwise."""
+
+    def media_of(self, args: EngineArgs) -> frozenset[str]:
+        """Kinds of files that a stage with these arguments can see."""
+        return self.takes_media if self.reads_messages(args) else frozenset()
 
 
 def _parallel_size(args: EngineArgs) -> int:
@@ -122,7 +128,7 @@ _PLAIN_OF_VLLM = frozenset({
 """Arguments that name no code; many of vLLM's others name classes, modules and plugins, some of them deep inside."""
 _OF_TRANSFORMERS = frozenset({
     "argument", "chunk_frames", "context_frames", "device", "dtype", "input", "max_frames", "method",
-    "method_kwargs", "model_class", "output", "sample_rate",
+    "method_kwargs", "model_class", "output", "sample_rate", "task", "vocoder",
 })  # fmt: skip
 BUILT_IN = (
     EngineKind(
@@ -167,12 +173,16 @@ BUILT_IN = (
     ),
     EngineKind(
         name="transformers",
-        factory="omnibus.workers.engines.transformers.engine:TransformersEngine",
+        factory="omnibus.workers.engines.transformers.tasks:transformers_engine",
         stage_type="codec",
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
-        gives=frozenset({"audio"}),
+        gives=frozenset({"audio", "text"}),
+        parameters=frozenset({"text", "seed"}),
+        takes_media=frozenset({"audio"}),
+        reads_messages=lambda args: args.get("task") == "transcribe",
         takes_flows=True,
+        only_encodes=lambda args: args.get("task", "decode") == "decode",
         arguments=_OF_TRANSFORMERS,
         module_arguments=frozenset({"model_class"}),
         libraries=("transformers", "torch"),

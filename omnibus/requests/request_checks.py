@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import msgspec
 from msgspec.structs import asdict
@@ -29,7 +28,6 @@ MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
 MAX_TENANT = 256
 """Characters of a tenant's name."""
-T = TypeVar("T")
 
 
 def validate(spec: PipelineSpec, request: Request) -> Route:
@@ -162,13 +160,13 @@ def _check_turns(messages: Sequence[Message], stages: Sequence[StageSpec], engin
     """Refuse what a chat holds beside its texts where no stage could show it to a model."""
     for where, _ in media_parts(messages):
         kind = where.rpartition(".")[-1]
-        if not any(kind in _may(stage, "takes_media", {kind}) for stage in stages if _sees_request(stage)):
+        if not any(_sees(stage, kind) for stage in stages if _sees_request(stage)):
             raise InvalidRequest(f"no stage takes {kind}: the engines are {engines}", param=where)
     for index, message in enumerate(messages):
         beside = next(
             (name for name in ("tool_calls", "tool_call_id", "name", "reasoning") if getattr(message, name)), None
         )
-        if beside is not None and not any(_may(stage, "has_chat_template", True) for stage in stages):
+        if beside is not None and not any(_shows_turns(stage) for stage in stages):
             raise InvalidRequest(
                 f"no stage has a chat template that shows {beside} to a model: the engines are {engines}",
                 param=f"messages[{index}].{beside}",
@@ -181,10 +179,14 @@ def _sees_request(stage: StageSpec) -> bool:
     return is_alone or stage.input_processor is not None
 
 
-def _may(stage: StageSpec, ability: str, everything: T) -> T:
-    """An ability of a stage's engine; a stage with an input processor has `everything`, which may read all of a request."""
-    found: T = everything if stage.input_processor is not None else getattr(engine_kind(stage.engine), ability)
-    return found
+def _sees(stage: StageSpec, kind: str) -> bool:
+    """Whether a stage takes files of a kind; an input processor may read all of a request."""
+    return stage.input_processor is not None or kind in engine_kind(stage.engine).media_of(stage.engine_args)
+
+
+def _shows_turns(stage: StageSpec) -> bool:
+    """The same of what a chat holds beside its texts."""
+    return stage.input_processor is not None or engine_kind(stage.engine).has_chat_template
 
 
 def _says_something(message: Message) -> bool:

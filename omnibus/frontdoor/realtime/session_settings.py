@@ -135,7 +135,8 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def takes_sound(spec: PipelineSpec) -> bool:
     """Whether the first stages of a pipeline take sound."""
-    return any("audio" in engine_kind(stage.engine).takes_media for stage in spec.stages if not stage.input_sources)
+    first = [stage for stage in spec.stages if not stage.input_sources]
+    return any("audio" in engine_kind(stage.engine).media_of(stage.engine_args) for stage in first)
 
 
 def wanted(spec: PipelineSpec, asked: Asked) -> tuple[str, ...]:

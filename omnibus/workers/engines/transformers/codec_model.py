@@ -7,16 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
-from omnibus.errors import CheckpointMissing, EngineDead, EngineError, EngineRejected, PipelineError
+from omnibus.errors import EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
-from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
+from omnibus.workers.engines.transformers.loaded_model import frames, load_model, running, sample_rate
 from omnibus.workers.engines.transformers.parts import Part, Parts
-from omnibus.workers.object_loading import load_object
-
-ENCODER_ONLY = ("encoder", "in_proj", "semantic_encoder", "acoustic_encoder", "fc.")
-"""Parts of codecs that only encoding uses: a checkpoint that ships the decoder lacks them."""
 
 
 class Decoder:
@@ -33,15 +28,14 @@ class Decoder:
         self._constants = dict(args.get("method_kwargs", {}))
         self._output = str(args.get("output", "audio_values" if self.input == "codes" else "waveform"))
         self._max_frames = int(args.get("max_frames", 100_000))
-        self._chunk, self._context = _frames(args, "chunk_frames", 1), _frames(args, "context_frames", 0)
-        self._device = str(args.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model = _load(stage).to(self._device)
+        self._chunk, self._context = frames(args, "chunk_frames", 1), frames(args, "context_frames", 0)
+        self._model = load_model(stage, "AutoModel", only_decodes=True)
         self._decode = getattr(
             self._model, str(args.get("method", "decode" if self.input == "codes" else "forward")), None
         )
         if self._decode is None:
             raise PipelineError(f"{type(self._model).__name__} has no such method", field="engine_args.method")
-        self.sample_rate = _sample_rate(args, self._model.config)
+        self.sample_rate = sample_rate(args, self._model.config)
 
     def parts(self, *, streams: bool) -> Parts:
         """Collects the frames of one sound: in parts where it `streams`, else all for one part."""
@@ -67,16 +61,11 @@ class Decoder:
     def decode(self, part: Part) -> np.ndarray:
         """Samples float32 of a part's own frames; raises EngineError."""
         assert self._decode is not None
-        tensor = torch.from_numpy(part.array)[None].to(self._device)
+        tensor = torch.from_numpy(part.array)[None].to(self._model.device)
         if tensor.is_floating_point():
             tensor = tensor.to(self._model.dtype)
-        try:
-            with torch.inference_mode():
-                result = self._decode(**{self._argument: tensor}, **self._constants)
-        except torch.AcceleratorError as error:
-            raise EngineDead(f"the device failed: {error}") from error
-        except Exception as error:  # models raise whatever their many parts raise
-            raise EngineError(f"{type(self._model).__name__}: {error}") from error
+        with running(self._model):
+            result = self._decode(**{self._argument: tensor}, **self._constants)
         sound = result if isinstance(result, torch.Tensor) else result[self._output]
         samples: np.ndarray = sound.float().cpu().numpy().reshape(-1)
         return part.kept(samples, getattr(self._model.config, "hop_length", None))
@@ -99,47 +88,3 @@ class Decoder:
             wanted = "floats of shape (T, D)"
             raise EngineRejected(f"{self.input} must be {wanted}, not {array.dtype} {array.shape}", param=self.input)
         return array.astype(np.float32)
-
-
-def _frames(args: Mapping[str, Any], name: str, least: int) -> int | None:
-    count = args.get(name)
-    if count is not None and (not isinstance(count, int) or count < least):
-        raise PipelineError(f"{count!r} is no number of frames from {least} on", field=f"engine_args.{name}")
-    return count
-
-
-def _load(stage: StageSpec) -> Any:
-    model = resolve_model(stage.model, stage.revision)
-    require_file(model, stage.revision, ("config.json",))
-    kind, dtype = (
-        _model_class(stage.engine_args.get("model_class", "AutoModel")),
-        stage.engine_args.get("dtype", "float32"),
-    )
-    # Absent encoders are checked below; transformers would report them at every start.
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with loading(model, stage.revision):
-            loaded, info = kind.from_pretrained(model, revision=stage.revision, dtype=dtype, output_loading_info=True)
-    finally:
-        transformers.logging.set_verbosity(level)
-    absent = [name for name in info["missing_keys"] if not _is_encoder(name)]
-    if absent:
-        raise CheckpointMissing(f"the checkpoint {stage.model!r} is incomplete: it lacks {absent[0]}")
-    return loaded.eval()
-
-
-def _is_encoder(name: str) -> bool:
-    return name.startswith(ENCODER_ONLY) or ".in_proj." in name
-
-
-def _model_class(name: Any) -> Any:
-    """A class of transformers by its name, or any other as `module:Class`."""
-    return load_object(name if ":" in str(name) else f"transformers:{name}", "engine_args.model_class")
-
-
-def _sample_rate(args: Mapping[str, Any], config: Any) -> int:
-    rate = args.get("sample_rate") or getattr(config, "sampling_rate", None) or getattr(config, "sample_rate", None)
-    if rate is None:
-        raise PipelineError("the model's config names no sampling rate; set it", field="engine_args.sample_rate")
-    return int(rate)

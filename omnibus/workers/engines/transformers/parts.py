@@ -29,9 +29,13 @@ class Part:
 class Parts:
     """Collects the frames of one sound, and hands them out in parts."""
 
-    def __init__(self, axis: int, size: int | None, context: int) -> None:
-        """`axis` is that of time. A part has `size` frames of its own; None: all are one part."""
+    def __init__(self, axis: int, size: int | None, context: int, *, behind: int | None = None) -> None:
+        """`axis` is that of time. A part has `size` frames of its own; None: all are one part.
+
+        `context` frames are on either side, or `behind` on the side of those that follow.
+        """
         self._axis, self._size, self._context = axis, size, context
+        self._behind = context if behind is None else behind
         self._held: list[np.ndarray] = []
         """Frames that wait, joined when a part is made of them: each time that some come would copy all of them again."""
         self._length = self._left = 0
@@ -46,9 +50,9 @@ class Parts:
 
     def ready(self) -> Iterator[Part]:
         """The parts that the frames so far make."""
-        while self._size is not None and self._length >= self._left + self._size + self._context:
+        while self._size is not None and self._length >= self._left + self._size + self._behind:
             own = self._left + self._size
-            yield Part(self._between(0, own + self._context), own + self._context, self._left, self._context)
+            yield Part(self._between(0, own + self._behind), own + self._behind, self._left, self._behind)
             left = min(self._context, own)
             self._held = [self._between(own - left, self._length)]
             self._length, self._left = self._length - own + left, left

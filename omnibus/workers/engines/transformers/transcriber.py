@@ -1,0 +1,115 @@
+"""Whisper under transformers: a sound in, its text out. Imports transformers and torch; everything here blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import transformers
+from msgspec import Meta
+
+from omnibus.errors import EngineError, EngineRejected, PipelineError
+from omnibus.media import sound
+from omnibus.pipeline.spec import StageSpec
+from omnibus.requests.request_files import naming
+from omnibus.wire.envelope import TokenUsage
+from omnibus.wire.request import AudioPart, media_parts
+from omnibus.workers.engines.checkpoints import loading, resolve_model
+from omnibus.workers.engines.protocol import EngineInput, Finished, Job, TextDelta
+from omnibus.workers.engines.transformers.generation_engine import Send, Step
+from omnibus.workers.engines.transformers.loaded_model import architecture, load_model, running
+from omnibus.workers.engines.transformers.speakers import SEED, Stepping, checked, seeded
+
+CLASSES = ("WhisperForConditionalGeneration",)
+PARAMETERS: Mapping[str, Any] = {
+    **SEED, "language": str, "prompt": str, "task": Literal["transcribe", "translate"],
+    "temperature": Annotated[float, Meta(ge=0, le=2)], "max_new_tokens": Annotated[int, Meta(ge=1)],
+}  # fmt: skip
+
+
+class Transcriber:
+    """Writes down what is spoken in one sound. Outputs: `text`, the `language` where the model knows several, `seconds`."""
+
+    def __init__(self, stage: StageSpec) -> None:
+        kind = str(stage.engine_args.get("model_class") or architecture(stage))
+        if kind not in CLASSES:
+            raise PipelineError(
+                f"{kind} is none of the classes that transcribe: {', '.join(CLASSES)}", field="engine_args.model_class"
+            )
+        self._model = load_model(stage, kind)
+        model = resolve_model(stage.model, stage.revision)
+        with loading(model, stage.revision):
+            self._features = transformers.AutoFeatureExtractor.from_pretrained(model, revision=stage.revision)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=stage.revision)
+
+    def run(self, job: Job, step: Step, send: Send) -> Finished:
+        """The text as one delta, and Finished with it."""
+        options = checked(job.sampling, PARAMETERS)
+        self._check_language(options)
+        samples = self._samples(job.engine_input)
+        step()
+        with running(self._model):
+            seeded(options)
+            tokens = self._tokens(samples, options, step)
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        send(TextDelta(text=text))
+        seconds = len(samples) / self._features.sampling_rate
+        return Finished(
+            outputs={"text": text, "language": options.get("language"), "seconds": seconds},
+            usage=TokenUsage(0, len(tokens)),
+        )
+
+    def _tokens(self, samples: np.ndarray, options: dict[str, Any], step: Step) -> list[int]:
+        is_long = len(samples) > self._features.n_samples
+        given = self._features(
+            samples, sampling_rate=self._features.sampling_rate, return_tensors="pt", return_attention_mask=True,
+            truncation=False, padding="longest" if is_long else "max_length",
+        )  # fmt: skip
+        if (prompt := options.pop("prompt", "")).strip():
+            options["prompt_ids"] = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt").to(self._model.device)
+        if not self._is_multilingual:
+            options.pop("task", None)
+        made = self._model.generate(
+            given.input_features.to(self._model.device, self._model.dtype),
+            attention_mask=given.attention_mask.to(self._model.device),
+            return_timestamps=is_long,  # by which the parts of a long sound follow each other
+            stopping_criteria=transformers.StoppingCriteriaList([Stepping(step)]),
+            **options,
+        )
+        tokens: list[int] = (made["sequences"] if isinstance(made, Mapping) else made)[0].tolist()
+        return tokens
+
+    @property
+    def _is_multilingual(self) -> bool:
+        return bool(getattr(self._model.generation_config, "is_multilingual", False))
+
+    def _check_language(self, options: Mapping[str, Any]) -> None:
+        """Refuse what a model of one language cannot do, and a language that it does not know."""
+        if not self._is_multilingual:
+            asked = next(
+                (name for name in ("language", "task") if options.get(name, "transcribe") != "transcribe"), None
+            )
+            if asked is not None:
+                raise EngineRejected("the model knows one language only", param=asked)
+        elif (language := options.get("language")) is not None:
+            known = [token.strip("<|>") for token in self._model.generation_config.lang_to_id]
+            names = transformers.models.whisper.tokenization_whisper.TO_LANGUAGE_CODE
+            if names.get(language.lower(), language.lower()) not in known:
+                raise EngineRejected(f"the model does not know the language {language!r}", param="language")
+
+    def _samples(self, given: EngineInput) -> np.ndarray:
+        """The sound at the model's rate, (frames,) float32."""
+        rate = int(self._features.sampling_rate)
+        if (samples := given.values.get("audio")) is not None:
+            made = given.values.get("sample_rate")
+            try:
+                return sound.mono(sound.encoded(np.asarray(samples), int(made or 0)), rate)
+            except EngineError as error:
+                raise EngineRejected(error.message, param="audio") from error
+        files = [(where, part) for where, part in media_parts(given.messages or ()) if isinstance(part, AudioPart)]
+        if len(files) != 1:
+            raise EngineRejected(f"give one sound to transcribe, not {len(files)}", param="messages")
+        where, part = files[0]
+        with naming(where):
+            return sound.mono(part.data, rate)
