@@ -19,6 +19,7 @@ from omnibus.pipeline.devices import get_stage_devices_per_replica
 from omnibus.pipeline.engines import BUILT_IN, EngineKind, engine_kind, engine_names
 from omnibus.pipeline.loading import parse_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.workers import engines as worker_engines
 from omnibus.workers.engines import create_engine
 
 pytestmark = pytest.mark.unit
@@ -153,3 +154,15 @@ def test_folder_is_refused_when_no_engine_knows_a_file_in_it(tmp_path: Path) -> 
 )
 def test_null_counts_as_absent_when_devices_are_counted(args: dict[str, int | None], devices: int) -> None:
     assert get_stage_devices_per_replica(StageSpec(stage_id=0, name="s", engine="vllm", engine_args=args)) == devices
+
+
+class Wordless:
+    """An engine whose author has read an older protocol: it does not tell its progress."""
+
+    start = generate = abort = stats = dead = wait_dead = rpc = close = outputs = staticmethod(lambda: None)
+
+
+def test_engine_is_refused_by_the_name_of_the_method_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_engines, "load_object", lambda *_: lambda _stage: Wordless())
+    with pytest.raises(ConfigError, match="engine .python. has no method .progress."):
+        create_engine(StageSpec(stage_id=0, name="s", engine="python", model="m:f"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from omnibus.errors import ConfigError
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import Engine, EngineFactory
 from omnibus.workers.object_loading import load_object
+
+_METHODS = [name for name, method in vars(Engine).items() if callable(method) and not name.startswith("_")]
 
 
 def create_engine(stage: StageSpec) -> Engine:
@@ -15,4 +18,10 @@ def create_engine(stage: StageSpec) -> Engine:
     take.
     """
     factory: EngineFactory = load_object(engine_kind(stage.engine).factory, "engine")
-    return factory(stage)
+    engine = factory(stage)
+    missing = next((name for name in _METHODS if not callable(getattr(engine, name, None))), None)
+    if missing is not None:
+        raise ConfigError(
+            f"engine {stage.engine!r} has no method {missing!r}: omnibus.workers.engines.protocol.Engine says what it is for"
+        )
+    return engine

@@ -40,6 +40,10 @@ class ShoutEngine:
         finally:
             self._running -= 1
 
+    def progress(self) -> int:
+        """Each word is a sign of it."""
+        return 0
+
     async def abort(self, rid: str) -> None:
         """A job is over before anybody could abort it."""
 
