@@ -164,5 +164,5 @@ class Wordless:
 
 def test_engine_is_refused_by_the_name_of_the_method_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_engines, "load_object", lambda *_: lambda _stage: Wordless())
-    with pytest.raises(ConfigError, match="engine .python. has no method .progress."):
+    with pytest.raises(ConfigError, match=r"engine .python. has no method .progress."):
         create_engine(StageSpec(stage_id=0, name="s", engine="python", model="m:f"))
