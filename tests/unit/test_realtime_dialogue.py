@@ -316,6 +316,14 @@ def test_sound_is_refused_when_the_pipeline_takes_none() -> None:
     assert error["param"] == "max_output_tokens", "nobody there reads it"
 
 
+@pytest.mark.parametrize("wrong", [-0.1, 2.1, 1e300])
+def test_temperature_out_of_range_is_refused(wrong: float) -> None:
+    assert (
+        refused(Talk().send({"type": "session.update", "session": {"temperature": wrong}}))["param"]
+        == "session.temperature"
+    )
+
+
 def test_every_event_is_one_that_the_client_of_openai_reads() -> None:
     from openai.types.realtime import RealtimeServerEvent  # noqa: PLC0415 takes a second
 

@@ -80,7 +80,7 @@ class Asked(_Settings):
     instructions: str | None = None
     """The first message, of the system."""
     max_output_tokens: _Tokens | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
 
 
 class ResponseSettings(Asked):
