@@ -1,7 +1,7 @@
 """The writer of a flow: appends the chunks of one attempt at a stage, and never anything beside another attempt's.
 
 One append is under way at a time, and names the last message that the writer knows. What the engine makes meanwhile waits, and
-leaves joined in one message.
+leaves joined in one message; so does what it makes within a window.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from omnibus.wire.chunk import Chunks, FlowEnd, size_of
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 
+WINDOW = 0.01
+"""Seconds from one append to the next: what is made meanwhile leaves together. The first chunk and the end leave at once."""
 MOST_PENDING = 4 << 20
 """Bytes that may wait for the append under way; beyond them the engine does."""
 CHUNK_INLINE = 64 * 1024
@@ -63,6 +65,9 @@ class FlowWriter:
         self._pending: deque[Payloads] = deque()
         self._pending_bytes = 0
         self._end: FlowEnd | None = None
+        self._ending = asyncio.Event()
+        self._appended = 0.0
+        """When the last append began, by the clock of the loop."""
         self._free = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
 
@@ -153,6 +158,7 @@ class FlowWriter:
         if self.is_complete:
             return
         self._end = end
+        self._ending.set()
         self._begin_work()
         assert self._work is not None
         await asyncio.wait({self._work})
@@ -176,12 +182,23 @@ class FlowWriter:
         try:
             while (self._pending or self._end is not None) and not self.is_complete:
                 await self._pacing.wait(self._offset)
+                await self._linger()
                 await self._append(self._take())
                 self._free.set()
                 if not self.has_begun:
                     await self._begun()
         finally:
             self._free.set()
+
+    async def _linger(self) -> None:
+        """Wait until a window has passed since the last append began, unless the end is to leave."""
+        now = asyncio.get_running_loop().time
+        left = self._appended + WINDOW - now()
+        if left > 0 and self._end is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._ending.wait()
+        self._appended = now()
 
     async def _begun(self) -> None:
         self.has_begun = True

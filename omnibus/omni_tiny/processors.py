@@ -64,12 +64,34 @@ def dit_input(stage_input: StageInput) -> EngineInput:
     )
 
 
-def talker_input(stage_input: StageInput) -> EngineInput:
-    """The thinker's canonical token ids, closed with END. Raises EngineRejected when there are none."""
+def talker_input(stage_input: StageInput) -> EngineInput | AsyncGenerator[EngineInput, None]:
+    """The thinker's canonical token ids, closed with END, whole or as they are written. EngineRejected when there are none."""
+    if (thinker := stage_input.flows.get("thinker")) is not None:
+        return _words_of(thinker)
     ids = vocabulary.only_canonical(_output(stage_input, "thinker", "token_ids"))
     if len(ids) == 1:
-        raise EngineRejected("the thinker found no coloured shape in the prompt", param="prompt")
+        raise _no_shape()
     return EngineInput(token_ids=ids)
+
+
+async def _words_of(thinker: Flow) -> AsyncGenerator[EngineInput, None]:
+    """The thinker's words up to its END: the talker does not wait for what else the thinker leaves."""
+    has_words = False
+    async for chunk in thinker:
+        ids = list(chunk.get("token_ids", ()))
+        *words, _end = vocabulary.only_canonical(ids)
+        if words:
+            has_words = True
+            yield EngineInput(token_ids=words)
+        if vocabulary.END_ID in ids:
+            break
+    if not has_words:
+        raise _no_shape()
+    yield EngineInput(token_ids=[vocabulary.END_ID])
+
+
+def _no_shape() -> EngineRejected:
+    return EngineRejected("the thinker found no coloured shape in the prompt", param="prompt")
 
 
 def code2wav_input(stage_input: StageInput) -> EngineInput | AsyncGenerator[EngineInput, None]:

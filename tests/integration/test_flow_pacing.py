@@ -8,6 +8,7 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.flows import pacing, reader
+from omnibus.flows import writer as writer_module
 from omnibus.flows.reader import FlowReader
 from omnibus.flows.writer import FlowWriter
 from omnibus.wire.chunk import size_of
@@ -118,3 +119,20 @@ async def test_lost_report_is_repeated_while_a_reader_waits(connection: Connecti
 
 async def _position(connection: Connection, writer: object, wanted: int) -> bool:
     return await writer._pacing._position(1) == wanted  # type: ignore[attr-defined]
+
+
+async def test_chunks_of_one_window_leave_together_and_the_end_at_once(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "WINDOW", 60.0)
+    name = flow_of(pipeline)
+    async with writer_of(connection, name) as writer:
+        await writer.put(chunk("first"))
+        await eventually(lambda: writer.has_begun, 10)  # it leaves at once
+        for number in range(20):
+            await writer.put(chunk(str(number)))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(writer.end(END), 30)
+    assert await read_all(connection, name) == ["first", *map(str, range(20))]
+    info = await connection.api(f"STREAM.INFO.{name.stream}")
+    assert info["state"]["messages"] == 2

@@ -39,6 +39,17 @@ def test_parts_have_every_frame_once_with_its_neighbours_around(
     assert begin == 103
 
 
+@pytest.mark.parametrize(("first", "behind"), [(3, 2), (3, 0), (20, 2), (10, 0)])
+def test_first_part_may_be_smaller_and_nothing_is_lost(first: int, behind: int) -> None:
+    made = list(
+        parts_of(Parts(0, 10, 2, behind=behind, first=first), [FRAMES.T[start : start + 1] for start in range(103)])
+    )
+    own = [part.frames - part.left - part.right for part in made]
+    assert own[:2] == [min(first, 10), 10]
+    assert sum(own) == 103
+    assert {part.right for part in made[:-1]} == {behind}
+
+
 @pytest.mark.parametrize("size", [None, 10])
 def test_frames_are_copied_a_few_times_however_they_come(size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = 0

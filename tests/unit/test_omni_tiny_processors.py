@@ -12,7 +12,7 @@ from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import processors, vocabulary
 from omnibus.omni_tiny.conditions import CHANNELS, LENGTH, conditions_of
 from omnibus.wire.request import AudioPart, Message, Request
-from omnibus.workers.engines.protocol import Outputs, StageInput
+from omnibus.workers.engines.protocol import EngineInput, Outputs, StageInput
 from tools.omni_tiny.grammar import all_scenes, parse
 from tools.omni_tiny.tokens import CODES_END_ID, TALKER_VOCABULARY, canonical_ids, code_ids
 from tools.omni_tiny.voice import codes_of
@@ -171,6 +171,41 @@ async def test_code2wav_gets_the_same_codes_while_the_talker_still_speaks() -> N
     said = [*code_ids(codes), CODES_END_ID]
     chunks = [{"token_ids": said[start : start + 7]} for start in range(0, len(said), 7)]
     assert await codes_from(*chunks, {"text": "beside"}) == codes
+
+
+async def words_from(*chunks: Outputs) -> list[int]:
+    given = StageInput(rid="r1", request=Request(prompt=PROMPT), flows={"thinker": Spoken(*chunks)})
+    made = processors.talker_input(given)
+    assert isinstance(made, AsyncGenerator)
+    return [token async for part in made for token in part.token_ids or ()]
+
+
+async def test_talker_gets_the_same_words_while_the_thinker_still_writes() -> None:
+    ids = [*range(vocabulary.CANONICAL_BASE, vocabulary.CANONICAL_BASE + 6), vocabulary.END_ID]
+    whole = processors.talker_input(stage_input(thinker={"token_ids": ids}))
+    assert isinstance(whole, EngineInput)
+    for size in (1, 3, 7):
+        chunks = [{"token_ids": ids[start : start + size]} for start in range(0, 7, size)]
+        assert await words_from(*chunks) == whole.token_ids
+    assert await words_from({"token_ids": ids[:-1]}) == whole.token_ids, "a thinker that did not close its answer"
+
+
+async def test_talker_does_not_wait_for_what_follows_the_thinkers_answer() -> None:
+    class Unending(Spoken):
+        async def __aiter__(self) -> AsyncIterator[Outputs]:
+            async for chunk in super().__aiter__():
+                yield chunk
+            raise AssertionError("the answer has ended")
+
+    given = Unending({"token_ids": [vocabulary.CANONICAL_BASE, vocabulary.END_ID]})
+    made = processors.talker_input(StageInput(rid="r1", request=Request(prompt=PROMPT), flows={"thinker": given}))
+    assert isinstance(made, AsyncGenerator)
+    assert [list(part.token_ids or ()) async for part in made] == [[vocabulary.CANONICAL_BASE], [vocabulary.END_ID]]
+
+
+async def test_talker_input_is_refused_when_the_thinkers_flow_names_nothing() -> None:
+    with pytest.raises(EngineRejected):
+        await words_from({"token_ids": [vocabulary.END_ID]})
 
 
 async def test_code2wav_input_is_refused_when_the_talker_ends_without_a_code() -> None:

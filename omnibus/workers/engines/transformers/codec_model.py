@@ -28,6 +28,7 @@ class Decoder:
         self._constants = dict(args.get("method_kwargs", {}))
         self._output = str(args.get("output", "audio_values" if self.input == "codes" else "waveform"))
         self._max_frames = int(args.get("max_frames", 100_000))
+        self._first = frames(args, "first_frames", 1)
         self._chunk, self._context = frames(args, "chunk_frames", 1), frames(args, "context_frames", 0)
         self._model = load_model(stage, "AutoModel", only_decodes=True)
         self._decode = getattr(
@@ -39,7 +40,9 @@ class Decoder:
 
     def parts(self, *, streams: bool) -> Parts:
         """Collects the frames of one sound: in parts where it `streams`, else all for one part."""
-        return Parts(1 if self.input == "codes" else 0, self._chunk if streams else None, self._context or 0)
+        return Parts(
+            1 if self.input == "codes" else 0, self._chunk if streams else None, self._context or 0, first=self._first
+        )
 
     def check(self, values: Mapping[str, Any]) -> np.ndarray:
         """Frames as (K, T) int64 or (T, D) float32; raises EngineRejected for what the decoder cannot take."""

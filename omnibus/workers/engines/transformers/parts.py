@@ -29,13 +29,17 @@ class Part:
 class Parts:
     """Collects the frames of one sound, and hands them out in parts."""
 
-    def __init__(self, axis: int, size: int | None, context: int, *, behind: int | None = None) -> None:
+    def __init__(
+        self, axis: int, size: int | None, context: int, *, behind: int | None = None, first: int | None = None
+    ) -> None:
         """`axis` is that of time. A part has `size` frames of its own; None: all are one part.
 
-        `context` frames are on either side, or `behind` on the side of those that follow.
+        `context` frames are on either side, or `behind` on the side of those that follow. The first part may be smaller.
         """
         self._axis, self._size, self._context = axis, size, context
         self._behind = context if behind is None else behind
+        self._next = size if size is None or first is None else min(first, size)
+        """Frames of the next part."""
         self._held: list[np.ndarray] = []
         """Frames that wait, joined when a part is made of them: each time that some come would copy all of them again."""
         self._length = self._left = 0
@@ -50,8 +54,8 @@ class Parts:
 
     def ready(self) -> Iterator[Part]:
         """The parts that the frames so far make."""
-        while self._size is not None and self._length >= self._left + self._size + self._behind:
-            own = self._left + self._size
+        while self._next is not None and self._length >= self._left + self._next + self._behind:
+            own, self._next = self._left + self._next, self._size
             yield Part(self._between(0, own + self._behind), own + self._behind, self._left, self._behind)
             left = min(self._context, own)
             self._held = [self._between(own - left, self._length)]

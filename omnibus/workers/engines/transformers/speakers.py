@@ -217,6 +217,7 @@ class CsmSpeaker(Speaker):
 
     def __init__(self, stage: StageSpec, kind: str) -> None:
         args = stage.engine_args
+        self._first = frames(args, "first_frames", 1)
         self._chunk, self._context = frames(args, "chunk_frames", 1), frames(args, "context_frames", 0)
         super().__init__(stage, kind)
 
@@ -240,7 +241,9 @@ class CsmSpeaker(Speaker):
 
         # The codec looks back only: nothing behind a part changes it.
         made = _Frames(
-            Parts(1, self._chunk, self._context or 0, behind=0), decode, self._model.config.codebook_eos_token_id
+            Parts(1, self._chunk, self._context or 0, behind=0, first=self._first),
+            decode,
+            self._model.config.codebook_eos_token_id,
         )
         self._generated(ids, options, step, streamer=made)
         return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)

@@ -12,7 +12,7 @@ from omnibus.workers.engines.transformers.engine import TransformersEngine
 from omnibus.workers.engines.transformers.generation_engine import GeneratingModel, GenerationEngine
 
 _SHARED = frozenset({"device", "dtype", "model_class", "task"})
-_SOUND = frozenset({"chunk_frames", "context_frames", "max_frames"})
+_SOUND = frozenset({"chunk_frames", "context_frames", "first_frames", "max_frames"})
 ARGUMENTS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "decode": _SHARED | _SOUND | {"argument", "input", "method", "method_kwargs", "output", "sample_rate"},
