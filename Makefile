@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 PYTEST := $(BIN)/python -m pytest --durations=15
-SIDE_BY_SIDE := --max-worker-restart 0 --dist loadfile  # three of those that mostly wait, two of those that compute
+SIDE_BY_SIDE := --max-worker-restart 4 --dist loadfile  # three of those that mostly wait, two of those that compute
 # Runs tests side by side. Many have deadlines in real time, and neighbours on two cores can make one late: what fails is run
 # once more, by itself, and must pass then.
 define side_by_side

@@ -44,10 +44,11 @@ def test_sampling_params_of_vllm_are_taken_as_they_are(omni: Omni) -> None:
     params = [SamplingParams(temperature=0.0, max_tokens=3), None, None, None]
     (result,) = omni.generate(PROMPTS[0], params, output_modalities=["text"])
     assert (result.outputs[0].usage.completion_tokens, result.finish_reason) == (3, "length")
-    (refused,) = omni.generate(
-        PROMPTS[0], [SamplingParams(logprobs=2), None, None, None], output_modalities=["text"]
-    )  # fmt: skip
-    with pytest.raises(EngineRejected, match="logprobs"):
+    params[0] = SamplingParams(temperature=0.0, max_tokens=3, logprobs=2)
+    (result,) = omni.generate(PROMPTS[0], params, output_modalities=["text"])
+    assert [len(token["top_logprobs"]) for token in result.outputs[0].logprobs or ()] == [2, 2, 2]
+    (refused,) = omni.generate(PROMPTS[0], [SamplingParams(n=2), None, None, None], output_modalities=["text"])
+    with pytest.raises(EngineRejected, match="n must be 1"):
         refused.raise_for_failure()
 
 
