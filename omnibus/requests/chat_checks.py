@@ -32,6 +32,8 @@ def check_options(request: Request, stages: Sequence[StageSpec], engines: str) -
         raise InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
     if asked.tools and asked.tool_choice != "none":
         _check_parser(stages)
+    for number, tool in enumerate(asked.tools or ()):
+        _check_tool(tool, f"tools[{number}]")
 
 
 def check_structured(given: Any) -> None:
@@ -62,19 +64,36 @@ def _check_parser(stages: Sequence[StageSpec]) -> None:
         )
 
 
-def _check_schema(value: Any) -> None:
+def _check_tool(tool: Mapping[str, Any], where: str) -> None:
+    if tool.get("type", "function") != "function":
+        raise InvalidRequest(f"{where}.type is function", param=f"{where}.type")
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        raise InvalidRequest(f"{where}.function is an object with the name of the function", param=f"{where}.function")
+    name, parameters = function.get("name"), function.get("parameters")
+    if not (isinstance(name, str) and name):
+        raise InvalidRequest(f"{where}.function.name is the name of the function", param=f"{where}.function.name")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise InvalidRequest(
+            f"{where}.function.parameters is a JSON schema, an object", param=f"{where}.function.parameters"
+        )
+    if parameters and function.get("strict") is True:  # others are shown to the model, and bind nothing
+        _check_schema(parameters, f"{where}.function.parameters")
+
+
+def _check_schema(value: Any, where: str = STRUCTURED) -> None:
     from jsonschema import Draft202012Validator, SchemaError  # noqa: PLC0415 a quarter of a second of import
 
     try:
         schema = json.loads(value) if isinstance(value, str) else value
         if not isinstance(schema, Mapping):
-            raise _wrong("a JSON schema is an object")
+            raise _wrong("a JSON schema is an object", where)
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        raise _wrong(f"no JSON schema: {error.message} at {error.json_path}") from error
+        raise _wrong(f"no JSON schema: {error.message} at {error.json_path}", where) from error
     except (ValueError, RecursionError) as error:
-        raise _wrong(f"no JSON schema: {error}") from error
+        raise _wrong(f"no JSON schema: {error}", where) from error
 
 
-def _wrong(message: str) -> InvalidRequest:
-    return InvalidRequest(message, param=STRUCTURED)
+def _wrong(message: str, where: str = STRUCTURED) -> InvalidRequest:
+    return InvalidRequest(message, param=where)

@@ -41,6 +41,23 @@ def test_tools_need_a_parser_that_finds_calls() -> None:
     validate(llm(tool_call_parser="hermes"), asking(tools=(TOOL,)))
 
 
+@pytest.mark.parametrize(
+    ("tool", "param"),
+    [
+        ({"type": "fn", "function": {"name": "f"}}, "tools[1].type"),
+        ({"type": "function"}, "tools[1].function"),
+        ({"type": "function", "function": {"parameters": {}}}, "tools[1].function.name"),
+        ({"type": "function", "function": {"name": "f", "parameters": "{}"}}, "tools[1].function.parameters"),
+        (
+            {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "nothing"}}},
+            "tools[1].function.parameters",
+        ),
+    ],
+)
+def test_a_tool_that_is_none_is_refused_by_its_place(tool: dict[str, Any], param: str) -> None:
+    assert refused(llm(tool_call_parser="hermes"), asking(tools=(TOOL, tool))) == param
+
+
 def test_options_of_a_chat_need_a_template_that_reads_them() -> None:
     assert refused(llm("python"), asking(continue_final_message=True)) == "continue_final_message"
     validate(llm(), asking(continue_final_message=True))
