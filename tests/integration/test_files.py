@@ -136,6 +136,14 @@ async def test_a_field_is_named_when_a_form_cannot_be_taken(
     assert (await front_door.openai.files.list()).data == []
 
 
+async def test_a_field_that_is_none_is_refused_when_it_would_change_something(front_door: Front) -> None:
+    form = {"purpose": "batch", "expires_in": "3600"}
+    uploaded = await front_door.http.post("/v1/files", files={"file": b"x"}, data=form)
+    listed = await front_door.http.get("/v1/files", params={"purposes": "batch"})
+    errors = [(answer.status_code, answer.json()["error"]["param"]) for answer in (uploaded, listed)]
+    assert errors == [(400, "expires_in"), (400, "purposes")]
+
+
 async def test_a_body_that_is_no_form_is_refused_when_it_is_sent(front_door: Front) -> None:
     answer = await front_door.http.post("/v1/files", json={"purpose": "batch"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive
@@ -27,6 +27,7 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """Purposes of an upload; files that the server makes have others."""
 SHORTEST, LONGEST = 3600, 30 * 86_400
 """Seconds that a file may be asked to be kept."""
+_FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 _MULTIPART_ROOM = 1 << 20
 """Bytes of a form beside its file."""
 _PIECE = 1 << 20
@@ -52,7 +53,9 @@ _FORM = {
 
 
 class FileQuery(BaseModel):
-    """Which of the files are listed."""
+    """Which of the files are listed. A misspelt filter is refused: it would mean all files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     after: str | None = None
     """The id of the file behind which the list begins."""
@@ -98,6 +101,7 @@ async def upload_file(http: HttpRequest, context: Context) -> Response:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             raise InvalidRequest("send the file in the field `file` of a form (multipart/form-data)", param="file")
+        _check_fields(form)
         if (upload.size or 0) > most:
             raise _too_large(most)
         record = await context.files.add(
@@ -196,6 +200,12 @@ async def _pieces(upload: UploadFile) -> AsyncIterator[bytes]:
 
 def _too_large(most: int) -> RequestTooLarge:
     return RequestTooLarge(f"a file may have {most} bytes; OMNIBUS_MAX_FILE_BYTES is the bound", param="file")
+
+
+def _check_fields(form: FormData) -> None:
+    unknown = next((name for name in form if name not in _FIELDS), None)
+    if unknown is not None:
+        raise InvalidRequest(f"{unknown}: there is no such field; there are {', '.join(_FIELDS)}", param=unknown)
 
 
 def _purpose(form: FormData) -> str:
