@@ -104,12 +104,19 @@ async def test_edit_is_that_of_the_pipeline_whoever_asks(connection: Connection,
         )  # fmt: skip
         with pytest.raises(BadRequestError) as maskless:
             await door.openai.images.edit(model=pipeline, image=PNG, prompt="a red square", extra_body=SEEDED)  # type: ignore[call-overload]
+        with pytest.raises(BadRequestError) as fileless:
+            await door.openai.images.generate(model=pipeline, prompt="a red square")
+        with pytest.raises(BadRequestError) as odd:
+            await door.openai.images.edit(
+                model=pipeline, image=PNG, mask=CLEAR, prompt="a red square", size="15x17", extra_body=SEEDED,  # type: ignore[call-overload]
+            )  # fmt: skip
 
     np.testing.assert_array_equal(of_base64(edited.data[0].b64_json), expected)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result.outputs[0].items[0]))), expected)
     shown: Any = chat.choices[0].message.content
     np.testing.assert_array_equal(of_base64(shown[0]["image_url"]["url"].partition(",")[2]), expected)
-    assert maskless.value.param == "mask"
+    assert [caught.value.param for caught in (maskless, fileless, odd)] == ["mask", "image", "size"]
+    assert "was given no image" in fileless.value.message
 
 
 async def test_variations_and_streamed_edits_are_made_of_the_picture(

@@ -23,6 +23,8 @@ from omnibus.workers.engines.protocol import EngineInput, Job
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
+_OF_NO_FILE = ("NoneType", "Input is in incorrect format")
+"""How pipelines say that they were given None for a file; the second is of diffusers' image processor."""
 
 
 class Stopped(Exception):
@@ -64,6 +66,21 @@ class PipelineRequest:
         """The part of a tensor's shape that padding cannot even out."""
         shape, masked = self.tensors[name].shape, any(is_mask(other) for other in self.tensors)
         return (len(shape), *shape[1:]) if masked else shape
+
+
+def blamed(message: str, request: PipelineRequest, lacking: str | None) -> str | None:
+    """The parameter that an error of a pipeline is about: a file that is not there, one that the wording names, or the
+    first of those that only the class checks.
+
+    `lacking`: a file that the pipeline takes, and that the request does not have.
+    """
+    if lacking is not None and any(sign in message for sign in (lacking, *_OF_NO_FILE)):
+        return lacking
+    words = set(re.findall(r"\w+", message))
+    if words & {"height", "width"} & request.shared.keys():
+        return "size"
+    own = [name for name in request.shared if name not in RANGES]
+    return next((name for name in own if name in words), next(iter(own), None))
 
 
 def parse_request(job: Job, pipeline: PipelineShape) -> PipelineRequest:

@@ -12,7 +12,7 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected
 from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers import pipeline_setup
-from omnibus.workers.engines.diffusers.batch_request import RANGES, PipelineRequest, Stopped
+from omnibus.workers.engines.diffusers.batch_request import PipelineRequest, Stopped, blamed
 from omnibus.workers.engines.diffusers.batching import rows_a_call
 from omnibus.workers.engines.diffusers.results import Row, outputs_of, rows_of
 from omnibus.workers.engines.diffusers.signature import is_mask
@@ -80,14 +80,13 @@ class DiffusionModel:
         except torch.AcceleratorError as error:
             raise EngineDead(f"the device failed: {error}") from error
         except Exception as error:  # pipelines raise whatever their many parts raise
-            lacking, given = self._lacking(request), next((name for name in request.shared if name not in RANGES), None)
-            is_lacking = lacking is not None and ("NoneType" in str(error) or lacking in str(error))
-            blamed = _OF_ARGUMENTS if given is not None or request.media or is_lacking else (ValueError, TypeError)
-            if started or not isinstance(error, blamed) or isinstance(error, torch.OutOfMemoryError):
+            lacking = self._lacking(request)
+            param = blamed(str(error), request, lacking)
+            kinds = _OF_ARGUMENTS if param is not None or request.media else (ValueError, TypeError)
+            if started or not isinstance(error, kinds) or isinstance(error, torch.OutOfMemoryError):
                 raise EngineError(f"{self.shape.name}: {error}") from error
-            if is_lacking:
-                raise EngineRejected(f"{self.shape.name} was given no {lacking}: {error}", param=lacking) from error
-            raise EngineRejected(f"{self.shape.name}: {error}", param=given) from error
+            no_file = f" was given no {lacking}" if lacking is not None and param == lacking else ""
+            raise EngineRejected(f"{self.shape.name}{no_file}: {error}", param=param) from error
         try:
             return rows_of(result, len(rows))
         except EngineError as error:
