@@ -70,6 +70,7 @@ def test_rejected_when_vllm_would_not_apply_it_beside_hidden_states(sampling: di
 
 def test_field_is_found_in_the_wording_when_an_error_names_none() -> None:
     assert rejected(ValueError("min_tokens must be at most max_tokens=3")).param == "min_tokens"
+    assert rejected(ValueError("n must be 1 when using greedy sampling, got 2.")).param == "n"
     assert rejected(ValueError("something else")).param is None
     assert rejected(ValueError("something else"), "mm_processor_kwargs").param == "mm_processor_kwargs"
 

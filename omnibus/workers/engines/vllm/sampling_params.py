@@ -82,7 +82,8 @@ def rejected(error: Exception, param: str | None = None) -> EngineRejected:
     field = getattr(error, "parameter", None)
     if field in PROMPT_LENGTHS:
         return ContextExceeded(message, param="prompt")
-    named = next((word for word in re.findall(r"\w+", message) if word in FIELDS and len(word) > 1), None)
+    named = "n" if message.startswith("n must be") else None
+    named = named or next((word for word in re.findall(r"\w+", message) if word in FIELDS and len(word) > 1), None)
     return EngineRejected(message, param=field or named or param)
 
 
