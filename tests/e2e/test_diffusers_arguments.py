@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,15 @@ async def test_cache_is_the_one_that_the_stage_names(flux: Path) -> None:
 
     np.testing.assert_array_equal(made, directly(flux, prepare))
     assert (made != directly(flux)).any()
+
+
+async def test_cache_keeps_nothing_of_a_request_that_was_aborted(flux: Path) -> None:
+    async with serving(flux, cache={"type": "FirstBlockCacheConfig", "threshold": 10.0}) as engine:
+        alone = await painted(engine)
+        async with aclosing(engine.generate(make_job("left", {**SAMPLING, "seed": 6}, values=EMBEDS))) as items:
+            async for _ in items:
+                break
+        np.testing.assert_array_equal(await painted(engine), alone)
 
 
 @pytest.mark.parametrize(

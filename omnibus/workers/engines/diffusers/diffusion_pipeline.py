@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class DiffusionModel:
                 raise Stopped
 
         try:
-            with torch.inference_mode(), reporting(self._pipeline, self.shape, after_step) as callbacks:
+            with torch.inference_mode(), self._forgetting(), reporting(self._pipeline, self.shape, after_step) as callbacks:
                 result = self._pipeline(**self._arguments(rows), **callbacks)
         except Stopped:
             raise
@@ -91,6 +92,17 @@ class DiffusionModel:
             return rows_of(result, len(rows))
         except EngineError as error:
             raise EngineError(f"{self.shape.name}: {error.message}") from error
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Clear what a call that did not come to its end has left in caches and on the device, as pipelines do at their end."""
+        try:
+            yield
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            self._pipeline.maybe_free_model_hooks()
+            raise
 
     def _lacking(self, request: PipelineRequest) -> str | None:
         """The file that the pipeline takes, and that the request does not have."""
