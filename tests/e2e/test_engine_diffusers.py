@@ -305,6 +305,32 @@ async def test_pipeline_serves_on_when_it_returned_something_odd(checkpoint: Pat
         await engine.close()
 
 
+class Choosy(diffusers.SanaPipeline):
+    """Refuses a batch with large numbers in its embeddings."""
+
+    @functools.wraps(diffusers.SanaPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (kwargs["prompt_embeds"] > 100).any():
+            raise ValueError("too large")
+        return super().__call__(*args, **kwargs)
+
+
+async def test_requests_are_made_when_only_another_one_of_their_batch_is_refused(checkpoint: Path) -> None:
+    engine = DiffusersEngine(make_stage(checkpoint, pipeline_class=f"{__name__}:Choosy", batch_window_ms=500))
+    await engine.start()
+    try:
+        wrong = image_job("wrong", 1)
+        wrong.engine_input.values["prompt_embeds"][:] = 1000
+        refused, made = await asyncio.gather(
+            run_job(engine, wrong), run_job(engine, image_job("good", 2)), return_exceptions=True
+        )
+    finally:
+        await engine.close()
+    assert isinstance(refused, EngineRejected)
+    assert not isinstance(made, BaseException), made
+    assert made[1].outputs["image"].shape == (1, 32, 32, 3)
+
+
 async def test_waiting_requests_end_when_the_engine_closes(checkpoint: Path) -> None:
     engine = DiffusersEngine(make_stage(checkpoint, batch_window_ms=60_000))
     await engine.start()

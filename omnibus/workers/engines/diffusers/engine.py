@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from omnibus.errors import EngineDead, EngineError, InvalidRequest, OmnibusError
+from omnibus.errors import EngineDead, EngineError, EngineRejected, InvalidRequest, OmnibusError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers.batch_request import PipelineRequest, Stopped, parse_request
 from omnibus.workers.engines.diffusers.batching import Batch, Waiting, choose
@@ -130,18 +130,32 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
         while self._cause is None:
             self._batch = await self._next_batch()
             try:
-                await self._run_batch(self._batch)
-            except Stopped:
-                continue
-            except OmnibusError as error:
-                self._fail(error)
-            except Exception as error:  # noqa: BLE001 the root of the task: an odd result ends its batch, not all after it
-                self._fail(EngineError(self._named(f"{type(error).__name__}: {error}")))
+                await self._run_to_end(self._batch)
             finally:
                 self._steps += 1
                 for ticket in self._batch:
                     ticket.left.set()
                 self._batch = []
+
+    async def _run_to_end(self, batch: list[_Ticket]) -> None:
+        """Run a batch until each of its requests has ended; of one that is refused each alone, as one may be at fault for all."""
+        refusal: EngineRejected | None = None
+        try:
+            await self._run_batch(batch)
+        except Stopped:
+            return
+        except EngineRejected as error:
+            refusal = error
+        except OmnibusError as error:
+            self._fail(error, batch)
+        except Exception as error:  # noqa: BLE001 the root of the task: an odd result ends its batch, not all after it
+            self._fail(EngineError(self._named(f"{type(error).__name__}: {error}")), batch)
+        if refusal is not None and len(batch) == 1:
+            self._fail(refusal, batch)
+        elif refusal is not None:
+            for ticket in batch:
+                if not ticket.done:
+                    await self._run_to_end([ticket])
 
     async def _next_batch(self) -> list[_Ticket]:
         """Wait for a request, give others like it a moment to arrive, and take those that fit together."""
@@ -186,11 +200,11 @@ class DiffusersEngine(LoadedEngine["DiffusionModel"]):
         for ticket, made in zip(batch, outputs, strict=True):
             ticket.end(Finished(outputs=made))
 
-    def _fail(self, failure: OmnibusError) -> None:
+    def _fail(self, failure: OmnibusError, batch: list[_Ticket]) -> None:
         """A batch's failure is that of its requests; a lost device is that of all."""
         if isinstance(failure, EngineDead):
             self._die(failure)
-        for ticket in [*self._batch, *(self._waiting if self._cause else ())]:
+        for ticket in [*batch, *((*self._batch, *self._waiting) if self._cause else ())]:
             ticket.end(failure)
 
     def _drop(self, ticket: _Ticket) -> None:
