@@ -122,8 +122,15 @@ class _Stage:
         """Whether something before a message was not received."""
         if message.offset > self.text.known or message.segment_offset > self.segments:
             return True
-        # Every attempt makes the fields in the same order, so that what is known of them is known by its length.
-        return message.fields_offset > 0 and message.fields_offset > sum(one.known for one in self.fields.values())
+        if message.fields_offset > 0 and message.fields_offset > sum(one.known for one in self.fields.values()):
+            return True
+        # Attempts may make further choices in another order each, so that the sum alone does not show what is missing.
+        known = {name: one.known for name, one in self.fields.items()} if message.fields else {}
+        for one in message.fields:
+            if one.offset > known.get(one.name, 0):
+                return True
+            known[one.name] = max(known.get(one.name, 0), one.offset + len(one.text))
+        return False
 
     def _field(self, name: str) -> _Emitted:
         return self.fields.setdefault(name, _Emitted())

@@ -247,6 +247,16 @@ def test_a_later_attempt_continues_fields_however_it_cuts_them() -> None:
     assert [event.text for event in (*first, *second)] == ["ab", "c", "de"]
 
 
+def test_a_piece_of_a_field_behind_a_gap_waits_when_attempts_make_fields_in_another_order() -> None:
+    assembly = Assembly()
+    assert len(list(assembly.tokens(fields(("2.text", 0, "abcdefgh"))))) == 1
+    late = fields(("1.text", 3, "de"), ("1.text", 5, "f"), before=3, fence=SECOND)
+    assert assembly.lacks(late)
+    assert list(assembly.tokens(late)) == []
+    whole = fields(("1.text", 0, "abc"), ("1.text", 3, "de"), fence=SECOND)
+    assert [event.text for event in assembly.tokens(whole)] == ["abc", "de"]
+
+
 def test_a_message_behind_a_field_that_was_not_received_waits() -> None:
     assembly = Assembly()
     late = fields(before=3, text=piece(0, "text"))
