@@ -142,10 +142,11 @@ def parse(raw: bytes, model: type[M]) -> M:
 def parse_form(raw: bytes, content_type: str, model: type[M]) -> tuple[M, bytes]:
     """A form as the model, and as JSON to compare it by; numbers, and objects as JSON, are texts in it. Raises as `parse`."""
     fields = forms.form_fields(raw, content_type)
-    given = {
-        name: _json(value.encode()) or value if _is_object(name, value, model) else value
-        for name, value in fields.items()
-    }
+    given = dict(fields)
+    for name, value in fields.items():
+        if _is_object(name, value, model):
+            check_size(encoded := value.encode())
+            given[name] = _json(encoded) or value
     try:
         return model.model_validate(given, strict=False), forms.as_json(fields)
     except ValidationError as error:

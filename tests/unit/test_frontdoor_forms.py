@@ -36,6 +36,12 @@ def test_texts_of_a_form_become_the_values_of_the_fields() -> None:
     assert (body.images, body.mask) == ([b"one", b"two"], b"three")
 
 
+def test_refused_when_an_object_in_a_form_has_more_values_than_any_request() -> None:
+    many = '{"s": {"sigmas": [' + "1," * (2 << 20) + "1]}}"
+    with pytest.raises(RequestTooLarge):
+        parse_form(*form({"prompt": "a", "sampling_params": many}, {"image": ("a.png", b"one")}), EditBody)
+
+
 def test_forms_are_the_same_when_they_ask_for_the_same() -> None:
     first, again = (parse_form(*form({"prompt": "a"}, {"image": ("a.png", b"one")}), EditBody)[1] for _ in range(2))
     other = parse_form(*form({"prompt": "a"}, {"image": ("a.png", b"two")}), EditBody)[1]
