@@ -218,6 +218,12 @@ def test_probabilities_and_choices_go_to_the_stage_that_writes_text() -> None:
     assert request.chat is None
 
 
+def test_probabilities_of_a_prompt_are_refused_when_the_answer_streams() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat_request(chat(prompt_logprobs=1, stream=True), LLM)
+    assert caught.value.param == "prompt_logprobs"
+
+
 def test_tools_and_what_the_template_reads_are_options_of_the_chat() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     asked = chat(tools=[tool], parallel_tool_calls=False, continue_final_message=True, chat_template_kwargs={"a": 1})

@@ -34,12 +34,14 @@ class StructuredText(Body):
     prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
 
     def structured(self) -> dict[str, Any]:
-        """Parameters that were given, by vLLM's names; raises InvalidRequest for two forms at once."""
+        """Parameters that were given, by vLLM's names; raises InvalidRequest for two forms, and for what a stream cannot hold."""
         given = {name: value for name in self._forms() if (value := getattr(self, name)) is not None}
         if given.get("response_format", {}).get("type") == "text":
             del given["response_format"]
         if len(given) > 1:
             raise InvalidRequest(f"give one of {', '.join(given)}", param=next(iter(given)))
+        if self.prompt_logprobs is not None and getattr(self, "stream", None):
+            raise InvalidRequest("a stream has no place for them: leave stream out", param="prompt_logprobs")
         params = {name: value for name in ("n", "prompt_logprobs") if (value := getattr(self, name)) is not None}
         for name, value in given.items():
             params[STRUCTURED] = (
