@@ -56,15 +56,17 @@ class FileStore:
         record = FileRecord(
             id=file_id, nbytes=nbytes, created=created, expires=created + lifetime, filename=filename, purpose=purpose
         )
-        await self._records.create(record_key(tenant, file_id), msgspec.msgpack.encode(record), ttl=lifetime)
+        remaining = max(record.expires - self._clock.now(), 1.0)  # its bytes live from the beginning of the upload on
+        await self._records.create(record_key(tenant, file_id), msgspec.msgpack.encode(record), ttl=remaining)
         return record
 
     async def find(self, tenant: str | None, file_id: str) -> FileRecord:
         """The record of a file; raises UnknownFile."""
         found = await self._records.get_confirmed(record_key(tenant, file_id))
-        if found is None:
+        record = None if found is None else _record(found.value)
+        if record is None or record.expires <= self._clock.now():
             raise UnknownFile(f"there is no file {file_id!r}", param="file_id")
-        return _record(found.value)
+        return record
 
     def read(self, record: FileRecord, first: int = 0, nbytes: int | None = None) -> AsyncIterator[bytes]:
         """The bytes of a file from `first` on, all or `nbytes` of them; raises PayloadLost when it was deleted meanwhile."""

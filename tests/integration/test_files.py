@@ -190,6 +190,16 @@ async def test_a_file_is_gone_when_its_lifetime_is_over(files: FileStore, connec
         await files.find(None, record.id)
 
 
+async def test_a_file_is_not_found_when_its_bytes_have_expired_while_it_was_uploaded(files: FileStore) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield bytes(5)
+        await asyncio.sleep(0.02)
+
+    record = await files.add(None, pieces(), filename="slow.bin", purpose="batch", lifetime=0.01)
+    with pytest.raises(UnknownFile):
+        await files.find(None, record.id)
+
+
 async def test_nothing_stays_when_an_upload_breaks_off(files: FileStore, connection: Connection) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield bytes(CHUNK * WINDOW * 2)
