@@ -287,6 +287,26 @@ def test_arguments_of_another_task_are_refused(args: dict[str, Any], final: str 
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("sampling", "param"),
+    [({"prompt": "a <|endoftext|> b"}, "prompt"), ({"max_new_tokens": 10_000}, "max_new_tokens")],
+)
+async def test_transcription_is_refused_when_the_caller_is_at_fault(
+    whisper: Path, sampling: dict[str, Any], param: str
+) -> None:
+    async with started(whisper, "transcribe") as engine:
+        values = {"audio": np.zeros(1600, np.float32), "sample_rate": 16_000}
+        with pytest.raises(EngineRejected) as caught:
+            await run_job(engine, make_job(sampling=sampling, values=values))
+    assert caught.value.param == param
+
+
+async def test_end_of_a_long_prompt_counts_when_a_sound_is_transcribed(whisper: Path) -> None:
+    async with started(whisper, "transcribe") as engine:
+        values = {"audio": np.zeros(1600, np.float32), "sample_rate": 16_000}
+        await run_job(engine, make_job(sampling={"prompt": "a b c " * 500, "max_new_tokens": 2}, values=values))
+
+
 async def test_class_that_does_another_task_is_refused(vits: Path, whisper: Path, tmp_path: Path) -> None:
     for checkpoint, task in ((whisper, "speak"), (vits, "transcribe")):
         with pytest.raises(PipelineError, match="none of the classes"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import transformers
 from msgspec import Meta
 
@@ -27,6 +28,9 @@ PARAMETERS: Mapping[str, Any] = {
     "temperature": Annotated[float, Meta(ge=0, le=2)], "max_new_tokens": Annotated[int, Meta(ge=1)],
 }  # fmt: skip
 
+_START = 4
+"""Tokens before the text: its beginning, the language, the task, and that there are no timestamps."""
+
 
 class Transcriber:
     """Writes down what is spoken in one sound. Outputs: `text`, the `language` where the model knows several, `seconds`."""
@@ -47,6 +51,7 @@ class Transcriber:
         """The text as one delta, and Finished with it."""
         options = checked(job.sampling, PARAMETERS)
         self._check_language(options)
+        self._prompt(options)
         samples = self._samples(job.engine_input)
         step()
         with running(self._model):
@@ -66,8 +71,6 @@ class Transcriber:
             samples, sampling_rate=self._features.sampling_rate, return_tensors="pt", return_attention_mask=True,
             truncation=False, padding="longest" if is_long else "max_length",
         )  # fmt: skip
-        if (prompt := options.pop("prompt", "")).strip():
-            options["prompt_ids"] = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt").to(self._model.device)
         if not self._is_multilingual:
             options.pop("task", None)
         made = self._model.generate(
@@ -79,6 +82,21 @@ class Transcriber:
         )
         tokens: list[int] = (made["sequences"] if isinstance(made, Mapping) else made)[0].tolist()
         return tokens
+
+    def _prompt(self, options: dict[str, Any]) -> None:
+        """Make ids of the prompt; raises EngineRejected for one that cannot be, and where the rest holds too few tokens."""
+        room = int(self._model.config.max_target_positions)
+        if (prompt := options.pop("prompt", "")).strip():
+            try:
+                ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+            except ValueError as error:
+                raise EngineRejected(str(error), param="prompt") from error
+            most = room // 2 - 2  # the end of a longer one counts, as with OpenAI
+            ids = torch.cat([ids[:1], ids[1:][-most:]])
+            options["prompt_ids"] = ids.to(self._model.device)
+            room -= len(ids)
+        if options.get("max_new_tokens", 0) > (most := room - _START):
+            raise EngineRejected(f"the model has room for {most} tokens", param="max_new_tokens")
 
     @property
     def _is_multilingual(self) -> bool:
