@@ -78,15 +78,18 @@ async def create_embeddings(body: EmbeddingBody, http: HttpRequest, context: Con
             await abandon(context, one)
         raise
     outputs = [_embedding(result.outputs) for result in results]
+    model = accepted[0].head.model
+    return await json_response(
+        lambda: _list(body, model, outputs), size_of(outputs), timing_headers(results[0], accepted[0].served.spec)
+    )
+
+
+def _list(body: EmbeddingBody, model: str, outputs: Sequence[Output]) -> EmbeddingList:
     data = [Embedding(object="embedding", index=at, embedding=_shown(body, one)) for at, one in enumerate(outputs)]
     read = sum(output.usage.prompt_tokens for output in outputs)
-    answer = EmbeddingList(
-        object="list",
-        model=accepted[0].head.model,
-        data=data,
-        usage=EmbeddingUsage(prompt_tokens=read, total_tokens=read),
+    return EmbeddingList(
+        object="list", model=model, data=data, usage=EmbeddingUsage(prompt_tokens=read, total_tokens=read)
     )
-    return await json_response(lambda: answer, size_of(outputs), timing_headers(results[0], accepted[0].served.spec))
 
 
 def _request(body: EmbeddingBody, spec: PipelineSpec, *, given: str | tuple[int, ...]) -> Request:

@@ -74,7 +74,11 @@ class DiffusionModel:
                 raise Stopped
 
         try:
-            with torch.inference_mode(), self._forgetting(), reporting(self._pipeline, self.shape, after_step) as callbacks:
+            with (
+                torch.inference_mode(),
+                self._forgetting(),
+                reporting(self._pipeline, self.shape, after_step) as callbacks,
+            ):
                 result = self._pipeline(**self._arguments(rows), **callbacks)
         except Stopped:
             raise
