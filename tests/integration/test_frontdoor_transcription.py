@@ -45,6 +45,8 @@ async def test_sound_is_transcribed_with_its_parameters(front_door: Front) -> No
     asked = {"language": "de", "prompt": "Omnibus", "temperature": 0.5}
     made = await front_door.openai.audio.transcriptions.create(model=front_door.spec.name, file=file(), **asked)
     assert seconds_and(made.text) == asked
+    assert made.usage is not None
+    assert made.usage.type == "tokens"
     plain = await front_door.openai.audio.transcriptions.create(model=front_door.spec.name, file=file())
     assert seconds_and(plain.text) == {}
 
@@ -71,6 +73,8 @@ async def test_pieces_of_the_text_come_as_events(front_door: Front) -> None:
     assert done.type == "transcript.text.done"
     assert "".join(event.delta for event in deltas) == done.text
     assert seconds_and(done.text) == {}
+    assert done.usage is not None
+    assert done.usage.type == "tokens"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.responses import PlainTextResponse
 from typing_extensions import TypedDict
 
-from omnibus.client.request_events import ClientEvent, Ended, TextPiece
+from omnibus.client.request_events import ClientEvent, Ended, Output, TextPiece
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import MediaUsage, media_usage, timing_headers, transcript, whole_answer
@@ -54,11 +54,17 @@ class SpokenLanguage(TranscriptionBody):
         return {**super().asks_for(), **({"language": self.language} if self.language else {})}
 
 
+class TranscriptUsage(MediaUsage):
+    """Tokens; other servers count seconds."""
+
+    type: Literal["tokens"]
+
+
 class Transcription(TypedDict):
     """The text of a sound."""
 
     text: str
-    usage: MediaUsage
+    usage: TranscriptUsage
 
 
 class TranscriptDelta(TypedDict):
@@ -73,7 +79,7 @@ class TranscriptDone(TypedDict):
 
     type: Literal["transcript.text.done"]
     text: str
-    usage: MediaUsage
+    usage: TranscriptUsage
 
 
 @router.post("/v1/audio/transcriptions", openapi_extra=RouteAccess.USER.stated)
@@ -101,7 +107,7 @@ async def _answer(body: TranscriptionBody, http: HttpRequest, context: Context, 
         )
     return await whole_answer(
         context, http, accepted,
-        lambda outputs: Transcription(text=transcript(outputs), usage=media_usage(outputs)),
+        lambda outputs: Transcription(text=transcript(outputs), usage=_usage(outputs)),
     )  # fmt: skip
 
 
@@ -113,6 +119,10 @@ def transcription_request(body: TranscriptionBody, spec: PipelineSpec, task: str
     return body.request(spec, ("text",), text=asked, messages=(turn,))
 
 
+def _usage(outputs: Iterable[Output]) -> TranscriptUsage:
+    return TranscriptUsage(type="tokens", **media_usage(outputs))
+
+
 async def _as_events(event: ClientEvent, frames: Frames) -> None:
     match event:
         case TextPiece(text=text):
@@ -121,6 +131,6 @@ async def _as_events(event: ClientEvent, frames: Frames) -> None:
         case Ended(result=result):
             result.raise_for_state()
             done = TranscriptDone(
-                type="transcript.text.done", text=transcript(result.outputs), usage=media_usage(result.outputs)
+                type="transcript.text.done", text=transcript(result.outputs), usage=_usage(result.outputs)
             )
             frames.append(frame(done, event=done["type"]))
