@@ -44,6 +44,9 @@ async def test_vits_speaks_over_http(connection: Connection, pipeline: str, tmp_
                 model=pipeline, voice="alloy", input="a", extra_body={"sampling_params": {"voice": {"speaker_id": 9}}}
             )
         assert caught.value.param == "sampling_params.voice.speaker_id"
+        with pytest.raises(openai.BadRequestError, match="tokenizer knows nothing of this text") as unknown:
+            await door.openai.audio.speech.create(model=pipeline, voice="alloy", input="日本")
+        assert unknown.value.param == "input"
     model, tokenizer = (
         kind.from_pretrained(checkpoint) for kind in (transformers.VitsModel, transformers.AutoTokenizer)
     )

@@ -114,6 +114,8 @@ class Speaker:
             if not text.strip():
                 raise EmptyPrompt(param="prompt")
             ids = list(self._tokenizer(self._prompt(text)).input_ids)
+            if not ids:
+                raise EngineRejected("the checkpoint's tokenizer knows nothing of this text", param="prompt")
         elif given.token_ids is not None:
             ids = list(given.token_ids)
         else:
