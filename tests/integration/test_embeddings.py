@@ -64,3 +64,11 @@ async def test_an_input_that_cannot_be_served_is_named(front_door: Front, given:
     with pytest.raises(openai.BadRequestError) as caught:
         await front_door.openai.embeddings.create(model=front_door.spec.name, input=given)
     assert caught.value.param == "input"
+
+
+async def test_too_many_inputs_are_counted_in_the_refusal(front_door: Front) -> None:
+    with pytest.raises(openai.BadRequestError, match="has 257 entries, and may have 256") as caught:
+        await front_door.openai.embeddings.create(model=front_door.spec.name, input=["a"] * 257)
+    assert caught.value.param == "input"
+    with pytest.raises(openai.BadRequestError, match="has 257 entries, and may have 256"):
+        await front_door.openai.embeddings.create(model=front_door.spec.name, input=[[1]] * 257)

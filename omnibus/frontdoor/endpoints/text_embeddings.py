@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from omnibus.client.request_events import Output
@@ -30,6 +31,15 @@ MAX_INPUTS = 256
 MODALITY = "embedding"
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 _Texts = Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True)]
+
+
+def _not_too_many(given: object) -> object:
+    """A shape that is too long is none of the union, whose error would be that of another shape."""
+    if isinstance(given, list) and len(given) > MAX_INPUTS and not isinstance(given[0], int):
+        raise PydanticCustomError("too_many", f"has {len(given)} entries, and may have {MAX_INPUTS}")
+    return given
+
+
 router = APIRouter(route_class=BodyRoute)
 
 
@@ -37,7 +47,10 @@ class EmbeddingBody(AskingBody):
     """One text or several, or the token ids of one or several; each becomes a request of its own."""
 
     called: ClassVar[Mapping[str, str]] = {"prompt": "input", "messages": "input", "token_ids": "input"}
-    input: str | _Tokens | _Texts | Annotated[list[_Tokens], Field(max_length=MAX_INPUTS, fail_fast=True)]
+    input: Annotated[
+        str | _Tokens | _Texts | Annotated[list[_Tokens], Field(max_length=MAX_INPUTS, fail_fast=True)],
+        BeforeValidator(_not_too_many),
+    ]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """The first so many numbers, brought to length 1 again; for models that were trained for it."""
