@@ -241,6 +241,8 @@ async def test_sound_is_refused_naming_the_field(
         ({"text": TEXT}, {"voice": "x"}, "voice"),
         ({"text": TEXT}, {"speaker_id": 2}, "speaker_id"),
         ({"text": TEXT}, {"speaking_rate": 0}, "speaking_rate"),
+        ({"text": TEXT}, {"speaking_rate": 1e-6}, "speaking_rate"),
+        ({"text": TEXT}, {"noise_scale_duration": 30.0}, "noise_scale_duration"),
         ({"token_ids": [1, 99]}, {}, "prompt"),
         ({"text": TEXT, "values": {"codes": [1]}}, {}, "codes"),
     ],

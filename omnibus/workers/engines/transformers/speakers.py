@@ -28,6 +28,9 @@ Sending = Callable[[np.ndarray], None]
 _Fraction = Annotated[float, Meta(gt=0, le=1)]
 _Positive = Annotated[float, Meta(gt=0, le=1000)]
 _Natural = Annotated[float, Meta(ge=0, le=1000)]
+_Rate = Annotated[float, Meta(ge=0.1, le=10)]
+_Noise = Annotated[float, Meta(ge=0, le=2)]
+"""More than these of a VITS would make a word last for hours: nothing else bounds its memory."""
 _Count = Annotated[int, Meta(ge=0, le=1 << 31)]
 SEED: Mapping[str, Any] = {"seed": Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]}
 SAMPLING: Mapping[str, Any] = {
@@ -149,8 +152,7 @@ class VitsSpeaker(Speaker):
     """VITS and MMS-TTS: the whole sound in one pass."""
 
     parameters: Mapping[str, Any] = {
-        **SEED, "speaker_id": _Count, "speaking_rate": _Positive, "noise_scale": _Natural,
-        "noise_scale_duration": _Natural,
+        **SEED, "speaker_id": _Count, "speaking_rate": _Rate, "noise_scale": _Noise, "noise_scale_duration": _Noise,
     }  # fmt: skip
 
     def _given(self, engine_input: EngineInput, options: dict[str, Any]) -> Mapping[str, Any]:
