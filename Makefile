@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 PYTEST := $(BIN)/python -m pytest --durations=15
-SIDE_BY_SIDE := --max-worker-restart 4 --dist loadfile  # three of those that mostly wait, two of those that compute
+SIDE_BY_SIDE := --max-worker-restart 4 --dist loadfile  # four of those that mostly wait, two of those that compute
 # Runs tests side by side. Many have deadlines in real time, and neighbours on two cores can make one late: what fails is run
 # once more, by itself, and must pass then.
 define side_by_side
@@ -28,7 +28,7 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 	$(call say,unit)
 	@$(call side_by_side,2,tests/unit)
 	$(call say,integration)
-	@$(call side_by_side,3,tests/integration)
+	@$(call side_by_side,4,tests/integration)
 	$(call say,end to end)
 	@$(call side_by_side,2,tests/e2e)
 	$(call say,chaos in short)

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Self
 
-from omnibus.broker.connection import Connection
+from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.errors import BrokerError, DeadlineExceeded, FlowBroken, InputTimeout
 from omnibus.flows.decisions import FlowCheck, FlowPart
 from omnibus.flows.flow_name import FlowName
-from omnibus.flows.stored_flow import last_message, messages_behind
+from omnibus.flows.stored_flow import appended_behind, last_message, messages_behind
 from omnibus.wire import codec
 from omnibus.wire.chunk import ReadPosition
 
@@ -23,7 +23,9 @@ OnSilence = Callable[[], Awaitable[None]]
 LOOK_EVERY = 2.0
 """Seconds after which a reader that no bell reaches reads all the same."""
 _FIRST_LOOK = 0.02
-"""Seconds after a bell for a copy of the stream that lags behind; doubles up to LOOK_EVERY."""
+"""Seconds after a bell for a message that is not readable yet; doubles up to LOOK_EVERY."""
+_NEW = 1.0
+"""Seconds for which a reader is new: messages of just before it listened may not be readable yet, and no bell told of them."""
 SILENT_LOOKS = 5
 """Looks in vain after which somebody is asked whether the request has ended."""
 REPORT_EVERY = 1 << 20
@@ -56,13 +58,14 @@ class FlowReader:
         self._lease, self._done, self._reported = lease, 0, -REPORT_EVERY
         self._news = asyncio.Event()
         self._news.set()
-        self._bells = 0
-        """Bells that rang for messages which have not been read yet."""
+        self._rang_behind = -1
+        """The highest sequence behind which something was appended, or was to be."""
+        self._new_until = asyncio.get_running_loop().time() + _NEW
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Listen for new chunks; raises BrokerUnavailable."""
-        bell = await self._conn.subscribe(self.name.subject, lambda _: self._ring())
+        bell = await self._conn.subscribe(self.name.subject, self._ring)
         self._stack.push_async_callback(bell.unsubscribe)
         self._stack.callback(self._conn.on_reconnect(self._news.set))
         if self._reader is not None:
@@ -85,7 +88,7 @@ class FlowReader:
         self._done = self._check.offset
         if self._done >= self._reported + REPORT_EVERY:
             self._report()
-        pause, self._looks = LOOK_EVERY, 0
+        pause, self._looks = _FIRST_LOOK if self._is_new else LOOK_EVERY, 0
         if not self._news.is_set():
             await self._wait(pause)
         while True:
@@ -94,25 +97,32 @@ class FlowReader:
             if (part := await self._available()) is not None:
                 return part
             if rang:
-                pause = _FIRST_LOOK if self._bells else LOOK_EVERY
+                pause = _FIRST_LOOK if self._is_behind or self._is_new else LOOK_EVERY
             elif pause < LOOK_EVERY:
                 pause = min(2 * pause, LOOK_EVERY)
             else:
                 await self._look_for_it()
             await self._wait(pause)
 
-    def _ring(self) -> None:
-        self._bells += 1
-        self._news.set()
+    @property
+    def _is_behind(self) -> bool:
+        """Whether a bell rang for a message that was not read. Bells may come before their messages can be read, and after."""
+        return self._rang_behind >= self._seq
+
+    @property
+    def _is_new(self) -> bool:
+        return asyncio.get_running_loop().time() < self._new_until
+
+    def _ring(self, message: ReceivedMessage) -> None:
+        self._rang_behind = max(self._rang_behind, appended_behind(message))
+        if self._is_behind:
+            self._news.set()
 
     async def _available(self) -> FlowPart | None:
         """The part that can be read now, None when nothing is there that it has not got."""
         self._seq, messages = await messages_behind(self._conn, self.name, self._seq)
         if messages:
-            self._bells -= len(messages)
-            # Where another number of bells rang, more may be there: the next reading looks without a bell.
-            (self._news.set if self._bells else self._news.clear)()
-            self._bells = max(self._bells, 0)
+            (self._news.set if self._is_behind else self._news.clear)()
         part = self._check.take(messages)
         self._is_over = part.end is not None
         return part if part.chunks or part.restarted or part.end is not None else None
@@ -122,7 +132,7 @@ class FlowReader:
 
         The first message for a stage was stored before that was asked to read it.
         """
-        self._bells = 0  # of refused appends
+        self._rang_behind = -1  # by refused appends
         self._looks += 1
         if self._on_silence is not None and self._looks % SILENT_LOOKS == 0:
             await self._on_silence()

@@ -8,13 +8,14 @@ from functools import partial
 
 import msgspec
 
-from omnibus.broker.connection import STREAM_FULL, Connection, status_of
+from omnibus.broker.connection import STREAM_FULL, Connection, ReceivedMessage, status_of
 from omnibus.errors import BrokerRefused, FlowBroken, InvalidRequest, Overloaded
 from omnibus.flows.flow_name import FlowName
 from omnibus.wire import codec
 from omnibus.wire.chunk import Chunks
 from omnibus.wire.envelope import VERSION
 
+_BEHIND = "Nats-Expected-Last-Subject-Sequence"
 _BATCH = 64
 _BATCH_BYTES = 4 << 20
 """Bytes of one batch: they bound what a reader has in memory."""
@@ -37,7 +38,7 @@ async def publish_behind(conn: Connection, name: FlowName, message: Chunks, seq:
 
     Raises RevisionConflict when that is not the last one, Overloaded when the stream is full, BrokerUnavailable.
     """
-    headers = {"Nats-Expected-Last-Subject-Sequence": str(seq)}
+    headers = {_BEHIND: str(seq)}
     try:
         ack = await conn.js_publish(name.subject, codec.encode(message), headers=headers)
     except BrokerRefused as refused:
@@ -45,6 +46,12 @@ async def publish_behind(conn: Connection, name: FlowName, message: Chunks, seq:
             raise
         raise Overloaded(f"{name.stream} is full: its bound is max_stored_bytes") from refused
     return ack.seq
+
+
+def appended_behind(message: ReceivedMessage) -> int:
+    """The sequence of the message that an append names as the last one, also of one that was refused; -1 for no append."""
+    named = (message.headers or {}).get(_BEHIND, "")
+    return int(named) if named.isdecimal() else -1
 
 
 async def messages_behind(conn: Connection, name: FlowName, seq: int) -> tuple[int, list[Chunks]]:

@@ -19,6 +19,7 @@ from omnibus.errors import (
     Overloaded,
 )
 from omnibus.flows import reader, stored_flow
+from omnibus.flows.flow_name import FlowName
 from omnibus.flows.reader import FlowReader
 from omnibus.wire import codec, subjects
 from omnibus.wire.chunk import Chunks, FlowEnd
@@ -385,3 +386,35 @@ async def test_full_stream_is_an_overload_and_a_refusal_of_another_kind_is_passe
         await writer.put(chunk("a"))
         with pytest.raises(Overloaded, match="max_stored_bytes"):
             await writer.end(END)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+async def test_a_chunk_is_read_at_once_when_its_bell_came_long_before_it_can_be_read(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """Chunks from before the reader listened have rung no bell, and make up for none."""
+    name, looks = flow_of(pipeline), 0
+    real = reader.messages_behind
+
+    async def late(conn: Connection, name: FlowName, seq: int) -> tuple[int, list[Chunks]]:
+        """A stream whose last chunk cannot be read at the first looks."""
+        nonlocal looks
+        looks += 1
+        behind, messages = await real(conn, name, seq)
+        hidden = [one for one in messages if texts(one.chunks) == ["last"]] if looks < 3 else []
+        return (behind - len(hidden) if messages else behind), [one for one in messages if one not in hidden]
+
+    async with writer_of(connection, name) as writer:
+        for number in range(before):
+            await writer.put(chunk(str(number)))
+            await eventually(lambda: not writer._is_busy)
+        monkeypatch.setattr(reader, "messages_behind", late)
+        async with reading(connection, name, 1) as other:
+            other._new_until = 0.0  # as one that has listened for a while
+            await writer.put(chunk("last"))
+            await eventually(lambda: not writer._is_busy)
+            found = list[str]()
+            async with asyncio.timeout(reader.LOOK_EVERY / 2):
+                while len(found) <= before:
+                    found += texts((await other.read()).chunks)
+        assert found == [*map(str, range(before)), "last"]
