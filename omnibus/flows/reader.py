@@ -25,7 +25,7 @@ LOOK_EVERY = 2.0
 _FIRST_LOOK = 0.02
 """Seconds after a bell for a message that is not readable yet; doubles up to LOOK_EVERY."""
 _NEW = 1.0
-"""Seconds for which a reader is new: messages of just before it listened may not be readable yet, and no bell told of them."""
+"""Seconds for which a reader is new: messages of just before it listened may not be readable yet, and have rung no bell."""
 SILENT_LOOKS = 5
 """Looks in vain after which somebody is asked whether the request has ended."""
 REPORT_EVERY = 1 << 20
