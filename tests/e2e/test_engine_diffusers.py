@@ -226,7 +226,7 @@ async def test_nothing_runs_any_more_when_the_consumer_leaves(engine: DiffusersE
         ({"size": "large"}, {}, "size"),
         ({"size": "99999x99999"}, {}, "width"),
         ({"size": "32000x32000"}, {}, "size"),
-        ({"size": "33x32"}, {}, None),
+        ({"size": "33x32"}, {}, "size"),
         ({"n": 17}, {}, "n"),
         ({"seed": -1}, {}, "seed"),
         ({"previews": -1}, {}, "previews"),

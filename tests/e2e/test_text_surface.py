@@ -181,7 +181,7 @@ def test_a_text_has_the_form_that_is_asked_for(client: OpenAI, form: dict[str, A
         ({"extra_body": {"guided_grammar": "root ::= nothing_here"}}, "guided_grammar"),
         ({"extra_body": {"structured_outputs": {"regex": "(a"}}}, "structured_outputs"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [{"type": "function", "function": {}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0]"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 100}, "top_logprobs"),
         ({"extra_body": {"chat_template": "x"}}, "chat_template"),
