@@ -36,7 +36,7 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 
 test-full: test ## the same, and the scenarios and presets on real engines
 	$(call say,scenarios and presets)
-	@$(PYTEST) -x tests/full
+	@$(call side_by_side,0,tests/full)
 
 simulation: $(STAMP) ## 100,000 interleavings of the product on a modelled broker, 30,000 with shared memory: half an hour
 	@$(BIN)/python -m tests.simulation --seeds 0..100000

@@ -59,6 +59,7 @@ async def test_seeded_text_is_the_undisturbed_one_when_its_replica_is_killed(clu
 
 async def disturbed(cluster: Cluster, sampling: dict[str, Any]) -> Stream:
     """Kill the replica in mid-stream, and check that the client cannot tell."""
+    await cluster.wait_up()
     async with (
         httpx.AsyncClient(base_url=cluster.url, timeout=150.0) as http,
         Runners(cluster.connection, cluster.spec.name, cluster.view) as runners,
