@@ -80,6 +80,15 @@ async def test_chat_streams_right_text_then_image_and_audio(client: AsyncOpenAI)
     assert usage is not None
 
 
+async def test_chat_streams_a_long_text_in_pieces(client: AsyncOpenAI) -> None:
+    """A short one may be one piece: what is written within a few milliseconds leaves together."""
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=asking(PROMPT), stream=True, max_tokens=150, extra_body={"min_tokens": 150}
+    )
+    pieces = [choice.delta.content async for chunk in stream for choice in chunk.choices if choice.delta.content]
+    assert len(pieces) > 1
+
+
 async def test_chat_runs_only_what_was_asked_for(client: AsyncOpenAI) -> None:
     raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=asking(PROMPT))
     assert grade_text(PROMPT, raw.parse().choices[0].message.content)
