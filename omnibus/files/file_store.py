@@ -5,8 +5,10 @@ Bytes are stored before their record and removed after it: a file that can be fo
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +16,7 @@ import msgspec
 from omnibus.broker.bucket import MOST_AT_ONCE, Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.streamed_objects import StreamedObjects
+from omnibus.errors import BrokerError
 from omnibus.files.file_record import (
     FileRecord,
     QuotaExceeded,
@@ -57,7 +60,12 @@ class FileStore:
             id=file_id, nbytes=nbytes, created=created, expires=created + lifetime, filename=filename, purpose=purpose
         )
         remaining = max(record.expires - self._clock.now(), 1.0)  # its bytes live from the beginning of the upload on
-        await self._records.create(record_key(tenant, file_id), msgspec.msgpack.encode(record), ttl=remaining)
+        try:
+            await self._records.create(record_key(tenant, file_id), msgspec.msgpack.encode(record), ttl=remaining)
+        except BaseException:  # also a caller that leaves: nobody could find these bytes, and nothing counts them
+            with suppress(BrokerError):
+                await asyncio.shield(self._remove(tenant, file_id))
+            raise
         return record
 
     async def find(self, tenant: str | None, file_id: str) -> FileRecord:
@@ -74,9 +82,13 @@ class FileStore:
 
     async def delete(self, tenant: str | None, file_id: str) -> None:
         """Remove a file; raises UnknownFile."""
-        record = await self.find(tenant, file_id)
+        await self.find(tenant, file_id)
+        await self._remove(tenant, file_id)
+
+    async def _remove(self, tenant: str | None, file_id: str) -> None:
+        """The record goes first: one whose acknowledgement was lost may be there, too."""
         await self._records.delete(record_key(tenant, file_id))
-        await self._bytes.delete(record.id)
+        await self._bytes.delete(file_id)
 
     async def page(
         self, tenant: str | None, *, after: str | None, limit: int, oldest_first: bool, purpose: str | None

@@ -16,7 +16,7 @@ import pytest_asyncio
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import CHUNK, WINDOW
 from omnibus.broker.streamed_objects import StreamedObjects
-from omnibus.errors import PayloadLost
+from omnibus.errors import BrokerUnavailable, PayloadLost
 from omnibus.files.file_record import QuotaExceeded, UnknownFile
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.context import Options
@@ -213,6 +213,19 @@ async def test_nothing_stays_when_an_upload_breaks_off(files: FileStore, connect
     tight = FileStore(connection, quota=CHUNK)
     with pytest.raises(QuotaExceeded):
         await tight.add("somebody", _zeros(CHUNK + 1), filename="big.bin", purpose="batch", lifetime=3600.0)
+
+
+async def test_nothing_stays_when_the_record_of_an_upload_is_not_written(
+    files: FileStore, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> int:
+        raise BrokerUnavailable("no record today")
+
+    monkeypatch.setattr(files._records, "create", refuse)
+    before = await chunks_stored(connection)
+    with pytest.raises(BrokerUnavailable, match="no record today"):
+        await files.add("somebody", _zeros(CHUNK * 2), filename="lost.bin", purpose="batch", lifetime=3600.0)
+    assert await chunks_stored(connection) == before
 
 
 async def _zeros(nbytes: int) -> AsyncIterator[bytes]:
