@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -41,6 +42,7 @@ class TextGeneration:
         answer = Answer(run.rid, sampling, ids, run.chat, self._llm.renderer.tokenizer)
         for delta in self._opening(run, answer, prompt, sampling, begun):
             yield run.keep(delta)
+            await asyncio.sleep(0)  # a parser may take long for each, and leases are kept on this loop
         if answer.reason is not None:
             run.reason = answer.reason
             return
