@@ -8,11 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 PYTEST := $(BIN)/python -m pytest --durations=15
-SIDE_BY_SIDE := --max-worker-restart 4 --dist loadfile  # four of those that mostly wait, two of those that compute
-# Runs tests side by side. Many have deadlines in real time, and neighbours on two cores can make one late: what fails is run
-# once more, by itself, and must pass then.
+# A process that has stood still for longer than any test may take is ended, with the stacks of its threads, and another goes on:
+# worksteal, because loadfile waits for ever when a process has ended.
+SIDE_BY_SIDE := --max-worker-restart 4 --dist worksteal -o faulthandler_timeout=420 -o faulthandler_exit_on_timeout=true
+# Runs tests side by side, four of those that mostly wait, two of those that compute. Many have deadlines in real time, and
+# neighbours on two cores can make one late: what fails is run once more, by itself, and must pass then.
 define side_by_side
-$(PYTEST) -n $(1) $(SIDE_BY_SIDE) $(2) || \
+$(PYTEST) $(if $(1),-n $(1) $(SIDE_BY_SIDE)) $(2) || \
 	{ [ $$? = 1 ] || exit 1; printf '\033[1m%s\033[0m\n' 'what failed, by itself'; $(PYTEST) -x --last-failed --last-failed-no-failures none $(2); }
 endef
 
@@ -36,7 +38,7 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 
 test-full: test ## the same, and the scenarios and presets on real engines
 	$(call say,scenarios and presets)
-	@$(call side_by_side,0,tests/full)
+	@$(call side_by_side,,tests/full)
 
 simulation: $(STAMP) ## 100,000 interleavings of the product on a modelled broker, 30,000 with shared memory: half an hour
 	@$(BIN)/python -m tests.simulation --seeds 0..100000

@@ -7,10 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 PARENT_VARIABLE = "OMNIBUS_PARENT_PID"
 """Set by a supervisor for its children."""
 _PR_SET_PDEATHSIG = 1
+_TIED = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, int(sys.argv[2]), 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):  # else it died before this was armed
+    os.execv(sys.argv[3], sys.argv[3:])
+"""
 # Loaded here: the loader must not run in a freshly forked child.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -38,6 +45,16 @@ def set_death_signal(number: signal.Signals = signal.SIGKILL) -> None:
     """
     if _libc is not None and _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def tied(argv: Sequence[str], by: signal.Signals = signal.SIGKILL) -> Sequence[str]:
+    """Make the command line of a program that the kernel sends a signal when the thread that started it ends.
+
+    For programs that are not ours, by their full path, started by this process. On Linux; elsewhere it is what was given.
+    """
+    if sys.platform != "linux":
+        return argv
+    return (sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), str(int(by)), *argv)
 
 
 def terminate_alive_proc(

@@ -21,6 +21,8 @@ import uvloop
 import zmq
 import zmq.asyncio
 
+from omnibus.child_process import ChildProcess, start_child
+
 STAGES = 2
 START_TIMEOUT = 20.0
 
@@ -118,8 +120,8 @@ async def _work(ports: Ports, stage: int) -> None:
         await results.send(msgpack.packb(task))
 
 
-async def _start(role: str, ports: Ports) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.peers.zeromq", role, *ports.words())
+async def _start(role: str, ports: Ports) -> ChildProcess:
+    return await start_child(sys.executable, "-m", "bench.peers.zeromq", role, *ports.words())
 
 
 def _bound(context: zmq.asyncio.Context, kind: int, port: int) -> zmq.asyncio.Socket:

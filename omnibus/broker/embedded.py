@@ -10,10 +10,9 @@ import asyncio
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -25,8 +24,9 @@ from omnibus.broker.nats_access import CA_FILE, CREDENTIALS_FILE, without_passwo
 from omnibus.broker.roles import NatsRole, Permissions
 from omnibus.broker.server_binary import check_version, find_binary, profile_path
 from omnibus.broker.server_config import User
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.errors import ServerBinaryError
-from omnibus.lineage import set_death_signal
+from omnibus.lineage import tied
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.settings import Settings
@@ -60,7 +60,7 @@ class EmbeddedServer:
     host: str = LOOPBACK
     security: Path | None = None
     insecure: bool = False
-    _process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    _process: ChildProcess | None = field(default=None, init=False)
     _lock: int | None = field(default=None, init=False)
     _password: str = field(default="", init=False, repr=False)
     _system_password: str = field(default="", init=False, repr=False)
@@ -128,15 +128,14 @@ class EmbeddedServer:
         """Start the server and wait until it serves; raises ServerBinaryError with the end of its log when it does not."""
         assert self._lock is not None, "enter the context first"
         with self.log_path.open("ab") as complaints:  # what the server says before it opens its log itself
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command(),
+            self._process = await start_child(
+                *tied(self._command(), signal.SIGTERM),
                 env=self._environment(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 stderr=complaints,
                 pass_fds=(self._lock,),
                 start_new_session=True,  # Ctrl-C in the terminal is for the owner, who stops the server last
-                preexec_fn=_die_with(os.getpid()),
             )
         await self._await_ready(self._process)
         ca = str(self.security / CA_FILE) if self.security is not None else None
@@ -203,7 +202,7 @@ class EmbeddedServer:
         write_private(path, text)
         return path
 
-    async def _await_ready(self, process: asyncio.subprocess.Process) -> None:
+    async def _await_ready(self, process: ChildProcess) -> None:
         until = time.monotonic() + _START_DEADLINE
         while time.monotonic() < until:
             if process.returncode is not None:
@@ -218,15 +217,12 @@ class EmbeddedServer:
         process = self._process
         if process is None:
             return
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.send_signal(how)
+        process.send_signal(how)
         try:
             async with asyncio.timeout(_STOP_DEADLINE):
                 await process.wait()
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
             await process.wait()
 
     def _log_end(self) -> str:
@@ -245,14 +241,3 @@ def _kept_password(path: Path, user: str) -> str:
         text = f"{user}:{secrets.token_urlsafe(24)}"
         write_private(path, f"{text}\n")
     return text.partition(":")[2]
-
-
-def _die_with(owner: int) -> Callable[[], None]:
-    """Make a hook that has a child get SIGTERM when the thread that started it ends."""
-
-    def arm() -> None:
-        set_death_signal(signal.SIGTERM)
-        if os.getppid() != owner:  # it died before this was armed
-            os._exit(1)
-
-    return arm

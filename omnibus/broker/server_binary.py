@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,14 +37,17 @@ def find_binary(configured: Path | None) -> Path:
 async def check_version(binary: Path) -> None:
     """Raises ServerBinaryError when a program is older than OLDEST, or not a nats-server."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            binary, "--version", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+        ran = await asyncio.to_thread(
+            subprocess.run,
+            (binary, "--version"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=10,
+            check=False,
         )
-        async with asyncio.timeout(10):
-            printed, _ = await process.communicate()
-    except (OSError, TimeoutError) as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise ServerBinaryError(f"{binary} cannot be run ({error}): {_ADVICE}") from error
-    match = _VERSION.search(printed.decode(errors="replace"))
+    match = _VERSION.search(ran.stdout.decode(errors="replace"))
     if match is None:
         raise ServerBinaryError(f"{binary} does not say which nats-server it is: {_ADVICE}")
     if (int(match[1]), int(match[2])) < OLDEST:

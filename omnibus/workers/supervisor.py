@@ -10,12 +10,14 @@ import contextlib
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.errors import StageStartError
 from omnibus.lineage import PARENT_VARIABLE
 from omnibus.observability.events import LogEvent
@@ -202,7 +204,7 @@ class _Child:
         self.name, self.last = spec.name, spec.last
         self.keeper: asyncio.Task[None] | None = None
         """Ends when it will not be started again."""
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: ChildProcess | None = None
         self.instance = ""
         self.restarts = 0
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -225,7 +227,7 @@ class _Child:
         self.instance = instance = f"{self.name}-{secrets.token_hex(4)}".replace(" ", "-")
         started = time.monotonic()
         self._former_lines, self._lines = self._lines, deque(maxlen=LAST_LINES)
-        self.process = process = await asyncio.create_subprocess_exec(
+        self.process = process = await start_child(
             *self._spec.argv,
             env={
                 **inherited_environment(other_python=self._spec.other_python),
@@ -233,9 +235,9 @@ class _Child:
                 PARENT_VARIABLE: str(os.getpid()),
                 INSTANCE_VARIABLE: instance,
             },
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends its children in order
             limit=_LINE_LIMIT,
         )
@@ -260,10 +262,9 @@ class _Child:
             return
         if number is signal.SIGKILL:
             _signal_group(self.process.pid, number)
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        self.process.send_signal(number)
 
-    async def _echo(self, process: asyncio.subprocess.Process) -> None:
+    async def _echo(self, process: ChildProcess) -> None:
         assert process.stdout is not None
         while True:
             try:

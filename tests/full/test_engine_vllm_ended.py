@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from omnibus.child_process import start_child
 from tests.support import tiny_checkpoints
 from tests.support.processes import children_of
 
@@ -20,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 async def test_half_a_text_is_no_result_when_engine_core_is_ended(tmp_path: Path, number: signal.Signals) -> None:
     checkpoint = tiny_checkpoints.make_llm(tmp_path / "llm")
     command = [sys.executable, "-m", "tests.support.vllm_text", str(checkpoint)]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    process = await start_child(*command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         await said(process.stdout, b"began", 250)
@@ -30,7 +32,7 @@ async def test_half_a_text_is_no_result_when_engine_core_is_ended(tmp_path: Path
         await said(process.stdout, b"gone", 5)
     finally:
         process.kill()
-        await process.communicate()
+        await process.wait()
 
 
 async def said(output: asyncio.StreamReader, word: bytes, seconds: float) -> None:

@@ -20,6 +20,7 @@ from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import CREDENTIALS_FILE, Access, without_password
 from omnibus.broker.server_binary import find_binary, profile_path
+from omnibus.child_process import start_child
 from omnibus.errors import BrokerDenied, BrokerUnavailable, ConfigError, ServerBinaryError
 from omnibus.settings import Settings
 from omnibus.wire import subjects
@@ -131,16 +132,14 @@ asyncio.run(main())
 
 
 async def test_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
-    owner = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _OWNER, str(tmp_path), stdout=asyncio.subprocess.PIPE
-    )
+    owner = await start_child(sys.executable, "-c", _OWNER, str(tmp_path), stdout=subprocess.PIPE)
     assert owner.stdout is not None
     try:
         pid = int(await asyncio.wait_for(owner.stdout.readline(), 20))
         assert _alive(pid)
     finally:
         owner.kill()
-        await owner.communicate()
+        await owner.wait()
     await eventually(lambda: not _alive(pid))
     async with EmbeddedServer(tmp_path, port=free_port()):  # and the state directory is free again
         pass

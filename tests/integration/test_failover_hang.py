@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.orchestrator import disconnects
 from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
 from omnibus.registry.death.claim_book import ClaimBook
@@ -32,12 +34,10 @@ MARGIN = 1.0
 
 
 @asynccontextmanager
-async def replica_behind(proxy: Proxy, bench: StageBench, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def replica_behind(proxy: Proxy, bench: StageBench, name: str) -> AsyncIterator[ChildProcess]:
     """A replica process whose only way to the broker is the proxy."""
     words = (proxy.url, name, msgspec.json.encode(bench.spec).decode())
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", REPLICA_PROCESS, *words, stderr=asyncio.subprocess.DEVNULL
-    )
+    process = await start_child(sys.executable, "-m", REPLICA_PROCESS, *words, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.child_process import start_child
 from omnibus.registry.presence.replica_view import ReplicaView
 from tests.support.stage_bench import REPLICA_PROCESS, stage_bench
 from tests.support.waiting import eventually
@@ -33,7 +33,7 @@ async def test_task_of_a_hung_replica_is_not_given_to_it_again_when_it_has_free_
         ReplicaView(connection, pipeline, timeout=TIMEOUT) as view,
     ):
         words = (nats_server.url, "silent", msgspec.json.encode(bench.spec).decode())
-        silent = await asyncio.create_subprocess_exec(sys.executable, "-m", REPLICA_PROCESS, *words)
+        silent = await start_child(sys.executable, "-m", REPLICA_PROCESS, *words)
         try:
             await bench.submit("a")
             await eventually(lambda: any(one.claims for one in view.replicas()), 20, what="the task is in hand")

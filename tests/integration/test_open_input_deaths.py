@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.client.producer import Producer
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
@@ -115,16 +117,14 @@ async def test_session_goes_on_when_its_worker_and_its_sender_are_killed(connect
 
 
 @asynccontextmanager
-async def process(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def process(module: str, *arguments: str) -> AsyncIterator[ChildProcess]:
     """A process of ours, killed with -9 at the end."""
-    running = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"tests.support.{module}", *arguments, stdout=asyncio.subprocess.PIPE
-    )
+    running = await start_child(sys.executable, "-m", f"tests.support.{module}", *arguments, stdout=subprocess.PIPE)
     try:
         yield running
     finally:
         running.kill()
-        await running.communicate()
+        await running.wait()
 
 
 @asynccontextmanager

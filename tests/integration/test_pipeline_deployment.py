@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,18 +174,12 @@ async def _names(pipelines: ClusterView) -> list[str]:
 
 async def _omnibus(*args: str, status: int = 0) -> tuple[str, str]:
     """stdout and stderr of a command line, which must exit with `status`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "omnibus.cli",
-        *args,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    command = (sys.executable, "-m", "omnibus.cli", *args)
+    ran = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=_CLI_DEADLINE, check=False
     )
-    async with asyncio.timeout(_CLI_DEADLINE):
-        out, err = await process.communicate()
-    assert process.returncode == status, err.decode()
-    return out.decode(), err.decode()
+    assert ran.returncode == status, ran.stderr
+    return ran.stdout, ran.stderr
 
 
 async def test_commands_deploy_list_plan_and_apply_when_a_broker_runs(

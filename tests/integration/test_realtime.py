@@ -22,6 +22,7 @@ from websockets.frames import CloseCode
 from websockets.typing import Origin, Subprotocol
 
 from omnibus.broker.connection import Connection
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.http_connection import Limits
 from omnibus.media import sound
@@ -252,10 +253,10 @@ async def test_nothing_is_missing_or_comes_twice_when_the_worker_is_killed_in_mi
 
 
 @asynccontextmanager
-async def _worker(connection: Connection, spec: PipelineSpec, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _worker(connection: Connection, spec: PipelineSpec, name: str) -> AsyncIterator[ChildProcess]:
     """A replica in a process of its own."""
     words = ("-m", "tests.support.replica_process", connection.url, name, msgspec.json.encode(spec).decode())
-    process = await asyncio.create_subprocess_exec(sys.executable, *words)
+    process = await start_child(sys.executable, *words)
     try:
         yield process
     finally:

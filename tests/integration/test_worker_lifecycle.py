@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
+from omnibus.child_process import ChildProcess
 from omnibus.wire import subjects
 from omnibus.workers import task_service
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
@@ -199,7 +200,7 @@ async def _claimed(bench: StageBench) -> bool:
     return bool(info["num_ack_pending"])
 
 
-async def said(process: asyncio.subprocess.Process, what: str) -> None:
+async def said(process: ChildProcess, what: str) -> None:
     assert process.stderr is not None
     async with asyncio.timeout(10):
         while what not in (line := (await process.stderr.readline()).decode()):

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from omnibus.child_process import start_child
 from omnibus.errors import StageStartError
 from omnibus.workers.supervisor import FATAL_EXIT_CODE, RESTART_EXIT_CODE, ChildDeath, ProcessSpec, Supervisor
 from tests.support.waiting import eventually
@@ -225,9 +227,7 @@ asyncio.run(Supervisor([ProcessSpec(name="c", argv=[sys.executable, "-c", child]
 
 
 async def test_children_and_what_they_forked_die_when_the_supervisor_is_killed() -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", GRANDPARENT, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
-    )
+    process = await start_child(sys.executable, "-c", GRANDPARENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stderr is not None
     async with asyncio.timeout(20):
         pids = [int((await process.stderr.readline()).split()[-1]) for _ in range(2)]

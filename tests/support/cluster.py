@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -19,6 +20,7 @@ from typing import Self
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.listening import free_port
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.cli.readiness import Readiness
 from omnibus.lineage import PARENT_VARIABLE
 from omnibus.pipeline.loading import load_pipeline
@@ -72,7 +74,7 @@ class Cluster:
         self.view: ReplicaView
         self._replicas = {stage.stage_id: 1 for stage in self.spec.stages} | dict(replicas or {})
         self._ready, self._modules = ready, modules
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._processes: dict[str, ChildProcess] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -123,9 +125,9 @@ class Cluster:
             **(env or {}),
         }
         with self._log(name).open("ab") as log:
-            self._processes[name] = await asyncio.create_subprocess_exec(
+            self._processes[name] = await start_child(
                 sys.executable, "-m", "omnibus.cli", *words,
-                env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
     # What happens to it

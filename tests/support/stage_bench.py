@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -15,6 +16,7 @@ import msgspec
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import codec, subjects
@@ -98,11 +100,11 @@ class StageBench:
             running.result()
 
     @asynccontextmanager
-    async def process(self, name: str, *flags: str, **engine_args: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def process(self, name: str, *flags: str, **engine_args: Any) -> AsyncIterator[ChildProcess]:
         """A replica in a process of its own, killed at the end; `engine_args` over those of the stage."""
         stage = msgspec.structs.replace(self.stage, engine_args={**self.stage.engine_args, **engine_args})
         spec = msgspec.structs.replace(self.spec, stages=(stage, *self.spec.stages[1:]))
-        process = await asyncio.create_subprocess_exec(
+        process = await start_child(
             sys.executable,
             "-m",
             REPLICA_PROCESS,
@@ -110,7 +112,7 @@ class StageBench:
             name,
             msgspec.json.encode(spec).decode(),
             *flags,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         try:
             yield process

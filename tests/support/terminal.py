@@ -7,9 +7,9 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -20,6 +20,12 @@ from tests.support.served import command_line
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r")
 _ROWS, _COLUMNS = 40, 120
+_IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job has it ignored, and hands that on
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Terminal:
@@ -29,8 +35,9 @@ class Terminal:
         self._fd, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
         self._process = subprocess.Popen(
-            command_line(*words), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=cwd,
-            env={**os.environ, "TERM": "xterm-256color", **variables}, preexec_fn=_take_terminal,  # noqa: PLW1509 two calls, nothing else
+            (sys.executable, "-I", "-S", "-c", _IN_TERMINAL, *command_line(*words)),
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, cwd=cwd,
+            env={**os.environ, "TERM": "xterm-256color", **variables},
         )  # fmt: skip
         os.close(theirs)
         self.shown = ""
@@ -81,8 +88,3 @@ class Terminal:
             return False
         self.shown += _CONTROL.sub("", data.decode(errors="replace"))
         return bool(data)
-
-
-def _take_terminal() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job has it ignored, and hands that on
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

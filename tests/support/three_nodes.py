@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Self
 from omnibus.broker.connection import Connection
 from omnibus.broker.listening import free_port
 from omnibus.broker.server_binary import find_binary
-from omnibus.lineage import set_death_signal
+from omnibus.child_process import ChildProcess, start_child
 from tests.support.waiting import eventually
 
 HOST = "127.0.0.1"
@@ -32,7 +33,7 @@ class ThreeNodes:
         self._clients = {node: free_port() for node in NODES}
         self._routes = {node: free_port() for node in NODES}
         self._password = f"s{secrets.token_hex(8)}"
-        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._processes: dict[int, ChildProcess] = {}
 
     @property
     def url(self) -> str:
@@ -104,10 +105,9 @@ class ThreeNodes:
 
     async def _launch(self, node: int) -> None:
         with (self.folder / f"node-{node}.log").open("ab") as log:
-            self._processes[node] = await asyncio.create_subprocess_exec(
+            self._processes[node] = await start_child(
                 str(find_binary(None)), "-c", str(self._configuration(node)),
-                cwd=self.folder, env=self._environment(), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=set_death_signal,
+                cwd=self.folder, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
     async def _listening(self, node: int) -> None:

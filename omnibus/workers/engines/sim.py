@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import re
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from omnibus.child_process import ChildProcess, start_child
 from omnibus.errors import ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
@@ -98,14 +100,14 @@ class SimEngine(LoadedEngine[None]):
         self._args = _parse(stage.engine_args, "engine_args")
         self._random = random.Random(self._args.seed)  # noqa: S311 repeatable, not secret
         self._released = threading.Event()
-        self._child: asyncio.subprocess.Process | None = None
+        self._child: ChildProcess | None = None
         self._watching: asyncio.Task[None] | None = None
         self.outputs: Mapping[str, str] = self._args.outputs
 
     async def start(self) -> None:
         await asyncio.sleep(self._args.start_latency)
         if self._args.subprocess:
-            self._child = await asyncio.create_subprocess_exec(*_IDLE, stdin=asyncio.subprocess.PIPE)
+            self._child = await start_child(*_IDLE, stdin=subprocess.PIPE)
             self._watching = asyncio.create_task(self._watch(self._child), name=f"sim-{self._child.pid}")
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
@@ -133,7 +135,7 @@ class SimEngine(LoadedEngine[None]):
             self._child.kill()
             await self._child.wait()
 
-    async def _watch(self, child: asyncio.subprocess.Process) -> None:
+    async def _watch(self, child: ChildProcess) -> None:
         code = await child.wait()
         self._die(EngineDead(self._named(f"the engine's process ended with {code}")))
 
