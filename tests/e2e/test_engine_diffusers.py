@@ -7,7 +7,7 @@ import functools
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import numpy as np
@@ -18,7 +18,9 @@ from msgspec.structs import replace
 from PIL import Image
 
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
+from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.request import ImagePart, Message, TextPart
 from omnibus.workers.engines.diffusers.batch_request import parse_request
 from omnibus.workers.engines.diffusers.engine import DiffusersEngine
 from omnibus.workers.engines.protocol import EngineStats, Finished, Job, Progress
@@ -301,6 +303,38 @@ async def test_pipeline_serves_on_when_it_returned_something_odd(checkpoint: Pat
             with pytest.raises(EngineError, match="made neither"):
                 await image_of(engine, image_job("odd", 1, guidance_scale=9.0))
             assert (await image_of(engine, image_job("good", 1))).shape == (1, 32, 32, 3)
+    finally:
+        await engine.close()
+
+
+class Unsteady(diffusers.StableDiffusionImg2ImgPipeline):
+    """A pipeline whose library fails once before it begins; afterwards its picture's size does not suit it."""
+
+    errors: ClassVar[list[str]] = []
+
+    @functools.wraps(diffusers.StableDiffusionImg2ImgPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.errors:
+            raise RuntimeError(self.errors.pop(0))
+        return super().__call__(*args, **kwargs)
+
+
+async def test_passing_failure_is_no_refusal_when_the_request_has_a_file(tmp_path: Path) -> None:
+    model = tiny_checkpoints.make_painter(tmp_path)
+    engine = DiffusersEngine(make_stage(model, pipeline_class=f"{__name__}:Unsteady"))
+    picture = ImagePart(data=pictures.encoded(np.zeros((16, 16, 3), np.uint8)))
+    message = Message(role="user", content=(picture, TextPart(text="red square")))
+    job = make_job("file", {"num_inference_steps": 2, "seed": 1, "eta": 0.5}, messages=(message,))
+    await engine.start()
+    try:
+        for failure in ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", "can't start new thread"):
+            Unsteady.errors.append(failure)
+            with pytest.raises(EngineError, match=failure):
+                await image_of(engine, job)
+        assert (await image_of(engine, job)).shape == (1, 16, 16, 3)
+        Unsteady.errors.append("The size of tensor a (9) must match the size of tensor b (4)")
+        with pytest.raises(EngineRejected):
+            await image_of(engine, job)
     finally:
         await engine.close()
 

@@ -119,6 +119,37 @@ async def test_speecht5_speaks_as_transformers_does(folder: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    ("count", "ratios", "param"),
+    [
+        (21, {}, "prompt"),
+        (20, {"maxlenratio": 3.1}, "maxlenratio"),
+        (20, {"minlenratio": 3.1}, "minlenratio"),
+        (20, {"minlenratio": 3.0}, None),
+        (20, {}, None),
+    ],
+)
+async def test_speecht5_is_asked_for_no_more_than_its_positions(
+    tmp_path: Path, count: int, ratios: dict[str, float], param: str | None
+) -> None:
+    checkpoint, vocoder = tiny_speech.make_speecht5(tmp_path, max_text_positions=20, max_speech_positions=30)
+    asked = {"speaker_embeddings": [0.0] * 8, "threshold": 1.0, **ratios}
+    async with started(checkpoint, vocoder=str(vocoder)) as engine:
+        if param is None:
+            assert len(await spoken(engine, asked, token_ids=[5] * count)) > 0
+            return
+        with pytest.raises(EngineRejected, match="20 tokens") as caught:
+            await spoken(engine, asked, token_ids=[5] * count)
+    assert caught.value.param == param
+
+
+async def test_length_of_a_text_is_what_the_stage_says(vits: Path) -> None:
+    async with started(vits, max_characters=5) as engine:
+        await spoken(engine, text="a" * 5)
+        with pytest.raises(EngineRejected, match="5 characters, not 6"):
+            await spoken(engine, text="a" * 6)
+
+
 @pytest.mark.parametrize("sampling", [{"max_new_tokens": 9}, {"do_sample": True, "temperature": 0.7, "seed": 3}])
 async def test_musicgen_plays_as_transformers_does(folder: Path, sampling: dict[str, Any]) -> None:
     checkpoint = tiny_speech.make_musicgen(folder / "musicgen")
@@ -244,6 +275,9 @@ async def test_sound_is_refused_naming_the_field(
         ({"text": TEXT}, {"speaking_rate": 1e-6}, "speaking_rate"),
         ({"text": TEXT}, {"noise_scale_duration": 30.0}, "noise_scale_duration"),
         ({"token_ids": [1, 99]}, {}, "prompt"),
+        ({"text": "a" * 4097}, {}, "prompt"),
+        ({"token_ids": [1] * 4097}, {}, "prompt"),
+        ({"text": "a" * 500}, {"speaking_rate": 0.1}, "speaking_rate"),
         ({"text": TEXT, "values": {"codes": [1]}}, {}, "codes"),
     ],
 )

@@ -39,13 +39,13 @@ def make_vits(folder: Path) -> Path:
     return folder
 
 
-def make_speecht5(folder: Path) -> tuple[Path, Path]:
+def make_speecht5(folder: Path, **config_args: Any) -> tuple[Path, Path]:
     """SpeechT5 without a tokenizer, and its vocoder."""
     torch.manual_seed(2)
     config = transformers.SpeechT5Config(
         vocab_size=64, hidden_size=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, speech_decoder_prenet_units=8,
-        speaker_embedding_dim=8, speech_decoder_postnet_units=8,
+        speaker_embedding_dim=8, speech_decoder_postnet_units=8, **config_args,
     )  # fmt: skip
     transformers.SpeechT5ForTextToSpeech(config).save_pretrained(folder / "model")
     vocoder = transformers.SpeechT5HifiGanConfig(model_in_dim=80, upsample_initial_channel=16, sampling_rate=16_000)

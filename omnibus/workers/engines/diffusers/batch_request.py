@@ -26,6 +26,9 @@ MAX_STEPS = 1000
 _OF_NO_FILE = ("NoneType", "Input is in incorrect format")
 """How pipelines say that they were given None for a file; the second is of diffusers' image processor."""
 
+_OF_SHAPES = re.compile(r"\b(size|shape|dimension|channel)s?\b")
+"""How torch says that arrays do not fit together. Memory, libraries and threads fail as RuntimeErrors, too."""
+
 
 class Stopped(Exception):
     """Nobody waits for the batch any more; carries control out of the pipeline between two steps."""
@@ -81,6 +84,20 @@ def blamed(message: str, request: PipelineRequest, lacking: str | None) -> str |
         return "size"
     own = [name for name in request.shared if name not in RANGES]
     return next((name for name in own if name in words), next(iter(own), None))
+
+
+def is_refusal(error: Exception, request: PipelineRequest, param: str | None) -> bool:
+    """Whether a pipeline's error, before its first step, is about what the request gave it; any other may pass.
+
+    `param`: the parameter that it is about.
+    """
+    if isinstance(error, ValueError | TypeError):
+        return True
+    if param is None and not request.media:
+        return False
+    if isinstance(error, RuntimeError):
+        return _OF_SHAPES.search(str(error)) is not None
+    return isinstance(error, LookupError | ArithmeticError | AttributeError)
 
 
 def parse_request(job: Job, pipeline: PipelineShape) -> PipelineRequest:

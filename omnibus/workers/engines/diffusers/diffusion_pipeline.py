@@ -13,14 +13,12 @@ from omnibus.errors import EngineDead, EngineError, EngineRejected
 from omnibus.media import pictures
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.diffusers import pipeline_setup
-from omnibus.workers.engines.diffusers.batch_request import PipelineRequest, Stopped, blamed
+from omnibus.workers.engines.diffusers.batch_request import PipelineRequest, Stopped, blamed, is_refusal
 from omnibus.workers.engines.diffusers.batching import rows_a_call
 from omnibus.workers.engines.diffusers.results import Row, outputs_of, rows_of
 from omnibus.workers.engines.diffusers.signature import is_mask
 from omnibus.workers.engines.diffusers.steps import reporting
 
-_OF_ARGUMENTS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
-"""Exceptions that pipelines raise before their first step for arguments that they cannot use."""
 Preview = Callable[[int], bytes | None]
 """Renders the row of this number as PNG, None where that row is not being made now."""
 OnStep = Callable[[int, int, Preview], bool]
@@ -87,8 +85,7 @@ class DiffusionModel:
         except Exception as error:  # pipelines raise whatever their many parts raise
             lacking = self._lacking(request)
             param = blamed(str(error), request, lacking)
-            kinds = _OF_ARGUMENTS if param is not None or request.media else (ValueError, TypeError)
-            if started or not isinstance(error, kinds) or isinstance(error, torch.OutOfMemoryError):
+            if started or not is_refusal(error, request, param) or isinstance(error, torch.OutOfMemoryError):
                 raise EngineError(f"{self.shape.name}: {error}") from error
             no_file = f" was given no {lacking}" if lacking is not None and param == lacking else ""
             raise EngineRejected(f"{self.shape.name}{no_file}: {error}", param=param) from error

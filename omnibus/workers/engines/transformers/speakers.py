@@ -15,7 +15,7 @@ import transformers
 from msgspec import Meta
 from transformers.generation.streamers import BaseStreamer
 
-from omnibus.errors import EmptyPrompt, EngineRejected, PipelineError
+from omnibus.errors import ContextExceeded, EmptyPrompt, EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
 from omnibus.workers.engines.checkpoints import loading, resolve_model
@@ -36,6 +36,9 @@ SEED: Mapping[str, Any] = {"seed": Annotated[int, Meta(ge=-(1 << 63), le=(1 << 6
 SAMPLING: Mapping[str, Any] = {
     "do_sample": bool, "temperature": _Natural, "top_k": _Count, "top_p": _Fraction, "repetition_penalty": _Positive,
 }  # fmt: skip
+MOST_CHARACTERS = 4096
+"""Characters of a text, or its token ids, unless `max_characters` says otherwise; as OpenAI's API has it. Some models cannot be
+interrupted."""
 TOKENS: Mapping[str, Any] = {"max_new_tokens": Annotated[int, Meta(ge=1)], "min_new_tokens": _Count}
 
 
@@ -75,11 +78,14 @@ class Speaker:
 
     parameters: Mapping[str, Any] = SEED
     vocabulary = "vocab_size"
+    positions: str | None = None
+    """The place, in the model's config, of how many tokens a text may have."""
 
     def __init__(self, stage: StageSpec, kind: str) -> None:
         self._model = load_model(stage, kind)
         self._tokenizer = _tokenizer(stage)
         self._most = frames(stage.engine_args, "max_frames", 1) or 100_000
+        self._most_characters = frames(stage.engine_args, "max_characters", 1) or MOST_CHARACTERS
         self.sample_rate = self._rate()
 
     def run(self, job: Job, step: Step, send: Send) -> Finished:
@@ -113,6 +119,10 @@ class Speaker:
 
     def _ids(self, given: EngineInput) -> torch.Tensor:
         text = given.text if given.text is not None else given.values.get("prompt")
+        read = text if isinstance(text, str) and self._tokenizer is not None else given.token_ids
+        if read is not None and len(read) > self._most_characters:
+            what = "characters" if read is text else "token ids"
+            raise EngineRejected(f"a text may have {self._most_characters} {what}, not {len(read)}", param="prompt")
         if isinstance(text, str) and self._tokenizer is not None:
             if not text.strip():
                 raise EmptyPrompt(param="prompt")
@@ -126,6 +136,10 @@ class Speaker:
         size = attrgetter(self.vocabulary)(self._model.config)
         if not ids or not 0 <= min(ids) <= max(ids) < size:
             raise EngineRejected(f"ids run from 0 to {size - 1}, and a text has at least one", param="prompt")
+        if self.positions is not None and len(ids) > (most := attrgetter(self.positions)(self._model.config)):
+            raise ContextExceeded(
+                f"the model reads {most} tokens of a text, and this one has {len(ids)}", param="prompt"
+            )
         return torch.tensor([ids], device=self._model.device)
 
     def _prompt(self, text: str) -> str:
@@ -162,7 +176,11 @@ class VitsSpeaker(Speaker):
         return super()._given(engine_input, options)
 
     def _spoken(self, ids: torch.Tensor, options: Mapping[str, Any], _step: Step, _send: Sending) -> np.ndarray:
-        model = self._model
+        model, rate = self._model, options.get("speaking_rate", 1.0)
+        # Two ids a character, of which one is a blank. Its memory grows with how long the sound lasts.
+        if ids.shape[1] / rate > 2 * self._most_characters + 1:
+            most = int(self._most_characters * rate)
+            raise EngineRejected(f"at this rate a text may have {most} characters", param="speaking_rate")
         for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
             setattr(model, name, options.get(name, getattr(model.config, name)))
         made = model(input_ids=ids, attention_mask=torch.ones_like(ids), speaker_id=options.get("speaker_id"))
@@ -175,6 +193,7 @@ class SpeechT5Speaker(Speaker):
     parameters: Mapping[str, Any] = {
         **SEED, "speaker_embeddings": list[float], "threshold": _Fraction, "minlenratio": _Natural, "maxlenratio": _Natural,
     }  # fmt: skip
+    positions = "max_text_positions"
 
     def __init__(self, stage: StageSpec, kind: str) -> None:
         if not isinstance(path := stage.engine_args.get("vocoder"), str):
@@ -197,7 +216,18 @@ class SpeechT5Speaker(Speaker):
         return {name: torch.from_numpy(vector)[None].to(self._model.device)}
 
     def _spoken(self, ids: torch.Tensor, options: Mapping[str, Any], _step: Step, _send: Sending) -> np.ndarray:
-        return _array(self._model.generate_speech(ids, vocoder=self._vocoder, **options))
+        longest = self._longest(ids.shape[1], options)
+        return _array(self._model.generate_speech(ids, vocoder=self._vocoder, **{**options, "maxlenratio": longest}))
+
+    def _longest(self, tokens: int, options: Mapping[str, Any]) -> float:
+        """The `maxlenratio` of a text: its steps have positions, too. Raises EngineRejected for ratios beyond them."""
+        steps = self._model.config.max_speech_positions
+        most = steps * self._model.config.reduction_factor / tokens
+        for name in ("minlenratio", "maxlenratio"):
+            if options.get(name, 0) > most:
+                message = f"{name} may be {most:.3g} for {tokens} tokens: the model speaks in {steps} steps at most"
+                raise EngineRejected(message, param=name)
+        return float(options.get("maxlenratio", min(20.0, most)))  # 20 is the method's own default
 
 
 class MusicgenSpeaker(Speaker):
@@ -218,6 +248,7 @@ class CsmSpeaker(Speaker):
         **SEED, **SAMPLING, **TOKENS, **{f"depth_decoder_{name}": kind for name, kind in SAMPLING.items()},
     }  # fmt: skip
     vocabulary = "text_vocab_size"
+    positions = "max_position_embeddings"
 
     def __init__(self, stage: StageSpec, kind: str) -> None:
         args = stage.engine_args

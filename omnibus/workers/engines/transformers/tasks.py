@@ -16,7 +16,7 @@ _SOUND = frozenset({"chunk_frames", "context_frames", "first_frames", "max_frame
 ARGUMENTS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "decode": _SHARED | _SOUND | {"argument", "input", "method", "method_kwargs", "output", "sample_rate"},
-        "speak": _SHARED | _SOUND | {"vocoder"},
+        "speak": _SHARED | _SOUND | {"max_characters", "vocoder"},
         "transcribe": _SHARED,
     }
 )
