@@ -212,7 +212,7 @@ class Execution:
                     is_sent = isinstance(item, Progress) or (has_text and isinstance(item, TextDelta | SegmentEnd))
                     if stream is not None and is_sent:
                         self._streams.add(stream, item)
-                    if flow is not None and not isinstance(item, Progress | SegmentEnd):
+                    if flow is not None and not isinstance(item, Progress):
                         await flow.add(item)
         raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
 

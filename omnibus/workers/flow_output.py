@@ -13,7 +13,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.wire.chunk import FlowEnd
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.payload import Payloads
-from omnibus.workers.engines.protocol import Chunk, Finished, Outputs, TextDelta
+from omnibus.workers.engines.protocol import SEGMENT_END, Chunk, Finished, Outputs, SegmentEnd, TextDelta
 from omnibus.workers.flow_prefix import FlowPrefix
 
 log = get_logger(__name__)
@@ -86,13 +86,16 @@ class FlowOutput:
             return
         self._prefix = prefix
 
-    async def add(self, item: TextDelta | Chunk) -> None:
+    async def add(self, item: TextDelta | Chunk | SegmentEnd) -> None:
         """Append what an item brings; waits while the broker or a reader is behind. Nothing, where the flow is complete."""
         if self._writer.is_complete or self._is_given_up:
             return
         if isinstance(item, Chunk):
             await self._leave_prefix()
             await self._put(item.outputs)
+            return
+        if isinstance(item, SegmentEnd):
+            await self._put_segment_end()
             return
         text, tokens = item.text if self._text else "", list(item.token_ids) if self._tokens else []
         if self._prefix is not None:
@@ -136,6 +139,21 @@ class FlowOutput:
             outputs[self._tokens] = tokens
         if outputs:
             await self._put(outputs)
+
+    async def _put_segment_end(self) -> None:
+        """Append an end with an empty text and no tokens, so that a reader that joins those need not look for it.
+
+        A later attempt begins such a flow again: a prefix has no ends.
+        """
+        if not self._is_needed:  # only a caller reads it, who has the end beside the text
+            return
+        await self._leave_prefix()
+        empty: dict[str, Any] = {}
+        if self._text is not None:
+            empty[self._text] = ""
+        if self._tokens is not None:
+            empty[self._tokens] = []
+        await self._put({**empty, SEGMENT_END: True})
 
     async def _put(self, outputs: Outputs) -> None:
         chunk = await self._pack(outputs)

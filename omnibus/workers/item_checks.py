@@ -12,7 +12,7 @@ import numpy as np
 
 from omnibus.errors import EngineError, RequestError
 from omnibus.wire.payload import ROLE_MARK
-from omnibus.workers.engines.protocol import Chunk, Finished, Item, Progress, SegmentEnd, TextDelta
+from omnibus.workers.engines.protocol import SEGMENT_END, Chunk, Finished, Item, Progress, SegmentEnd, TextDelta
 
 LARGEST = 2**63 - 1
 
@@ -56,6 +56,8 @@ def _chunk_fault(item: Chunk) -> str | None:
 def _names_fault(outputs: object) -> str | None:
     if not isinstance(outputs, Mapping) or not all(isinstance(name, str) for name in outputs):
         return "outputs are a mapping from names"
+    if SEGMENT_END in outputs:
+        return f"{SEGMENT_END!r} is no name for an output: yield SegmentEnd() where the answer to a segment ends"
     marked = any(ROLE_MARK in name for name in outputs)
     return f"the name of an output has no {ROLE_MARK!r}" if marked else None
 

@@ -20,7 +20,7 @@ from omnibus.wire.failure import describe
 from omnibus.wire.payload import Payload, split_by_role
 from omnibus.wire.request import Request, decode_request
 from omnibus.wire.subjects import INPUT
-from omnibus.workers.engines.protocol import MAIN, MOST_MEMBERS, EngineInput, Job, Outputs, StageInput
+from omnibus.workers.engines.protocol import MAIN, MOST_MEMBERS, SEGMENT_END, EngineInput, Job, Outputs, StageInput
 from omnibus.workers.engines.threads import EngineLoop, EngineThreads, awaited, is_async
 from omnibus.workers.object_loading import load_object
 
@@ -176,9 +176,11 @@ def _input_of(values: Outputs) -> EngineInput:
 
 
 async def _chunk_parts(given: StageInput) -> AsyncGenerator[EngineInput, None]:
-    """The parts of a stage without an input processor that reads a flow: each chunk is one."""
+    """The parts of a stage without an input processor that reads a flow: each chunk is one; the ends of answers are none."""
     for name, flow in given.flows.items():
         async for chunk in flow:
+            if SEGMENT_END in chunk:
+                continue
             part = _input_of(chunk)
             yield replace(part, messages=chunk.get("messages")) if name == INPUT else part
 

@@ -22,7 +22,7 @@ from omnibus.errors import (
     UnknownRequest,
 )
 from omnibus.flows import segments
-from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import Message, Request, Segment
@@ -58,6 +58,27 @@ async def test_each_segment_is_answered_before_the_next_one_is_sent(
         assert heard.segments == ["HELLO ", "HOW ARE ", "YOU ", ""]
         assert result.outputs[0].segments == (6, 14, 18)
         await nothing_stays(connection, spec)
+
+
+@pytest.mark.parametrize("words", [("how are", "you"), ("how are", "fail once", "you")])
+async def test_second_stage_knows_where_each_answer_of_the_first_one_ends(
+    connection: Connection, pipeline: str, words: tuple[str, ...]
+) -> None:
+    say = StageSpec(
+        stage_id=1, name="say", engine="python", model="tests.support.listening_stages:say_answers",
+        input_sources=(0,), engine_args={"outputs": {"text": "text"}}, final_output=True, final_output_type="text",
+    )  # fmt: skip
+    spec = pipeline_of(pipeline, stages=(say,), edges=(EdgeSpec(source=0, target=1, async_chunk=True),))
+    async with session(connection, spec) as (producer, submission):
+        heard, answers = Heard(submission), ["<HELLO >"]
+        await heard.until(*answers)
+        for word in words:
+            await producer.send_segment(spec, submission.rid, said(word))
+            await heard.until(*(answers := [*answers, f"<{word.upper()} >"]))
+        await producer.send_segment(spec, submission.rid, END)
+        await heard.task
+        assert heard.segments == [*answers, ""]
+        assert (await producer.wait(spec.name, submission.rid)).outputs[0].text == "".join(answers)
 
 
 async def test_input_ends_without_a_last_segment_when_that_is_asked_for(connection: Connection, pipeline: str) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 
-from omnibus.workers.engines.protocol import SegmentEnd, StageInput
+from omnibus.workers.engines.protocol import SEGMENT_END, SegmentEnd, StageInput
 
 runs: Counter[str] = Counter()
 """Runs of the stages' code, by the text of the request."""
@@ -74,4 +74,17 @@ def deaf(stage_input: StageInput) -> str:
 async def count_letters(stage_input: StageInput) -> AsyncIterator[str]:
     """Reads what the stage before writes, while that listens."""
     async for chunk in stage_input.flows["ear"]:
-        yield f"{len(chunk['text'].strip())} "
+        if SEGMENT_END not in chunk:
+            yield f"{len(chunk['text'].strip())} "
+
+
+async def say_answers(stage_input: StageInput) -> AsyncIterator[object]:
+    """Each answer of the stage before in one piece, when it is whole."""
+    answer = ""
+    async for chunk in stage_input.flows["ear"]:
+        answer += chunk["text"]
+        if SEGMENT_END in chunk:
+            yield f"<{answer}>"
+            yield SegmentEnd()
+            answer = ""
+    assert not answer

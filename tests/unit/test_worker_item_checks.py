@@ -43,6 +43,7 @@ def test_what_is_declared_passes(item: Item) -> None:
         Progress(step=1, total=2, preview="x"),  # type: ignore[arg-type]
         Progress(step=1, total=2, preview=b"x"),
         Chunk(outputs={}),
+        Chunk(outputs={"segment_end": True}),
         Chunk(outputs=[1]),  # type: ignore[arg-type]
         Chunk(outputs={"text": f"a{HALF}"}),
         Finished(outputs={"text": ["a"]}),

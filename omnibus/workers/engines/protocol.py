@@ -18,6 +18,8 @@ Outputs = Mapping[str, Any]
 """Named values of one stage: str, bytes, numbers, lists and dicts of them, numpy arrays."""
 MAIN = "main"
 """The role of the member of a bundle whose outputs are the stage's own; the others are its companions."""
+SEGMENT_END = "segment_end"
+"""The name by which the chunk of a flow that stands for a SegmentEnd is known."""
 MOST_MEMBERS = 8
 """Members of one bundle, at most."""
 
@@ -26,6 +28,7 @@ class Flow(Protocol):
     """The outputs of a source that still runs, chunk by chunk and in order, to its end. It can be read once.
 
     `async for` reads it on any event loop, `for` in any thread but those of event loops; each item is a mapping of outputs.
+    Where the source yields a SegmentEnd, a chunk has SEGMENT_END, and nothing in the source's text and tokens.
     A wait for a chunk may be given up, as `asyncio.wait_for` does: the next read gets it.
     Raises PayloadLost when the flow is damaged, naming the stage that makes it, and EngineError when it is no longer wanted.
     """
@@ -123,7 +126,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentEnd:
-    """The text that answers a segment of an open input is whole: what comes next belongs to the next one."""
+    """The text that answers a segment of an open input is whole: what comes next belongs to the next one.
+
+    A caller who follows has it as SegmentFinished, a stage that reads this one as a flow as a chunk with SEGMENT_END.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
