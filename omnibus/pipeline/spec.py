@@ -43,7 +43,7 @@ class PayloadRule(StrEnum):
     """Through the object store, whatever the size."""
 
 
-class CanarySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CanarySpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A cheap request that each idle replica of a stage is asked. One that fails it is down, and started again."""
 
     request: dict[str, Any]
@@ -56,7 +56,7 @@ class CanarySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Seconds in which it must be answered."""
 
 
-class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One stage: an engine and how it is run."""
 
     stage_id: int
@@ -110,7 +110,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return (given,) if isinstance(given, str) else tuple(given or ())
 
 
-class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Settings of an edge that `input_sources` declares; an edge without settings has the defaults."""
 
     source: int
@@ -127,7 +127,9 @@ class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.mode is EdgeMode.STREAM or (self.mode is None and self.async_chunk is True)
 
 
-class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+class PipelineSpec(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True
+):
     """A pipeline: a directed acyclic graph of stages. Durations are seconds. Its cached properties are no part of it."""
 
     name: str

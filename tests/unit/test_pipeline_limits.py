@@ -183,3 +183,14 @@ def test_file_is_refused_when_its_devices_cannot_hold_its_replicas(engine: str, 
 @pytest.mark.parametrize("devices", ["0", "0,1", "GPU-8932f937-d72c, MIG-GPU-1/2/0", ""])
 def test_devices_are_accepted_when_they_are_enough(devices: str) -> None:
     assert parse_pipeline(_text(f'devices: "{devices}"', "sim")).stages[0].devices == devices
+
+
+def test_a_deployed_pipeline_names_only_fields_that_were_set_when_others_are_to_read_it() -> None:
+    """A process of an earlier version refuses fields that it does not know: those that nobody set must not be there."""
+    spec = parse_pipeline(_text("slots: 3, canary: {request: {prompt: hi}}"), "p.yaml")
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(spec))
+    assert set(read) == {"name", "stages"}
+    assert set(read["stages"][0]) == {
+        "stage_id", "name", "engine", "slots", "canary", "final_output", "final_output_type",
+    }  # fmt: skip
+    assert msgspec.convert(read, PipelineSpec) == spec
