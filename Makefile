@@ -8,9 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 PYTEST := $(BIN)/python -m pytest --durations=15
-# A process that has stood still for longer than any test may take is ended, with the stacks of its threads, and another goes on:
-# worksteal, because loadfile waits for ever when a process has ended.
-SIDE_BY_SIDE := --max-worker-restart 4 --dist worksteal -o faulthandler_timeout=420 -o faulthandler_exit_on_timeout=true
+# A process that has stood still for longer than any test may take is ended, with the stacks of its threads, and another goes on.
+SIDE_BY_SIDE := --max-worker-restart 4 -o faulthandler_timeout=420 -o faulthandler_exit_on_timeout=true
 # Runs tests side by side, four of those that mostly wait, two of those that compute. Many have deadlines in real time, and
 # neighbours on two cores can make one late: what fails is run once more, by itself, and must pass then.
 define side_by_side

@@ -14,10 +14,12 @@ import pytest
 import pytest_asyncio
 import structlog
 import uvloop
+from xdist.remote import Producer
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.listening import free_port
+from tests.support.side_by_side import FileScheduling
 
 hypothesis.settings.register_profile("tests", deadline=None)  # others on the machine make an example slow, not wrong
 hypothesis.settings.load_profile("tests")
@@ -25,6 +27,11 @@ hypothesis.settings.load_profile("tests")
 os.environ.setdefault(
     "OMNIBUS_ALLOWED_MODULES", "tests.support"
 )  # stages of tests that are deployed, and served by workers
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileScheduling:
+    """Files side by side stay whole: engines are started once a file."""
+    return FileScheduling(config, log)
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

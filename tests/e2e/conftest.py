@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
+from xdist.remote import Producer
 
+from tests.support.side_by_side import FileScheduling
 from tools.serving import Serving, serving
 
 ALIAS = "tiny"
 
 
-class _ByServer(LoadScopeScheduling):
+class _ByServer(FileScheduling):
     """Keeps the tests of a file in one process, and all tests of the shared omni-tiny: each has one engine to start."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -21,8 +22,7 @@ class _ByServer(LoadScopeScheduling):
         return "omni-tiny" if "omni_tiny: Serving" in Path(self.config.rootpath, file).read_text() else file
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _ByServer:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByServer:
     return _ByServer(config, log)
 
 
