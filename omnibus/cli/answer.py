@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ class AnswerDisplay:
         self._saved: dict[tuple[int, str], list[Path]] = {}
         self.pieces: list[str] = []
         """The text that was shown."""
+
+    def check_folder(self, modalities: Iterable[str]) -> None:
+        """Raise ConfigError where files of these modalities could not be saved; nothing is made yet."""
+        files = [modality for modality in modalities if modality != "text"]
+        try:
+            if files:
+                folders = (self._folder, *self._folder.absolute().parents)
+                tempfile.TemporaryFile(dir=next(folder for folder in folders if folder.exists())).close()
+        except OSError as error:
+            raise self._unsaved(files[0], error) from error
 
     def close(self) -> None:
         """Take the progress bar away, and end the line."""
@@ -57,7 +68,7 @@ class AnswerDisplay:
             for path, item in zip(paths, output.items, strict=True):
                 path.write_bytes(item)
         except OSError as error:
-            raise ConfigError(f"{output.modality} cannot be saved under {self._folder}: {error.strerror}") from error
+            raise self._unsaved(output.modality, error) from error
         for path in paths:
             self._screen.say(f"{output.modality} saved as {path}")
 
@@ -68,6 +79,9 @@ class AnswerDisplay:
     def as_json(self, result: Result) -> dict[str, Any]:
         """Describe a result as one JSON object; its files are named, not included."""
         return describe(self._spec, result, self._saved)
+
+    def _unsaved(self, modality: str, error: OSError) -> ConfigError:
+        return ConfigError(f"{modality} cannot be saved under {self._folder}: {error.strerror}")
 
     def _paths(self, output: Output) -> list[Path]:
         stem = f"{output.modality}-{self._spec.stage(output.stage_id).name}"

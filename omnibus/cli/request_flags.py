@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,14 +117,6 @@ def _check_size(_context: click.Context, _parameter: click.Parameter, given: str
     return given
 
 
-def _check_folder(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
-    """Refuse a folder in which nothing can be saved before the request is run for it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise click.BadParameter(f"nothing can be saved under {str(folder)!r}")
-    return folder
-
-
 _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 _OPTIONS = (
     click.option("--modalities", "-m", metavar="LIST", help="Outputs wanted, such as text,image; by default all."),
@@ -139,7 +130,7 @@ _OPTIONS = (
     click.option("--param", "params", multiple=True, metavar="STAGE.NAME=VALUE", callback=_check_params,
                  help="A parameter of a stage, such as thinker.temperature=0.7; may be repeated."),
     click.option("--out", "-o", default="out", type=click.Path(file_okay=False, path_type=Path), show_default=True,
-                 callback=_check_folder, help="Where images, videos and sound are saved."),
+                 help="Where images, videos and sound are saved."),
     click.option("--deadline", type=float, metavar="SECONDS", help="How long the request may take."),
     click.option("--lane", type=click.Choice(["interactive", "batch"]), default="interactive", show_default=True,
                  help="Which queue of each stage."),

@@ -78,11 +78,14 @@ async def follow(
 ) -> Result:  # fmt: skip
     """Submit a request and show it until it has ended. Cancelled, it cancels the request and tells `on_cancel` of it.
 
-    Raises DeadlineExceeded when nobody has ended it by its deadline, and as `Producer.submit`.
+    Raises DeadlineExceeded when nobody has ended it by its deadline, as `Producer.submit`, and ConfigError, before the request
+    is sent, where its files could not be saved.
     """
     from omnibus.client.request_events import Ended  # noqa: PLC0415
     from omnibus.errors import DeadlineExceeded  # noqa: PLC0415
+    from omnibus.pipeline.routing import plan_route  # noqa: PLC0415
 
+    answer.check_folder(str(stage.final) for stage in plan_route(spec, request.modalities).finals)
     rid = request_id if request_id is not None else uuid.uuid4().hex  # known before Ctrl-C may come in between
     try:
         submission = await producer.submit(spec, request, rid=rid)

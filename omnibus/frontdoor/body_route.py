@@ -77,7 +77,8 @@ class BodyRoute(APIRoute):
             body, state["body"] = await off_loop(len(raw), parse_form, raw, content_type, model)
             return await self._answered(http, body)
         elif not _is_json(content_type):
-            raise InvalidRequest("the body must be a JSON object, of Content-Type application/json")
+            form = "a form, of Content-Type multipart/form-data, or " if getattr(model, "takes_forms", False) else ""
+            raise InvalidRequest(f"the body must be {form}a JSON object, of Content-Type application/json")
         return await self._answered(http, await off_loop(len(raw), parse, raw, model))
 
     async def _answered(self, http: HttpRequest, body: BaseModel) -> Response:

@@ -337,6 +337,14 @@ async def test_transcription_is_refused_when_the_caller_is_at_fault(
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize("rate", [None, 0, "high", float("inf")])
+async def test_sound_to_transcribe_is_refused_when_its_rate_is_none(whisper: Path, rate: object) -> None:
+    async with started(whisper, "transcribe") as engine:
+        with pytest.raises(EngineRejected) as caught:
+            await run_job(engine, make_job(values={"audio": np.zeros(1600, np.float32), "sample_rate": rate}))
+    assert caught.value.param == "audio"
+
+
 async def test_end_of_a_long_prompt_counts_when_a_sound_is_transcribed(whisper: Path) -> None:
     async with started(whisper, "transcribe") as engine:
         values = {"audio": np.zeros(1600, np.float32), "sample_rate": 16_000}

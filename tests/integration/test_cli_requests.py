@@ -105,6 +105,18 @@ def test_times_and_outputs_are_told_when_a_request_is_done(served: Serving, tmp_
     assert re.search(r"image from painter: 1 file of image/png, \d+ bytes", text)
 
 
+def test_folder_that_cannot_be_written_is_refused_before_the_request_is_sent(served: Serving, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for number, out in enumerate((tmp_path / "file" / "out", Path("/proc/out"))):
+        words = ["submit", "a red circle", "--out", str(out), "--request-id", f"unsaved-{number}"]
+        done = omnibus(*words, nats=served.nats_url)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"cannot be saved under {out}" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert omnibus("status", f"unsaved-{number}", nats=served.nats_url).returncode == 2, "it was sent"
+        assert omnibus(*words, "-m", "text", nats=served.nats_url).returncode == 0, "a text needs no folder"
+
+
 def test_stage_that_failed_is_named_when_a_request_has_failed(served: Serving) -> None:
     omnibus("submit", "hello", "--request-id", "reject-9", nats=served.nats_url)
     text = _status(served, "reject-9")

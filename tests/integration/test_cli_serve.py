@@ -95,7 +95,7 @@ def test_one_object_is_printed_when_json_is_wanted(served: Serving, tmp_path: Pa
         (["-p", "nothing"], 2, "'nothing' is not deployed"),
         (["-p", "nothing.yaml"], 2, "cannot be read"),
         (["-o", "/proc/1/out"], 2, "saved under"),
-        (["-o", "/etc/hostname/out"], 2, "nothing can be saved under"),
+        (["-o", "/etc/hostname/out"], 2, "image cannot be saved under"),
     ],
 )
 def test_status_and_message_say_why_when_a_request_does_not_end_well(

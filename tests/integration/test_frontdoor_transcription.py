@@ -107,10 +107,13 @@ async def test_file_that_is_no_sound_is_refused(front_door: Front, data: bytes) 
 
 
 async def test_body_that_is_no_form_is_refused(front_door: Front) -> None:
-    for body in ({"json": {"file": "x"}}, {"content": b"x", "headers": {"content-type": "multipart/form-data"}}):
+    urlencoded = {"content": b"%zz&file", "headers": {"content-type": "application/x-www-form-urlencoded"}}
+    broken = {"content": b"x", "headers": {"content-type": "multipart/form-data"}}
+    for body in ({"json": {"file": "x"}}, urlencoded, broken):
         answer = await front_door.http.post("/v1/audio/transcriptions", **body)
         assert answer.status_code == 400, answer.text
         assert "form" in answer.json()["error"]["message"]
+        assert body is not urlencoded or "multipart/form-data" in answer.json()["error"]["message"]
     missing = await front_door.http.post("/v1/audio/transcriptions", data={"a": "b"}, files={"other": b"x"})
     assert missing.status_code == 400
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from omnibus.errors import EngineRejected
+from omnibus.errors import EngineError, EngineRejected
 from omnibus.media import sound, video
 from omnibus.requests.request_files import naming
 from omnibus.wire.request import AudioPart, ImagePart, Message, VideoPart, media_parts
@@ -43,7 +43,8 @@ def of_values(values: Mapping[str, Any], pipeline: PipelineShape) -> dict[str, A
     given: dict[str, list[Any]] = {}
     for name, parameter, kind in _named(values, pipeline):
         try:
-            found = _of_array(np.asarray(values[name]), kind, values.get("sample_rate"), pipeline)
+            array = np.asarray(values[name])
+            found = [_sound(values, array, name, pipeline)] if kind == "audio" else _pictures(array, kind)
         except (TypeError, ValueError) as error:
             raise EngineRejected(f"{name}: {error}", param=name) from error
         if len(found) != 1 and not pipeline.takes_several(parameter):
@@ -94,12 +95,18 @@ def _decoded(part: Part, where: str, parameter: str, pipeline: PipelineShape) ->
         with naming(where):
             return [Image.fromarray(frame) for frame in video.frames(part.data, pipeline.max_frames)[0]]
     samples, rate = media.decode_audio(part, where)
-    return _at_rate(samples.T, rate, pipeline)
+    return _at_rate(samples.T, rate, where, pipeline)
 
 
-def _of_array(array: np.ndarray, kind: str, rate: Any, pipeline: PipelineShape) -> list[Any]:
-    if kind == "audio":
-        return [_at_rate(sound.planes(array, int(rate)), int(rate), pipeline)]
+def _sound(values: Mapping[str, Any], array: np.ndarray, name: str, pipeline: PipelineShape) -> np.ndarray:
+    try:
+        rate = int(values.get("sample_rate") or 0)
+        return _at_rate(sound.planes(array, rate), rate, name, pipeline)
+    except (EngineError, OverflowError) as error:
+        raise EngineRejected(f"{name}: {error}", param=name) from error
+
+
+def _pictures(array: np.ndarray, kind: str) -> list[Any]:
     least = 4 if kind == "video" else 2 if kind == MASK else 3
     if array.dtype != np.uint8 or array.ndim not in (least, least + 1):
         raise ValueError(f"it must be uint8 of {least} dimensions, or one more, not {array.dtype} {array.shape}")
@@ -109,8 +116,10 @@ def _of_array(array: np.ndarray, kind: str, rate: Any, pipeline: PipelineShape) 
     return [Image.fromarray(one) for one in several]
 
 
-def _at_rate(samples: np.ndarray, rate: int, pipeline: PipelineShape) -> np.ndarray:
-    """Samples (channels, frames) at the rate of the pipeline's own sound."""
+def _at_rate(samples: np.ndarray, rate: int, where: str, pipeline: PipelineShape) -> np.ndarray:
+    """Samples (channels, frames) at the rate of the pipeline's own sound; raises EngineRejected for one that names none."""
+    if not pipeline.sample_rate:
+        raise EngineRejected(f"{pipeline.name} does not say at which rate it takes a sound", param=where)
     if rate == pipeline.sample_rate:
         return samples
     return sound.decoded(sound.encoded(samples, rate, "wav", at=pipeline.sample_rate))[0]

@@ -120,11 +120,11 @@ class Transcriber:
         """The sound at the model's rate, (frames,) float32."""
         rate = int(self._features.sampling_rate)
         if (samples := given.values.get("audio")) is not None:
-            made = given.values.get("sample_rate")
             try:
-                return sound.mono(sound.encoded(np.asarray(samples), int(made or 0)), rate)
-            except EngineError as error:
-                raise EngineRejected(error.message, param="audio") from error
+                made = int(given.values.get("sample_rate") or 0)
+                return sound.mono(sound.encoded(np.asarray(samples), made), rate)
+            except (EngineError, TypeError, ValueError, OverflowError) as error:
+                raise EngineRejected(str(error), param="audio") from error
         files = [(where, part) for where, part in media_parts(given.messages or ()) if isinstance(part, AudioPart)]
         if len(files) != 1:
             raise EngineRejected(f"give one sound to transcribe, not {len(files)}", param="messages")
