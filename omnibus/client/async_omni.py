@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 from omnibus.client.omni_base import OmniBase, from_any_loop
+from omnibus.client.output_queue import OutputQueue
+from omnibus.client.output_stream import Following, OutputStream
 from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request
 from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Aborted, Session
@@ -43,12 +44,13 @@ class AsyncOmni(OmniBase):
         trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
         deadline: float | None = None,
-    ) -> AsyncGenerator[OmniRequestOutput, None]:
+    ) -> OutputStream:
         """Each output of a request as soon as it is ready; the last one is `finished`.
 
         With `stream`, pieces come before the whole: of a text as `delta`, of a sound as `piece` where its stage makes it in
         pieces. `output_modalities` picks the outputs, None for all; `deadline` is in seconds; the rest is as for
-        AsyncOmniEngine.add_request. Leaving early aborts the request.
+        AsyncOmniEngine.add_request. A wait for an output may be given up, as `asyncio.wait_for` does; leaving early, by closing
+        or dropping what this returns, aborts the request.
 
         A `prompt` that is an async generator is an open input: each prompt that it yields is a segment, sent when it comes, and
         its end is that of the input. Pieces come as with `stream`, and `segment_finished` behind the answer to each; what it
@@ -62,28 +64,50 @@ class AsyncOmni(OmniBase):
             lora_request=lora_request, trace_headers=trace_headers, priority=priority, deadline=deadline,
         )  # fmt: skip
         rid = request_id if request_id is not None else uuid.uuid4().hex
+        how = {"prompt_text": prompt_text, "arrival_time": arrival_time}
         if isinstance(prompt, AsyncIterator):
-            return self._listened(rid, prompt, making, prompt_text=prompt_text, arrival_time=arrival_time)
-        return self._followed(rid, making(prompt), prompt_text=prompt_text, arrival_time=arrival_time, deltas=stream)
+            first = partial(_first_of, prompt, making)
+            return OutputStream(self._lifetime(rid, first, prompt, deltas=True, **how))
+        request = making(prompt)
 
-    async def _listened(
-        self, rid: str, segments: AsyncIterator[Prompt], making: Callable[..., Request], **how: Any
-    ) -> AsyncGenerator[OmniRequestOutput, None]:
-        """The outputs of a request whose input is open, while its segments are sent."""
-        first = await anext(segments, None)
-        if first is None:
-            raise EmptyPrompt("the input has no segment", param="prompt")
-        async with aclosing(
-            self._followed(rid, making(first, resumable=True), segments, deltas=True, **how)
-        ) as outputs:
-            async for output in outputs:
-                yield output
+        async def whole() -> Request:
+            return request
 
-    async def _feed(self, rid: str, segments: AsyncIterator[Prompt], failures: list[Exception]) -> None:
+        return OutputStream(self._lifetime(rid, whole, None, deltas=stream, **how))
+
+    async def _lifetime(
+        self, rid: str, first: Callable[[], Awaitable[Request]], segments: AsyncIterator[Prompt] | None, **how: Any
+    ) -> AsyncGenerator[Following, None]:
+        """Submit a request, yield once while it is followed, and abort it unless its end was seen."""
+        queue = self._new_queue()
+        submitting = asyncio.create_task(self._submit(rid, first, queue, **how), name=f"submitting-{rid}")
+        following, tasks = Following(queue, submitting), {submitting}
+        if segments is not None:
+            tasks.add(asyncio.create_task(self._feed(rid, segments, following), name=f"segments-{rid}"))
+        try:
+            yield following
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            if following.is_accepted and not following.is_over and self.is_alive():
+                await self.abort(rid)  # also on its way in
+            self._end_queue(queue)
+
+    async def _submit(
+        self, rid: str, first: Callable[[], Awaitable[Request]], queue: OutputQueue[OmniRequestOutput], **how: Any
+    ) -> None:
+        request = await first()
+        await self.run_async(self.session.submit(rid, request, queue, **how))
+
+    async def _feed(self, rid: str, segments: AsyncIterator[Prompt], following: Following) -> None:
         """Send the segments that follow, and the end; what fails of that aborts the request.
 
         The outputs show how a request ends that takes no more.
         """
+        await asyncio.wait({following.submitting})
+        if following.submitting.exception() is not None:  # which is raised where the outputs are taken
+            return
         try:
             async for prompt in segments:
                 await self.run_async(self.session.add_streaming_update(rid, prompt))
@@ -91,37 +115,8 @@ class AsyncOmni(OmniBase):
         except InputClosed:
             return
         except Exception as error:  # noqa: BLE001 raised where the outputs are taken
-            failures.append(error)
+            following.failures.append(error)
             await self.abort(rid)
-
-    async def _followed(
-        self, rid: str, request: Request, segments: AsyncIterator[Prompt] | None = None, **how: Any
-    ) -> AsyncGenerator[OmniRequestOutput, None]:
-        queue, finished = self._new_queue(), False
-        feeding: asyncio.Task[None] | None = None
-        failures: list[Exception] = []
-        try:
-            await self.run_async(self.session.submit(rid, request, queue, **how))
-            if segments is not None:
-                feeding = asyncio.create_task(self._feed(rid, segments, failures), name=f"segments-{rid}")
-            while not finished:
-                output = await queue.take_async(None)  # bounded by the request's deadline, and by the engine's life
-                assert output is not None
-                finished = output.finished
-                if failures:
-                    raise failures[0]
-                output.raise_for_failure()
-                if output.delta or output.piece or output.segment_finished or output.output or output.aborted:
-                    yield output
-        except (asyncio.CancelledError, GeneratorExit):
-            if not finished and self.is_alive():
-                await self.abort(rid)  # also on its way in
-            raise
-        finally:
-            if feeding is not None:
-                feeding.cancel()
-                await asyncio.wait({feeding})
-            self._end_queue(queue)
 
     async def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See Session.abort; does nothing after a shutdown."""
@@ -143,3 +138,11 @@ class AsyncOmni(OmniBase):
     async def close(self) -> None:
         """Shut down without blocking the event loop."""
         await asyncio.to_thread(self.shutdown)
+
+
+async def _first_of(segments: AsyncIterator[Prompt], making: Callable[..., Request]) -> Request:
+    """The request that the first segment of an open input is."""
+    first = await anext(segments, None)
+    if first is None:
+        raise EmptyPrompt("the input has no segment", param="prompt")
+    return making(first, resumable=True)

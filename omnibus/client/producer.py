@@ -16,6 +16,7 @@ from typing import Self
 from omnibus.broker.connection import Connection
 from omnibus.client.cancelling import cancel_request
 from omnibus.client.channel import Channel
+from omnibus.client.event_reader import EventReader
 from omnibus.client.following import follow
 from omnibus.client.request_events import ClientEvent, Ended, Result
 from omnibus.client.segment_sender import send_segment
@@ -60,18 +61,19 @@ class Submission:
         """Seconds within which the request must have ended: until its deadline, by the server's clock, and a little beyond."""
         return max(self._record.ticket.deadline - self._channel.performer.clock.now(), 0.0) + BEYOND_DEADLINE
 
-    async def events(self) -> AsyncGenerator[ClientEvent, None]:
+    def events(self) -> EventReader:
         """The events of the request, until it has ended; the last event is Ended. Raises UnknownRequest when its record is gone.
 
-        To be iterated once, and closed (`contextlib.aclosing`) when left early; the request goes on all the same.
+        To be iterated once, and closed (`contextlib.aclosing`) when left early; the request goes on all the same. A wait for an
+        event may be given up, as `asyncio.wait_for` does: the next one gets it.
         """
-        async with aclosing(self.batches()) as batches:
-            async for events in batches:
-                for event in events:
-                    yield event
+        return EventReader(self.batches())
 
     def batches(self) -> AsyncGenerator[list[ClientEvent], None]:
-        """The same, as lists of the events that have come: cheaper where many come fast. Empty ones while nothing comes."""
+        """The same, as lists of the events that have come: cheaper where many come fast. Empty ones while nothing comes.
+
+        A wait that is given up ends it.
+        """
         return self._followed(with_sound=self._streams)
 
     def _followed(self, *, with_sound: bool) -> AsyncGenerator[list[ClientEvent], None]:

@@ -229,8 +229,12 @@ async def test_request_is_aborted_when_its_reader_leaves_while_it_is_submitted(
     reading.cancel()
     await asyncio.wait({reading}, timeout=10)
     assert reading.cancelled()
-    result = await async_omni.run_async(producer.result("facade", "way-in"))
-    assert result.state is RequestState.CANCELLED
+
+    async def is_cancelled() -> bool:
+        result = await async_omni.run_async(producer.result("facade", "way-in"))
+        return result.state is RequestState.CANCELLED
+
+    await eventually(is_cancelled, what="nobody has the outputs any more")
 
 
 async def test_nothing_is_aborted_when_the_id_of_another_request_is_given(async_omni: AsyncOmni) -> None:

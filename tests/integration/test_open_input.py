@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from omnibus.broker.connection import Connection
 from omnibus.client import channel
 from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer
+from omnibus.client.request_events import ClientEvent, Ended, SegmentFinished, TextPiece
 from omnibus.errors import (
     EmptyPrompt,
     InputClosed,
@@ -58,6 +60,29 @@ async def test_each_segment_is_answered_before_the_next_one_is_sent(
         assert heard.segments == ["HELLO ", "HOW ARE ", "YOU ", ""]
         assert result.outputs[0].segments == (6, 14, 18)
         await nothing_stays(connection, spec)
+
+
+async def test_follower_that_gave_up_waiting_goes_on_and_misses_nothing(connection: Connection, pipeline: str) -> None:
+    spec = pipeline_of(pipeline)
+    async with session(connection, spec) as (producer, submission), aclosing(submission.events()) as events:
+
+        async def until_silent() -> list[ClientEvent]:
+            heard = list[ClientEvent]()
+            with suppress(TimeoutError):
+                while not any(isinstance(event, Ended) for event in heard):
+                    heard.append(await asyncio.wait_for(anext(events), 0.3 if heard else LONG))
+            return heard
+
+        assert await until_silent() == [TextPiece(0, "HELLO "), SegmentFinished(0, 0)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(events), 0.01)
+        await producer.send_segment(spec, submission.rid, said("you"))
+        assert await until_silent() == [TextPiece(0, "YOU "), SegmentFinished(0, 1)]
+        await producer.send_segment(spec, submission.rid, END)
+        *_, last = await until_silent()
+        assert isinstance(last, Ended)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
 
 
 @pytest.mark.parametrize("words", [("how are", "you"), ("how are", "fail once", "you")])

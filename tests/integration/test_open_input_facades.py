@@ -109,6 +109,47 @@ async def test_request_is_aborted_when_its_generator_raises_or_is_left(connectio
             assert aborted.state is RequestState.CANCELLED
 
 
+async def test_reader_that_gave_up_waiting_goes_on_and_one_that_drops_its_outputs_aborts(
+    connection: Connection, pipeline: str
+) -> None:
+    texts: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def segments() -> AsyncIterator[str]:
+        while (text := await texts.get()) is not None:
+            yield text
+
+    async with omni_of(connection, pipeline_of(pipeline)) as omni:
+        outputs, seen = omni.generate(segments(), "patient"), list[OmniRequestOutput]()
+        for number, text in enumerate(("hello", "you"), start=1):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(outputs), 0.05)
+            texts.put_nowait(text)
+            while sum(output.segment_finished for output in seen) < number:
+                seen.append(await asyncio.wait_for(anext(outputs), LONG))
+        texts.put_nowait(None)
+        seen += [output async for output in outputs]
+        assert "".join(output.delta for output in seen) == seen[-1].text == "HELLO YOU "
+
+        dropped = omni.generate(segments(), "dropped")
+        texts.put_nowait("hello")
+        while not (await anext(dropped)).segment_finished:
+            pass
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(dropped), 0.05)
+        assert await state_of(omni, "dropped") is RequestState.OPEN
+        del dropped
+        await eventually(lambda: _is(omni, "dropped", RequestState.CANCELLED), LONG, what="it is aborted")
+        assert await state_of(omni, "patient") is RequestState.DONE
+
+
+async def state_of(omni: AsyncOmni, rid: str) -> RequestState:
+    return (await omni.run_async(omni.session.producer.result(omni.spec.name, rid))).state
+
+
+async def _is(omni: AsyncOmni, rid: str, state: RequestState) -> bool:
+    return await state_of(omni, rid) is state
+
+
 async def test_engine_takes_updates_until_the_last_one(connection: Connection, pipeline: str) -> None:
     spec = pipeline_of(pipeline)
     async with serving(connection, spec):
