@@ -19,7 +19,7 @@ from omnibus.frontdoor.error_answers import JSON_TYPE
 from omnibus.frontdoor.submitting import Accepted, result_of
 from omnibus.media.sound_formats import FORMATS
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire.envelope import StageTiming
+from omnibus.wire.envelope import StageTiming, TokenUsage
 
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 """Reasons that OpenAI's clients know; any other that an engine gives reads as stop."""
@@ -35,7 +35,10 @@ class Usage(TypedDict):
 
 def usage(outputs: Iterable[Output]) -> Usage:
     """Tokens of all delivered outputs together; the prompt's once: what later stages read, earlier ones wrote."""
-    counts = [output.usage for output in outputs]
+    return _summed([output.usage for output in outputs])
+
+
+def _summed(counts: Sequence[TokenUsage]) -> Usage:
     read = next((count.prompt_tokens for count in counts if count.prompt_tokens), 0)
     written = sum(count.completion_tokens for count in counts)
     return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
@@ -51,7 +54,15 @@ class MediaUsage(TypedDict):
 
 def media_usage(outputs: Iterable[Output]) -> MediaUsage:
     """Tokens of all delivered outputs together, as `usage` has them."""
-    total = usage(outputs)
+    return _renamed(usage(outputs))
+
+
+def stages_usage(timings: Iterable[StageTiming]) -> MediaUsage:
+    """Tokens of all stages that ran, also of those that wrote what was spoken and delivered nothing."""
+    return _renamed(_summed([timing.usage for timing in timings]))
+
+
+def _renamed(total: Usage) -> MediaUsage:
     return MediaUsage(
         input_tokens=total["prompt_tokens"],
         output_tokens=total["completion_tokens"],

@@ -61,6 +61,15 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return replace(self, request=replace(self.request, data=None))
 
 
+class TokenUsage(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one stage."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the prompt that the engine had already: from other requests' beginnings, or from a prefill stage."""
+
+
 class StageTiming(msgspec.Struct, frozen=True, array_like=True):
     """Times of one stage of a request, seconds since the epoch by the server's clock."""
 
@@ -76,20 +85,12 @@ class StageTiming(msgspec.Struct, frozen=True, array_like=True):
     """The same in shared memory."""
     flowed: int = 0
     """Chunks of the stage's flow, its end counted; 0: it has none."""
+    usage: TokenUsage = TokenUsage()
 
     @property
     def seconds(self) -> tuple[float, float]:
         """Seconds in the queue and in the engine; the clocks of two hosts may differ by more than a task waited."""
         return max(0.0, self.started - self.queued), max(0.0, self.finished - self.started)
-
-
-class TokenUsage(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens of one stage."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    """Tokens of the prompt that the engine had already: from other requests' beginnings, or from a prefill stage."""
 
 
 class FinalOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,7 +17,7 @@ from omnibus.observability.tracing import Tracing
 from omnibus.pipeline.route import RouteStage
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import subjects
-from omnibus.wire.envelope import FinalOutput, StageResult, StageTiming, Task
+from omnibus.wire.envelope import FinalOutput, StageResult, StageTiming, Task, TokenUsage
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 from omnibus.workers.bundle import items_of
@@ -33,9 +33,6 @@ from omnibus.workers.text_stream import DeltaStream, DeltaStreams, received
 
 PROCESSING = -1
 """Stands for the items of an execution whose input processor runs."""
-
-
-_NOTHING = Finished(outputs={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +129,8 @@ class Execution:
             if flow is not None and attempt.again:
                 await flow.open()
                 if flow.end is not None and not _owes_more(attempt.stage):
-                    return await self._result(attempt, replica, _NOTHING, flow.end.timings[:-1], flow)
+                    nothing = Finished(outputs={}, usage=flow.end.usage)
+                    return await self._result(attempt, replica, nothing, flow.end.timings[:-1], flow)
             finished = await self._until_whole(attempt, given, source, flow)
             timings = attempt.task.timings if source is None or source.end is None else source.end.timings
             result = await self._result(attempt, replica, finished, timings, flow)
@@ -148,7 +146,7 @@ class Execution:
         task = attempt.task
         outputs = await self._writer.forwarded(task, finished)
         final = await self._writer.final(task, finished)
-        timing = self._timing(attempt, outputs, final, flow)
+        timing = self._timing(attempt, outputs, final, flow, finished.usage)
         return StageResult(
             ticket=task.ticket, stage_id=task.stage_id, replica=replica,
             outputs=outputs, final=final, timings=(*timings, timing),
@@ -229,8 +227,9 @@ class Execution:
             self._waiting.pop(number, None)
 
     def _timing(
-        self, attempt: _Attempt, outputs: Payloads, final: FinalOutput | None, flow: FlowOutput | None
-    ) -> StageTiming:
+        self, attempt: _Attempt, outputs: Payloads, final: FinalOutput | None, flow: FlowOutput | None,
+        usage: TokenUsage,
+    ) -> StageTiming:  # fmt: skip
         """The timing of the stage so far, with what it has made."""
         task = attempt.task
         finals = (final, *final.also) if final is not None else ()
@@ -242,7 +241,7 @@ class Execution:
             stored, hosted = stored + flow.stored, hosted + flow.hosted
         return StageTiming(
             task.stage_id, task.published, attempt.started, self._conn.clock.now(),
-            _nbytes(*task.inputs.values()), made, stored, hosted, flowed,
+            _nbytes(*task.inputs.values()), made, stored, hosted, flowed, usage,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
@@ -31,7 +31,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from tests.support import realtime_stages, sound_stage
 from tests.support.front import Front, front
-from tests.support.realtime_stages import talker
+from tests.support.realtime_stages import reader, talker
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -104,6 +104,28 @@ SPOKEN = [
     "response.output_audio_transcript.done", "response.content_part.done", "response.output_item.done",
     "conversation.item.done", "response.done",
 ]  # fmt: skip
+
+
+async def test_usage_counts_the_stage_that_wrote_what_another_one_spoke(connection: Connection, pipeline: str) -> None:
+    async with front(connection, reader(pipeline)) as door:
+        async with door.openai.realtime.connect(model=door.spec.name) as talk:
+            await say(talk, "tell me a story")
+            await talk.response.create()
+            usage = (await until(talk, "response.done"))[-1].response.usage
+            assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (3, 4, 7)
+        ask = {"model": door.spec.name, "voice": "alloy", "input": "read", "stream_format": "sse"}
+        async with door.openai.audio.speech.with_streaming_response.create(**ask) as answer:
+            lines = [line async for line in answer.iter_lines() if line.startswith("data: {")]
+        done = json.loads(lines[-1].removeprefix("data: "))
+        assert done == {
+            "type": "speech.audio.done", "usage": {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
+        }  # fmt: skip
+
+
+async def test_other_ways_to_a_conversation_are_refused_with_the_one_there_is(door: Front) -> None:
+    with pytest.raises(BadRequestError, match="openai-insecure-api-key") as refused:
+        await door.openai.realtime.client_secrets.create(session={"type": "realtime"})
+    assert refused.value.code == "invalid_request"
 
 
 async def test_a_response_is_spoken_with_its_transcript_when_a_text_asks_for_it(

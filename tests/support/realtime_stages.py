@@ -6,9 +6,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from omnibus.errors import EngineError
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.workers.engines.protocol import StageInput
+from omnibus.wire.envelope import TokenUsage
+from omnibus.workers.engines.protocol import Finished, StageInput
 from tests.support.media_stage import describe_media
 
 heard: list[StageInput] = []
@@ -35,6 +38,20 @@ def write(stage_input: StageInput) -> Iterator[str]:
             raise EngineError("nobody came")
         if "never" in said or ("once" in said and attempts[said] == 1):
             raise EngineError("no more words")
+
+
+def write_counted(stage_input: StageInput) -> Finished:
+    """The text as it is, and how many tokens that took."""
+    return Finished(outputs={"text": stage_input.request.text()}, usage=TokenUsage(3, 4))
+
+
+def reader(name: str) -> PipelineSpec:
+    """A pipeline whose writer delivers nothing: its speaker alone does."""
+    spec = talker(name)
+    writer = replace(
+        spec.stages[0], model="tests.support.realtime_stages:write_counted", final_output=False, final_output_type=None
+    )
+    return replace(spec, stages=(writer, spec.stages[1]))
 
 
 def talker(name: str, *, speaks: bool = True) -> PipelineSpec:

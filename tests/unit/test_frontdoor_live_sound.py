@@ -20,7 +20,7 @@ from omnibus.frontdoor.live_sound import PIECE_BYTES, LiveSound
 from omnibus.frontdoor.submitting import Head
 from omnibus.media import sound
 from omnibus.requests.state import RequestState
-from omnibus.wire.envelope import TokenUsage
+from omnibus.wire.envelope import StageTiming, TokenUsage
 
 pytestmark = pytest.mark.unit
 HEAD = Head(rid="r1", model="omni", created=1000)
@@ -35,8 +35,11 @@ def pieces(count: int = 7, stage_id: int = 2) -> list[MediaPiece]:
     return [MediaPiece(stage_id, "audio", {"audio": part, "sample_rate": RATE}) for part in parts]
 
 
+TIMINGS = (StageTiming(0, 0.0, 0.0, 1.0, usage=TokenUsage(3, 4)), StageTiming(1, 1.0, 1.0, 2.0))
+
+
 def ended(*outputs: Output) -> Ended:
-    return Ended(Result("r1", "omni", RequestState.DONE, 0.0, 1.0, 1, outputs, (), None))
+    return Ended(Result("r1", "omni", RequestState.DONE, 0.0, 1.0, 1, outputs, TIMINGS, None))
 
 
 async def chat(events: Sequence[ClientEvent], audio: str) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, OutputArrived, TextPiece
-from omnibus.errors import Forbidden, OmnibusError, UnsupportedModality
-from omnibus.frontdoor.access import KEY_SUBPROTOCOL
-from omnibus.frontdoor.answers import finish_reason, media_usage
+from omnibus.errors import Forbidden, InvalidRequest, OmnibusError, UnsupportedModality
+from omnibus.frontdoor.access import KEY_SUBPROTOCOL, RouteAccess
+from omnibus.frontdoor.answers import finish_reason, stages_usage
 from omnibus.frontdoor.bodies import DEFAULT_TENANT, to_json
 from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.context import FrontDoorContext
@@ -58,6 +58,15 @@ async def converse(socket: WebSocket) -> None:
     _count(context, 101)
     await socket.accept(next((name for name in socket.scope["subprotocols"] if not _is_key(name)), None))
     await _Conversation(context, socket, served).run()
+
+
+@router.post(_PATH + "/{what:path}", openapi_extra=RouteAccess.USER.stated)
+async def refuse_other_ways(what: str) -> None:
+    """There are no ephemeral keys, and there is no WebRTC and no SIP: a 400 that names the way there is."""
+    raise InvalidRequest(
+        f"{_PATH}/{what} is not served: open the WebSocket {_PATH}?model=NAME with the API key itself, in Authorization or as "
+        f"the subprotocol {KEY_SUBPROTOCOL}KEY, and say what you want of the session in session.update"
+    )
 
 
 def _check_origin(socket: WebSocket, allowed: Iterable[str]) -> None:
@@ -227,7 +236,7 @@ class _Answer:
                 result.raise_for_state()
                 is_cut = finish_reason(result.outputs) == "length"
                 end = End("incomplete", "max_output_tokens") if is_cut else End("completed")
-                await self._step(dialogue.ended, end, media_usage(result.outputs))
+                await self._step(dialogue.ended, end, stages_usage(result.timings))
 
     async def _step(self, step: Callable[..., Iterable[Effect]], *args: Any) -> None:
         await self._conversation.perform(partial(step, self._response, *args))

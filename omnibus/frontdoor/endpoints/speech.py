@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, OutputArrived
 from omnibus.errors import EngineError, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.answers import MediaUsage, media_usage, timing_headers, transcoded
+from omnibus.frontdoor.answers import MediaUsage, stages_usage, timing_headers, transcoded
 from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
@@ -110,5 +110,5 @@ class Speech:
             delta = SpeechDelta(type="speech.audio.delta", audio=to_base64(data))
             frames.append(frame(delta, event=delta["type"]))
         if isinstance(event, Ended):
-            done = SpeechDone(type="speech.audio.done", usage=media_usage(event.result.outputs))
+            done = SpeechDone(type="speech.audio.done", usage=stages_usage(event.result.timings))
             frames.append(frame(done, event=done["type"]))
