@@ -215,7 +215,7 @@ class Assembly:
             return
         if output.media_type == TEXT:
             emitted = stage.text.whole()
-            output = _whole(output, emitted)
+            output = _whole(output, stage)
             yield from stage.rest_of_fields(output)
             if output.text.startswith(emitted):
                 rest = stage.text.emit(output.text[stage.text.known :])
@@ -249,8 +249,11 @@ def _parted(stage_id: int, piece: str, known: int, marks: Iterable[_Mark]) -> It
         yield TextPiece(stage_id, piece[done:])
 
 
-def _whole(output: Output, emitted: str) -> Output:
-    """Complete an aborted text by the pieces that came between the question for it and the end."""
-    if output.finish_reason == ABORT and emitted.startswith(output.text):
-        return replace(output, items=(emitted.encode(),))
-    return output
+def _whole(output: Output, stage: _Stage) -> Output:
+    """Complete an aborted text and its fields by the pieces that came between the question for them and the end."""
+    emitted = stage.text.whole()
+    if output.finish_reason != ABORT or not emitted.startswith(output.text):
+        return output
+    known = {name: one.whole() for name, one in stage.fields.items()}
+    longer = {name: text for name, text in known.items() if text.startswith(output.fields.get(name, ""))}
+    return replace(output, items=(emitted.encode(),), fields={**output.fields, **longer})

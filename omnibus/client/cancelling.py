@@ -6,9 +6,11 @@ import asyncio
 import secrets
 from contextlib import aclosing
 
+import msgspec
+
 from omnibus.client.assembly import Assembly
 from omnibus.client.channel import Channel
-from omnibus.client.request_events import ABORT, TextPiece
+from omnibus.client.request_events import ABORT, FieldPiece, TextPiece
 from omnibus.errors import OmnibusError, RequestCancelled
 from omnibus.ledger.raw_requests import find_raw, remove_raw
 from omnibus.ledger.records import StoredRecord
@@ -22,7 +24,7 @@ from omnibus.wire.control import SENT_TEXT_PAGE, AskSentText
 from omnibus.wire.envelope import FinalOutput, TokenUsage
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import EndNotice, Tokens
-from omnibus.wire.payload import RECORD_INLINE_LIMIT, TEXT
+from omnibus.wire.payload import JSON, RECORD_INLINE_LIMIT, TEXT, Payload
 
 ANSWER_TIMEOUT = 0.25
 """Seconds in which a replica must have answered; a text that nobody sends just now is not waited for any longer."""
@@ -77,20 +79,23 @@ async def _partial_texts(channel: Channel, record: Record) -> dict[int, FinalOut
     running = [stage_id for stage_id in stages if stage_id not in record.outputs]
     sent = await asyncio.gather(*(_sent_text(channel, record, stage_id) for stage_id in running))
     texts, left = {}, RECORD_INLINE_LIMIT
-    for stage_id, (text, tokens) in zip(running, sent, strict=True):
-        if not text:
+    for stage_id, (text, fields, tokens) in zip(running, sent, strict=True):
+        if not (text or fields):
             continue
-        payload = await channel.store.put(text.encode(), TEXT, rid=record.rid, limit=left, lasting=True)
-        left -= len(payload.data or b"")
+        stored = list[Payload]()
+        for data, kind in ((text.encode(), TEXT), (msgspec.json.encode(fields), JSON))[: 2 if fields else 1]:
+            stored.append(await channel.store.put(data, kind, rid=record.rid, limit=left, lasting=True))
+            left -= len(stored[-1].data or b"")
         texts[stage_id] = FinalOutput(
-            stage_id=stage_id, modality="text", items=(payload,), finish_reason=ABORT, usage=TokenUsage(0, tokens)
-        )
+            stage_id=stage_id, modality="text", items=(stored[0],), finish_reason=ABORT, usage=TokenUsage(0, tokens),
+            fields=stored[1] if fields else None,
+        )  # fmt: skip
     return texts
 
 
-async def _sent_text(channel: Channel, record: Record, stage_id: int) -> tuple[str, int]:
-    """Text and number of its tokens, asked of the replica that sends it; of two attempts the later one's."""
-    assembly, text = Assembly(), ""
+async def _sent_text(channel: Channel, record: Record, stage_id: int) -> tuple[str, dict[str, str], int]:
+    """Text, fields and number of tokens, asked of the replica that sends them; of two attempts the later one's."""
+    assembly, text, fields = Assembly(), "", dict[str, str]()
     question = codec.encode(AskSentText(rid=record.rid, stage_id=stage_id))
     asking = channel.connection.request_many(subjects.ask_all(channel.pipeline), question, timeout=ANSWER_TIMEOUT)
     tokens = 0
@@ -98,10 +103,15 @@ async def _sent_text(channel: Channel, record: Record, stage_id: int) -> tuple[s
         async with asyncio.timeout(ANSWER_TIMEOUT), aclosing(asking) as answers:
             async for answer in answers:
                 message: Tokens = codec.decode(answer.data, Tokens)
-                text += "".join(piece.text for piece in assembly.tokens(message) if isinstance(piece, TextPiece))
+                for piece in assembly.tokens(message):
+                    match piece:
+                        case TextPiece():
+                            text += piece.text
+                        case FieldPiece():
+                            fields[piece.name] = fields.get(piece.name, "") + piece.text
                 tokens = message.token_offset + len(message.token_ids)
                 if message.size < SENT_TEXT_PAGE:
                     break
     except (TimeoutError, OmnibusError):  # what there is, then; a cancellation does not wait
         pass
-    return text, tokens
+    return text, fields, tokens

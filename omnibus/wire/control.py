@@ -42,7 +42,7 @@ class AskSentText(msgspec.Struct, frozen=True, kw_only=True, tag="ask-sent-text"
     """Characters that need not be repeated."""
 
 
-SENT_TEXT_PAGE = 64 * 1024
+SENT_TEXT_PAGE = 16 * 1024
 """Characters of one message that answers AskSentText, those of fields counted; at least, but for the last."""
 
 

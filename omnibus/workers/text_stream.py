@@ -25,8 +25,12 @@ from omnibus.workers.engines.protocol import Progress, SegmentEnd, TextDelta
 WINDOW = 0.005
 """Seconds for which a piece of text may wait for the next ones, once one has left: the first leaves at once."""
 MOST_PENDING = 256 * 1024
-"""Characters that wait for a connection that is behind; more are not sent: offsets show the gap, and a follower that misses
-them asks for them."""
+"""Bytes of one message, as they are encoded, and so those that wait for a connection that is behind; more are not sent: offsets
+show the gap, and a follower that misses them asks for them."""
+_SLICE = 32 * 1024
+"""Characters of a longer text or field that are in one message, at most."""
+_TOKEN_BYTES, _FIELD_BYTES = 5, 64
+"""Bytes that a token takes, and a piece of a field beside its text, at most; a name has less than 32."""
 MOST_KEPT = 1024 * 1024
 """Characters kept of one text and its fields. The rest of a longer one is not repeated: a follower that misses it has it
 from the output."""
@@ -56,6 +60,8 @@ class DeltaStream:
         """Characters of each field so far."""
         self._pending = 0
         """Characters that wait, those of fields too."""
+        self._nbytes = 0
+        """Bytes of what waits, at most."""
         self._text_pending = 0
         self._step: Progress | None = None
         self._kept = [self._next]
@@ -76,14 +82,23 @@ class DeltaStream:
         if isinstance(item, SegmentEnd):
             self._segments.append(self._next.offset + self._text_pending)
             return
+        nbytes = _nbytes(item)
+        if nbytes > MOST_PENDING // 2:
+            for part in _sliced(item):
+                self._add_delta(part, _nbytes(part))
+        else:
+            self._add_delta(item, nbytes)
+
+    def _add_delta(self, item: TextDelta, nbytes: int) -> None:
+        if self._nbytes + nbytes > MOST_PENDING:
+            self._take()
         if item.fields:
             self._add_fields(item.fields)
         self._texts.append(item.text)
         self._token_ids.extend(item.token_ids)
         self._pending += len(item.text)
         self._text_pending += len(item.text)
-        if self._pending > MOST_PENDING:
-            self._take()
+        self._nbytes += nbytes
 
     def _add_fields(self, fields: Mapping[str, str]) -> None:
         at = self._next.offset + self._text_pending
@@ -135,7 +150,7 @@ class DeltaStream:
         self._token_ids.clear()
         self._segments.clear()
         self._fields.clear()
-        self._pending = self._text_pending = 0
+        self._pending = self._text_pending = self._nbytes = 0
         return piece
 
     def _waiting(self) -> Tokens:
@@ -145,6 +160,31 @@ class DeltaStream:
 
     def _fits(self, piece: Tokens) -> bool:
         return not self._is_full and piece.offset + piece.fields_offset + piece.size <= MOST_KEPT
+
+
+def _nbytes(item: TextDelta) -> int:
+    nbytes = len(item.text.encode()) + _TOKEN_BYTES * len(item.token_ids)
+    if item.fields:
+        nbytes += sum(len(text.encode()) + _FIELD_BYTES for text in item.fields.values())
+    return nbytes
+
+
+def _sliced(item: TextDelta) -> Iterator[TextDelta]:
+    """A large delta in parts: its fields, cut behind a line where there is one, its text, and its tokens with the last."""
+    for name, text in item.fields.items():
+        for part in _slices(text):
+            yield TextDelta(text="", fields={name: part})
+    *parts, last = _slices(item.text)
+    yield from (TextDelta(text=part) for part in parts)
+    yield TextDelta(text=last, token_ids=item.token_ids)
+
+
+def _slices(text: str) -> Iterator[str]:
+    while len(text) > _SLICE:
+        end = text.rfind("\n", 0, _SLICE) + 1 or _SLICE
+        yield text[:end]
+        text = text[end:]
+    yield text
 
 
 def _after(piece: Tokens) -> Tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 
 import pytest
 import pytest_asyncio
@@ -104,6 +105,27 @@ async def test_a_python_client_gets_fields_as_pieces_and_typed_in_the_result(fro
     assert [choice.text for choice in output.choices] == ["".join(TOKENS), "".join(OTHER)]
     again = (await front_door.producer.result(front_door.spec.name, submission.rid)).outputs[0]
     assert again.fields == output.fields
+
+
+async def test_fields_are_kept_as_far_as_they_had_come_when_their_request_is_cancelled(front_door: Front) -> None:
+    submission = await front_door.producer.submit(front_door.spec, Request(prompt="fail calls"))
+    pieces: dict[str, str] = {}
+    async with aclosing(submission.events()) as events:
+        async for event in events:
+            if isinstance(event, FieldPiece):
+                pieces[event.name] = pieces.get(event.name, "") + event.text
+            if "reasoning" in pieces:
+                break
+        cancelled = await front_door.producer.cancel(front_door.spec.name, submission.rid)
+        rest = [event async for event in events]
+    go_on.set()
+    (kept,) = cancelled.outputs
+    assert kept.finish_reason == "abort"
+    assert kept.reasoning
+    assert "".join(REASONING).startswith(kept.reasoning)
+    (arrived,) = [event.output for event in rest if isinstance(event, OutputArrived)]
+    assert arrived.reasoning is not None
+    assert arrived.reasoning.startswith(pieces["reasoning"])
 
 
 async def test_nothing_comes_twice_when_a_later_attempt_makes_the_fields_again(front_door: Front) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.client.assembly import Assembly
-from omnibus.client.request_events import FieldPiece
+from omnibus.client.request_events import FieldPiece, TextPiece
 from omnibus.errors import BrokerUnavailable
 from omnibus.wire import codec
 from omnibus.wire.control import SENT_TEXT_PAGE
@@ -254,7 +255,48 @@ def test_long_text_is_sent_in_pages_of_which_the_last_is_short(sent: int) -> Non
 @pytest.mark.parametrize("sent", [0, 3])
 def test_rest_of_a_text_is_not_kept_when_it_is_too_long(sent: int) -> None:
     stream = stream_of(delta("x" * (MOST_KEPT - 1), 1), delta("yy", 2), delta("z", 3), sent=sent)
-    assert "".join(page.text for page in stream.since(0)) == "x" * (MOST_KEPT - 1)
+    kept = "".join(page.text for page in stream.since(0))
+    assert kept == "x" * len(kept)
+    assert MOST_KEPT - MOST_PENDING < len(kept) < MOST_KEPT
+
+
+ANSWERS = {f"{number}.text": "語🙂\n" * 20_000 for number in range(1, 16)}
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [TextDelta(text="語" * 60_000, token_ids=tuple(range(60_000)), fields=ANSWERS)],
+        [TextDelta(text="🙂", token_ids=(300_000, 300_001, 300_002))] * 100_000,
+        [
+            TextDelta(text="", token_ids=(300_000,), fields={name: "語\n"})
+            for name in ("reasoning", "logprobs") * 40_000
+        ],
+    ],
+    ids=["answers at once", "short tokens", "short fields"],
+)
+def test_no_message_is_too_large_for_the_broker_and_nothing_is_missing_when_a_text_is_no_ascii(
+    deltas: list[TextDelta],
+) -> None:
+    stream, sent = DeltaStream("r", 0, FIRST), list[Tokens | Step]()
+    for made in deltas:
+        stream.add(made)
+        if stream.has_news and len(deltas) == 1:
+            sent += iter(stream.next, None)
+    again = list(stream.since(0))
+    assert max(len(codec.encode(message)) for message in (*sent, *again)) < 1 << 20
+    assembly, texts = Assembly(), defaultdict[str, str](str)
+    for event in (event for page in again for event in assembly.tokens(page)):
+        assert isinstance(event, TextPiece | FieldPiece)
+        texts[getattr(event, "name", "")] += event.text
+        assert not hasattr(event, "name") or event.text.endswith("\n")
+    whole = defaultdict[str, str](str)
+    for made in deltas:
+        whole[""] += made.text
+        for name, text in made.fields.items():
+            whole[name] += text
+    assert all(whole[name].startswith(text) for name, text in texts.items())
+    assert sum(map(len, texts.values())) > min(MOST_KEPT - MOST_PENDING, sum(map(len, whole.values())) - 1)
 
 
 def test_text_is_forgotten_when_its_job_ends_and_a_later_attempt_has_its_place() -> None:
