@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from omnibus.errors import CodeNotAllowed
-from omnibus.pipeline.engines import ModelKind, engine_kind, engine_modules
+from omnibus.pipeline.engines import PACKAGE_SCHEME, ModelKind, engine_kind, engine_modules
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
 OWN_MODULES = frozenset({"omnibus.presets", "omnibus.omni_tiny.processors", "omnibus.workers.engines.qwen_omni"})
@@ -97,6 +97,8 @@ def code_of(stage: StageSpec) -> Iterator[CodeName]:
         field = f"engine_args.{name}"
         if name in kind.module_arguments and ":" in str(value):
             yield CodeName(field, _module(str(value)))
+        elif isinstance(value, str) and value.startswith(PACKAGE_SCHEME):
+            yield CodeName(field, value.removeprefix(PACKAGE_SCHEME).partition("/")[0])
         elif kind.plain_arguments is not None and name not in kind.plain_arguments and not _is_number(value):
             yield CodeName(field, name, _text(value))
     if any(_trusts_remote_code(stage.engine_args)):

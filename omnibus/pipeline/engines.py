@@ -17,6 +17,8 @@ from typing import Any
 from omnibus.errors import ConfigError
 
 ENTRY_POINTS = "omnibus.engines"
+PACKAGE_SCHEME = "package:"
+"""Begins the place of a file or folder inside an installed package, `package:<module>/<path>`."""
 EngineArgs = Mapping[str, Any]
 _ALL_MEDIA = frozenset({"image", "audio", "video"})
 

@@ -268,6 +268,18 @@ async def test_calls_and_names_of_a_chat_reach_the_template_which_may_refuse_the
         await run_job(engine, make_job(messages=turns))
 
 
+async def test_rejected_when_the_template_does_not_show_calls(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._model._chats, "_shows", {})
+    call = ToolCall(id="c", function=FunctionCall(name="f", arguments="{}"))
+    turns = (Message(role="user", content="draw"), Message(role="assistant", tool_calls=(call,)))
+    with pytest.raises(EngineRejected, match="does not show calls") as caught:
+        await run_job(engine, make_job(messages=turns))
+    assert caught.value.param == "messages"
+    await run_job(engine, make_job(messages=turns[:1], sampling=GREEDY))
+
+
 async def test_rejected_and_nothing_unpacked_when_the_model_sees_no_pictures(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,17 @@ def test_a_required_tool_is_called(client: OpenAI) -> None:
         arguments_of(call)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_arguments_are_an_object_when_nothing_else_binds_them(client: OpenAI, named: bool) -> None:
+    choice: Any = {"type": "function", "function": {"name": "weather"}} if named else "required"
+    for seed in range(6):
+        answer = client.chat.completions.create(
+            model=MODEL, messages=USER, tools=[LOOSE], tool_choice=choice, max_tokens=80, seed=seed, temperature=2.0
+        )
+        for call in answer.choices[0].message.tool_calls or ():
+            assert call.function.arguments.strip()[:1] in ("", "{"), call.function.arguments
+
+
 def test_a_named_tool_is_called(client: OpenAI) -> None:
     named = {"type": "function", "function": {"name": "weather"}}
     answer = client.chat.completions.create(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +39,11 @@ def chat_format(tokenizer: Any, **engine_args: Any) -> Any:
 
     stage = StageSpec(stage_id=0, name="llm", engine="vllm", model="m", engine_args=engine_args)
     model = SimpleNamespace(model="m", hf_config=SimpleNamespace(model_type="qwen3"), hf_overrides=None)
-    return ChatFormat(sort_arguments(stage), SimpleNamespace(tokenizer=tokenizer), model)
+
+    def render(turns: Any, params: Any) -> Any:
+        return turns, tokenizer.apply_chat_template(turns, **params.get_apply_chat_template_kwargs(), tokenize=False)
+
+    return ChatFormat(sort_arguments(stage), SimpleNamespace(tokenizer=tokenizer, render_messages=render), model)
 
 
 def job(**options: Any) -> Any:
@@ -114,6 +120,30 @@ def test_a_parser_that_is_not_there_is_refused_with_those_that_are(tokenizer: An
     assert caught.value.param == "engine_args.tool_call_parser"
     with pytest.raises(PipelineError, match="deepseek_r1"):
         chat_format(tokenizer, reasoning_parser="deepseek")
+
+
+def test_arguments_are_an_object_where_a_call_is_asked_for(tokenizer: Any) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", named):
+        for strict in (None, False):
+            tool = {"type": "function", "function": {**TOOL["function"], "strict": strict}}
+            chat = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(tool,), tool_choice=choice))
+            schemas = re.findall(r'"json_schema": (\{.*?\}|true)', chat.request.structured_outputs.structural_tag)
+            assert schemas
+            assert all(json.loads(schema)["type"] == "object" for schema in schemas)
+            assert chat.request.tools[0].function.strict == strict
+    free = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(TOOL,)))
+    assert free.request.structured_outputs is None, "a call of its own accord has no grammar"
+
+
+def test_tools_are_refused_where_the_template_does_not_show_them(tokenizer: Any) -> None:
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}{% endfor %}"
+    plain = chat_format(tokenizer, tool_call_parser="hermes", chat_template=template)
+    with pytest.raises(EngineRejected, match="does not show tools") as caught:
+        plain.of(job(tools=(TOOL,)))
+    assert caught.value.param == "tools"
+    assert plain.of(job(tools=(TOOL,), tool_choice="none"))
+    assert plain.of(job(continue_final_message=True))
 
 
 def test_tools_are_refused_where_no_parser_is_named(tokenizer: Any) -> None:

