@@ -67,6 +67,14 @@ def bound(spec: PipelineSpec, lane: str) -> int:
     return spec.max_open_requests - reserved
 
 
+def most_at_once(spec: PipelineSpec) -> int:
+    """How many requests a tenant may have open where nothing else is; those beyond its share wait in the overflow."""
+    most, share = spec.max_open_requests, spec.tenant_share
+    if share is not None:
+        most = max(bound(spec, OVERFLOW_LANE), min(share, most))
+    return most if spec.max_open_per_tenant is None else min(most, spec.max_open_per_tenant)
+
+
 def messages_a_request(spec: PipelineSpec) -> int:
     """Messages that the queue stores for a request that needs every stage: its timer, tasks, and events."""
     route = plan_route(spec, None)

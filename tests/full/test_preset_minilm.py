@@ -30,6 +30,7 @@ def test_embeddings_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch, t
         results = omni.generate(TEXTS, use_tqdm=False)
     for result in results:
         result.raise_for_failure()
+    usages = [result.output("embedding").usage for result in results]
     made = np.array([json.loads(bytes(result.output("embedding").items[0])) for result in results])
 
     torch.set_num_threads(1)
@@ -43,5 +44,6 @@ def test_embeddings_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch, t
             states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
         expected = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
         np.testing.assert_allclose(vector, expected, atol=2e-5)
+    assert [one.prompt_tokens for one in usages] == [len(tokenizer(text).input_ids) for text in TEXTS]
     near, far = made[0] @ made[1], made[0] @ made[2]
     assert near > far + 0.3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import openai
@@ -64,6 +65,65 @@ async def test_an_input_that_cannot_be_served_is_named(front_door: Front, given:
     with pytest.raises(openai.BadRequestError) as caught:
         await front_door.openai.embeddings.create(model=front_door.spec.name, input=given)
     assert caught.value.param == "input"
+
+
+@pytest.mark.parametrize("bounds", [{"max_open_requests": 8}, {"max_open_per_tenant": 8}])
+async def test_more_inputs_than_may_be_open_are_refused_before_any_is_submitted(
+    connection: Connection, pipeline: str, bounds: dict[str, int]
+) -> None:
+    stage = StageSpec(
+        stage_id=0, name="embedder", engine="python", model="tests.support.embedding_stage:embed", slots=1,
+        final_output=True, final_output_type="embedding",
+    )  # fmt: skip
+    spec = PipelineSpec(name=pipeline, deadline=60.0, stages=(stage,), **bounds)
+    async with front(connection, spec) as door:
+        submitted: list[str] = []
+        submit = door.producer.submit
+
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            submitted.append(kwargs["rid"])
+            return await submit(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(door.producer, "submit", counted)
+            with pytest.raises(openai.BadRequestError, match="has 9 entries, each a request") as caught:
+                await door.openai.embeddings.create(model=spec.name, input=["a"] * 9)
+            assert caught.value.param == "input"
+            assert submitted == []
+            made = await door.openai.embeddings.create(model=spec.name, input=["a"] * 8)
+            assert len(made.data) == len(submitted) == 8
+
+
+async def test_inputs_are_submitted_together_and_none_is_left_when_one_is_refused(
+    front_door: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, cancel = front_door.producer.submit, front_door.producer.cancel
+    under_way, most, accepted, cancelled = 0, 0, list[str](), list[str]()
+
+    async def watched(spec: Any, request: Any, *, rid: str, **more: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            made = await submit(spec, request, rid=rid, **more)
+        finally:
+            under_way -= 1
+        accepted.append(rid)
+        return made
+
+    async def dropped(name: str, rid: str) -> Any:
+        cancelled.append(rid)
+        return await cancel(name, rid)
+
+    monkeypatch.setattr(front_door.producer, "submit", watched)
+    monkeypatch.setattr(front_door.producer, "cancel", dropped)
+    await front_door.openai.embeddings.create(model=front_door.spec.name, input=["a"] * 64)
+    assert 1 < most <= 16
+    accepted.clear()
+    with pytest.raises(openai.BadRequestError):
+        await front_door.openai.embeddings.create(model=front_door.spec.name, input=[*["a"] * 40, "", *["a"] * 40])
+    assert len(accepted) < 80
+    assert sorted(cancelled) == sorted(accepted)
 
 
 async def test_too_many_inputs_are_counted_in_the_refusal(front_door: Front) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Response
@@ -21,14 +21,18 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, size_of, timing_headers
 from omnibus.frontdoor.bodies import AskingBody, check_modality
 from omnibus.frontdoor.body_route import BodyRoute
-from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import to_base64
 from omnibus.frontdoor.submitting import Accepted, abandon, result_of, submit
+from omnibus.ledger.overload import most_at_once
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
 MAX_INPUTS = 256
+AT_A_TIME = 16
+"""Requests that are submitted, or cancelled, at the same time."""
 MODALITY = "embedding"
+T = TypeVar("T")
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 _Texts = Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True)]
 
@@ -79,22 +83,55 @@ class EmbeddingList(TypedDict):
 @router.post("/v1/embeddings", response_model=EmbeddingList, openapi_extra=RouteAccess.USER.stated)
 async def create_embeddings(body: EmbeddingBody, http: HttpRequest, context: Context) -> Response:
     """Turn texts into vectors: several are as many requests, which wait in the queue like any others."""
-    accepted: list[Accepted] = []
+    inputs = _inputs(body.input)
+    most = most_at_once((await context.models.find(body.model, modality=MODALITY)).spec)
+    if len(inputs) > most:
+        message = f"has {len(inputs)} entries, each a request, and the pipeline has {most} open at once: send fewer"
+        raise InvalidRequest(f"input {message}", param="input")
+    accepted = await _submitted(context, http, body, inputs)
     try:
-        for number, given in enumerate(_inputs(body.input)):
-            accepted.append(
-                await submit(context, http, body, partial(_request, given=given), modality=MODALITY, part=number)
-            )
         results = await asyncio.gather(*(result_of(context, http, one) for one in accepted))
     except OmnibusError:
-        for one in accepted:
-            await abandon(context, one)
+        await _all(accepted, partial(abandon, context))
         raise
     outputs = [_embedding(result.outputs) for result in results]
     model = accepted[0].head.model
     return await json_response(
         lambda: _list(body, model, outputs), size_of(outputs), timing_headers(results[0], accepted[0].served.spec)
     )
+
+
+async def _submitted(
+    context: FrontDoorContext, http: HttpRequest, body: EmbeddingBody, inputs: Sequence[str | tuple[int, ...]]
+) -> list[Accepted]:
+    """The requests, in the order of their inputs; when one is refused, none of them is left, and its error is raised."""
+    accepted, refusals = dict[int, Accepted](), list[OmnibusError]()
+
+    async def one(number: int) -> None:
+        if refusals:
+            return
+        request_of = partial(_request, given=inputs[number])
+        try:
+            accepted[number] = await submit(context, http, body, request_of, modality=MODALITY, part=number)
+        except OmnibusError as error:
+            refusals.append(error)
+
+    await _all(range(len(inputs)), one)
+    if refusals:
+        await _all(accepted.values(), partial(abandon, context))
+        raise refusals[0]
+    return [accepted[number] for number in range(len(inputs))]
+
+
+async def _all(given: Iterable[T], act: Callable[[T], Awaitable[None]]) -> None:
+    """Do the same with each, some at a time."""
+    free = asyncio.Semaphore(AT_A_TIME)
+
+    async def one(value: T) -> None:
+        async with free:
+            await act(value)
+
+    await asyncio.gather(*map(one, given))
 
 
 def _list(body: EmbeddingBody, model: str, outputs: Sequence[Output]) -> EmbeddingList:
