@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 
 import msgspec
@@ -11,6 +12,7 @@ from omnibus.errors import InvalidRequest, OmnibusError
 
 _NO_TENANT = "_"
 _PREFIX = "file-"
+_ID = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}", re.ASCII)
 _LONGEST_NAME = 255
 DEFAULT_LIFETIME = 30 * 86_400.0
 """Seconds that a file is kept where nobody says otherwise."""
@@ -39,6 +41,11 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 def new_file_id(now: float) -> str:
     """An id; those of later files come later in the order of texts."""
     return f"{_PREFIX}{int(now * 1000):012x}{secrets.token_hex(10)}"
+
+
+def is_file_id(text: str) -> bool:
+    """Whether it has the form of an id; the file may be gone, or never have been."""
+    return _ID.fullmatch(text) is not None
 
 
 def record_key(tenant: str | None, file_id: str) -> str:

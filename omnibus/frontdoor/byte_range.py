@@ -13,6 +13,10 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 class RangeNotSatisfiable(RequestError, code="range_not_satisfiable", http_status=416):
     """The file has no bytes in this range."""
 
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size} bytes")
+        self.headers = {"Content-Range": f"bytes */{size}"}
+
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
@@ -46,5 +50,5 @@ def requested_range(header: str | None, size: int) -> ByteRange | None:
         if found[2] and int(found[2]) < first:
             return None
     if first > last:
-        raise RangeNotSatisfiable(f"the file has {size} bytes")
+        raise RangeNotSatisfiable(size)
     return ByteRange(first, last, size)

@@ -89,7 +89,7 @@ def error_json(error: OmnibusError) -> bytes:
 
 def error_response(error: OmnibusError) -> Response:
     """A whole response. `x-should-retry` tells OpenAI's clients what our tree says, not what the status suggests."""
-    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    headers = {"x-should-retry": "true" if error.retryable else "false", **getattr(error, "headers", {})}
     retry_after = getattr(error, "retry_after", None)
     if retry_after is not None:
         headers["Retry-After"] = str(math.ceil(retry_after))

@@ -89,6 +89,8 @@ class LogEvent(StrEnum):
     """It cannot serve any more, or is stuck; its replica ends, to be started again."""
     ENGINE_CLOSE_FAILED = "engine.close_failed"
     """Freeing what it held raised; its replica ends as it would have."""
+    ENGINE_UNTRIED = "engine.untried"
+    """The engine's library has a version that the tests did not pass on; it is served all the same."""
     CHECKPOINT_CONVERTING = "checkpoint.converting"
     """A checkpoint that is one file is made a folder in the cache, once."""
     CHECKPOINT_CONVERTED = "checkpoint.converted"

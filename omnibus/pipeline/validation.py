@@ -166,9 +166,9 @@ def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         yield Problem((*path, "engine"), error.message)
         return
     beyond = next((one for one in stage.final_types if kind.gives is not None and one not in kind.gives), None)
-    if beyond is not None:
+    if beyond is not None and MODALITY_PATTERN.fullmatch(beyond):
         delivers = f"the engine {stage.engine} delivers {' or '.join(sorted(kind.gives or ()))}, not {beyond}"
-        yield Problem((*path, "final_output_type"), delivers)
+        yield Problem((*path, "final_output_type"), delivers + suggestion(beyond, kind.gives or ()))
     taken = stage.engine_args.keys() if kind.arguments is None else kind.arguments
     for name in stage.engine_args:
         if name not in taken:

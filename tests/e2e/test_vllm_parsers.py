@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import transformers
+from packaging.specifiers import SpecifierSet
 
 from omnibus.errors import EngineRejected, PipelineError
 from omnibus.pipeline.spec import StageSpec
@@ -134,6 +137,37 @@ def test_arguments_are_an_object_where_a_call_is_asked_for(tokenizer: Any) -> No
             assert chat.request.tools[0].function.strict == strict
     free = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(TOOL,)))
     assert free.request.structured_outputs is None, "a call of its own accord has no grammar"
+
+
+def test_versions_that_were_not_tried_are_named_and_those_of_the_package_were() -> None:
+    import vllm  # noqa: PLC0415 seconds of import
+
+    from omnibus.workers.engines.vllm.startup import TRIED, untried  # noqa: PLC0415
+
+    assert untried(vllm.__version__) is None
+    assert untried(f"{TRIED[-1]}.7rc1+cpu") is None
+    for version in ("0.9.1", "0.320.0", "1.0"):
+        assert untried(version) == f"vLLM {version} was not tried: the tests passed on {TRIED[0]}.*"
+    extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (allowed,) = (SpecifierSet(one.removeprefix("vllm")) for one in extras["vllm"])
+    minors = [f"0.{minor}" for minor in range(100)]
+    assert tuple(minor for minor in minors if f"{minor}.0" in allowed) == TRIED
+
+
+def test_likely_tokens_have_their_text_where_vllm_gives_none(tokenizer: Any) -> None:
+    from omnibus.workers.engines.vllm.generated_answer import Answer  # noqa: PLC0415
+
+    own, other = tokenizer.encode("a!", add_special_tokens=False)
+    found = {
+        token: SimpleNamespace(decoded_token=None, logprob=-0.5, rank=rank) for rank, token in ((1, own), (2, other))
+    }
+    answer = Answer("rid", {"logprobs": 2, "prompt_logprobs": 2}, [own], None, tokenizer)
+    part = SimpleNamespace(index=0, text="a", token_ids=[own], finish_reason="stop", logprobs=[found])
+    fields = answer.read([part], [found]).fields
+    entry = json.loads(fields["logprobs"])
+    assert [one["token"] for one in (entry, *entry["top_logprobs"])] == ["a", "a", "!"]
+    (prompt,) = json.loads(fields["prompt_logprobs"])
+    assert [one["decoded_token"] for one in prompt.values()] == ["a", "!"]
 
 
 def test_tools_are_refused_where_the_template_does_not_show_them(tokenizer: Any) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+from structlog.testing import capture_logs
 
 from omnibus.errors import CheckpointMissing
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines import single_file
 from omnibus.workers.engines.checkpoints import find_model, resolve_model
+from omnibus.workers.engines.gguf_conversion import convert
 from omnibus.workers.stage_checks import check_models
 
 pytestmark = pytest.mark.unit
@@ -69,6 +77,47 @@ def test_half_made_folder_is_not_used_when_a_process_died_while_it_made_it(cache
 
     assert read(resolve_model(str(file))) == FILES
     assert sorted(one.name for one in cache.iterdir()) == [target.name, f"{target.name}.lock"]
+
+
+def test_nothing_is_unpacked_when_the_disk_has_no_room(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(1 << 20))
+    monkeypatch.setattr(single_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 19))
+    with pytest.raises(CheckpointMissing, match=r"takes 1,048,576 bytes .* 524,288 are free"):
+        resolve_model(str(file))
+    assert [one.suffix for one in cache.iterdir()] == [".lock"]
+
+
+def test_nothing_is_converted_when_the_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    kind = GGMLQuantizationType.Q8_0
+    writer.add_tensor("blk.0.ffn_up.weight", quants.quantize(np.zeros((64, 1024), np.float32), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr(single_file.shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    with pytest.raises(CheckpointMissing, match="takes 131,072 bytes"):
+        convert(tmp_path / "model.gguf", tmp_path / "folder")
+
+
+def test_conversion_says_how_far_it_is_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_file, "LOG_EVERY", 0.05)
+    (tmp_path / "part").mkdir()
+    code = (
+        "import sys, pathlib, time; pathlib.Path(sys.argv[1], 'w').write_bytes(bytes(9)); time.sleep(2); print('done')"
+    )
+    with (
+        capture_logs() as lines,
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / "part"], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        said = single_file._awaited(process, tmp_path / "x.gguf", tmp_path / "part", time.monotonic())
+    assert said == "done\n"
+    assert {line["event"] for line in lines} == {"checkpoint.converting"}
+    assert lines[-1]["bytes"] == 9
 
 
 def test_nothing_is_left_under_the_name_when_the_file_is_damaged(cache: Path, tmp_path: Path) -> None:

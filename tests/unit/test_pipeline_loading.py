@@ -128,6 +128,13 @@ BAD_EDITS = [
         "must be at least 1, not 'two'",
     ),
     ("    final_output_type: text\n", "", 14, "stages[0].final_output", "needs a final_output_type"),
+    (
+        "final_output_type: text",
+        "final_output_type: txt",
+        15,
+        "stages[0].final_output_type",
+        "not txt; did you mean text",
+    ),
     ("final_output_type: text", "final_output_type: My Text", 15, "stages[0].final_output_type", "lower case"),
     ("final_output_type: text", "final_output_type: [text, text]", 15, "stages[0].final_output_type", "different ones"),
     ("final_output_type: text", "final_output_type: [text, My]", 15, "stages[0].final_output_type", "lower case"),

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive
 from typing_extensions import TypedDict
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
-from omnibus.files.file_record import DEFAULT_LIFETIME, FileRecord, checked_filename
+from omnibus.files.file_record import DEFAULT_LIFETIME, FileRecord, checked_filename, is_file_id
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.byte_range import requested_range
@@ -115,7 +115,14 @@ async def upload_file(http: HttpRequest, context: Context) -> Response:
 
 @router.get("/v1/files", response_model=FileList, openapi_extra=RouteAccess.USER.stated)
 async def list_files(http: HttpRequest, context: Context, query: Annotated[FileQuery, Query()]) -> Response:
-    """The caller's files, the newest first unless `order` says otherwise."""
+    """The caller's files, the newest first unless `order` says otherwise.
+
+    `after` may be of a file that was deleted meanwhile: ids are in the order of the uploads.
+    """
+    if query.after is not None and not is_file_id(query.after):
+        raise InvalidRequest(f"after: no file has the id {query.after!r}", param="after")
+    if query.purpose not in (None, *PURPOSES):
+        raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose")
     page = await context.files.page(
         http.state.tenant,
         after=query.after,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from omnibus.lineage import die_with_parent
+from omnibus.workers.engines.single_file import check_space
 
 
 def main() -> None:
@@ -19,7 +20,11 @@ def main() -> None:
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Write weights in bfloat16, config, tokenizer and chat template; raises what transformers raises."""
+    """Write weights in bfloat16, config, tokenizer and chat template; raises what transformers raises.
+
+    Raises CheckpointMissing first where there is no room for them.
+    """
+    check_space(_weights(file), folder.parent)
     import torch  # noqa: PLC0415 an absent package is the reason of a failure, too
     import transformers  # noqa: PLC0415
 
@@ -31,6 +36,13 @@ def convert(file: Path, folder: Path) -> None:
     model.hf_quantizer = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _weights(file: Path) -> int:
+    """Bytes of the weights in bfloat16."""
+    from gguf import GGUFReader  # noqa: PLC0415
+
+    return sum(2 * int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
 
 
 if __name__ == "__main__":

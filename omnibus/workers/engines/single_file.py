@@ -23,6 +23,8 @@ from omnibus.settings import cache_dir, inherited_environment
 SUFFIXES = (".gguf", ".zip")
 TIMEOUT = 3600.0
 """Seconds that a file may take, or another process that makes the same folder."""
+LOG_EVERY = 10.0
+"""Seconds between two lines of the log about a conversion."""
 _FORMAT = 1
 """Grows when folders are made in another way."""
 _PAUSE = 0.1
@@ -67,7 +69,8 @@ def _make(file: Path, target: Path) -> None:
     started = time.monotonic()
     if file.suffix == ".zip":
         with zipfile.ZipFile(file) as archive:
-            archive.extractall(part)
+            check_space(sum(one.file_size for one in archive.infolist()), part.parent)
+            archive.extractall(part)  # no member grows beyond its stated size
     else:
         _convert(file, part)
     for made in [*part.rglob("*"), part]:
@@ -79,14 +82,42 @@ def _make(file: Path, target: Path) -> None:
 def _convert(file: Path, part: Path) -> None:
     """Convert a GGUF in a process of its own, which imports torch; its progress is shown on a terminal."""
     quiet = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
-    done = subprocess.run(  # noqa: S603 two paths after our own module
+    started = time.monotonic()
+    with subprocess.Popen(  # noqa: S603 two paths after our own module
         [sys.executable, "-m", "omnibus.workers.engines.gguf_conversion", file, part],
         env={**inherited_environment(), **quiet, "HF_HUB_OFFLINE": "1", PARENT_VARIABLE: str(os.getpid())},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        lines = done.stdout.strip().splitlines() or [f"the conversion ended with {done.returncode}"]
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            said = _awaited(process, file, part, started)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        lines = said.strip().splitlines() or [f"the conversion ended with {process.returncode}"]
         raise CheckpointMissing(f"cannot convert {file}: {lines[-1]}")
+
+
+def _awaited(process: subprocess.Popen[str], file: Path, part: Path, started: float) -> str:
+    """What a process wrote until its end; logs meanwhile how far it is, and raises TimeoutExpired after TIMEOUT."""
+    while True:
+        try:
+            return process.communicate(timeout=LOG_EVERY)[0]
+        except subprocess.TimeoutExpired:
+            seconds = time.monotonic() - started
+            if seconds > TIMEOUT:
+                raise
+            written = sum(made.stat().st_size for made in part.rglob("*") if made.is_file())
+            log.info(LogEvent.CHECKPOINT_CONVERTING, file=str(file), seconds=round(seconds, 1), bytes=written)
+
+
+def check_space(nbytes: int, folder: Path) -> None:
+    """Raise CheckpointMissing where a folder's disk has no room for so many bytes, before any is written."""
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise CheckpointMissing(
+            f"the checkpoint takes {nbytes:,} bytes in {folder}, where {free:,} are free; set OMNIBUS_CACHE_DIR"
+        )
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class Answer:
             lines = "".join(self._lines(self._prompt, prompt_logprobs))
             fields |= {of_choice(index, LOGPROBS): lines for index in range(len(self._choices))}
         elif prompt_logprobs:
-            fields[PROMPT_LOGPROBS] = _of_prompt(prompt_logprobs)
+            fields[PROMPT_LOGPROBS] = self._of_prompt(prompt_logprobs)
         for part in parts:
             choice = self._choices[part.index]
             if choice.reason is not None:
@@ -145,15 +145,29 @@ class Answer:
     def _lines(self, token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any] | None]) -> Iterator[str]:
         """A line of JSON for each token."""
         for token, found in zip(token_ids, logprobs, strict=False):
-            own = (found or {}).get(token)
-            word = own.decoded_token if own is not None else None
-            entry = self._entry(word if word is not None else self._tokenizer.decode([token]), own)
-            ranked = sorted((one for one in (found or {}).values() if one.rank), key=lambda one: one.rank)
-            top = [self._entry(one.decoded_token or "", one) for one in ranked if one.rank <= (self._most or 0)]
+            known = found or {}
+            entry = self._entry(token, known.get(token))
+            ranked = sorted((one for one in known.items() if one[1].rank), key=lambda one: one[1].rank)
+            top = [self._entry(other, one) for other, one in ranked if one.rank <= (self._most or 0)]
             yield json.dumps({**entry, "top_logprobs": top}) + "\n"
 
-    @staticmethod
-    def _entry(word: str, found: Any) -> dict[str, Any]:
+    def _of_prompt(self, logprobs: Sequence[Mapping[int, Any] | None]) -> str:
+        def entry(token: int, one: Any) -> dict[str, Any]:
+            logprob = one.logprob if math.isfinite(one.logprob) else _LEAST
+            return {"logprob": logprob, "rank": one.rank, "decoded_token": self._word(token, one)}
+
+        found = [
+            None if at is None else {str(token): entry(token, one) for token, one in at.items()} for at in logprobs
+        ]
+        return json.dumps(found)
+
+    def _word(self, token: int, found: Any) -> str:
+        """The text of a token, which vLLM leaves out of a prompt that it was fed in parts."""
+        word = found.decoded_token if found is not None else None
+        return str(self._tokenizer.decode([token])) if word is None else word
+
+    def _entry(self, token: int, found: Any) -> dict[str, Any]:
+        word = self._word(token, found)
         logprob = None if found is None else max(found.logprob, _LEAST)
         return {"token": word, "logprob": logprob, "bytes": list(word.encode("utf-8", "replace"))}
 
@@ -161,15 +175,6 @@ class Answer:
 def seed_of(rid: str) -> int:
     """The seed of an answer that every attempt at a request makes from its beginning, where the caller gave none."""
     return int(_digest(rid)[:8], 16) >> 1
-
-
-def _of_prompt(logprobs: Sequence[Mapping[int, Any] | None]) -> str:
-    def entry(one: Any) -> dict[str, Any]:
-        logprob = one.logprob if math.isfinite(one.logprob) else _LEAST
-        return {"logprob": logprob, "rank": one.rank, "decoded_token": one.decoded_token}
-
-    found = [None if at is None else {str(token): entry(one) for token, one in at.items()} for at in logprobs]
-    return json.dumps(found)
 
 
 def _digest(text: str) -> str:

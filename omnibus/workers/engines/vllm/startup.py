@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import vllm
 from vllm import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -12,13 +13,18 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from omnibus.errors import StageStartError
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
 from omnibus.workers.engines.vllm.arguments import CPU_DEFAULTS, with_spare_slot
 from omnibus.workers.engines.vllm.executor import bound
 
+TRIED = ("0.32",)
+"""Minors of vLLM that the tests passed on; the extra `vllm` of pyproject.toml allows these, and no others."""
 CONFIG_FILES = ("config.json", "params.json")
 """Files by which vLLM recognises a model: that of transformers, or Mistral's."""
+log = get_logger(__name__)
 
 
 class LoadGauge(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
@@ -41,8 +47,17 @@ class LoadGauge(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types here
         return None
 
 
+def untried(version: str) -> str | None:
+    """A warning about a version of vLLM that the tests did not pass on; None for the others."""
+    if ".".join(version.split(".")[:2]) in TRIED:
+        return None
+    return f"vLLM {version} was not tried: the tests passed on {', '.join(f'{minor}.*' for minor in TRIED)}"
+
+
 def start_llm(stage: StageSpec, engine_args: Mapping[str, Any], load: LoadGauge) -> AsyncLLM:
     """Start EngineCore and wait until it serves; blocks. Raises CheckpointMissing, StageStartError, or what vLLM raises."""
+    if (warning := untried(vllm.__version__)) is not None:
+        log.warning(LogEvent.ENGINE_UNTRIED, stage=stage.name, reason=warning)
     model = resolve_model(stage.model, stage.revision)
     require_file(model, stage.revision, CONFIG_FILES)
     with loading(model, stage.revision):
