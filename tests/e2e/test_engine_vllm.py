@@ -252,13 +252,17 @@ async def test_calls_and_names_of_a_chat_reach_the_template_which_may_refuse_the
         "{% for message in messages %} {{ message.name or 'a' }}{% for call in message.tool_calls or () %}"
         " {{ call.function.arguments.shape }}{% endfor %} {{ message.tool_call_id or '' }}{% endfor %}"
     )
-    monkeypatch.setattr(engine._model._llm.renderer.tokenizer, "chat_template", template)
     call = ToolCall(id="c", function=FunctionCall(name="f", arguments='{"shape": "circle"}'))
     turns = (
         Message(role="user", content="x", name="red"),
         Message(role="assistant", tool_calls=(call,)),
         Message(role="tool", content="x", tool_call_id="blue"),
     )
+    with monkeypatch.context() as own:
+        own.setattr(engine._model._chats, "_shows", {})
+        with pytest.raises(EngineRejected, match="does not show calls"):
+            await run_job(engine, make_job(messages=turns))
+    monkeypatch.setattr(engine._model._llm.renderer.tokenizer, "chat_template", template)
     prompt = await engine._model._prompts.render(EngineInput(messages=turns))
     written = engine._model._llm.renderer.tokenizer.decode(prompt["prompt_token_ids"])
     assert [word for word in ("red", "circle", "blue") if word in written] == ["red", "circle", "blue"]
@@ -266,18 +270,6 @@ async def test_calls_and_names_of_a_chat_reach_the_template_which_may_refuse_the
     monkeypatch.setattr(engine._model._llm.renderer.tokenizer, "chat_template", "{{ raise_exception('no such turn') }}")
     with pytest.raises(EngineRejected, match="no such turn"):
         await run_job(engine, make_job(messages=turns))
-
-
-async def test_rejected_when_the_template_does_not_show_calls(
-    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine._model._chats, "_shows", {})
-    call = ToolCall(id="c", function=FunctionCall(name="f", arguments="{}"))
-    turns = (Message(role="user", content="draw"), Message(role="assistant", tool_calls=(call,)))
-    with pytest.raises(EngineRejected, match="does not show calls") as caught:
-        await run_job(engine, make_job(messages=turns))
-    assert caught.value.param == "messages"
-    await run_job(engine, make_job(messages=turns[:1], sampling=GREEDY))
 
 
 async def test_rejected_and_nothing_unpacked_when_the_model_sees_no_pictures(

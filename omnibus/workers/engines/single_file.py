@@ -99,7 +99,7 @@ def _convert(file: Path, part: Path) -> None:
 
 
 def _awaited(process: subprocess.Popen[str], file: Path, part: Path, started: float) -> str:
-    """What a process wrote until its end; logs meanwhile how far it is, and raises TimeoutExpired after TIMEOUT."""
+    """The output of a process that is awaited. Logs meanwhile how far it is; raises TimeoutExpired after TIMEOUT."""
     while True:
         try:
             return process.communicate(timeout=LOG_EVERY)[0]
