@@ -121,11 +121,6 @@ _OF_DIFFUSERS = frozenset({
     "parallel_config", "pipeline_class", "quantization_config", "scheduler", "use_safetensors", "vae_slicing", "vae_tiling",
     "variant",
 })  # fmt: skip
-_FROM_VLLM = _ALL_MEDIA | frozenset({
-    "embedding", "hidden_states", "json", "kv_cache", "last_hidden_state", "prompt_token_ids", "tensor", "text", "token_ids",
-    "tokens",
-})  # fmt: skip
-"""Kinds and names of outputs of its stages, and what a single one of them may be: of which models, the file does not say."""
 _PLAIN_OF_VLLM = frozenset({
     "attention_backend", "block_size", "chat_template_kwargs", "config_format", "convert", "cudagraph_capture_sizes",
     "dtype", "enable_auto_tool_choice", "generation_config", "hidden_states", "kv_cache", "kv_cache_dtype",
@@ -162,7 +157,6 @@ BUILT_IN = (
         stage_type="llm",
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
-        gives=_FROM_VLLM,
         parameters=frozenset({"text", "seed"}),
         has_media_processor=True,
         takes_media=_ALL_MEDIA,

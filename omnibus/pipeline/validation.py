@@ -10,7 +10,7 @@ import msgspec
 
 from omnibus.errors import ConfigError, PipelineError
 from omnibus.pipeline.devices import get_stage_devices_per_replica, replica_devices
-from omnibus.pipeline.engines import engine_kind, engine_names
+from omnibus.pipeline.engines import ModelKind, engine_kind, engine_names
 from omnibus.pipeline.files import suggestion
 from omnibus.pipeline.plain_values import Path, Problem, field_name, shown, value_problems
 from omnibus.pipeline.prefill_decode import role_problems
@@ -18,6 +18,7 @@ from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import NAME_PATTERN, EdgeSpec, PipelineSpec, StageSpec
 
 MODALITY_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MODALITIES = ("text", "image", "audio", "video", "embedding", "json")
 CALLABLE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _PARALLEL_SIZES = {
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local",
@@ -166,9 +167,14 @@ def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         yield Problem((*path, "engine"), error.message)
         return
     beyond = next((one for one in stage.final_types if kind.gives is not None and one not in kind.gives), None)
-    if beyond is not None and MODALITY_PATTERN.fullmatch(beyond):
+    if beyond is not None:
         delivers = f"the engine {stage.engine} delivers {' or '.join(sorted(kind.gives or ()))}, not {beyond}"
-        yield Problem((*path, "final_output_type"), delivers + suggestion(beyond, kind.gives or ()))
+        yield Problem((*path, "final_output_type"), delivers)
+    # Code has names of its own for what it makes; the engine of a checkpoint has not.
+    if kind.gives is None and kind.model is ModelKind.CHECKPOINT:
+        for one in stage.final_types:
+            if one not in MODALITIES and (hint := suggestion(one, MODALITIES)):
+                yield Problem((*path, "final_output_type"), f"there is no {shown(one)}{hint}")
     taken = stage.engine_args.keys() if kind.arguments is None else kind.arguments
     for name in stage.engine_args:
         if name not in taken:

@@ -133,7 +133,7 @@ BAD_EDITS = [
         "final_output_type: txt",
         15,
         "stages[0].final_output_type",
-        "not txt; did you mean text",
+        "did you mean text",
     ),
     ("final_output_type: text", "final_output_type: My Text", 15, "stages[0].final_output_type", "lower case"),
     ("final_output_type: text", "final_output_type: [text, text]", 15, "stages[0].final_output_type", "different ones"),
