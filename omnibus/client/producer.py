@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Self
 
 from omnibus.broker.connection import Connection
@@ -20,7 +20,7 @@ from omnibus.client.event_reader import EventReader
 from omnibus.client.following import follow
 from omnibus.client.request_events import ClientEvent, Ended, Result
 from omnibus.client.segment_sender import send_segment
-from omnibus.errors import Overloaded
+from omnibus.errors import OmnibusError, Overloaded
 from omnibus.ledger.acceptance import admit
 from omnibus.ledger.overload import QuotaSlot
 from omnibus.payloads.transports import Transports
@@ -32,6 +32,9 @@ from omnibus.requests.request_files import check_files, has_files
 from omnibus.wire import subjects
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, Segment, decode_request, encode_request
+
+GIVE_UP_TIMEOUT = 1.0
+"""Seconds that a submission which has failed takes to remove its traces, at most."""
 
 
 class Submission:
@@ -107,16 +110,20 @@ class Producer:
         self._channels.clear()
 
     async def submit(
-        self, spec: PipelineSpec, request: Request, *, rid: str | None = None, arrival: float | None = None
-    ) -> Submission:
+        self, spec: PipelineSpec, request: Request, *, rid: str | None = None, arrival: float | None = None,
+        is_single: bool = False,
+    ) -> Submission:  # fmt: skip
         """Submit a request; accepted when this returns, and then it ends exactly once.
 
         With a `rid` of one's own, submitting again attaches to the running request or to its answer. Raises a RequestError
         for what the pipeline cannot serve, RequestConflict when the id was used otherwise, Overloaded at a bound, and
         BrokerUnavailable: then it may have been accepted, and only a submission with the same id tells.
 
+        `is_single`: nobody submits again under this `rid`, as without one: what a failure leaves of the request is ended.
+
         Deadline and time in the queue count from `arrival`, seconds since the epoch by this host's clock; by default from now.
         """
+        is_single = is_single or rid is None
         rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
         channel = await self.channel(spec.name)
         await channel.direct(spec)
@@ -144,7 +151,12 @@ class Producer:
                 lane=lane, route=route,
             )  # fmt: skip
             channel.expect(rid)
-            admitted = await admit(channel.performer, record)
+            try:
+                admitted = await admit(channel.performer, record)
+            except OmnibusError:
+                if is_single:
+                    await _give_up(channel, rid)
+                raise
             attached = admitted.attached
         finally:
             if is_new:
@@ -202,3 +214,10 @@ class Producer:
             if pipeline not in self._channels:
                 self._channels[pipeline] = await Channel.open(self.connection, pipeline, self.front, self._transports)
             return self._channels[pipeline]
+
+
+async def _give_up(channel: Channel, rid: str) -> None:
+    """End what was stored of a request that failed on its way; where that fails, too, its deadline does, or its lifetime."""
+    with suppress(OmnibusError, TimeoutError):
+        async with asyncio.timeout(GIVE_UP_TIMEOUT):
+            await cancel_request(channel, rid)

@@ -108,7 +108,7 @@ async def submit(
     request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape)
     try:
         rid = state["request_id"] if part == 0 else f"{state['request_id']}-{part}"
-        submission = await context.producer.submit(served.spec, request, rid=rid)
+        submission = await context.producer.submit(served.spec, request, rid=rid, is_single=key is None)
     except OmnibusError as error:
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise

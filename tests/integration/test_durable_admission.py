@@ -17,7 +17,7 @@ from omnibus.broker.delivery import Delivery
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
 from omnibus.client.producer import Producer
-from omnibus.errors import EngineError, Overloaded, RequestConflict, RevisionConflict
+from omnibus.errors import BrokerUnavailable, EngineError, Overloaded, RequestConflict, RevisionConflict
 from omnibus.ledger.acceptance import _resolve_conflict, admit
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.work_queue import WorkQueue
@@ -32,6 +32,7 @@ from omnibus.requests.effects import CreateRecord, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
+from omnibus.wire.envelope import Ticket
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, encode_request
@@ -293,6 +294,36 @@ async def test_raw_request_is_refused_when_another_had_its_id_and_its_sequence(
             assert await intake.handle(delivery)
         await connection.api(f"STREAM.DELETE.{subjects.requests_stream(pipeline)}")
     assert sequences == [1, 1]
+
+
+@pytest.mark.parametrize(("rid", "is_single"), [(None, False), ("mine", True), ("mine", False)])
+async def test_request_that_failed_between_record_and_timer_stays_open_only_where_it_may_come_again(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, rid: str | None, is_single: bool
+) -> None:
+    class LostTimer:
+        def __await__(self) -> Any:
+            raise BrokerUnavailable("lost")
+
+        def drop(self) -> None:
+            pass
+
+    def losing(_performer: Performer, ticket: Ticket) -> LostTimer:
+        rids.append(ticket.rid)
+        return LostTimer()
+
+    spec, rids = line(pipeline), list[str]()
+    async with serving(connection, spec) as producer:
+        with monkeypatch.context() as patched:
+            patched.setattr(Performer, "_schedule", losing)
+            with pytest.raises(BrokerUnavailable):
+                await producer.submit(spec, HELLO, rid=rid, is_single=is_single)
+        left = await producer.result(pipeline, rids[0])
+        may_come_again = rid is not None and not is_single
+        assert left.state is (RequestState.OPEN if may_come_again else RequestState.CANCELLED)
+        if may_come_again:
+            submission = await producer.submit(spec, HELLO, rid=rid)
+            assert (await submission.result()).state is RequestState.DONE
+        await queue_is_empty(connection, pipeline)
 
 
 async def test_raw_request_expires_when_its_admitter_died_between_record_and_timer(

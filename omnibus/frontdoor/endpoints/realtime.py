@@ -179,7 +179,7 @@ class _Answer:
         served = await context.models.find(served.model)
         request = self._request(served.spec)
         try:
-            submission = await context.producer.submit(served.spec, request, rid=self._response.rid)
+            submission = await context.producer.submit(served.spec, request, rid=self._response.rid, is_single=True)
         except OmnibusError as error:
             context.metrics.refused.labels(served.spec.name, error.code).inc()
             raise
