@@ -85,7 +85,7 @@ async def cancelled_with_text(front_door: Front, rid: str) -> str:
 async def test_long_text_is_kept_in_whole_when_it_is_cancelled(connection: Connection, pipeline: str) -> None:
     spec = omni_sim(pipeline)
     word = "x" * 1000
-    prompt = " ".join([word] * 100)
+    prompt = " ".join([word] * 300)  # most of it is still to come when it is cancelled
     slow = {"writer": {"token_rate": 400.0}}
     async with serving(connection, spec) as producer:
         request = Request(prompt=prompt, modalities=("text",), sampling_params=slow)
