@@ -30,6 +30,7 @@ class ChildProcess:
         self.stdout: asyncio.StreamReader | None = None
         """Its output as it comes, when PIPE was asked for, and so for its errors."""
         self.stderr: asyncio.StreamReader | None = None
+        self._pipes: list[asyncio.ReadTransport] = []
         threading.Thread(target=self._reap, name=f"child-{self.pid}", daemon=True).start()
 
     @property
@@ -52,6 +53,20 @@ class ChildProcess:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Read nothing more of its output, which others may hold open after its end."""
+        for pipe in self._pipes:
+            pipe.close()
+
+    async def read(self, pipe: IO[bytes] | None, limit: int) -> asyncio.StreamReader | None:
+        """Begin to read one of its pipes, if there is one; lines of at most `limit` bytes."""
+        if pipe is None:
+            return None
+        reader = asyncio.StreamReader(limit)
+        transport, _ = await self._loop.connect_read_pipe(lambda: _Output(reader), pipe)
+        self._pipes.append(transport)
+        return reader
 
     def _reap(self) -> None:
         self._popen.wait()
@@ -86,20 +101,13 @@ async def start_child(
     )  # fmt: skip
     child = ChildProcess(popen)
     try:
-        child.stdout = await _reader(popen.stdout, limit)
-        child.stderr = await _reader(popen.stderr, limit)
+        child.stdout = await child.read(popen.stdout, limit)
+        child.stderr = await child.read(popen.stderr, limit)
     except BaseException:
         child.kill()
+        child.close()
         raise
     return child
-
-
-async def _reader(pipe: IO[bytes] | None, limit: int) -> asyncio.StreamReader | None:
-    if pipe is None:
-        return None
-    reader = asyncio.StreamReader(limit)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: _Output(reader), pipe)
-    return reader
 
 
 class _Output(asyncio.StreamReaderProtocol):

@@ -254,6 +254,7 @@ class _Child:
             death = ChildDeath(name=self.name, instance=instance, returncode=code, seconds=lived)
             await on_end(death)  # first: its output may be held open by a process that left its group
             await self._end_of(echo)
+            process.close()
         return death
 
     def signal(self, number: signal.Signals) -> None:

@@ -33,6 +33,7 @@ async def test_half_a_text_is_no_result_when_engine_core_is_ended(tmp_path: Path
     finally:
         process.kill()
         await process.wait()
+        process.close()
 
 
 async def said(output: asyncio.StreamReader, word: bytes, seconds: float) -> None:

@@ -33,3 +33,4 @@ async def test_engine_core_ends_when_its_replica_is_killed(tmp_path: Path) -> No
 
     await eventually(lambda: not any(is_running(pid) for pid in cores), 5)
     await replica.wait()
+    replica.close()

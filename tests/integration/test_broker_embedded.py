@@ -140,6 +140,7 @@ async def test_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     finally:
         owner.kill()
         await owner.wait()
+        owner.close()
     await eventually(lambda: not _alive(pid))
     async with EmbeddedServer(tmp_path, port=free_port()):  # and the state directory is free again
         pass

@@ -125,6 +125,7 @@ async def process(module: str, *arguments: str) -> AsyncIterator[ChildProcess]:
     finally:
         running.kill()
         await running.wait()
+        running.close()
 
 
 @asynccontextmanager

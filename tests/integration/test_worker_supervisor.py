@@ -234,6 +234,7 @@ async def test_children_and_what_they_forked_die_when_the_supervisor_is_killed()
     assert all(alive(pid) for pid in pids)
     process.kill()
     await process.wait()
+    process.close()
     await eventually(lambda: not any(alive(pid) for pid in pids), what="the children are gone")
 
 

@@ -120,6 +120,7 @@ class StageBench:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+            process.close()
 
     async def _take_events(self, puller: Puller) -> None:
         async for delivery in puller:

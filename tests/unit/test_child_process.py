@@ -57,6 +57,24 @@ async def test_output_is_read_by_lines_and_beyond_the_end() -> None:
     assert await child.stderr.read() == b"two\n"
 
 
+async def test_output_that_others_hold_open_ends_when_it_is_closed() -> None:
+    code = f"import subprocess; print(subprocess.Popen({_SLEEPS!r}).pid, flush=True)"
+    child = await start_child(sys.executable, "-c", code, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    holder = int(await child.stdout.readline())
+    assert await child.wait() == 0
+    rest = asyncio.create_task(child.stdout.read())
+    try:
+        await asyncio.sleep(0)
+        assert not rest.done()
+        child.close()
+        async with asyncio.timeout(10):
+            assert await rest == b""
+        child.close()
+    finally:
+        os.kill(holder, signal.SIGKILL)
+
+
 async def test_end_of_its_input_is_its_own_when_it_is_a_pipe() -> None:
     child = await start_child(sys.executable, "-c", "input()", stdin=subprocess.PIPE)
     with pytest.raises(TimeoutError):
