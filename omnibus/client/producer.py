@@ -20,7 +20,7 @@ from omnibus.client.event_reader import EventReader
 from omnibus.client.following import follow
 from omnibus.client.request_events import ClientEvent, Ended, Result
 from omnibus.client.segment_sender import send_segment
-from omnibus.errors import OmnibusError, Overloaded
+from omnibus.errors import BrokerError, OmnibusError, Overloaded
 from omnibus.ledger.acceptance import admit
 from omnibus.ledger.overload import QuotaSlot
 from omnibus.payloads.transports import Transports
@@ -153,7 +153,7 @@ class Producer:
             channel.expect(rid)
             try:
                 admitted = await admit(channel.performer, record)
-            except OmnibusError:
+            except BrokerError:  # not a conflict: that request is another's
                 if is_single:
                     await _give_up(channel, rid)
                 raise
