@@ -31,7 +31,6 @@ class ChildProcess:
         """Its output as it comes, when PIPE was asked for, and so for its errors."""
         self.stderr: asyncio.StreamReader | None = None
         self._pipes: list[asyncio.ReadTransport] = []
-        threading.Thread(target=self._reap, name=f"child-{self.pid}", daemon=True).start()
 
     @property
     def returncode(self) -> int | None:
@@ -68,6 +67,10 @@ class ChildProcess:
         self._pipes.append(transport)
         return reader
 
+    def watch(self) -> None:
+        """Begin to wait for its end, in a thread of its own."""
+        threading.Thread(target=self._reap, name=f"child-{self.pid}", daemon=True).start()
+
     def _reap(self) -> None:
         self._popen.wait()
         if self._popen.stdin is not None:
@@ -101,6 +104,7 @@ async def start_child(
     )  # fmt: skip
     child = ChildProcess(popen)
     try:
+        child.watch()
         child.stdout = await child.read(popen.stdout, limit)
         child.stderr = await child.read(popen.stderr, limit)
     except BaseException:

@@ -15,8 +15,9 @@ _PR_SET_PDEATHSIG = 1
 _TIED = f"""
 import ctypes, os, sys
 ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, int(sys.argv[2]), 0, 0, 0)
-if os.getppid() == int(sys.argv[1]):  # else it died before this was armed
-    os.execv(sys.argv[3], sys.argv[3:])
+if os.getppid() != int(sys.argv[1]):  # it died before this was armed
+    sys.exit(1)
+os.execv(sys.argv[3], sys.argv[3:])
 """
 # Loaded here: the loader must not run in a freshly forked child.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None

@@ -29,6 +29,8 @@ class EventReader:
             if (reading := self._reading) is None:
                 reading = self._reading = asyncio.create_task(self._read(), name="events")
             await asyncio.wait({reading})
+            if self._reading is not reading:  # another caller took what it read
+                continue
             self._reading = None
             if (batch := reading.result()) is None:
                 raise StopAsyncIteration

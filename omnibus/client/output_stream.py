@@ -52,7 +52,6 @@ class OutputStream:
             del self  # else the cancelled task would keep what its caller drops
             raise
         except Exception:
-            following.is_over = True
             await self.aclose()
             raise
         if output is None:

@@ -217,7 +217,7 @@ class Producer:
 
 
 async def _give_up(channel: Channel, rid: str) -> None:
-    """End what was stored of a request that failed on its way; where that fails, too, its deadline does, or its lifetime."""
+    """End what was stored of a request that failed on its way. Where that fails, too, its deadline ends it, or its lifetime."""
     with suppress(OmnibusError, TimeoutError):
         async with asyncio.timeout(GIVE_UP_TIMEOUT):
             await cancel_request(channel, rid)
