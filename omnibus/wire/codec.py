@@ -100,6 +100,12 @@ def _pack_numpy(value: object) -> object:
     return msgpack.ExtType(NUMPY_EXT, head + bytes(buffer))
 
 
+def host_array(value: object) -> np.ndarray[Any, Any]:
+    """The array of anything that is one, on whatever device; raises ValueError for lists of several lengths, TypeError too."""
+    array = _array_of(value)
+    return np.asarray(value) if array is None else array
+
+
 def _array_of(value: object) -> np.ndarray[Any, Any] | None:
     """The array itself, or a view of a tensor that speaks DLPack, as those of torch and JAX do; None for anything else."""
     if isinstance(value, np.ndarray):

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from omnibus.errors import EngineError, RequestError, RequestTooLarge
+from omnibus.wire import codec
 from omnibus.wire.payload import BYTES, JSON, MP4, PNG, TEXT, WAV
 
 MAX_FILES = 1024
@@ -50,7 +51,7 @@ def encoded(modality: str, value: Any, sample_rate: Any = None, *, fps: Any = No
 
 
 def to_json(value: Any) -> bytes:
-    """JSON of a value, numpy's arrays and numbers among them; raises EngineError."""
+    """JSON of a value, arrays, tensors and numpy's numbers among them; raises EngineError."""
     try:
         return msgspec.json.encode(value, enc_hook=_plain)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
@@ -64,7 +65,7 @@ def _pictures(value: Any) -> list[File]:
         return [file for one in value for file in _pictures(one)]
     if isinstance(value, bytes):
         return [(value, _readable(pictures.shown, pictures.media_type, value))]
-    pixels = np.asarray(value)
+    pixels = codec.host_array(value)
     return [(pictures.encoded(one), PNG) for one in (pixels if pixels.ndim == 4 else [pixels])]
 
 
@@ -87,7 +88,7 @@ def _videos(value: Any, fps: Any, sounds: Sequence[tuple[np.ndarray, int]]) -> l
     if isinstance(value, list):
         pairs = zip_longest(value, sounds[: len(value)])
         return [file for one, heard in pairs for file in _videos(one, fps, [] if heard is None else [heard])]
-    frames = np.asarray(value)
+    frames = codec.host_array(value)
     if frames.ndim == 5:
         return _videos(list(frames), fps, sounds)
     try:
@@ -101,7 +102,7 @@ def samples_of(value: Any, sample_rate: Any) -> tuple[np.ndarray, int]:
     if isinstance(value, Mapping):
         value, sample_rate = value.get("samples"), value.get("sample_rate")
     try:
-        return np.asarray(value), int(sample_rate)
+        return codec.host_array(value), int(sample_rate)
     except (TypeError, ValueError, OverflowError) as error:
         raise EngineError(f"a sound has samples and their sample_rate in Hz, not {sample_rate!r}") from error
 
@@ -130,8 +131,8 @@ def _alike(files: list[File], common: str) -> list[File]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    if hasattr(value, "__dlpack__"):  # numpy's arrays, and tensors
+        return codec.host_array(value).tolist()
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a {type(value).__name__} has no JSON form")

@@ -12,6 +12,7 @@ from omnibus.media import pictures
 from omnibus.wire.envelope import TokenUsage
 from omnibus.workers.engines.protocol import Chunk, Finished, Item, Progress, TextDelta
 from omnibus.workers.item_checks import check_item
+from tests.support.device_tensors import CudaTensor
 
 pytestmark = pytest.mark.unit
 KINDS = {"text": "text", "ids": "tokens", "states": "tensor", "picture": "image", "more": "json"}
@@ -26,6 +27,7 @@ HALF = "\ud83d"
         Chunk(outputs={"ids": (1, 2), "unknown": object()}),
         Finished(outputs={"text": "", "ids": [1, np.int64(2)], "states": np.zeros((2, 3)), "more": {"a": None}}),
         Finished(outputs={"ids": np.arange(3), "states": [[1, 2], [3, 4]], "unknown": object()}),
+        Finished(outputs={"states": CudaTensor(np.zeros(3))}),
         Finished(outputs={}, finish_reason="abort", usage=TokenUsage(prompt_tokens=3)),
     ],
 )

@@ -23,6 +23,7 @@ from omnibus.workers.attempt_decision import following
 from omnibus.workers.engines.protocol import StageInput
 from omnibus.workers.job_builder import default_input, merged_sampling
 from omnibus.workers.output_files import encoded
+from tests.support.device_tensors import CudaTensor
 
 pytestmark = pytest.mark.unit
 
@@ -31,6 +32,15 @@ def test_text_and_json_are_encoded() -> None:
     assert encoded("text", "hallo") == [(b"hallo", TEXT)]
     assert encoded("json", {"a": [1, 2]}) == [(b'{"a":[1,2]}', JSON)]
     assert encoded("json", {"a": np.arange(2), "b": np.float32(1.5)}) == [(b'{"a":[0,1],"b":1.5}', JSON)]
+
+
+def test_outputs_are_those_of_the_host_when_they_are_tensors_on_a_gpu() -> None:
+    pixels, samples = np.arange(12, dtype=np.uint8).reshape(2, 2, 3), np.linspace(-1, 1, 80, dtype=np.float32)
+    frames = np.zeros((3, 16, 16, 3), np.uint8)
+    assert encoded("image", CudaTensor(pixels)) == encoded("image", pixels)
+    assert encoded("audio", CudaTensor(samples), 8000) == encoded("audio", samples, 8000)
+    assert encoded("video", CudaTensor(frames), fps=8) == encoded("video", frames, fps=8)
+    assert encoded("json", {"a": CudaTensor(np.arange(2))}) == [(b'{"a":[0,1]}', JSON)]
 
 
 def test_batch_of_images_becomes_one_file_each() -> None:
