@@ -7,6 +7,7 @@ import pytest
 
 from omnibus.workers.engines.chunk_joining import joined
 from omnibus.workers.engines.protocol import Chunk
+from tests.support.device_tensors import CudaTensor
 
 pytestmark = pytest.mark.unit
 
@@ -18,6 +19,12 @@ def test_sound_follows_along_its_frames_and_other_arrays_along_their_rows(shapes
     frames = sum(shape[-1] for shape in shapes)
     assert whole["voice"].shape == (*shapes[0][:-1], frames)
     assert whole["states"].shape == (frames, 3)
+
+
+def test_tensors_follow_each_other_as_arrays_do_when_they_are_on_a_gpu() -> None:
+    parts = [np.arange(6.0).reshape(2, 3) + 10 * number for number in range(3)]
+    whole = joined([Chunk(outputs={"voice": CudaTensor(part)}) for part in parts], {"voice": "audio"})
+    assert whole["voice"].tolist() == np.concatenate(parts, -1).tolist()
 
 
 def test_value_error_when_a_sound_changes_its_channels() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from omnibus.wire import codec
 from omnibus.workers.engines.protocol import Chunk, Outputs
 
 _AXES = {"audio": -1}
@@ -34,8 +35,9 @@ def _joined(values: Sequence[Any], axis: int) -> Any:
             return "".join(values)
         case bytes():
             return b"".join(values)
-        case np.ndarray() if values[0].ndim:
-            return np.concatenate(values, axis)
+        case first if hasattr(first, "__dlpack__"):  # numpy's arrays, and tensors
+            arrays = [codec.host_array(value) for value in values]
+            return np.concatenate(arrays, axis) if arrays[0].ndim else arrays[-1]
         case list() | tuple():
             return [item for value in values for item in value]
     return values[-1]
