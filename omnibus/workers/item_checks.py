@@ -109,9 +109,8 @@ def _tokens_fault(value: object) -> str | None:
 
 
 def _tensor_fault(value: object) -> str | None:
-    if hasattr(value, "__dlpack__") and not isinstance(
-        value, np.ndarray
-    ):  # it may be on a GPU: copied once, when it is sent
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        # It may be on a GPU: it is copied once, when it is sent.
         kind = str(getattr(value, "dtype", ""))
         return f"a tensor is an array of numbers, not {kind}" if "complex" in kind else None
     try:

@@ -104,7 +104,10 @@ async def create_embeddings(body: EmbeddingBody, http: HttpRequest, context: Con
 async def _submitted(
     context: FrontDoorContext, http: HttpRequest, body: EmbeddingBody, inputs: Sequence[str | tuple[int, ...]]
 ) -> list[Accepted]:
-    """The requests, in the order of their inputs; when one is refused, none of them is left, and its error is raised."""
+    """The requests, in the order of their inputs; raises the error of the first that is refused.
+
+    The others are cancelled then, unless they have an idempotency key.
+    """
     accepted, refusals = dict[int, Accepted](), list[OmnibusError]()
 
     async def one(number: int) -> None:
