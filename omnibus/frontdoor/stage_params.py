@@ -1,14 +1,15 @@
 """Which stage gets which of a caller's parameters.
 
-HTTP names parameters of a request, a pipeline has them by stage. Parameters of text go to the stages that deliver text
-(to the first stages where none does), parameters of images to the stages that paint, those of videos to the stages that
-deliver them, the seed to every stage that draws random numbers; and only engines that know them get them. What the caller
-sets by stage is passed on as it is.
+HTTP names parameters of a request, a pipeline has them by stage. Parameters of text and of its tokens go to the stages that
+deliver text (to the first stages where none does), parameters of images to the stages that paint, those of videos to the
+stages that deliver them, the seed to every stage that draws random numbers; and only engines that know them get them. What
+the caller sets by stage is passed on as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from omnibus.errors import InvalidRequest, PipelineError
@@ -16,6 +17,7 @@ from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.route import Route
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.wire.sampling import OF_TOKENS
 
 _NO_CHANGE: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("temperature", "top_p", "repetition_penalty", "n"), (1,)),
@@ -48,7 +50,8 @@ def stage_params(
     running = [spec.stage(stage.stage_id) for stage in route.stages]
     params: StageParams = {}
     for choose, values in (
-        (_text_stages, text or {}),
+        (partial(_text_stages, "text"), {name: one for name, one in (text or {}).items() if name not in OF_TOKENS}),
+        (partial(_text_stages, "tokens"), {name: one for name, one in (text or {}).items() if name in OF_TOKENS}),
         (_image_stages, image or {}),
         (_video_stages, video or {}),
         (_seeded_stages, {} if seed is None else {"seed": seed}),
@@ -59,7 +62,9 @@ def stage_params(
         if unread is not None and not stages:
             engines = ", ".join(dict.fromkeys(stage.engine for stage in running))
             raise InvalidRequest(
-                f"{unread} has no effect here: no stage reads it, the engines are {engines}", param=unread
+                f"{unread} has no effect here: no stage reads it, the engines are {engines}; what a function knows by this "
+                "name goes into sampling_params, by stage",
+                param=unread,
             )
         _give(params, stages, values)
     return params
@@ -86,8 +91,8 @@ def overridden(
     return merged
 
 
-def _text_stages(running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
-    able = _knowing("text", running)
+def _text_stages(group: str, running: Sequence[StageSpec], route: Route) -> list[StageSpec]:
+    able = _knowing(group, running)
     delivering = {stage.stage_id for stage in route.finals if stage.final == "text"}
     entries = {stage.stage_id for stage in route.entries}
     chosen = [stage for stage in able if stage.stage_id in delivering]

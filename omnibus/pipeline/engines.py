@@ -51,7 +51,7 @@ class EngineKind:
     gives: frozenset[str] | None = None
     """Modalities that its stages can deliver; None: any."""
     parameters: frozenset[str] = frozenset()
-    """Groups of a caller's parameters that its stages know: `text`, `image`, `seed`."""
+    """Groups of a caller's parameters that its stages know: `text`, `tokens` (as in `omnibus.wire.sampling`), `image`, `seed`."""
     has_media_processor: bool = False
     """Whether it prepares pictures, sound and video of messages, by `mm_processor_kwargs`."""
     takes_media: frozenset[str] = frozenset()
@@ -157,7 +157,7 @@ BUILT_IN = (
         stage_type="llm",
         model=ModelKind.CHECKPOINT,
         checkpoint_files=("config.json",),
-        parameters=frozenset({"text", "seed"}),
+        parameters=frozenset({"text", "tokens", "seed"}),
         has_media_processor=True,
         takes_media=_ALL_MEDIA,
         has_chat_template=True,

@@ -33,3 +33,10 @@ FIELDS: Mapping[str, Any] = {
     "echo": bool,
 }
 """Every parameter that a request may set, and its type. `echo`: the text begins with the prompt's."""
+
+OF_TOKENS = frozenset({
+    "min_tokens", "stop_token_ids", "bad_words", "allowed_token_ids", "logit_bias", "ignore_eos", "skip_special_tokens",
+    "spaces_between_special_tokens", "include_stop_str_in_output", "n", "logprobs", "prompt_logprobs", "structured_outputs",
+    "echo", "extra_args",
+})  # fmt: skip
+"""Those that only a language model's own sampler and tokenizer can follow."""

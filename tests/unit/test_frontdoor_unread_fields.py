@@ -27,6 +27,12 @@ PAINTER = PipelineSpec(
 LLM = PipelineSpec(
     name="llm", stages=(StageSpec(stage_id=0, name="say", engine="vllm", final_output=True, final_output_type="text"),)
 )
+CODE = PipelineSpec(
+    name="code",
+    stages=(
+        StageSpec(stage_id=0, name="say", engine="python", model="m:f", final_output=True, final_output_type="text"),
+    ),
+)
 REQUIRED: dict[type[AskingBody], dict[str, Any]] = {
     ChatBody: {"messages": [{"role": "user", "content": "hi"}]},
     CompletionBody: {"prompt": "hi"},
@@ -116,6 +122,31 @@ def test_a_parameter_is_refused_when_no_stage_reads_it(made: Any, param: str) ->
     with pytest.raises(InvalidRequest) as refused:
         made()
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "[a-z]+"}, "guided_regex"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"stop_token_ids": [7]}, "stop_token_ids"),
+        ({"logit_bias": {"5": -100}}, "logit_bias"),
+        ({"n": 2}, "n"),
+        ({"prompt_logprobs": 2}, "prompt_logprobs"),
+    ],
+)
+def test_parameters_of_tokens_are_refused_when_the_text_is_a_functions(fields: dict[str, Any], param: str) -> None:
+    sent = body(ChatBody, **fields, temperature=0.5)
+    assert "say" in chat_request(sent, LLM).sampling_params
+    with pytest.raises(InvalidRequest) as refused:
+        chat_request(sent, CODE)
+    assert refused.value.param is not None
+    assert sent.field_of(refused.value.param) == param
+
+
+def test_a_function_is_given_any_parameter_by_its_stage() -> None:
+    sent = body(ChatBody, temperature=0.5, sampling_params={"say": {"stop_token_ids": [7]}})
+    assert chat_request(sent, CODE).sampling_params == {"say": {"temperature": 0.5, "stop_token_ids": [7]}}
 
 
 def _with_image(spec: PipelineSpec) -> PipelineSpec:
