@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import re
-import secrets
-
 import msgspec
 
 from omnibus.errors import InvalidRequest, OmnibusError
 
-_NO_TENANT = "_"
-_PREFIX = "file-"
-_ID = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}", re.ASCII)
+PREFIX = "file-"
+"""Beginning of every file's id."""
 _LONGEST_NAME = 255
+BATCH_OUTPUT = "batch_output"
+"""Purpose of the files that a batch makes."""
 DEFAULT_LIFETIME = 30 * 86_400.0
 """Seconds that a file is kept where nobody says otherwise."""
 
@@ -38,29 +35,9 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     purpose: str
 
 
-def new_file_id(now: float) -> str:
-    """An id; those of later files come later in the order of texts."""
-    return f"{_PREFIX}{int(now * 1000):012x}{secrets.token_hex(10)}"
-
-
-def is_file_id(text: str) -> bool:
-    """Whether it has the form of an id; the file may be gone, or never have been."""
-    return _ID.fullmatch(text) is not None
-
-
-def record_key(tenant: str | None, file_id: str) -> str:
-    """The key of a tenant's file; raises UnknownFile for what is no id."""
-    digits = file_id.removeprefix(_PREFIX)
-    if digits == file_id or not digits.isascii() or not digits.isalnum():
-        raise UnknownFile(f"no file has the id {file_id!r}", param="file_id")
-    return f"{tenant_token(tenant)}.{file_id}"
-
-
-def tenant_token(tenant: str | None) -> str:
-    """A tenant as a token of a key; None, a caller without a key, is nobody else."""
-    if tenant is None:
-        return _NO_TENANT
-    return base64.urlsafe_b64encode(tenant.encode()).decode().rstrip("=") or "__"
+def unknown_file(file_id: str) -> UnknownFile:
+    """The error of an id that the caller has no file of."""
+    return UnknownFile(f"there is no file {file_id[:80]!r}", param="file_id")
 
 
 def checked_filename(name: str | None) -> str:

@@ -134,6 +134,14 @@ async def json_response(
     return Response(text, headers=headers, media_type=JSON_TYPE)
 
 
+async def list_response(data: Sequence[Mapping[str, object]], *, has_more: bool) -> Response:
+    """A part of a list of objects, with the ids of its ends."""
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return await json_response(
+        lambda: {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": has_more}
+    )
+
+
 def size_of(outputs: Iterable[Output]) -> int:
     """Bytes of all items."""
     return sum(len(item) for output in outputs for item in output.items)

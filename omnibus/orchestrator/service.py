@@ -11,11 +11,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 from omnibus.broker.connection import Connection, ReceivedMessage
+from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.broker.puller import Puller
 from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.orchestrator.delivery_loop import DeliveryLoop
 from omnibus.orchestrator.disconnects import DisconnectListener, SystemAccount
 from omnibus.orchestrator.forwarding import Forwarder
 from omnibus.orchestrator.intake import Intake

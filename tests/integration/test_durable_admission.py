@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
+from omnibus.broker.delivery_loop import _LONGEST_RETRY, ATTEMPTS
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.puller import Puller
 from omnibus.client.producer import Producer
@@ -22,7 +23,6 @@ from omnibus.ledger.acceptance import _resolve_conflict, admit
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator import intake as intake_module
-from omnibus.orchestrator.delivery_loop import _LONGEST_RETRY, ATTEMPTS
 from omnibus.orchestrator.intake import Intake
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec

@@ -229,7 +229,7 @@ async def test_nothing_stays_when_the_record_of_an_upload_is_not_written(
     async def refuse(*_: object, **__: object) -> int:
         raise BrokerUnavailable("no record today")
 
-    monkeypatch.setattr(files._records, "create", refuse)
+    monkeypatch.setattr(files._records.bucket, "create", refuse)
     before = await chunks_stored(connection)
     with pytest.raises(BrokerUnavailable, match="no record today"):
         await files.add("somebody", _zeros(CHUNK * 2), filename="lost.bin", purpose="batch", lifetime=3600.0)

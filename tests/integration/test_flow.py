@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from omnibus.broker import delivery_loop
 from omnibus.broker.connection import Connection
 from omnibus.client import channel, following
 from omnibus.client.producer import Producer
@@ -24,7 +25,6 @@ from omnibus.errors import (
     UnsupportedModality,
 )
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.orchestrator import delivery_loop
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from omnibus.broker import delivery_loop
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
@@ -19,7 +20,7 @@ from omnibus.ledger import performer
 from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import Ledger
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.orchestrator import delivery_loop, forwarding
+from omnibus.orchestrator import forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector

@@ -14,9 +14,9 @@ from starlette.types import Message, Receive
 from typing_extensions import TypedDict
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
-from omnibus.files.file_record import DEFAULT_LIFETIME, FileRecord, checked_filename, is_file_id
+from omnibus.files.file_record import BATCH_OUTPUT, DEFAULT_LIFETIME, FileRecord, checked_filename
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.answers import json_response
+from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.byte_range import requested_range
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.forms import is_form
@@ -119,10 +119,8 @@ async def list_files(http: HttpRequest, context: Context, query: Annotated[FileQ
 
     `after` may be of a file that was deleted meanwhile: ids are in the order of the uploads.
     """
-    if query.after is not None and not is_file_id(query.after):
-        raise InvalidRequest(f"after: no file has the id {query.after!r}", param="after")
-    if query.purpose not in (None, *PURPOSES):
-        raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose")
+    if query.purpose not in (None, *PURPOSES, BATCH_OUTPUT):
+        raise InvalidRequest(f"purpose must be one of {', '.join((*PURPOSES, BATCH_OUTPUT))}", param="purpose")
     page = await context.files.page(
         http.state.tenant,
         after=query.after,
@@ -130,10 +128,7 @@ async def list_files(http: HttpRequest, context: Context, query: Annotated[FileQ
         oldest_first=query.order == "asc",
         purpose=query.purpose,
     )
-    data = [file_object(record) for record in page.files]
-    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    answer = FileList(object="list", data=data, first_id=ends[0], last_id=ends[1], has_more=page.has_more)
-    return await json_response(lambda: answer, 0)
+    return await list_response([file_object(record) for record in page.records], has_more=page.has_more)
 
 
 @router.get("/v1/files/{file_id}", response_model=FileObject, openapi_extra=RouteAccess.USER.stated)

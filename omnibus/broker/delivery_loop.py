@@ -1,4 +1,4 @@
-"""The loop over one queue of an orchestrator: messages are handled side by side, retried, and given up after enough errors."""
+"""The loop over one queue: messages are handled side by side, retried, and given up after enough errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
 ATTEMPTS = 5
-"""Errors that nobody foresaw after which the request of a message is ended as failed."""
+"""Errors that nobody foresaw after which a message is given up."""
 _MOST_COUNTED = 4096
 """Messages whose errors are counted at the same time; beyond it the oldest begins anew."""
 _DRAIN = 5.0
@@ -32,7 +32,7 @@ class Handler(Protocol):
         """Handle a message, which is acknowledged then; False when it was put back. Raises BrokerError: it comes again."""
 
     async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:
-        """End the request of a message that cannot be handled, ever; `dead` after ATTEMPTS errors that nobody foresaw."""
+        """End what a message is about, which cannot be handled, ever; `dead` after ATTEMPTS errors that nobody foresaw."""
 
 
 class DeliveryLoop:
@@ -42,9 +42,12 @@ class DeliveryLoop:
     not there yet, or that met an outage, is delivered many times before its first error.
     """
 
-    def __init__(self, connection: Connection, puller: Puller, handler: Handler, *, concurrency: int) -> None:
+    def __init__(
+        self, connection: Connection, puller: Puller, handler: Handler, *, concurrency: int, where: str = "orchestrator"
+    ) -> None:
+        """`where` is what its errors are counted under."""
         self._metrics, self._puller, self._handler = connection.metrics, puller, handler
-        self._concurrency = concurrency
+        self._concurrency, self._where = concurrency, where
         self._errors: dict[tuple[int, float], int] = {}
         """By the stream sequence and the time of the message: a stream that is made anew counts from 1 again."""
 
@@ -78,7 +81,7 @@ class DeliveryLoop:
             log.warning(LogEvent.EVENT_FAILED, subject=delivery.subject, error=str(error))
             await self._retry(delivery, _RETRY)
         except Exception:
-            self._metrics.errors.labels(where="orchestrator").inc()
+            self._metrics.errors.labels(where=self._where).inc()
             log.exception(LogEvent.TASK_CRASHED, subject=delivery.subject, delivery=delivery.num_delivered)
             doublings = min(self._errors.get(_key(delivery), delivery.num_delivered) - 1, 10)
             await self._retry(delivery, min(_RETRY * 2**doublings, _LONGEST_RETRY))
