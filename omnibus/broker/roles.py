@@ -83,6 +83,7 @@ _TABLE = {
         read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET}.{queue}
         read flows: $JS.API.STREAM.MSG.GET.{chunks} $JS.API.DIRECT.GET.{chunks} <omni.{P}.chunk.*.*.*
         send segments of open inputs: omni.{P}.chunk.*.*.{input}
+        notice how far they are read: <omni.{P}.chunk.*.*.{input}.*
         remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}
         keep the records of files: $KV.{files}.> $JS.API.DIRECT.GET.KV_{files}.$KV.{files}.>
         keep the records of files: $JS.API.STREAM.{INFO|MSG.GET}.KV_{files} $JS.API.DIRECT.GET.KV_{files}
@@ -104,6 +105,7 @@ _TABLE = {
         notice new chunks of stage {streamed}: <omni.{P}.chunk.*.*.{streamed}
         notice new segments of open inputs: <omni.{P}.chunk.*.*.{listened}
         tell how far it has read them: omni.{P}.chunk.*.*.{streamed}.{stage}
+        tell how far it has read open inputs: omni.{P}.chunk.*.*.{listened}.{stage}
         read flows: $JS.API.STREAM.MSG.GET.{flows} $JS.API.DIRECT.GET.{flows}
         exchange payloads in memory of other hosts: omni.{P}.fetch.* <omni.{P}.fetch.*
         notice cancellations, calls and questions: <omni.{P}.{ctl|ask}.all <omni.{P}.{ctl|ask}.{stage}.*

@@ -14,7 +14,7 @@ from omnibus.client.output_stream import Following, OutputStream
 from omnibus.client.request_arguments import NamedAdapter, Prompt, make_request
 from omnibus.client.request_outputs import OmniRequestOutput
 from omnibus.client.session import Aborted, Session
-from omnibus.errors import EmptyPrompt, InputClosed
+from omnibus.errors import EmptyPrompt, InputClosed, Overloaded
 from omnibus.wire.request import Request
 
 
@@ -110,13 +110,21 @@ class AsyncOmni(OmniBase):
             return
         try:
             async for prompt in segments:
-                await self.run_async(self.session.add_streaming_update(rid, prompt))
+                await self._send_segment(rid, prompt)
             await self.run_async(self.session.add_streaming_update(rid, None, resumable=False))
         except InputClosed:
             return
         except Exception as error:  # noqa: BLE001 raised where the outputs are taken
             following.failures.append(error)
             await self.abort(rid)
+
+    async def _send_segment(self, rid: str, prompt: Prompt) -> None:
+        """Send a segment, for as long as it takes until there is room for it: the generator of the input waits for that."""
+        while True:
+            try:
+                return await self.run_async(self.session.add_streaming_update(rid, prompt))
+            except Overloaded as error:
+                await asyncio.sleep(error.retry_after)
 
     async def abort(self, request_id: str | Iterable[str], timeout: float | None = None) -> list[Aborted]:
         """See Session.abort; does nothing after a shutdown."""

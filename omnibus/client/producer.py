@@ -202,7 +202,8 @@ class Producer:
         The first one has number 1. One that is sent again with its number counts once; without a number it is the next one.
         Raises UnknownRequest, also for one of another `tenant` where one is given; InputClosed when the input or the request
         has ended; RequestConflict when another segment has the number, InvalidRequest when one before it is missing, or for
-        a request whose input is not open; RequestTooLarge at a bound; any RequestError of a request; BrokerUnavailable.
+        a request whose input is not open; RequestTooLarge at a bound; Overloaded when the stages are behind and do not read on;
+        any RequestError of a request; BrokerUnavailable.
         """
         return await send_segment(await self.channel(spec.name), spec, rid, segment, number=number, tenant=tenant)
 

@@ -7,9 +7,11 @@ from contextlib import suppress
 from omnibus.client.channel import Channel
 from omnibus.errors import BrokerError, FlowBroken, InputClosed, InvalidRequest
 from omnibus.flows.flow_name import FlowName
+from omnibus.flows.pacing import Pacing
 from omnibus.flows.segments import append
 from omnibus.flows.writer import CHUNK_INLINE
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.presence.replica_record import read_replicas
 from omnibus.requests.record import Record
 from omnibus.requests.request_checks import check_segment
 from omnibus.requests.request_files import check_files
@@ -35,11 +37,25 @@ async def send_segment(
         return await channel.store.put(encoded, rid=rid, limit=CHUNK_INLINE)
 
     name = FlowName.of_input(record.ticket)
+    readers = [stage.stage_id for stage in record.ticket.route.stages if not stage.sources]
+
+    async def is_read_silently() -> bool:
+        """Whether a replica reads it that tells nobody how far: one of an earlier version, or with credentials made for that."""
+        _check_open(await _latest(channel, rid))
+        found = await read_replicas(channel.connection, spec.name)
+        return any(one.alive and one.stage_id in readers and rid in dict(one.claims) for one in found)
+
+    lease = spec.heartbeat_timeout
+    pacing = Pacing(channel.connection, name, readers, lease=lease, goes_on_unread=is_read_silently)
     try:
-        number = await append(channel.connection, name, segment, number, most=spec.max_flow_bytes, store=store)
+        number = await append(
+            channel.connection, name, segment, number, most=spec.max_flow_bytes, pacing=pacing, store=store
+        )  # fmt: skip
     except (FlowBroken, InvalidRequest):  # an input that was removed with its request looks so, too
         _check_open(await _latest(channel, rid))
         raise
+    finally:
+        await pacing.close()
     latest = await _latest(channel, rid)
     if latest.state.terminal:  # meanwhile: nobody else removes what came behind its end
         with suppress(BrokerError):

@@ -1,10 +1,11 @@
-"""The pace of a flow: its writer stays at most a window ahead of the slowest stage that reads it."""
+"""The pace of a flow: who writes it stays at most a window ahead of the slowest stage that reads it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 
 import msgspec
 
@@ -24,12 +25,14 @@ class Pacing:
     def __init__(
         self, conn: Connection, name: FlowName, readers: Sequence[int],
         *, lease: float = LEASE, on_silence: OnSilence | None = None,
+        goes_on_unread: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:  # fmt: skip
-        """A position counts for `lease` seconds; `on_silence` is called as that of a reader, while the writer is held up."""
+        """A position counts for `lease` seconds; `on_silence` is called as that of a reader, while the writer is held up.
+
+        `goes_on_unread` says whether the writer may go on where nobody reads; without it, it may.
+        """
         self._conn, self._name, self._readers, self._on_silence = conn, name, readers, on_silence
-        self._lease = lease
-        self._seen: dict[int, tuple[int, float]] = {}
-        """The last report of each reader, by its sequence, and when it was first seen."""
+        self._lease, self._goes_on_unread = lease, goes_on_unread
         self._free_to = WINDOW
         """Bytes up to which nobody need be asked."""
         self._bell: Subscription | None = None
@@ -37,7 +40,7 @@ class Pacing:
         self.is_waiting = False
 
     async def wait(self, offset: int) -> None:
-        """Return when a writer that has come so far may go on; raises BrokerUnavailable.
+        """Return when a writer that has come so far may go on; raises BrokerUnavailable, and what the callbacks raise.
 
         A reader that has died holds it up for a lease, and then the next one when it begins. In between the writer goes on, up
         to the flow's bound: its slot may be what the next reader, or the source of another flow, waits for.
@@ -70,19 +73,21 @@ class Pacing:
 
     async def _allowed(self, offset: int) -> int:
         """Bytes up to which a writer may go on, by those who read; without any it looks for them now and then."""
-        positions = [position for reader in self._readers if (position := await self._position(reader)) is not None]
-        return min(positions) + WINDOW if positions else offset + WINDOW // 4
+        found = [position for reader in self._readers if (position := await self._position(reader)) is not None]
+        if reading := [done for done, is_current in found if is_current]:
+            return min(reading) + WINDOW
+        last = max((done for done, _ in found), default=0) + WINDOW
+        if offset < last:  # a reader that has nothing to do tells nothing
+            return last
+        goes_on = self._goes_on_unread is None or await self._goes_on_unread()
+        return offset + WINDOW // 4 if goes_on else offset
 
-    async def _position(self, reader: int) -> int | None:
-        """How far a stage has read; None where nobody reads, or nobody does any more."""
+    async def _position(self, reader: int) -> tuple[int, bool] | None:
+        """How far a stage has read, and whether it reported that within a lease; None where none has begun."""
         body = msgspec.json.encode({"last_by_subj": self._name.position(reader)})
         message = await self._conn.retried_request(f"$JS.API.DIRECT.GET.{self._name.stream}", body)
         if status_of(message) is not None:
             return None
-        seq, now = int((message.headers or {})["Nats-Sequence"]), asyncio.get_running_loop().time()
-        if self._seen.get(reader, (0, 0.0))[0] != seq:
-            self._seen[reader] = seq, now
-        if now - self._seen[reader][1] > self._lease:
-            return None
         found: ReadPosition = codec.decode(message.data, ReadPosition)
-        return found.offset
+        stored = datetime.fromisoformat((message.headers or {})["Nats-Time-Stamp"]).timestamp()
+        return found.offset, self._conn.clock.now() - stored <= self._lease

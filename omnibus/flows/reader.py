@@ -45,7 +45,7 @@ class FlowReader:
         """`deadline` is the request's, seconds since the epoch; `is_there`: the flow has begun.
 
         A `reader`, the stage that reads, holds the writer to its pace; without one it may fall behind as far as it wants to.
-        Its position counts for `lease` seconds, and is renewed in time.
+        Its position counts for `lease` seconds, and is renewed in time while there is something to read.
         `silence`: seconds for which a chunk of an open input is waited for.
         `on_silence` is called while nothing comes, every now and then: the request may have ended unnoticed.
         """
@@ -55,7 +55,9 @@ class FlowReader:
         self._seq = 0
         self._is_over = False
         self._silence, self._asked = silence, 0.0
-        self._lease, self._done, self._reported = lease, 0, -REPORT_EVERY
+        self._lease, self._done, self._reported = lease, 0, 0
+        self._idle: int | None = None
+        """Renewals that were due since it waits for a chunk; None while there is something to read."""
         self._news = asyncio.Event()
         self._news.set()
         self._rang_behind = -1
@@ -67,8 +69,9 @@ class FlowReader:
         """Listen for new chunks; raises BrokerUnavailable."""
         bell = await self._conn.subscribe(self.name.subject, self._ring)
         self._stack.push_async_callback(bell.unsubscribe)
-        self._stack.callback(self._conn.on_reconnect(self._news.set))
+        self._stack.callback(self._conn.on_reconnect(self._reconnected))
         if self._reader is not None:
+            self._report()
             renewing = asyncio.create_task(self._renew(), name=f"position {self.name.rid}")
             self._stack.push_async_callback(asyncio.wait, {renewing})
             self._stack.callback(renewing.cancel)
@@ -85,7 +88,7 @@ class FlowReader:
         """
         assert not self._is_over, "nothing follows the end"
         self._asked = asyncio.get_running_loop().time()
-        self._done = self._check.offset
+        self._done, self._idle = self._check.offset, 0
         if self._done >= self._reported + REPORT_EVERY:
             self._report()
         pause, self._looks = _FIRST_LOOK if self._is_new else LOOK_EVERY, 0
@@ -95,6 +98,7 @@ class FlowReader:
             rang = self._news.is_set()
             self._news.clear()
             if (part := await self._available()) is not None:
+                self._idle = None
                 return part
             if rang:
                 pause = _FIRST_LOOK if self._is_behind or self._is_new else LOOK_EVERY
@@ -117,6 +121,10 @@ class FlowReader:
         self._rang_behind = max(self._rang_behind, appended_behind(message))
         if self._is_behind:
             self._news.set()
+
+    def _reconnected(self) -> None:
+        self._news.set()
+        self._report()
 
     async def _available(self) -> FlowPart | None:
         """The part that can be read now, None when nothing is there that it has not got."""
@@ -156,10 +164,13 @@ class FlowReader:
                 await self._news.wait()
 
     async def _renew(self) -> None:
-        """Repeat the last report, which may have been lost, for as long as somebody reads."""
+        """Repeat the last report, which may have been lost; less and less often while nothing comes, which may be for hours."""
         while True:
             await asyncio.sleep(self._lease / 3)
-            self._report()
+            if self._idle is not None:
+                self._idle += 1
+            if self._idle is None or self._idle.bit_count() == 1:
+                self._report()
 
     def _report(self) -> None:
         """Tell the writer how far the flow is read and done with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
@@ -9,9 +10,18 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import FlowBroken, InputClosed, InvalidRequest, RequestConflict, RequestTooLarge, RevisionConflict
+from omnibus.errors import (
+    FlowBroken,
+    InputClosed,
+    InvalidRequest,
+    Overloaded,
+    RequestConflict,
+    RequestTooLarge,
+    RevisionConflict,
+)
 from omnibus.flows.decisions import Turn, following_segment, turn_of
 from omnibus.flows.flow_name import FlowName
+from omnibus.flows.pacing import WINDOW, Pacing
 from omnibus.flows.stored_flow import last_message, messages_behind, publish_behind
 from omnibus.wire.chunk import Chunks, FlowEnd
 from omnibus.wire.out import Fence
@@ -20,6 +30,8 @@ from omnibus.wire.request import Segment
 
 MOST_SEGMENTS = 10_000
 """Segments of one input, at most."""
+READ_TIMEOUT = 30.0
+"""Seconds for which a segment waits until the stages have read enough of those before it."""
 SEGMENT = "segment"
 """The name of the segment in its chunk."""
 _DIGEST, _SENDER = "digest", "sender"
@@ -29,13 +41,14 @@ _NOBODY = Fence(0, 0, 0)
 
 async def append(
     conn: Connection, name: FlowName, segment: Segment, number: int | None,
-    *, most: int, store: Callable[[bytes], Awaitable[Payload]],
+    *, most: int, pacing: Pacing, store: Callable[[bytes], Awaitable[Payload]],
 ) -> int:  # fmt: skip
     """Append a segment and return its number; it is stored when this returns. Idempotent for one with a number.
 
     Without a number it is the next one. `most` bounds the bytes of the whole input; `store` keeps those of this segment.
     Raises InputClosed behind the end, RequestConflict for another segment under the same number, InvalidRequest when one
-    before it is missing, RequestTooLarge at a bound, FlowBroken, Overloaded when the stream is full, BrokerUnavailable.
+    before it is missing, RequestTooLarge at a bound, FlowBroken, Overloaded when the stream is full or `pacing` lets nobody
+    go on within READ_TIMEOUT, BrokerUnavailable. The end of an input is not held up.
     """
     encoded = msgspec.msgpack.encode(segment)
     chunk: Payloads = {}
@@ -47,6 +60,8 @@ async def append(
                 raise RequestConflict(f"another segment has number {turn}", param="number")
             return turn
         _check_turn(turn, last)
+        if not segment.is_empty:
+            await _wait(pacing, last)
         if not (chunk or segment.is_empty):
             sender = Payload.inline(secrets.token_bytes(8), BYTES)
             chunk = {SEGMENT: await store(encoded), _DIGEST: Payload.inline(_digested(encoded), BYTES), _SENDER: sender}
@@ -61,6 +76,15 @@ async def append(
             if await _stored(conn, name, turn) != message:
                 continue
         return turn
+
+
+async def _wait(pacing: Pacing, last: Chunks | None) -> None:
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            await pacing.wait(0 if last is None else last.next_offset)
+    except TimeoutError as error:
+        unread = f"{WINDOW >> 20} MiB of the input before this segment are still unread after {READ_TIMEOUT:g} s"
+        raise Overloaded(f"{unread}: send it again later") from error
 
 
 def _check_turn(number: int, last: Chunks | None) -> None:

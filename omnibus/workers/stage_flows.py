@@ -47,7 +47,10 @@ class StageFlows:
         deadline = task.ticket.deadline + BEYOND_DEADLINE / 2
         if task.flow is None:
             name, silence = FlowName.of_input(task.ticket), self._spec.input_timeout
-            reader = FlowReader(self._conn, name, deadline=deadline, is_there=False, silence=silence)
+            reader = FlowReader(
+                self._conn, name, deadline=deadline, reader=task.stage_id, lease=self._spec.heartbeat_timeout,
+                is_there=False, silence=silence,
+            )  # fmt: skip
             return OpenInput(reader, self._store, request)
         reader = FlowReader(
             self._conn, self._name(task, task.flow),

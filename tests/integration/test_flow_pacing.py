@@ -118,7 +118,7 @@ async def test_lost_report_is_repeated_while_a_reader_waits(connection: Connecti
 
 
 async def _position(connection: Connection, writer: object, wanted: int) -> bool:
-    return await writer._pacing._position(1) == wanted  # type: ignore[attr-defined]
+    return await writer._pacing._position(1) == (wanted, True)  # type: ignore[attr-defined]
 
 
 async def test_chunks_of_one_window_leave_together_and_the_end_at_once(

@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -280,7 +280,9 @@ class Broker:
 
 def direct(stored: Stored) -> Wire:
     """A stored message as a direct get answers it."""
-    return Wire("", stored.data, {**stored.headers, "Nats-Sequence": str(stored.seq), "Nats-Subject": stored.subject})
+    at = datetime.fromtimestamp(stored.at, UTC).isoformat()
+    about = {"Nats-Sequence": str(stored.seq), "Nats-Subject": stored.subject, "Nats-Time-Stamp": at}
+    return Wire("", stored.data, {**stored.headers, **about})
 
 
 def _json(answer: Mapping[str, Any]) -> Wire:

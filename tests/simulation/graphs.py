@@ -106,6 +106,7 @@ GRAPH_OF_HOLE = {
     ), "flow"),
     **dict.fromkeys((
         "segments_by_number_alone", "segments_without_expected_sequence", "later_attempts_listen_on", "forgotten_inputs",
+        "inputs_read_silently",
     ), "session"),
 }  # fmt: skip
 """Holes that only one graph can show, and seldom: they are looked for there."""

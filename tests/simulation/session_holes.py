@@ -13,6 +13,7 @@ from omnibus.flows.reader import FlowReader
 from omnibus.ledger.performer import Performer
 from omnibus.wire import codec
 from omnibus.wire.chunk import Chunks
+from omnibus.wire.subjects import INPUT
 from omnibus.workers.open_input import OpenInput
 
 if TYPE_CHECKING:
@@ -58,6 +59,18 @@ def forgotten_inputs(_world: World) -> Patches:
     yield Performer, "_purge_flows", purge
 
 
+def inputs_read_silently(_world: World) -> Patches:
+    """Who reads an open input tells nobody how far: whoever sends waits in vain."""
+    real = FlowReader._report
+
+    def report(self: FlowReader) -> None:
+        if self.name.stage_id != INPUT:
+            real(self)
+
+    yield FlowReader, "_report", report
+
+
 SESSION_HOLES = (
     segments_by_number_alone, segments_without_expected_sequence, later_attempts_listen_on, forgotten_inputs,
+    inputs_read_silently,
 )  # fmt: skip

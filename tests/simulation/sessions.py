@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from omnibus.client.producer import Producer
-from omnibus.errors import BrokerError, InputClosed, InvalidRequest, RequestConflict, UnknownRequest
+from omnibus.errors import BrokerError, InputClosed, InvalidRequest, Overloaded, RequestConflict, UnknownRequest
 from omnibus.wire.request import Segment
 from tests.simulation.connection import SimConnection
 
@@ -82,7 +82,7 @@ async def _is_sent(
         inputs.sent(plan.rid, segment)
         try:
             given = await producer.send_segment(world.spec, plan.rid, segment, number=number if plan.numbered else None)
-        except (BrokerError, UnknownRequest):
+        except (BrokerError, Overloaded, UnknownRequest):
             await asyncio.sleep(0.3)
             continue
         except InputClosed as error:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnibus.broker.roles import NatsRole, permissions
 from omnibus.client.assembly import Assembly
 from omnibus.client.request_events import Output, SegmentFinished, TextPiece
 from omnibus.errors import InvalidRequest, PipelineError
@@ -90,6 +91,15 @@ def test_engine_with_an_open_input_takes_it(engine: str) -> None:
 def test_input_timeout_out_of_range_is_refused(timeout: float) -> None:
     with pytest.raises(PipelineError, match="input_timeout: must be from"):
         validate(pipeline_of(input_timeout=timeout))
+
+
+def test_roles_may_tell_and_notice_how_far_an_open_input_is_read() -> None:
+    worker, sender = (permissions(role, pipeline_of(), stages=stages, inbox="_I") for role, stages in (
+        (NatsRole.WORKER, [0]), (NatsRole.FRONTDOOR, []),
+    ))  # fmt: skip
+    assert "omni.p.chunk.*.*.input.0" in worker.publish
+    assert "omni.p.chunk.*.*.input" not in worker.publish
+    assert "omni.p.chunk.*.*.input.*" in sender.subscribe
 
 
 Said = list[str | None]

@@ -62,6 +62,7 @@ def test_a_seed_gives_the_same_schedule_when_it_is_replayed_elsewhere() -> None:
         "segments_without_expected_sequence",
         "later_attempts_listen_on",
         "forgotten_inputs",
+        "inputs_read_silently",
     ],
 )
 def test_a_seed_fails_when_a_hole_is_planted(hole: str) -> None:
