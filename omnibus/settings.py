@@ -91,6 +91,16 @@ class Settings(BaseSettings):
     otlp_endpoint: str | None = None
     """Endpoint to which spans go over OTLP/gRPC, such as http://collector:4317; needs the extra `otel`. None: nowhere."""
 
+    # Metrics
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port on which `serve`, `worker` and `orchestrator` show their metrics; 0: a free one. None: not at all."""
+    metrics_host: str = "127.0.0.1"
+    """Address on which they do: anybody who reaches it can read them."""
+    metrics_dir: Path | None = None
+    """A folder in which several processes of this machine keep their metrics: each shows those of all."""
+    metrics_name: str = "process"
+    """The name of this process there, which its next life has, too."""
+
     # The front door
     host: str = "127.0.0.1"
     port: int = 8000
@@ -98,10 +108,6 @@ class Settings(BaseSettings):
     """Processes that answer on the port."""
     share_port: bool = False
     """Listen beside other processes of this user on the same port (SO_REUSEPORT), where they do so, too."""
-    metrics_dir: Path | None = None
-    """A folder of files in which several processes of this machine keep their metrics: each shows the sum."""
-    metrics_name: str = "process"
-    """The name of this process's files there, which its next life has, too."""
     api_keys: Words = ()
     """Accepted bearer tokens, comma-separated, each with `admin:` before it where it is an admin's."""
     api_keys_file: Path | None = None

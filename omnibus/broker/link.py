@@ -95,6 +95,7 @@ class Link:
             raise
         self._refusal = None
         self.connected_since = time.monotonic()
+        self.metrics.connected.set(1)
         self._up.set()
         log.debug(LogEvent.BROKER_CONNECTED, url=self._safe_url, client=self.name)
 
@@ -305,6 +306,7 @@ class Link:
 
     async def _disconnected(self) -> None:
         self.connected_since = None
+        self.metrics.connected.set(0)
         self._up.clear()
         self._replies.fail("the connection to NATS broke")
         self.client.broken()
@@ -317,6 +319,7 @@ class Link:
         self.generation += 1
         self.connected_since = time.monotonic()
         self.metrics.reconnects.inc()
+        self.metrics.connected.set(1)
         self._up.set()
         log.info(LogEvent.BROKER_RECONNECTED, client=self.name, generation=self.generation)
         for hook in tuple(self._on_reconnect):

@@ -72,7 +72,8 @@ _TABLE = {
         notice a new revision of the pipeline: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{P}
         read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET|MSG.DELETE}.{work} $JS.API.DIRECT.GET.{work}
         find and remove the flows of ended requests: $JS.API.STREAM.{INFO|PURGE}.{chunks}
-        see how long queues are, and make the lanes of replicas: $JS.API.CONSUMER.{INFO|CREATE}.{work}.*""",
+        see how long queues are, and make the lanes of replicas: $JS.API.CONSUMER.{INFO|CREATE}.{work}.*
+        see how long queues are: $JS.API.CONSUMER.LIST.{work}""",
     NatsRole.FRONTDOOR: """
         +everybody +ledger +replicas +pipeline +queues
         send requests to stage {entry}: omni.{P}.task.{entry}.*.*

@@ -48,8 +48,7 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.observability.tracing import open_tracing  # noqa: PLC0415
     from omnibus.payloads.transports import Transports  # noqa: PLC0415
 
-    if settings.metrics_dir is not None:
-        share_metrics(settings.metrics_dir, settings.metrics_name)
+    share_metrics(settings.metrics_dir, settings.metrics_name)
     with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
         async with (
             connected(settings, role="frontdoor", wait=START_WAIT) as connection,

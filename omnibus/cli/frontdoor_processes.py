@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
+from omnibus.cli.metrics_port import shared_metrics, sharing
 from omnibus.cli.process_group import log_format, supervise
 from omnibus.cli.root import end_with_parent, run, start_logging
 from omnibus.frontdoor.api_keys import hashed_setting
@@ -42,12 +42,7 @@ def processes(settings: Settings, environment: Mapping[str, str], *words: str) -
     argv, env = (sys.executable, "-m", "omnibus.cli", NAME, *words), {**known.environment(), **environment}
     if settings.frontdoors == 1:
         return [ProcessSpec(name=NAME, argv=argv, env=env)]
-    folder = settings.state_dir / f"metrics-{settings.port}"
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier command on this port
-    folder.mkdir(parents=True)
-    names = [f"{NAME}-{number}" for number in range(settings.frontdoors)]
-    shared = {"OMNIBUS_METRICS_DIR": str(folder)}
-    return [ProcessSpec(name=name, argv=argv, env={**env, **shared, "OMNIBUS_METRICS_NAME": name}) for name in names]
+    return [ProcessSpec(name=f"{NAME}-{number}", argv=argv, env=env) for number in range(settings.frontdoors)]
 
 
 def serve_several(settings: Settings, *words: str) -> None:
@@ -56,4 +51,5 @@ def serve_several(settings: Settings, *words: str) -> None:
     end_with_parent()
     with port_taken(settings) as taken:
         front_doors = processes(taken, {"OMNIBUS_LOG_FORMAT": log_format(taken)}, *words)
-        run(supervise(Supervisor(front_doors, grace=_GRACE)))
+        with shared_metrics() as folder:
+            run(supervise(Supervisor(sharing(front_doors, folder), grace=_GRACE)))

@@ -6,15 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import click
 
+from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import discover, running_server
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import without_password
 from omnibus.cli import frontdoor_processes
 from omnibus.cli.coming_up import ComingUp
+from omnibus.cli.metrics_port import metrics_shown, shared_metrics, sharing
 from omnibus.cli.process_group import Fleet, keep_running
 from omnibus.cli.readiness import Readiness
 from omnibus.cli.root import (
@@ -110,7 +114,7 @@ def serve(arguments: ServeArguments) -> None:
 
 
 async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArguments) -> None:
-    async with _broker(settings) as found, connected(found, role="serve") as connection:
+    async with _broker(settings) as found, _metered(found, role="serve") as (connection, folder):
         fleet = Fleet(
             spec=spec, settings=found, addresses=discover(found),
             allowed=AllowedCode.of(spec, found.allowed_modules),
@@ -127,7 +131,8 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArgumen
         if not arguments.no_frontdoor:
             services += frontdoor_processes.processes(found, fleet.environment(), "--pipeline", spec.name)
         try:
-            await keep_running(connection, fleet, plans, services, coming.announce, stats=arguments.log_stats)
+            processes = sharing([*services, *fleet.replicas(plans)], folder)
+            await keep_running(connection, fleet, processes, coming.announce, stats=arguments.log_stats)
         finally:
             await coming.say_what_stays()
 
@@ -144,6 +149,15 @@ async def _broker(settings: Settings) -> AsyncIterator[Settings]:
         keeper.cancel()
 
 
+@asynccontextmanager
+async def _metered(settings: Settings, **known: Any) -> AsyncIterator[tuple[Connection, Path]]:
+    """A connection, and the folder of the metrics of all processes here, which are shown where the settings say."""
+    with shared_metrics() as folder:
+        async with connected(settings, **known) as connection:
+            with metrics_shown(settings, connection.metrics):
+                yield connection, folder
+
+
 def work(arguments: WorkerArguments) -> None:
     """Run replicas of one stage until Ctrl-C or SIGTERM."""
     end_with_parent()
@@ -153,7 +167,7 @@ def work(arguments: WorkerArguments) -> None:
 
 
 async def _work(settings: Settings, arguments: WorkerArguments) -> None:
-    async with connected(settings, role="supervisor", stage=arguments.stage, wait=START_WAIT) as connection:
+    async with _metered(settings, role="supervisor", stage=arguments.stage, wait=START_WAIT) as (connection, folder):
         deployed = await find_pipeline(connection, arguments.pipeline, wait=START_WAIT)
         stage = deployed.stage(arguments.stage)
         overrides = arguments.overrides(stage)
@@ -181,4 +195,5 @@ async def _work(settings: Settings, arguments: WorkerArguments) -> None:
             nats = without_password(fleet.addresses.url)
             click.echo(f"ready: {spec.name}, {replicas} of stage {stage.stage_id} {stage.name}, NATS {nats}")
 
-        await keep_running(connection, fleet, plans, [], announce, stats=arguments.log_stats)
+        processes = sharing(fleet.replicas(plans), folder)
+        await keep_running(connection, fleet, processes, announce, stats=arguments.log_stats)

@@ -71,6 +71,11 @@ allow_module = setting(
     "--allow-module", "allowed_modules", multiple=True, metavar="NAME",
     help="A module, or a setting that has code loaded, which a stage may name though it comes from the broker; may be repeated.",
 )  # fmt: skip
+metrics = together(
+    setting("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT",
+            help="Show the metrics of this command's processes there, at /metrics; 0 takes a free port."),
+    setting("--metrics-host", metavar="ADDRESS", help="Where that port is; loopback by default."),
+)  # fmt: skip
 payloads = together(
     setting("--shared-memory", metavar="SIZE", help="Shared memory of each replica for large outputs, 1GiB by default; 0: none."),
     setting("--payload-address", metavar="ADDRESS", help="Where replicas serve large outputs to other hosts, unencrypted."),

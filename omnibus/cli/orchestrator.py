@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("orchestrator")
 @options.pipeline
+@options.metrics
 @options.process
 def command(*, pipeline: Wanted) -> None:
     """Run an orchestrator of a deployed pipeline. Any number of them may run; it waits for the deployment."""
@@ -26,13 +28,22 @@ def command(*, pipeline: Wanted) -> None:
 
 async def _orchestrate(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.metrics_port import metrics_shown  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
+    from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
     from omnibus.orchestrator.deployed import DeployedOrchestrator  # noqa: PLC0415
     from omnibus.orchestrator.disconnects import SystemAccount  # noqa: PLC0415
+    from omnibus.orchestrator.queue_gauges import QueueGauges  # noqa: PLC0415
 
+    share_metrics(settings.metrics_dir, settings.metrics_name)
     async with connected(settings, role="orchestrator", wait=START_WAIT) as connection:
         spec = await find_pipeline(connection, pipeline, wait=START_WAIT)
         found, system = discover(settings), None
         if found.system_url is not None:
             system = SystemAccount(url=found.system_url, access=found.system_access, account=settings.nats_account)
-        await DeployedOrchestrator(connection, spec, system=system).run()
+        with metrics_shown(settings, connection.metrics):
+            measuring = asyncio.create_task(QueueGauges(connection, spec.name).run(), name="queue-gauges")
+            try:
+                await DeployedOrchestrator(connection, spec, system=system).run()
+            finally:
+                measuring.cancel()

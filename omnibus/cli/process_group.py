@@ -61,12 +61,16 @@ class Fleet:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def replicas(self, plan: LogicalStageInitPlan) -> list[ProcessSpec]:
-        """The processes of the replicas of a stage that are started here; raises CodeNotAllowed."""
-        processes = planned_processes(
-            self.spec, plan, overrides=self.overrides, allowed=self.allowed,
-            broker=self.addresses.environment, grace=self.grace, start_timeout=self.stage_init_timeout,
-        )  # fmt: skip
+    def replicas(self, plans: Sequence[LogicalStageInitPlan]) -> list[ProcessSpec]:
+        """The processes of the replicas that are started here; raises CodeNotAllowed."""
+        processes = [
+            process
+            for plan in plans
+            for process in planned_processes(
+                self.spec, plan, overrides=self.overrides, allowed=self.allowed,
+                broker=self.addresses.environment, grace=self.grace, start_timeout=self.stage_init_timeout,
+            )
+        ]  # fmt: skip
         return [dataclasses.replace(process, env={**self.environment(), **process.env}) for process in processes]
 
     def environment(self) -> dict[str, str]:
@@ -90,14 +94,10 @@ def log_format(settings: Settings) -> str:
 
 
 async def keep_running(
-    connection: Connection, fleet: Fleet, plans: Sequence[LogicalStageInitPlan], services: Sequence[ProcessSpec],
+    connection: Connection, fleet: Fleet, processes: Sequence[ProcessSpec],
     announce: Callable[[ReplicaView, Supervisor], Coroutine[Any, Any, None]], *, stats: bool,
 ) -> None:  # fmt: skip
-    """Supervise the services and the replicas that are planned here until all have ended; `announce` runs beside them.
-
-    Raises as `supervise`, and CodeNotAllowed before anything is started.
-    """
-    processes = [*services, *(process for plan in plans for process in fleet.replicas(plan))]
+    """Supervise processes until all have ended; `announce` runs beside them. Raises as `supervise`."""
     async with with_death_reporter(connection, fleet.spec) as (view, reporter):
         supervisor = Supervisor(
             processes, grace=fleet.grace + 5.0, on_death=reporter, metrics=connection.metrics

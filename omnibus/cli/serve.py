@@ -32,6 +32,7 @@ def _refuse_headless(_context: click.Context, _parameter: click.Parameter, is_gi
 @options.stage_overrides
 @options.allow_module
 @options.payloads
+@options.metrics
 @click.option("--lb-policy", multiple=True, metavar="[STAGE=]POLICY",
               help="Who picks replicas: broker, random, round-robin or least-queue-length; may be repeated.")  # fmt: skip
 @click.option("--tokenizer", metavar="PATH|NAME", help="The tokenizer of LLM stages that name none.")

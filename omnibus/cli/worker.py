@@ -16,6 +16,7 @@ from omnibus.cli import options
 @options.stage_overrides
 @options.allow_module
 @options.payloads
+@options.metrics
 @options.process
 @options.grace
 @options.stage_init_timeout

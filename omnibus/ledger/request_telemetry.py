@@ -35,6 +35,7 @@ class RequestTelemetry:
                     self._metrics.redriven.labels(self._pipeline).inc()
                     log.warning(LogEvent.REQUEST_REDRIVEN, request=record.rid, run=record.ticket.run)
                 case KeepDead(record):
+                    self._metrics.dead_letters.labels(self._pipeline).inc()
                     log.warning(LogEvent.REQUEST_DEAD, request=record.rid)
                 case _:
                     pass

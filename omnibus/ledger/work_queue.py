@@ -6,7 +6,7 @@ import asyncio
 from base64 import b64decode
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -31,6 +31,8 @@ class QueueDepth(NamedTuple):
     waiting: int = 0
     running: int = 0
     """Delivered, and not acknowledged yet."""
+    since: float | None = None
+    """When the oldest of those that wait was published, in the server's time, where that was asked for."""
 
     @property
     def total(self) -> int:
@@ -88,11 +90,23 @@ class WorkQueue:
         state = (await self._connection.api(f"STREAM.INFO.{self._work}"))["state"]
         return Traffic(state["messages"], state["last_seq"] - state["messages"])
 
-    async def depths(self) -> dict[str, QueueDepth]:
+    async def depths(self, *, ages: bool = False) -> dict[str, QueueDepth]:
         """The depth of each consumer's queue, by consumer: `stage-<id>-<lane>` and `events`."""
         info = await self._connection.api(f"CONSUMER.LIST.{self._work}", {})
         consumers = info["consumers"] or ()
-        return {found["name"]: QueueDepth(found["num_pending"], found["num_ack_pending"]) for found in consumers}
+        since = await asyncio.gather(*map(self._oldest, consumers)) if ages else [None] * len(consumers)
+        return {
+            found["name"]: QueueDepth(found["num_pending"], found["num_ack_pending"], oldest)
+            for found, oldest in zip(consumers, since, strict=True)
+        }
+
+    async def _oldest(self, consumer: dict[str, Any]) -> float | None:
+        """When the first message was published that a consumer has not delivered yet; None when there is none."""
+        if not consumer["num_pending"]:
+            return None
+        first = {"seq": consumer["delivered"]["stream_seq"] + 1, "next_by_subj": consumer["config"]["filter_subject"]}
+        answer = await self._connection.find(f"STREAM.MSG.GET.{self._work}", first)
+        return datetime.fromisoformat(answer["message"]["time"]).timestamp() if answer is not None else None
 
     async def queued(self, rid: str) -> list[Task | Event]:
         """The tasks and events of a request that wait or are being worked on; those that end meanwhile may be missing."""

@@ -18,6 +18,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.objects import ObjectStore
 from omnibus.errors import BrokerRefused, Overloaded, PayloadLost
 from omnibus.payloads.fetching import Fetching
+from omnibus.payloads.memory import HostMemory
 from omnibus.payloads.packing import HEAVY, Packed, unpack
 from omnibus.payloads.peer import pull
 from omnibus.payloads.placement import Place, places
@@ -39,6 +40,7 @@ _LENT = 3600.0
 """Seconds after which the object store's own lifetime is left to end what readers elsewhere had stored."""
 _MOST_PULLS = 4
 """Payloads that are pulled from peers at the same time."""
+_PLACES = {MemorySlot: "memory", PeerSlot: "peer", ObjectKey: "object", StoredOutput: "outputs"}
 EXPIRY_MARGIN = 60.0
 """Seconds beyond a request's deadline after which no reader can want its payloads."""
 
@@ -46,10 +48,12 @@ EXPIRY_MARGIN = 60.0
 class PayloadStore:
     """Payloads of one pipeline. Writing and reading raise BrokerUnavailable, writing also Overloaded when the store is full."""
 
-    def __init__(self, connection: Connection, pipeline: str, transports: Transports = _BROKER_ONLY) -> None:
-        """Places that `transports` lacks are not used, and what is there cannot be read."""
+    def __init__(
+        self, connection: Connection, pipeline: str, transports: Transports = _BROKER_ONLY, *, stage: str = ""
+    ) -> None:
+        """Places that `transports` lacks are not used, and what is there cannot be read. `stage`: whose metrics these are."""
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
-        self._metrics = connection.metrics
+        self._metrics, self._stage = connection.metrics, stage
         self._pipeline, self._memory, self._peer, self._outputs = (
             pipeline,
             transports.memory,
@@ -66,9 +70,7 @@ class PayloadStore:
     async def __aenter__(self) -> Self:
         """Serve what is in this host's memory to readers elsewhere; raises BrokerUnavailable."""
         if self._memory is not None:
-            usage, gauge = self._memory.usage, self._metrics.memory_bytes
-            gauge.labels(self._pipeline, "held").set_function(lambda: usage()[0])
-            gauge.labels(self._pipeline, "free").set_function(lambda: usage()[1])
+            self._measure(self._memory)
             await self._fetching.listen(self._memory.host)
         return self
 
@@ -94,7 +96,7 @@ class PayloadStore:
         that it works for: what it hands over within that run may be in shared memory, and what it delivers in the storage of
         outputs.
         """
-        given = Packed.of((data,), media_type) if isinstance(data, bytes) else data
+        given, began = Packed.of((data,), media_type) if isinstance(data, bytes) else data, time.monotonic()
         memory = self._memory is not None and ticket is not None and not lasting
         found: tuple[Location, ...] = ()
         outputs = self._outputs is not None and ticket is not None and lasting
@@ -113,7 +115,7 @@ class PayloadStore:
                 case Place.OBJECT:
                     found = (await self._put_object(given, rid, lasting=lasting),)
             if found:
-                self._metrics.payload_bytes.labels(self._pipeline, place.name.lower()).inc(given.nbytes)
+                self._count("put", place.name.lower(), given.nbytes, began)
                 break
         assert found, "the object store, which raises when it is full, is the last of all places"
         return Payload(
@@ -127,14 +129,17 @@ class PayloadStore:
         """
         if payload.data is not None:
             return payload.data if into is None else _filled(into, payload.data)
-        why = "a payload has neither bytes nor a location"
+        why, began = "a payload has neither bytes nor a location", time.monotonic()
         for location in sorted(payload.locations, key=self._is_elsewhere):
             try:
-                return await self._from(location, payload, into, rid)
+                data = await self._from(location, payload, into, rid)
             except PayloadLost as error:
                 why = (
                     error.message
                 )  # not the error: it would keep this frame, and so the buffer, until garbage is collected
+            else:
+                self._count("get", _PLACES[type(location)], payload.nbytes, began)
+                return data
         raise PayloadLost(why)
 
     async def value(self, payload: Payload, rid: str) -> Any:
@@ -150,7 +155,10 @@ class PayloadStore:
         Returns the requests that have had something in memory for longer than `age` seconds, and those of other hosts' readers:
         an orchestrator knows whether they have ended.
         """
-        held = await asyncio.to_thread(self._memory.sweep, now, age) if self._memory is not None else []
+        held = list[str]()
+        if self._memory is not None:
+            held = await asyncio.to_thread(self._memory.sweep, now, age)
+            self._measure(self._memory)
         self._targets.trim()
         oldest = time.monotonic() - _LENT
         self._lent = {rid: since for rid, since in self._lent.items() if since > oldest}
@@ -174,6 +182,15 @@ class PayloadStore:
         """Return when what is written behind messages is stored: the requests of that, and of what readers elsewhere wanted."""
         await self._write_through.close()
         return list(self._lent)
+
+    def _measure(self, memory: HostMemory) -> None:
+        for status, nbytes in zip(("held", "free"), memory.usage(), strict=True):
+            self._metrics.memory_bytes.labels(self._pipeline, status).set(nbytes)
+
+    def _count(self, direction: str, place: str, nbytes: int, began: float) -> None:
+        labels = (self._pipeline, self._stage, place, direction)
+        self._metrics.payload_bytes.labels(*labels).inc(nbytes)
+        self._metrics.payload_seconds.labels(*labels).observe(time.monotonic() - began)
 
     def _is_elsewhere(self, location: Location) -> bool:
         """Whether it is in another host's memory: the last that is tried, as that takes the broker."""

@@ -242,6 +242,13 @@ def stage_consumer(stage_id: int, lane: str) -> str:
     return f"stage-{stage_id}-{check_name(lane, 'lane')}"
 
 
+def parse_stage_consumer(name: str) -> tuple[int, str] | None:
+    """The stage and the lane of a consumer; None for one of another kind."""
+    kind, _, rest = name.partition("-")
+    stage, _, lane = rest.partition("-")
+    return (int(stage), lane) if kind == "stage" and stage.isdecimal() and lane else None
+
+
 def replicas_bucket(pipeline: str) -> str:
     return f"omni-{check_name(pipeline, 'pipeline')}-replicas"
 

@@ -108,7 +108,7 @@ class Replica:
         self._streams = DeltaStreams(conn)
         self._registration = self._make_registration()
         self._slots = TaskSlots(stage.slots, self._claims, self._registration.set_status)
-        self._payloads = PayloadStore(conn, spec.name, self._options.transports)
+        self._payloads = PayloadStore(conn, spec.name, self._options.transports, stage=str(stage.stage_id))
         self._performer = Performer(conn, spec.name, lane_of=self._director.lane)
         self._execution = self._make_execution()
         self._health = EngineHealth(stage, self._execution, self._slots, on_death=self.drain)

@@ -23,6 +23,7 @@ from omnibus.garbage import settle_garbage
 from omnibus.lineage import die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.observability.metrics import share_metrics
 from omnibus.observability.tracing import Tracing, open_tracing
 from omnibus.payloads.transports import Transports
 from omnibus.pipeline.allowed_code import AllowedCode
@@ -55,6 +56,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format, for_good=True)
+    share_metrics(settings.metrics_dir, settings.metrics_name)  # before vLLM makes its own
     uvloop.run(_end_with(_run(arguments, settings), arguments.stage))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -73,7 +74,10 @@ class StageFlows:
         async def unpack(chunk: Payloads) -> Outputs:
             return {name: await self._store.value(payload, task.ticket.rid) for name, payload in chunk.items()}
 
+        began, seconds = time.monotonic(), self._conn.metrics.flow_first_chunk_seconds
+
         async def publish_readers() -> None:
+            seconds.labels(task.ticket.pipeline, str(task.stage_id)).observe(time.monotonic() - began)
             for effect in flow_tasks(task, self._conn.clock.now()):
                 await self._performer.publish(effect)
 

@@ -12,6 +12,7 @@ from omnibus.errors import OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.wire import subjects
 from omnibus.wire.envelope import StageResult
 from omnibus.wire.failure import Failure, describe, last_frame
 from omnibus.workers.assignment import Assignment
@@ -30,10 +31,13 @@ class TaskTelemetry:
     def __init__(self, metrics: Metrics, pipeline: str, stage_id: int, clock: ServerClock) -> None:
         self._metrics, self._clock = metrics, clock
         self._labels = labels = (pipeline, str(stage_id))
-        self._waits, self._seconds = metrics.queue_wait_seconds.labels(*labels), metrics.stage_seconds.labels(*labels)
-        self._busy = metrics.busy_slots.labels(*labels)
+        self._waits = cache(lambda lane: metrics.queue_wait_seconds.labels(*labels, lane))
+        self._seconds = metrics.stage_seconds.labels(*labels)
+        self._busy, self._batches = metrics.busy_slots.labels(*labels), metrics.batch_size.labels(*labels)
+        self._running = 0
         self._deliveries = cache(lambda outcome: metrics.deliveries.labels(*labels, outcome))
-        self._tokens = cache(lambda kind: metrics.tokens.labels(*labels, kind))
+        self._redeliveries = metrics.redeliveries.labels(*labels)
+        self._prompt, self._generated = metrics.prompt_tokens.labels(*labels), metrics.generation_tokens.labels(*labels)
         self._log = log.bind(stage=stage_id)
         self._raised: deque[tuple[str, str, str]] = deque(maxlen=_KNOWN)
         self.replica = ""
@@ -41,14 +45,18 @@ class TaskTelemetry:
     def received(self, assignment: Assignment) -> None:
         delivered = assignment.delivery.num_delivered
         waited = max(self._clock.now() - assignment.task.published, 0.0)
-        self._waits.observe(waited)
+        self._waits(subjects.parse_task(assignment.delivery.subject).lane).observe(waited)
+        self._running += 1
         self._busy.inc()
+        self._batches.observe(self._running)
         if delivered > 1:
+            self._redeliveries.inc()
             self._say(LogEvent.TASK_REDELIVERED, assignment, delivered=delivered)
         else:
             self._log.debug(LogEvent.TASK_RECEIVED, rid=assignment.rid, replica=self.replica, waited=round(waited, 4))
 
     def released(self, assignment: Assignment) -> None:
+        self._running -= 1
         self._busy.dec()
         if assignment.abandoned:
             self._count("abandoned")
@@ -59,8 +67,8 @@ class TaskTelemetry:
         self._seconds.observe(seconds)
         if result.final is not None:
             usage = result.final.usage
-            self._tokens("prompt").inc(usage.prompt_tokens)
-            self._tokens("completion").inc(usage.completion_tokens)
+            self._prompt.inc(usage.prompt_tokens)
+            self._generated.inc(usage.completion_tokens)
         self._log.debug(LogEvent.TASK_FINISHED, rid=assignment.rid, replica=self.replica, seconds=round(seconds, 4))
 
     def retried(self, assignment: Assignment, error: OmnibusError, delay: float) -> None:

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from tests.support.byte_llm import make_byte_llm
+from tests.support.scraping import Scrape
 from tools.serving import Serving, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -305,3 +306,12 @@ def test_what_a_completion_cannot_do_is_refused_by_name(client: OpenAI, field: s
             model=MODEL, prompt="a", max_tokens=1, **{field: {"suffix": "b", "best_of": 2}[field]}
         )
     assert caught.value.param == field
+
+
+def test_metrics_have_those_of_vllm_when_a_stage_runs_under_it(server: Serving, client: OpenAI) -> None:
+    client.chat.completions.create(model=MODEL, messages=USER, max_tokens=4)
+    seen = Scrape.of(f"{server.url}/metrics")
+    of_stage = {"process": "llm.0", "model_name": "llm"}
+    assert seen.value("vllm:generation_tokens_total", **of_stage) >= 4
+    assert seen.value("vllm:time_to_first_token_seconds_count", **of_stage) >= 1
+    assert seen.value("omnibus_generation_tokens_total", process="llm.0", stage="0") >= 4

@@ -242,14 +242,22 @@ async def test_memory_and_what_finds_no_room_in_it_are_counted(
     def counted(name: str, **labels: str) -> float | None:
         return connection.metrics.registry.get_sample_value(f"omnibus_{name}", {"pipeline": pipeline, **labels})
 
-    async with PayloadStore(connection, pipeline, Transports(memory=HostMemory(pipeline, 3 << 20, hosts[0]))) as store:
+    transports = Transports(memory=HostMemory(pipeline, 3 << 20, hosts[0]))
+    async with PayloadStore(connection, pipeline, transports, stage="1") as store:
         payload = await put(store, pipeline)
+        await store.sweep(time.time(), 60.0)
         assert (counted("payload_memory_bytes", status="held") or 0) >= ARRAY.nbytes
         await put(store, pipeline)
         assert counted("payloads_spilled_total") == 1
-        assert counted("payload_bytes_total", location="memory") == payload.nbytes
-        assert counted("payload_bytes_total", location="object") == payload.nbytes
+        made = {"stage": "1", "direction": "put"}
+        assert counted("payload_bytes_total", location="memory", **made) == payload.nbytes
+        assert counted("payload_bytes_total", location="object", **made) == payload.nbytes
+        assert counted("payload_seconds_count", location="object", **made) == 1
+        await store.get(payload)
+        read = {"stage": "1", "direction": "get"}
+        assert counted("payload_bytes_total", location="memory", **read) == payload.nbytes
         store.free("r", 1)
+        await store.sweep(time.time(), 60.0)
         assert counted("payload_memory_bytes", status="held") == 0
         assert (counted("payload_memory_bytes", status="free") or 0) >= ARRAY.nbytes
 

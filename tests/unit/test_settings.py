@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from omnibus.cli.frontdoor_processes import processes
+from omnibus.cli.metrics_port import sharing
 from omnibus.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -64,14 +65,14 @@ def test_a_child_has_the_same_front_door_by_its_environment(monkeypatch: pytest.
 def test_a_front_door_among_several_starts_no_more_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNIBUS_FRONTDOORS", "3")
     settings = Settings(state_dir=tmp_path, port=81, api_keys="secret")  # type: ignore[arg-type]
-    found = processes(settings, {})
+    found = sharing(processes(settings, {}), tmp_path / "metrics")
     assert [one.name for one in found] == ["frontdoor-0", "frontdoor-1", "frontdoor-2"]
     for one in found:
         for name, value in one.env.items():
             monkeypatch.setenv(name, value)
         child = Settings()
         assert (child.frontdoors, child.share_port, child.port, child.metrics_name) == (1, True, 81, one.name)
-        assert child.metrics_dir == tmp_path / "metrics-81"
+        assert child.metrics_dir == tmp_path / "metrics"
         assert "secret" not in "".join(one.env.values())
     (alone,) = processes(settings.model_copy(update={"frontdoors": 1}), {})
     assert (alone.name, alone.env["OMNIBUS_SHARE_PORT"]) == ("frontdoor", "False")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 
 from msgspec.structs import replace
 
@@ -38,12 +39,15 @@ class FailureDetector:
         lives all the same finds out at its next heartbeat. False when it was down already, has left, or its id belongs
         to another by now. Raises BrokerError.
         """
+        noticed = time.monotonic()
         record = await self._write_down(dead)
         if record is None:
             return False
         released = await self._release(record)
         await self._lost.notify(record, self._claims.held(record), DIED)
         self._claims.forget(record)
+        times = self._conn.metrics.failover_seconds.labels(self._pipeline, str(record.stage_id))
+        times.observe(time.monotonic() - noticed)
         log.warning(
             LogEvent.CLAIMS_RELEASED, stage=record.stage_id, replica=record.replica, tasks=[rid for rid, _ in released]
         )

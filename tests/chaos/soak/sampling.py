@@ -16,7 +16,7 @@ from tests.chaos.soak.slopes import Allowance
 from tests.support.memory import shared_memory
 
 _MIB = 1 << 20
-_TASKS = re.compile(rb"^omnibus_asyncio_tasks (\S+)", re.MULTILINE)
+_TASKS = re.compile(rb"^omnibus_asyncio_tasks\{[^}]*\} (\S+)", re.MULTILINE)
 
 ALLOWANCES: Mapping[str, Allowance] = {
     "rss": Allowance(share=0.05, amount=3 * _MIB),

@@ -77,7 +77,11 @@ def _args(stage: StageSpec, engine_args: Mapping[str, Any]) -> AsyncEngineArgs:
         platform = CPU_DEFAULTS
         engine_args = with_spare_slot(engine_args, len(stage.engine_args.get("lora_modules", {})))
     prompts = stage.slots * (2 if stage.prompt_expand else 1)  # one companion each, as of guidance
-    defaults = {"max_num_seqs": prompts, "disable_log_stats": True, "use_tqdm_on_load": False, **platform}
+    defaults = {
+        "max_num_seqs": prompts, "disable_log_stats": True, "use_tqdm_on_load": False,
+        "served_model_name": stage.name,  # which its metrics name
+        **platform,
+    }  # fmt: skip
     try:
         return AsyncEngineArgs(**{**defaults, **engine_args})
     except TypeError as error:
