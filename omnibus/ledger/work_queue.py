@@ -61,8 +61,13 @@ class WorkQueue:
         info = await self._connection.api(f"STREAM.INFO.{self._work}")
         return int(info["state"]["last_seq"]) + 1
 
+    async def led_by(self) -> str | None:
+        """The node of a cluster that leads the queue, and since when; None on a server of its own."""
+        cluster = (await self._connection.api(f"STREAM.INFO.{self._work}")).get("cluster") or {}
+        return f"{cluster['leader']} {cluster.get('leader_since')}" if cluster.get("raft_group") else None
+
     def cancel_deadline(self, rid: str, nonce: str) -> None:
-        """Have the timer removed, soon: nobody waits for it. One that stays, in an outage, does nothing but fire in vain."""
+        """Have the timer removed, soon: nobody waits for it. One that stays, in an outage, is left to the orphan cleanup."""
         body = msgspec.json.encode({"filter": subjects.timer(self._pipeline, nonce, rid)})
         with suppress(BrokerUnavailable):
             self._connection.send(f"$JS.API.STREAM.PURGE.{self._work}", body)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from omnibus.broker.puller import Puller
 from omnibus.client.producer import Submission
 from omnibus.errors import BrokerUnavailable, RequestConflict
 from omnibus.ledger.performer import Performer
+from omnibus.ledger.work_queue import WorkQueue
 from omnibus.orchestrator.intake import Intake
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.payloads.store import PayloadStore
@@ -32,6 +35,7 @@ from omnibus.wire.request import Request, encode_request
 from omnibus.workers.assignment import Interruption
 from omnibus.workers.replica import Replica, ReplicaOptions
 from tests.support.flow import line, serving
+from tests.support.three_nodes import ThreeNodes
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -299,3 +303,25 @@ async def test_questions_about_ended_requests_are_answered_side_by_side_and_in_b
         await asyncio.wait((running,))
     assert answers == [0] * 100
     assert most == 32
+
+
+async def test_timer_that_was_not_removed_goes_when_the_queue_has_a_new_leader(pipeline: str, tmp_path: Path) -> None:
+    spec = line(pipeline)
+    async with (
+        ThreeNodes(tmp_path) as nodes,
+        connect(nodes.url, name="test", deadline=30.0) as connection,
+        serving(connection, spec, copies=3, ready=20.0) as producer,
+    ):
+        submission = await producer.submit(spec, HELLO)
+        await submission.result()
+        queue = WorkQueue(connection, pipeline)
+        await queue.schedule_deadline(submission.rid, "nonce", time.time() + 600)
+        led = await queue.led_by()
+        assert led is not None
+        await connection.api(f"STREAM.LEADER.STEPDOWN.{subjects.work_stream(pipeline)}")
+
+        async def cleared() -> bool:
+            return submission.rid not in await queue.present()
+
+        await eventually(cleared, 20.0, what="the timer is gone")
+        assert await queue.led_by() != led

@@ -53,11 +53,12 @@ async def serving(
     *,
     orchestrators: int = 1,
     replicas: int = 1,
+    copies: int = 1,
     ready: float = 5.0,
     transports: Transports = _BROKER_ONLY,
 ) -> AsyncIterator[Producer]:
     """A producer of a pipeline that is served, every replica up within `ready` seconds. Its workers have `transports`."""
-    await ensure_layout(connection, layout_of(spec))
+    await ensure_layout(connection, layout_of(spec, replicas=copies))
     options = ReplicaOptions(grace=0.1, transports=transports)
     made = [Replica(connection, spec, stage, options) for stage in spec.stages for _ in range(replicas)]
     running = [asyncio.create_task(replica.run(), name="replica") for replica in made]

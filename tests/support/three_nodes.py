@@ -135,7 +135,8 @@ class ThreeNodes:
         for shipped, here in places.items():
             text = text.replace(shipped, here)
         for included in ("limits.conf", "accounts.conf"):
-            (self.folder / included).write_text((SHIPPED / included).read_text())
+            if not (self.folder / included).exists():  # a node that starts may be reading it
+                (self.folder / included).write_text((SHIPPED / included).read_text())
         file = self.folder / f"node{node}.conf"
         file.write_text(text)
         return file
