@@ -52,7 +52,6 @@ def test_a_seed_gives_the_same_schedule_when_it_is_replayed_elsewhere() -> None:
         "records_expire_at_their_deadline",
         "bundles_of_one",
         "companions_of_any_attempt",
-        "kv_under_one_name",
         "flows_without_expected_sequence",
         "flow_tasks_once",
         "flows_end_unacknowledged",
