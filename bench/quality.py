@@ -30,7 +30,8 @@ from tools.omni_tiny.grammar import held_out, parse, sample_prompts
 from tools.serving import serving
 
 PIPELINE = "omni-tiny"
-BARS = {"text": 0.95, "image": 0.95, "audio": 0.95, "all": 0.95, "all_held_out": 0.90}
+MODALITIES = ("text", "image", "audio", "video")
+BARS = {**dict.fromkeys((*MODALITIES, "all"), 0.95), "all_held_out": 0.90}
 _ANSWER_TIMEOUT = 300.0
 
 console = Console(stderr=True, highlight=False)
@@ -72,16 +73,17 @@ async def _wrong(client: openai.AsyncOpenAI, prompt: str, seed: int) -> dict[str
             model=PIPELINE,
             messages=[{"role": "user", "content": prompt}],
             seed=seed,
-            extra_body={"modalities": ["text", "image", "audio"]},
+            extra_body={"modalities": MODALITIES},
         )
     except openai.APIError as error:
-        return dict.fromkeys(("text", "image", "audio"), f"no answer: {error}")
+        return dict.fromkeys(MODALITIES, f"no answer: {error}")
     message = completion.choices[0].message
     parts: dict[str, Any] = {part["type"]: part for part in message.content}  # more than text comes as a list of parts
     grades = {
         "text": grading.grade_text(prompt, parts["text"]["text"]),
         "image": grading.grade_image(prompt, _decoded(parts["image_url"]["image_url"]["url"])),
         "audio": grading.grade_audio(prompt, base64.b64decode(message.audio.data)),
+        "video": grading.grade_video(prompt, _decoded(parts["file"]["file"]["file_data"])),
     }
     return {modality: grade.reason for modality, grade in grades.items() if not grade}
 
@@ -89,7 +91,7 @@ async def _wrong(client: openai.AsyncOpenAI, prompt: str, seed: int) -> dict[str
 def shares(graded: Sequence[Graded], seconds: float) -> dict[str, float]:
     """Summarise the grades for the last line."""
     unseen = [each for each in graded if each.is_held_out]
-    right = {modality: _share(graded, modality) for modality in ("text", "image", "audio")}
+    right = {modality: _share(graded, modality) for modality in MODALITIES}
     return {
         "prompts": len(graded),
         **right,

@@ -1,6 +1,6 @@
 """`make demo`: run `omnibus demo` and grade its answer: `python -m tools.demo [--out DIR] [PROMPT]`.
 
-The last line is one JSON object, on a terminal a sentence. Exit code 0 only if text, image and audio are right.
+The last line is one JSON object, on a terminal a sentence. Exit code 0 only if text, image, audio and video are right.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo", description="Run `omnibus demo` and grade its answer."
     )
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the image and the audio")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for image, audio and video")
     parser.add_argument("prompt", nargs="?", default=PROMPT, help="a sentence about coloured shapes")
     given, started = parser.parse_args(), time.monotonic()
     text, code = _run_demo(given.prompt, given.out)
     if code:
         return code
     image, audio = given.out / "image-dit.png", given.out / "audio-code2wav.wav"
+    video = given.out / "video-clip.mp4"
     try:
         parse(given.prompt)
     except UnparseableSentence as error:
@@ -37,12 +38,14 @@ def main() -> int:
         "text": grading.grade_text(given.prompt, text),
         "image": grading.grade_image(given.prompt, image.read_bytes()),
         "audio": grading.grade_audio(given.prompt, audio.read_bytes()),
+        "video": grading.grade_video(given.prompt, video.read_bytes()),
     }
     for modality, grade in grades.items():
         print(f"{modality}: right" if grade else f"{modality}: wrong, {grade.reason}", file=sys.stderr)
     right = {f"{modality}_ok": grade.ok for modality, grade in grades.items()}
     seconds = round(time.monotonic() - started, 1)
-    report = {"text": text.strip(), "image": str(image), "audio": str(audio), **right, "seconds": seconds}
+    files = {"image": str(image), "audio": str(audio), "video": str(video)}
+    report = {"text": text.strip(), **files, **right, "seconds": seconds}
     print(_sentence(seconds) if sys.stdout.isatty() else json.dumps(report))
     return 0 if all(grades.values()) else 1
 

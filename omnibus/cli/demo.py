@@ -13,10 +13,10 @@ PIPELINE = "omni-tiny"
 
 @click.command("demo")
 @click.option("--out", "-o", default="out/demo", type=click.Path(file_okay=False, path_type=Path), show_default=True,
-              help="Where the image and the audio are saved.")  # fmt: skip
+              help="Where image, audio and video are saved.")  # fmt: skip
 @click.argument("prompt", default=PROMPT)
 def command(out: Path, prompt: str) -> None:
-    """Start omni-tiny, send PROMPT, show the text, save the image and the audio, and stop everything."""
+    """Start omni-tiny, send PROMPT, show the text, save image, audio and video, and stop everything."""
     from omnibus.cli.root import ask  # noqa: PLC0415 commands import when they run
 
     ask(_demo(prompt, out))
@@ -39,5 +39,6 @@ async def _demo(prompt: str, out: Path) -> None:
             connection = await stack.enter_async_context(embedded(spec, load_settings(), EmbeddedOptions()))
         producer = await stack.enter_async_context(Producer(connection))
         with closing(AnswerDisplay(spec, out)) as answer:
-            result = await follow(producer, spec, Request(prompt=prompt, stream=True), answer)
+            request = Request(prompt=prompt, stream=True, modalities=spec.modalities)
+            result = await follow(producer, spec, request, answer)
         result.raise_for_state()

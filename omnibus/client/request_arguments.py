@@ -84,13 +84,18 @@ def as_request(prompt: Prompt) -> Request:
 
 def _guided(spec: PipelineSpec, request: Request, negative: Any) -> Request:
     """The request with a negative prompt for each stage that paints."""
-    painters = [stage.name for stage in spec.stages if "image" in engine_kind(stage.engine).parameters]
+    painters = [stage.name for stage in spec.stages if _paints(stage)]
     if not painters:
         engines = ", ".join(dict.fromkeys(stage.engine for stage in spec.stages))
         raise InvalidRequest(f"no stage paints: the engines are {engines}", param="negative_prompt")
     params = request.sampling_params
     guided = {name: {**params.get(name, {}), "negative_prompt": negative} for name in painters}
     return replace(request, sampling_params={**params, **guided})
+
+
+def _paints(stage: StageSpec) -> bool:
+    kind = engine_kind(stage.engine)
+    return "image" in kind.parameters and "image" in (kind.gives or stage.final_types)
 
 
 def segment_of(prompt: Prompt, *, end: bool = False) -> Segment:

@@ -17,7 +17,9 @@ from omnibus.errors import CodeNotAllowed
 from omnibus.pipeline.engines import PACKAGE_SCHEME, ModelKind, engine_kind, engine_modules
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
-OWN_MODULES = frozenset({"omnibus.presets", "omnibus.omni_tiny.processors", "omnibus.workers.engines.qwen_omni"})
+OWN_MODULES = frozenset({
+    "omnibus.presets", "omnibus.omni_tiny.clip", "omnibus.omni_tiny.processors", "omnibus.workers.engines.qwen_omni",
+})  # fmt: skip
 """Hold input processors and stages of shipped pipelines, and nothing that does more than a stage's input."""
 PLAIN_VARIABLES = frozenset({
     "ASCEND_RT_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES",

@@ -10,7 +10,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 
 
 def plan_route(spec: PipelineSpec, modalities: tuple[str, ...] | None = None) -> Route:
-    """Plan the route of a request for these outputs, None for all that the pipeline delivers.
+    """Plan the route of a request for these outputs, None for all that the pipeline delivers without being asked for each.
 
     Keeps the final stages of the wanted modalities (all of them, where several deliver the same) and every stage that
     they need, in topological order, ties by stage id. `spec` has passed `validate`.
@@ -63,9 +63,9 @@ def in_topological_order(spec: PipelineSpec) -> tuple[StageSpec, ...]:
 
 def _wanted(spec: PipelineSpec, modalities: tuple[str, ...] | None) -> tuple[str, ...]:
     if modalities is None:
-        return spec.modalities
+        return spec.default_modalities
     if not modalities:
-        raise InvalidRequest("modalities is empty; leave it out to get every output", param="modalities")
+        raise InvalidRequest("modalities is empty; leave it out for the usual outputs", param="modalities")
     for modality in modalities:
         if modality not in spec.modalities:
             raise UnsupportedModality(

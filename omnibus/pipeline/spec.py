@@ -75,6 +75,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
     """Whether the stage's output is delivered to the caller, under `final_output_type`."""
     final_output_type: str | tuple[str, ...] | None = None
     """Modality: text, image, audio, video, json, …; several where the stage delivers more than one output."""
+    on_demand: bool = False
+    """Whether its output is made only for requests that name its modality; without it also for those that name none."""
     devices: str = ""
     """Comma-separated device ids, such as "0,1"; empty: whatever is visible. See `pipeline.devices`."""
     num_replicas: int = 1
@@ -218,3 +220,9 @@ class PipelineSpec(
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the pipeline delivers, each once, in the order of its stages."""
         return tuple(dict.fromkeys(modality for stage in self.stages for modality in stage.final_types))
+
+    @cached_property
+    def default_modalities(self) -> tuple[str, ...]:
+        """Those of them that a request gets which names none."""
+        stages = (stage for stage in self.stages if not stage.on_demand)
+        return tuple(dict.fromkeys(modality for stage in stages for modality in stage.final_types))

@@ -220,8 +220,12 @@ def _output_problems(spec: PipelineSpec) -> Iterator[Problem]:
             yield Problem(("stages", index, "final_output"), "needs a final_output_type, such as text")
         if stage.final_output_type is not None and not stage.final_output:
             yield Problem(("stages", index, "final_output_type"), "needs final_output: true")
+        if stage.on_demand and not stage.final_output:
+            yield Problem(("stages", index, "on_demand"), "needs final_output: true")
     if not any(stage.final_output for stage in spec.stages):
         yield Problem(("stages",), "no stage has final_output: true, so nothing would be delivered")
+    elif not spec.default_modalities:
+        yield Problem(("stages",), "all outputs are on_demand, so a request without modalities would get nothing")
     feeding = {source for stage in spec.stages for source in stage.input_sources}
     for index, stage in enumerate(spec.stages):
         if not stage.final_output and stage.stage_id not in feeding:

@@ -34,7 +34,7 @@ def validate(spec: PipelineSpec, request: Request) -> Route:
     """The route of a request; raises a RequestError that names the field when the pipeline cannot serve it."""
     _check_prompt(spec, request)
     if request.modalities is not None and not request.modalities:
-        raise InvalidRequest("modalities is empty; leave it out for every output", param="modalities")
+        raise InvalidRequest("modalities is empty; leave it out for the usual outputs", param="modalities")
     if request.lane not in spec.lanes:
         raise InvalidRequest(
             f"pipeline {spec.name!r} has no lane {request.lane!r}; it has {', '.join(spec.lanes)}", param="lane"

@@ -122,7 +122,7 @@ async def test_prompt_of_a_facade_may_have_a_negative_prompt(client: AsyncOpenAI
     def generated() -> np.ndarray:
         with Omni("omni-tiny", nats=omni_tiny.nats_url) as omni:
             prompt = {"prompt": PROMPT, "negative_prompt": NEGATIVE}
-            (result,) = omni.generate(prompt, [None, {"seed": SEED}, None, None], output_modalities=["image"])
+            (result,) = omni.generate(prompt, [None, {"seed": SEED}, None, None, None], output_modalities=["image"])
             result.raise_for_failure()
             return pixels(result.outputs[0].items[0])
 

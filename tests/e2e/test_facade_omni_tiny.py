@@ -41,13 +41,13 @@ def test_offline_prompts_give_text_image_and_audio_in_order(omni: Omni) -> None:
 def test_sampling_params_of_vllm_are_taken_as_they_are(omni: Omni) -> None:
     from vllm import SamplingParams  # noqa: PLC0415 seconds
 
-    params = [SamplingParams(temperature=0.0, max_tokens=3), None, None, None]
+    params = [SamplingParams(temperature=0.0, max_tokens=3), None, None, None, None]
     (result,) = omni.generate(PROMPTS[0], params, output_modalities=["text"])
     assert (result.outputs[0].usage.completion_tokens, result.finish_reason) == (3, "length")
     params[0] = SamplingParams(temperature=0.0, max_tokens=3, logprobs=2)
     (result,) = omni.generate(PROMPTS[0], params, output_modalities=["text"])
     assert [len(token["top_logprobs"]) for token in result.outputs[0].logprobs or ()] == [2, 2, 2]
-    (refused,) = omni.generate(PROMPTS[0], [SamplingParams(n=2), None, None, None], output_modalities=["text"])
+    (refused,) = omni.generate(PROMPTS[0], [SamplingParams(n=2), None, None, None, None], output_modalities=["text"])
     with pytest.raises(EngineRejected, match="n must be 1"):
         refused.raise_for_failure()
 
@@ -55,8 +55,8 @@ def test_sampling_params_of_vllm_are_taken_as_they_are(omni: Omni) -> None:
 def test_every_engine_answers_a_call_or_says_why_not(omni: Omni) -> None:
     """Parity: collective_rpc over real engines."""
     answer = omni.collective_rpc("reset_prefix_cache")
-    assert [one.stage_id for one in answer.answers] == [0, 1, 2, 3]
-    assert [one.stage_id for one in answer.failures] == [1, 3]
+    assert [one.stage_id for one in answer.answers] == [0, 1, 2, 3, 4]
+    assert [one.stage_id for one in answer.failures] == [1, 3, 4]
     assert list(omni.reset_prefix_cache(stage_ids=[0])) == [True]
 
 

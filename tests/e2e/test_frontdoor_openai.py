@@ -6,14 +6,16 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 
+import httpx
 import openai
 import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion
 
+from omnibus.media.video import frames
 from tests.e2e.conftest import ALIAS
-from tools.omni_tiny.grading import grade_audio, grade_image, grade_text
+from tools.omni_tiny.grading import grade_audio, grade_image, grade_text, grade_video
 from tools.serving import Serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
@@ -130,6 +132,25 @@ async def test_images_stream_previews_then_the_image(client: AsyncOpenAI) -> Non
     events = [event async for event in stream]
     assert [event.type for event in events[-1:]] == ["image_generation.completed"]
     assert grade_image(PROMPT, base64.b64decode(events[-1].b64_json))
+
+
+async def test_video_is_right_and_comes_only_where_it_is_asked_for(client: AsyncOpenAI, omni_tiny: Serving) -> None:
+    body = {"model": MODEL, "prompt": PROMPT, "seed": 1, "num_frames": 10}
+    async with httpx.AsyncClient(base_url=omni_tiny.url, timeout=120.0) as http:
+        film = await http.post("/v1/videos/sync", json=body)
+        wide = await http.post("/v1/videos/sync", json={**body, "size": "128x64"})
+        submitted = await http.get(f"/v1/requests/{film.headers['x-request-id']}")
+    answer = await client.chat.completions.create(
+        model=MODEL, messages=asking(PROMPT), extra_body={"modalities": ["image", "video"]}, seed=1
+    )
+    assert film.headers["content-type"] == "video/mp4", film.text
+    assert grade_video(PROMPT, film.content)
+    assert len(frames(film.content)[0]) == 10
+    assert (wide.status_code, wide.json()["error"]["param"]) == (400, "size")
+    assert [stage["stage"] for stage in submitted.json()["stages"]] == ["thinker", "dit", "clip"]
+    image, video = answer.choices[0].message.content
+    assert grade_image(PROMPT, _from_url(image["image_url"]["url"]))
+    assert grade_video(PROMPT, _from_url(video["file"]["file_data"]))
 
 
 async def test_speech_is_right(client: AsyncOpenAI) -> None:

@@ -55,5 +55,5 @@ def head(folder: Path, *words: str, port: int = 0) -> Iterator[Serving]:
 
 async def all_up(nats: str, **replicas: int) -> None:
     """Wait until so many replicas of each stage are up, and none of the others."""
-    wanted = {"thinker": 0, "dit": 0, "talker": 0, "code2wav": 0, **replicas}
+    wanted = {"thinker": 0, "dit": 0, "talker": 0, "code2wav": 0, "clip": 0, **replicas}
     await eventually(lambda: replicas_up(nats) == wanted, START_WAIT, what=f"{wanted} up")

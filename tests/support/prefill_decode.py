@@ -8,7 +8,7 @@ from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec
 from omnibus.pipeline.validation import validate
 
-PREFILL, DECODE = 4, 0
+PREFILL, DECODE = 5, 0
 """Ids of the stages."""
 EDGE = EdgeSpec(source=PREFILL, target=DECODE, payload=PayloadRule.SHM)
 

@@ -18,7 +18,7 @@ PROMPTS = (
     "draw a blue square",
     "draw a yellow cross right of a green circle",
 )
-_GRADERS = {"image": grading.grade_image, "audio": grading.grade_audio}
+_GRADERS = {"image": grading.grade_image, "audio": grading.grade_audio, "video": grading.grade_video}
 _ANSWER_TIMEOUT = 120.0
 
 

@@ -152,7 +152,7 @@ def test_negative_prompt_of_a_mapping_is_for_the_stages_that_paint() -> None:
     spec = load_pipeline("omni-tiny")
     prompt = {"prompt": "a cat", "negative_prompt": "dogs"}
     assert make_request(spec, prompt) == Request(prompt="a cat", sampling_params={"dit": {"negative_prompt": "dogs"}})
-    made = make_request(spec, prompt, sampling_params_list=[{"max_tokens": 3}, {"seed": 1}, None, None])
+    made = make_request(spec, prompt, sampling_params_list=[{"max_tokens": 3}, {"seed": 1}, None, None, None])
     assert made.sampling_params == {"thinker": {"max_tokens": 3}, "dit": {"seed": 1, "negative_prompt": "dogs"}}
     assert make_request(spec, {"prompt": "a cat", "negative_prompt": None}) == Request(prompt="a cat")
     with pytest.raises(InvalidRequest, match="no stage paints: the engines are vllm") as refused:

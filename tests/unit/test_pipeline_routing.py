@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from omnibus.errors import InvalidRequest, UnsupportedModality
+from omnibus.errors import InvalidRequest, PipelineError, UnsupportedModality
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
@@ -95,6 +96,31 @@ def test_wanted_outputs_of_a_stage_are_delivered_when_it_has_several(
 
     assert spec.modalities == ("video", "audio")
     assert (stage.final, stage.also) == (final, also)
+
+
+def test_output_on_demand_runs_only_for_requests_that_name_it() -> None:
+    *stages, film = OMNI.stages
+    spec = replace(OMNI, stages=(*stages, replace(film, on_demand=True)))
+    validate(spec)
+
+    assert spec.modalities == ("text", "image", "audio", "video")
+    assert [stage.stage_id for stage in plan_route(spec).stages] == [0, 1, 2, 3]
+    assert [stage.stage_id for stage in plan_route(spec, ("video",)).stages] == [0, 1, 2, 3, 4]
+    assert [stage.final for stage in plan_route(spec).finals] == ["text", "image", "audio"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (_stage(1, (0,)), "on_demand: needs final_output"),
+        (_stage(1, (0,), "text"), "all outputs are on_demand"),
+    ],
+)
+def test_on_demand_is_refused_where_nothing_would_be_delivered_otherwise(changed: StageSpec, message: str) -> None:
+    last = () if changed.final_output else (_stage(2, (1,), "text"),)
+    spec = PipelineSpec(name="film", stages=(_stage(0), replace(changed, on_demand=True), *last))
+    with pytest.raises(PipelineError, match=message):
+        validate(spec)
 
 
 def test_unknown_modality_is_refused_with_what_there_is() -> None:

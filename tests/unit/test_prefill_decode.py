@@ -57,7 +57,7 @@ def test_files_are_refused_before_acceptance_where_a_stage_hands_over_the_kv_of_
 
 def test_pipeline_is_valid_when_both_halves_agree() -> None:
     assert parse_pipeline(pipeline()).stage("decode").input_sources == (0,)
-    assert load_pipeline("omni-tiny-pd").stage("thinker").input_sources == (4,)
+    assert load_pipeline("omni-tiny-pd").stage("thinker").input_sources == (5,)
 
 
 @pytest.mark.parametrize(

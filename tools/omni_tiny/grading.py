@@ -1,7 +1,7 @@
-"""Graders of omni-tiny's answers: is this text, picture or sound the one that the prompt asked for?
+"""Graders of omni-tiny's answers: is this text, picture, sound or film the one that the prompt asked for?
 
 The right answer follows from the prompt by the grammar, never from the model's own words.
-No torch, no network, a few milliseconds.
+No torch, no network, some milliseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from omnibus.errors import InvalidRequest
 from omnibus.media import sound
-from tools.omni_tiny import sight, voice
+from omnibus.media import video as film
+from tools.omni_tiny import motion, sight, voice
 from tools.omni_tiny.grammar import Scene, parse
 
 PAIR_SHARE = 0.8
@@ -61,6 +62,22 @@ def grade_image(prompt: str, image: bytes | np.ndarray) -> Grade:
     if seen in {scene, scene.mirrored}:
         return RIGHT
     return Grade(False, f"expected {scene.text!r}, saw {seen.text!r}")
+
+
+def grade_video(prompt: str, video: bytes) -> Grade:
+    """The film must end with the right picture, and its first thing must have come in from its side, a thing alone from the left.
+
+    `video` is an encoded file. Raises UnparseableSentence for a prompt outside the grammar.
+    """
+    scene = parse(prompt)
+    try:
+        shown, _ = film.frames(video)
+    except InvalidRequest as error:
+        return Grade(False, f"not a video: {error}")
+    if not (last := grade_image(prompt, shown[-1])):
+        return Grade(False, f"its last frame: {last.reason}")
+    wrong = motion.fault(shown, scene)
+    return Grade(False, wrong) if wrong else RIGHT
 
 
 def grade_audio(prompt: str, audio: bytes | tuple[np.ndarray, int]) -> Grade:

@@ -37,7 +37,7 @@ def read_scene(pixels: np.ndarray, *, first: Thing) -> Scene:
     if pixels.shape != (drawing.SIZE, drawing.SIZE, 3):
         raise UnclearPicture(f"expected a picture of 64 × 64 pixels, got shape {pixels.shape}")
     rgb = pixels.astype(np.float64)
-    blobs = _blobs(np.linalg.norm(rgb - drawing.BACKGROUND, axis=-1) > _FOREGROUND)
+    blobs = _blobs(foreground(rgb))
     things = [(_read_thing(rgb, blob), _centre(blob)) for blob in blobs]
     if len(things) == 1:
         return Scene(things[0][0])
@@ -45,6 +45,11 @@ def read_scene(pixels: np.ndarray, *, first: Thing) -> Scene:
         raise UnclearPicture(f"saw {len(things)} things")
     (one, place), (other, other_place) = sorted(things, key=lambda seen: seen[0] != first)
     return Scene(one, _relation(place - other_place), other)
+
+
+def foreground(rgb: np.ndarray) -> np.ndarray:
+    """Which pixels (…, 3) belong to a thing."""
+    return np.asarray(np.linalg.norm(rgb.astype(np.float64) - drawing.BACKGROUND, axis=-1) > _FOREGROUND)
 
 
 def _read_thing(rgb: np.ndarray, blob: np.ndarray) -> Thing:

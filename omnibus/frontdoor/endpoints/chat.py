@@ -162,7 +162,7 @@ async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Con
 def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
     """A chat, its media decoded; raises RequestError naming the field."""
     modalities = _modalities(body, spec)
-    if body.audio is not None and "audio" not in (spec.modalities if modalities is None else modalities):
+    if body.audio is not None and "audio" not in (spec.default_modalities if modalities is None else modalities):
         raise InvalidRequest("no audio is asked for: name it in modalities, or leave audio out", param="audio")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     text = {**body.chosen(), **body.answered(), **({} if limit is None else {"max_tokens": limit})}
