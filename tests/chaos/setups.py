@@ -106,6 +106,20 @@ stages:
 """
 """A stage that answers the segments of open inputs while they come."""
 
+FILMING = "tests.support.filming_stages"
+FILMS = f"""
+name: films
+deadline: 60s
+heartbeat_timeout: {HEARTBEAT}s
+max_attempts: 4
+stages:
+- {{stage_id: 0, name: painter, engine: sim, slots: 16, num_replicas: 2, stall_timeout: {STALL}s,
+   engine_args: {{latency: 0.2, steps: 4, outputs: {{image: image}}, size: 64}}}}
+- {{stage_id: 1, name: camera, engine: python, model: "{FILMING}:film", slots: 16, num_replicas: 2, input_sources: [0],
+   stall_timeout: {STALL}s, final_output: true, final_output_type: video, engine_args: {{outputs: {{video: video, fps: json}}}}}}
+"""
+"""A picture, and a film of it, in steps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arena:
@@ -151,6 +165,12 @@ def session_wish(op: str) -> Wish:
     first, *others = (" ".join(said[start : start + 4]) for start in range(0, WORDS, 4))
     text = " ".join(said).upper()
     return Wish(op=op, prompt=first, segments=tuple(others), expects=f"{text} ", modalities=("text",))
+
+
+def film_wish(op: str) -> Wish:
+    """A film that shows its own text."""
+    text = " ".join(f"{op}.{number}" for number in range(4))
+    return Wish(op=op, prompt=text, expects=text, modalities=("video",))
 
 
 def tiny_wish(op: str) -> Wish:
@@ -219,6 +239,14 @@ async def sessions(folder: Path) -> AsyncIterator[Arena]:
 
 
 @asynccontextmanager
+async def films(folder: Path) -> AsyncIterator[Arena]:
+    """The pipeline that makes films, on a single server, two orchestrators."""
+    size = Size(http_stream=0, http=6, python=6, raw_pause=0.5)
+    async with _open(_film_cluster(folder), film_wish, size, within=40.0) as arena:
+        yield arena
+
+
+@asynccontextmanager
 async def omni_tiny(folder: Path) -> AsyncIterator[Arena]:
     """omni-tiny: real engines, whose streams come from a model."""
     spec = load_pipeline("omni-tiny")
@@ -248,6 +276,7 @@ ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = Map
         "companions": companions,
         "flows": flows,
         "sessions": sessions,
+        "films": films,
         "omni-tiny": omni_tiny,
         "prefill-decode": halves,
     }
@@ -278,6 +307,12 @@ def _session_cluster(folder: Path) -> Cluster:
     folder.mkdir(parents=True, exist_ok=True)
     spec = pipeline_of(folder, SESSIONS)
     return Cluster(folder, spec, replicas={0: 2}, ready=READY, orchestrators=2, modules=LISTENING)
+
+
+def _film_cluster(folder: Path) -> Cluster:
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = pipeline_of(folder, FILMS)
+    return Cluster(folder, spec, replicas={0: 2, 1: 2}, ready=READY, orchestrators=2, modules=FILMING)
 
 
 @asynccontextmanager

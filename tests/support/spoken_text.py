@@ -6,6 +6,7 @@ import numpy as np
 
 from omnibus.client.request_events import Result
 from omnibus.media import sound
+from tests.support import filmed_text
 
 RATE = 24_000
 """The rate of raw sound over HTTP: nothing is converted on the way."""
@@ -28,8 +29,10 @@ def text_of_pcm(data: bytes) -> str:
 
 
 def text_of_result(result: Result) -> str | None:
-    """The text output of a result, or what its sound says where it has no text; None without either."""
+    """The text output of a result, or what its film or its sound says where it has no text; None without any."""
     if (text := result.output("text")) is not None:
         return text.text
+    if (film := result.output("video")) is not None:
+        return filmed_text.text_of(film.items[0])
     audio = result.output("audio")
     return text_of(sound.decoded(audio.items[0])[0]) if audio is not None else None

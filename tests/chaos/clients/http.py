@@ -11,6 +11,7 @@ import httpx
 import msgspec
 
 from tests.chaos.clients.planned_request import PAUSE, Note, Wish
+from tests.support import filmed_text
 from tests.support.spoken_text import text_of_pcm
 
 _ENDS = frozenset({499, 500, 504})
@@ -104,12 +105,20 @@ def _notified(note: Note, answer: httpx.Response) -> bool:
             note.ended("done", text=_heard(message["audio"]))
             return True
         content = message["content"]
+        if note.wish.is_filmed:
+            (film,) = content
+            note.ended("done", text=_seen(film["file"]))
+            return True
         parts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
         note.ended("done", text="".join(parts))
         return True
     if answer.status_code in _ENDS:
         note.accepted(answer.headers[_RID])
     return _failed(note, answer.json()["error"], retryable=answer.headers.get("x-should-retry") == "true")
+
+
+def _seen(file: dict[str, Any]) -> str:
+    return filmed_text.text_of(base64.b64decode(file["file_data"].partition(",")[2]))
 
 
 def _heard(audio: dict[str, Any]) -> str:

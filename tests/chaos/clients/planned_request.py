@@ -41,6 +41,11 @@ class Wish:
         """Whether its text comes as a sound."""
         return self.modalities == ("audio",)
 
+    @property
+    def is_filmed(self) -> bool:
+        """Whether its text comes as a film."""
+        return self.modalities == ("video",)
+
 
 RequestArguments = Callable[[str], Wish]
 """The wish of the operation of this name."""

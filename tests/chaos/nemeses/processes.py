@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from tests.chaos.row import Battle
 from tests.chaos.setups import HEARTBEAT
@@ -19,6 +19,8 @@ BUNDLED = 0
 """The stage with bundles."""
 LISTENING = 0
 """The stage that reads open inputs."""
+PAINTER, CAMERA = 0, 1
+"""The stages of a film."""
 RANDOM_ACTS = 10
 RESPITE = 0.4
 """How often everything comes up again before the next act."""
@@ -57,15 +59,27 @@ async def break_sessions(battle: Battle) -> None:
         (_listener,), (_front_door,), (_orchestrators,), (_nats,),
         (_listener, _nats), (_listener, _front_door), (_orchestrators, _nats), (_front_door, _orchestrators),
     ]  # fmt: skip
+    await _in_any_order(battle, acts)
+    one = await battle.victim(LISTENING)
+    await battle.freeze(one.pid, f"replica {LISTENING}.{one.replica}", HEARTBEAT + 1.5, battle.in_hand(one))
+    await battle.crowd.more(BETWEEN)
+    await battle.cluster.wait_up()
+
+
+async def break_films(battle: Battle) -> None:
+    """Kill what has a film in hand: its painter, its camera, the front door, all orchestrators, nats-server, two at once."""
+    await _in_any_order(battle, [
+        (_painter,), (_camera,), (_front_door,), (_orchestrators,), (_nats,),
+        (_painter, _camera), (_camera, _nats), (_camera, _front_door), (_front_door, _nats),
+    ])  # fmt: skip
+
+
+async def _in_any_order(battle: Battle, acts: Sequence[Sequence[Act]]) -> None:
     for together in battle.random.sample(acts, len(acts)):
         for act in together:
             await act(battle)
         await battle.cluster.wait_up()
         await battle.crowd.more(BETWEEN)
-    one = await battle.victim(LISTENING)
-    await battle.freeze(one.pid, f"replica {LISTENING}.{one.replica}", HEARTBEAT + 1.5, battle.in_hand(one))
-    await battle.crowd.more(BETWEEN)
-    await battle.cluster.wait_up()
 
 
 async def stop_replica(battle: Battle) -> None:
@@ -222,6 +236,14 @@ async def _front_door(battle: Battle) -> None:
 
 async def _listener(battle: Battle) -> None:
     battle.strike_replica(await battle.victim(LISTENING), signal.SIGKILL)
+
+
+async def _painter(battle: Battle) -> None:
+    battle.strike_replica(await battle.victim(PAINTER), signal.SIGKILL)
+
+
+async def _camera(battle: Battle) -> None:
+    battle.strike_replica(await battle.victim(CAMERA), signal.SIGKILL)
 
 
 async def _replica(battle: Battle) -> None:

@@ -79,6 +79,7 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="flow-slow", arena="flows", strike=flows.slow_consumer),
     Nemesis(name="flow-silent", arena="flows", strike=flows.silence_producer, bounds=Bounds(longest=NOTICED)),
     Nemesis(name="session", arena="sessions", strike=processes.break_sessions),
+    Nemesis(name="film", arena="films", strike=processes.break_films),
     Nemesis(name="kill-tiny-replica", arena="omni-tiny", strike=engines.kill_replica),
     Nemesis(name="kill-engine", arena="omni-tiny", strike=engines.kill_engine),
     Nemesis(name="stop-engine", arena="omni-tiny", strike=engines.stop_engine),
