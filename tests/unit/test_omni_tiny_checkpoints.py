@@ -33,7 +33,7 @@ def test_all_weights_are_under_6_mb_when_counted_together() -> None:
 
 
 def test_every_stage_finds_its_checkpoint_when_the_pipeline_is_loaded() -> None:
-    for stage in load_pipeline("omni-tiny").stages:
+    for stage in (one for one in load_pipeline("omni-tiny").stages if one.engine != "python"):
         folder = CHECKPOINTS / stage.model.removeprefix("package:omnibus.omni_tiny/checkpoints/")
         assert (folder / "config.json").exists() or (folder / "model_index.json").exists()
 
