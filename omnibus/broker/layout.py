@@ -18,6 +18,8 @@ from omnibus.wire import subjects
 
 Config = Mapping[str, Any]
 
+BATCH_LEASE = 10.0
+"""Seconds of a runner's silence after which a batch goes to another."""
 _SECOND = 10**9
 _DEDUPE_SECONDS = 600  # more than ack_wait × the attempts allowed + an outage
 _DEDUPE_BUCKET_SECONDS = 120
@@ -86,7 +88,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
     both object stores.
     """
     pipeline, lease = spec.name, spec.heartbeat_timeout
-    configs = {**_queues(spec), **_chunks(spec), **_buckets(spec), **_object_stores(spec)}
+    configs = {**_queues(spec), **_chunks(spec), **_buckets(spec), **_object_stores(spec), **_batches()}
     copies = {"storage": "file", "num_replicas": replicas}
     streams = (Stream(name, {"name": name, **copies, **config}) for name, config in configs.items())
     lanes = ((stage.stage_id, lane) for stage in spec.stages for lane in spec.stage_lanes)
@@ -95,6 +97,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
         _consumer(requests, subjects.REQUESTS_CONSUMER, subjects.requests_filter(pipeline), lease),
         _consumer(work, subjects.EVENTS_CONSUMER, subjects.events_filter(pipeline), lease),
         *(lane_consumer(pipeline, stage, lane, heartbeat_timeout=lease) for stage, lane in lanes),
+        _consumer(subjects.BATCHES_STREAM, subjects.BATCHES_CONSUMER, subjects.BATCHES_FILTER, BATCH_LEASE),
     )
     return Layout(tuple(streams), consumers)
 
@@ -210,7 +213,8 @@ def _buckets(spec: PipelineSpec) -> dict[str, Config]:
         "subject_delete_marker_ttl": max(lease, _SECOND),
     }
     replicas = subjects.replicas_bucket(spec.name)
-    names = (replicas, subjects.requests_bucket(spec.name), subjects.PIPELINES_BUCKET, subjects.FILES_BUCKET)
+    of_all = (subjects.PIPELINES_BUCKET, subjects.FILES_BUCKET, subjects.BATCHES_BUCKET)
+    names = (replicas, subjects.requests_bucket(spec.name), *of_all)
     return {
         f"KV_{bucket}": {
             "subjects": [f"$KV.{bucket}.>"],
@@ -226,6 +230,16 @@ def _buckets(spec: PipelineSpec) -> dict[str, Config]:
         }
         for bucket in names
     }
+
+
+def _batches() -> dict[str, Config]:
+    """The queue of batches that have not ended, of all tenants and pipelines."""
+    config = {
+        "retention": "workqueue",
+        "subjects": [subjects.BATCHES_FILTER],
+        "duplicate_window": _DEDUPE_SECONDS * _SECOND,
+    }
+    return {subjects.BATCHES_STREAM: config}
 
 
 def _object_stores(spec: PipelineSpec) -> dict[str, Config]:

@@ -41,6 +41,7 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.client.cluster_view import ClusterView  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
     from omnibus.frontdoor.app import create_app  # noqa: PLC0415
+    from omnibus.frontdoor.batching.batch_runner import BatchRunner  # noqa: PLC0415
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
     from omnibus.frontdoor.http_connection import Limits  # noqa: PLC0415
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
@@ -67,5 +68,5 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
             server = HttpServer(
                 app, host=settings.host, port=settings.port, share_port=settings.share_port, limits=limits
             )  # fmt: skip
-            async with server:
+            async with server, BatchRunner(app):
                 await server.wait()

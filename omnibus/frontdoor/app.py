@@ -20,6 +20,7 @@ from omnibus.frontdoor.api_keys import KeyTable
 from omnibus.frontdoor.body_route import ShortWay
 from omnibus.frontdoor.context import FrontDoorContext, Options, Replicas
 from omnibus.frontdoor.endpoints import (
+    batches,
     chat,
     completions,
     image_edits,
@@ -46,7 +47,7 @@ EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
     chat, completions, text_embeddings, images, image_edits, videos, speech, transcription, realtime, models,
-    user_files, request_status, request_input, replica_control, probes,
+    user_files, batches, request_status, request_input, replica_control, probes,
 )  # fmt: skip
 
 

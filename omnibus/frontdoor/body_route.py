@@ -50,12 +50,12 @@ class BodyRoute(APIRoute):
         return self.body_field is not None
 
     def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
-        return self._answer if self.takes_body else super().get_route_handler()
+        return self.answer if self.takes_body else super().get_route_handler()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, without FastAPI's layers for what it does not have: dependencies and files to close."""
         try:
-            response = await self._answer(HttpRequest(scope, receive, send))
+            response = await self.answer(HttpRequest(scope, receive, send))
         except OmnibusError as error:
             response = error_response(error)
         await response(scope, receive, send)
@@ -66,7 +66,8 @@ class BodyRoute(APIRoute):
         field = cast("ModelField", self.body_field).field_info
         return cast("type[BaseModel]", field.annotation), field.is_required()
 
-    async def _answer(self, http: HttpRequest) -> Response:
+    async def answer(self, http: HttpRequest) -> Response:
+        """The answer of the endpoint; raises the OmnibusError that it answers with."""
         state = http.scope["state"]
         raw = state["body"] = await _read(http)
         model, is_required = self._body

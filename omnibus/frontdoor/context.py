@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
+from omnibus.batches.batch_store import BatchStore
 from omnibus.client.producer import Producer
 from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_store import FileStore
@@ -93,6 +94,11 @@ class FrontDoorContext:
     def files(self) -> FileStore:
         """The files of all tenants."""
         return FileStore(self.producer.connection, quota=self.options.files_quota)
+
+    @property
+    def batches(self) -> BatchStore:
+        """The batches of all tenants."""
+        return BatchStore(self.producer.connection)
 
     async def missing_stages(self, spec: PipelineSpec, needed: Iterable[int] | None = None) -> list[MissingStage]:
         """The stages among `needed` (by default all) that have no replica up; raises BrokerError when nobody can say."""

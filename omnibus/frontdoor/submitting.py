@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import msgspec
 from fastapi import Request as HttpRequest
@@ -27,6 +27,8 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
+DEFERRED: Final = "deferred"
+"""Key of a scope's state: the request is a line of a batch. It takes the lane for those, and may be submitted again."""
 MAX_KEY_LENGTH = 255
 _RID_LENGTH = 40
 CANCEL_TIMEOUT = 5.0
@@ -105,10 +107,12 @@ async def submit(
     key, shape = sent_header(http.scope, "idempotency-key"), ""
     if key is not None:
         state["request_id"], shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
-    request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape)
+    lane = "batch" if DEFERRED in state and "batch" in served.spec.lanes else request.lane
+    request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape, lane=lane)
     try:
         rid = state["request_id"] if part == 0 else f"{state['request_id']}-{part}"
-        submission = await context.producer.submit(served.spec, request, rid=rid, is_single=key is None)
+        is_single = key is None and DEFERRED not in state
+        submission = await context.producer.submit(served.spec, request, rid=rid, is_single=is_single)
     except OmnibusError as error:
         context.metrics.refused.labels(served.spec.name, error.code).inc()
         raise

@@ -62,8 +62,9 @@ class Rate:
 
 
 def bound(spec: PipelineSpec, lane: str) -> int:
-    """Open requests at which one more for this lane is refused: the last tenth of room is for tenants within their share."""
-    reserved = spec.max_open_requests // 10 if lane == OVERFLOW_LANE else 0
+    """Open requests at which one more for this lane is refused: the last tenth of room is for interactive requests of tenants
+    within their share."""
+    reserved = 0 if lane == "interactive" else spec.max_open_requests // 10
     return spec.max_open_requests - reserved
 
 

@@ -54,6 +54,9 @@ class LogEvent(StrEnum):
     PAYLOADS_LEFT = "payloads.left"
     """Payloads were stored after the request's end and not removed; the store's lifetime ends them."""
 
+    # Batches
+    BATCH_ENDED = "batch.ended"
+
     # Flows
     FLOW_SKIPPED = "flow.skipped"
     """A caller has a sound from its output alone: its flow could not be written, or read, while it was made."""

@@ -14,9 +14,17 @@ import msgspec
 from omnibus.errors import InvalidName, InvalidRequest
 
 PIPELINES_BUCKET = "omni-pipelines"
+"""KV bucket of all deployed pipelines, by name."""
 FILES_BUCKET = "omni-files"
 """Files of all tenants: a bucket of records, and an object store."""
-"""KV bucket of all deployed pipelines, by name."""
+BATCHES_BUCKET = "omni-batches"
+"""KV bucket of the batches of all tenants."""
+BATCHES_STREAM = "OMNI_BATCHES"
+"""Work queue of the batches that have not ended."""
+BATCHES_CONSUMER = "runners"
+"""Durable consumer of that queue, which the front doors share."""
+BATCHES_FILTER = "omni-batches.*"
+"""The subjects of that queue."""
 EVENTS_CONSUMER = "events"
 """Durable consumer that the orchestrators of a pipeline share."""
 REQUESTS_CONSUMER = "requests"
@@ -98,6 +106,11 @@ def event(pipeline: str, stage: int | str, kind: EventKind | str, rid: str) -> s
 def timer(pipeline: str, nonce: str, rid: str) -> str:
     """The request's deadline, as a scheduled message; `nonce` is its record's, so that no other request's is meant."""
     return f"{_root(pipeline)}.timer.{check_name(nonce, 'nonce')}.{check_name(rid, 'rid')}"
+
+
+def batch(batch_id: str) -> str:
+    """The subject of a batch in the queue of those that have not ended."""
+    return f"omni-batches.{check_name(batch_id, 'batch_id')}"
 
 
 def chunks(pipeline: str, rid: str, nonce: str, run: int, stage: int | str) -> str:

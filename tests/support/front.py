@@ -15,6 +15,7 @@ from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.cluster_view import ClusterView
 from omnibus.client.producer import Producer
 from omnibus.frontdoor.app import create_app
+from omnibus.frontdoor.batching.batch_runner import BatchRunner
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.http_connection import Limits
 from omnibus.frontdoor.server import HttpServer
@@ -89,8 +90,12 @@ async def front(
     tracing: Tracing | None = None,
     idle: tuple[PipelineSpec, ...] = (),
     limits: Limits | None = None,
+    batches: bool = False,
 ) -> AsyncIterator[Front]:
-    """Everything for one pipeline; without `workers`, requests are accepted and stay open. `idle` ones are only deployed."""
+    """Everything for one pipeline; without `workers`, requests are accepted and stay open. `idle` ones are only deployed.
+
+    `batches`: it runs batches, too.
+    """
     for one in (spec, *idle):
         await ensure_layout(connection, layout_of(one))
     async with AsyncExitStack() as stack:
@@ -102,6 +107,8 @@ async def front(
             producer, FixedPipelines(spec, *idle), replicas=cluster.replicas, options=options,
             connected=lambda: connection.connected, metrics=connection.metrics, tracing=tracing,
         )  # fmt: skip
+        if batches:
+            await stack.enter_async_context(BatchRunner(app))
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0, limits=limits))
         key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"
         openai = await stack.enter_async_context(

@@ -1,0 +1,1 @@
+"""Batches: files of requests, each of which is answered once, whatever dies meanwhile."""

@@ -1,0 +1,76 @@
+"""The batches of all tenants: records in a bucket, and a queue of those that have not ended.
+
+The message comes first and holds the whole record: a batch that was queued runs, also when the front door that took it dies
+before it has written the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from omnibus.batches.batch_record import PREFIX, BatchRecord, unknown_batch
+from omnibus.broker.bucket import Bucket, transact
+from omnibus.broker.connection import Connection
+from omnibus.errors import RevisionConflict
+from omnibus.files.tenant_records import Page, TenantRecords, new_id
+from omnibus.wire import subjects
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class BatchStore:
+    """Keeps batches over one connection. Every method raises BrokerUnavailable; tenants see no batch but their own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self.clock = connection, connection.clock
+        bucket = Bucket(connection, subjects.BATCHES_BUCKET)
+        self._records = TenantRecords(bucket, PREFIX, BatchRecord, unknown_batch)
+        self.decode = self._records.decode
+        """A record out of a message of the queue."""
+
+    def new_id(self) -> str:
+        """The id of a batch that is made now."""
+        return new_id(PREFIX, self.clock.now())
+
+    async def create(self, record: BatchRecord) -> None:
+        """Queue a batch and store its record: it runs when this returns, and may when this raises."""
+        data = _encode(record)
+        await self._connection.js_publish(subjects.batch(record.id), data, record.id)
+        await self.restore(record)
+
+    async def restore(self, record: BatchRecord) -> None:
+        """Store the record of a new batch, unless it is there."""
+        try:
+            key = self._records.key(record.tenant, record.id)
+            await self._records.bucket.create(key, _encode(record), ttl=record.lifetime(self.clock.now()))
+        except RevisionConflict:
+            return
+
+    async def find(self, tenant: str | None, batch_id: str) -> BatchRecord:
+        """A batch; raises UnknownBatch."""
+        return await self._records.find(tenant, batch_id)
+
+    async def page(self, tenant: str | None, *, after: str | None, limit: int) -> Page[BatchRecord]:
+        """At most `limit` of a tenant's batches behind the one with the id `after`, the newest first."""
+        return await self._records.page(tenant, after=after, limit=limit)
+
+    async def change(
+        self, tenant: str | None, batch_id: str, decide: Callable[[BatchRecord], BatchRecord]
+    ) -> BatchRecord:
+        """The record as `decide` has changed it, by compare-and-set; raises what that raises, and UnknownBatch."""
+        key = self._records.key(tenant, batch_id)
+
+        async def attempt() -> BatchRecord:
+            entry = await self._records.bucket.get_latest(key)
+            if entry is None:
+                raise unknown_batch(batch_id)
+            known = self._records.decode(entry.value)
+            record = decide(known)
+            if record != known:
+                ttl = record.lifetime(self.clock.now())
+                await self._records.bucket.update(key, _encode(record), entry.revision, ttl)
+            return record
+
+        return await transact(attempt, f"the record of batch {batch_id!r}")

@@ -1,0 +1,101 @@
+"""The runner of batches in a front door: it takes them from the queue of all front doors, and drives them side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import Self
+
+import msgspec
+from fastapi import FastAPI
+
+from omnibus.batches.batch_record import BatchRecord, BatchStatus, LineFault, UnknownBatch
+from omnibus.batches.batch_store import BatchStore
+from omnibus.broker.delivery import Delivery
+from omnibus.broker.delivery_loop import DeliveryLoop
+from omnibus.broker.layout import BATCH_LEASE
+from omnibus.broker.puller import Puller
+from omnibus.errors import AttemptSuperseded, OmnibusError, Unreadable
+from omnibus.frontdoor.batching.batch_drive import BatchDrive
+from omnibus.frontdoor.batching.line_window import LineWindows
+from omnibus.frontdoor.context import FrontDoorContext
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
+from omnibus.wire import subjects
+
+MOST_BATCHES = 32
+"""Batches that one front door drives at the same time; the bound on its memory."""
+_LEAVE = 0.3
+"""Seconds after which a batch that is left comes to others: this one's puller is gone by then, and does not get it again."""
+_log = get_logger(__name__)
+
+
+class BatchRunner:
+    """Drives batches, in an `async with`. At the end it leaves what it has in hand to others, at once."""
+
+    def __init__(self, app: FastAPI) -> None:
+        context: FrontDoorContext = app.state.context
+        connection = context.producer.connection
+        self._app, self._connection, self._windows = app, connection, LineWindows(context)
+        self._store = BatchStore(connection)
+        puller = Puller(
+            connection, subjects.BATCHES_STREAM, [subjects.BATCHES_CONSUMER], lease=BATCH_LEASE, label="batches"
+        )  # fmt: skip
+        self._loop = DeliveryLoop(connection, puller, self, concurrency=MOST_BATCHES, where="batch")
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._loop.run(), name="batches")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stopping.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def handle(self, delivery: Delivery) -> bool:
+        """Drive one batch to its end; False when it is left to others. Raises BrokerError, and Unreadable for no batch."""
+        try:
+            record = self._store.decode(delivery.data)
+        except msgspec.DecodeError as error:
+            raise Unreadable(f"the batch on {delivery.subject!r} cannot be read: {error}") from error
+        await self._store.restore(record)
+        renew = partial(self._connection.send, delivery.ack_subject, b"+WPI")
+        driving = asyncio.create_task(
+            BatchDrive(self._app, self._windows, self._store, record, renew).run(), name=record.id
+        )
+        stopping = asyncio.create_task(self._stopping.wait(), name=f"{record.id} stopping")
+        try:
+            await asyncio.wait({driving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            was_driven = driving.done()
+            driving.cancel()
+            await asyncio.wait({driving, stopping})
+        if not was_driven:
+            await delivery.nak(_LEAVE)
+            return False
+        try:
+            driving.result()
+        except AttemptSuperseded:  # the message is the other's
+            return False
+        except UnknownBatch:  # its record has expired
+            return True
+        return True
+
+    async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it fails either way
+        """End a batch that cannot be driven as failed; one that cannot be read has no record."""
+        fault = LineFault(code=error.code if isinstance(error, OmnibusError) else OmnibusError.code, message=str(error))
+
+        def failed(record: BatchRecord) -> BatchRecord:
+            return (
+                record if record.ended else record.moved(BatchStatus.FAILED, self._store.clock.now(), faults=(fault,))
+            )
+
+        _log.error(LogEvent.BATCH_ENDED, subject=delivery.subject, error=str(error))
+        with suppress(msgspec.DecodeError, UnknownBatch):
+            record = self._store.decode(delivery.data)
+            await self._store.change(record.tenant, record.id, failed)

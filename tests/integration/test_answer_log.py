@@ -1,0 +1,84 @@
+"""The log of a batch's answers: whole lines, in the order of the appends, of one runner after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+
+from omnibus.batches.answer_log import AnswerLog
+from omnibus.broker.connection import Connection
+from omnibus.broker.layout import ensure_layout, layout_of
+from omnibus.broker.objects import CHUNK
+from omnibus.errors import RevisionConflict
+from tests.support.flow import line
+
+pytestmark = pytest.mark.integration
+
+
+async def log_of(connection: Connection, pipeline: str, name: str) -> AnswerLog:
+    await ensure_layout(connection, layout_of(line(pipeline)))
+    return AnswerLog(connection, name, ttl=600.0)
+
+
+async def read(log: AnswerLog) -> list[bytes]:
+    return [one async for one in log.lines()]
+
+
+@pytest.fixture
+def name() -> str:
+    return f"batch_{secrets.token_hex(16)}"
+
+
+async def test_lines_come_back_in_order_when_some_are_larger_than_a_message(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    log = await log_of(connection, pipeline, name)
+    assert await read(log) == []
+    lines = [b"a", b"b" * (3 * CHUNK + 5), b"", b"c" * (CHUNK - 1), b"d" * CHUNK]
+    for one in lines:
+        await log.append(one + b"\n")
+    assert await read(log) == lines
+    assert await read(AnswerLog(connection, name, ttl=600.0)) == lines
+    await log.remove()
+    await log.remove()
+    assert await read(AnswerLog(connection, name, ttl=600.0)) == []
+
+
+async def test_every_line_is_stored_once_when_many_append_at_the_same_time(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    log = await log_of(connection, pipeline, name)
+    lines = [b"%d" % number * (number % 7 + 1) for number in range(1000, 1500)]
+    await asyncio.gather(*(log.append(one + b"\n") for one in lines))
+    assert sorted(await read(log)) == sorted(lines)
+
+
+async def test_a_runner_appends_nothing_when_another_has_appended(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    first = await log_of(connection, pipeline, name)
+    await first.append(b"one\n")
+    second = AnswerLog(connection, name, ttl=600.0)
+    assert await read(second) == [b"one"]
+    await second.append(b"two\n")
+    with pytest.raises(RevisionConflict):
+        await first.append(b"late\n")
+    with pytest.raises(RevisionConflict):
+        await first.append(b"later\n")
+    unread = AnswerLog(connection, name, ttl=600.0)
+    with pytest.raises(RevisionConflict):
+        await unread.append(b"without having read\n")
+    assert await read(second) == [b"one", b"two"]
+
+
+async def test_a_part_of_a_line_stays_apart_when_its_runner_died_in_the_middle(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    first = await log_of(connection, pipeline, name)
+    await first.append(b"one\ntwo, of which only a par")
+    second = AnswerLog(connection, name, ttl=600.0)
+    assert await read(second) == [b"one"]
+    await second.append(b"two, whole\nthree\n")
+    assert await read(second) == [b"one", b"two, of which only a par", b"two, whole", b"three"]
