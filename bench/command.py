@@ -63,7 +63,7 @@ class Bench(Generic[SettingsT]):
         settings = dataclasses.replace(  # type: ignore[type-var]
             self.sizes[size], **{name: value for name, value in given.items() if value is not None}
         )
-        configure_logging("error")
+        configure_logging("error", for_good=True)
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="omnibus-bench-", ignore_cleanup_errors=True) as folder:
             report = self.measure(settings, Path(folder))

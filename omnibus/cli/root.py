@@ -16,6 +16,7 @@ import click
 import uvloop
 from pydantic import ValidationError
 
+import omnibus.observability.lean_structlog  # noqa: F401 before anything imports structlog
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import discover
 from omnibus.cli.options import SETTING

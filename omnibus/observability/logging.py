@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TextIO, cast
 
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor, WrappedLogger
 
 from omnibus.errors import ConfigError
 from omnibus.observability.rate_limit import RateLimit
@@ -83,7 +83,7 @@ def configure_quietly(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _plain_event,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -135,14 +135,22 @@ def _renderers(log_format: LogFormat, out: TextIO) -> list[Processor]:
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if shown != "json":
         in_color = (shown == "color" or out.isatty()) and not os.environ.get("NO_COLOR")
-        console_traceback = structlog.dev.RichTracebackFormatter(show_locals=False)
         console = structlog.dev.ConsoleRenderer(
-            colors=in_color, exception_formatter=console_traceback, pad_event_to=0, pad_level=False
+            colors=in_color, exception_formatter=_traceback, pad_event_to=0, pad_level=False
         )
         return [remove_meta, _for_people, console]
-    # Without local variables, here and above: prompts and keys are among them.
+    # Without local variables, here and in tracebacks for people: prompts and keys are among them.
     as_data = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [remove_meta, structlog.processors.ExceptionRenderer(as_data), structlog.processors.JSONRenderer()]
+
+
+def _traceback(out: TextIO, error: ExcInfo) -> None:
+    """A traceback for people."""
+    from rich.console import Console  # noqa: PLC0415 4 MiB that few processes ever need
+    from rich.traceback import Traceback  # noqa: PLC0415
+
+    out.write("\n")
+    Console(file=out, color_system="truecolor").print(Traceback.from_exception(*error, width=None, word_wrap=True))
 
 
 def _for_people(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import uvloop
 
+import omnibus.observability.lean_structlog  # noqa: F401 before anything imports structlog
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import discover
 from omnibus.errors import ConfigError, OmnibusError

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.unit
     [
         ("omnibus.cli.launch", ("aiohttp", "cryptography", "nkeys")),
         ("omnibus.orchestrator.deployed", ("aiohttp", "nkeys", "fastapi", "yaml")),
-        ("omnibus.workers.replica_main", ("aiohttp", "nkeys", "fastapi")),
+        ("omnibus.workers.replica_main", ("aiohttp", "nkeys", "fastapi", "rich")),
+        ("omnibus.cli.root", ("rich",)),
         ("omnibus.frontdoor.app", ("aiohttp", "nkeys", "av", "PIL", "torch", "transformers", "grpc", "opentelemetry")),
     ],
 )

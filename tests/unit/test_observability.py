@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from omnibus.errors import ConfigError
 from omnibus.observability.events import LogEvent
-from omnibus.observability.logging import LogFormat, as_sentence, configure_logging, get_logger
+from omnibus.observability.logging import LogFormat, as_sentence, configure_logging, configure_quietly, get_logger
 from omnibus.observability.metrics import Metrics
 
 pytestmark = pytest.mark.unit
@@ -97,6 +97,21 @@ def test_local_variables_stay_out_when_an_exception_is_logged(log_format: LogFor
         get_logger("omnibus.test").exception(LogEvent.EVENT_FAILED)
     assert "ValueError" in stream.getvalue()
     assert "a private thing" not in stream.getvalue()
+
+
+def test_local_variables_stay_out_when_a_program_uses_omnibus_as_a_library(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_quietly("info")
+
+    def fail(prompt: str) -> None:
+        raise ValueError(len(prompt))
+
+    try:
+        fail("a-private-thing".replace("-", " "))
+    except ValueError:
+        get_logger("omnibus.test").exception(LogEvent.EVENT_FAILED)
+    logged = capsys.readouterr().err
+    assert "ValueError" in logged
+    assert "a private thing" not in logged
 
 
 def test_nothing_is_written_when_the_event_is_below_the_level() -> None:
