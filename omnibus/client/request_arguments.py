@@ -187,7 +187,7 @@ def _wanted_stages(spec: PipelineSpec, last: int | None, given: Sequence[int] | 
 
 def _lora(spec: PipelineSpec, adapter: str | NamedAdapter) -> str:
     name = adapter if isinstance(adapter, str) else adapter.lora_name
-    known = sorted({one for stage in spec.stages for one in stage.engine_args.get("lora_modules", {})})
+    known = spec.adapters
     if name not in known:
         listed = ", ".join(known) or "none"
         raise InvalidRequest(f"no stage has a LoRA adapter {name!r}; there are: {listed}", param="lora_request")

@@ -10,7 +10,7 @@ from typing import Any
 from omnibus.broker.connection import Connection
 from omnibus.errors import BrokerUnavailable, EngineError, InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.registry.presence.replica_record import ReplicaRecord, read_replicas
+from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus, read_replicas
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Rpc, RpcReply
 from omnibus.wire.failure import Failure
@@ -77,9 +77,11 @@ async def collective_rpc(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     stage_ids: Sequence[int] | None = None,
+    starting: bool = False,
 ) -> CollectiveAnswer:
     """Call a control method of every replica of these stages (None: of all) at once; each has `timeout` seconds.
 
+    `starting`: also of those that listen already, and whose record does not say so yet.
     Arguments are what MessagePack can hold. Raises InvalidRequest for a stage that there is not, a senseless timeout and
     arguments that cannot be sent, BrokerUnavailable when the replicas cannot be looked up. What a replica raises, and that
     one does not answer, is part of the answer.
@@ -88,12 +90,18 @@ async def collective_rpc(
     seconds = _seconds(timeout)
     order = _encoded(Rpc(method=method, args=tuple(args), kwargs=dict(kwargs or {})))
     found = await read_replicas(connection, spec.name)
-    replicas = [record for record in found if record.listens and record.stage_id in stages]
+    replicas = [
+        record
+        for record in found
+        if record.stage_id in stages and (record.listens or (starting and record.status is ReplicaStatus.STARTING))
+    ]
     replies = await asyncio.gather(*(_ask(connection, spec.name, record, order, seconds) for record in replicas))
     return CollectiveAnswer(
         method=method,
         answers=tuple(answer for answer in replies if answer is not None),
-        unanswered=tuple(record.key for record, answer in zip(replicas, replies, strict=True) if answer is None),
+        unanswered=tuple(
+            record.key for record, answer in zip(replicas, replies, strict=True) if answer is None and record.listens
+        ),
         empty_stages=tuple(stage for stage in stages if all(record.stage_id != stage for record in replicas)),
     )
 

@@ -25,14 +25,17 @@ from omnibus.frontdoor.endpoints import (
     completions,
     image_edits,
     images,
+    lora_adapters,
     models,
     probes,
     realtime,
     replica_control,
     request_input,
     request_status,
+    scoring,
     speech,
     text_embeddings,
+    tokens,
     transcription,
     user_files,
     videos,
@@ -46,8 +49,8 @@ from omnibus.observability.tracing import Tracing
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, text_embeddings, images, image_edits, videos, speech, transcription, realtime, models,
-    user_files, batches, request_status, request_input, replica_control, probes,
+    chat, completions, text_embeddings, scoring, images, image_edits, videos, speech, transcription, realtime, models,
+    tokens, user_files, batches, request_status, request_input, replica_control, lora_adapters, probes,
 )  # fmt: skip
 
 

@@ -131,6 +131,8 @@ class AskingBody(Body):
 
     def field_of(self, param: str) -> str:
         """The caller's name of what a request, its admission or an engine calls `param`."""
+        if param == "lora" and not self.lora:
+            return "model"  # its name ends with the adapter
         for ref, values in (self.sampling_params or {}).items():
             if param in values:
                 return f"sampling_params.{ref}.{param}"

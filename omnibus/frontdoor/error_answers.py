@@ -107,7 +107,7 @@ def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
         if problem["loc"][0] == "query":
             name = str(problem["loc"][1])
             return InvalidRequest(f"{name}: {problem['msg']}", param=name)
-    located = [(field_path(problem["loc"], body), problem) for problem in problems]
+    located = [(field_path(problem["loc"], body, lacks=problem["type"] == "missing"), problem) for problem in problems]
     path, problem = max(located, key=lambda pair: pair[0].count(".") + pair[0].count("["))
     if problem["type"] == "json_invalid":
         return InvalidRequest("the body is not valid JSON")
@@ -122,8 +122,11 @@ def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None)
 
 
-def field_path(location: Sequence[str | int], body: object) -> str:
-    """`("body", "messages", 0, "content")` as `messages[0].content`, without the labels of union members in it."""
+def field_path(location: Sequence[str | int], body: object, *, lacks: bool) -> str:
+    """`("body", "messages", 0, "content")` as `messages[0].content`, without the labels of union members in it.
+
+    `lacks`: its end is a field that is not there.
+    """
     path = ""
     where, at_tag = body, False
     for index, step in enumerate(location[1:], start=1):
@@ -134,14 +137,10 @@ def field_path(location: Sequence[str | int], body: object) -> str:
         if isinstance(step, int) and isinstance(where, list) and step < len(where):
             where = where[step]
             path += f"[{step}]"
-        elif isinstance(where, dict) and (step in where or _names_a_missing_field(step, index, location)):
+        elif isinstance(where, dict) and (step in where or (lacks and index == len(location) - 1)):
             where = where.get(step)
             path += f".{step}" if path else str(step)
     return path
-
-
-def _names_a_missing_field(step: str | int, index: int, location: Sequence[str | int]) -> bool:
-    return index == len(location) - 1 and isinstance(step, str) and step.isidentifier()
 
 
 async def _on_omnibus_error(_request: Request, error: Exception) -> Response:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from omnibus.errors import InvalidRequest, UnknownModel
 from omnibus.pipeline.spec import PipelineSpec
+
+ADAPTER_MARK = ":"
+"""Between the name of a model and that of an adapter."""
 
 
 class Pipelines(Protocol):
@@ -27,6 +30,8 @@ class Served:
 
     model: str
     spec: PipelineSpec
+    adapter: str | None = None
+    """The LoRA adapter that the name ends with."""
 
 
 class ServedModels:
@@ -37,17 +42,23 @@ class ServedModels:
         self._pipelines, self._aliases = pipelines, dict(aliases)
 
     async def find(self, model: str | None, *, modality: str | None = None) -> Served:
-        """The model of this name; without a name the only one there is (that delivers `modality`).
+        """The model of this name, or an adapter of it, MODEL:ADAPTER; without a name the only one (that delivers `modality`).
 
         Raises UnknownModel, or InvalidRequest when the name is missing and there is a choice.
         """
         if model is None:
             return await self._only(modality)
-        spec = await self._pipelines.get(self._aliases.get(model, model))
-        if spec is None:
+        if (found := await self._named(model)) is not None:
+            return found
+        base, _, adapter = model.rpartition(ADAPTER_MARK)
+        found = await self._named(base) if base else None
+        if found is None:
             known = ", ".join(served.model for served in await self.all()) or "none"
             raise UnknownModel(f"the model {model!r} does not exist; there are: {known}", param="model")
-        return Served(model, spec)
+        if adapter not in found.spec.adapters:
+            known = ", ".join(found.spec.adapters) or "none"
+            raise UnknownModel(f"the model {base!r} has no adapter {adapter!r}; there are: {known}", param="model")
+        return replace(found, model=model, adapter=adapter)
 
     async def all(self) -> list[Served]:
         """Every model, by the name to show: an alias where the pipeline has one. Sorted."""
@@ -56,6 +67,10 @@ class ServedModels:
         aliased = {served.spec.name for served in shown}
         shown += [Served(name, spec) for name, spec in specs.items() if name not in aliased]
         return sorted(shown, key=lambda served: served.model)
+
+    async def _named(self, model: str) -> Served | None:
+        spec = await self._pipelines.get(self._aliases.get(model, model))
+        return Served(model, spec) if spec is not None else None
 
     async def _only(self, modality: str | None) -> Served:
         able = [served for served in await self.all() if modality is None or modality in served.spec.modalities]

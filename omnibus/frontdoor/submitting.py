@@ -96,7 +96,7 @@ async def submit(
     open input without a stream: only the head of a stream gives the caller the id for its next segments.
     """
     served, state = await context.models.find(body.model, modality=modality), http.scope["state"]
-    request = await off_loop(len(state["body"]), request_of, body, served.spec)
+    request = with_adapter(served, await off_loop(len(state["body"]), request_of, body, served.spec))
     if request.resumable and not request.stream:
         raise InvalidRequest("an open input needs a stream, whose headers have the id for its segments", param="stream")
     if body.wait is False:
@@ -118,6 +118,15 @@ async def submit(
         raise
     until = asyncio.get_running_loop().time() + submission.timeout
     return Accepted(submission, served, key is not None, until, state["field_of"])
+
+
+def with_adapter(served: Served, request: Request) -> Request:
+    """The request with the adapter that its model's name ends with; raises InvalidRequest where it names another."""
+    if served.adapter is None:
+        return request
+    if request.lora not in (None, served.adapter):
+        raise InvalidRequest(f"the model's name says {served.adapter!r}", param="lora")
+    return msgspec.structs.replace(request, lora=served.adapter)
 
 
 async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Accepted) -> Result:

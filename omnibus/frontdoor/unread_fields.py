@@ -25,7 +25,7 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         **dict.fromkeys(("n", "best_of"), (1,)),
         **dict.fromkeys(("speed", "length_penalty"), (1.0,)),
-        **dict.fromkeys(("top_logprobs", "strength"), (0,)),
+        **dict.fromkeys(("top_logprobs", "strength", "max_tokens_per_doc", "max_tokens_per_query"), (0,)),
         **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens", "detokenize"), (True,)),
         **dict.fromkeys(("add_generation_prompt", "include_reasoning"), (True,)),
         "response_format": ({"type": "text"},),

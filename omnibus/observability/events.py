@@ -92,6 +92,8 @@ class LogEvent(StrEnum):
     """It cannot serve any more, or is stuck; its replica ends, to be started again."""
     ENGINE_CLOSE_FAILED = "engine.close_failed"
     """Freeing what it held raised; its replica ends as it would have."""
+    ENGINE_ADAPTER_FAILED = "engine.adapter_failed"
+    """An adapter of a stage's arguments cannot be loaded; requests with it are refused."""
     ENGINE_UNTRIED = "engine.untried"
     """The engine's library has a version that the tests did not pass on; it is served all the same."""
     CHECKPOINT_CONVERTING = "checkpoint.converting"

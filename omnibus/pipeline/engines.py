@@ -68,6 +68,9 @@ class EngineKind:
     """Whether its stages can read another stage while it runs: as `StageInput.flows`, or as a job's `parts`."""
     takes_open_input: bool = False
     """Whether its stages can read segments of a request's input while they run: as the flow `input`."""
+    loads_adapters: Callable[[EngineArgs], bool] = lambda _args: False
+    """Whether a stage with these arguments takes LoRA adapters while it runs: by the control methods `load_adapter`,
+    `unload_adapter` and `add_missing`, and keeps them among its `lora_modules`."""
     has_prefix_cache: bool = False
     can_sleep: bool = False
     """Whether it may have the control methods `sleep` and `wake_up`; without it nobody is asked."""
@@ -165,6 +168,7 @@ BUILT_IN = (
         has_tokenizer=True,
         takes_flows=True,
         takes_open_input=True,
+        loads_adapters=lambda args: bool(args.get("enable_lora", args.get("lora_modules"))),
         has_prefix_cache=True,
         can_sleep=True,
         profiler="profiler_config",

@@ -217,6 +217,11 @@ class PipelineSpec(
         return streams or self.input_timeout is not None
 
     @cached_property
+    def adapters(self) -> tuple[str, ...]:
+        """The LoRA adapters that requests may name."""
+        return tuple(sorted({name for stage in self.stages for name in stage.engine_args.get("lora_modules") or ()}))
+
+    @cached_property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the pipeline delivers, each once, in the order of its stages."""
         return tuple(dict.fromkeys(modality for stage in self.stages for modality in stage.final_types))

@@ -18,7 +18,7 @@ from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import NAME_PATTERN, EdgeSpec, PipelineSpec, StageSpec
 
 MODALITY_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")
-MODALITIES = ("text", "image", "audio", "video", "embedding", "json")
+MODALITIES = ("text", "image", "audio", "video", "embedding", "score", "json")
 CALLABLE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _PARALLEL_SIZES = {
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local",

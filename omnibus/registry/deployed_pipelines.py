@@ -5,12 +5,13 @@ A specification is stored as MessagePack under its name; the entry's revision te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
 
-from omnibus.broker.bucket import Bucket, BucketEntry
+from omnibus.broker.bucket import Bucket, BucketEntry, transact
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import Change, ensure_layout, layout_of
 from omnibus.errors import PipelineError
@@ -114,6 +115,34 @@ async def load_deployed(connection: Connection, name: str | None = None) -> Pipe
     if name is None and len(deployed) == 1:
         return deployed[0]
     raise PipelineError(_advice(name, [spec.name for spec in deployed]))
+
+
+async def find_deployed(connection: Connection, name: str) -> PipelineSpec | None:
+    """The pipeline as the last writer left it; None where none is deployed that is valid here."""
+    if not await _is_laid_out(connection):
+        return None
+    entry = await Bucket(connection, subjects.PIPELINES_BUCKET).get_latest(name)
+    return read_pipeline(name, entry.value) if entry is not None else None
+
+
+async def change_deployed(
+    connection: Connection, name: str, change: Callable[[PipelineSpec], PipelineSpec]
+) -> PipelineSpec:
+    """Replace a deployed specification by what `change` makes of it; what that raises leaves it as it is.
+
+    Raises PipelineError where there is none.
+    """
+    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+
+    async def attempt() -> PipelineSpec:
+        entry = await bucket.get_latest(name)
+        if entry is None:
+            raise PipelineError(_advice(name, []))
+        spec = change(_checked(name, entry.value))
+        await bucket.update(name, msgspec.msgpack.encode(spec), entry.revision)
+        return spec
+
+    return await transact(attempt, f"pipeline {name!r}")
 
 
 async def list_deployed(connection: Connection) -> list[Deployed]:

@@ -85,6 +85,11 @@ def _check_prompt(spec: PipelineSpec, request: Request) -> None:
         raise EmptyPrompt(param="prompt")
     if request.messages is not None and not any(_says_something(message) for message in request.messages):
         raise EmptyPrompt("The messages are empty.", param="messages")
+    check_size(spec, request)
+
+
+def check_size(spec: PipelineSpec, request: Request) -> None:
+    """Raises RequestTooLarge, naming the largest field, for more text than the pipeline takes; files are bounded elsewhere."""
     counted = {name: value for name, value in asdict(request).items() if name not in UNCOUNTED}
     if (size := sum(map(_bytes_of, counted.values()))) > spec.max_prompt_bytes:
         largest = max(counted, key=lambda name: _bytes_of(counted[name]))

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from omnibus.wire.failure import Failure
+from omnibus.wire.request import Request
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -46,6 +47,29 @@ SENT_TEXT_PAGE = 16 * 1024
 """Characters of one message that answers AskSentText, those of fields counted; at least, but for the last."""
 
 
+class AskTokens(msgspec.Struct, frozen=True, kw_only=True, tag="ask-tokens"):
+    """The replica turns the request's prompt into tokens, as before it runs one; the reply is an RpcReply with PromptTokens."""
+
+    request: Request
+    """The fields of its prompt count, no others. A prompt of token ids is turned into its text."""
+    special: bool | None = None
+    """Whether special tokens, such as that of a beginning, are added; None: as in every prompt."""
+    strings: bool = False
+    """Whether each token's text is wanted, too."""
+
+
+class PromptTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens of a prompt."""
+
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...] | None = None
+    """The tokens as the vocabulary has them."""
+    text: str | None = None
+    """The text of a prompt that came as token ids."""
+    context: int
+    """Tokens that the model's context holds."""
+
+
 class Rpc(msgspec.Struct, frozen=True, kw_only=True, tag="rpc"):
     """Call a control method of the engine; the reply is an RpcReply on the message's reply subject."""
 
@@ -55,18 +79,18 @@ class Rpc(msgspec.Struct, frozen=True, kw_only=True, tag="rpc"):
 
 
 class RpcReply(msgspec.Struct, frozen=True, kw_only=True, tag="rpc-reply"):
-    """The answer of one replica to an Rpc."""
+    """The answer of one replica to an Rpc, AskClaims or AskTokens."""
 
     replica: str
     value: bytes | None = None
-    """Packed with `codec.pack`."""
+    """Packed with `codec.pack`; PromptTokens where those were asked for."""
     error: str | None = None
     """The error in words."""
     failure: Failure | None = None
     """The same error, from which the caller's exception is made."""
 
 
-Control = Cancel | Free | AskClaims | AskSentText | Rpc
+Control = Cancel | Free | AskClaims | AskSentText | AskTokens | Rpc
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="claim"):

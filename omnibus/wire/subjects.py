@@ -165,7 +165,7 @@ def ctl_all(pipeline: str) -> str:
 
 
 def ask(pipeline: str, stage: int, replica: str) -> str:
-    """A question to one replica that changes nothing: whether it is there."""
+    """A question to one replica that changes nothing: whether it is there, which tokens a prompt has."""
     return f"{_root(pipeline)}.ask.{stage}.{check_name(replica, 'replica')}"
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
-from omnibus.errors import BrokerError, InvalidRequest
+from omnibus.errors import BrokerError, InvalidRequest, RequestTooLarge
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.pause_state import PauseMode, PauseState, PauseWatch, pause_mode
 from omnibus.wire import codec, subjects
-from omnibus.wire.control import AskClaims, AskSentText, Cancel, Control, Free, Rpc, RpcReply
+from omnibus.wire.control import AskClaims, AskSentText, AskTokens, Cancel, Control, Free, PromptTokens, Rpc, RpcReply
 from omnibus.wire.failure import Failure, describe
 from omnibus.workers.claims import Claims
-from omnibus.workers.engines.protocol import Engine
+from omnibus.workers.engines.protocol import Engine, Job, StageInput, Tokenizing
 from omnibus.workers.engines.threads import within
+from omnibus.workers.job_builder import default_input
 from omnibus.workers.task_slots import TaskSlots
 from omnibus.workers.task_telemetry import TaskTelemetry
 from omnibus.workers.text_stream import DeltaStreams
@@ -93,7 +95,9 @@ class ControlSubscriber:
     async def _inform(self, message: ReceivedMessage) -> None:
         """Answer what changes nothing."""
         question: Control = codec.decode(message.data, Control)
-        if isinstance(question, AskSentText) and message.reply:
+        if isinstance(question, AskTokens):
+            self._start("tokens", partial(self._tokens, question), message.reply)
+        elif isinstance(question, AskSentText) and message.reply:
             stream = self._streams.of(question.rid, question.stage_id)
             for page in stream.since(question.offset) if stream is not None else ():
                 await self._conn.publish(message.reply, codec.encode(page))
@@ -103,27 +107,35 @@ class ControlSubscriber:
                 await self._conn.publish(message.reply, codec.encode(RpcReply(replica=self._claims.replica)))
 
     async def _call(self, message: ReceivedMessage) -> None:
-        """Answer in a task of its own, so that a slow call delays no cancellation."""
         order: Control = codec.decode(message.data, Control)
-        if not isinstance(order, Rpc):
-            return
-        call = asyncio.create_task(self._answer(order, message.reply), name=f"rpc-{order.method}")
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        if isinstance(order, Rpc):
+            self._start(order.method, partial(self._value, order), message.reply)
 
-    async def _answer(self, order: Rpc, reply: str) -> None:
+    async def _value(self, order: Rpc) -> bytes:
+        return codec.pack(await self._handlers.call(order.method, order.args, order.kwargs))
+
+    async def _tokens(self, question: AskTokens) -> bytes:
+        return codec.encode(await self._handlers.tokens(question))
+
+    def _start(self, name: str, call: Callable[[], Coroutine[Any, Any, bytes]], reply: str) -> None:
+        """Answer in a task of its own, so that a slow call delays no cancellation."""
+        answering = asyncio.create_task(self._answer(name, call, reply), name=f"rpc-{name}")
+        self._calls.add(answering)
+        answering.add_done_callback(self._calls.discard)
+
+    async def _answer(self, name: str, call: Callable[[], Coroutine[Any, Any, bytes]], reply: str) -> None:
         replica = self._claims.replica
         try:
             if len(self._calls) > MOST_CALLS:
                 raise RuntimeError("too many calls are under way")  # noqa: TRY301 an answer like others
-            call = self._handlers.call(order.method, order.args, order.kwargs)
-            value = await within(RPC_TIMEOUT, call, f"call-{order.method}")
-            answer = RpcReply(replica=replica, value=codec.pack(value))
+            answer = codec.encode(RpcReply(replica=replica, value=await within(RPC_TIMEOUT, call(), f"call-{name}")))
+            if len(answer) > self._conn.max_payload:
+                raise RequestTooLarge(f"the answer has {len(answer)} bytes")  # noqa: TRY301 as above
         except Exception as error:  # noqa: BLE001 whatever the engine raises is the caller's answer
-            answer = RpcReply(replica=replica, error=describe(error), failure=Failure.of(error))
+            answer = codec.encode(RpcReply(replica=replica, error=describe(error), failure=Failure.of(error)))
         try:
             if reply:
-                await self._conn.publish(reply, codec.encode(answer))
+                await self._conn.publish(reply, answer)
         except BrokerError:
             self._telemetry.crashed("rpc")
 
@@ -167,6 +179,14 @@ class ControlHandlers:
         except TypeError as error:
             raise InvalidRequest(f"{method}: {error}") from error
         return await own(*args, **kwargs)
+
+    async def tokens(self, question: AskTokens) -> PromptTokens:
+        """Raises InvalidRequest where the engine has no tokenizer, EngineRejected for a prompt that it does not take."""
+        if not isinstance(self._engine, Tokenizing):
+            raise InvalidRequest("this stage's engine has no tokenizer", param="model")
+        given = StageInput(rid="tokens", request=question.request)
+        job = Job(rid=given.rid, stage_input=given, engine_input=default_input(given), sampling={})
+        return await self._engine.tokens(job, special=question.special, strings=question.strings)
 
     async def restart(self) -> None:
         """Return at once; the end and the new life are seen in the coordinator. Idempotent."""

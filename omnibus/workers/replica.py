@@ -26,6 +26,7 @@ from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.choice.director import Director
+from omnibus.registry.deployed_pipelines import find_deployed
 from omnibus.registry.pause_state import PauseWatch
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
@@ -172,6 +173,7 @@ class Replica:
     async def _serve(self) -> None:
         """Take tasks until the end is near, then see those in hand through."""
         await self._control.listen()
+        await self._add_adapters()
         self._handlers.begin(self._pause_states.pause_state)
         try:
             async with asyncio.TaskGroup() as jobs:
@@ -220,6 +222,15 @@ class Replica:
         await self._registration.set_status(ReplicaStatus.DRAINING)
         await self._claims.wait_empty(self._options.grace)
         self._claims.interrupt(Interruption.REQUEUED)
+
+    async def _add_adapters(self) -> None:
+        """Load the adapters that were added while the engine started: from now on it is called."""
+        if not engine_kind(self._stage.engine).loads_adapters(self._stage.engine_args):
+            return
+        deployed = await find_deployed(self._conn, self._spec.name)
+        stage = deployed.by_ref.get(self._stage.stage_id) if deployed is not None else None
+        if stage is not None:
+            await self._engine.rpc("add_missing", (stage.engine_args.get("lora_modules", {}),), {})
 
     def _restart(self) -> None:
         self.comes_back = True

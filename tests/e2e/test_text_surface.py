@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from tests.support.byte_llm import make_byte_llm
+from tests.support.byte_llm import make_byte_llm, make_byte_tokenizer
 from tests.support.scraping import Scrape
 from tools.serving import Serving, serving
 
@@ -315,3 +316,61 @@ def test_metrics_have_those_of_vllm_when_a_stage_runs_under_it(server: Serving, 
     assert seen.value("vllm:generation_tokens_total", **of_stage) >= 4
     assert seen.value("vllm:time_to_first_token_seconds_count", **of_stage) >= 1
     assert seen.value("omnibus_generation_tokens_total", process="llm.0", stage="0") >= 4
+
+
+def asked(server: Serving, path: str, **body: Any) -> dict[str, Any]:
+    answer = httpx.post(f"{server.url}{path}", json={"model": MODEL, **body}, timeout=60.0)
+    found: dict[str, Any] = answer.json()
+    assert answer.status_code == 200, found
+    return found
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_a_text_becomes_tokens_and_a_text_again(server: Serving, prefix: str) -> None:
+    tokenizer, text = make_byte_tokenizer(), "Grüße <think>"
+    ids = tokenizer(text).input_ids
+    made = asked(server, f"{prefix}/tokenize", prompt=text, return_token_strs=True)
+    strings = tokenizer.convert_ids_to_tokens(ids)
+    assert made == {"count": len(ids), "max_model_len": 2048, "tokens": ids, "token_strs": strings}
+    assert asked(server, f"{prefix}/detokenize", tokens=ids) == {"prompt": text}
+    assert asked(server, f"{prefix}/tokenize", prompt="a" * 3000)["count"] == 3000
+    assert asked(server, f"{prefix}/tokenize", prompt="")["tokens"] == []
+    assert asked(server, f"{prefix}/detokenize", tokens=[]) == {"prompt": ""}
+
+
+def test_a_chat_has_the_tokens_that_a_request_counts(client: OpenAI, server: Serving) -> None:
+    for options in ({}, {"tools": [WEATHER]}, {"chat_template_kwargs": {"mood": "very merry"}}):
+        body: dict[str, Any] = dict(options)
+        made = asked(server, "/tokenize", messages=USER, **body)
+        extra = {"extra_body": {name: body.pop(name) for name in ("chat_template_kwargs",) if name in body}}
+        answer = client.chat.completions.create(model=MODEL, messages=USER, max_tokens=1, **body, **extra)
+        assert made["count"] == answer.usage.prompt_tokens
+    plain = asked(server, "/tokenize", messages=USER)["tokens"]
+    assert asked(server, "/detokenize", tokens=plain)["prompt"].endswith(
+        "user: What is the weather in Paris?\nassistant: "
+    )
+    begun = asked(server, "/tokenize", messages=USER, add_generation_prompt=False)["tokens"]
+    assert plain[: len(begun)] == begun
+    assert len(plain) - len(begun) == len("assistant: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/tokenize", {}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": USER}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "tools": [WEATHER]}, 400, "tools"),
+        ("/tokenize", {"prompt": ["a"]}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a" * (1 << 20) + "a"}, 413, "prompt"),
+        ("/tokenize", {"prompt": "a", "return_tokens": True}, 400, "return_tokens"),
+        ("/tokenize", {"messages": USER, "chat_template": "{{ 1 }}"}, 400, "chat_template"),
+        ("/tokenize", {"messages": USER, "mm_processor_kwargs": {"max_pixels": 9}}, 400, "mm_processor_kwargs"),
+        ("/detokenize", {"tokens": [1, 1 << 20]}, 400, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens[0]"),
+    ],
+)
+def test_a_prompt_that_has_no_tokens_is_refused_by_name(
+    server: Serving, path: str, body: dict[str, Any], status: int, param: str
+) -> None:
+    answer = httpx.post(f"{server.url}{path}", json={"model": MODEL, **body}, timeout=60.0)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)

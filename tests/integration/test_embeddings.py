@@ -60,7 +60,7 @@ async def test_fewer_dimensions_are_brought_to_length_one(front_door: Front) -> 
     assert caught.value.param == "dimensions"
 
 
-@pytest.mark.parametrize("given", ["", [], ["a", ""], ["a", "refuse"]])
+@pytest.mark.parametrize("given", ["", [], ["a", ""], ["a", "refuse"], {"text": "a"}])
 async def test_an_input_that_cannot_be_served_is_named(front_door: Front, given: object) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await front_door.openai.embeddings.create(model=front_door.spec.name, input=given)

@@ -88,10 +88,11 @@ def test_our_keys_are_taken_out_when_arguments_are_sorted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "adapters", "slots"), [({}, 2, 3), ({"max_loras": 2}, 2, 3), ({"max_loras": 8}, 2, 8)]
+    ("given", "adapters", "slots"), [({}, 2, 3), ({"max_loras": 2}, 2, 3), ({"max_loras": 8}, 2, 9), ({}, 0, 2)]
 )
 def test_a_slot_stays_empty_when_adapters_are_served_on_cpu(given: dict[str, Any], adapters: int, slots: int) -> None:
-    assert with_spare_slot(given, adapters) == {"max_loras": slots}
+    enabled = {"enable_lora": True, **given}
+    assert with_spare_slot(enabled, adapters) == {**enabled, "max_loras": slots}
     assert with_spare_slot(given, 0) == given
 
 

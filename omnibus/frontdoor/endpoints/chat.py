@@ -142,10 +142,7 @@ class ChatBody(AskingBody, TextSampling, ChatFields):
             return self.structured_field()
         if param == "logprobs" and self.top_logprobs is not None:
             return "top_logprobs"
-        found = _FILE.fullmatch(param)
-        if found is not None:
-            return f"{found[1]}.{_FILES[found[2]]}"
-        return super().field_of("messages" if param == "prompt" else param)
+        return super().field_of("messages" if param == "prompt" else content_field(param))
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=RouteAccess.USER.stated)
@@ -167,6 +164,12 @@ def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     text = {**body.chosen(), **body.answered(), **({} if limit is None else {"max_tokens": limit})}
     return body.request(spec, modalities, text=text, messages=turns(body.messages), chat=body.options())
+
+
+def content_field(param: str) -> str:
+    """The caller's name of a part of a turn; any other field's is the same."""
+    found = _FILE.fullmatch(param)
+    return param if found is None else f"{found[1]}.{_FILES[found[2]]}"
 
 
 def turns(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:

@@ -12,14 +12,14 @@ from omnibus.errors import BrokerError
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.served import Served
+from omnibus.frontdoor.served import ADAPTER_MARK, Served
 from omnibus.pipeline.spec import PipelineSpec
 
 router = APIRouter()
 
 
 class Model(TypedDict):
-    """A deployed pipeline under the name that it is served by."""
+    """A deployed pipeline under the name that it is served by, or an adapter of one."""
 
     id: str
     object: Literal["model"]
@@ -27,6 +27,8 @@ class Model(TypedDict):
     owned_by: str
     root: str
     """The pipeline's own name."""
+    parent: str | None
+    """The model that an adapter belongs to."""
     modalities: list[str]
     """The outputs that it can deliver."""
     ready: bool
@@ -40,9 +42,10 @@ class ModelList(TypedDict):
 
 @router.get("/v1/models", openapi_extra=RouteAccess.USER.stated)
 async def list_models(context: Context) -> Response:
-    """Every deployed pipeline: those that are ready first, as many clients take the first one; then by name."""
-    looks = (_model(context, served) for served in await context.models.all())
-    models = sorted(await asyncio.gather(*looks), key=lambda model: (not model["ready"], model["id"]))
+    """Every deployed pipeline, and its adapters: those that are ready first, as many clients take the first one; then by name."""
+    looks = (_with_adapters(context, served) for served in await context.models.all())
+    models = [one for found in await asyncio.gather(*looks) for one in found]
+    models.sort(key=lambda model: (not model["ready"], model["id"]))
     return await json_response(lambda: ModelList(object="list", data=models))
 
 
@@ -53,6 +56,12 @@ async def get_model(model: str, context: Context) -> Response:
     return await json_response(lambda: found)
 
 
+async def _with_adapters(context: FrontDoorContext, served: Served) -> list[Model]:
+    model = await _model(context, served)
+    names = (f"{served.model}{ADAPTER_MARK}{adapter}" for adapter in served.spec.adapters)
+    return [model, *(Model(**{**model, "id": name, "parent": served.model}) for name in names)]
+
+
 async def _model(context: FrontDoorContext, served: Served) -> Model:
     return Model(
         id=served.model,
@@ -60,6 +69,7 @@ async def _model(context: FrontDoorContext, served: Served) -> Model:
         created=context.started,
         owned_by="omnibus",
         root=served.spec.name,
+        parent=None if served.adapter is None else served.model.removesuffix(f"{ADAPTER_MARK}{served.adapter}"),
         modalities=list(served.spec.modalities),
         ready=await _is_ready(context, served.spec),
     )

@@ -28,7 +28,7 @@ from omnibus.frontdoor.realtime.dialogue import Dialogue, Effect, StartResponse,
 from omnibus.frontdoor.realtime.response import End, Response
 from omnibus.frontdoor.realtime.session_settings import parameters, wanted
 from omnibus.frontdoor.served import Served
-from omnibus.frontdoor.submitting import Accepted, abandon, in_time
+from omnibus.frontdoor.submitting import Accepted, abandon, in_time, with_adapter
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
@@ -177,7 +177,7 @@ class _Answer:
     async def _submit(self) -> Accepted:
         context, served = self._conversation.context, self._conversation.served
         served = await context.models.find(served.model)
-        request = self._request(served.spec)
+        request = with_adapter(served, self._request(served.spec))
         try:
             submission = await context.producer.submit(served.spec, request, rid=self._response.rid, is_single=True)
         except OmnibusError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from omnibus.errors import EngineRejected
 from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.control import PromptTokens
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.request import Message, Request
 from omnibus.wire.subjects import INPUT
@@ -215,6 +216,15 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Free everything; idempotent."""
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """An engine that says which tokens it makes of a prompt; others lack the method."""
+
+    async def tokens(self, job: Job, *, special: bool | None, strings: bool) -> PromptTokens:
+        """The tokens of a job's prompt, which is not run; arguments as of `AskTokens`. Raises EngineRejected."""
+        ...
 
 
 class EngineFactory(Protocol):

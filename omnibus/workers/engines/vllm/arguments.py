@@ -52,14 +52,14 @@ _OF_VLLMS_SERVER = frozenset({"enable_auto_tool_choice"})
 
 
 def with_spare_slot(engine_args: Mapping[str, Any], adapters: int) -> dict[str, Any]:
-    """`engine_args` with a LoRA slot more than there are adapters; for vLLM on CPU.
+    """`engine_args` with a LoRA slot more than `max_loras`, and than there are adapters; for vLLM on CPU.
 
     There (vLLM 0.32, `lora.ops.torch_ops`) a request without an adapter is given the last slot's when others of its batch
     have one: the slot -1 is looked up as it is. Slots are filled from the first on, so the last stays empty and adds nothing.
     """
-    if not adapters:
+    if not engine_args.get("enable_lora"):
         return dict(engine_args)
-    return {**engine_args, "max_loras": max(engine_args.get("max_loras", 0), adapters + 1)}
+    return {**engine_args, "max_loras": max(engine_args.get("max_loras", 1), adapters) + 1}
 
 
 def environment() -> dict[str, str]:
@@ -90,6 +90,8 @@ class VllmArguments:
     """Token ids in, token ids out; no text."""
     encodes: bool = False
     """Nothing is generated (vLLM's `runner: pooling`): the states of the prompt's tokens are the output."""
+    scores: bool = False
+    """A pair of texts is read, and its score is the output: the stage delivers `score`."""
     kv_cache: tuple[int, ...] = ()
     """Layers whose keys and values are an output."""
     role: Role | None = None
@@ -143,12 +145,15 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
         role=_taken(given, "role", Role | None, None),
         skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
         encodes=given.get("runner") == "pooling",
+        scores="score" in stage.final_types,
         engine=given,
     )
     has_parser = arguments.tool_call_parser is not None
     if given.pop("enable_auto_tool_choice", has_parser) is not has_parser:
         message = "a stage takes tools where it names a tool_call_parser, and only there"
         raise PipelineError(message, field="engine_args.enable_auto_tool_choice")
+    if arguments.scores and not arguments.encodes:
+        raise PipelineError("a stage that delivers `score` needs `runner: pooling`", field="engine_args.runner")
     if arguments.hidden_states:
         _check_states(given)
     _check_handover(arguments, given)

@@ -12,20 +12,21 @@ from typing import Any
 
 from vllm import PoolingParams, SamplingParams
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
-from vllm.lora.request import LoRARequest
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from omnibus.errors import EngineDead, EngineError, EngineRejected
 from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.control import PromptTokens
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.failure import describe
 from omnibus.wire.subjects import INPUT
-from omnibus.workers.engines.checkpoints import resolve_model
 from omnibus.workers.engines.protocol import EngineInput, EngineStats, Finished, Item, Job, SegmentEnd
 from omnibus.workers.engines.vllm import hidden_states, kv_handover
+from omnibus.workers.engines.vllm.adapters import Adapters
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 from omnibus.workers.engines.vllm.chat_format import ChatFormat
 from omnibus.workers.engines.vllm.job_run import Run, RunAborted, parts_of
+from omnibus.workers.engines.vllm.pair_scoring import PairScoring
 from omnibus.workers.engines.vllm.process_end import first_end
 from omnibus.workers.engines.vllm.prompt_feed import PromptFeed
 from omnibus.workers.engines.vllm.prompts import PromptRenderer
@@ -55,7 +56,7 @@ class VllmCore:
 
     def __init__(self, stage: StageSpec, arguments: VllmArguments) -> None:
         self._stage = stage
-        self._loras = arguments.lora_modules
+        self._declared = arguments.lora_modules
         self._load = LoadGauge()
         self._ending = asyncio.Event()
         self._folder = TransferFolder()
@@ -69,6 +70,8 @@ class VllmCore:
         self._generates = not self._encodes and self._role != "prefill"
         self._chats = ChatFormat(arguments, self._llm.renderer, self._llm.model_config)
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, self._chats.plain)
+        self._adapters = Adapters(self._llm)
+        self._pairs = PairScoring(self._llm, self._chats.plain.chat_template) if arguments.scores else None
         self._generation = TextGeneration(
             self._llm, self._prompts, has_text=self._has_text, has_states=self._has_states
         )
@@ -103,11 +106,14 @@ class VllmCore:
         return EngineStats(running=len(self._runs) - waiting, waiting=waiting)
 
     async def warm(self) -> None:
-        """Ask EngineCore what vLLM would ask at the first request.
+        """Ask EngineCore what vLLM would ask at the first request, and load adapters; raises StageStartError.
 
         Once that is cached, nothing is awaited between a run's check for an abort and its registration in vLLM.
         """
         await self._llm.get_supported_tasks()
+        if self._pairs is not None:
+            await self._pairs.check()
+        await self._adapters.add_missing(self._declared)
 
     async def run(self, job: Job) -> AsyncGenerator[Item, None]:
         """Stream the job's items; vLLM's errors become ours."""
@@ -145,6 +151,11 @@ class VllmCore:
         if not self.errored:
             await self._llm.abort(run.id)
 
+    async def tokens(self, job: Job, *, special: bool | None, strings: bool) -> PromptTokens:
+        """The tokens of a job's prompt, which may be longer than the context; vLLM's errors become ours."""
+        chat = self._chats.of(job, reads=False)
+        return await self._prompts.tokens(job, None if chat is None else chat.params, special=special, strings=strings)
+
     @contextmanager
     def _registered(self, job: Job) -> Iterator[Run]:
         # vLLM refuses an id twice, and one request may be delivered twice: each run has an id of its own.
@@ -156,7 +167,7 @@ class VllmCore:
             del self._runs[run.id]
 
     async def rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return await call(self._llm, method, args, kwargs)
+        return await call(self._llm, self._adapters, method, args, kwargs)
 
     async def quiesce(self) -> None:
         """Abort what runs, and end the task that waits for EngineCore's outputs, which would report its end as a failure."""
@@ -220,7 +231,7 @@ class VllmCore:
             yield await self._last(run, prompt)
 
     async def _feed(self, job: Job, run: Run) -> PromptFeed:
-        lora, trace = self._lora(job), await self._trace(job)
+        lora, trace = self._adapters.of(job), await self._trace(job)
 
         def generate(prompt: Any, params: SamplingParams) -> AsyncGenerator[Any, None]:
             made: AsyncGenerator[Any, None] = self._llm.generate(
@@ -264,11 +275,16 @@ class VllmCore:
         return self._kv_files.saving(run) if self._kv_cache else {}
 
     async def _encode(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
-        """The states of the prompt alone, of a stage that generates nothing."""
+        """The states of the prompt alone, or the score of a pair, of a stage that generates nothing."""
         _check_no_sampling(job, "encoding")
-        lora, prompt = self._lora(job), await self._prompted(job, run)
+        lora, params = self._adapters.of(job), PoolingParams(task="token_embed", use_activation=False)
+        if self._pairs is None:
+            prompt = await self._prompted(job, run)
+        else:
+            prompt, params = await self._pairs.prompt(job.engine_input.messages)
+            run.prompt_tokens = self._prompts.length(prompt)
         fit_context({}, run.prompt_tokens - 1, self._llm.model_config.max_model_len)  # nothing is generated
-        params, trace = PoolingParams(task="token_embed", use_activation=False), await self._trace(job)
+        trace = await self._trace(job)
         if run.aborted:
             raise RunAborted
         outputs = self._llm.encode(
@@ -279,14 +295,15 @@ class VllmCore:
                 if run.aborted:
                     raise RunAborted
                 if output.finished:
-                    states = output.outputs.data.float().cpu().numpy()
-                    usage = TokenUsage(prompt_tokens=run.prompt_tokens)
-                    yield Finished(outputs={"last_hidden_state": states}, usage=usage)
+                    made, usage = output.outputs.data.float().cpu(), TokenUsage(prompt_tokens=run.prompt_tokens)
+                    is_score = self._pairs is not None
+                    outputs = {"score": made.item()} if is_score else {"last_hidden_state": made.numpy()}
+                    yield Finished(outputs=outputs, usage=usage)
 
     async def _prefill(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
         """The KV of the prompt, for a stage that decodes."""
         _check_no_sampling(job, "a prefill stage")
-        lora, prompt = self._lora(job), await self._prompted(job, run)
+        lora, prompt = self._adapters.of(job), await self._prompted(job, run)
         fit_context({}, run.prompt_tokens, self._llm.model_config.max_model_len)
         if prompt["type"] != "token":
             raise EngineRejected(
@@ -360,16 +377,6 @@ class VllmCore:
         fields = {name: "".join(pieces) for name, pieces in run.fields.items()}
         outputs, segments = {**text, "token_ids": run.token_ids, **more}, tuple(run.segments)
         return Finished(outputs=outputs, finish_reason=reason, usage=usage, segments=segments, fields=fields)
-
-    def _lora(self, job: Job) -> LoRARequest | None:
-        name = job.stage_input.request.lora
-        # A request names one adapter; later stages without adapters have nothing to do with it, the first one must know it.
-        if name is None or (not self._loras and job.stage_input.sources):
-            return None
-        if name not in self._loras:
-            known = ", ".join(self._loras) or "none"
-            raise EngineRejected(f"no LoRA adapter {name!r} here; there are: {known}", param="lora")
-        return LoRARequest(name, list(self._loras).index(name) + 1, resolve_model(self._loras[name]))
 
 
 def _check_no_sampling(job: Job, what: str) -> None:

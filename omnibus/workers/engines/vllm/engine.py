@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnibus.errors import EngineDead
 from omnibus.pipeline.spec import StageSpec
+from omnibus.wire.control import PromptTokens
 from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import EngineStats, Item, Job
 from omnibus.workers.engines.vllm.arguments import VllmArguments, environment, sort_arguments
@@ -29,7 +30,8 @@ class VllmEngine(LoadedEngine["VllmCore"]):
     neither.
     With `kv_cache: [layers]` their keys and values, `kv_cache` (L, 2, T, heads, width) float32.
     With `role: prefill` instead: `token_ids` of the prompt, and `kv` (or `kv_transfer_params`, see `kv_handover`).
-    With `runner: pooling` instead: `last_hidden_state` (T, H) float32 of the prompt, after the final norm.
+    With `runner: pooling` instead: `last_hidden_state` (T, H) float32 of the prompt, after the final norm; where the stage
+    delivers `score`, that of a pair of texts (float).
     """
 
     def __init__(self, stage: StageSpec) -> None:
@@ -47,6 +49,9 @@ class VllmEngine(LoadedEngine["VllmCore"]):
     async def abort(self, rid: str) -> None:
         if self._model is not None:
             await self._model.abort(rid)
+
+    async def tokens(self, job: Job, *, special: bool | None, strings: bool) -> PromptTokens:
+        return await self._loaded().tokens(job, special=special, strings=strings)
 
     def stats(self) -> EngineStats:
         return self._model.stats() if self._model is not None else EngineStats()
@@ -98,6 +103,8 @@ class VllmEngine(LoadedEngine["VllmCore"]):
 
 
 def _outputs(arguments: VllmArguments) -> dict[str, str]:
+    if arguments.scores:
+        return {"score": "json"}
     if arguments.encodes:
         return {"last_hidden_state": "tensor"}
     if arguments.role == "prefill":

@@ -14,10 +14,11 @@ import torch
 from jinja2 import TemplateError
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import EmbedsPrompt, TextPrompt, TokensPrompt
-from vllm.renderers.params import ChatParams
+from vllm.renderers.params import ChatParams, TokenizeParams
 
 from omnibus.errors import EngineRejected, InvalidRequest
 from omnibus.media import sound
+from omnibus.wire.control import PromptTokens
 from omnibus.wire.request import AudioPart, ImagePart, Message, TextPart, media_parts
 from omnibus.workers.engines import media
 from omnibus.workers.engines.protocol import EngineInput, Job
@@ -46,19 +47,45 @@ class PromptRenderer:
             prompt["cache_salt"] = salt
         return prompt
 
+    async def tokens(
+        self, job: Job, chat: ChatParams | None = None, *, special: bool | None = None, strings: bool = False
+    ) -> PromptTokens:
+        """The tokens of a job's prompt, of whatever length; arguments as of `AskTokens`. Raises as `render`."""
+        given = job.engine_input
+        self._need_tokenizer("text")
+        usual = (
+            self._renderer.default_cmpl_tok_params if given.messages is None else self._renderer.default_chat_tok_params
+        )
+        params: TokenizeParams = dataclasses.replace(
+            usual, max_total_tokens=None, needs_detokenization=given.token_ids is not None,
+            **({} if special is None else {"add_special_tokens": special}),
+        )  # fmt: skip
+        prompt = await self.render(given, self._media_arguments(job), chat, params)
+        ids = prompt["prompt_token_ids"]
+        return PromptTokens(
+            token_ids=tuple(ids),
+            strings=tuple(self._renderer.tokenizer.convert_ids_to_tokens(ids)) if strings else None,
+            text=self.text(prompt) if given.token_ids is not None else None,
+            context=self._model.max_model_len,
+        )
+
     async def render(
-        self, given: EngineInput, media: dict[str, Any] | None = None, chat: ChatParams | None = None
+        self,
+        given: EngineInput,
+        media: dict[str, Any] | None = None,
+        chat: ChatParams | None = None,
+        tokens: TokenizeParams | None = None,
     ) -> Any:
         """A prompt ready for AsyncLLM, of the first given of messages, token ids, embeddings, text.
 
         `media` is for the processor of the messages' media, over what the engine's own `mm_processor_kwargs` say; `chat` are
-        the parameters of a chat with options.
+        the parameters of a chat with options; `tokens` say how texts become tokens, by default as the model takes them.
         Raises EngineRejected for what this model cannot take, InvalidRequest for media that cannot be decoded.
         """
         try:
             if given.messages is not None:
-                return await self._chat(given.messages, media, chat or self._plain)
-            return await self._complete(given)
+                return await self._chat(given.messages, media, chat or self._plain, tokens)
+            return await self._complete(given, tokens)
         except InvalidRequest:  # it names the field
             raise
         except (VLLMClientError, TemplateError, ValueError, TypeError, LookupError, OverflowError) as error:
@@ -84,17 +111,23 @@ class PromptRenderer:
         self._need_tokenizer("text")
         return prompt.get("prompt") or str(self._renderer.tokenizer.decode(prompt.get("prompt_token_ids", [])))
 
-    async def _chat(self, messages: Sequence[Message], media: dict[str, Any] | None, chat: ChatParams) -> Any:
+    async def _chat(
+        self,
+        messages: Sequence[Message],
+        media: dict[str, Any] | None,
+        chat: ChatParams,
+        tokens: TokenizeParams | None = None,
+    ) -> Any:
         self._need_tokenizer("messages")
         self._check_media(messages)
         conversation = await asyncio.to_thread(_conversation, messages, self._rate)
         # Twice: vLLM reads the first where it finds the media, the second where it processes them.
         params = dataclasses.replace(chat, mm_processor_kwargs=media)
         extras = {"mm_processor_kwargs": media}
-        _, (prompt,) = await self._renderer.render_chat_async([conversation], params, prompt_extras=extras)
+        _, (prompt,) = await self._renderer.render_chat_async([conversation], params, tokens, prompt_extras=extras)
         return prompt
 
-    async def _complete(self, given: EngineInput) -> Any:
+    async def _complete(self, given: EngineInput, tokens: TokenizeParams | None = None) -> Any:
         if given.token_ids is not None:
             prompt: Any = TokensPrompt(prompt_token_ids=self._checked_ids(given.token_ids))
         elif given.embeds is not None:
@@ -104,7 +137,7 @@ class PromptRenderer:
             prompt = TextPrompt(prompt=given.text)
         else:
             raise EngineRejected("this stage needs messages, token ids, embeddings or text", param="prompt")
-        (rendered,) = await self._renderer.render_cmpl_async([prompt])
+        (rendered,) = await self._renderer.render_cmpl_async([prompt], tokens)
         return rendered
 
     def _check_media(self, messages: Sequence[Message]) -> None:

@@ -1,4 +1,4 @@
-"""The methods of AsyncLLM that control calls may reach."""
+"""The methods of AsyncLLM, and of its adapters, that control calls may reach."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from omnibus.errors import InvalidRequest
+from omnibus.workers.engines.vllm.adapters import Adapters
 
 RPC_METHODS = frozenset(
     {"reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache", "sleep", "wake_up", "is_sleeping", "start_profile"}
     | {"stop_profile", "pause_generation", "resume_generation", "is_paused", "collective_rpc", "list_loras", "pin_lora"}
 )
+ADAPTER_METHODS = frozenset({"add_missing", "load_adapter", "unload_adapter"})
+"""Methods of `Adapters`."""
 
 
-async def call(llm: AsyncLLM, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call one of RPC_METHODS; raises InvalidRequest for others and for arguments they do not take."""
-    if method not in RPC_METHODS:
-        raise InvalidRequest(f"vLLM has no control method {method!r}; there are {', '.join(sorted(RPC_METHODS))}")
+async def call(llm: AsyncLLM, adapters: Adapters, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call one of these methods; raises InvalidRequest for others and for arguments they do not take."""
+    known = RPC_METHODS | ADAPTER_METHODS
+    if method not in known:
+        raise InvalidRequest(f"vLLM has no control method {method!r}; there are {', '.join(sorted(known))}")
     # Bytes would be unpickled and called in EngineCore.
     if method == "collective_rpc" and not isinstance(kwargs.get("method", args[0] if args else None), str):
         raise InvalidRequest("collective_rpc takes the name of a worker's method first", param="args")
@@ -27,7 +31,7 @@ async def call(llm: AsyncLLM, method: str, args: Sequence[Any], kwargs: Mapping[
     if method in ("start_profile", "stop_profile") and llm.vllm_config.profiler_config.profiler is None:
         raise InvalidRequest(f"{method} needs `profiler_config` in the stage's engine_args")
     try:
-        answer = await getattr(llm, method)(*args, **kwargs)
+        answer = await getattr(adapters if method in ADAPTER_METHODS else llm, method)(*args, **kwargs)
     except TypeError as error:
         raise InvalidRequest(f"{method}: {error}") from error
     return sorted(answer) if isinstance(answer, set) else answer
