@@ -42,7 +42,7 @@ COMMANDS = {
     "status": _Entry("status", "Show pipelines, stages, replicas and queues, or one request.", _OPERATE),
     "restart": _Entry("restart", "Restart the replicas of a stage, one after the other.", _OPERATE),
     "dead": _Entry("requests:dead", "List, show, retry or drop requests whose attempts were used up.", _OPERATE),
-    "pipeline": _Entry("pipeline", "Show, validate, deploy, list or delete pipelines.", _OPERATE),
+    "pipeline": _Entry("pipeline", "Show, validate, import, deploy, list or delete pipelines.", _OPERATE),
     "keys": _Entry("keys", "Add, list or revoke the API keys of the front door.", _OPERATE),
     "doctor": _Entry("doctor", "Examine the connection to NATS, and what its credentials permit.", _OPERATE),
     "nats": _Entry("nats", "Show or apply what the broker must hold.", _OPERATE),

@@ -1,4 +1,4 @@
-"""`omnibus pipeline`: show, validate, deploy, list and delete pipelines."""
+"""`omnibus pipeline`: show, validate, import, deploy, list and delete pipelines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from omnibus.cli import options
 from omnibus.cli.broker_command import broker_command
+from omnibus.cli.pipeline_import import import_pipeline
 
 if TYPE_CHECKING:
     from omnibus.cli.root import CommandSession
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 @click.group("pipeline")
 def command() -> None:
-    """Show, validate, deploy, list or delete pipelines. PIPELINE is a file, or the name of a shipped one."""
+    """Show, validate, import, deploy, list or delete pipelines. PIPELINE is a file, or the name of a shipped one."""
+
+
+command.add_command(import_pipeline)
 
 
 @command.command()

@@ -120,11 +120,11 @@ class PromptRenderer:
     ) -> Any:
         self._need_tokenizer("messages")
         self._check_media(messages)
-        conversation = await asyncio.to_thread(_conversation, messages, self._rate)
+        chat_messages = await asyncio.to_thread(conversation, messages, self._rate)
         # Twice: vLLM reads the first where it finds the media, the second where it processes them.
         params = dataclasses.replace(chat, mm_processor_kwargs=media)
         extras = {"mm_processor_kwargs": media}
-        _, (prompt,) = await self._renderer.render_chat_async([conversation], params, tokens, prompt_extras=extras)
+        _, (prompt,) = await self._renderer.render_chat_async([chat_messages], params, tokens, prompt_extras=extras)
         return prompt
 
     async def _complete(self, given: EngineInput, tokens: TokenizeParams | None = None) -> Any:
@@ -182,7 +182,7 @@ def _rate_of(renderer: Any) -> int | None:
     return None if target is None else int(target)
 
 
-def _conversation(messages: Sequence[Message], rate: int | None = None) -> list[dict[str, Any]]:
+def conversation(messages: Sequence[Message], rate: int | None = None) -> list[dict[str, Any]]:
     """The chat as vLLM reads it, its files decoded."""
     files = _decoded(messages, rate)
     return [{**_beside(message), "role": message.role, "content": _content(message, files)} for message in messages]
