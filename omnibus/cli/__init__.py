@@ -40,11 +40,13 @@ COMMANDS = {
     "chat": _Entry("conversation", "Talk with a pipeline, turn by turn.", _ASK),
     "cancel": _Entry("requests:cancel", "Cancel requests by id.", _ASK),
     "status": _Entry("status", "Show pipelines, stages, replicas and queues, or one request.", _OPERATE),
+    "trace": _Entry("trace", "Show when each stage of a request waited and ran.", _OPERATE),
     "restart": _Entry("restart", "Restart the replicas of a stage, one after the other.", _OPERATE),
     "dead": _Entry("requests:dead", "List, show, retry or drop requests whose attempts were used up.", _OPERATE),
     "pipeline": _Entry("pipeline", "Show, validate, import, deploy, list or delete pipelines.", _OPERATE),
     "keys": _Entry("keys", "Add, list or revoke the API keys of the front door.", _OPERATE),
     "doctor": _Entry("doctor", "Examine the connection to NATS, and what its credentials permit.", _OPERATE),
+    "collect-env": _Entry("collect_env", "Print what a report of a bug should tell of this machine.", _OPERATE),
     "nats": _Entry("nats", "Show or apply what the broker must hold.", _OPERATE),
     "version": _Entry("version", "Print the version.", _OPERATE),
 }

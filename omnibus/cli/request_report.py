@@ -33,14 +33,8 @@ class RequestStatuses:
     @classmethod
     async def find(cls, session: CommandSession, request_id: str) -> Self:
         """The status of a request of the pipeline that was named, or else of any; raises UnknownRequest."""
-        deployed = [found.spec for found in await list_deployed(session.connection)] if session.wanted is None else []
-        for spec in deployed or [await session.spec()]:
-            try:
-                await session.producer.result(spec.name, request_id)
-            except UnknownRequest:
-                continue
-            return cls(session, spec, request_id)
-        raise unknown(request_id)
+        spec, _ = await find_request(session, request_id)
+        return cls(session, spec, request_id)
 
     async def read(self) -> tuple[list[dict[str, Any]], RenderableType]:
         """As JSON, and for the screen."""
@@ -52,6 +46,17 @@ class RequestStatuses:
         at = [{"stage": self._spec.stage_name(one.stage_id), "replica": one.replica, "queued_at": one.queued}
               for one in position.stages]  # fmt: skip
         return [{**describe(self._spec, result), "at": at}], Group(*_in_words(self._spec, result, position))
+
+
+async def find_request(session: CommandSession, request_id: str) -> tuple[PipelineSpec, Result]:
+    """A request of the pipeline that was named, or else of any; raises UnknownRequest."""
+    deployed = [found.spec for found in await list_deployed(session.connection)] if session.wanted is None else []
+    for spec in deployed or [await session.spec()]:
+        try:
+            return spec, await session.producer.result(spec.name, request_id)
+        except UnknownRequest:
+            continue
+    raise unknown(request_id)
 
 
 def _in_words(spec: PipelineSpec, result: Result, position: RequestPosition) -> list[RenderableType]:
