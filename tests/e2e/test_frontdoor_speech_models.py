@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -77,3 +79,46 @@ async def test_whisper_transcribes_over_http(connection: Connection, pipeline: s
     tokens = model.generate(**features, language="de")[0]
     expected = transformers.WhisperTokenizer.from_pretrained(checkpoint).decode(tokens, skip_special_tokens=True)
     assert made.text == expected.strip() != ""
+
+
+@pytest.mark.filterwarnings("ignore:std.*degrees of freedom:UserWarning")  # of so few tokens
+async def test_whisper_gives_the_times_of_segments_and_words_over_http(
+    connection: Connection, pipeline: str, tmp_path: Path
+) -> None:
+    checkpoint = tiny_speech.make_whisper(tmp_path)
+    spoken = sound.encoded(np.sin(np.arange(40_000) / 5).astype(np.float32), 16_000, "flac")
+    asked: Any = {"model": pipeline, "language": "de", "response_format": "verbose_json"}
+    async with front(connection, spec_of(pipeline, checkpoint, "transcribe", "text")) as door:
+        transcribe = partial(door.openai.audio.transcriptions.create, **asked)
+        plain = await transcribe(file=("a.flac", io.BytesIO(spoken)))
+        words = await transcribe(file=("a.flac", io.BytesIO(spoken)), timestamp_granularities=["word", "segment"])
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
+    features = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)(
+        sound.mono(spoken, 16_000), sampling_rate=16_000, return_tensors="pt", return_attention_mask=True
+    )
+    made = model.generate(**features, language="de", return_timestamps=True, return_segments=True)["segments"][0]
+
+    assert (plain.language, plain.duration) == ("german", 2.5)
+    assert plain.segments
+    assert [one.tokens for one in plain.segments] == [part["tokens"].tolist() for part in made]
+    assert [one.start for one in plain.segments] == [round(min(float(part["start"]), 2.5), 2) for part in made]
+    assert "".join(one.text for one in plain.segments).strip() == plain.text
+    assert all(0 <= one.start <= one.end <= plain.duration for one in plain.segments)
+    assert "".join(one.word for one in words.words or ()) == "".join(plain.text.split()) != ""
+    assert all(0 <= one.start <= one.end <= plain.duration for one in words.words or ())
+    assert words.segments == plain.segments
+
+
+async def test_whisper_without_timestamps_refuses_them(connection: Connection, pipeline: str, tmp_path: Path) -> None:
+    checkpoint = tiny_speech.make_whisper(tmp_path)
+    config = transformers.GenerationConfig.from_pretrained(checkpoint)
+    del config.alignment_heads
+    config.save_pretrained(checkpoint)
+    spoken = sound.encoded(np.zeros(16_000, np.float32), 16_000, "flac")
+    async with front(connection, spec_of(pipeline, checkpoint, "transcribe", "text")) as door:
+        with pytest.raises(openai.BadRequestError, match="alignment_heads") as caught:
+            await door.openai.audio.transcriptions.create(
+                model=pipeline, file=("a.flac", io.BytesIO(spoken)), response_format="verbose_json",
+                timestamp_granularities=["word"],
+            )  # fmt: skip
+        assert caught.value.param == "timestamp_granularities"

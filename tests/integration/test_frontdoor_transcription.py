@@ -15,6 +15,7 @@ from omnibus.broker.connection import Connection
 from omnibus.media import sound
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.front import Front, front
+from tests.support.listening_stage import TIMED
 
 pytestmark = pytest.mark.integration
 SPOKEN = sound.encoded(np.zeros(4000, np.float32), 8000, "mp3")
@@ -22,12 +23,22 @@ SPOKEN = sound.encoded(np.zeros(4000, np.float32), 8000, "mp3")
 
 @pytest_asyncio.fixture
 async def front_door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+    async with front(connection, spec_of(pipeline, "transcribe")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def timed(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
+    async with front(connection, spec_of(pipeline, "transcribe_timed")) as made:
+        yield made
+
+
+def spec_of(pipeline: str, function: str) -> PipelineSpec:
     stage = StageSpec(
-        stage_id=0, name="listener", engine="python", model="tests.support.listening_stage:transcribe", slots=4,
+        stage_id=0, name="listener", engine="python", model=f"tests.support.listening_stage:{function}", slots=4,
         final_output=True, final_output_type="text",
     )  # fmt: skip
-    async with front(connection, PipelineSpec(name=pipeline, deadline=60.0, stages=(stage,))) as made:
-        yield made
+    return PipelineSpec(name=pipeline, deadline=60.0, stages=(stage,))
 
 
 def file() -> tuple[str, io.BytesIO]:
@@ -65,6 +76,49 @@ async def test_text_is_the_answer_itself_when_it_is_asked_for(front_door: Front)
     assert seconds_and(str(made)) == {}
 
 
+async def test_parts_of_the_text_have_times_in_a_verbose_answer(timed: Front) -> None:
+    transcriptions = timed.openai.audio.transcriptions
+    plain = await transcriptions.create(model=timed.spec.name, file=file(), response_format="verbose_json")
+    words = await transcriptions.create(
+        model=timed.spec.name, file=file(), response_format="verbose_json", timestamp_granularities=["word"]
+    )
+    both = await transcriptions.create(
+        model=timed.spec.name, file=file(), response_format="verbose_json", timestamp_granularities=["word", "segment"]
+    )
+
+    assert (plain.text, plain.language, plain.duration) == ("Ja. gut", "german", TIMED.duration)
+    assert [(one.id, one.start, one.end, one.text) for one in plain.segments or ()] == [
+        (number, one.start, one.end, one.text) for number, one in enumerate(TIMED.segments)
+    ]
+    assert plain.words is None
+    assert [(one.word, one.start, one.end) for one in words.words or ()] == [("Ja", 0.0, 0.42)]
+    assert words.segments is None
+    assert (both.segments, both.words) == (plain.segments, words.words)
+    assert plain.usage is not None
+    assert (plain.usage.type, plain.usage.seconds) == ("duration", TIMED.duration)
+    translated = await timed.http.post(
+        "/v1/audio/translations", data={"model": timed.spec.name, "response_format": "verbose_json"},
+        files={"file": SPOKEN},
+    )  # fmt: skip
+    assert (translated.json()["task"], len(translated.json()["segments"])) == ("translate", 2)
+
+
+async def test_text_comes_as_subtitles(timed: Front) -> None:
+    made = {
+        wanted: str(
+            await timed.openai.audio.transcriptions.create(model=timed.spec.name, file=file(), response_format=wanted)
+        )
+        for wanted in ("srt", "vtt")
+    }
+    assert made["srt"] == (
+        "1\n00:00:00,000 --> 00:00:01,500\nJa -> <b>\n\n2\n01:02:03,250 --> 01:02:05,500\ngut & schoen so\n"
+    )
+    assert made["vtt"] == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nJa -&gt; &lt;b&gt;\n\n"
+        "01:02:03.250 --> 01:02:05.500\ngut &amp; schoen so\n"
+    )
+
+
 async def test_pieces_of_the_text_come_as_events(front_door: Front) -> None:
     stream = await front_door.openai.audio.transcriptions.create(model=front_door.spec.name, file=file(), stream=True)
     events = [event async for event in stream]
@@ -81,6 +135,11 @@ async def test_pieces_of_the_text_come_as_events(front_door: Front) -> None:
     ("fields", "status", "param"),
     [
         ({"response_format": "srt"}, 400, "response_format"),
+        ({"response_format": "vtt"}, 400, "response_format"),
+        ({"response_format": "lrc"}, 400, "response_format"),
+        ({"response_format": "verbose_json", "timestamp_granularities[]": "word"}, 400, "timestamp_granularities"),
+        ({"response_format": "verbose_json", "timestamp_granularities[]": "page"}, 400, "timestamp_granularities[0]"),
+        ({"response_format": "srt", "timestamp_granularities[]": "segment"}, 400, "timestamp_granularities"),
         ({"response_format": "verbose_json"}, 400, "response_format"),
         ({"temperature": "warm"}, 400, "temperature"),
         ({"timestamp_granularities[]": "word"}, 400, "timestamp_granularities"),

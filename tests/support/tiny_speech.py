@@ -123,8 +123,8 @@ def make_whisper(folder: Path) -> Path:
         is_multilingual=True, lang_to_id={"<|en|>": ids["<|en|>"], "<|de|>": ids["<|de|>"]},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
         no_timestamps_token_id=ids["<|notimestamps|>"], prev_sot_token_id=ids["<|startofprev|>"],
-        max_initial_timestamp_index=50, return_timestamps=False, max_length=40, suppress_tokens=[],
-        begin_suppress_tokens=[],
+        max_initial_timestamp_index=50, alignment_heads=[[0, 0], [0, 1]], return_timestamps=False, max_length=40,
+        suppress_tokens=[], begin_suppress_tokens=[],
     )  # fmt: skip
     model.save_pretrained(folder)
     return folder

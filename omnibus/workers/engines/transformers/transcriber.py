@@ -16,16 +16,19 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.requests.request_files import naming
 from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.request import AudioPart, media_parts
+from omnibus.wire.timed_text import TRANSCRIPT
 from omnibus.workers.engines.checkpoints import loading, resolve_model
 from omnibus.workers.engines.protocol import EngineInput, Finished, Job, TextDelta
 from omnibus.workers.engines.transformers.generation_engine import Send, Step
 from omnibus.workers.engines.transformers.loaded_model import architecture, load_model, running
 from omnibus.workers.engines.transformers.speakers import SEED, Stepping, checked, seeded
+from omnibus.workers.engines.transformers.timestamps import GRANULARITIES, generation_arguments, transcript_of
 
 CLASSES = ("WhisperForConditionalGeneration",)
 PARAMETERS: Mapping[str, Any] = {
     **SEED, "language": str, "prompt": str, "task": Literal["transcribe", "translate"],
     "temperature": Annotated[float, Meta(ge=0, le=2)], "max_new_tokens": Annotated[int, Meta(ge=1)],
+    GRANULARITIES: frozenset[Literal["segment", "word"]],
 }  # fmt: skip
 
 _START = 4
@@ -33,7 +36,10 @@ _START = 4
 
 
 class Transcriber:
-    """Writes down what is spoken in one sound. Outputs: `text`, the `language` where the model knows several, `seconds`."""
+    """Writes down what is spoken in one sound. Outputs: `text`, the `language` where it was given, `seconds`.
+
+    With `timestamp_granularities` the answer has the field `transcript` besides.
+    """
 
     def __init__(self, stage: StageSpec) -> None:
         kind = str(stage.engine_args.get("model_class") or architecture(stage))
@@ -52,20 +58,29 @@ class Transcriber:
         options = checked(job.sampling, PARAMETERS)
         self._check_language(options)
         self._prompt(options)
+        timed = generation_arguments(options.pop(GRANULARITIES, frozenset()), self._model.generation_config)
         samples = self._samples(job.engine_input)
         step()
         with running(self._model):
             seeded(options)
-            tokens = self._tokens(samples, options, step)
+            made = self._generated(samples, {**options, **timed}, step)
+        tokens: list[int] = made["sequences"][0].tolist()
         text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
         send(TextDelta(text=text))
         seconds = len(samples) / self._features.sampling_rate
+        fields = {TRANSCRIPT: self._transcript(made, seconds)} if timed else {}
         return Finished(
             outputs={"text": text, "language": options.get("language"), "seconds": seconds},
             usage=TokenUsage(0, len(tokens)),
+            fields=fields,
         )
 
-    def _tokens(self, samples: np.ndarray, options: dict[str, Any], step: Step) -> list[int]:
+    def _transcript(self, made: Mapping[str, Any], seconds: float) -> str:
+        precision = self._features.chunk_length / self._model.config.max_source_positions
+        config = self._model.generation_config
+        return transcript_of(made, self._tokenizer, config, seconds, precision).encoded()
+
+    def _generated(self, samples: np.ndarray, options: dict[str, Any], step: Step) -> Mapping[str, Any]:
         is_long = len(samples) > self._features.n_samples
         given = self._features(
             samples, sampling_rate=self._features.sampling_rate, return_tensors="pt", return_attention_mask=True,
@@ -73,15 +88,14 @@ class Transcriber:
         )  # fmt: skip
         if not self._is_multilingual:
             options.pop("task", None)
-        made = self._model.generate(
+        made: Any = self._model.generate(
             given.input_features.to(self._model.device, self._model.dtype),
             attention_mask=given.attention_mask.to(self._model.device),
-            return_timestamps=is_long,  # by which the parts of a long sound follow each other
             stopping_criteria=transformers.StoppingCriteriaList([Stepping(step)]),
-            **options,
+            # By timestamps the parts of a long sound follow each other.
+            **{"return_timestamps": is_long, **options},
         )
-        tokens: list[int] = (made["sequences"] if isinstance(made, Mapping) else made)[0].tolist()
-        return tokens
+        return made if isinstance(made, Mapping) else {"sequences": made}
 
     def _prompt(self, options: dict[str, Any]) -> None:
         """Make ids of the prompt; raises EngineRejected for one that cannot be, and where the rest holds too few tokens."""
