@@ -13,6 +13,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
+from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.frontdoor.context import Options
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.batches import answers, begun, chat, ended, left_of_batches, request, requests_of
@@ -243,10 +244,28 @@ async def test_another_runner_goes_on_when_one_stops(connection: Connection, pip
     assert await left_of_batches(connection) == 0
 
 
+async def test_a_front_door_goes_on_to_run_batches_when_its_loop_has_failed(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, faults = DeliveryLoop.run, iter([RuntimeError("a fault of its own")])
+
+    async def faulty(loop: DeliveryLoop) -> None:
+        fault = next(faults, None) if loop._where == "batch" else None
+        if fault is not None:
+            raise fault
+        await run(loop)
+
+    monkeypatch.setattr(DeliveryLoop, "run", faulty)
+    async with serving(connection, omni_sim(pipeline)) as door:
+        end = await ended(door.openai, await begun(door.openai, [chat(pipeline, "a", "x")]))
+    assert end.status == "completed"
+    assert next(faults, None) is None
+
+
 async def test_interactive_requests_are_accepted_when_a_batch_fills_the_pipeline(
     connection: Connection, pipeline: str
 ) -> None:
-    spec = replace(omni_sim(pipeline, latency=0.05), lanes=("interactive", "batch"), max_open_requests=20)
+    spec = replace(omni_sim(pipeline, latency=0.1), lanes=("interactive", "batch"), max_open_requests=60)
     async with serving(connection, spec) as door:
         client = door.openai
         batch = await begun(client, [chat(pipeline, str(number), "x") for number in range(150)])

@@ -200,6 +200,11 @@ def soak_acts() -> list[Act]:
     return [_replica, _replica, _second_orchestrator, _nats]
 
 
+def process_deaths() -> list[Act]:
+    """The death of each kind of process, which comes back."""
+    return [_front_door, _orchestrators, _worker, _nats]
+
+
 async def _second_orchestrator(battle: Battle) -> None:
     name = battle.cluster.orchestrators[-1]
     battle.note("SIGKILL", name)
