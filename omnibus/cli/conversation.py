@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnibus.cli import options
-from omnibus.cli.request_flags import RequestFlags, request_options
+from omnibus.cli.request_flags import RequestFlags, is_chat_model, request_options
 
 if TYPE_CHECKING:
     from omnibus.cli.root import CommandSession, Wanted
     from omnibus.client.engine_thread import EngineThread
-    from omnibus.pipeline.spec import PipelineSpec
     from omnibus.wire.request import Message
 
 _HELP = """/image FILE, /audio FILE   add a file to the next message
@@ -65,7 +64,7 @@ class _Chat:
         if "text" not in self._spec.modalities:
             raise UnsupportedModality(f"pipeline {self._spec.name!r} delivers no text: there is nothing to talk with")
         self._flags = RequestFlags(**flags)
-        self._keeps_history = _is_chat_model(self._spec) if history is None else history
+        self._keeps_history = is_chat_model(self._spec) if history is None else history
         self._system = (Message(role="system", content=system),) if system is not None else ()
         self._before: tuple[Message, ...] = self._system
         self._turn = 0
@@ -145,10 +144,3 @@ class _Chat:
         if self._keeps_history:
             asked = Message(role="user", content=line) if request.messages is None else request.messages[-1]
             self._before = (*self._before, asked, Message(role="assistant", content="".join(answer.pieces)))
-
-
-def _is_chat_model(spec: PipelineSpec) -> bool:
-    """Whether a stage that requests start at has a tokenizer, and with it a chat template."""
-    from omnibus.pipeline.engines import engine_kind  # noqa: PLC0415
-
-    return any(engine_kind(stage.engine).has_tokenizer for stage in spec.stages if not stage.input_sources)

@@ -32,14 +32,22 @@ class RequestFlags:
     deadline: float | None = None
     lane: Lane = "interactive"
     stream: bool = True
+    complete: bool = False
 
     def request(self, spec: PipelineSpec, prompt: str, *, before: Sequence[Message] = ()) -> Request:
-        """The request for a prompt, after the turns of a chat `before` it; raises RequestError for what has no effect."""
-        from omnibus.wire.request import Message, Request  # noqa: PLC0415 commands import when they run
+        """The request for a prompt, after the turns of a chat `before` it; raises RequestError for what has no effect.
+
+        A chat model is sent a chat of one turn, as by `/v1/chat/completions`: it would only go on with a bare prompt.
+        """
+        from omnibus.errors import InvalidRequest  # noqa: PLC0415 commands import when they run
+        from omnibus.wire.request import Message, Request  # noqa: PLC0415
 
         modalities = tuple(part.strip() for part in self.modalities.split(",")) if self.modalities else None
         parts = self._media()
-        messages = (*before, Message(role="user", content=_content(prompt, parts))) if before or parts else None
+        if self.complete and parts:
+            raise InvalidRequest("--complete sends the prompt alone: a model sees files in a chat only", param="prompt")
+        is_chat = before or parts or (is_chat_model(spec) and not self.complete)
+        messages = (*before, Message(role="user", content=_content(prompt, parts))) if is_chat else None
         return Request(
             prompt=None if messages else prompt,
             messages=messages,
@@ -83,6 +91,14 @@ class RequestFlags:
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that RequestFlags is made of."""
     return functools.reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
+
+
+def is_chat_model(spec: PipelineSpec) -> bool:
+    """Whether the pipeline writes text, and requests start at a stage with a chat template."""
+    from omnibus.pipeline.engines import engine_kind  # noqa: PLC0415
+
+    first = [stage for stage in spec.stages if not stage.input_sources]
+    return "text" in spec.modalities and any(engine_kind(stage.engine).has_chat_template for stage in first)
 
 
 def _content(prompt: str, parts: Sequence[Part]) -> str | tuple[Part, ...]:

@@ -43,6 +43,7 @@ def _read_prompt(_context: click.Context, _parameter: click.Parameter, words: tu
 @request_options
 @options.as_json
 @options.request_id
+@click.option("--complete", is_flag=True, help="Have the model go on with PROMPT as it is, without its chat template.")
 @click.option("--no-stream", "stream", flag_value=False, default=True, help="Show the text only when it is whole.")
 @broker_command("submit")
 async def command(

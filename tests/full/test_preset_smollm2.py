@@ -12,6 +12,7 @@ from openai import OpenAI
 
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.workers.engines.checkpoints import resolve_model
+from tests.support.served import omnibus
 from tests.support.terminal import Terminal
 from tools.serving import Serving, serving
 
@@ -113,3 +114,13 @@ def test_answer_is_that_of_transformers_token_by_token(
 def test_answer_is_right_when_the_fact_is_a_simple_one(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="smollm2", messages=CHATS["a fact"], temperature=0.0, max_tokens=16)
     assert "Paris" in (answer.choices[0].message.content or "")
+
+
+@pytest.mark.parametrize("words", [("submit", "What is the capital of France?"), ("chat",)], ids=["submit", "chat"])
+def test_command_line_has_a_question_answered_when_the_model_is_one_for_chats(
+    words: tuple[str, ...], smollm2: Serving, tmp_path: Path
+) -> None:
+    greedy = ("--param", "llm.temperature=0", "--param", f"llm.max_tokens={TOKENS}")
+    stdin = "" if len(words) > 1 else "What is the capital of France?\n"
+    asked = omnibus(*words, *greedy, "-o", str(tmp_path), nats=smollm2.nats_url, stdin=stdin, timeout=120.0)
+    assert "The capital of France is Paris." in asked.stdout
