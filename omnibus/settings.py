@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     nats_insecure: bool = False
     """Listen beyond loopback without TLS, protected by the password alone, which everybody on the network can read."""
     nats_port: int = 4222
-    """The port that the embedded server takes when it is free."""
+    """The port of the embedded server. The default gives way to a free one; one that was asked for and is taken is refused."""
     state_dir: Path = Field(default_factory=default_state_dir)
     """Folder in which an embedded server keeps its data, its log and its address."""
 

@@ -14,7 +14,7 @@ import click
 from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import discover, running_server
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.broker.listening import free_port
+from omnibus.broker.listening import free_port, is_free
 from omnibus.broker.nats_access import without_password
 from omnibus.cli import frontdoor_processes
 from omnibus.cli.coming_up import ComingUp
@@ -31,6 +31,7 @@ from omnibus.cli.root import (
     run,
     start_logging,
 )
+from omnibus.errors import PortTaken
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.overrides import (
@@ -107,8 +108,7 @@ def serve(arguments: ServeArguments) -> None:
     spec, settings = arguments.spec(), load_settings()
     start_logging(settings)
     check_models(arguments.local_stages(spec))
-    if settings.nats_port == 0:  # started again it keeps its port
-        settings = settings.model_copy(update={"nats_port": free_port()})
+    settings = _with_nats_port(settings)
     with nullcontext(settings) if arguments.no_frontdoor else frontdoor_processes.port_taken(settings) as taken:
         run(_serve(spec, taken, arguments))
 
@@ -137,10 +137,25 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArgumen
             await coming.say_what_stays()
 
 
+def _with_nats_port(settings: Settings) -> Settings:
+    """The settings with a port for the embedded server; raises PortTaken where one was asked for that others have."""
+    port, host = settings.nats_port, settings.nats_host
+    if port == 0:  # started again it keeps its port
+        return settings.model_copy(update={"nats_port": free_port()})
+    if "nats_port" in settings.model_fields_set and _starts_server(settings) and not is_free(host, port):
+        free_port(host)  # raises where the address is not this machine's
+        raise PortTaken(f"port {port} on {host} is taken; choose another with --nats-port", param="nats_port")
+    return settings
+
+
+def _starts_server(settings: Settings) -> bool:
+    return settings.nats_url is None and running_server(settings.state_dir) is None
+
+
 @asynccontextmanager
 async def _broker(settings: Settings) -> AsyncIterator[Settings]:
     """The settings with the address of a broker that runs as long as the context."""
-    if settings.nats_url is not None or running_server(settings.state_dir) is not None:
+    if not _starts_server(settings):
         yield settings
         return
     async with EmbeddedServer.of(settings) as server, asyncio.TaskGroup() as group:

@@ -19,7 +19,7 @@ PIPELINE_FILE = "omnibus.pipeline_file"
 """Key of the path of a command's `--pipeline FILE`, in its context."""
 SETTING = "omnibus.settings."
 """Prefix of the keys of settings that options leave in a command's context."""
-_FILE, _FOLDER = click.Path(path_type=Path), click.Path(file_okay=False, path_type=Path)
+_FILE, _FOLDER = click.Path(exists=True, path_type=Path), click.Path(file_okay=False, path_type=Path)
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:

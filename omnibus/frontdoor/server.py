@@ -171,6 +171,10 @@ def bound(host: str, port: int, *, share: bool = False, listens: bool = False) -
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortTaken(f"port {port} on {host} is taken; choose another with --port", param="port") from error
+            raise PortTaken(
+                f"port {port} on {host} is taken; choose another with --port, or, where another `omnibus serve` has it, whose "
+                "front door serves all pipelines, leave it out with `omnibus serve --no-frontdoor`",
+                param="port",
+            ) from error
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}", param="host") from error
     return listener

@@ -333,7 +333,33 @@ def test_port_is_named_before_anything_starts_when_it_is_taken(tmp_path: Path) -
         ):
             pass
     assert f"port {port} on 127.0.0.1 is taken" in caught.value.message
+    assert "--no-frontdoor" in caught.value.message
     assert not said
+
+
+@pytest.mark.parametrize("is_variable", [False, True], ids=["option", "variable"])
+def test_port_of_the_broker_is_refused_when_it_was_asked_for_and_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_variable: bool
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        if is_variable:
+            monkeypatch.setenv("OMNIBUS_NATS_PORT", port)
+        asked = () if is_variable else ("--nats-port", port)
+        words = (
+            "serve",
+            str(write_pipeline(tmp_path)),
+            "--no-frontdoor",
+            *asked,
+            "--state-dir",
+            str(tmp_path / "state"),
+        )
+        done = subprocess.run(command_line(*words), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is taken; choose another with --nats-port" in done.stderr
+    assert not (tmp_path / "state").exists()
 
 
 def _stream(url: str, begun: threading.Event) -> list[str]:

@@ -114,6 +114,15 @@ def test_what_was_meant_is_suggested_when_a_name_is_misspelt(
     assert f"'{meant}'" in said
 
 
+@pytest.mark.parametrize("option", ["--credentials", "--nats-ca", "--nats-cert", "--nats-key"])
+@pytest.mark.parametrize("command", [["submit", "hello"], ["status"], ["worker", "--stage", "0"]])
+def test_file_of_an_option_is_asked_for_when_it_does_not_exist(
+    capsys: pytest.CaptureFixture[str], command: list[str], option: str
+) -> None:
+    assert _status([*command, option, "nofile"]) == 2
+    assert f"Invalid value for '{option}': Path 'nofile' does not exist" in capsys.readouterr().err
+
+
 def test_commands_are_completed_when_the_shell_asks() -> None:
     asking = {**os.environ, "_OMNIBUS_COMPLETE": "bash_complete", "COMP_WORDS": "omnibus s", "COMP_CWORD": "1"}
     program = "from omnibus.cli import main; main([])"

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,6 +47,13 @@ def parsed(words: list[str]) -> click.Context:
     program, name, *rest = words
     assert program == "omnibus"
     return COMMANDS[name].load().make_context(name, rest)
+
+
+@pytest.fixture(autouse=True)
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of the broker's password that the commands name."""
+    (tmp_path / "nats.credentials").touch()
+    monkeypatch.chdir(tmp_path)
 
 
 def theirs(row: Row, *more: str) -> str:
