@@ -24,6 +24,7 @@ from tests.support.jobs import run_job
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.timeout(600),
     pytest.mark.asyncio(loop_scope="module"),
     # vLLM and torch use each other's deprecated names while they are imported.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
