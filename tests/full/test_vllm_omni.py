@@ -1,10 +1,11 @@
-"""The engine of vLLM-Omni's pipelines, in an environment of its own: every pipeline imported, a tiny one served."""
+"""The engine of vLLM-Omni's pipelines, in an environment of its own: every pipeline imported, two tiny ones served."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import io
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from PIL import Image
 from tests.support.processes import children_of, is_running
 from tests.support.served import command_line
 from tests.support.waiting import eventually
-from tests.support.zoo import DRAW, START, environment, import_pipeline
+from tests.support.zoo import DRAW, START, TALK, environment, import_pipeline
 from tests.support.zoo_checkpoint import make_checkpoint
 from tools.serving import Serving, serving
 
@@ -32,6 +33,7 @@ APART = 25
 """Pipelines of which each stage is one of ours: whole payloads cross between them."""
 FLAGS = ("--nats-port", "0", "--stage-init-timeout", str(START), "--init-timeout", str(START))
 ABOVE, BELOW = (f"draw a red circle {where} a blue square" for where in ("above", "below"))
+TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 LOAD = "import sys; from omnibus.pipeline.loading import load_pipeline; from omnibus.workers.engines import create_engine\n"
 CREATE = f"{LOAD}print(*(len([create_engine(one) for one in load_pipeline(file).stages]) for file in sys.argv[1:]))"
 
@@ -88,6 +90,13 @@ def painted(served: Serving, prompt: str) -> tuple[str, bytes]:
     return text["text"], picture.tobytes()
 
 
+def spoken(served: Serving, prompt: str) -> str:
+    """The second stage's text, by the command line."""
+    env = {**os.environ, "OMNIBUS_NATS_URL": served.nats_url}
+    outputs = json.loads(run("submit", TURN.format(prompt), "--json", env=env))["outputs"]
+    return next(one["text"] for one in outputs if one["stage"] == "talker")
+
+
 def test_every_pipeline_of_the_registry_becomes_a_valid_file(zoo: Path, tmp_path: Path) -> None:
     said = run("pipeline", "import", "--all", "--python", str(zoo), "--output", str(tmp_path))
     assert said == f"{PIPELINES} pipelines written to {tmp_path}\n"
@@ -108,3 +117,12 @@ def test_pipeline_runs_as_one_stage_through_kill_9_of_its_engine(zoo: Path, tmp_
         during, *_, after = through_kill_9(served, lambda prompt: painted(served, prompt), [ABOVE, *others])
     assert before == during == after
     assert before[0] != ""
+
+
+def test_pipeline_runs_stage_by_stage_through_kill_9_of_an_engine(zoo: Path, tmp_path: Path, checkpoint: Path) -> None:
+    file = import_pipeline(zoo, tmp_path, TALK, checkpoint)
+    with serving(str(file), "--no-frontdoor", *FLAGS, state_dir=tmp_path / "state", timeout=START) as served:
+        above = spoken(served, ABOVE)
+        during, below, *_, after = through_kill_9(served, lambda prompt: spoken(served, prompt), [ABOVE, BELOW, ABOVE])
+    assert above == during == after != ""
+    assert above != below, "the thinker's states did not reach the talker, whose prompts are the same"
