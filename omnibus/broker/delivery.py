@@ -64,6 +64,10 @@ class Delivery:
         """It is done; the message leaves the queue."""
         self._connection.send(self.ack_subject, b"+ACK")
 
+    def renew(self) -> None:
+        """Count the ack wait anew: its receiver still works at it. A lost renewal has it delivered to somebody else."""
+        self._connection.send(self.ack_subject, b"+WPI")
+
     async def nak(self, delay: float | None = None) -> None:
         """Deliver it again, to anybody, `delay` seconds from now; counts as an attempt."""
         suffix = b' {"delay": %d}' % int(delay * 1e9) if delay else b""

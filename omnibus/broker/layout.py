@@ -20,6 +20,8 @@ Config = Mapping[str, Any]
 
 BATCH_LEASE = 10.0
 """Seconds of a runner's silence after which a batch goes to another."""
+VIDEO_LEASE = 10.0
+"""Seconds of a runner's silence after which a video goes to another."""
 _SECOND = 10**9
 _DEDUPE_SECONDS = 600  # more than ack_wait × the attempts allowed + an outage
 _DEDUPE_BUCKET_SECONDS = 120
@@ -88,7 +90,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
     both object stores.
     """
     pipeline, lease = spec.name, spec.heartbeat_timeout
-    configs = {**_queues(spec), **_chunks(spec), **_buckets(spec), **_object_stores(spec), **_batches()}
+    configs = {**_queues(spec), **_chunks(spec), **_buckets(spec), **_object_stores(spec), **_job_queues()}
     copies = {"storage": "file", "num_replicas": replicas}
     streams = (Stream(name, {"name": name, **copies, **config}) for name, config in configs.items())
     lanes = ((stage.stage_id, lane) for stage in spec.stages for lane in spec.stage_lanes)
@@ -98,6 +100,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
         _consumer(work, subjects.EVENTS_CONSUMER, subjects.events_filter(pipeline), lease),
         *(lane_consumer(pipeline, stage, lane, heartbeat_timeout=lease) for stage, lane in lanes),
         _consumer(subjects.BATCHES_STREAM, subjects.BATCHES_CONSUMER, subjects.BATCHES_FILTER, BATCH_LEASE),
+        _consumer(subjects.VIDEOS_STREAM, subjects.VIDEOS_CONSUMER, subjects.VIDEOS_FILTER, VIDEO_LEASE),
     )
     return Layout(tuple(streams), consumers)
 
@@ -213,7 +216,7 @@ def _buckets(spec: PipelineSpec) -> dict[str, Config]:
         "subject_delete_marker_ttl": max(lease, _SECOND),
     }
     replicas = subjects.replicas_bucket(spec.name)
-    of_all = (subjects.PIPELINES_BUCKET, subjects.FILES_BUCKET, subjects.BATCHES_BUCKET)
+    of_all = (subjects.PIPELINES_BUCKET, subjects.FILES_BUCKET, subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET)
     names = (replicas, subjects.requests_bucket(spec.name), *of_all)
     return {
         f"KV_{bucket}": {
@@ -232,14 +235,13 @@ def _buckets(spec: PipelineSpec) -> dict[str, Config]:
     }
 
 
-def _batches() -> dict[str, Config]:
-    """The queue of batches that have not ended, of all tenants and pipelines."""
-    config = {
-        "retention": "workqueue",
-        "subjects": [subjects.BATCHES_FILTER],
-        "duplicate_window": _DEDUPE_SECONDS * _SECOND,
+def _job_queues() -> dict[str, Config]:
+    """The queues of batches and of videos that have not ended, of all tenants and pipelines."""
+    config = {"retention": "workqueue", "duplicate_window": _DEDUPE_SECONDS * _SECOND}
+    return {
+        subjects.BATCHES_STREAM: {**config, "subjects": [subjects.BATCHES_FILTER]},
+        subjects.VIDEOS_STREAM: {**config, "subjects": [subjects.VIDEOS_FILTER]},
     }
-    return {subjects.BATCHES_STREAM: config}
 
 
 def _object_stores(spec: PipelineSpec) -> dict[str, Config]:

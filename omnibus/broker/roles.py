@@ -54,9 +54,9 @@ _TABLE = {
         order a restart or another call of a replica: omni.{P}.ctl.*.*
         make and change streams: $JS.API.STREAM.{CREATE|UPDATE}.{stream} $JS.API.STREAM.{CREATE|UPDATE}.KV_{pipelines}
         make and change the store of files: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{KV|OBJ}_{files}
-        make and change the store of batches: $JS.API.STREAM.{CREATE|UPDATE|INFO}.KV_{batches}
-        make and change the queue of batches: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{jobs}
-        make and change the queue of batches: $JS.API.CONSUMER.{CREATE|INFO}.{jobs}.*
+        make and change the stores of batches and videos: $JS.API.STREAM.{CREATE|UPDATE|INFO}.KV_{jobs}
+        make and change the queues of batches and videos: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{jobqueue}
+        make and change the queues of batches and videos: $JS.API.CONSUMER.{CREATE|INFO}.{jobqueue}.*
         remove streams: $JS.API.STREAM.DELETE.{stream}
         make consumers: $JS.API.CONSUMER.CREATE.{queue}.*""",
     NatsRole.ORCHESTRATOR: """
@@ -90,9 +90,9 @@ _TABLE = {
         send segments of open inputs: omni.{P}.chunk.*.*.{input}
         notice how far they are read: <omni.{P}.chunk.*.*.{input}.*
         remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}
-        keep the records of files and batches: $KV.{kept}.> $JS.API.DIRECT.GET.KV_{kept}.$KV.{kept}.>
-        keep the records of files and batches: $JS.API.STREAM.{INFO|MSG.GET}.KV_{kept} $JS.API.DIRECT.GET.KV_{kept}
-        run batches: {batches}.* $JS.API.CONSUMER.MSG.NEXT.{jobs}.* $JS.ACK.{jobs}.>
+        keep the records of files, batches and videos: $KV.{kept}.> $JS.API.DIRECT.GET.KV_{kept}.$KV.{kept}.>
+        keep the records of files, batches and videos: $JS.API.STREAM.{INFO|MSG.GET}.KV_{kept} $JS.API.DIRECT.GET.KV_{kept}
+        run batches, and see to videos: {jobs}.* $JS.API.CONSUMER.MSG.NEXT.{jobqueue}.* $JS.ACK.{jobqueue}.>
         keep files: $O.{files}.C.> $O.{files}.M.* $JS.API.STREAM.PURGE.OBJ_{files}
         read files: $JS.API.DIRECT.GET.OBJ_{files} $JS.API.DIRECT.GET.OBJ_{files}.$O.{files}.M.*""",
     NatsRole.WORKER: """
@@ -238,8 +238,9 @@ def _names(spec: PipelineSpec) -> dict[str, list[str]]:
     stores = [subjects.payloads_bucket(spec.name), subjects.dead_payloads_bucket(spec.name)]
     return {
         "P": [spec.name], "pipelines": [subjects.PIPELINES_BUCKET], "files": [subjects.FILES_BUCKET],
-        "batches": [subjects.BATCHES_BUCKET], "kept": [subjects.FILES_BUCKET, subjects.BATCHES_BUCKET],
-        "jobs": [subjects.BATCHES_STREAM],
+        "jobs": [subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET],
+        "kept": [subjects.FILES_BUCKET, subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET],
+        "jobqueue": [subjects.BATCHES_STREAM, subjects.VIDEOS_STREAM],
         "replicas": [replicas], "ledger": [ledger],
         "work": [work], "requests": [requests], "queue": [work, requests], "store": stores[:1], "stores": stores,
         "stream": [work, requests, *chunks, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],

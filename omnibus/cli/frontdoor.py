@@ -45,6 +45,7 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
     from omnibus.frontdoor.http_connection import Limits  # noqa: PLC0415
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
+    from omnibus.frontdoor.video_jobs.video_runner import VideoRunner  # noqa: PLC0415
     from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
     from omnibus.observability.tracing import open_tracing  # noqa: PLC0415
     from omnibus.payloads.transports import Transports  # noqa: PLC0415
@@ -68,5 +69,5 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
             server = HttpServer(
                 app, host=settings.host, port=settings.port, share_port=settings.share_port, limits=limits
             )  # fmt: skip
-            async with server, BatchRunner(app):
+            async with server, BatchRunner(app), VideoRunner(app.state.context):
                 await server.wait()

@@ -34,23 +34,25 @@ from omnibus.frontdoor.endpoints import (
     request_status,
     scoring,
     speech,
+    stored_videos,
     text_embeddings,
     tokens,
     transcription,
     user_files,
     videos,
 )
+from omnibus.frontdoor.endpoints.stored_videos import POLL_AFTER
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
 from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, Observed
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import Tracing
 
-EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, "Retry-After", "Server-Timing", "x-should-retry")
+EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, POLL_AFTER, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, text_embeddings, scoring, images, image_edits, videos, speech, transcription, realtime, models,
-    tokens, user_files, batches, request_status, request_input, replica_control, lora_adapters, probes,
+    chat, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech, transcription, realtime,
+    models, tokens, user_files, batches, request_status, request_input, replica_control, lora_adapters, probes,
 )  # fmt: skip
 
 

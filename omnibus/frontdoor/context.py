@@ -16,6 +16,7 @@ from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.served import ServedModels
 from omnibus.frontdoor.stage_readiness import MissingStage, missing_stages
+from omnibus.frontdoor.video_jobs.video_store import VideoStore
 from omnibus.observability.metrics import Metrics
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord
@@ -99,6 +100,11 @@ class FrontDoorContext:
     def batches(self) -> BatchStore:
         """The batches of all tenants."""
         return BatchStore(self.producer.connection)
+
+    @property
+    def videos(self) -> VideoStore:
+        """The videos of all tenants."""
+        return VideoStore(self.producer.connection, self.files)
 
     async def missing_stages(self, spec: PipelineSpec, needed: Iterable[int] | None = None) -> list[MissingStage]:
         """The stages among `needed` (by default all) that have no replica up; raises BrokerError when nobody can say."""

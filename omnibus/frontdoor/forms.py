@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from omnibus.errors import InvalidRequest, RequestTooLarge
 MOST_PARTS = 256
 _MIXED = 1 << 40
 """Bytes of a file above which the parser would write it to disk: the body is in memory, and bounded, already."""
+_INNER = re.compile(r"([^\[\]]+)\[([^\[\]]+)\]")
 Fields = Mapping[str, Any]
 
 
@@ -24,7 +26,9 @@ def is_form(content_type: str) -> bool:
 
 
 def form_fields(raw: bytes, content_type: str) -> Fields:
-    """The texts, and files as bytes, by name; a list for a name that comes twice or ends with []. Work for a thread.
+    """The texts, and files as bytes, by name; a list for a name that comes twice or ends with [], an object of the names `a[b]`.
+
+    Work for a thread.
 
     Raises InvalidRequest for what is no form, RequestTooLarge for more than MOST_PARTS parts.
     """
@@ -50,10 +54,23 @@ def form_fields(raw: bytes, content_type: str) -> Fields:
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise InvalidRequest(f"the form cannot be read: {error}") from error
-    return {
-        name.removesuffix("[]"): values if name.endswith("[]") or len(values) > 1 else values[0]
-        for name, values in found.items()
-    }
+    return _nested(
+        {
+            name.removesuffix("[]"): values if name.endswith("[]") or len(values) > 1 else values[0]
+            for name, values in found.items()
+        }
+    )
+
+
+def _nested(flat: Fields) -> Fields:
+    made: dict[str, Any] = {}
+    for name, value in flat.items():
+        parts = _INNER.fullmatch(name)
+        outer, key = (made, name) if parts is None else (made.setdefault(parts[1], {}), parts[2])
+        if not isinstance(outer, dict) or key in outer:
+            raise InvalidRequest(f"{name}: the form has this field in two ways", param=name)
+        outer[key] = value
+    return made
 
 
 def as_json(fields: Fields) -> bytes:

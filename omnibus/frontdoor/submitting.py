@@ -53,6 +53,17 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that can be submitted."""
+
+    request: Request
+    served: Served
+    rid: str
+    keyed: bool
+    """As of `Accepted`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A request that is on its way."""
 
@@ -88,10 +99,23 @@ async def submit(
     modality: str | None = None,
     part: int = 0,
 ) -> Accepted:
-    """Submit what a body asks for, under the caller's idempotency key, or else under the id of the HTTP request.
+    """Submit what a body asks for; raises as `prepare` and `send`."""
+    return await send(context, http, await prepare(context, http, body, request_of, modality=modality, part=part))
+
+
+async def prepare(
+    context: FrontDoorContext,
+    http: HttpRequest,
+    body: B,
+    request_of: Callable[[B, PipelineSpec], Request],
+    *,
+    modality: str | None = None,
+    part: int = 0,
+) -> Prepared:
+    """The request of a body, under the caller's idempotency key, or else under the id of the HTTP request.
 
     `modality` is the one that the route delivers, for a caller that names no model. `part`: the number of the request among
-    several of one body. Raises as `Producer.submit`, NotReady
+    several of one body. Raises a RequestError for what the pipeline cannot serve, NotReady
     where the caller does not want to wait and a stage that the request needs has no replica up, and InvalidRequest for an
     open input without a stream: only the head of a stream gives the caller the id for its next segments.
     """
@@ -103,21 +127,33 @@ async def submit(
         needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
         if missing := await context.missing_stages(served.spec, needed):
             raise NotReady(served.model, missing)
-    tenant = state["tenant"] or request.tenant
-    key, shape = sent_header(http.scope, "idempotency-key"), ""
+    return await identified(http, request, served, part=part)
+
+
+async def identified(http: HttpRequest, request: Request, served: Served, *, part: int = 0) -> Prepared:
+    """A request of the caller's tenant, under its idempotency key, or else under the id of the HTTP request."""
+    state = http.scope["state"]
+    tenant, shape = state["tenant"] or request.tenant, ""
+    key = sent_header(http.scope, "idempotency-key")
     if key is not None:
         state["request_id"], shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
     lane = "batch" if DEFERRED in state and "batch" in served.spec.lanes else request.lane
     request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape, lane=lane)
+    rid = state["request_id"] if part == 0 else f"{state['request_id']}-{part}"
+    return Prepared(request, served, rid, key is not None)
+
+
+async def send(context: FrontDoorContext, http: HttpRequest, prepared: Prepared) -> Accepted:
+    """Submit a request; raises as `Producer.submit`."""
+    spec, state = prepared.served.spec, http.scope["state"]
+    is_single = not prepared.keyed and DEFERRED not in state
     try:
-        rid = state["request_id"] if part == 0 else f"{state['request_id']}-{part}"
-        is_single = key is None and DEFERRED not in state
-        submission = await context.producer.submit(served.spec, request, rid=rid, is_single=is_single)
+        submission = await context.producer.submit(spec, prepared.request, rid=prepared.rid, is_single=is_single)
     except OmnibusError as error:
-        context.metrics.refused.labels(served.spec.name, error.code).inc()
+        context.metrics.refused.labels(spec.name, error.code).inc()
         raise
     until = asyncio.get_running_loop().time() + submission.timeout
-    return Accepted(submission, served, key is not None, until, state["field_of"])
+    return Accepted(submission, prepared.served, prepared.keyed, until, state["field_of"])
 
 
 def with_adapter(served: Served, request: Request) -> Request:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
-from omnibus.media import av1, sound
+from omnibus.media import av1, pictures, sound
 from omnibus.media.containers import MAX_FRAME_PIXELS, opened, reason, recognised
 from omnibus.media.effort import Effort
 
@@ -34,6 +34,30 @@ def length(data: bytes) -> int:
 def media_type(data: bytes) -> str:
     """The media type of a video by its first bytes; raises InvalidRequest for anything that is none."""
     return recognised(data, "video")[1].replace("audio/", "video/")
+
+
+def dimensions(data: bytes) -> tuple[float, int, int]:
+    """Seconds, width and height of a video, as its file says; raises InvalidRequest for no video."""
+    with opened(data, "video") as container:
+        stream = container.streams.video[0]
+        return round((container.duration or 0) / av.time_base, 3), stream.width, stream.height
+
+
+def thumbnail(data: bytes) -> bytes:
+    """The frame in the middle of a video, as WebP; raises InvalidRequest for what cannot be decoded."""
+    with opened(data, "video") as container:
+        stream, middle, shown = container.streams.video[0], (container.duration or 0) // 2, None
+        _check_size(stream)
+        try:
+            container.seek(middle)  # the key frame before it
+            for shown in container.decode(stream):
+                if shown.time is None or shown.time * av.time_base >= middle:
+                    break
+        except (av.FFmpegError, ValueError) as error:
+            raise InvalidRequest(f"the video cannot be decoded: {reason(error)}") from error
+        if shown is None:
+            raise InvalidRequest("the video is empty")
+        return pictures.converted(pictures.encoded(shown.to_ndarray(format="rgb24")), "webp")
 
 
 def frames(data: bytes, most: int = MAX_FRAMES) -> tuple[np.ndarray, float]:

@@ -25,6 +25,14 @@ BATCHES_CONSUMER = "runners"
 """Durable consumer of that queue, which the front doors share."""
 BATCHES_FILTER = "omni-batches.*"
 """The subjects of that queue."""
+VIDEOS_BUCKET = "omni-videos"
+"""KV bucket of the videos of all tenants."""
+VIDEOS_STREAM = "OMNI_VIDEOS"
+"""Work queue of the videos that have not ended."""
+VIDEOS_CONSUMER = "runners"
+"""Durable consumer of that queue, which the front doors share."""
+VIDEOS_FILTER = "omni-videos.*"
+"""The subjects of that queue."""
 EVENTS_CONSUMER = "events"
 """Durable consumer that the orchestrators of a pipeline share."""
 REQUESTS_CONSUMER = "requests"
@@ -111,6 +119,11 @@ def timer(pipeline: str, nonce: str, rid: str) -> str:
 def batch(batch_id: str) -> str:
     """The subject of a batch in the queue of those that have not ended."""
     return f"omni-batches.{check_name(batch_id, 'batch_id')}"
+
+
+def queued_video(video_id: str) -> str:
+    """The subject of a video in the queue of those that have not ended."""
+    return f"omni-videos.{check_name(video_id, 'video_id')}"
 
 
 def chunks(pipeline: str, rid: str, nonce: str, run: int, stage: int | str) -> str:

@@ -19,6 +19,7 @@ from omnibus.frontdoor.batching.batch_runner import BatchRunner
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.http_connection import Limits
 from omnibus.frontdoor.server import HttpServer
+from omnibus.frontdoor.video_jobs.video_runner import VideoRunner
 from omnibus.observability.tracing import Tracing
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -91,10 +92,11 @@ async def front(
     idle: tuple[PipelineSpec, ...] = (),
     limits: Limits | None = None,
     batches: bool = False,
+    videos: bool = False,
 ) -> AsyncIterator[Front]:
     """Everything for one pipeline; without `workers`, requests are accepted and stay open. `idle` ones are only deployed.
 
-    `batches`: it runs batches, too.
+    `batches`: it runs batches, too; `videos`: it sees to videos.
     """
     for one in (spec, *idle):
         await ensure_layout(connection, layout_of(one))
@@ -109,6 +111,8 @@ async def front(
         )  # fmt: skip
         if batches:
             await stack.enter_async_context(BatchRunner(app))
+        if videos:
+            await stack.enter_async_context(VideoRunner(app.state.context))
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0, limits=limits))
         key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"
         openai = await stack.enter_async_context(

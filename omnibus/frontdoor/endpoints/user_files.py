@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Response
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData, UploadFile
-from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive
 from typing_extensions import TypedDict
 
@@ -17,8 +16,8 @@ from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.files.file_record import BATCH_OUTPUT, DEFAULT_LIFETIME, FileRecord, checked_filename
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
-from omnibus.frontdoor.byte_range import requested_range
 from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.file_answers import file_response
 from omnibus.frontdoor.forms import is_form
 
 router = APIRouter()
@@ -150,19 +149,7 @@ async def delete_file(file_id: str, http: HttpRequest, context: Context) -> Resp
 async def get_content(file_id: str, http: HttpRequest, context: Context) -> Response:
     """The bytes of a file, or the part that the header `Range` names."""
     record = await context.files.find(http.state.tenant, file_id)
-    part = requested_range(http.headers.get("range"), record.nbytes)
-    nbytes = record.nbytes if part is None else part.nbytes
-    headers = {
-        "Accept-Ranges": "bytes",
-        "Content-Length": str(nbytes),
-        "Content-Disposition": "attachment",  # a page of the same origin must not be made of it
-        "X-Content-Type-Options": "nosniff",
-    }
-    if part is not None:
-        headers["Content-Range"] = str(part)
-    body = context.files.read(record, 0 if part is None else part.first, nbytes)
-    status = 200 if part is None else 206
-    return StreamingResponse(body, status, headers, media_type="application/octet-stream")
+    return file_response(context.files, record, http)
 
 
 def file_object(record: FileRecord) -> FileObject:

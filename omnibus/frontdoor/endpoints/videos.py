@@ -1,23 +1,35 @@
-"""`POST /v1/videos/sync`: a video as the answer itself."""
+"""`POST /v1/videos`: a video as a job; `/remix`: another one like it; `/sync`: a video as the answer itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
+import msgspec
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import Field
 
-from omnibus.errors import EngineError, InvalidRequest
+from omnibus.errors import (
+    BrokerError,
+    EngineError,
+    InvalidRequest,
+    OmnibusError,
+    RequestConflict,
+    RequestTooLarge,
+)
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import timing_headers
 from omnibus.frontdoor.bodies import AskingBody, Body, Upload, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
-from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import from_data_url
 from omnibus.frontdoor.endpoints.images import MAX_SIDE, MAX_STEPS, Size, sides
-from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.frontdoor.endpoints.stored_videos import VideoObject, video_response
+from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, Prepared, identified, prepare, result_of, send, submit
+from omnibus.frontdoor.video_jobs.video_record import LIFETIME, NoVideoYet, VideoRecord, VideoStatus, with_prompt
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
 
@@ -27,10 +39,12 @@ _Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 
 
 class Reference(Body):
-    """A picture that the video begins with, or is made of."""
+    """A picture that the video begins with, or is made of: one of the two."""
 
-    image_url: str
+    image_url: str | None = None
     """A data URL."""
+    file_id: str | None = None
+    """The id of a stored file."""
 
 
 class VideoBody(AskingBody):
@@ -54,22 +68,98 @@ class VideoBody(AskingBody):
     def field_of(self, param: str) -> str:
         if param == "image" or (param.startswith("messages[") and param.endswith(".image")):
             return "input_reference"
+        if param == "file_id":
+            return "input_reference.file_id"
         if self.size is not None and param in ("width", "height"):
             return "size"
         return super().field_of(param)
 
 
+class RemixBody(Body):
+    """The prompt of a video that is made as another one was."""
+
+    prompt: str
+
+
 @router.post("/v1/videos/sync", openapi_extra=RouteAccess.USER.stated)
-async def create_video(body: VideoBody, http: HttpRequest, context: Context) -> Response:
+async def film_at_once(body: VideoBody, http: HttpRequest, context: Context) -> Response:
     """Film a prompt: the answer is the file itself, once it is made."""
-    if body.stream:
-        raise InvalidRequest("a video comes whole", param="stream")
+    body = await _checked(body, http, context)
     accepted = await submit(context, http, body, video_request, modality="video")
     result = await result_of(context, http, accepted)
     film = result.output("video")
     if film is None or not film.items:
         raise EngineError("the pipeline delivered no video")
     return Response(film.items[0], headers=timing_headers(result, accepted.served.spec), media_type=film.media_type)
+
+
+@router.post("/v1/videos", response_model=VideoObject, openapi_extra=RouteAccess.USER.stated)
+async def create_video(body: VideoBody, http: HttpRequest, context: Context) -> Response:
+    """Have a prompt filmed: the answer is the job, whose video is kept for seven days."""
+    body = await _checked(body, http, context)
+    prepared = await prepare(context, http, body, video_request, modality="video")
+    size = f"{body.width}x{body.height}" if body.width and body.height else body.size
+    seconds = None if body.seconds is None else str(body.seconds)
+    return await _started(context, http, prepared, prompt=body.prompt, seconds=seconds, size=size)
+
+
+@router.post("/v1/videos/{video_id}/remix", response_model=VideoObject, openapi_extra=RouteAccess.USER.stated)
+async def remix_video(body: RemixBody, http: HttpRequest, context: Context) -> Response:
+    """Have another prompt filmed as a completed video was: with its parameters and its picture."""
+    source = await context.videos.find(http.state.tenant, http.path_params["video_id"])
+    if source.status is not VideoStatus.COMPLETED:
+        raise NoVideoYet(f"{source.id} is {source.status}: only a completed video can be remixed", param="video_id")
+    single_turn(body.prompt, "prompt")
+    request = with_prompt(await context.videos.request(source), body.prompt)
+    prepared = await identified(http, request, await context.models.find(source.model))
+    return await _started(
+        context, http, prepared, prompt=body.prompt, seconds=source.seconds, size=source.size, remixed_from=source.id
+    )
+
+
+async def _started(
+    context: FrontDoorContext, http: HttpRequest, prepared: Prepared, *,
+    prompt: str, seconds: str | None, size: str | None, remixed_from: str | None = None,
+) -> Response:  # fmt: skip
+    """Store a new video and submit its request; the answer is the stored one where the idempotency key has one.
+
+    Raises RequestConflict for a key that was used for another video. A request that is refused leaves no video.
+    """
+    videos, state = context.videos, http.scope["state"]
+    video_id = state["request_id"] = await videos.id_for(prepared.rid if prepared.keyed else None)
+    now, request = videos.now(), msgspec.structs.replace(prepared.request, stream=True)  # for its steps
+    new = VideoRecord(
+        id=video_id, owner=state["tenant"], pipeline=prepared.served.spec.name, model=prepared.served.model,
+        created=now, expires=now + LIFETIME, fingerprint=request.fingerprint,
+        prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
+    )  # fmt: skip
+    record = await videos.add(new, request)
+    if record.fingerprint != new.fingerprint:
+        raise RequestConflict("this idempotency key was used for another video", param=IDEMPOTENCY_KEY)
+    if record.ended is None:
+        try:
+            await send(context, http, replace(prepared, rid=video_id, request=request))
+        except OmnibusError as error:
+            if not (prepared.keyed and isinstance(error, BrokerError)):  # else it may have been accepted
+                with suppress(BrokerError):
+                    await videos.remove(record)
+            raise
+    return await video_response(record, videos.now())
+
+
+async def _checked(body: VideoBody, http: HttpRequest, context: FrontDoorContext) -> VideoBody:
+    """The body with the bytes of the stored file that it refers to; raises InvalidRequest, UnknownFile."""
+    if body.stream:
+        raise InvalidRequest("a video comes whole", param="stream")
+    if not isinstance(body.input_reference, Reference) or body.input_reference.file_id is None:
+        return body
+    if body.input_reference.image_url is not None:
+        raise InvalidRequest("give image_url or file_id, not both", param="input_reference")
+    record = await context.files.find(http.state.tenant, body.input_reference.file_id)
+    if record.nbytes > (most := context.options.max_body_bytes):
+        raise RequestTooLarge(f"a file of a request may have {most} bytes", param="file_id")
+    data = b"".join([piece async for piece in context.files.read(record)])
+    return body.model_copy(update={"input_reference": data})
 
 
 def video_request(body: VideoBody, spec: PipelineSpec) -> Request:
@@ -91,6 +181,8 @@ def _messages(body: VideoBody) -> tuple[Message, ...]:
         return single_turn(body.prompt, "prompt")
     if isinstance(body.input_reference, bytes):
         picture = ImagePart(data=body.input_reference)
+    elif body.input_reference.image_url is None:
+        raise InvalidRequest("give image_url or file_id", param="input_reference")
     else:
         data, media_type = from_data_url(body.input_reference.image_url, "image", param="input_reference.image_url")
         picture = ImagePart(data=data, media_type=media_type)
