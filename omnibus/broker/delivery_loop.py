@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
@@ -11,6 +12,7 @@ from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerError, OmnibusError, Unreadable
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.task_root import task_root
 
 ATTEMPTS = 5
 """Errors that nobody foresaw after which a message is given up."""
@@ -21,6 +23,8 @@ _RETRY = 0.5
 """Seconds after which a message that met an outage is delivered again."""
 _LONGEST_RETRY = 10.0
 """The same for a message that nobody can handle, so that it costs next to nothing; the delay doubles up to here."""
+_AGAIN = 1.0
+"""Seconds after which a loop that failed begins again."""
 
 log = get_logger(__name__)
 
@@ -113,6 +117,16 @@ class DeliveryLoop:
             await delivery.nak(delay)
         except BrokerError:  # delivered again after the ack wait, then
             log.warning(LogEvent.ACK_FAILED, subject=delivery.subject)
+
+
+async def serve_always(
+    connection: Connection, puller: Callable[[], Puller], handler: Handler, *, concurrency: int, where: str
+) -> NoReturn:
+    """Serve a queue until cancelled; the loop begins again, with a new puller, after a fault of its own."""
+    while True:
+        with task_root(where, connection.metrics):
+            await DeliveryLoop(connection, puller(), handler, concurrency=concurrency, where=where).run()
+        await asyncio.sleep(_AGAIN)
 
 
 def _key(delivery: Delivery) -> tuple[int, float]:

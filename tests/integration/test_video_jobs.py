@@ -16,6 +16,7 @@ from openai.types import Video
 from PIL import Image
 
 from omnibus.broker.connection import Connection
+from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.api_keys import read_setting
 from omnibus.frontdoor.context import Options
@@ -134,6 +135,24 @@ async def test_video_is_kept_by_another_front_door_when_the_first_one_dies(
     async with front(connection, films(pipeline), keys(pipeline), workers=False, videos=True) as second:
         kept = await completed(second, video.id)
         assert text_of((await second.openai.videos.download_content(kept.id)).content) == "left behind"
+
+
+async def test_a_front_door_goes_on_to_follow_videos_when_its_loop_has_failed(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, faults = DeliveryLoop.run, iter([RuntimeError("a fault of its own")])
+
+    async def faulty(loop: DeliveryLoop) -> None:
+        fault = next(faults, None) if loop._where == "videos" else None
+        if fault is not None:
+            raise fault
+        await run(loop)
+
+    monkeypatch.setattr(DeliveryLoop, "run", faulty)
+    async with front(connection, films(pipeline), keys(pipeline), videos=True) as door:
+        made = await door.openai.videos.create(prompt="all the same")
+        assert (await completed(door, made.id)).status == "completed"
+    assert next(faults, None) is None
 
 
 async def _is_done(door: Front, rid: str) -> bool:

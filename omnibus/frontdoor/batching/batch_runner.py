@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from omnibus.batches.batch_record import BatchRecord, BatchStatus, LineFault, UnknownBatch
 from omnibus.batches.batch_store import BatchStore
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.delivery_loop import DeliveryLoop
+from omnibus.broker.delivery_loop import serve_always
 from omnibus.broker.layout import BATCH_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.errors import AttemptSuperseded, OmnibusError, Unreadable
@@ -22,13 +22,10 @@ from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.observability.task_root import task_root
 from omnibus.wire import subjects
 
 MOST_BATCHES = 32
 """Batches that one front door drives at the same time; the bound on its memory."""
-_AGAIN = 1.0
-"""Seconds after which it begins again when its loop has failed."""
 _LEAVE = 0.3
 """Seconds after which a batch that is left comes to others: this one's puller is gone by then, and does not get it again."""
 _log = get_logger(__name__)
@@ -46,18 +43,12 @@ class BatchRunner:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="batches")
+        puller = partial(
+            Puller, self._connection, subjects.BATCHES_STREAM, [subjects.BATCHES_CONSUMER], lease=BATCH_LEASE, label="batches"
+        )  # fmt: skip
+        serving = serve_always(self._connection, puller, self, concurrency=MOST_BATCHES, where="batch")
+        self._task = asyncio.create_task(serving, name="batches")
         return self
-
-    async def _run(self) -> None:
-        """Take batches until cancelled; begin again after a fault of the loop itself."""
-        while True:
-            puller = Puller(
-                self._connection, subjects.BATCHES_STREAM, [subjects.BATCHES_CONSUMER], lease=BATCH_LEASE, label="batches"
-            )  # fmt: skip
-            with task_root("batch", self._connection.metrics):
-                await DeliveryLoop(self._connection, puller, self, concurrency=MOST_BATCHES, where="batch").run()
-            await asyncio.sleep(_AGAIN)
 
     async def __aexit__(self, *_: object) -> None:
         self._stopping.set()

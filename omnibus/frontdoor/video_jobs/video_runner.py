@@ -15,7 +15,7 @@ from typing import Self, cast
 import msgspec
 
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.delivery_loop import DeliveryLoop
+from omnibus.broker.delivery_loop import serve_always
 from omnibus.broker.layout import VIDEO_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.client.producer import Submission
@@ -44,17 +44,17 @@ class VideoRunner:
     """Sees videos to their end, in an `async with`; what it then has in hand goes to others."""
 
     def __init__(self, context: FrontDoorContext) -> None:
-        connection = context.producer.connection
         self._producer, self._models, self._store = context.producer, context.models, context.videos
-        puller = Puller(
-            connection, subjects.VIDEOS_STREAM, [subjects.VIDEOS_CONSUMER], lease=VIDEO_LEASE, label="videos"
-        )  # fmt: skip
-        self._loop = DeliveryLoop(connection, puller, self, concurrency=MOST_FOLLOWED, where="videos")
         self._following: set[asyncio.Task[object]] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._loop.run(), name="videos")
+        connection = self._producer.connection
+        puller = partial(
+            Puller, connection, subjects.VIDEOS_STREAM, [subjects.VIDEOS_CONSUMER], lease=VIDEO_LEASE, label="videos"
+        )  # fmt: skip
+        serving = serve_always(connection, puller, self, concurrency=MOST_FOLLOWED, where="videos")
+        self._task = asyncio.create_task(serving, name="videos")
         return self
 
     async def __aexit__(self, *_: object) -> None:
