@@ -56,6 +56,8 @@ class LogEvent(StrEnum):
 
     # Batches
     BATCH_ENDED = "batch.ended"
+    VIDEO_GIVEN_UP = "video.given_up"
+    """Nobody can make it; it has failed, unless it could not even be read."""
 
     # Flows
     FLOW_SKIPPED = "flow.skipped"

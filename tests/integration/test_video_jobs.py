@@ -7,6 +7,7 @@ import io
 from collections.abc import AsyncIterator
 
 import httpx
+import msgspec
 import numpy as np
 import openai
 import pytest
@@ -15,16 +16,21 @@ from msgspec.structs import replace
 from openai.types import Video
 from PIL import Image
 
+from omnibus.broker import delivery_loop
+from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
+from omnibus.broker.delivery import Delivery
 from omnibus.broker.delivery_loop import DeliveryLoop
+from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.api_keys import read_setting
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.video_jobs import video_runner
 from omnibus.frontdoor.video_jobs.video_record import VideoRecord
-from omnibus.frontdoor.video_jobs.video_store import VideoStore
+from omnibus.frontdoor.video_jobs.video_store import QueuedVideo, VideoStore
 from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.wire import subjects
 from omnibus.wire.request import Message, Request
 from tests.support.filmed_text import text_of
 from tests.support.filming_stages import UNFILMABLE, digest_of
@@ -155,6 +161,57 @@ async def test_a_front_door_goes_on_to_follow_videos_when_its_loop_has_failed(
     assert next(faults, None) is None
 
 
+async def test_no_video_is_left_when_it_could_not_be_queued(door: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = Connection.js_publish
+
+    def without_queue(connection: Connection, subject: str, *args: object, **kwargs: object) -> object:
+        if subject.startswith("omni-videos."):
+            raise BrokerUnavailable("no queue")
+        return publish(connection, subject, *args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "js_publish", without_queue)
+        answer = await door.http.post("/v1/videos", json={"prompt": "nowhere"})
+    assert answer.status_code == 503
+    assert [video async for video in door.openai.videos.list()] == []
+
+
+async def test_video_is_made_when_its_runner_comes_before_its_record(
+    door: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, nak, create = asyncio.Event(), Delivery.nak, Bucket.create
+
+    async def noted_nak(delivery: Delivery, delay: float | None = None) -> None:
+        await nak(delivery, delay)
+        looked.set()
+
+    async def late_create(bucket: Bucket, key: str, data: bytes, ttl: float | None = None) -> int:
+        if bucket.name == subjects.VIDEOS_BUCKET:
+            await asyncio.wait_for(looked.wait(), 10.0)
+        return await create(bucket, key, data, ttl)
+
+    monkeypatch.setattr(Delivery, "nak", noted_nak)
+    monkeypatch.setattr(Bucket, "create", late_create)
+    video = (await door.http.post("/v1/videos", json={"prompt": "overtaken"})).json()
+    assert (await completed(door, video["id"])).status == "completed"
+
+
+@pytest.mark.parametrize("data", [b"no video", msgspec.msgpack.encode(QueuedVideo(id="video_none", owner=None))])
+async def test_message_leaves_the_queue_when_it_is_of_no_video(
+    door: Front, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.setattr(delivery_loop, "_RETRY", 0.01)
+    monkeypatch.setattr(video_runner, "UNRECORDED", 1.0)
+    connection = door.producer.connection
+    stored = await connection.js_publish(subjects.queued_video(f"of-{door.spec.name}"), data)
+
+    async def is_gone() -> bool:
+        message = f"STREAM.MSG.GET.{subjects.VIDEOS_STREAM}"
+        return await connection.find(message, {"seq": stored.seq}) is None
+
+    await eventually(is_gone, 20.0, what="the message has left")
+
+
 async def _is_done(door: Front, rid: str) -> bool:
     return bool((await door.http.get(f"/v1/requests/{rid}")).json()["status"] == "done")
 
@@ -167,7 +224,7 @@ async def test_video_is_submitted_again_when_its_request_was_never_accepted_or_i
     owner = read_setting(door.spec.name).tenant
     now = videos.now()
     record = VideoRecord(
-        id=await videos.id_for(None), owner=owner, pipeline=door.spec.name, model=door.spec.name, prompt="orphan",
+        id=await videos.id_for(""), owner=owner, pipeline=door.spec.name, model=door.spec.name, prompt="orphan",
         created=now, expires=now + 3600,
     )  # fmt: skip
     request = Request(messages=(Message(role="user", content="orphan"),), modalities=("video",), tenant=owner or "")
@@ -223,6 +280,16 @@ async def test_the_same_idempotency_key_makes_one_video(door: Front) -> None:
     assert (await completed(door, video_id)).status == "completed"
     assert (await door.http.post("/v1/videos", json=body, headers=key)).json()["status"] == "completed"
     assert [video.id async for video in door.openai.videos.list()] == [video_id]
+
+
+async def test_idempotency_key_of_a_deleted_video_makes_a_new_one(door: Front) -> None:
+    body, key = {"prompt": "once", "sampling_params": SLOWLY}, {"Idempotency-Key": f"{door.spec.name}-1"}
+    first = (await door.http.post("/v1/videos", json=body, headers=key)).json()
+    await door.openai.videos.delete(first["id"])
+    second = (await door.http.post("/v1/videos", json={"prompt": "anew"}, headers=key)).json()
+    again = (await door.http.post("/v1/videos", json={"prompt": "anew"}, headers=key)).json()
+    assert first["id"] != second["id"] == again["id"]
+    assert (await completed(door, second["id"])).status == "completed"
 
 
 async def test_picture_comes_as_a_file_or_by_its_id_and_stays_in_a_remix(door: Front) -> None:

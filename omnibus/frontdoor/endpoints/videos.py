@@ -126,11 +126,12 @@ async def _started(
     Raises RequestConflict for a key that was used for another video. A request that is refused leaves no video.
     """
     videos, state = context.videos, http.scope["state"]
-    video_id = state["request_id"] = await videos.id_for(prepared.rid if prepared.keyed else None)
+    key = prepared.rid if prepared.keyed else ""
+    video_id = state["request_id"] = await videos.id_for(key)
     now, request = videos.now(), msgspec.structs.replace(prepared.request, stream=True)  # for its steps
     new = VideoRecord(
         id=video_id, owner=state["tenant"], pipeline=prepared.served.spec.name, model=prepared.served.model,
-        created=now, expires=now + LIFETIME, fingerprint=request.fingerprint,
+        created=now, expires=now + LIFETIME, key=key, fingerprint=request.fingerprint,
         prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
     )  # fmt: skip
     record = await videos.add(new, request)

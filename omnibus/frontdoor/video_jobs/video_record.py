@@ -56,8 +56,10 @@ class VideoRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     created: float
     """Seconds since the epoch, by the server's clock, as all times."""
     expires: float
+    key: str = ""
+    """Token of the idempotency key that the caller gave."""
     fingerprint: str = ""
-    """Digest of what was asked for, where the caller gave an idempotency key."""
+    """Digest of what was asked for, where there is such a key."""
     seconds: str | None = None
     """The length: asked for, and once it is made the file's."""
     size: str | None = None

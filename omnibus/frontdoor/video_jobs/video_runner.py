@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Self, cast
 
@@ -20,11 +20,13 @@ from omnibus.broker.layout import VIDEO_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.client.producer import Submission
 from omnibus.client.request_events import ClientEvent, Ended, Result, StepProgress
-from omnibus.errors import BrokerError, OmnibusError, UnknownRequest
+from omnibus.errors import BrokerError, OmnibusError, UnknownRequest, Unreadable
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault
 from omnibus.frontdoor.video_jobs.video_record import VideoRecord, percent
-from omnibus.frontdoor.video_jobs.video_store import QueuedVideo
+from omnibus.frontdoor.video_jobs.video_store import UNRECORDED, QueuedVideo
+from omnibus.observability.events import LogEvent
+from omnibus.observability.logging import get_logger
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 
@@ -36,8 +38,11 @@ _ADMISSION = 5.0
 """Seconds after a video's creation in which its creator may still be submitting it."""
 _AGAIN = 1.0
 """Seconds after which a video is looked at again that cannot be followed yet."""
+_SOON = 0.2
+"""The same for a video without a record, at first; the delay doubles."""
 _LEAVE = 0.3
 """Seconds after which a video that is left comes to others: this one's puller is gone by then, and does not get it again."""
+_log = get_logger(__name__)
 
 
 class VideoRunner:
@@ -65,9 +70,14 @@ class VideoRunner:
             await asyncio.wait([self._task])
 
     async def handle(self, delivery: Delivery) -> bool:
-        """See one video to its end; False when it was put back, to be looked at again."""
+        """See one video to its end; False when it was put back, to be looked at again. Raises Unreadable for no video."""
         record = await self._record(delivery)
-        if record is None or record.ended is not None:
+        if record is None:  # it was deleted, or is on its way
+            age = self._store.now() - delivery.stored_at
+            if age < UNRECORDED:
+                await delivery.nak(max(_SOON, age))
+            return age >= UNRECORDED
+        if record.ended is not None:
             return True
         async with self._held(delivery):
             submission = await self._submission(record)
@@ -78,14 +88,19 @@ class VideoRunner:
         return False
 
     async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it fails either way
-        """End a video that cannot be made."""
-        record = await self._record(delivery)
-        if record is not None:
-            await self._fail(record, error if isinstance(error, OmnibusError) else ServerFault())
+        """End a video that cannot be made; of one that cannot be read, only the log tells."""
+        _log.error(LogEvent.VIDEO_GIVEN_UP, subject=delivery.subject, error=str(error))
+        with suppress(Unreadable):
+            record = await self._record(delivery)
+            if record is not None:
+                await self._fail(record, error if isinstance(error, OmnibusError) else ServerFault())
 
     async def _record(self, delivery: Delivery) -> VideoRecord | None:
-        queued = msgspec.msgpack.decode(delivery.data, type=QueuedVideo)
-        return await self._store.known(queued.owner, queued.id)
+        try:
+            queued = msgspec.msgpack.decode(delivery.data, type=QueuedVideo)
+            return await self._store.known(queued.owner, queued.id)
+        except msgspec.DecodeError as error:
+            raise Unreadable(f"the video on {delivery.subject!r} cannot be read: {error}") from error
 
     async def _submission(self, record: VideoRecord) -> Submission | None:
         """The request of a video, submitted again where nothing knows it any more; None while that cannot be known or done."""

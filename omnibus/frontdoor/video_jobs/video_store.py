@@ -1,4 +1,8 @@
-"""Videos of all tenants: records in a bucket, their requests and files in the store of files, and a queue of those to be made."""
+"""Videos of all tenants: records in a bucket, their requests and files in the store of files, and a queue of those to be made.
+
+The message comes before the record: no video that can be found was forgotten by its runners. It only names the video, so that
+it does not restore one that was deleted.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,9 @@ from omnibus.frontdoor.video_jobs.video_record import (
 from omnibus.wire import subjects
 from omnibus.wire.request import Request, decode_request, encode_request
 
+UNRECORDED = 30.0
+"""Seconds after its message in which a video's record may still be on its way; longer than the retries of its writing."""
+
 
 class QueuedVideo(msgspec.Struct, frozen=True, kw_only=True):
     """A video in the queue of those to be made."""
@@ -46,12 +53,12 @@ class VideoStore:
         """The time by the server's clock."""
         return self._connection.clock.now()
 
-    async def id_for(self, key: str | None) -> str:
-        """The id of a new video; with a key, a token that stands for the caller's idempotency key, always the same one."""
+    async def id_for(self, key: str) -> str:
+        """The id of a new video; the same one for a `key`, which stands for the caller's idempotency key, until it is deleted."""
         made = new_id(PREFIX, self.now())
-        if key is None:
+        if not key:
             return made
-        entry = f"=keys.{key}"  # no tenant's token has such a sign
+        entry = _key_entry(key)
         try:
             await self._bucket.create(entry, made.encode(), ttl=LIFETIME)
         except RevisionConflict:
@@ -60,14 +67,17 @@ class VideoStore:
         return made
 
     async def add(self, record: VideoRecord, request: Request) -> VideoRecord:
-        """Store a new video and queue it; the stored one where one of its id is there already."""
+        """Queue a new video and store it; the stored one where one of its id is there already."""
+        if (found := await self.known(record.owner, record.id)) is not None:
+            return found
         await self._requests.store(_request_name(record.id), _whole(encode_request(request)), ttl=self._left(record))
+        # Without a Msg-Id: that of an earlier attempt, which wrote no record, may have left the queue already.
+        queued = msgspec.msgpack.encode(QueuedVideo(id=record.id, owner=record.owner))
+        await self._connection.js_publish(subjects.queued_video(record.id), queued)
         try:
             await self._bucket.create(self._key(record), msgspec.msgpack.encode(record), ttl=self._left(record))
         except RevisionConflict:
-            record = await self.find(record.owner, record.id)
-        queued = msgspec.msgpack.encode(QueuedVideo(id=record.id, owner=record.owner))
-        await self._connection.js_publish(subjects.queued_video(record.id), queued, msg_id=record.id)
+            return await self.find(record.owner, record.id)
         return record
 
     async def find(self, owner: str | None, video_id: str) -> VideoRecord:
@@ -119,7 +129,11 @@ class VideoStore:
         return await self._files.find(record.owner, record.file_id)
 
     async def remove(self, record: VideoRecord) -> None:
-        """Remove a video with its file. The record goes first: what its runner stores after that, it removes itself."""
+        """Remove a video with its file; the record goes before it: what its runner stores after that, it removes itself.
+
+        Its idempotency key comes first, and makes a new video from then on.
+        """
+        await self._free_key(record)
         await self._bucket.delete(self._key(record))
         await self.remove_file(record)
         await self._requests.delete(_request_name(record.id))
@@ -129,11 +143,21 @@ class VideoStore:
         with suppress(UnknownFile):
             await self._files.delete(record.owner, record.file_id)
 
+    async def _free_key(self, record: VideoRecord) -> None:
+        entry = await self._bucket.get_latest(_key_entry(record.key)) if record.key else None
+        if entry is not None and entry.value.decode() == record.id:
+            with suppress(RevisionConflict):  # another video has it by now
+                await self._bucket.delete(entry.key, entry.revision)
+
     def _key(self, record: VideoRecord) -> str:
         return self._records.key(record.owner, record.id)
 
     def _left(self, record: VideoRecord) -> float:
         return max(record.expires - self.now(), 1.0)
+
+
+def _key_entry(key: str) -> str:
+    return f"=keys.{key}"  # no tenant's token has such a sign
 
 
 def _request_name(video_id: str) -> str:
