@@ -61,6 +61,8 @@ class OmnibusError(Exception):
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    ended_request = False
+    """A request that was accepted has ended with it: sent again under its id, it has the same end."""
 
     def __init_subclass__(cls, *, code: str = "", http_status: int = 0, retryable: bool | None = None) -> None:
         """Set what a subclass has of its own; all else it has from its parent."""

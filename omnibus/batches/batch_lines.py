@@ -66,6 +66,7 @@ _decode_line = msgspec.json.Decoder(InputLine).decode
 _decode_asked = msgspec.json.Decoder(_Asked).decode
 _decode_answered = msgspec.json.Decoder(_Answered).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
+_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _REQUIRED = ("custom_id", "method", "url", "body")
 
 
@@ -145,7 +146,7 @@ class InputCheck:
             asked = _decode_asked(line.body)
         except msgspec.ValidationError as error:
             self._fault(*_misfit(raw, error), number)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _NO_JSON:
             self._fault("invalid_json_line", "the line is not valid JSON", number)
         else:
             self._check_fields(number, line, asked)
@@ -173,7 +174,7 @@ def _misfit(raw: bytes, error: msgspec.ValidationError) -> tuple[str, str]:
     """Code and message of a line that is JSON, and not a request's."""
     try:
         given: Any = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:
+    except _NO_JSON:
         return "invalid_json_line", "the line is not a JSON object"
     missing = [name for name in _REQUIRED if name not in given]
     if missing:

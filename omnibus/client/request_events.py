@@ -175,7 +175,9 @@ class Result:
     def raise_for_state(self) -> None:
         """Raise what the request failed of; nothing when it is open or done."""
         if self.failure is not None:
-            raise self.failure.exception()
+            error = self.failure.exception()
+            error.ended_request = True
+            raise error
 
 
 @dataclass(frozen=True, slots=True)

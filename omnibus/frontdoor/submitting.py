@@ -13,7 +13,7 @@ from fastapi import Request as HttpRequest
 
 from omnibus.client.producer import Submission
 from omnibus.client.request_events import Result
-from omnibus.errors import DeadlineExceeded, InvalidRequest, OmnibusError, RequestCancelled
+from omnibus.errors import BrokerError, DeadlineExceeded, InvalidRequest, OmnibusError, Overloaded, RequestCancelled
 from omnibus.frontdoor.bodies import AskingBody
 from omnibus.frontdoor.body_route import fingerprint, off_loop
 from omnibus.frontdoor.context import FrontDoorContext
@@ -211,6 +211,11 @@ async def abandon(context: FrontDoorContext, accepted: Accepted) -> None:
             await context.producer.cancel(accepted.served.spec.name, accepted.rid)
     except (OmnibusError, TimeoutError) as error:
         _log.warning(LogEvent.REQUEST_CANCELLED, rid=accepted.rid, failed=str(error))
+
+
+def is_passing(error: OmnibusError) -> bool:
+    """Whether the same request may be sent again: the pipeline has no room for it, or nobody knows what became of it. Pure."""
+    return isinstance(error, Overloaded | BrokerError) and error.retryable and not error.ended_request
 
 
 async def in_time(accepted: Accepted, work: Awaitable[T]) -> T:

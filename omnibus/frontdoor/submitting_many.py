@@ -13,7 +13,7 @@ from omnibus.client.request_events import Output, Result
 from omnibus.errors import EngineError, InvalidRequest, OmnibusError
 from omnibus.frontdoor.bodies import AskingBody
 from omnibus.frontdoor.context import FrontDoorContext
-from omnibus.frontdoor.submitting import Accepted, abandon, result_of, submit
+from omnibus.frontdoor.submitting import DEFERRED, Accepted, abandon, is_passing, result_of, submit
 from omnibus.ledger.overload import most_at_once
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
@@ -36,7 +36,7 @@ async def results_of_all(
     """The first request as it was accepted, and the results in the order of the requests.
 
     Raises the error of the first that is refused or fails, and InvalidRequest, naming the body's `field`, for more than may be
-    open at once. The others are cancelled then, unless they have an idempotency key.
+    open at once. The others are cancelled then, unless they have an idempotency key or are sent again.
     """
     most = most_at_once((await context.models.find(body.model, modality=modality)).spec)
     if len(requests) > most:
@@ -45,8 +45,8 @@ async def results_of_all(
     accepted = await _submitted(context, http, body, requests, modality)
     try:
         results = await asyncio.gather(*(result_of(context, http, one) for one in accepted))
-    except OmnibusError:
-        await _all(accepted, partial(abandon, context))
+    except OmnibusError as error:
+        await _leave(context, http, accepted, error)
         raise
     return accepted[0], results
 
@@ -79,9 +79,17 @@ async def _submitted(
 
     await _all(range(len(requests)), one)
     if refusals:
-        await _all(accepted.values(), partial(abandon, context))
+        await _leave(context, http, accepted.values(), refusals[0])
         raise refusals[0]
     return [accepted[number] for number in range(len(requests))]
+
+
+async def _leave(
+    context: FrontDoorContext, http: HttpRequest, accepted: Iterable[Accepted], error: OmnibusError
+) -> None:
+    """Cancel what was accepted of a body that fails, unless it is sent again and finds it under the same ids."""
+    if not (DEFERRED in http.scope["state"] and is_passing(error)):
+        await _all(accepted, partial(abandon, context))
 
 
 async def _all(given: Iterable[T], act: Callable[[T], Awaitable[None]]) -> None:

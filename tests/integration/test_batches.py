@@ -110,6 +110,23 @@ async def test_embeddings_are_lines_when_each_has_several_inputs(connection: Con
     assert vectors == {str(number): [[float(number), 0.0, 0.0], [0.0, 1.0, 0.0]] for number in range(1, 9)}
 
 
+async def test_embeddings_of_a_line_are_sent_again_when_some_are_refused(connection: Connection, pipeline: str) -> None:
+    stage = StageSpec(
+        stage_id=0, name="embedder", engine="python", model="tests.support.embedding_stage:embed", slots=2,
+        final_output=True, final_output_type="embedding",
+    )  # fmt: skip
+    spec = PipelineSpec(name=pipeline, deadline=60.0, max_open_requests=4, stages=(stage,))
+    async with serving(connection, spec) as door:
+        lines = [
+            request(str(number), {"model": pipeline, "input": ["a", "b", "c"]}, "/v1/embeddings") for number in range(6)
+        ]
+        end = await ended(door.openai, await begun(door.openai, lines, "/v1/embeddings"))
+        found = await answers(door.openai, end)
+        refused = connection.metrics.refused.labels(pipeline, "overloaded")._value.get()
+    assert refused > 0
+    assert (end.status, len(found.good), found.bad) == ("completed", 6, [])
+
+
 async def test_a_batch_fails_and_runs_nothing_when_a_line_is_none(front_door: Front, connection: Connection) -> None:
     model, client = front_door.spec.name, front_door.openai
     good, wrong = chat(model, "a", "x"), chat(model, "a", "y")

@@ -52,6 +52,7 @@ def test_a_file_has_no_fault_when_every_line_is_a_request() -> None:
         (b"[1]", "invalid_json_line", None),
         (b'"text"', "invalid_json_line", None),
         (b'{"custom_id": "\xff"}', "invalid_json_line", None),
+        (b'{"custom_id": 5, "\xff": 1}', "invalid_json_line", None),
         (line(None), "missing_required_parameter", None),
         (line(body=None), "missing_required_parameter", None),
         (line(7), "invalid_request", None),
@@ -68,6 +69,12 @@ def test_a_file_has_no_fault_when_every_line_is_a_request() -> None:
 def test_a_line_is_named_when_it_is_at_fault(raw: bytes, code: str, param: str | None) -> None:
     (fault,) = checked(line("fine"), raw).faults
     assert (fault.code, fault.line, fault.param) == (code, 2, param)
+
+
+def test_a_line_is_named_when_it_is_no_request_and_too_deep_to_be_read() -> None:
+    check = InputCheck(ENDPOINT, 100_000)
+    check.add(1, b'{"custom_id": 5, "x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}")
+    assert [(fault.code, fault.line) for fault in check.faults] == [("invalid_json_line", 1)]
 
 
 def test_the_second_of_two_lines_is_named_when_both_have_one_id() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from omnibus.batches.batch_record import BatchEnded, BatchRecord, BatchStatus, window_seconds
+from omnibus.client.request_events import Result
 from omnibus.errors import (
     BrokerRefused,
     BrokerUnavailable,
@@ -17,10 +18,13 @@ from omnibus.errors import (
     Overloaded,
     StageTimeout,
 )
-from omnibus.frontdoor.batching.line_call import MOST_ATTEMPTS, is_passing, may_begin_anew
+from omnibus.frontdoor.batching.line_call import can_begin_anew
 from omnibus.frontdoor.batching.line_window import MOST_OPEN, LineWindow, most_open
+from omnibus.frontdoor.submitting import is_passing
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
+from omnibus.requests.state import RequestState
+from omnibus.wire.failure import Failure
 from tests.support.flow import line
 
 pytestmark = pytest.mark.unit
@@ -160,8 +164,27 @@ def test_a_line_is_sent_again_when_its_request_may_not_have_been_accepted(error:
     assert is_passing(error) is passing
 
 
-def test_a_line_begins_anew_when_its_request_waited_too_long_but_not_for_ever() -> None:
-    attempts = [may_begin_anew(DeadlineExceeded(), attempt, stages_missing=False) for attempt in range(MOST_ATTEMPTS)]
-    assert attempts == [True] * (MOST_ATTEMPTS - 1) + [False]
-    assert may_begin_anew(DeadlineExceeded(), 99, stages_missing=True)
-    assert not may_begin_anew(StageTimeout(), 0, stages_missing=True)
+@pytest.mark.parametrize(
+    ("error", "begins"),
+    [
+        (DeadlineExceeded(), True),
+        (Overloaded("the store is full"), True),
+        (BrokerUnavailable("away"), True),
+        (BrokerRefused("no"), False),
+        (StageTimeout(), False),
+        (EngineDead("dead"), False),
+    ],
+)
+def test_a_request_that_has_ended_is_not_sent_again_but_may_become_another(error: OmnibusError, begins: bool) -> None:
+    ended = Result(
+        rid="r", pipeline="p", state=RequestState.FAILED, created=1.0, deadline=2.0, run=0, outputs=(), timings=(),
+        failure=Failure.of(error),
+    )  # fmt: skip
+    with pytest.raises(type(error)) as caught:
+        ended.raise_for_state()
+    assert not is_passing(caught.value), "its id has this end"
+    assert can_begin_anew(caught.value) is begins
+
+
+def test_a_line_does_not_begin_anew_when_its_request_was_never_accepted() -> None:
+    assert not can_begin_anew(Overloaded("full"))

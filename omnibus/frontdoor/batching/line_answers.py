@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -20,12 +21,12 @@ from omnibus.batches.batch_lines import (
 )
 from omnibus.batches.batch_record import BatchRecord
 from omnibus.broker.objects import CHUNK
-from omnibus.errors import DeadlineExceeded, OmnibusError, Overloaded
-from omnibus.frontdoor.batching.line_call import LineCaller, call, is_passing, may_begin_anew
+from omnibus.errors import OmnibusError, Overloaded
+from omnibus.frontdoor.batching.line_call import MOST_ATTEMPTS, LineCaller, call, can_begin_anew
 from omnibus.frontdoor.batching.line_window import LineWindow, LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_json
-from omnibus.frontdoor.submitting import CallerGone
+from omnibus.frontdoor.submitting import CallerGone, is_passing
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 
@@ -86,21 +87,20 @@ class LineAnswers:
             if number not in self.tally.done:
                 line = read_line(raw)
                 window = await self._windows.enter(model_of(line), self._batch.expires)
-                group.create_task(self._answer(number, line, window), name=f"{self._batch.id} {number}")
+                task = group.create_task(self._answer(number, line, window), name=f"{self._batch.id} {number}")
+                task.add_done_callback(partial(_release, window))  # also of a task that is cancelled before it begins
 
-    async def _answer(self, number: int, line: InputLine, window: LineWindow) -> None:
-        answer = None
-        try:
-            answer = await self._answered(number, line, window)
-            if answer is not None:
-                await self._answers.append(answer)
-                self.tally.add(answer)
-        finally:
-            window.release(answered=answer is not None)
+    async def _answer(self, number: int, line: InputLine, window: LineWindow) -> bool:
+        """Answer a line; False when it was stopped before it had one."""
+        answer = await self._answered(number, line, window)
+        if answer is not None:
+            await self._answers.append(answer)
+            self.tally.add(answer)
+        return answer is not None
 
     async def _answered(self, number: int, line: InputLine, window: LineWindow) -> bytes | None:
         """The answer of a line; None when it was stopped before it had one."""
-        attempt, pause = 0, _PAUSE
+        attempt, ran, pause = 0, 0, _PAUSE
         while not self._caller.gone.done():
             rid = line_rid(self._batch.id, number, attempt)
             status, body = await self._tried(line, rid)
@@ -109,13 +109,13 @@ class LineAnswers:
             if is_passing(body):
                 if isinstance(body, Overloaded):
                     window.refused()
-                await asyncio.wait({self._caller.gone}, timeout=max(pause, getattr(body, "retry_after", 0.0)))
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            elif await self._begins_anew(body, attempt, line):
+            elif can_begin_anew(body) and (ran := ran + await self._has_run(line)) < MOST_ATTEMPTS:
                 attempt += 1
             elif not isinstance(body, CallerGone):
                 text = error_json(body)
                 return response_line(self._batch.id, number, line.custom_id, status=status, rid=rid, body=text)
+            await asyncio.wait({self._caller.gone}, timeout=max(pause, getattr(body, "retry_after", 0.0)))
+            pause = min(2 * pause, _LONGEST_PAUSE)
         return None
 
     async def _tried(self, line: InputLine, rid: str) -> tuple[int, bytes | OmnibusError]:
@@ -130,11 +130,9 @@ class LineAnswers:
             return ServerFault.http_status, ServerFault()
         return response.status_code, bytes(response.body)
 
-    async def _begins_anew(self, error: OmnibusError, attempt: int, line: InputLine) -> bool:
-        if not isinstance(error, DeadlineExceeded):
-            return False
-        stages_missing = await self._windows.lacks_replicas(model_of(line))
-        return may_begin_anew(error, attempt, stages_missing=stages_missing)
+    async def _has_run(self, line: InputLine) -> bool:
+        """Whether the request of a line that waited too long counts: it does not where nobody could run it."""
+        return not await self._windows.lacks_replicas(model_of(line))
 
     async def answer_rest(self, code: str, message: str) -> None:
         """Answer the lines that are left with this error. Raises as `run`."""
@@ -155,3 +153,7 @@ class LineAnswers:
                 waiting_bytes = 0
         if waiting:
             await append()
+
+
+def _release(window: LineWindow, task: asyncio.Task[bool]) -> None:
+    window.release(answered=not task.cancelled() and task.exception() is None and task.result())

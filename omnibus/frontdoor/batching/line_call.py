@@ -19,7 +19,7 @@ from omnibus.frontdoor.submitting import DEFERRED
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/images/generations")
 """Endpoints of batches: those that are asked, and answer, in JSON alone."""
 MOST_ATTEMPTS = 3
-"""Requests that a line becomes, one after the other, while each is over its deadline before it is answered."""
+"""Requests that a line becomes, one after the other; one whose stage had no replica did not run, and is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,7 @@ async def call(app: FastAPI, line: InputLine, caller: LineCaller, rid: str) -> R
     return await route.answer(HttpRequest(scope, receive))
 
 
-def is_passing(error: OmnibusError) -> bool:
-    """Whether the same request may be sent again: the pipeline has no room for it, or nobody knows what became of it. Pure."""
-    return isinstance(error, Overloaded | BrokerError) and error.retryable
-
-
-def may_begin_anew(error: OmnibusError, attempt: int, *, stages_missing: bool) -> bool:
-    """Whether a line becomes another request: its last one, the `attempt`th from 0, waited too long. Pure.
-
-    One whose stage had no replica did not run, and costs no attempt.
-    """
-    return isinstance(error, DeadlineExceeded) and (stages_missing or attempt + 1 < MOST_ATTEMPTS)
+def can_begin_anew(error: OmnibusError) -> bool:
+    """Whether another request may end better: the last one waited too long, or ended for want of room or in an outage. Pure."""
+    had_no_chance = error.ended_request and isinstance(error, Overloaded | BrokerError) and error.retryable
+    return had_no_chance or isinstance(error, DeadlineExceeded)
