@@ -31,7 +31,7 @@ STREAM_FULL = 10077
 
 _ATTEMPT_TIMEOUT = 2.0
 _RETRY_FOR = 10.0
-_OUT_OF_RESOURCES = (STREAM_FULL, 10023, 10028, 10047)  # sent with the code of an outage, though waiting does not help
+OUT_OF_RESOURCES = (STREAM_FULL, 10023, 10028, 10047)  # sent with the code of an outage, though waiting does not help
 _NO_SUITABLE_PEERS = 10005
 """Server code while a cluster forms or a node is away. Sent with the code of a bad request, though waiting helps."""
 
@@ -212,6 +212,6 @@ def _refusal(error: ServerError, what: str) -> Exception:
     message = f"{what}: {error.description} ({error.err_code})"
     if error.err_code == _NO_SUITABLE_PEERS:
         return Transient(f"{message}: fewer nodes of the cluster are up than copies are asked for")
-    if error.code == 503 and error.err_code not in _OUT_OF_RESOURCES:
+    if error.code == 503 and error.err_code not in OUT_OF_RESOURCES:
         return Transient(message)
     return BrokerRefused(message, err_code=error.err_code, status=error.code)

@@ -26,7 +26,7 @@ class StreamedObjects(ObjectStore):
     async def store(self, name: str, pieces: AsyncIterable[bytes], *, ttl: float) -> int:
         """Store an object that lives for `ttl` seconds; returns its bytes. What is not stored whole leaves nothing.
 
-        Bytes of a process that dies meanwhile stay until their `ttl` is over.
+        Bytes of a process that dies meanwhile, or does not learn whether the metadata was stored, stay until their `ttl` is over.
         """
         nuid, lifetime = self.new_nuid(), {"Nats-TTL": str(max(1, math.ceil(ttl)))}
         digest, size, count, starts = hashlib.sha256(), 0, 0, list[int]()
@@ -42,11 +42,11 @@ class StreamedObjects(ObjectStore):
                 name=name, bucket=self.name, nuid=nuid, size=size, chunks=count, digest=digest_name(digest),
                 metadata={_STARTS: json.dumps(starts)},
             )  # fmt: skip
-            async with within(_WINDOW_TIMEOUT, f"object {name} was not stored"):
-                await self.put_info(info, lifetime)
         except BaseException:
             await asyncio.shield(self.purge_chunks(nuid))
             raise
+        async with within(_WINDOW_TIMEOUT, f"object {name} was not stored"):
+            await self.put_info(info, lifetime)  # which may be stored whatever it raises: its chunks stay
         return size
 
     async def read(self, name: str, first: int = 0, nbytes: int | None = None) -> AsyncIterator[bytes]:

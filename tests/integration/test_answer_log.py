@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
 from omnibus.batches.answer_log import AnswerLog
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
-from omnibus.broker.objects import CHUNK
-from omnibus.errors import RevisionConflict
+from omnibus.broker.objects import CHUNK, ObjectInfo
+from omnibus.broker.streamed_objects import StreamedObjects
+from omnibus.errors import BrokerUnavailable, RevisionConflict
+from omnibus.wire import subjects
 from tests.support.flow import line
 
 pytestmark = pytest.mark.integration
@@ -82,3 +85,25 @@ async def test_a_part_of_a_line_stays_apart_when_its_runner_died_in_the_middle(
     assert await read(second) == [b"one"]
     await second.append(b"two, whole\nthree\n")
     assert await read(second) == [b"one", b"two, of which only a par", b"two, whole", b"three"]
+
+
+class Unacknowledged(StreamedObjects):
+    """A store whose answers to metadata are lost."""
+
+    async def put_info(self, info: ObjectInfo, headers: Mapping[str, str] | None = None) -> None:
+        await super().put_info(info, headers)
+        raise BrokerUnavailable("the acknowledgement is lost")
+
+
+async def test_a_file_can_be_read_when_its_writer_did_not_learn_that_it_was_stored(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    await log_of(connection, pipeline, name)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"answers"
+
+    with pytest.raises(BrokerUnavailable):
+        await Unacknowledged(connection, subjects.FILES_BUCKET).store(name, pieces(), ttl=600.0)
+    read_again = StreamedObjects(connection, subjects.FILES_BUCKET).read(name)
+    assert [one async for one in read_again] == [b"answers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from omnibus.broker.connection import Connection
+from omnibus.batches.answer_log import AnswerLog
+from omnibus.broker.connection import STREAM_FULL, Connection
 from omnibus.broker.delivery_loop import DeliveryLoop
+from omnibus.errors import BrokerRefused
 from omnibus.frontdoor.context import Options
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.batches import answers, begun, chat, ended, left_of_batches, request, requests_of
@@ -73,7 +76,7 @@ async def test_every_line_is_answered_once_when_some_are_refused(front_door: Fro
     assert end.usage.output_tokens == tokens > 0
     files = {one.id: one async for one in client.files.list(purpose="batch_output")}
     assert set(files) == {end.output_file_id, end.error_file_id}
-    assert await left_of_batches(connection) == 0
+    await eventually(lambda: _nothing_left(connection), 20.0, what="log and message are gone")
 
 
 async def test_a_line_gets_what_its_endpoint_answers(front_door: Front) -> None:
@@ -141,7 +144,7 @@ async def test_a_batch_fails_and_runs_nothing_when_a_line_is_none(front_door: Fr
         ("invalid_url", 2, "url"),
     ]
     assert await requests_of(connection, model) == []
-    assert await left_of_batches(connection) == 0
+    await eventually(lambda: _nothing_left(connection), 20.0, what="log and message are gone")
 
 
 @pytest.mark.parametrize(
@@ -225,12 +228,12 @@ async def test_what_was_answered_stays_when_a_batch_is_cancelled(connection: Con
 
 async def test_lines_expire_when_the_window_is_over(connection: Connection, pipeline: str) -> None:
     async with serving(connection, omni_sim(pipeline, latency=0.3)) as door:
-        batch = await begun(door.openai, [chat(pipeline, str(number), "x") for number in range(400)], window="4s")
-        end = await ended(door.openai, batch, 20.0)
+        batch = await begun(door.openai, [chat(pipeline, str(number), "x") for number in range(1500)], window="10s")
+        end = await ended(door.openai, batch, 40.0)
         found = await answers(door.openai, end)
-    assert (end.status, end.completion_window) == ("expired", "4s")
+    assert (end.status, end.completion_window) == ("expired", "10s")
     assert end.expired_at
-    assert len(found.by_id) == 400
+    assert len(found.by_id) == 1500
     assert found.good
     assert {line["error"]["code"] for line in found.bad} == {"batch_expired"}
     assert {line["response"] for line in found.bad} == {None}
@@ -254,11 +257,11 @@ async def test_another_runner_goes_on_when_one_stops(connection: Connection, pip
             assert (await client.batches.retrieve(batch.id)).status == "in_progress"
         async with serving(connection, spec, workers=False):
             end = await ended(client, batch)
+            await eventually(lambda: _nothing_left(connection), 20.0, what="log and message are gone")
         found = await answers(client, end)
     assert (end.status, stops, len(found.good), len(found.bad)) == ("completed", 3, 500, 0)
     assert len(found.by_id) == 500
     assert len(await requests_of(connection, pipeline)) == 500, "a line became two requests"
-    assert await left_of_batches(connection) == 0
 
 
 async def test_a_front_door_goes_on_to_run_batches_when_its_loop_has_failed(
@@ -297,6 +300,45 @@ async def test_interactive_requests_are_accepted_when_a_batch_fills_the_pipeline
     assert asked > 3
     assert end.request_counts is not None
     assert (end.status, end.request_counts.completed) == ("completed", 150)
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"), [(BrokerRefused("full", err_code=STREAM_FULL), 2), (RuntimeError("a fault"), 99)]
+)
+async def test_answers_are_kept_when_a_batch_cannot_go_on(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, fault: Exception, times: int
+) -> None:
+    append, calls = AnswerLog.append, itertools.count()
+    status, kept = ("failed", 5) if times == 99 else ("completed", 20)
+
+    async def failing(log: AnswerLog, lines: bytes) -> None:
+        if 5 <= next(calls) < 5 + times:
+            raise fault
+        await append(log, lines)
+
+    monkeypatch.setattr(AnswerLog, "append", failing)
+    async with serving(connection, omni_sim(pipeline)) as door:
+        end = await ended(door.openai, await begun(door.openai, [chat(pipeline, str(one), "x") for one in range(20)]))
+        found = await answers(door.openai, end)
+        await eventually(lambda: _nothing_left(connection), 20.0, what="log and message are gone")
+    assert (end.status, len(found.bad)) == (status, 0)
+    assert len(found.by_id) == kept
+
+
+async def _nothing_left(connection: Connection) -> bool:
+    return await left_of_batches(connection) == 0
+
+
+async def test_a_batch_is_refused_when_its_input_expires_before_it(front_door: Front) -> None:
+    client = front_door.openai
+    file = await client.files.create(
+        file=("in.jsonl", b"{}\n"), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    body = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    with pytest.raises(openai.BadRequestError, match="expires before"):
+        await client.batches.create(**body)  # type: ignore[arg-type]
+    body["completion_window"] = "30m"
+    assert (await client.batches.create(**body)).status == "validating"  # type: ignore[arg-type]
 
 
 async def test_a_batch_fails_when_its_input_is_removed(connection: Connection, pipeline: str) -> None:

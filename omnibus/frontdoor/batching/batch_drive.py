@@ -54,10 +54,13 @@ class BatchDrive:
         self._log = AnswerLog(self._context.producer.connection, record.id, ttl=ttl)
         self._answers = LineAnswers(app, windows, self._log, record)
 
-    async def run(self) -> None:
-        """Bring the batch to its end. Raises BrokerError, AttemptSuperseded when another runner has it, UnknownBatch."""
+    async def run(self, fault: LineFault | None = None) -> None:
+        """Bring the batch to its end; with a `fault` at once, as failed, with the files of what was answered.
+
+        Raises BrokerError, AttemptSuperseded when another runner has it, UnknownBatch.
+        """
         self._record = await self._store.change(self._record.tenant, self._record.id, self._claimed)
-        working = asyncio.create_task(self._work(), name=f"{self._record.id} work")
+        working = asyncio.create_task(self._work(fault), name=f"{self._record.id} work")
         beating = asyncio.create_task(self._beat(), name=f"{self._record.id} beat")
         try:
             await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
@@ -72,7 +75,10 @@ class BatchDrive:
     def _claimed(self, record: BatchRecord) -> BatchRecord:
         return record if record.ended else replace(record, runner=self._runner)
 
-    async def _work(self) -> None:
+    async def _work(self, fault: LineFault | None) -> None:
+        if fault is not None and not self._record.ended:
+            await self._answers.count()
+            await self._finish(fault)
         if not self._record.ended:
             if self._record.status is BatchStatus.VALIDATING:
                 await self._validate()

@@ -12,11 +12,12 @@ from fastapi import FastAPI
 
 from omnibus.batches.batch_record import BatchRecord, BatchStatus, LineFault, UnknownBatch
 from omnibus.batches.batch_store import BatchStore
+from omnibus.broker.connection import OUT_OF_RESOURCES
 from omnibus.broker.delivery import Delivery
 from omnibus.broker.delivery_loop import serve_always
 from omnibus.broker.layout import BATCH_LEASE
 from omnibus.broker.puller import Puller
-from omnibus.errors import AttemptSuperseded, OmnibusError, Unreadable
+from omnibus.errors import AttemptSuperseded, BrokerRefused, BrokerUnavailable, OmnibusError, Unreadable
 from omnibus.frontdoor.batching.batch_drive import BatchDrive
 from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
@@ -28,6 +29,8 @@ MOST_BATCHES = 32
 """Batches that one front door drives at the same time; the bound on its memory."""
 _LEAVE = 0.3
 """Seconds after which a batch that is left comes to others: this one's puller is gone by then, and does not get it again."""
+_LONGEST_WAIT = 30.0
+"""Seconds after which a batch is taken again, at most, while the broker has no room for its answers."""
 _log = get_logger(__name__)
 
 
@@ -62,11 +65,7 @@ class BatchRunner:
             record = self._store.decode(delivery.data)
         except msgspec.DecodeError as error:
             raise Unreadable(f"the batch on {delivery.subject!r} cannot be read: {error}") from error
-        await self._store.restore(record)
-        renew = partial(self._connection.send, delivery.ack_subject, b"+WPI")
-        driving = asyncio.create_task(
-            BatchDrive(self._app, self._windows, self._store, record, renew).run(), name=record.id
-        )
+        driving = asyncio.create_task(self._drive(delivery, record), name=record.id)
         stopping = asyncio.create_task(self._stopping.wait(), name=f"{record.id} stopping")
         try:
             await asyncio.wait({driving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -84,10 +83,19 @@ class BatchRunner:
             return False
         except UnknownBatch:  # its record has expired
             return True
+        except BrokerRefused as error:
+            if error.err_code not in OUT_OF_RESOURCES:
+                raise
+            await delivery.nak(min(2.0 ** min(delivery.num_delivered, 10), _LONGEST_WAIT))
+            return False
         return True
 
+    async def _drive(self, delivery: Delivery, record: BatchRecord, fault: LineFault | None = None) -> None:
+        await self._store.restore(record)
+        await BatchDrive(self._app, self._windows, self._store, record, delivery.renew).run(fault)
+
     async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it fails either way
-        """End a batch that cannot be driven as failed; one that cannot be read has no record."""
+        """End a batch that cannot be driven as failed, if possible with its files; one that cannot be read has no record."""
         fault = LineFault(code=error.code if isinstance(error, OmnibusError) else OmnibusError.code, message=str(error))
 
         def failed(record: BatchRecord) -> BatchRecord:
@@ -96,6 +104,12 @@ class BatchRunner:
             )
 
         _log.error(LogEvent.BATCH_ENDED, subject=delivery.subject, error=str(error))
-        with suppress(msgspec.DecodeError, UnknownBatch):
+        with suppress(msgspec.DecodeError, UnknownBatch, AttemptSuperseded):
             record = self._store.decode(delivery.data)
-            await self._store.change(record.tenant, record.id, failed)
+            try:
+                await self._drive(delivery, record, fault)
+            except (UnknownBatch, AttemptSuperseded, BrokerUnavailable):
+                raise
+            except Exception:  # noqa: BLE001 it ends all the same, without files
+                _log.exception(LogEvent.TASK_CRASHED, subject=delivery.subject)
+                await self._store.change(record.tenant, record.id, failed)

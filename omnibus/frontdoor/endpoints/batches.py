@@ -148,6 +148,8 @@ async def create_batch(body: BatchBody, http: HttpRequest, context: Context) -> 
         raise InvalidRequest(f"the file has {file.nbytes} bytes, and may have {MOST_BYTES}", param="input_file_id")
     store, kept = context.batches, body.output_expires_after
     now = store.clock.now()
+    if file.expires < now + seconds:
+        raise InvalidRequest("the file expires before the completion window is over", param="input_file_id")
     record = BatchRecord(
         id=store.new_id(), tenant=tenant, endpoint=body.endpoint, input_file_id=file.id,
         completion_window=body.completion_window, metadata=body.metadata, created=now, expires=now + seconds,
