@@ -90,7 +90,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
     both object stores.
     """
     pipeline, lease = spec.name, spec.heartbeat_timeout
-    configs = {**_queues(spec), **_chunks(spec), **_buckets(spec), **_object_stores(spec), **_job_queues()}
+    configs = {**_own_streams(spec), **_shared_streams()}
     copies = {"storage": "file", "num_replicas": replicas}
     streams = (Stream(name, {"name": name, **copies, **config}) for name, config in configs.items())
     lanes = ((stage.stage_id, lane) for stage in spec.stages for lane in spec.stage_lanes)
@@ -103,6 +103,11 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
         _consumer(subjects.VIDEOS_STREAM, subjects.VIDEOS_CONSUMER, subjects.VIDEOS_FILTER, VIDEO_LEASE),
     )
     return Layout(tuple(streams), consumers)
+
+
+def own_streams(spec: PipelineSpec) -> tuple[str, ...]:
+    """The names of the streams that a pipeline shares with no other, and that end with it. Pure."""
+    return tuple(_own_streams(spec))
 
 
 def lane_consumer(pipeline: str, stage_id: int, lane: str, *, heartbeat_timeout: float = 10.0) -> Consumer:
@@ -206,63 +211,64 @@ def _chunks(spec: PipelineSpec) -> dict[str, Config]:
     }
 
 
-def _buckets(spec: PipelineSpec) -> dict[str, Config]:
-    """Key-value buckets with history 1 and a lifetime a key; watches of the replicas' hear of expiry."""
+def _own_streams(spec: PipelineSpec) -> dict[str, Config]:
+    """The streams of one pipeline alone. The age limits of object stores are a backstop for payloads that nobody removed."""
     lease = _nanoseconds(spec.heartbeat_timeout)
-    dedupe = _DEDUPE_BUCKET_SECONDS * _SECOND
-    expiring = {
+    expiring = {  # so that watches hear of replicas whose keys expire
         "max_age": lease,
-        "duplicate_window": min(dedupe, lease),
+        "duplicate_window": min(_nanoseconds(_DEDUPE_BUCKET_SECONDS), lease),
         "subject_delete_marker_ttl": max(lease, _SECOND),
     }
-    replicas = subjects.replicas_bucket(spec.name)
-    of_all = (subjects.PIPELINES_BUCKET, subjects.FILES_BUCKET, subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET)
-    names = (replicas, subjects.requests_bucket(spec.name), *of_all)
+    answers, dead = (_nanoseconds(age + _PAYLOAD_MARGIN) for age in (spec.deadline + ENDED_TTL, DEAD_TTL))
+    most = spec.max_stored_bytes or -1
     return {
-        f"KV_{bucket}": {
-            "subjects": [f"$KV.{bucket}.>"],
-            "max_msgs_per_subject": 1,
-            "max_age": 0,
-            "discard": "new",
-            "allow_rollup_hdrs": True,
-            "deny_delete": True,
-            "allow_direct": True,
-            "allow_msg_ttl": True,
-            "duplicate_window": dedupe,
-            **(expiring if bucket == replicas else {}),
-        }
-        for bucket in names
+        **_queues(spec),
+        **_chunks(spec),
+        **_bucket(subjects.replicas_bucket(spec.name), **expiring),
+        **_bucket(subjects.requests_bucket(spec.name)),
+        **_object_store(subjects.payloads_bucket(spec.name), max_age=answers, max_bytes=most),
+        **_object_store(subjects.dead_payloads_bucket(spec.name), max_age=dead, max_bytes=most),
     }
 
 
-def _job_queues() -> dict[str, Config]:
-    """The queues of batches and of videos that have not ended, of all tenants and pipelines."""
-    config = {"retention": "workqueue", "duplicate_window": _DEDUPE_SECONDS * _SECOND}
+def _shared_streams() -> dict[str, Config]:
+    """The streams that all pipelines and tenants share: deployed pipelines, files, batches, videos."""
+    queues = {subjects.BATCHES_STREAM: subjects.BATCHES_FILTER, subjects.VIDEOS_STREAM: subjects.VIDEOS_FILTER}
+    queue = {"retention": "workqueue", "duplicate_window": _nanoseconds(_DEDUPE_SECONDS)}
     return {
-        subjects.BATCHES_STREAM: {**config, "subjects": [subjects.BATCHES_FILTER]},
-        subjects.VIDEOS_STREAM: {**config, "subjects": [subjects.VIDEOS_FILTER]},
+        **_bucket(subjects.PIPELINES_BUCKET),
+        **_bucket(subjects.FILES_BUCKET),
+        **_bucket(subjects.BATCHES_BUCKET),
+        **_bucket(subjects.VIDEOS_BUCKET),
+        **_object_store(subjects.FILES_BUCKET, max_age=0, allow_msg_ttl=True),
+        **{name: {**queue, "subjects": [filter_subject]} for name, filter_subject in queues.items()},
     }
 
 
-def _object_stores(spec: PipelineSpec) -> dict[str, Config]:
-    """Object stores. The age limit of a pipeline's is a backstop for payloads that nobody removed; a file has its own."""
-    ages = {
-        subjects.payloads_bucket(spec.name): spec.deadline + ENDED_TTL + _PAYLOAD_MARGIN,
-        subjects.dead_payloads_bucket(spec.name): DEAD_TTL + _PAYLOAD_MARGIN,
+def _bucket(name: str, **config: Any) -> dict[str, Config]:
+    """A key-value bucket with history 1 and a lifetime a key."""
+    usual = {
+        "subjects": [f"$KV.{name}.>"],
+        "max_msgs_per_subject": 1,
+        "max_age": 0,
+        "discard": "new",
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "duplicate_window": _nanoseconds(_DEDUPE_BUCKET_SECONDS),
     }
-    stores = {
-        bucket: {"max_age": _nanoseconds(age), "max_bytes": spec.max_stored_bytes or -1} for bucket, age in ages.items()
+    return {f"KV_{name}": {**usual, **config}}
+
+
+def _object_store(name: str, **config: Any) -> dict[str, Config]:
+    usual = {
+        "subjects": [f"$O.{name}.C.>", f"$O.{name}.M.>"],
+        "discard": "new",
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
     }
-    return {
-        f"OBJ_{bucket}": {
-            "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
-            "discard": "new",
-            "allow_rollup_hdrs": True,
-            "allow_direct": True,
-            **config,
-        }
-        for bucket, config in {**stores, subjects.FILES_BUCKET: {"max_age": 0, "allow_msg_ttl": True}}.items()
-    }
+    return {f"OBJ_{name}": {**usual, **config}}
 
 
 def _consumer(stream: str, name: str, filter_subject: str, lease: float) -> Consumer:

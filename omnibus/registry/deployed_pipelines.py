@@ -13,7 +13,7 @@ import msgspec
 
 from omnibus.broker.bucket import Bucket, BucketEntry, transact
 from omnibus.broker.connection import Connection
-from omnibus.broker.layout import Change, ensure_layout, layout_of
+from omnibus.broker.layout import Change, ensure_layout, layout_of, own_streams
 from omnibus.errors import PipelineError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -74,10 +74,10 @@ async def count_replicas(connection: Connection, pipeline: str) -> int:
 
 
 async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: bool = False) -> None:
-    """Remove a deployed pipeline: first its specification, so that nothing more is admitted, then all that it has.
+    """Remove a deployed pipeline: first its specification, so that nothing more is admitted, then all that it has alone.
 
     Raises PipelineError while requests of it are open, and then nothing is removed; with `force` they end with it, without
-    a word. Its answers and dead letters go in any case. Raises BrokerUnavailable; idempotent.
+    a word. Its answers and dead letters go in any case; files, batches and videos stay. Raises BrokerUnavailable; idempotent.
     """
     bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
     found = await bucket.get(spec.name)
@@ -88,9 +88,8 @@ async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: 
         await bucket.create(spec.name, found.value)
     if queued:
         raise PipelineError(f"pipeline {spec.name!r} has open requests: {queued} messages are queued; see --force")
-    for stream in layout_of(spec).streams:
-        if stream.name != f"KV_{subjects.PIPELINES_BUCKET}":
-            await connection.find(f"STREAM.DELETE.{stream.name}")
+    for stream in own_streams(spec):
+        await connection.find(f"STREAM.DELETE.{stream}")
     log.info(LogEvent.PIPELINE_DELETED, pipeline=spec.name)
 
 

@@ -183,3 +183,18 @@ def test_units_run_commands_that_exist(unit: Path) -> None:
     started = re.findall(r"^ExecStart=\S+/omnibus (.+)$", unit.read_text(), re.MULTILINE)
     assert len(started) == 1
     check_command(shlex.split(started[0].replace("%i", "thinker").replace("${PIPELINE}", "omni-tiny")))
+
+
+@pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda path: path.name)
+def test_units_can_write_temporary_files_and_caches_when_the_system_is_read_only(unit: Path) -> None:
+    text = unit.read_text()
+    lines = text.splitlines()
+    assert "ProtectSystem=strict" not in lines or "PrivateTmp=true" in lines
+    kept = {
+        f"/var/lib/{name}"
+        for names in re.findall(r"^StateDirectory=(.+)$", text, re.MULTILINE)
+        for name in names.split()
+    }
+    places = dict(re.findall(r"(HOME|TMPDIR|OMNIBUS_STATE_DIR)=(\S+)", text))
+    assert set(places.values()) <= kept
+    assert "omnibus worker" not in text or places.keys() >= {"HOME", "TMPDIR"}, "what a unit's workers share"

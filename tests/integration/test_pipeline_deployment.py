@@ -7,18 +7,22 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from omnibus.batches.batch_record import BatchRecord
+from omnibus.batches.batch_store import BatchStore
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
-from omnibus.broker.layout import layout_of, plan
+from omnibus.broker.layout import layout_of, own_streams, plan
 from omnibus.client.cluster_view import ClusterView
 from omnibus.client.producer import Producer
 from omnibus.errors import InvalidName, PipelineError
+from omnibus.files.file_store import FileStore
 from omnibus.ledger.records import Ledger
 from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -28,6 +32,7 @@ from omnibus.wire import subjects
 from omnibus.wire.request import Request
 from tests.support.directed import replica
 from tests.support.flow import sim
+from tests.support.guarded import guarded_server
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -285,6 +290,33 @@ async def test_pipeline_is_deleted_with_all_it_has_unless_requests_are_open(
     with pytest.raises(PipelineError, match="is not deployed"):
         await load_deployed(connection, pipeline)
     assert {str(change.action) for change in await plan(connection, layout_of(spec))} == {"create"}
+
+
+async def test_files_and_batches_of_all_stay_when_an_operator_deletes_a_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"kept"
+
+    with guarded_server(tmp_path) as guarded:
+        for name, value in guarded.environment().items():
+            monkeypatch.setenv(name, value)
+        await _omnibus("pipeline", "deploy", str(guarded.file), "--nats", guarded.url)
+        access = guarded.access("operator")
+        async with connect(guarded.url, name="owner", role="operator", access=access, deadline=30) as connection:
+            spec = await load_deployed(connection, "guarded")
+            files, batches = FileStore(connection, quota=1 << 20), BatchStore(connection)
+            file = await files.add("ada", pieces(), filename="a.jsonl", purpose="batch", lifetime=600.0)
+            batch = BatchRecord(
+                id=batches.new_id(), tenant="ada", endpoint="/v1/embeddings", input_file_id=file.id,
+                completion_window="24h", created=batches.clock.now(), expires=batches.clock.now() + 600.0,
+            )  # fmt: skip
+            await batches.create(batch)
+            await _omnibus("pipeline", "delete", "guarded", "--yes", "--nats", guarded.url)
+            kept = b"".join([piece async for piece in files.read(file)])
+            assert (kept, await batches.find("ada", batch.id)) == (b"kept", batch)
+            missing = {change.target.name for change in await plan(connection, layout_of(spec))}
+        assert missing >= set(own_streams(spec)), "all that was the pipeline's own is gone"
 
 
 async def test_deployment_tells_how_many_replicas_run_the_former_version(connection: Connection, pipeline: str) -> None:
