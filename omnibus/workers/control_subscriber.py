@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
-from omnibus.errors import BrokerError, InvalidRequest, RequestTooLarge
+from omnibus.errors import BrokerError, InvalidRequest, Overloaded, RequestTooLarge
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.pause_state import PauseMode, PauseState, PauseWatch, pause_mode
@@ -28,7 +28,7 @@ from omnibus.workers.text_stream import DeltaStreams
 RPC_TIMEOUT = 300.0
 """Seconds that a call of the engine may take; its caller waits no longer."""
 MOST_CALLS = 64
-"""Calls of the engine under way at the same time; a caller beyond them is refused."""
+"""Calls of the engine under way at the same time, and questions for tokens beside them; a caller beyond them is refused."""
 SLEEP_LEVEL = 1
 """Weights leave the device and come back. Level 2 drops them, and nothing here would load them again."""
 OWN_METHODS = frozenset(
@@ -53,6 +53,7 @@ class ControlSubscriber:
         self._telemetry, self._streams, self._free = telemetry, streams, free
         self._subscriptions: list[Subscription] = []
         self._calls: set[asyncio.Task[None]] = set()
+        self._questions: set[asyncio.Task[None]] = set()
 
     @property
     def listening(self) -> bool:
@@ -72,7 +73,7 @@ class ControlSubscriber:
 
     async def close(self) -> None:
         """Stop listening; calls under way are cancelled."""
-        for call in self._calls:
+        for call in self._calls | self._questions:
             call.cancel()
         await self._unsubscribe()
 
@@ -96,7 +97,7 @@ class ControlSubscriber:
         """Answer what changes nothing."""
         question: Control = codec.decode(message.data, Control)
         if isinstance(question, AskTokens):
-            self._start("tokens", partial(self._tokens, question), message.reply)
+            self._start("tokens", partial(self._tokens, question), message.reply, self._questions)
         elif isinstance(question, AskSentText) and message.reply:
             stream = self._streams.of(question.rid, question.stage_id)
             for page in stream.since(question.offset) if stream is not None else ():
@@ -109,7 +110,7 @@ class ControlSubscriber:
     async def _call(self, message: ReceivedMessage) -> None:
         order: Control = codec.decode(message.data, Control)
         if isinstance(order, Rpc):
-            self._start(order.method, partial(self._value, order), message.reply)
+            self._start(order.method, partial(self._value, order), message.reply, self._calls)
 
     async def _value(self, order: Rpc) -> bytes:
         return codec.pack(await self._handlers.call(order.method, order.args, order.kwargs))
@@ -117,17 +118,23 @@ class ControlSubscriber:
     async def _tokens(self, question: AskTokens) -> bytes:
         return codec.encode(await self._handlers.tokens(question))
 
-    def _start(self, name: str, call: Callable[[], Coroutine[Any, Any, bytes]], reply: str) -> None:
-        """Answer in a task of its own, so that a slow call delays no cancellation."""
-        answering = asyncio.create_task(self._answer(name, call, reply), name=f"rpc-{name}")
-        self._calls.add(answering)
-        answering.add_done_callback(self._calls.discard)
+    def _start(
+        self, name: str, call: Callable[[], Coroutine[Any, Any, bytes]], reply: str, running: set[asyncio.Task[None]]
+    ) -> None:
+        """Answer in a task of its own, so that a slow call delays no cancellation; a bound for each kind of `running`."""
+        answering = asyncio.create_task(
+            self._answer(name, call, reply, refused=len(running) >= MOST_CALLS), name=f"rpc-{name}"
+        )
+        running.add(answering)
+        answering.add_done_callback(running.discard)
 
-    async def _answer(self, name: str, call: Callable[[], Coroutine[Any, Any, bytes]], reply: str) -> None:
+    async def _answer(
+        self, name: str, call: Callable[[], Coroutine[Any, Any, bytes]], reply: str, *, refused: bool
+    ) -> None:
         replica = self._claims.replica
         try:
-            if len(self._calls) > MOST_CALLS:
-                raise RuntimeError("too many calls are under way")  # noqa: TRY301 an answer like others
+            if refused:
+                raise Overloaded(f"{MOST_CALLS} such calls are under way")  # noqa: TRY301 an answer like others
             answer = codec.encode(RpcReply(replica=replica, value=await within(RPC_TIMEOUT, call(), f"call-{name}")))
             if len(answer) > self._conn.max_payload:
                 raise RequestTooLarge(f"the answer has {len(answer)} bytes")  # noqa: TRY301 as above
