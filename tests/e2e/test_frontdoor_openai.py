@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -23,6 +25,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 MODEL = "omni-tiny"
 PROMPT = "draw a red circle left of a blue square"
 ALL = ["text", "image", "audio"]
+GUIDE = (Path(__file__).parents[2] / "docs" / "guide" / "asking.md").read_text()
+GUIDE_BLOCKS = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 
 
 @pytest_asyncio.fixture
@@ -151,6 +155,24 @@ async def test_video_is_right_and_comes_only_where_it_is_asked_for(client: Async
     image, video = answer.choices[0].message.content
     assert grade_image(PROMPT, _from_url(image["image_url"]["url"]))
     assert grade_video(PROMPT, _from_url(video["file"]["file_data"]))
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+async def test_video_of_the_guide_is_right(omni_tiny: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = [block for block in GUIDE_BLOCKS if "client.videos" in block]
+    monkeypatch.chdir(tmp_path)
+    with openai.OpenAI(base_url=f"{omni_tiny.url}/v1", api_key="any", max_retries=0, timeout=120.0) as client:
+        await asyncio.to_thread(exec, code, {"client": client})
+    assert grade_video(PROMPT, (tmp_path / "circle.mp4").read_bytes())
+
+
+async def test_steps_of_a_video_are_those_of_the_stage_that_paints(omni_tiny: Serving) -> None:
+    body = {"model": MODEL, "prompt": PROMPT}
+    async with httpx.AsyncClient(base_url=omni_tiny.url, timeout=120.0) as http:
+        refused = await http.post("/v1/videos/sync", json={**body, "num_inference_steps": 8})
+        film = await http.post("/v1/videos/sync", json={**body, "sampling_params": {"dit": {"num_inference_steps": 8}}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "num_inference_steps")
+    assert frames(film.content), film.text
 
 
 async def test_speech_is_right(client: AsyncOpenAI) -> None:
