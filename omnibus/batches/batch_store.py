@@ -52,6 +52,11 @@ class BatchStore:
         """A batch; raises UnknownBatch."""
         return await self._records.find(tenant, batch_id)
 
+    async def open_of(self, tenant: str | None) -> int:
+        """How many batches of a tenant have not ended, and are not over."""
+        now = self.clock.now()
+        return sum(not record.ended and record.expires > now for record in await self._records.all(tenant))
+
     async def page(self, tenant: str | None, *, after: str | None, limit: int) -> Page[BatchRecord]:
         """At most `limit` of a tenant's batches behind the one with the id `after`, the newest first."""
         return await self._records.page(tenant, after=after, limit=limit)

@@ -18,6 +18,7 @@ from omnibus.broker.connection import STREAM_FULL, Connection
 from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.errors import BrokerRefused
 from omnibus.frontdoor.context import Options
+from omnibus.frontdoor.endpoints.batches import MOST_OPEN
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.batches import answers, begun, chat, ended, left_of_batches, request, requests_of
 from tests.support.front import Front, front, omni_sim
@@ -327,6 +328,21 @@ async def test_answers_are_kept_when_a_batch_cannot_go_on(
 
 async def _nothing_left(connection: Connection) -> bool:
     return await left_of_batches(connection) == 0
+
+
+async def test_a_batch_is_refused_when_its_tenant_has_many_open(connection: Connection, pipeline: str) -> None:
+    async with serving(connection, omni_sim(pipeline), workers=False, batches=False) as door:
+        client = door.openai
+        made = [await begun(client, [chat(pipeline, "a", "x")], window="1h") for _ in range(MOST_OPEN)]
+        with pytest.raises(openai.RateLimitError, match="open"):
+            await begun(client, [chat(pipeline, "a", "x")])
+        await begun(client.with_options(api_key=f"{pipeline}-other"), [chat(pipeline, "a", "x")], window="1s")
+        for one in made:
+            await client.batches.cancel(one.id)
+    async with serving(connection, omni_sim(pipeline)) as door:
+        for one in made:
+            assert (await ended(door.openai, one)).status == "cancelled"
+        await begun(door.openai, [chat(pipeline, "a", "x")], window="1s")
 
 
 async def test_a_batch_is_refused_when_its_input_expires_before_it(front_door: Front) -> None:

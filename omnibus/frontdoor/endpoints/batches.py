@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from omnibus.batches.batch_record import BatchRecord, BatchStatus, window_seconds
-from omnibus.errors import InvalidRequest
+from omnibus.errors import InvalidRequest, Overloaded
 from omnibus.files.file_record import DEFAULT_LIFETIME, UnknownFile
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
@@ -25,6 +25,9 @@ router = APIRouter(route_class=BodyRoute)
 MOST_BYTES = 200 * 1024 * 1024
 """Bytes of an input."""
 MOST_METADATA = 16
+MOST_OPEN = 16
+"""Batches that a tenant has open; half of what one front door drives, so that others have their turn."""
+_RETRY_AFTER = 60.0
 
 
 class OutputExpiry(Body):
@@ -150,6 +153,8 @@ async def create_batch(body: BatchBody, http: HttpRequest, context: Context) -> 
     now = store.clock.now()
     if file.expires < now + seconds:
         raise InvalidRequest("the file expires before the completion window is over", param="input_file_id")
+    if await store.open_of(tenant) >= MOST_OPEN:
+        raise Overloaded(f"{MOST_OPEN} batches are open, the most at once: try again later", retry_after=_RETRY_AFTER)
     record = BatchRecord(
         id=store.new_id(), tenant=tenant, endpoint=body.endpoint, input_file_id=file.id,
         completion_window=body.completion_window, metadata=body.metadata, created=now, expires=now + seconds,
