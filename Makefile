@@ -22,7 +22,7 @@ help: ## what can be done here
 
 setup: $(STAMP) ## create .venv and install everything for CPU
 
-demo: $(STAMP) ## one sentence in, a text, an image and a voice out, judged
+demo: $(STAMP) ## one sentence in; a text, an image, a voice and a film out; graded
 	@$(BIN)/python -m tools.demo
 
 test: $(STAMP) ## unit, integration and end-to-end tests

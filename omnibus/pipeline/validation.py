@@ -158,7 +158,7 @@ def _device_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
 def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     known = engine_names()
     if stage.engine not in known:
-        hint = suggestion(stage.engine, known)
+        hint = suggestion(stage.engine, known) or "; the package of an engine must be installed here, too"
         yield Problem((*path, "engine"), f"{shown(stage.engine)} is not one of {', '.join(known)}{hint}")
         return
     try:

@@ -132,7 +132,10 @@ def test_commands_of_the_other_stages_are_printed_when_serve_runs_some(tmp_path:
     [
         (
             "tests.support.environment_stage:Stuck",
-            ["the engine did not load within 1 s", "a device that never answers"],
+            [
+                "the engine did not load within 1 s; a slow one needs more (--stage-init-timeout)",
+                "a device that never answers",
+            ],
         ),
         ("tests.support.stuck_module:anything", ["importing the engine took more than 1 s", "stuck_module.py"]),
     ],

@@ -99,6 +99,10 @@ def test_file_is_refused_when_it_asks_of_an_engine_what_it_does_not_have(install
         _pipeline("brush", "{gpus: 1}", modality="audio")
     with pytest.raises(PipelineError, match=r"'brushh' is not one of .*sim, brush, plain; did you mean brush"):
         _pipeline("brushh")
+    with pytest.raises(
+        PipelineError, match=r"'loudly' is not one of .*plain; the package of an engine must be installed here"
+    ):
+        _pipeline("loudly")
 
 
 @pytest.mark.parametrize(

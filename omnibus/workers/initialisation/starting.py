@@ -23,7 +23,9 @@ async def start_engine(engine: Engine, stage: StageSpec, *, devices: str, timeou
     try:
         await within(timeout, _load(engine, stage, devices), f"start-{stage.name}")
     except TimeoutError as error:
-        raise StageStartError(f"{who}: the engine did not load within {timeout:g} s") from error
+        raise StageStartError(
+            f"{who}: the engine did not load within {timeout:g} s; a slow one needs more (--stage-init-timeout)"
+        ) from error
     finally:
         release_device_locks(locks)
 
