@@ -10,7 +10,7 @@ import httpx
 from openai import AsyncOpenAI
 from openai.types import Batch
 
-from tests.support.batches import ENDS, Answers, answers, begun, chat
+from tests.support.batches import ENDS, Answers, answers, begun, chat, ended
 from tests.support.cluster import Cluster
 from tests.support.waiting import eventually
 
@@ -56,7 +56,7 @@ async def through_deaths(
                 await _has_come(client, batch, number * count // (len(kills) + 1), within)
                 await kill()
                 await cluster.wait_up()
-            end = await _ended(client, batch, within)
+            end = await ended(client, batch, within)
             statuses = await asking
         finally:
             asking.cancel()
@@ -100,13 +100,3 @@ async def _has_come(client: AsyncOpenAI, batch: Batch, share: int, within: float
         return now.request_counts is not None and now.request_counts.completed >= share
 
     await eventually(come, within, what=f"{share} lines are answered")
-
-
-async def _ended(client: AsyncOpenAI, batch: Batch, within: float) -> Batch:
-    async def found() -> Batch | None:
-        now = await client.batches.retrieve(batch.id)
-        return now if now.status in ENDS else None
-
-    end = await eventually(found, within, what="the batch ends")
-    assert end is not None
-    return end
