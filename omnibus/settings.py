@@ -118,6 +118,13 @@ class Settings(BaseSettings):
     """Bytes that one upload to `/v1/files` may have."""
     files_quota: ByteSize = ByteSize(10 << 30)
     """Bytes that the files of a tenant may take together."""
+    allowed_media_domains: Words = ()
+    """Hosts from which files of requests are fetched by their web addresses: example.com, *.example.com, * for all, with :PORT
+    where that is not the usual one; empty: none."""
+    allowed_networks: Words = ()
+    """Networks beside the public addresses that the front door connects to for requests and webhooks, such as 10.1.0.0/16."""
+    media_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds within which the files of a request come from the web, all together."""
     served_model_name: str | None = None
     """The name under which the pipeline is served; None: its own."""
     keep_alive: int = Field(default=75, ge=1)
@@ -141,8 +148,9 @@ class Settings(BaseSettings):
         return {f"OMNIBUS_{name.upper()}": _text(getattr(self, name)) for name in self.model_fields_set}
 
     @field_validator(
-        "api_keys", "closed", "allowed_modules", "allowed_origins", "allowed_methods", "allowed_headers", mode="before"
-    )
+        "api_keys", "closed", "allowed_modules", "allowed_origins", "allowed_methods", "allowed_headers",
+        "allowed_media_domains", "allowed_networks", mode="before",
+    )  # fmt: skip
     @classmethod
     def _split(cls, value: object) -> object:
         """A list as vLLM's flags have it, in JSON, or with commas."""

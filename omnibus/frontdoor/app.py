@@ -44,6 +44,8 @@ from omnibus.frontdoor.endpoints import (
 from omnibus.frontdoor.endpoints.stored_videos import POLL_AFTER
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
 from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, Observed
+from omnibus.frontdoor.outbound.addresses import AddressRule
+from omnibus.frontdoor.outbound.web_files import WebFiles
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import Tracing
@@ -77,13 +79,20 @@ def create_app(
     )  # fmt: skip
     app.state.context = FrontDoorContext(
         producer=producer, models=ServedModels(pipelines, options.aliases), options=options, replicas=replicas,
-        metrics=metrics, connected=connected, started=int(time.time()),
+        metrics=metrics, connected=connected, started=int(time.time()), web=_web_files(options),
     )  # fmt: skip
     for module in _ENDPOINTS:
         app.include_router(module.router)
     error_answers.install(app)
     app.middleware_stack = Observed(_guarded(app, options), metrics, tracing or Tracing())
     return app
+
+
+def _web_files(options: Options) -> WebFiles:
+    return WebFiles(
+        options.allowed_media_domains, AddressRule.of(options.allowed_networks),
+        max_bytes=options.max_body_bytes, timeout=options.media_timeout,
+    )  # fmt: skip
 
 
 def _guarded(app: FastAPI, options: Options) -> ASGIApp:

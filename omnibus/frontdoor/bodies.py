@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from omnibus.errors import EmptyPrompt, UnsupportedModality
+from omnibus.frontdoor.outbound.web_files import Fetched, NamedFile
 from omnibus.frontdoor.stage_params import overridden, stage_params
 from omnibus.frontdoor.unread_fields import check_unread
 from omnibus.pipeline.spec import PipelineSpec
@@ -53,13 +54,32 @@ class Body(BaseModel):
         return self
 
 
+class FileNamingBody(Body):
+    """A body that may name files by their web addresses."""
+
+    _fetched: Fetched = PrivateAttr(default_factory=dict)
+
+    def named_files(self) -> Iterable[NamedFile]:
+        """The files that the body names by web addresses; by default none."""
+        return ()
+
+    @property
+    def fetched(self) -> Fetched:
+        """Those that were fetched."""
+        return self._fetched
+
+    def keep_fetched(self, files: Fetched) -> None:
+        """Remember the fetched files, for the request that is made of the body."""
+        self._fetched = files
+
+
 Answer = Mapping[str, object]
 """A response's body, a TypedDict, which OpenAPI documents: what is set goes out, None included; what is not set stays out."""
 to_json = msgspec.json.Encoder().encode
 """The bytes of an answer."""
 
 
-class AskingBody(Body):
+class AskingBody(FileNamingBody):
     """Fields of every body that becomes a request. The fields from `deadline` on are Omnibus's own."""
 
     unread: ClassVar[str] = "leave it out; what an engine knows by this name goes into sampling_params, by stage"

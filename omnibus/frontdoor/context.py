@@ -14,6 +14,7 @@ from omnibus.batches.batch_store import BatchStore
 from omnibus.client.producer import Producer
 from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_store import FileStore
+from omnibus.frontdoor.outbound.web_files import WebFiles
 from omnibus.frontdoor.served import ServedModels
 from omnibus.frontdoor.stage_readiness import MissingStage, missing_stages
 from omnibus.frontdoor.video_jobs.video_store import VideoStore
@@ -49,6 +50,12 @@ class Options:
     """The same of an upload to `/v1/files`."""
     files_quota: int = DEFAULT_FILES_QUOTA
     """Bytes that the files of a tenant may take together."""
+    allowed_media_domains: tuple[str, ...] = ()
+    """Hosts from which files of requests are fetched."""
+    allowed_networks: tuple[str, ...] = ()
+    """Networks beside the public addresses that may be connected to for that, and for webhooks."""
+    media_timeout: float = 10.0
+    """How long the files of a request may take."""
     ping_interval: float = 15.0
     """Silence in a stream after which a comment is sent, so that proxies keep it open."""
     first_event_wait: float = 10.0
@@ -67,6 +74,9 @@ class Options:
             "closed",
             "max_file_bytes",
             "files_quota",
+            "allowed_media_domains",
+            "allowed_networks",
+            "media_timeout",
             "allowed_origins",
             "allowed_methods",
             "allowed_headers",
@@ -86,6 +96,8 @@ class FrontDoorContext:
     replicas: Replicas
     options: Options
     metrics: Metrics
+    web: WebFiles
+    """Files that requests name by their web addresses."""
     connected: Callable[[], bool]
     """Whether the broker can be reached now."""
     started: int

@@ -8,6 +8,7 @@ import mimetypes
 import re
 
 from omnibus.errors import InvalidRequest
+from omnibus.frontdoor.outbound.web_files import Fetched, is_web_address
 
 _DATA_URL = re.compile(r"data:(?P<media>[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+)?(?P<params>(;[^;,]*)*),", re.ASCII)
 _HEAD_LENGTH = 256
@@ -15,11 +16,20 @@ _HEAD_LENGTH = 256
 _AUDIO_TYPES = {"mp3": "audio/mpeg", "opus": "audio/ogg", "ogg": "audio/ogg"}
 
 
+def file_at(url: str, family: str, fetched: Fetched, *, param: str) -> tuple[bytes, str | None]:
+    """The bytes of a file that was fetched from a web address, or of a data URL, and its media type, None where its server
+    says no such one; raises InvalidRequest."""
+    file = fetched.get(url)
+    if file is None:
+        return from_data_url(url, family, param=param)
+    return file.data, file.media_type if file.media_type.startswith(f"{family}/") else None
+
+
 def from_data_url(url: str, family: str, *, param: str) -> tuple[bytes, str]:
     """The bytes and the media type of a `data:<family>/…;base64,…` URL; raises InvalidRequest, also for web addresses."""
     head = _DATA_URL.match(url[:_HEAD_LENGTH])
     if head is None:
-        what = "a web address" if url.startswith(("http://", "https://")) else "something else"
+        what = "a web address" if is_web_address(url) else "something else"
         message = f"only data: URLs are accepted here, such as data:{family}/…;base64,…, not {what}"
         raise InvalidRequest(message, param=param)
     media_type = head["media"] or "text/plain"

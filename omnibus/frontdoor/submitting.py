@@ -120,6 +120,7 @@ async def prepare(
     open input without a stream: only the head of a stream gives the caller the id for its next segments.
     """
     served, state = await context.models.find(body.model, modality=modality), http.scope["state"]
+    await context.web.fetch(body)
     request = with_adapter(served, await off_loop(len(state["body"]), request_of, body, served.spec))
     if request.resumable and not request.stream:
         raise InvalidRequest("an open input needs a stream, whose headers have the id for its segments", param="stream")
@@ -127,16 +128,23 @@ async def prepare(
         needed = [stage.stage_id for stage in plan_route(served.spec, request.modalities).stages]
         if missing := await context.missing_stages(served.spec, needed):
             raise NotReady(served.model, missing)
-    return await identified(http, request, served, part=part)
+    return await identified(http, request, served, part=part, has_fetched=bool(body.fetched))
 
 
-async def identified(http: HttpRequest, request: Request, served: Served, *, part: int = 0) -> Prepared:
-    """A request of the caller's tenant, under its idempotency key, or else under the id of the HTTP request."""
+async def identified(
+    http: HttpRequest, request: Request, served: Served, *, part: int = 0, has_fetched: bool = False
+) -> Prepared:
+    """A request of the caller's tenant, under its idempotency key, or else under the id of the HTTP request.
+
+    `has_fetched`: it has files from the web, which may be others when the same is sent again.
+    """
     state = http.scope["state"]
     tenant, shape = state["tenant"] or request.tenant, ""
     key = sent_header(http.scope, "idempotency-key")
     if key is not None:
-        state["request_id"], shape = _keyed(key, tenant, served.spec.name), await fingerprint(http)
+        state["request_id"] = _keyed(key, tenant, served.spec.name)
+    if key is not None or (has_fetched and DEFERRED in state):
+        shape = await fingerprint(http)
     lane = "batch" if DEFERRED in state and "batch" in served.spec.lanes else request.lane
     request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape, lane=lane)
     rid = state["request_id"] if part == 0 else f"{state['request_id']}-{part}"

@@ -34,8 +34,12 @@ _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
 def digest(request: Request) -> str:
-    """Tells two requests apart that came under one id; what does not change the answer is left out."""
-    same = replace(request, trace={}, priority=0, affinity=None)
+    """Tells two requests apart that came under one id; what does not change the answer is left out.
+
+    A front door's fingerprint stands for the content: a file from the web may be another when its address is sent again.
+    """
+    content = (None, None) if request.fingerprint else (request.prompt, request.messages)
+    same = replace(request, trace={}, priority=0, affinity=None, prompt=content[0], messages=content[1])
     return hashlib.sha256(_canonical.encode(same)).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -17,11 +17,12 @@ from omnibus.frontdoor.answers import whole_answer
 from omnibus.frontdoor.bodies import MAX_STAGES, NAME_LENGTH, AskingBody, Body, StreamOptions, TextSampling
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.data_urls import audio_type, from_base64, from_data_url
+from omnibus.frontdoor.data_urls import audio_type, file_at, from_base64
 from omnibus.frontdoor.endpoints.answer_options import ChatFields
 from omnibus.frontdoor.endpoints.chat_answers import chat_completion
 from omnibus.frontdoor.endpoints.chat_shapes import ChatCompletion
 from omnibus.frontdoor.endpoints.chat_stream import ChatStream
+from omnibus.frontdoor.outbound.web_files import NOTHING_FETCHED, Fetched, NamedFile, is_web_address
 from omnibus.frontdoor.streaming import EventStream
 from omnibus.frontdoor.submitting import submit
 from omnibus.pipeline.spec import PipelineSpec
@@ -42,8 +43,9 @@ AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 """Parts of one message."""
-_FILE = re.compile(r"(messages\[\d+\]\.content\[\d+\])\.(image|audio|video)")
-_FILES = {"image": "image_url", "audio": "input_audio", "video": "video_url"}
+_FILE = re.compile(r"(?P<place>messages\[(?P<turn>\d+)\]\.content\[(?P<part>\d+)\])\.(?P<kind>image|audio|video)")
+_FIELDS = {"image": ("image_url",), "audio": ("input_audio", "audio_url"), "video": ("video_url",)}
+"""Names of the field that holds a file, by what it is."""
 router = APIRouter(route_class=BodyRoute)
 
 
@@ -61,6 +63,7 @@ class RefusalContent(Body):
 
 class MediaUrl(Body):
     url: str
+    """A data URL, or a web address where the operator allows its host."""
 
 
 class FileContent(Body):
@@ -84,13 +87,19 @@ class InputAudio(Body):
     format: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,16}$")] = "wav"
 
 
+class AudioUrlContent(FileContent):
+    type: Literal["audio_url"]
+    audio_url: MediaUrl
+
+
 class AudioContent(FileContent):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
 Content = Annotated[
-    TextContent | RefusalContent | ImageContent | VideoContent | AudioContent, Field(discriminator="type")
+    TextContent | RefusalContent | ImageContent | VideoContent | AudioContent | AudioUrlContent,
+    Field(discriminator="type"),
 ]
 
 
@@ -135,6 +144,9 @@ class ChatBody(AskingBody, TextSampling, ChatFields):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None
 
+    def named_files(self) -> Iterable[NamedFile]:
+        return files_in(self.messages)
+
     def field_of(self, param: str) -> str:
         if param == "max_tokens" and self.max_completion_tokens is not None:
             return "max_completion_tokens"
@@ -142,7 +154,7 @@ class ChatBody(AskingBody, TextSampling, ChatFields):
             return self.structured_field()
         if param == "logprobs" and self.top_logprobs is not None:
             return "top_logprobs"
-        return super().field_of("messages" if param == "prompt" else content_field(param))
+        return super().field_of("messages" if param == "prompt" else content_field(param, self.messages))
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=RouteAccess.USER.stated)
@@ -163,18 +175,46 @@ def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
         raise InvalidRequest("no audio is asked for: name it in modalities, or leave audio out", param="audio")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     text = {**body.chosen(), **body.answered(), **({} if limit is None else {"max_tokens": limit})}
-    return body.request(spec, modalities, text=text, messages=turns(body.messages), chat=body.options())
+    return body.request(spec, modalities, text=text, messages=turns(body.messages, body.fetched), chat=body.options())
 
 
-def content_field(param: str) -> str:
+def content_field(param: str, messages: Sequence[ChatMessage] = ()) -> str:
     """The caller's name of a part of a turn; any other field's is the same."""
     found = _FILE.fullmatch(param)
-    return param if found is None else f"{found[1]}.{_FILES[found[2]]}"
+    if found is None:
+        return param
+    names, part = _FIELDS[found["kind"]], _part_at(messages, int(found["turn"]), int(found["part"]))
+    return f"{found['place']}.{next((name for name in names if hasattr(part, name)), names[0])}"
 
 
-def turns(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """The turns of a chat, their media decoded; raises RequestError naming the field."""
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+def _part_at(messages: Sequence[ChatMessage], turn: int, part: int) -> Content | None:
+    content = messages[turn].content if turn < len(messages) else None
+    return content[part] if isinstance(content, list) and part < len(content) else None
+
+
+def files_in(messages: Sequence[ChatMessage]) -> Iterator[NamedFile]:
+    """The files that a chat names by web addresses."""
+    for place, message in enumerate(messages):
+        for index, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            url = _url_of(part)
+            if url is not None and is_web_address(url):
+                yield NamedFile(url, f"messages[{place}].content[{index}].{part.type}.url")
+
+
+def _url_of(part: Content) -> str | None:
+    match part:
+        case ImageContent():
+            return part.image_url.url
+        case VideoContent():
+            return part.video_url.url
+        case AudioUrlContent():
+            return part.audio_url.url
+    return None
+
+
+def turns(messages: Sequence[ChatMessage], fetched: Fetched = NOTHING_FETCHED) -> tuple[Message, ...]:
+    """The turns of a chat, their media decoded, those of web addresses fetched; raises RequestError naming the field."""
+    return tuple(_message(message, f"messages[{index}]", fetched) for index, message in enumerate(messages))
 
 
 def _modalities(body: ChatBody, spec: PipelineSpec) -> tuple[str, ...] | None:
@@ -183,12 +223,12 @@ def _modalities(body: ChatBody, spec: PipelineSpec) -> tuple[str, ...] | None:
     return ("text",) if "text" in spec.modalities else None
 
 
-def _message(message: ChatMessage, where: str) -> Message:
+def _message(message: ChatMessage, where: str, fetched: Fetched) -> Message:
     # Chat templates know no "developer": it is OpenAI's newer name of "system".
     role = "system" if message.role == "developer" else message.role
     content: str | tuple[Part, ...] = message.refusal or "" if not message.content else ""
     if isinstance(message.content, list):
-        content = tuple(_part(part, f"{where}.content[{index}]") for index, part in enumerate(message.content))
+        content = tuple(_part(part, f"{where}.content[{index}]", fetched) for index, part in enumerate(message.content))
     elif message.content:
         content = message.content
     calls = (
@@ -201,7 +241,7 @@ def _message(message: ChatMessage, where: str) -> Message:
     )  # fmt: skip
 
 
-def _part(content: Content, where: str) -> Part:
+def _part(content: Content, where: str, fetched: Fetched) -> Part:
     if isinstance(content, TextContent):
         return TextPart(text=content.text)
     if isinstance(content, RefusalContent):
@@ -209,8 +249,13 @@ def _part(content: Content, where: str) -> Part:
     if isinstance(content, AudioContent):
         data = from_base64(content.input_audio.data, param=f"{where}.input_audio.data")
         return AudioPart(data=data, media_type=audio_type(content.input_audio.format), argument=content.argument)
-    if isinstance(content, ImageContent):
-        data, media_type = from_data_url(content.image_url.url, "image", param=f"{where}.image_url.url")
-        return ImagePart(data=data, media_type=media_type, argument=content.argument)
-    data, media_type = from_data_url(content.video_url.url, "video", param=f"{where}.video_url.url")
-    return VideoPart(data=data, media_type=media_type, argument=content.argument)
+    family, kind = _KINDS[type(content)]
+    data, media_type = file_at(_url_of(content) or "", family, fetched, param=f"{where}.{content.type}.url")
+    named = {} if media_type is None else {"media_type": media_type}
+    return kind(data=data, argument=content.argument, **named)
+
+
+_KINDS: Mapping[type[Body], tuple[str, type[ImagePart | AudioPart | VideoPart]]] = {
+    ImageContent: ("image", ImagePart), VideoContent: ("video", VideoPart), AudioUrlContent: ("audio", AudioPart),
+}  # fmt: skip
+"""Family of the media types of a file, and the part that it becomes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
@@ -12,18 +13,19 @@ from typing_extensions import TypedDict
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import NAME_LENGTH, Body
+from omnibus.frontdoor.bodies import NAME_LENGTH, FileNamingBody
 from omnibus.frontdoor.body_route import BodyRoute, off_loop
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, turns
+from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, files_in, turns
 from omnibus.frontdoor.endpoints.request_status import find_request
+from omnibus.frontdoor.outbound.web_files import NamedFile
 from omnibus.wire.request import Segment
 
 _Tokens = Annotated[list[int], Field(fail_fast=True)]
 router = APIRouter(route_class=BodyRoute)
 
 
-class SegmentBody(Body):
+class SegmentBody(FileNamingBody):
     """A segment: one of `prompt` and `messages`, or `end` alone."""
 
     model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
@@ -34,6 +36,9 @@ class SegmentBody(Body):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     end: bool = False
     """No segment follows."""
+
+    def named_files(self) -> Iterable[NamedFile]:
+        return files_in(self.messages or ())
 
 
 class SegmentAnswer(TypedDict):
@@ -51,6 +56,7 @@ async def send_segment(body: SegmentBody, http: HttpRequest, context: Context) -
     rid: str = http.path_params["request_id"]
     if body.prompt is not None and body.messages is not None:
         raise InvalidRequest("give exactly one of prompt and messages", param="prompt")
+    await context.web.fetch(body)
     segment = await off_loop(len(http.scope["state"]["body"]), _segment, body)
     served, _ = await find_request(context, http, rid, body.model, context.producer.result)
     number = await context.producer.send_segment(served.spec, rid, segment, number=body.number)
@@ -60,4 +66,6 @@ async def send_segment(body: SegmentBody, http: HttpRequest, context: Context) -
 
 def _segment(body: SegmentBody) -> Segment:
     prompt = tuple(body.prompt) if isinstance(body.prompt, list) else body.prompt
-    return Segment(prompt=prompt, messages=None if body.messages is None else turns(body.messages), end=body.end)
+    return Segment(
+        prompt=prompt, messages=None if body.messages is None else turns(body.messages, body.fetched), end=body.end
+    )

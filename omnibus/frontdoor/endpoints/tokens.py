@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Response
@@ -14,11 +14,12 @@ from omnibus.client.prompt_tokens import prompt_tokens
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import NAME_LENGTH, Body
+from omnibus.frontdoor.bodies import NAME_LENGTH, Body, FileNamingBody
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.answer_options import MAX_TOOLS
-from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, content_field, turns
+from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, content_field, files_in, turns
+from omnibus.frontdoor.outbound.web_files import NamedFile
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
 from omnibus.pipeline.engines import engine_kind
@@ -41,7 +42,7 @@ class TokensBody(Body):
         return self.called.get(param) or content_field(param)
 
 
-class TokenizeBody(TokensBody):
+class TokenizeBody(TokensBody, FileNamingBody):
     """A text, or a chat, which the template of the model makes one. What is not given is as in a request."""
 
     prompt: str | None = None
@@ -54,6 +55,9 @@ class TokenizeBody(TokensBody):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
+
+    def named_files(self) -> Iterable[NamedFile]:
+        return files_in(self.messages or ())
 
     def question(self) -> AskTokens:
         """The question to a replica; raises InvalidRequest naming the field."""
@@ -71,7 +75,7 @@ class TokenizeBody(TokensBody):
             raise InvalidRequest(f"{first} is an option of a chat: give messages", param=first)
         request = Request(
             prompt=self.prompt,
-            messages=None if self.messages is None else turns(self.messages),
+            messages=None if self.messages is None else turns(self.messages, self.fetched),
             chat=None if options == ChatOptions() else options,
             mm_processor_kwargs=self.mm_processor_kwargs or {},
         )
@@ -122,6 +126,8 @@ async def _answer(context: FrontDoorContext, body: TokenizeBody | DetokenizeBody
     """Raises NotReady where the stage has no replica up."""
     served = await context.models.find(body.model)
     stage = _reader(served)
+    if isinstance(body, TokenizeBody):
+        await context.web.fetch(body)
     question = await asyncio.to_thread(body.question)  # it decodes files
     able = [
         one

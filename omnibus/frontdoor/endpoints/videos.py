@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, ClassVar
@@ -25,9 +25,10 @@ from omnibus.frontdoor.answers import timing_headers
 from omnibus.frontdoor.bodies import AskingBody, Body, Upload, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.data_urls import from_data_url
+from omnibus.frontdoor.data_urls import file_at
 from omnibus.frontdoor.endpoints.images import MAX_SIDE, MAX_STEPS, Size, sides
 from omnibus.frontdoor.endpoints.stored_videos import VideoObject, video_response
+from omnibus.frontdoor.outbound.web_files import NamedFile, is_web_address
 from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, Prepared, identified, prepare, result_of, send, submit
 from omnibus.frontdoor.video_jobs.video_record import LIFETIME, NoVideoYet, VideoRecord, VideoStatus, with_prompt
 from omnibus.pipeline.spec import PipelineSpec
@@ -42,7 +43,7 @@ class Reference(Body):
     """A picture that the video begins with, or is made of: one of the two."""
 
     image_url: str | None = None
-    """A data URL."""
+    """A data URL, or a web address where the operator allows its host."""
     file_id: str | None = None
     """The id of a stored file."""
 
@@ -64,6 +65,10 @@ class VideoBody(AskingBody):
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None = None
     negative_prompt: str | None = None
+
+    def named_files(self) -> Iterable[NamedFile]:
+        url = self.input_reference.image_url if isinstance(self.input_reference, Reference) else None
+        return [NamedFile(url, "input_reference.image_url")] if url is not None and is_web_address(url) else []
 
     def field_of(self, param: str) -> str:
         if param == "image" or (param.startswith("messages[") and param.endswith(".image")):
@@ -185,6 +190,6 @@ def _messages(body: VideoBody) -> tuple[Message, ...]:
     elif body.input_reference.image_url is None:
         raise InvalidRequest("give image_url or file_id", param="input_reference")
     else:
-        data, media_type = from_data_url(body.input_reference.image_url, "image", param="input_reference.image_url")
-        picture = ImagePart(data=data, media_type=media_type)
+        url, field = body.input_reference.image_url, "input_reference.image_url"
+        picture = ImagePart(data=file_at(url, "image", body.fetched, param=field)[0])
     return (Message(role="user", content=(picture, TextPart(text=body.prompt))),)
