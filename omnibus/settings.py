@@ -118,6 +118,10 @@ class Settings(BaseSettings):
     """Bytes that one upload to `/v1/files` may have."""
     files_quota: ByteSize = ByteSize(10 << 30)
     """Bytes that the files of a tenant may take together."""
+    public_url: str = ""
+    """The address by which callers reach the front door, for links in answers; empty: the one that a request came to."""
+    image_link_lifetime: float = Field(default=3600.0, ge=1, allow_inf_nan=False)
+    """Seconds that images which an answer links to are kept."""
     allowed_media_domains: Words = ()
     """Hosts from which files of requests are fetched by their web addresses: example.com, *.example.com, * for all, with :PORT
     where that is not the usual one; empty: none."""

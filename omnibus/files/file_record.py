@@ -11,6 +11,8 @@ PREFIX = "file-"
 _LONGEST_NAME = 255
 BATCH_OUTPUT = "batch_output"
 """Purpose of the files that a batch makes."""
+IMAGE_OUTPUT = "image"
+"""Purpose of the files that hold images which an answer links to."""
 DEFAULT_LIFETIME = 30 * 86_400.0
 """Seconds that a file is kept where nobody says otherwise."""
 

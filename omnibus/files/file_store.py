@@ -37,7 +37,7 @@ class FileStore:
 
         Uploads at the same time do not see each other, and may pass the quota together.
         """
-        left = self._quota - sum(record.nbytes for record in await self._records.all(tenant))
+        left = await self._left(tenant)
         file_id, bounded = new_id(PREFIX, self._clock.now()), _bounded(pieces, left, self._quota)
         record = await self._stored(file_id, bounded, filename=filename, purpose=purpose, lifetime=lifetime)
         try:
@@ -66,6 +66,15 @@ class FileStore:
             record = await self._stored(file_id, pieces, filename=filename, purpose=purpose, lifetime=lifetime)
             with suppress(RevisionConflict):
                 await self._create(tenant, record)
+
+    async def check_room(self, tenant: str | None) -> None:
+        """Raises QuotaExceeded where the files of a tenant leave no room for another."""
+        if await self._left(tenant) <= 0:
+            raise _too_many(self._quota)
+
+    async def _left(self, tenant: str | None) -> int:
+        """Bytes of the quota that no file has taken."""
+        return self._quota - sum(record.nbytes for record in await self._records.all(tenant))
 
     async def _stored(
         self, file_id: str, pieces: AsyncIterable[bytes], *, filename: str, purpose: str, lifetime: float
@@ -120,5 +129,9 @@ async def _bounded(pieces: AsyncIterable[bytes], most: int, quota: int) -> Async
     async for piece in pieces:
         most -= len(piece)
         if most < 0:
-            raise QuotaExceeded(f"the files of a tenant may have {quota} bytes together: delete some", param="file")
+            raise _too_many(quota)
         yield piece
+
+
+def _too_many(quota: int) -> QuotaExceeded:
+    return QuotaExceeded(f"the files of a tenant may have {quota} bytes together: delete some", param="file")

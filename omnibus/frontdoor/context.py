@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from omnibus.batches.batch_store import BatchStore
 from omnibus.client.producer import Producer
 from omnibus.errors import BrokerUnavailable
+from omnibus.files.file_links import FileLinks
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.outbound.web_files import WebFiles
 from omnibus.frontdoor.served import ServedModels
@@ -50,6 +51,10 @@ class Options:
     """The same of an upload to `/v1/files`."""
     files_quota: int = DEFAULT_FILES_QUOTA
     """Bytes that the files of a tenant may take together."""
+    public_url: str = ""
+    """The address that links begin with; empty: the one that a request came to."""
+    image_link_lifetime: float = 3600.0
+    """How long images are kept that an answer links to."""
     allowed_media_domains: tuple[str, ...] = ()
     """Hosts from which files of requests are fetched."""
     allowed_networks: tuple[str, ...] = ()
@@ -74,6 +79,8 @@ class Options:
             "closed",
             "max_file_bytes",
             "files_quota",
+            "public_url",
+            "image_link_lifetime",
             "allowed_media_domains",
             "allowed_networks",
             "media_timeout",
@@ -107,6 +114,11 @@ class FrontDoorContext:
     def files(self) -> FileStore:
         """The files of all tenants."""
         return FileStore(self.producer.connection, quota=self.options.files_quota)
+
+    @property
+    def file_links(self) -> FileLinks:
+        """Links to files, which need no key."""
+        return FileLinks(self.producer.connection)
 
     @property
     def batches(self) -> BatchStore:

@@ -19,6 +19,7 @@ from omnibus.frontdoor import api_keys
 from omnibus.frontdoor.access import AccessTable, ApiKeys, RouteAccess, bearer, stated_access
 from omnibus.frontdoor.api_keys import KeyFile, KeyTable, Role, hashed_setting, read_setting
 from omnibus.frontdoor.app import create_app
+from omnibus.frontdoor.image_links import LINK_PATH
 from omnibus.settings import Settings, inherited_environment
 from tests.support.front import FixedPipelines, nobody
 
@@ -106,7 +107,7 @@ def test_every_route_states_its_access() -> None:
     for route in APP.routes:
         assert isinstance(route, Route | Mount | WebSocketRoute)
         stated[stated_access(route)].add(route.path)
-    assert stated[RouteAccess.OPEN] == {"/live", "/health", "/ready", "/version", "/docs-assets"}
+    assert stated[RouteAccess.OPEN] == {"/live", "/health", "/ready", "/version", "/docs-assets", LINK_PATH}
     assert stated[RouteAccess.METRICS] == {"/metrics"}
     assert stated[RouteAccess.DOCS] == {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
     posts = {route.path for route in APP.routes if isinstance(route, APIRoute) and "POST" in route.methods}

@@ -17,13 +17,14 @@ from typing_extensions import TypedDict
 from omnibus.client.request_events import ClientEvent, Ended, Output, StepProgress
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.answers import MediaUsage, media_usage, transcoded, whole_answer
+from omnibus.frontdoor.answers import MediaUsage, json_response, media_usage, timing_headers, transcoded, whole_answer
 from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.data_urls import to_base64, to_data_url
+from omnibus.frontdoor.data_urls import to_base64
+from omnibus.frontdoor.image_links import check_links, image_links
 from omnibus.frontdoor.streaming import EventStream, Frames, frame
-from omnibus.frontdoor.submitting import Head, submit
+from omnibus.frontdoor.submitting import Accepted, Head, result_of, submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Message, Request
 
@@ -56,7 +57,7 @@ class ImageBody(AskingBody):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     size: Size | None = None
     response_format: Literal["b64_json", "url"] | None = None
-    """`url` answers with data URLs: nothing is kept on a web server."""
+    """`url`: links to files of the caller, which expire."""
     output_format: ImageFormat | None = None
     partial_images: Annotated[int, Field(ge=0, le=MAX_IMAGES)] | None = None
     """In a stream: previews wanted before the image, at most."""
@@ -73,6 +74,10 @@ class ImageData(TypedDict):
 class ImagesAnswer(TypedDict):
     created: int
     output_format: str
+    size: NotRequired[str]
+    """WIDTHxHEIGHT of the first image."""
+    background: NotRequired[Literal["opaque", "transparent"]]
+    """Likewise."""
     data: list[ImageData]
     usage: MediaUsage
 
@@ -124,13 +129,26 @@ async def answer_with_images(
         raise InvalidRequest("a stream of images is b64_json", param="response_format")
     if body.partial_images and not body.stream:
         raise InvalidRequest("partial images come in a stream only", param="partial_images")
-    accepted = await submit(context, http, body, request_of, modality="image")
     image_format = body.output_format or "png"
+    if body.response_format == "url":
+        await check_links(context, http)
+        return await _linked(
+            context, http, await submit(context, http, body, request_of, modality="image"), image_format
+        )
+    accepted = await submit(context, http, body, request_of, modality="image")
     if not body.stream:
-        answer = partial(images, accepted.head, as_urls=body.response_format == "url", image_format=image_format)
+        answer = partial(images, accepted.head, image_format=image_format)
         return await whole_answer(context, http, accepted, answer, image=image_format)
     encode = partial(_append_frames, event, Previews(body.partial_images or 0), image_format)
     return EventStream(context, http, accepted, encode)
+
+
+async def _linked(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, image_format: str) -> Response:
+    result = await result_of(context, http, accepted)
+    outputs = [await transcoded(output, image=image_format) for output in result.outputs]
+    links = await image_links(context, http, accepted.head, outputs)
+    answer = partial(images, accepted.head, outputs, image_format=image_format, links=links)
+    return await json_response(answer, 0, timing_headers(result, accepted.served.spec))
 
 
 def image_request(
@@ -151,14 +169,24 @@ def image_request(
     return body.request(spec, ("image",), image=image, messages=messages or single_turn(body.prompt, "prompt"))
 
 
-def images(head: Head, outputs: Sequence[Output], *, as_urls: bool, image_format: str) -> ImagesAnswer:
-    """Every image of every output."""
-    return ImagesAnswer(
-        created=head.created,
-        output_format=image_format,
-        data=[_image(item, output.media_type, as_urls) for output in outputs for item in output.items],
-        usage=media_usage(outputs),
+def images(
+    head: Head, outputs: Sequence[Output], *, image_format: str, links: Sequence[str] | None = None
+) -> ImagesAnswer:
+    """Every image of every output, or the `links` to them."""
+    items = [item for output in outputs for item in output.items]
+    data = (
+        [ImageData(b64_json=to_base64(item)) for item in items]
+        if links is None
+        else [ImageData(url=url) for url in links]
     )
+    answer = ImagesAnswer(created=head.created, output_format=image_format, data=data, usage=media_usage(outputs))
+    if items:
+        from omnibus.media import pictures  # noqa: PLC0415 as in _picture
+
+        first = pictures.opened(items[0])
+        answer["size"] = f"{first.width}x{first.height}"
+        answer["background"] = "transparent" if first.has_transparency_data else "opaque"
+    return answer
 
 
 class Previews:
@@ -202,10 +230,6 @@ def _picture(data: bytes, image_format: str, created: int) -> PictureEvent:
         b64_json=to_base64(pictures.converted(data, image_format)), created_at=created, output_format=image_format,
         size=f"{picture.width}x{picture.height}", background="auto", quality="auto",
     )  # fmt: skip
-
-
-def _image(item: bytes, media_type: str, as_url: bool) -> ImageData:
-    return ImageData(url=to_data_url(item, media_type)) if as_url else ImageData(b64_json=to_base64(item))
 
 
 def sides(size: str | None) -> dict[str, int]:

@@ -13,17 +13,20 @@ from starlette.types import Message, Receive
 from typing_extensions import TypedDict
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
-from omnibus.files.file_record import BATCH_OUTPUT, DEFAULT_LIFETIME, FileRecord, checked_filename
+from omnibus.files.file_record import BATCH_OUTPUT, DEFAULT_LIFETIME, IMAGE_OUTPUT, FileRecord, checked_filename
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.file_answers import file_response
 from omnibus.frontdoor.forms import is_form
+from omnibus.frontdoor.image_links import LINK_PATH
+from omnibus.frontdoor.video_jobs.video_record import VIDEO_PURPOSE
 
 router = APIRouter()
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """Purposes of an upload; files that the server makes have others."""
+_LISTED = (*PURPOSES, BATCH_OUTPUT, VIDEO_PURPOSE, IMAGE_OUTPUT)
 SHORTEST, LONGEST = 3600, 30 * 86_400
 """Seconds that a file may be asked to be kept."""
 _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
@@ -118,8 +121,8 @@ async def list_files(http: HttpRequest, context: Context, query: Annotated[FileQ
 
     `after` may be of a file that was deleted meanwhile: ids are in the order of the uploads.
     """
-    if query.purpose not in (None, *PURPOSES, BATCH_OUTPUT):
-        raise InvalidRequest(f"purpose must be one of {', '.join((*PURPOSES, BATCH_OUTPUT))}", param="purpose")
+    if query.purpose not in (None, *_LISTED):
+        raise InvalidRequest(f"purpose must be one of {', '.join(_LISTED)}", param="purpose")
     page = await context.files.page(
         http.state.tenant,
         after=query.after,
@@ -150,6 +153,14 @@ async def get_content(file_id: str, http: HttpRequest, context: Context) -> Resp
     """The bytes of a file, or the part that the header `Range` names."""
     record = await context.files.find(http.state.tenant, file_id)
     return file_response(context.files, record, http)
+
+
+@router.get(LINK_PATH, response_class=Response, openapi_extra=RouteAccess.OPEN.stated)
+async def get_linked_content(file_id: str, token: str, http: HttpRequest, context: Context) -> Response:
+    """The bytes of a file by a link that an answer has, for whom it was given to; a part of them by the header `Range`."""
+    link = await context.file_links.find(file_id, token)
+    record = await context.files.find(link.tenant, link.file_id)
+    return file_response(context.files, record, http, link.media_type)
 
 
 def file_object(record: FileRecord) -> FileObject:
