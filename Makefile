@@ -1,5 +1,5 @@
 # Each target does all its set-up: .venv is created and filled on first use.
-.PHONY: help setup demo test test-full simulation chaos soak lint bench train clean
+.PHONY: help setup demo test test-full simulation chaos soak lint bench docs train clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -57,6 +57,10 @@ lint: $(STAMP) ## ruff, mypy and the direction of imports
 
 bench: $(STAMP) ## every figure beside its peers, into docs/reference/benchmarks.md; QUICK=1: six minutes, no page
 	@$(BIN)/python -m bench.all $(if $(QUICK),--quick,--write-docs)
+
+docs: $(STAMP) ## the documentation as a site, in out/site; fails for a broken link or a page that nothing leads to
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo out/site/index.html
 
 train: $(STAMP) ## train omni-tiny anew, under 20 minutes on two cores
 	@$(BIN)/python -m tools.omni_tiny.training
