@@ -34,6 +34,7 @@ from omnibus.frontdoor.endpoints import (
     request_status,
     scoring,
     speech,
+    speech_voices,
     stored_videos,
     text_embeddings,
     tokens,
@@ -53,8 +54,8 @@ from omnibus.observability.tracing import Tracing
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, POLL_AFTER, "Retry-After", "Server-Timing", "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech, transcription, realtime,
-    models, tokens, user_files, batches, request_status, request_input, replica_control, lora_adapters, probes,
+    chat, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech, speech_voices, transcription,
+    realtime, models, tokens, user_files, batches, request_status, request_input, replica_control, lora_adapters, probes,
 )  # fmt: skip
 
 

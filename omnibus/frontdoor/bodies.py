@@ -14,6 +14,7 @@ from omnibus.errors import EmptyPrompt, UnsupportedModality
 from omnibus.frontdoor.outbound.web_files import Fetched, NamedFile
 from omnibus.frontdoor.stage_params import overridden, stage_params
 from omnibus.frontdoor.unread_fields import check_unread
+from omnibus.frontdoor.voices import Speaking
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Message, Request
 
@@ -125,14 +126,17 @@ class AskingBody(FileNamingBody):
         text: dict[str, Any] | None = None,
         image: dict[str, Any] | None = None,
         video: dict[str, Any] | None = None,
+        speaking: Speaking | None = None,
         **prompt: Any,
     ) -> Request:
-        """The request with these parameters of text, images and videos; raises RequestError naming the field.
+        """The request with these parameters of text, images, videos and speech; raises RequestError naming the field.
 
         Only what HTTP adds is checked here; whether the pipeline can serve the request is admission's to say.
         """
         priority = self.priority or 0
         params = stage_params(spec, modalities, text=text, image=image, video=video, seed=self.seed)
+        if speaking is not None:
+            params = overridden(spec, params, speaking.params(spec, modalities), None)
         return Request(
             **prompt,
             modalities=modalities,

@@ -56,6 +56,17 @@ class CanarySpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """Seconds in which it must be answered."""
 
 
+class SpeechSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A caller's choices about the sound that a stage makes, or has made, as parameters of the stage."""
+
+    voices: dict[str, dict[str, Any]] = {}
+    """Voices by their names: the parameters of each, such as `{Ethan: {speaker: Ethan}}`."""
+    speed: str | None = None
+    """The parameter that takes a caller's `speed`, 1 being the usual one; None: it has none."""
+    instructions: str | None = None
+    """The parameter that takes a caller's `instructions`; None: it has none."""
+
+
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One stage: an engine and how it is run."""
 
@@ -100,6 +111,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
     """Seconds that one execution may take; beyond them its request fails with StageTimeout. None: as long as its deadline."""
     stall_timeout: float | None = None
     """Seconds without progress after which a replica counts as stuck, and is started again; None: what its engine says."""
+    speech: SpeechSpec | None = None
+    """None: there is nothing to choose."""
     canary: CanarySpec | None = None
     """None: replicas are asked nothing."""
     lb_policy: LoadBalancingPolicy = LoadBalancingPolicy.BROKER

@@ -30,6 +30,7 @@ MIB = 1 << 20
 MOST_STAGES = 256
 MOST_BYTES = 512 * 1024
 """The size of a specification, as it is deployed."""
+_LONGEST_VOICE = 64
 _DEVICE = re.compile(r"\d{1,4}|[A-Za-z][\w.:/-]{0,99}")
 
 
@@ -108,6 +109,7 @@ def _stage_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         if not least <= value <= most:
             yield Problem((*path, field), f"must be from {least} to {most}, not {value}")
     yield from _engine_problems(path, stage)
+    yield from _speech_problems(path, stage)
     yield from _duration_problems(path, stage)
     given = stage.final_output_type
     modalities = (given,) if isinstance(given, str) else given or ()
@@ -189,6 +191,18 @@ def _duration_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
     for place, seconds in durations.items():
         if seconds is not None and not 0.1 <= seconds <= WEEK:
             yield Problem((*path, *place), f"must be from 0.1 to {WEEK} seconds, not {seconds:g}")
+
+
+def _speech_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
+    if stage.speech is None:
+        return
+    for voice in stage.speech.voices:
+        if not 1 <= len(voice) <= _LONGEST_VOICE or not voice.isprintable():
+            place = (*path, "speech", "voices", voice[:_LONGEST_VOICE])
+            yield Problem(place, f"a voice's name has 1 to {_LONGEST_VOICE} printable characters")
+    for field in ("speed", "instructions"):
+        if (name := getattr(stage.speech, field)) is not None and not name.isidentifier():
+            yield Problem((*path, "speech", field), f"{shown(name)} is no name of a parameter")
 
 
 def _source_problems(spec: PipelineSpec) -> Iterator[Problem]:

@@ -97,8 +97,7 @@ def test_defaults_of_other_servers_pass(kind: type[AskingBody]) -> None:
         (ImageBody, {"output_compression": 10}, "output_compression"),
         (ImageBody, {"background": "transparent"}, "background"),
         (ImageBody, {"temperature": 0.5}, "temperature"),
-        (SpeechBody, {"speed": 2}, "speed"),
-        (SpeechBody, {"instructions": "whisper"}, "instructions"),
+        (SpeechBody, {"pitch": 2}, "pitch"),
     ],
 )
 def test_what_is_not_there_is_refused_with_its_path(kind: type[AskingBody], fields: dict[str, Any], param: str) -> None:

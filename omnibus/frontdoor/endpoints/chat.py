@@ -25,6 +25,7 @@ from omnibus.frontdoor.endpoints.chat_stream import ChatStream
 from omnibus.frontdoor.outbound.web_files import NOTHING_FETCHED, Fetched, NamedFile, is_web_address
 from omnibus.frontdoor.streaming import EventStream
 from omnibus.frontdoor.submitting import submit
+from omnibus.frontdoor.voices import Speaking
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.chat_checks import STRUCTURED
 from omnibus.wire.request import (
@@ -129,8 +130,18 @@ class ChatMessage(Body):
     tool_call_id: str | None = None
 
 
+class AudioVoice(Body):
+    id: str
+
+
 class AudioOptions(Body):
     format: AudioFormat = "wav"
+    voice: str | AudioVoice | None = None
+    """As of `/v1/audio/speech`."""
+
+    @property
+    def speaking(self) -> Speaking:
+        return Speaking(voice=self.voice.id if isinstance(self.voice, AudioVoice) else self.voice)
 
 
 class ChatBody(AskingBody, TextSampling, ChatFields):
@@ -154,6 +165,8 @@ class ChatBody(AskingBody, TextSampling, ChatFields):
             return self.structured_field()
         if param == "logprobs" and self.top_logprobs is not None:
             return "top_logprobs"
+        if param == "voice":
+            return "audio.voice"
         return super().field_of("messages" if param == "prompt" else content_field(param, self.messages))
 
 
@@ -175,7 +188,10 @@ def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
         raise InvalidRequest("no audio is asked for: name it in modalities, or leave audio out", param="audio")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     text = {**body.chosen(), **body.answered(), **({} if limit is None else {"max_tokens": limit})}
-    return body.request(spec, modalities, text=text, messages=turns(body.messages, body.fetched), chat=body.options())
+    speaking = None if body.audio is None else body.audio.speaking
+    return body.request(
+        spec, modalities, text=text, speaking=speaking, messages=turns(body.messages, body.fetched), chat=body.options()
+    )
 
 
 def content_field(param: str, messages: Sequence[ChatMessage] = ()) -> str:

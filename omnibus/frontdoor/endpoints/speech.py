@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from msgspec.structs import replace
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, OutputArrived
 from omnibus.errors import EngineError, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import MediaUsage, stages_usage, timing_headers, transcoded
-from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
+from omnibus.frontdoor.bodies import AskingBody, Body, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64
 from omnibus.frontdoor.live_sound import LiveSound, pieces_of
 from omnibus.frontdoor.streaming import EventStream, FileStream, Frames, frame
 from omnibus.frontdoor.submitting import result_of, submit
+from omnibus.frontdoor.voices import Speaking
 from omnibus.media.sound_formats import FORMATS
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
@@ -30,11 +32,22 @@ _SILENT = "the pipeline delivered no audio"
 router = APIRouter(route_class=BodyRoute)
 
 
+class Voice(Body):
+    """A voice as an object."""
+
+    id: str
+
+
 class SpeechBody(AskingBody):
     """A text to speak."""
 
     called: ClassVar[Mapping[str, str]] = {"messages": "input", "prompt": "input"}
     input: str
+    voice: str | Voice | None = None
+    """One of those that the pipeline declares; where it declares none, any name will do."""
+    instructions: str | None = None
+    speed: Annotated[float, Field(ge=0.25, le=4)] | None = None
+    """Both where the pipeline can."""
     response_format: SpeechFormat = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
     """The file itself, or events with pieces of it."""
@@ -79,7 +92,9 @@ async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -
 def speech_request(body: SpeechBody, spec: PipelineSpec) -> Request:
     """A text to speak, as a chat of one turn. Raises RequestError naming the field."""
     check_modality(spec, "audio")
-    request = body.request(spec, ("audio",), messages=single_turn(body.input, "input"))
+    voice = body.voice.id if isinstance(body.voice, Voice) else body.voice
+    speaking = Speaking(voice=voice, instructions=body.instructions, speed=body.speed)
+    request = body.request(spec, ("audio",), messages=single_turn(body.input, "input"), speaking=speaking)
     return replace(request, stream=body.stream is not False)
 
 
