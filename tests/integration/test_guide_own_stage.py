@@ -124,13 +124,6 @@ async def test_stage_listens_while_it_speaks(served: Serving, folder: Path) -> N
     assert cut == words[: len(cut)]
 
 
-def test_readme_shows_the_same_first_stage() -> None:
-    readme = (Path(package.__file__).parents[1] / "README.md").read_text()
-    files = re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END$", readme, re.MULTILINE | re.DOTALL)
-    assert dict(files) == {"stages.py": BLOCKS[0][1], "own.yaml": BLOCKS[1][1]}
-    assert "$ omnibus {}\n{}".format(*EXAMPLES[0]) in readme
-
-
 def test_first_stage_takes_20_lines() -> None:
     lines = sum(block.count("\n") for _, block in BLOCKS[:2])
     assert BLOCKS[2][1].startswith("omnibus serve own.yaml")

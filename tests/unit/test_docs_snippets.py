@@ -1,0 +1,149 @@
+"""Every block of code on every page can work: it is read by the parser that will read it. What runs is in tests/full.
+
+A block that none of these checks can read fails here, until it is mended or stands, with a reason, in a table below.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from omnibus.errors import PipelineError
+from omnibus.pipeline.loading import load_pipeline
+from tests.support.command_checks import CannotWork, check_command
+from tests.support.snippets import PAGES, ROOT, Snippet, commands_of, script_of, snippets
+
+pytestmark = pytest.mark.unit
+
+BLOCKS = list(snippets())
+DRAWINGS = {"ARCHITECTURE.md", "docs/reference/omni-tiny.md"}
+"""Pages with a drawing in a block without a language."""
+WHOLE_SCRIPTS = {
+    (
+        "docs/guide/quickstart.md",
+        "for number in 1 2 3 4 5 6 7 8; do omnibu",
+    ): "a loop; tests/full/test_docs_snippets.py runs it",
+}
+"""Blocks of shell that are more than commands in a row."""
+FRAGMENTS = {
+    ("docs/guide/engines.md", "stages:"): "name: loud\n{}",
+    ("docs/guide/own-model.md", "python: /srv/venv-chat/bin/python"): (
+        "name: chat\nstages:\n- stage_id: 0\n  name: a\n  engine: sim\n  final_output: true\n  final_output_type: text\n{}"
+    ),
+    ("docs/guide/own-stage.md", "stages:"): "name: own\n{}",
+    ("docs/reference/pipelines.md", "canary:"): (
+        "name: chat\nstages:\n- stage_id: 0\n  name: thinker\n  engine: sim\n- stage_id: 1\n  name: b\n  engine: sim\n"
+        "  input_sources: [0]\n  final_output: true\n  final_output_type: text\n{}"
+    ),
+}
+"""Blocks of YAML that are a part of a file, and the file around them; `…` stands for what the stage delivers."""
+THEIR_YAML = {
+    ("docs/guide/migrate.md", "stage_args:"): "a file of vLLM-Omni's: tests/unit/test_migrate.py has it refused",
+}
+NEED_A_PACKAGE = {("docs/guide/engines.md", "stages:"): "shout"}
+"""Pipelines with an engine that is not installed here: integration/test_engine_package.py serves one."""
+
+
+def _of(*languages: str) -> list[Snippet]:
+    return [block for block in BLOCKS if block.language in languages]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reader's folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_block_has_a_language_that_is_checked() -> None:
+    known = {"sh", "console", "python", "yaml", "toml"}
+    assert [str(block) for block in BLOCKS if block.language not in known and block.page not in DRAWINGS] == []
+    assert len(BLOCKS) > 60
+
+
+def test_tables_name_blocks_that_there_are() -> None:
+    keys = {block.key for block in BLOCKS}
+    assert [
+        key for table in (WHOLE_SCRIPTS, FRAGMENTS, THEIR_YAML, NEED_A_PACKAGE) for key in table if key not in keys
+    ] == []
+    assert {page for page in DRAWINGS if (ROOT / page) not in PAGES} == set()
+
+
+@pytest.mark.parametrize("block", _of("sh", "console"), ids=str)
+def test_command_lines_can_work(block: Snippet, folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-n"], input=script_of(block), capture_output=True, text=True, timeout=10, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if block.key in WHOLE_SCRIPTS:
+        return
+    for other in _of("yaml"):
+        if other.page == block.page and (name := re.match(r"name: (\S+)", other.text)):
+            (folder / f"{name[1]}.yaml").write_text(other.text)
+    for words in commands_of(block):
+        check_command(words, folder)
+
+
+def test_command_that_cannot_work_is_noticed(folder: Path) -> None:
+    for line in (
+        "omnibus submitt x", "omnibus submit --sise 5 x", "make everything", "python -m bench.nothing", "whatever",
+        "omnibus keys burn x", "curl http://127.0.0.1:8000/v1/chats", "pip install .[gold]", "export OMNIBUS_NO_SUCH=1",
+    ):  # fmt: skip
+        with pytest.raises(CannotWork):
+            check_command(line.split(), folder)
+
+
+@pytest.mark.parametrize("block", _of("yaml"), ids=str)
+def test_pipeline_file_is_valid(block: Snippet, folder: Path) -> None:
+    if block.key in THEIR_YAML:
+        return
+    text = block.text
+    if block.key in FRAGMENTS:
+        text = (
+            FRAGMENTS[block.key]
+            .format(_indented_as_needed(text))
+            .replace("…}", "final_output: true, final_output_type: image}")
+        )
+    file = folder / "snippet.yaml"
+    file.write_text(text)
+    if block.key in NEED_A_PACKAGE:
+        with pytest.raises(PipelineError, match=f"'{NEED_A_PACKAGE[block.key]}' is not one of .* must be installed"):
+            load_pipeline(str(file))
+    else:
+        load_pipeline(str(file))
+
+
+def _indented_as_needed(text: str) -> str:
+    """A field of a stage stands two spaces in; a list of stages at the margin."""
+    first = text.splitlines()[0]
+    if first.startswith("stages:"):
+        return text
+    bare = first.lstrip()
+    return "\n".join(f"  {line[len(first) - len(bare) :]}" for line in text.splitlines())
+
+
+@pytest.mark.parametrize("block", _of("python"), ids=str)
+def test_code_compiles_and_imports_what_there_is(block: Snippet) -> None:
+    tree = compile(block.text, str(block), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("omnibus"):
+            module = importlib.import_module(node.module)
+            missing = [name.name for name in node.names if not hasattr(module, name.name)]
+            assert missing == [], node.module
+
+
+@pytest.mark.parametrize("block", _of("toml"), ids=str)
+def test_toml_can_be_read(block: Snippet) -> None:
+    assert tomllib.loads(block.text)
+
+
+def test_yaml_of_the_site_names_every_page_once() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    pages = re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE)
+    assert len(pages) == len(set(pages))
