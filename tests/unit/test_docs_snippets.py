@@ -9,6 +9,7 @@ import ast
 import importlib
 import re
 import subprocess
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from omnibus.errors import PipelineError
 from omnibus.pipeline.loading import load_pipeline
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.command_checks import CannotWork, check_command
 from tests.support.snippets import PAGES, ROOT, Snippet, commands_of, script_of, snippets
 
@@ -31,18 +33,17 @@ WHOLE_SCRIPTS = {
     ): "a loop; tests/full/test_docs_snippets.py runs it",
 }
 """Blocks of shell that are more than commands in a row."""
-FRAGMENTS = {
-    ("docs/guide/engines.md", "stages:"): "name: loud\n{}",
-    ("docs/guide/own-model.md", "python: /srv/venv-chat/bin/python"): (
-        "name: chat\nstages:\n- stage_id: 0\n  name: a\n  engine: sim\n  final_output: true\n  final_output_type: text\n{}"
-    ),
-    ("docs/guide/own-stage.md", "stages:"): "name: own\n{}",
-    ("docs/reference/pipelines.md", "canary:"): (
-        "name: chat\nstages:\n- stage_id: 0\n  name: thinker\n  engine: sim\n- stage_id: 1\n  name: b\n  engine: sim\n"
-        "  input_sources: [0]\n  final_output: true\n  final_output_type: text\n{}"
-    ),
-}
-"""Blocks of YAML that are a part of a file, and the file around them; `…` stands for what the stage delivers."""
+AROUND_A_STAGE = """name: snippet
+stages:
+- {stage_id: 0, name: thinker, engine: sim}
+- stage_id: 1
+  name: last
+  engine: sim
+  input_sources: [0]
+  final_output: true
+  final_output_type: audio
+"""
+"""The file around a block that has fields of a stage alone."""
 THEIR_YAML = {
     ("docs/guide/migrate.md", "stage_args:"): "a file of vLLM-Omni's: tests/unit/test_migrate.py has it refused",
 }
@@ -69,9 +70,7 @@ def test_every_block_has_a_language_that_is_checked() -> None:
 
 def test_tables_name_blocks_that_there_are() -> None:
     keys = {block.key for block in BLOCKS}
-    assert [
-        key for table in (WHOLE_SCRIPTS, FRAGMENTS, THEIR_YAML, NEED_A_PACKAGE) for key in table if key not in keys
-    ] == []
+    assert [key for table in (WHOLE_SCRIPTS, THEIR_YAML, NEED_A_PACKAGE) for key in table if key not in keys] == []
     assert {page for page in DRAWINGS if (ROOT / page) not in PAGES} == set()
 
 
@@ -103,13 +102,7 @@ def test_command_that_cannot_work_is_noticed(folder: Path) -> None:
 def test_pipeline_file_is_valid(block: Snippet, folder: Path) -> None:
     if block.key in THEIR_YAML:
         return
-    text = block.text
-    if block.key in FRAGMENTS:
-        text = (
-            FRAGMENTS[block.key]
-            .format(_indented_as_needed(text))
-            .replace("…}", "final_output: true, final_output_type: image}")
-        )
+    text = _completed(block.text)
     file = folder / "snippet.yaml"
     file.write_text(text)
     if block.key in NEED_A_PACKAGE:
@@ -119,13 +112,13 @@ def test_pipeline_file_is_valid(block: Snippet, folder: Path) -> None:
         load_pipeline(str(file))
 
 
-def _indented_as_needed(text: str) -> str:
-    """A field of a stage stands two spaces in; a list of stages at the margin."""
-    first = text.splitlines()[0]
-    if first.startswith("stages:"):
-        return text
-    bare = first.lstrip()
-    return "\n".join(f"  {line[len(first) - len(bare) :]}" for line in text.splitlines())
+def _completed(text: str) -> str:
+    """A whole file: around stages without a name, around fields of one stage, and in place of `…` in one."""
+    bare = textwrap.dedent(text).replace("…}", "final_output: true, final_output_type: image}")
+    first = bare.partition(":")[0]
+    if first in set(StageSpec.__struct_fields__) - set(PipelineSpec.__struct_fields__):
+        return AROUND_A_STAGE + textwrap.indent(bare, "  ")
+    return f"name: snippet\n{bare}" if first == "stages" else bare
 
 
 @pytest.mark.parametrize("block", _of("python"), ids=str)
