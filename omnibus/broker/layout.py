@@ -20,6 +20,8 @@ Config = Mapping[str, Any]
 
 BATCH_LEASE = 10.0
 """Seconds of a runner's silence after which a batch goes to another."""
+WEBHOOK_LEASE = 30.0
+"""Seconds of a sender's silence after which a webhook goes to another."""
 VIDEO_LEASE = 10.0
 """Seconds of a runner's silence after which a video goes to another."""
 _SECOND = 10**9
@@ -101,6 +103,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
         *(lane_consumer(pipeline, stage, lane, heartbeat_timeout=lease) for stage, lane in lanes),
         _consumer(subjects.BATCHES_STREAM, subjects.BATCHES_CONSUMER, subjects.BATCHES_FILTER, BATCH_LEASE),
         _consumer(subjects.VIDEOS_STREAM, subjects.VIDEOS_CONSUMER, subjects.VIDEOS_FILTER, VIDEO_LEASE),
+        _consumer(subjects.WEBHOOKS_STREAM, subjects.WEBHOOKS_CONSUMER, subjects.WEBHOOKS_FILTER, WEBHOOK_LEASE),
     )
     return Layout(tuple(streams), consumers)
 
@@ -240,8 +243,10 @@ def _shared_streams() -> dict[str, Config]:
         **_bucket(subjects.FILES_BUCKET),
         **_bucket(subjects.BATCHES_BUCKET),
         **_bucket(subjects.VIDEOS_BUCKET),
+        **_bucket(subjects.WEBHOOKS_BUCKET),
         **_object_store(subjects.FILES_BUCKET, max_age=0, allow_msg_ttl=True),
         **{name: {**queue, "subjects": [filter_subject]} for name, filter_subject in queues.items()},
+        subjects.WEBHOOKS_STREAM: {**queue, "subjects": [subjects.WEBHOOKS_FILTER]},
     }
 
 

@@ -57,6 +57,9 @@ _TABLE = {
         make and change the stores of batches and videos: $JS.API.STREAM.{CREATE|UPDATE|INFO}.KV_{jobs}
         make and change the queues of batches and videos: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{jobqueue}
         make and change the queues of batches and videos: $JS.API.CONSUMER.{CREATE|INFO}.{jobqueue}.*
+        make and change the store and the queue of webhooks: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{webhookstream}
+        make and change the store and the queue of webhooks: $JS.API.CONSUMER.{CREATE|INFO}.{webhookqueue}.*
+        register webhooks: $KV.{webhooks}.>
         remove streams: $JS.API.STREAM.DELETE.{stream}
         make consumers: $JS.API.CONSUMER.CREATE.{queue}.*""",
     NatsRole.ORCHESTRATOR: """
@@ -94,6 +97,9 @@ _TABLE = {
         keep the records of files, batches and videos: $JS.API.STREAM.{INFO|MSG.GET}.KV_{kept} $JS.API.DIRECT.GET.KV_{kept}
         run batches, and see to videos: {jobs}.* $JS.API.CONSUMER.MSG.NEXT.{jobqueue}.* $JS.ACK.{jobqueue}.>
         keep files: $O.{files}.C.> $O.{files}.M.* $JS.API.STREAM.PURGE.OBJ_{files}
+        read where webhooks go: $JS.API.DIRECT.GET.KV_{webhooks}.$KV.{webhooks}.> $JS.API.DIRECT.GET.KV_{webhooks}
+        read where webhooks go: $JS.API.STREAM.{INFO|MSG.GET}.KV_{webhooks}
+        send webhooks: {webhooks}.* $JS.API.CONSUMER.MSG.NEXT.{webhookqueue}.* $JS.ACK.{webhookqueue}.>
         read files: $JS.API.DIRECT.GET.OBJ_{files} $JS.API.DIRECT.GET.OBJ_{files}.$O.{files}.M.*""",
     NatsRole.WORKER: """
         +everybody +pipeline +payloads
@@ -241,6 +247,8 @@ def _names(spec: PipelineSpec) -> dict[str, list[str]]:
         "jobs": [subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET],
         "kept": [subjects.FILES_BUCKET, subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET],
         "jobqueue": [subjects.BATCHES_STREAM, subjects.VIDEOS_STREAM],
+        "webhooks": [subjects.WEBHOOKS_BUCKET], "webhookqueue": [subjects.WEBHOOKS_STREAM],
+        "webhookstream": [f"KV_{subjects.WEBHOOKS_BUCKET}", subjects.WEBHOOKS_STREAM],
         "replicas": [replicas], "ledger": [ledger],
         "work": [work], "requests": [requests], "queue": [work, requests], "store": stores[:1], "stores": stores,
         "stream": [work, requests, *chunks, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],

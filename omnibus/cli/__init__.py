@@ -45,6 +45,7 @@ COMMANDS = {
     "dead": _Entry("requests:dead", "List, show, retry or drop requests whose attempts were used up.", _OPERATE),
     "pipeline": _Entry("pipeline", "Show, validate, import, deploy, list or delete pipelines.", _OPERATE),
     "keys": _Entry("keys", "Add, list or revoke the API keys of the front door.", _OPERATE),
+    "webhooks": _Entry("webhooks", "Add, list or remove addresses that are called when jobs have ended.", _OPERATE),
     "doctor": _Entry("doctor", "Examine the connection to NATS, and what its credentials permit.", _OPERATE),
     "collect-env": _Entry("collect_env", "Print what a report of a bug should tell of this machine.", _OPERATE),
     "nats": _Entry("nats", "Show or apply what the broker must hold.", _OPERATE),

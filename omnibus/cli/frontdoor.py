@@ -44,6 +44,8 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.frontdoor.batching.batch_runner import BatchRunner  # noqa: PLC0415
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
     from omnibus.frontdoor.http_connection import Limits  # noqa: PLC0415
+    from omnibus.frontdoor.outbound.addresses import AddressRule  # noqa: PLC0415
+    from omnibus.frontdoor.outbound.webhook_sender import WebhookSender  # noqa: PLC0415
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
     from omnibus.frontdoor.video_jobs.video_runner import VideoRunner  # noqa: PLC0415
     from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
@@ -69,5 +71,6 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
             server = HttpServer(
                 app, host=settings.host, port=settings.port, share_port=settings.share_port, limits=limits
             )  # fmt: skip
-            async with server, BatchRunner(app), VideoRunner(app.state.context):
+            sender = WebhookSender(connection, AddressRule.of(settings.allowed_networks))
+            async with server, BatchRunner(app), VideoRunner(app.state.context), sender:
                 await server.wait()

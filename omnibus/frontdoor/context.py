@@ -23,6 +23,7 @@ from omnibus.observability.metrics import Metrics
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.settings import Settings
+from omnibus.webhooks.webhook_store import WebhookStore
 
 Replicas = Callable[[PipelineSpec], Awaitable[Sequence[ReplicaRecord]]]
 """Returns the replicas of a pipeline as they are now; raises BrokerError when nobody can say."""
@@ -129,6 +130,11 @@ class FrontDoorContext:
     def videos(self) -> VideoStore:
         """The videos of all tenants."""
         return VideoStore(self.producer.connection, self.files)
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """The addresses that are called when jobs have ended, and the queue of what is to be sent."""
+        return WebhookStore(self.producer.connection)
 
     async def missing_stages(self, spec: PipelineSpec, needed: Iterable[int] | None = None) -> list[MissingStage]:
         """The stages among `needed` (by default all) that have no replica up; raises BrokerError when nobody can say."""

@@ -59,6 +59,12 @@ class LogEvent(StrEnum):
     VIDEO_GIVEN_UP = "video.given_up"
     """Nobody can make it; it has failed, unless it could not even be read."""
 
+    # Webhooks
+    WEBHOOK_REFUSED = "webhook.refused"
+    """An endpoint did not take it; it is sent again."""
+    WEBHOOK_GIVEN_UP = "webhook.given_up"
+    """Nobody has taken it for days, or it cannot be read."""
+
     # Flows
     FLOW_SKIPPED = "flow.skipped"
     """A caller has a sound from its output alone: its flow could not be written, or read, while it was made."""

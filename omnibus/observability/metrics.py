@@ -109,6 +109,8 @@ class Metrics:
         self.http_requests = self._counter("http_requests", "HTTP requests answered", "route", "status")
         self.http_seconds = self._histogram("http_seconds", "HTTP requests, from the first byte to the last", "route")
 
+        self.webhooks = self._counter("webhook_attempts", "Webhooks sent, by what became of them", "outcome")
+
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return _kept(Counter(f"{_PREFIX}_{name}", help_text, labels, registry=self.registry))
 

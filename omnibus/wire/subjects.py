@@ -33,6 +33,14 @@ VIDEOS_CONSUMER = "runners"
 """Durable consumer of that queue, which the front doors share."""
 VIDEOS_FILTER = "omni-videos.*"
 """The subjects of that queue."""
+WEBHOOKS_BUCKET = "omni-webhooks"
+"""KV bucket of the endpoints of webhooks."""
+WEBHOOKS_STREAM = "OMNI_WEBHOOKS"
+"""Work queue of the webhooks that nobody has taken yet."""
+WEBHOOKS_CONSUMER = "senders"
+"""Durable consumer of that queue, which the front doors share."""
+WEBHOOKS_FILTER = "omni-webhooks.*"
+"""The subjects of that queue."""
 EVENTS_CONSUMER = "events"
 """Durable consumer that the orchestrators of a pipeline share."""
 REQUESTS_CONSUMER = "requests"
@@ -124,6 +132,11 @@ def batch(batch_id: str) -> str:
 def queued_video(video_id: str) -> str:
     """The subject of a video in the queue of those that have not ended."""
     return f"omni-videos.{check_name(video_id, 'video_id')}"
+
+
+def queued_webhook(event_id: str) -> str:
+    """The subject of an event in the queue of webhooks."""
+    return f"omni-webhooks.{check_name(event_id, 'event_id')}"
 
 
 def chunks(pipeline: str, rid: str, nonce: str, run: int, stage: int | str) -> str:

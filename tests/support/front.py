@@ -18,6 +18,8 @@ from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.batching.batch_runner import BatchRunner
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.http_connection import Limits
+from omnibus.frontdoor.outbound.addresses import AddressRule
+from omnibus.frontdoor.outbound.webhook_sender import WebhookSender
 from omnibus.frontdoor.server import HttpServer
 from omnibus.frontdoor.video_jobs.video_runner import VideoRunner
 from omnibus.observability.tracing import Tracing
@@ -93,10 +95,11 @@ async def front(
     limits: Limits | None = None,
     batches: bool = False,
     videos: bool = False,
+    webhooks: bool = False,
 ) -> AsyncIterator[Front]:
     """Everything for one pipeline; without `workers`, requests are accepted and stay open. `idle` ones are only deployed.
 
-    `batches`: it runs batches, too; `videos`: it sees to videos.
+    `batches`: it runs batches, too; `videos`: it sees to videos; `webhooks`: it sends them.
     """
     for one in (spec, *idle):
         await ensure_layout(connection, layout_of(one))
@@ -113,6 +116,9 @@ async def front(
             await stack.enter_async_context(BatchRunner(app))
         if videos:
             await stack.enter_async_context(VideoRunner(app.state.context))
+        if webhooks:
+            rule = AddressRule.of(options.allowed_networks if options is not None else ())
+            await stack.enter_async_context(WebhookSender(connection, rule))
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0, limits=limits))
         key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"
         openai = await stack.enter_async_context(

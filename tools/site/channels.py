@@ -14,6 +14,7 @@ from omnibus.frontdoor.video_jobs.video_store import QueuedVideo
 from omnibus.payloads.fetching import Fetch
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.record import DeadLetter, Record
+from omnibus.webhooks.webhook_store import QueuedWebhook
 from omnibus.wire import control, envelope, out, subjects
 from omnibus.wire.chunk import Chunks, ReadPosition
 from omnibus.wire.request import Request
@@ -165,6 +166,11 @@ CHANNELS = (
     Channel(
         name="video", address=_address(subjects.queued_video(_ID)), kept=f"stream {subjects.VIDEOS_STREAM}",
         summary="A video that has not ended", messages=(QueuedVideo,), senders=("frontdoor",), receivers=("frontdoor",),
+    ),
+    Channel(
+        name="webhook", address=_address(subjects.queued_webhook(_ID)), kept=f"stream {subjects.WEBHOOKS_STREAM}",
+        summary="An event that an endpoint of webhooks has not taken", messages=(QueuedWebhook,), senders=("frontdoor",),
+        receivers=("frontdoor",),
     ),
     Channel(
         name="disconnects", address=_address(subjects.disconnects(_ACCOUNT)),

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 from fastapi import FastAPI
 from msgspec.structs import replace
@@ -22,6 +23,7 @@ from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.webhooks.webhook_event import EventType
 
 BEAT = 1.0
 """Seconds between two renewals of the lease; progress is written then, and a cancellation noticed."""
@@ -85,6 +87,7 @@ class BatchDrive:
             if not self._record.ended:
                 await self._answer()
             _log.info(LogEvent.BATCH_ENDED, batch=self._record.id, status=self._record.status.value)
+        await announce_end(self._context, self._record)
         await self._log.remove()
 
     async def _beat(self) -> None:
@@ -179,6 +182,12 @@ class BatchDrive:
 
     def _now(self) -> float:
         return self._store.clock.now()
+
+
+async def announce_end(context: FrontDoorContext, batch: BatchRecord) -> None:
+    """Queue the webhooks of a batch that has ended; idempotent."""
+    kind = cast("EventType", f"batch.{batch.status.value}")
+    await context.webhooks.notify(batch.tenant, kind, batch.id)
 
 
 def _lost_input(error: BaseException) -> LineFault:

@@ -18,7 +18,7 @@ from omnibus.broker.delivery_loop import serve_always
 from omnibus.broker.layout import BATCH_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.errors import AttemptSuperseded, BrokerRefused, BrokerUnavailable, OmnibusError, Unreadable
-from omnibus.frontdoor.batching.batch_drive import BatchDrive
+from omnibus.frontdoor.batching.batch_drive import BatchDrive, announce_end
 from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.observability.events import LogEvent
@@ -112,4 +112,5 @@ class BatchRunner:
                 raise
             except Exception:  # noqa: BLE001 it ends all the same, without files
                 _log.exception(LogEvent.TASK_CRASHED, subject=delivery.subject)
-                await self._store.change(record.tenant, record.id, failed)
+                ended = await self._store.change(record.tenant, record.id, failed)
+                await announce_end(self._app.state.context, ended)

@@ -23,11 +23,12 @@ from omnibus.client.request_events import ClientEvent, Ended, Result, StepProgre
 from omnibus.errors import BrokerError, OmnibusError, UnknownRequest, Unreadable
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault
-from omnibus.frontdoor.video_jobs.video_record import VideoRecord, percent
+from omnibus.frontdoor.video_jobs.video_record import VideoRecord, VideoStatus, percent
 from omnibus.frontdoor.video_jobs.video_store import UNRECORDED, QueuedVideo
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.requests.state import RequestState
+from omnibus.webhooks.webhook_event import EventType
 from omnibus.wire import subjects
 
 MOST_FOLLOWED = 256
@@ -50,6 +51,7 @@ class VideoRunner:
 
     def __init__(self, context: FrontDoorContext) -> None:
         self._producer, self._models, self._store = context.producer, context.models, context.videos
+        self._webhooks = context.webhooks
         self._following: set[asyncio.Task[object]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -78,11 +80,13 @@ class VideoRunner:
                 await delivery.nak(max(_SOON, age))
             return age >= UNRECORDED
         if record.ended is not None:
+            await self._announce(record)
             return True
         async with self._held(delivery):
             submission = await self._submission(record)
             if submission is not None:
                 await self._follow(record, submission)
+                await self._announce(await self._record(delivery))
                 return True
         await delivery.nak(_AGAIN)
         return False
@@ -94,6 +98,13 @@ class VideoRunner:
             record = await self._record(delivery)
             if record is not None:
                 await self._fail(record, error if isinstance(error, OmnibusError) else ServerFault())
+                await self._announce(await self._record(delivery))
+
+    async def _announce(self, record: VideoRecord | None) -> None:
+        """Queue the webhooks of a video that has ended; idempotent."""
+        if record is not None and record.ended is not None:
+            kind: EventType = "video.completed" if record.status is VideoStatus.COMPLETED else "video.failed"
+            await self._webhooks.notify(record.owner, kind, record.id)
 
     async def _record(self, delivery: Delivery) -> VideoRecord | None:
         try:
