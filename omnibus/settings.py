@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     """Pages that ask for a key, too: metrics, docs."""
     max_file_bytes: ByteSize = ByteSize(512 << 20)
     """Bytes that one upload to `/v1/files` may have."""
+    file_store: str = ""
+    """Where the bytes of files that callers keep go, such as s3://bucket/prefix or file:///folder, the same for all front doors;
+    needs the extra `outputs`. Empty: the broker."""
     files_quota: ByteSize = ByteSize(10 << 30)
     """Bytes that the files of a tenant may take together."""
     public_url: str = ""

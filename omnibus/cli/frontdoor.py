@@ -40,6 +40,7 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415 commands import when they run
     from omnibus.client.cluster_view import ClusterView  # noqa: PLC0415
     from omnibus.client.producer import Producer  # noqa: PLC0415
+    from omnibus.files.file_upkeep import FileUpkeep  # noqa: PLC0415
     from omnibus.frontdoor.app import create_app  # noqa: PLC0415
     from omnibus.frontdoor.batching.batch_runner import BatchRunner  # noqa: PLC0415
     from omnibus.frontdoor.context import Options  # noqa: PLC0415
@@ -71,6 +72,7 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
             server = HttpServer(
                 app, host=settings.host, port=settings.port, share_port=settings.share_port, limits=limits
             )  # fmt: skip
+            upkeep = FileUpkeep(connection, app.state.context.storage)
             sender = WebhookSender(connection, AddressRule.of(settings.allowed_networks))
-            async with server, BatchRunner(app), VideoRunner(app.state.context), sender:
+            async with server, BatchRunner(app), VideoRunner(app.state.context), sender, upkeep:
                 await server.wait()

@@ -25,7 +25,7 @@ class QuotaExceeded(OmnibusError, code="quota_exceeded", http_status=413):
     """A tenant's files would take more room than it has."""
 
 
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A file's description, beside its bytes."""
 
     id: str
@@ -35,6 +35,8 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires: float
     filename: str
     purpose: str
+    in_storage: bool = False
+    """Whether its bytes are in the operator's storage, and not in the broker."""
 
 
 def unknown_file(file_id: str) -> UnknownFile:

@@ -14,8 +14,9 @@ import msgspec
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.broker.streamed_objects import StreamedObjects
-from omnibus.errors import BrokerError, RevisionConflict
+from omnibus.errors import BrokerError, PayloadLost, RevisionConflict
 from omnibus.files.file_record import PREFIX, FileRecord, QuotaExceeded, unknown_file
+from omnibus.files.stored_bodies import StoredBodies
 from omnibus.files.tenant_records import Page, TenantRecords, new_id
 from omnibus.wire import subjects
 
@@ -23,12 +24,13 @@ from omnibus.wire import subjects
 class FileStore:
     """Keeps files over one connection. Every method raises BrokerUnavailable; tenants see no file but their own."""
 
-    def __init__(self, connection: Connection, *, quota: int) -> None:
-        """`quota`: bytes that the files of a tenant may take together."""
+    def __init__(self, connection: Connection, *, quota: int, storage: StoredBodies | None = None) -> None:
+        """`quota`: bytes that the files of a tenant may take together; `storage`: where the bytes of new ones go, by default
+        the broker."""
         bucket = Bucket(connection, subjects.FILES_BUCKET)
         self._records = TenantRecords(bucket, PREFIX, FileRecord, unknown_file)
         self._bytes = StreamedObjects(connection, subjects.FILES_BUCKET)
-        self._clock, self._quota = connection.clock, quota
+        self._clock, self._quota, self._storage = connection.clock, quota, storage
 
     async def add(
         self, tenant: str | None, pieces: AsyncIterable[bytes], *, filename: str, purpose: str, lifetime: float
@@ -44,7 +46,7 @@ class FileStore:
             await self._create(tenant, record)
         except BaseException:  # also a caller that leaves: nobody could find these bytes, and nothing counts them
             with suppress(BrokerError):
-                await asyncio.shield(self._remove(tenant, file_id))
+                await asyncio.shield(self._remove(tenant, record))
             raise
         return record
 
@@ -81,10 +83,15 @@ class FileStore:
     ) -> FileRecord:
         """The record of a file whose bytes are stored now."""
         created = self._clock.now()
-        nbytes = await self._bytes.store(file_id, pieces, ttl=lifetime)
+        expires = created + lifetime
+        if self._storage is None:
+            nbytes = await self._bytes.store(file_id, pieces, ttl=lifetime)
+        else:
+            nbytes = await self._storage.store(file_id, pieces, expires=expires)
         return FileRecord(
-            id=file_id, nbytes=nbytes, created=created, expires=created + lifetime, filename=filename, purpose=purpose
-        )
+            id=file_id, nbytes=nbytes, created=created, expires=expires, filename=filename, purpose=purpose,
+            in_storage=self._storage is not None,
+        )  # fmt: skip
 
     async def _create(self, tenant: str | None, record: FileRecord) -> None:
         remaining = max(record.expires - self._clock.now(), 1.0)  # its bytes live from the beginning of the upload on
@@ -100,17 +107,29 @@ class FileStore:
 
     def read(self, record: FileRecord, first: int = 0, nbytes: int | None = None) -> AsyncIterator[bytes]:
         """The bytes of a file from `first` on, all or `nbytes` of them; raises PayloadLost when it was deleted meanwhile."""
-        return self._bytes.read(record.id, first, nbytes)
+        if not record.in_storage:
+            return self._bytes.read(record.id, first, nbytes)
+        wanted = max(record.nbytes - first, 0)
+        wanted = wanted if nbytes is None else min(nbytes, wanted)
+        return self._named_storage(record).read(record.id, first, wanted, expires=record.expires)
 
     async def delete(self, tenant: str | None, file_id: str) -> None:
         """Remove a file; raises UnknownFile."""
-        await self.find(tenant, file_id)
-        await self._remove(tenant, file_id)
+        await self._remove(tenant, await self.find(tenant, file_id))
 
-    async def _remove(self, tenant: str | None, file_id: str) -> None:
+    async def _remove(self, tenant: str | None, record: FileRecord) -> None:
         """The record goes first: one whose acknowledgement was lost may be there, too."""
-        await self._records.bucket.delete(self._records.key(tenant, file_id))
-        await self._bytes.delete(file_id)
+        await self._records.bucket.delete(self._records.key(tenant, record.id))
+        if record.in_storage:
+            await self._named_storage(record).delete(record.id, expires=record.expires)
+        else:
+            await self._bytes.delete(record.id)
+
+    def _named_storage(self, record: FileRecord) -> StoredBodies:
+        """The storage that a file is in; raises PayloadLost where the settings name none any more."""
+        if self._storage is None:
+            raise PayloadLost(f"file {record.id} is in a storage that OMNIBUS_FILE_STORE does not name any more")
+        return self._storage
 
     async def page(
         self, tenant: str | None, *, after: str | None, limit: int, oldest_first: bool, purpose: str | None

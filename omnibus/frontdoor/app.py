@@ -14,6 +14,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 from omnibus.client.producer import Producer
+from omnibus.files.stored_bodies import StoredBodies
 from omnibus.frontdoor import error_answers
 from omnibus.frontdoor.access import ASSETS, AccessTable, ApiKeys
 from omnibus.frontdoor.api_keys import KeyTable
@@ -81,6 +82,7 @@ def create_app(
     app.state.context = FrontDoorContext(
         producer=producer, models=ServedModels(pipelines, options.aliases), options=options, replicas=replicas,
         metrics=metrics, connected=connected, started=int(time.time()), web=_web_files(options),
+        storage=StoredBodies(options.file_store) if options.file_store else None,
     )  # fmt: skip
     for module in _ENDPOINTS:
         app.include_router(module.router)

@@ -15,6 +15,7 @@ from omnibus.client.producer import Producer
 from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_links import FileLinks
 from omnibus.files.file_store import FileStore
+from omnibus.files.stored_bodies import StoredBodies
 from omnibus.frontdoor.outbound.web_files import WebFiles
 from omnibus.frontdoor.served import ServedModels
 from omnibus.frontdoor.stage_readiness import MissingStage, missing_stages
@@ -50,6 +51,8 @@ class Options:
     """A larger body is refused with 413 before it is read."""
     max_file_bytes: int = DEFAULT_MAX_FILE
     """The same of an upload to `/v1/files`."""
+    file_store: str = ""
+    """The place where the bytes of files go; empty: the broker."""
     files_quota: int = DEFAULT_FILES_QUOTA
     """Bytes that the files of a tenant may take together."""
     public_url: str = ""
@@ -79,6 +82,7 @@ class Options:
             "api_keys",
             "closed",
             "max_file_bytes",
+            "file_store",
             "files_quota",
             "public_url",
             "image_link_lifetime",
@@ -104,6 +108,8 @@ class FrontDoorContext:
     replicas: Replicas
     options: Options
     metrics: Metrics
+    storage: StoredBodies | None
+    """Where the bytes of files go instead of the broker."""
     web: WebFiles
     """Files that requests name by their web addresses."""
     connected: Callable[[], bool]
@@ -114,7 +120,7 @@ class FrontDoorContext:
     @property
     def files(self) -> FileStore:
         """The files of all tenants."""
-        return FileStore(self.producer.connection, quota=self.options.files_quota)
+        return FileStore(self.producer.connection, quota=self.options.files_quota, storage=self.storage)
 
     @property
     def file_links(self) -> FileLinks:

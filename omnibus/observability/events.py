@@ -59,6 +59,11 @@ class LogEvent(StrEnum):
     VIDEO_GIVEN_UP = "video.given_up"
     """Nobody can make it; it has failed, unless it could not even be read."""
 
+    # Files
+    FILES_REMOVED = "files.removed"
+    """Bytes of expired files have left the operator's storage."""
+    FILES_NOT_REMOVED = "files.not_removed"
+
     # Webhooks
     WEBHOOK_REFUSED = "webhook.refused"
     """An endpoint did not take it; it is sent again."""

@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable
-from datetime import timedelta
-from typing import Any, TypeVar
 
-from omnibus.errors import BrokerUnavailable, ConfigError, EngineError, PayloadLost
+from omnibus.errors import EngineError, PayloadLost
+from omnibus.payloads.operator_storage import first_line, open_storage, reading
 from omnibus.payloads.packing import Packed
 from omnibus.wire.arriving_bytes import ArrivingBytes
 from omnibus.wire.payload import StoredOutput
 
-T = TypeVar("T")
-
-_PATIENCE = timedelta(seconds=20)
-"""Time for one operation, retries of the storage's client included."""
-_MOST_RETRIES = 4
 _PIECE = 4 << 20
 
 
@@ -31,7 +24,7 @@ class OutputStore:
     def __init__(self, url: str) -> None:
         """`url`: `s3://bucket/prefix`, `gs:`, `az:` or `file:///folder`; raises ConfigError for one that cannot be used."""
         self._base = url.rstrip("/") + "/"
-        self._storage = _opened(url)
+        self._storage = open_storage(url, "OMNIBUS_OUTPUT_STORE")
 
     async def put(self, packed: Packed, pipeline: str, rid: str) -> StoredOutput:
         """Write an output; raises EngineError when the storage does not take it, so that the attempt counts as failed."""
@@ -39,7 +32,7 @@ class OutputStore:
         try:
             await self._storage.put_async(name, list(packed.parts) or [b""])
         except Exception as error:  # the client has a class of its own for each storage
-            raise EngineError(f"the output cannot be stored at {self._base}{name}: {_first_line(error)}") from error
+            raise EngineError(f"the output cannot be stored at {self._base}{name}: {first_line(error)}") from error
         return StoredOutput(f"{self._base}{name}")
 
     async def get(self, output: StoredOutput, nbytes: int, into: memoryview | None = None) -> bytes | memoryview:
@@ -49,7 +42,7 @@ class OutputStore:
         """
         if not output.url.startswith(self._base):
             raise PayloadLost(f"{output.url} is not under {self._base}, which OMNIBUS_OUTPUT_STORE names")
-        return await _read(self._fetched(output.url.removeprefix(self._base), nbytes, into), output.url)
+        return await reading(self._fetched(output.url.removeprefix(self._base), nbytes, into), output.url)
 
     async def _fetched(self, name: str, nbytes: int, into: memoryview | None) -> bytes | memoryview:
         found = await self._storage.get_async(name)
@@ -59,36 +52,3 @@ class OutputStore:
         async for piece in found.stream(min_chunk_size=_PIECE):
             await asyncio.to_thread(arriving.add, memoryview(piece))
         return arriving.whole()
-
-
-async def _read(reading: Awaitable[T], url: str) -> T:
-    from obstore.exceptions import InvalidPathError, NotFoundError  # noqa: PLC0415 an extra
-
-    try:
-        return await reading
-    except PayloadLost:
-        raise
-    except (NotFoundError, FileNotFoundError, InvalidPathError) as error:
-        raise PayloadLost(f"{url} is gone") from error
-    except Exception as error:
-        raise BrokerUnavailable(f"{url} cannot be read: {_first_line(error)}") from error
-
-
-def _opened(url: str) -> Any:
-    try:
-        from obstore.store import from_url  # noqa: PLC0415 an extra
-    except ImportError as error:
-        raise ConfigError("OMNIBUS_OUTPUT_STORE needs a package: pip install 'omnibus[outputs]'") from error
-    retries = {"max_retries": _MOST_RETRIES, "retry_timeout": _PATIENCE}
-    local = {"mkdir": True} if url.startswith("file:") else {}
-    remote = {} if local or url.startswith("memory:") else {"retry_config": retries}
-    try:
-        return from_url(url, **remote, **local)
-    except Exception as error:
-        raise ConfigError(
-            f"OMNIBUS_OUTPUT_STORE={url}: name a place such as s3://bucket/prefix or file:///folder: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
