@@ -196,11 +196,11 @@ def test_a_completion_streams_pieces_then_the_reason() -> None:
     ]
 
 
-def test_images_are_base64_or_data_urls() -> None:
-    as_data = plain(images(HEAD, [IMAGE], as_urls=False, image_format="png"))["data"]
-    as_urls = plain(images(HEAD, [IMAGE], as_urls=True, image_format="png"))["data"]
+def test_images_are_base64_or_links() -> None:
+    as_data = plain(images(HEAD, [IMAGE], image_format="png"))["data"]
+    as_links = plain(images(HEAD, [IMAGE], image_format="png", links=["http://host/a"]))["data"]
     assert as_data == [{"b64_json": base64.b64encode(b"png").decode()}]
-    assert as_urls == [{"url": IMAGE_PART["image_url"]["url"]}]  # type: ignore[index]
+    assert as_links == [{"url": "http://host/a"}]
 
 
 def test_previews_are_spread_over_the_steps() -> None:
