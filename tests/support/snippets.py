@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ PAGES = [
 ]
 _BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<'?(\w+)'?\n.*?^\1$", re.MULTILINE | re.DOTALL)
-_KEY = 40
 _JOINTS = {";", "&&", "||", "|", "&"}
+
+Key = str | tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,17 @@ class Snippet:
     text: str
 
     @property
-    def key(self) -> tuple[str, str]:
-        """The page and the beginning of the first line that is no comment: what the tables of tests call it by."""
+    def first(self) -> str:
+        """The first line that is no comment."""
         lines = [line.strip() for line in self.text.splitlines()]
-        return self.page, next((line[:_KEY] for line in lines if line and not line.startswith("#")), "")
+        return next((line for line in lines if line and not line.startswith("#")), "")
+
+    def entry(self, table: Mapping[Key, str]) -> Key | None:
+        """The key under which a table has it: its page, or its page and how its first line begins."""
+        found = (
+            key for key in table if isinstance(key, tuple) and self.page == key[0] and self.first.startswith(key[1])
+        )
+        return next(found, self.page if self.page in table else None)
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"

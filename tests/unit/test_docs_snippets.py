@@ -19,7 +19,7 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from tests.support.command_checks import CannotWork, check_command
-from tests.support.snippets import PAGES, ROOT, Snippet, commands_of, script_of, snippets
+from tests.support.snippets import PAGES, ROOT, Key, Snippet, commands_of, script_of, snippets
 
 pytestmark = pytest.mark.unit
 
@@ -29,7 +29,7 @@ DRAWINGS = {"ARCHITECTURE.md", "docs/reference/omni-tiny.md"}
 WHOLE_SCRIPTS = {
     (
         "docs/guide/quickstart.md",
-        "for number in 1 2 3 4 5 6 7 8; do omnibu",
+        "for number in 1 2 3 4 5 6 7 8",
     ): "a loop; tests/full/test_docs_snippets.py runs it",
 }
 """Blocks of shell that are more than commands in a row."""
@@ -44,10 +44,10 @@ stages:
   final_output_type: audio
 """
 """The file around a block that has fields of a stage alone."""
-THEIR_YAML = {
+THEIR_YAML: dict[Key, str] = {
     ("docs/guide/migrate.md", "stage_args:"): "a file of vLLM-Omni's: tests/unit/test_migrate.py has it refused",
 }
-NEED_A_PACKAGE = {("docs/guide/engines.md", "stages:"): "shout"}
+NEED_A_PACKAGE: dict[Key, str] = {("docs/guide/engines.md", "stages:"): "shout"}
 """Pipelines with an engine that is not installed here: integration/test_engine_package.py serves one."""
 
 
@@ -69,8 +69,8 @@ def test_every_block_has_a_language_that_is_checked() -> None:
 
 
 def test_tables_name_blocks_that_there_are() -> None:
-    keys = {block.key for block in BLOCKS}
-    assert [key for table in (WHOLE_SCRIPTS, THEIR_YAML, NEED_A_PACKAGE) for key in table if key not in keys] == []
+    for table in (WHOLE_SCRIPTS, THEIR_YAML, NEED_A_PACKAGE):
+        assert {block.entry(table) for block in BLOCKS} - {None} == set(table)
     assert {page for page in DRAWINGS if (ROOT / page) not in PAGES} == set()
 
 
@@ -80,7 +80,7 @@ def test_command_lines_can_work(block: Snippet, folder: Path) -> None:
         ["bash", "-n"], input=script_of(block), capture_output=True, text=True, timeout=10, check=False
     )
     assert done.returncode == 0, done.stderr
-    if block.key in WHOLE_SCRIPTS:
+    if block.entry(WHOLE_SCRIPTS):
         return
     for other in _of("yaml"):
         if other.page == block.page and (name := re.match(r"name: (\S+)", other.text)):
@@ -100,13 +100,13 @@ def test_command_that_cannot_work_is_noticed(folder: Path) -> None:
 
 @pytest.mark.parametrize("block", _of("yaml"), ids=str)
 def test_pipeline_file_is_valid(block: Snippet, folder: Path) -> None:
-    if block.key in THEIR_YAML:
+    if block.entry(THEIR_YAML):
         return
     text = _completed(block.text)
     file = folder / "snippet.yaml"
     file.write_text(text)
-    if block.key in NEED_A_PACKAGE:
-        with pytest.raises(PipelineError, match=f"'{NEED_A_PACKAGE[block.key]}' is not one of .* must be installed"):
+    if package := block.entry(NEED_A_PACKAGE):
+        with pytest.raises(PipelineError, match=f"'{NEED_A_PACKAGE[package]}' is not one of .* must be installed"):
             load_pipeline(str(file))
     else:
         load_pipeline(str(file))
