@@ -57,7 +57,11 @@ def discover(settings: Settings) -> Addresses:
     running = running_server(settings.state_dir)
     if running is None or not _is_meant(settings, running):
         return _configured(settings)
-    own = Access(ca=Path(running.ca) if running.ca is not None else None)
+    ca = Path(running.ca) if running.ca is not None else None
+    if settings.nats_credentials is not None:  # of another user than this machine's own
+        named = {"nats_url": without_password(running.url), "nats_tls_ca": settings.nats_tls_ca or ca}
+        return _configured(settings.model_copy(update=named))
+    own = Access(ca=ca)
     unset = dict.fromkeys((_URL_VARIABLE, *_VARIABLES), "")  # what the operator says of another broker
     environment = {**unset, "OMNIBUS_STATE_DIR": str(settings.state_dir)}
     return Addresses(running.url, own, running.system_url, own, environment, is_embedded=True)

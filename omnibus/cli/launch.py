@@ -19,6 +19,7 @@ from omnibus.broker.nats_access import without_password
 from omnibus.cli import frontdoor_processes
 from omnibus.cli.coming_up import ComingUp
 from omnibus.cli.metrics_port import metrics_shown, shared_metrics, sharing
+from omnibus.cli.options import SETTING
 from omnibus.cli.process_group import Fleet, keep_running
 from omnibus.cli.readiness import Readiness
 from omnibus.cli.root import (
@@ -31,7 +32,7 @@ from omnibus.cli.root import (
     run,
     start_logging,
 )
-from omnibus.errors import PortTaken
+from omnibus.errors import ConfigError, PortTaken
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.pipeline.overrides import (
@@ -47,6 +48,11 @@ from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
 from omnibus.workers.stage_checks import check_models
 from omnibus.workers.supervisor import Supervisor
+
+_OF_THE_EMBEDDED_SERVER = {
+    "nats_host": "--nats-host", "nats_port": "--nats-port", "nats_security": "--nats-security", "nats_insecure": "--insecure",
+}  # fmt: skip
+"""Settings of the server that `serve` starts, and their flags."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,7 @@ def serve(arguments: ServeArguments) -> None:
     spec, settings = arguments.spec(), load_settings()
     start_logging(settings)
     check_models(arguments.local_stages(spec))
+    _check_server_flags(settings)
     settings = _with_nats_port(settings)
     with nullcontext(settings) if arguments.no_frontdoor else frontdoor_processes.port_taken(settings) as taken:
         run(_serve(spec, taken, arguments))
@@ -135,6 +142,26 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArgumen
             await keep_running(connection, fleet, processes, coming.announce, stats=arguments.log_stats)
         finally:
             await coming.say_what_stays()
+
+
+def _check_server_flags(settings: Settings) -> None:
+    """Raises ConfigError for flags of the embedded server where another one is used: they would change nothing."""
+    noted = click.get_current_context().meta
+    given = [flag for name, flag in _OF_THE_EMBEDDED_SERVER.items() if f"{SETTING}{name}" in noted]
+    running = running_server(settings.state_dir)
+    if not given or _starts_server(settings) or (given == ["--nats-port"] and settings.nats_port == 0):
+        return
+    if settings.nats_url is not None or running is None:
+        raise ConfigError(
+            f"{given[0]} is for the nats-server that `serve` starts, and --nats names another", param=given[0]
+        )
+    at = without_password(running.url)
+    if set(given) <= {"--nats-host", "--nats-port"} and at.endswith(f"://{settings.nats_host}:{settings.nats_port}"):
+        return
+    raise ConfigError(
+        f"a nats-server runs over {settings.state_dir} already, at {at}, which {given[0]} would not change: leave it out, "
+        "or choose another --state-dir", param=given[0],
+    )  # fmt: skip
 
 
 def _with_nats_port(settings: Settings) -> Settings:

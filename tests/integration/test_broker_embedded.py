@@ -21,9 +21,10 @@ from omnibus.broker.listening import free_port
 from omnibus.broker.nats_access import CREDENTIALS_FILE, Access, without_password
 from omnibus.broker.server_binary import find_binary, profile_path
 from omnibus.child_process import start_child
-from omnibus.errors import BrokerDenied, BrokerUnavailable, ConfigError, ServerBinaryError
+from omnibus.errors import BrokerDenied, BrokerError, BrokerUnavailable, ConfigError, ServerBinaryError
 from omnibus.settings import Settings
 from omnibus.wire import subjects
+from tests.support.served import command_line
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -237,6 +238,42 @@ async def test_password_of_this_machine_s_server_is_found_when_its_url_is_given_
     async with connect(found.url, name="here", access=found.access) as connection:
         assert connection.connected
     assert not any(value for value in found.environment.values() if "omnibus:" in value), "children read it from a file"
+
+
+async def test_credentials_that_are_given_count_when_the_server_is_found(
+    own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """They were left unread, and this machine's own password taken."""
+    wrong = tmp_path / "wrong"
+    wrong.write_text("somebody:else\n")
+    found = discover(Settings(state_dir=own_server.state_dir, nats_credentials=wrong))
+    assert found.url == without_password(own_server.url)
+    with pytest.raises(BrokerError, match=r"(?i)authorization|credentials"):
+        async with connect(found.url, name="stranger", access=found.access):
+            pass
+    copy = tmp_path / "copy"
+    copy.write_bytes((own_server.state_dir / CREDENTIALS_FILE).read_bytes())
+    found = discover(Settings(state_dir=own_server.state_dir, nats_credentials=copy))
+    async with connect(found.url, name="here", access=found.access) as connection:
+        assert connection.connected
+    assert found.environment["OMNIBUS_NATS_CREDENTIALS"] == str(copy), "children have the same"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--nats-port", "1"), ("--insecure",), ("--nats", "nats://else:4222", "--nats-host", "10.0.0.1")],
+    ids=" ".join,
+)
+async def test_flags_of_a_new_server_are_refused_when_another_is_used(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    """They changed nothing, without a word."""
+    monkeypatch.delenv("OMNIBUS_NATS_URL", raising=False)
+    words = command_line("serve", "omni-tiny", "--no-frontdoor", "--state-dir", str(own_server.state_dir), *flags)
+    refused = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert next(flag for flag in reversed(flags) if flag.startswith("--")) in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "broker.example"])

@@ -19,6 +19,7 @@ from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.checkpoints import loading, require_file, resolve_model
 from omnibus.workers.engines.vllm.arguments import CPU_DEFAULTS, with_spare_slot
 from omnibus.workers.engines.vllm.executor import bound
+from omnibus.workers.engines.vllm.start_failure import reason_named
 
 TRIED = ("0.32",)
 """Minors of vLLM that the tests passed on; the extra `vllm` of pyproject.toml allows these, and no others."""
@@ -60,7 +61,7 @@ def start_llm(stage: StageSpec, engine_args: Mapping[str, Any], load: LoadGauge)
         log.warning(LogEvent.ENGINE_UNTRIED, stage=stage.name, reason=warning)
     model = resolve_model(stage.model, stage.revision)
     require_file(model, stage.revision, CONFIG_FILES)
-    with loading(model, stage.revision):
+    with loading(model, stage.revision), reason_named():
         config = _args(stage, {**engine_args, "model": model, "revision": stage.revision}).create_engine_config()
         return AsyncLLM(
             vllm_config=config,
