@@ -21,6 +21,7 @@ from tests.support.companion_stages import prompt_of
 from tests.support.prefill_decode import prefill_decode
 from tests.support.small_disk import small_disk
 from tests.support.three_nodes import ThreeNodes
+from tests.support.zoo import START, TALK, environment, import_pipeline
 from tools.omni_tiny.grammar import sample_prompts
 
 HEARTBEAT = 2.0
@@ -119,6 +120,9 @@ stages:
    stall_timeout: {STALL}s, final_output: true, final_output_type: video, engine_args: {{outputs: {{video: video, fps: json}}}}}}
 """
 """A picture, and a film of it, in steps."""
+
+ZOO_CODE = "register,deploy"
+"""Settings of vLLM-Omni's stages that have code loaded, and that their workers know from the broker alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +272,22 @@ async def halves(folder: Path) -> AsyncIterator[Arena]:
         yield arena
 
 
+@asynccontextmanager
+async def zoo(folder: Path) -> AsyncIterator[Arena]:
+    """Two tiny language models of vLLM-Omni, a stage each, in an environment of their own, which takes minutes to make."""
+    from tests.support.zoo_checkpoint import make_checkpoint  # noqa: PLC0415 imports torch
+
+    with environment(folder / "environment") as python:
+        file = import_pipeline(python, folder, TALK, make_checkpoint(folder / "tiny"))
+        spec = load_pipeline(str(file))
+        thinker, talker = spec.stages  # of both only the second one's text is wanted: it says what crossed
+        spec = replace(spec, stages=(replace(thinker, final_output=False, final_output_type=None), talker))
+        cluster = Cluster(folder, spec, ready=START, modules=ZOO_CODE)
+        size = Size(http_stream=2, http=1, python=1, raw_pause=2.0)
+        async with _open(cluster, text_wish, size, within=START) as arena:
+            yield arena
+
+
 ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = MappingProxyType(
     {
         "chain": chain,
@@ -279,6 +299,7 @@ ARENAS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Arena]]] = Map
         "films": films,
         "omni-tiny": omni_tiny,
         "prefill-decode": halves,
+        "vllm_omni": zoo,
     }
 )
 """By name, in the order in which they are fought in."""

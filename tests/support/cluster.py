@@ -109,6 +109,8 @@ class Cluster:
         name = name or f"worker-{stage_id}"
         count = str(replicas or self._replicas[stage_id])
         words = ("--pipeline", self.spec.name, "--stage", str(stage_id), "--replicas", count, "--grace", "10")
+        if (python := self.spec.stage(stage_id).python) is not None:  # which is not deployed
+            words = (*words, "--stage-overrides", f"{stage_id}.python={python}")
         await self.start(name, "worker", *words, env=env)
         return name
 

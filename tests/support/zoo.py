@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+from omnibus.pipeline import engines
 from tests.support.other_python import ROOT, site_packages
 from tests.support.served import command_line
 
@@ -63,14 +64,26 @@ stages:
 
 @contextmanager
 def environment(folder: Path) -> Iterator[Path]:
-    """The interpreter that has vLLM-Omni, in a folder that goes with it. Meanwhile our own finds the entry of its engine."""
+    """The interpreter that has vLLM-Omni, in a folder that goes with it.
+
+    Meanwhile this process and its children find the entry of its engine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        path = os.pathsep.join((str(install_entry(folder)), str(ROOT)))
-        with patch.dict(os.environ, {**CPU, "PYTHONPATH": path}):
+        site = str(install_entry(folder))
+        path = os.pathsep.join((site, str(ROOT)))
+        with patch.dict(os.environ, {**CPU, "PYTHONPATH": path}), patch.object(sys, "path", [*sys.path, site]):
+            _forget_engines()
             yield make_environment(folder)
     finally:
+        _forget_engines()
         shutil.rmtree(folder)  # gigabytes
+
+
+def _forget_engines() -> None:
+    """Have this process look anew which engines are installed."""
+    engines._points.cache_clear()
+    engines._installed.cache_clear()
 
 
 def import_pipeline(python: Path, folder: Path, deploy: str, checkpoint: Path, *flags: str) -> Path:

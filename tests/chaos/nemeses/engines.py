@@ -38,6 +38,16 @@ async def kill_engine(battle: Battle) -> None:
     await _strike_engine(battle, signal.SIGKILL)
 
 
+async def kill_omni(battle: Battle) -> None:
+    """Kill the process in which vLLM-Omni computes for a stage, of one stage after the other; then a replica with its own."""
+    stage_ids = battle.random.sample(battle.arena.stages(), len(battle.arena.stages()))
+    for stage_id in stage_ids:
+        await _strike_engine(battle, signal.SIGKILL, stage_id)
+    battle.strike_replica(await battle.victim(stage_ids[0]), signal.SIGKILL)
+    await battle.crowd.more(BETWEEN)
+    await battle.cluster.wait_up()
+
+
 async def end_engine(battle: Battle) -> None:
     await _strike_engine(battle, signal.SIGTERM)
 
@@ -72,18 +82,18 @@ async def kill_nats(battle: Battle) -> None:
     await battle.crowd.more(2 * BETWEEN)
 
 
-async def _strike_engine(battle: Battle, number: signal.Signals) -> None:
-    pid, target = await _engine(battle)
+async def _strike_engine(battle: Battle, number: signal.Signals, stage_id: int = THINKER) -> None:
+    pid, target = await _engine(battle, stage_id)
     battle.note(number.name, target)
     os.kill(pid, number)
     await battle.crowd.more(BETWEEN)
     await battle.cluster.wait_up()
 
 
-async def _engine(battle: Battle) -> tuple[int, str]:
-    """Process id and name of the thinker's engine, with a task in hand."""
-    one = await battle.victim(THINKER)
+async def _engine(battle: Battle, stage_id: int = THINKER) -> tuple[int, str]:
+    """Process id and name of a stage's engine, with a task in hand."""
+    one = await battle.victim(stage_id)
     found = await eventually(
         lambda: children_of(one.pid, "EngineCore"), battle.arena.within, what="the engine's process"
     )
-    return found[0], f"engine of replica {THINKER}.{one.replica}"
+    return found[0], f"engine of replica {stage_id}.{one.replica}"

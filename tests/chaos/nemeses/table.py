@@ -89,5 +89,6 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="kill-tiny-orch", arena="omni-tiny", strike=engines.kill_orchestrator),
     Nemesis(name="kill-tiny-nats", arena="omni-tiny", strike=engines.kill_nats),
     Nemesis(name="prefill-decode", arena="prefill-decode", strike=engines.kill_halves),
+    Nemesis(name="vllm_omni", arena="vllm_omni", strike=engines.kill_omni),
     Nemesis(name="kill-tiny-door", arena="omni-tiny", strike=processes.kill_front_door),
 )
