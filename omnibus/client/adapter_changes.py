@@ -1,13 +1,13 @@
 """LoRA adapters that an operator adds to a running pipeline, and removes.
 
-They stand in the pipeline's deployed specification, among the `lora_modules` of its stages: so every front door knows them, and
-a replica that starts later has them. Replicas that run are called. A new deployment of the pipeline replaces them by its own.
+They stand in the pipeline's deployed specification, as `added_adapters` of its stages: so every front door knows them, and a
+replica that starts later has them. Replicas that run are called. Deployments keep them; what a file declares comes back with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -19,14 +19,10 @@ from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.deployed_pipelines import change_deployed
 
-MODULES = "lora_modules"
-Places = Mapping[int, str]
-"""Where an adapter is, by the id of the stage that has it."""
-
 
 def adapter_stages(spec: PipelineSpec) -> tuple[int, ...]:
     """The stages that take adapters; raises InvalidRequest where there is none."""
-    found = tuple(stage.stage_id for stage in spec.stages if _takes_adapters(stage))
+    found = tuple(stage.stage_id for stage in _takers(spec))
     if not found:
         raise InvalidRequest(
             f"no stage of pipeline {spec.name!r} takes adapters while it runs: give a vllm stage `enable_lora: true`",
@@ -40,26 +36,33 @@ async def add_adapter(
 ) -> None:
     """Add an adapter to the stages that take adapters; `again`: in the place of one of that name.
 
-    `place` is a folder of the workers' machines, `package:` or a name on the hub. Raises InvalidRequest for a name that is
-    taken, and for an adapter that a replica cannot load; then nothing has changed. Raises EngineError when a replica does not
-    answer.
+    `place` is a folder of the workers' machines, `package:` or a name on the hub. The same adapter may be added twice. Raises
+    InvalidRequest for a name that another one has, and for an adapter that a replica cannot load; then nothing has changed.
+    Raises EngineError when a replica does not answer.
     """
     stages = adapter_stages(spec)
-    before: Places = {}
+    former = spec
 
     def add(deployed: PipelineSpec) -> PipelineSpec:
-        nonlocal before
-        before = _places(deployed, name)
-        if before and not again:
-            raise InvalidRequest(f"there is an adapter {name!r} already: see load_inplace", param="lora_name")
-        return _with(deployed, name, dict.fromkeys(stages, place))
+        nonlocal former
+        former = deployed
+        if not again and any(stage.adapters.get(name, place) != place for stage in _takers(deployed)):
+            raise InvalidRequest(f"there is another adapter {name!r} already: see load_inplace", param="lora_name")
+        return _changed(deployed, lambda stage: _with_added(stage, name, place))
 
     await change_deployed(connection, spec.name, add)
     loaded = await _called(connection, spec, stages, "load_adapter", name, place)
     if not loaded.complete:
-        await change_deployed(connection, spec.name, lambda deployed: _with(deployed, name, before))
+        before = {stage.stage_id: stage for stage in _takers(former)}
+
+        def undone(stage: StageSpec) -> StageSpec:
+            known = before.get(stage.stage_id)
+            return _with_added(stage, name, known.added_adapters.get(name) if known is not None else None)
+
+        await change_deployed(connection, spec.name, lambda deployed: _changed(deployed, undone))
         for stage_id in stages:
-            undo = ("load_adapter", name, before[stage_id]) if stage_id in before else ("unload_adapter", name)
+            at = before[stage_id].adapters.get(name) if stage_id in before else None
+            undo = ("unload_adapter", name) if at is None else ("load_adapter", name, at)
             await _called(connection, spec, [stage_id], *undo)
         loaded.raise_for_partial()
 
@@ -72,9 +75,9 @@ async def remove_adapter(connection: Connection, spec: PipelineSpec, name: str) 
     stages = adapter_stages(spec)
 
     def remove(deployed: PipelineSpec) -> PipelineSpec:
-        if not _places(deployed, name):
+        if not any(name in stage.adapters for stage in _takers(deployed)):
             raise UnknownModel(f"there is no adapter {name!r}", param="lora_name")
-        return _with(deployed, name, {})
+        return _changed(deployed, lambda stage: _without_declared(_with_added(stage, name, None), name))
 
     await change_deployed(connection, spec.name, remove)
     unloaded = await _called(connection, spec, stages, "unload_adapter", name)
@@ -89,26 +92,25 @@ async def _called(
     )
 
 
-def _places(spec: PipelineSpec, name: str) -> Places:
-    return {
-        stage.stage_id: stage.engine_args[MODULES][name]
-        for stage in spec.stages
-        if _takes_adapters(stage) and name in stage.engine_args.get(MODULES, ())
-    }
+def _takers(spec: PipelineSpec) -> Iterator[StageSpec]:
+    return (stage for stage in spec.stages if engine_kind(stage.engine).loads_adapters(stage.engine_args))
 
 
-def _with(spec: PipelineSpec, name: str, places: Places) -> PipelineSpec:
-    """The specification with an adapter at these places, and nowhere else."""
-
-    def changed(stage: StageSpec) -> StageSpec:
-        if not _takes_adapters(stage):
-            return stage
-        others = {one: at for one, at in stage.engine_args.get(MODULES, {}).items() if one != name}
-        own = {name: places[stage.stage_id]} if stage.stage_id in places else {}
-        return replace(stage, engine_args={**stage.engine_args, "enable_lora": True, MODULES: {**others, **own}})
-
-    return replace(spec, stages=tuple(map(changed, spec.stages)))
+def _changed(spec: PipelineSpec, change: Callable[[StageSpec], StageSpec]) -> PipelineSpec:
+    """The specification with every stage changed that takes adapters."""
+    changed = {stage.stage_id: change(stage) for stage in _takers(spec)}
+    return replace(spec, stages=tuple(changed.get(stage.stage_id, stage) for stage in spec.stages))
 
 
-def _takes_adapters(stage: StageSpec) -> bool:
-    return engine_kind(stage.engine).loads_adapters(stage.engine_args)
+def _with_added(stage: StageSpec, name: str, place: str | None) -> StageSpec:
+    """The stage with an added adapter at this place; None: without one of this name."""
+    others = {one: at for one, at in stage.added_adapters.items() if one != name}
+    return replace(stage, added_adapters=others if place is None else {**others, name: place})
+
+
+def _without_declared(stage: StageSpec, name: str) -> StageSpec:
+    if name not in stage.declared_adapters:
+        return stage
+    others = {one: at for one, at in stage.declared_adapters.items() if one != name}
+    # That it declared some may be all that has it take adapters.
+    return replace(stage, engine_args={**stage.engine_args, "enable_lora": True, "lora_modules": others})

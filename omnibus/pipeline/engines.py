@@ -70,7 +70,7 @@ class EngineKind:
     """Whether its stages can read segments of a request's input while they run: as the flow `input`."""
     loads_adapters: Callable[[EngineArgs], bool] = lambda _args: False
     """Whether a stage with these arguments takes LoRA adapters while it runs: by the control methods `load_adapter`,
-    `unload_adapter` and `add_missing`, and keeps them among its `lora_modules`."""
+    `unload_adapter` and `set_adapters`, which has those of its file and those that were added."""
     has_prefix_cache: bool = False
     can_sleep: bool = False
     """Whether it may have the control methods `sleep` and `wake_up`; without it nobody is asked."""

@@ -129,7 +129,7 @@ def _fields_at(path: Path) -> tuple[str, ...]:
 
 
 def _entry_that_is_not_text(document: YamlDocument, path: Path) -> Path:
-    """msgspec does not say which entry of a dict is wrong; here only `env` constrains its values, to text."""
+    """msgspec does not say which entry of a dict is wrong; those here that constrain their values want text."""
     entries = _value_at(document, path)
     return next(((*path, key) for key, value in entries.items() if not isinstance(value, str)), path)
 

@@ -103,6 +103,9 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
     """Environment of the stage's replicas, added to the supervisor's."""
     engine_args: dict[str, Any] = {}
     """Arguments that are passed to the engine unchanged."""
+    added_adapters: dict[str, str] = {}
+    """LoRA adapters, name to place, that an operator added while it ran, over the engine's `lora_modules`. Deployments keep
+    them."""
     input_processor: str | None = None
     """`module:function` that makes the engine's input of the request and the sources' outputs."""
     prompt_expand: str | None = None
@@ -123,6 +126,16 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
         """The modalities that the stage delivers, in order; empty where it delivers none."""
         given = self.final_output_type if self.final_output else None
         return (given,) if isinstance(given, str) else tuple(given or ())
+
+    @property
+    def declared_adapters(self) -> dict[str, str]:
+        """The LoRA adapters of its file, name to place."""
+        return self.engine_args.get("lora_modules") or {}
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The LoRA adapters that requests may name, and where they are."""
+        return {**self.declared_adapters, **self.added_adapters}
 
 
 class EdgeSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -232,7 +245,7 @@ class PipelineSpec(
     @cached_property
     def adapters(self) -> tuple[str, ...]:
         """The LoRA adapters that requests may name."""
-        return tuple(sorted({name for stage in self.stages for name in stage.engine_args.get("lora_modules") or ()}))
+        return tuple(sorted({name for stage in self.stages for name in stage.adapters}))
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:

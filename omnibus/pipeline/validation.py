@@ -182,6 +182,8 @@ def _engine_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:
         if name not in taken:
             hint = suggestion(name, taken) or f"; it takes {', '.join(sorted(taken)) or 'none'}"
             yield Problem((*path, "engine_args", name), f"the engine {stage.engine} has no such argument{hint}")
+    if stage.added_adapters and not kind.loads_adapters(stage.engine_args):
+        yield Problem((*path, "added_adapters"), f"this stage of {stage.engine} takes no adapters while it runs")
 
 
 def _duration_problems(path: Path, stage: StageSpec) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
+from msgspec.structs import replace
 
 from omnibus.broker.bucket import Bucket, BucketEntry, transact
 from omnibus.broker.connection import Connection
@@ -17,7 +18,8 @@ from omnibus.broker.layout import Change, ensure_layout, layout_of, own_streams
 from omnibus.errors import PipelineError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.pipeline.spec import PipelineSpec
+from omnibus.pipeline.engines import engine_kind
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.pipeline.validation import validate
 from omnibus.registry.presence.replica_record import read_replicas
 from omnibus.wire import subjects
@@ -49,7 +51,8 @@ class Deployment:
 async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replicas: int = 1) -> Deployment:
     """Lay the broker out for a pipeline, with so many copies of everything, and store its specification last.
 
-    The paths of interpreters stay here: they mean nothing on another machine.
+    The paths of interpreters stay here: they mean nothing on another machine. LoRA adapters that were added while the pipeline
+    ran stay with it.
     Idempotent: the same specification keeps its revision. Nothing is deleted: what a former version needed stays.
     Raises PipelineError for a senseless specification, BrokerRefused for a setting that cannot be changed in place,
     BrokerUnavailable.
@@ -57,15 +60,40 @@ async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replica
     validate(spec)
     spec = spec.without_interpreters()
     changes = tuple(await ensure_layout(connection, layout_of(spec, replicas=replicas)))
-    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
-    data = msgspec.msgpack.encode(spec)
-    found = await bucket.get(spec.name)
-    if found is not None and found.value == data:
-        return Deployment(Deployed(spec, found.revision), changes, stored=False)
-    revision = await bucket.put(spec.name, data)
-    log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=spec.name, revision=revision)
-    replicas = await count_replicas(connection, spec.name)
-    return Deployment(Deployed(spec, revision), changes, stored=True, replicas=replicas)
+    deployed, stored = await _store(Bucket(connection, subjects.PIPELINES_BUCKET), spec)
+    if not stored:
+        return Deployment(deployed, changes, stored=False)
+    log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=spec.name, revision=deployed.revision)
+    return Deployment(deployed, changes, stored=True, replicas=await count_replicas(connection, spec.name))
+
+
+async def _store(bucket: Bucket, given: PipelineSpec) -> tuple[Deployed, bool]:
+    """Store a specification, with what stays of the one before; returns what is deployed now, and whether that is new."""
+
+    async def attempt() -> tuple[Deployed, bool]:
+        found = await bucket.get_latest(given.name)
+        former = read_pipeline(given.name, found.value) if found is not None else None
+        spec = _with_added_adapters(given, former) if former is not None else given
+        data = msgspec.msgpack.encode(spec)
+        if found is None:
+            return Deployed(spec, await bucket.create(given.name, data)), True
+        if found.value == data:
+            return Deployed(spec, found.revision), False
+        return Deployed(spec, await bucket.update(given.name, data, found.revision)), True
+
+    return await transact(attempt, f"pipeline {given.name!r}")
+
+
+def _with_added_adapters(spec: PipelineSpec, former: PipelineSpec) -> PipelineSpec:
+    """The specification with the adapters that were added to stages of the former one, where they take adapters still."""
+
+    def kept(stage: StageSpec) -> StageSpec:
+        before = former.by_ref.get(stage.stage_id)
+        if before is None or not engine_kind(stage.engine).loads_adapters(stage.engine_args):
+            return stage
+        return replace(stage, added_adapters={**stage.added_adapters, **before.added_adapters})
+
+    return replace(spec, stages=tuple(map(kept, spec.stages)))
 
 
 async def count_replicas(connection: Connection, pipeline: str) -> int:

@@ -146,7 +146,7 @@ def _check_effects(spec: PipelineSpec, request: Request, route: Route) -> None:
 
 
 def _check_adapter(name: str, stages: Sequence[StageSpec]) -> None:
-    adapters = sorted({name for stage in stages for name in stage.engine_args.get("lora_modules", ())})
+    adapters = sorted({name for stage in stages for name in stage.adapters})
     if name not in adapters:
         known = ", ".join(adapters) or "none"
         raise InvalidRequest(f"no stage has a LoRA adapter {name!r}; there are: {known}", param="lora")

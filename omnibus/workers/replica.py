@@ -224,13 +224,21 @@ class Replica:
         self._claims.interrupt(Interruption.REQUEUED)
 
     async def _add_adapters(self) -> None:
-        """Load the adapters that were added while the engine started: from now on it is called."""
+        """Have the adapters that are deployed now: others were called while the engine started, from now on it is, too."""
         if not engine_kind(self._stage.engine).loads_adapters(self._stage.engine_args):
             return
+        set_ones = None
+        while (stage := await self._deployed_stage()) is not None:
+            wanted = (stage.declared_adapters, stage.added_adapters)
+            if wanted == set_ones:  # else a call may have come in between
+                return
+            await self._engine.rpc("set_adapters", wanted, {})
+            set_ones = wanted
+
+    async def _deployed_stage(self) -> StageSpec | None:
+        """The stage as it is deployed now."""
         deployed = await find_deployed(self._conn, self._spec.name)
-        stage = deployed.by_ref.get(self._stage.stage_id) if deployed is not None else None
-        if stage is not None:
-            await self._engine.rpc("add_missing", (stage.engine_args.get("lora_modules", {}),), {})
+        return deployed.by_ref.get(self._stage.stage_id) if deployed is not None else None
 
     def _restart(self) -> None:
         self.comes_back = True

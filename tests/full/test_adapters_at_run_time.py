@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,11 @@ def test_an_adapter_is_added_at_run_time_and_outlives_its_replica(server: Servin
     assert text(server, "writer:pirate") == pirate  # it waits for the next one
     assert replica_of(server) not in (None, replica)
 
-    twice = post(server, "/v1/load_lora_adapter", lora_name="pirate", lora_path=str(folder / "poet"))
-    assert (twice.status_code, twice.json()["error"]["param"]) == (400, "lora_name")
+    twice = post(server, "/v1/load_lora_adapter", lora_name="pirate", lora_path=str(folder / "pirate"))
+    assert twice.status_code == 200, twice.text
+    other = post(server, "/v1/load_lora_adapter", lora_name="pirate", lora_path=str(folder / "poet"))
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "lora_name")
+    assert text(server, "writer:pirate") == pirate
     replaced = post(
         server, "/v1/load_lora_adapter", lora_name="pirate", lora_path=str(folder / "poet"), load_inplace=True
     )
@@ -111,6 +115,28 @@ def test_an_adapter_is_added_at_run_time_and_outlives_its_replica(server: Servin
     assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'pirate' removed successfully.")
     assert post(server, "/v1/completions", model="writer:pirate", **ASK).status_code == 404
     assert text(server, "writer") == plain
+
+
+def test_an_added_adapter_is_there_when_everything_starts_again(folder: Path) -> None:
+    def started() -> AbstractContextManager[Serving]:
+        file = str(folder / "writer.yaml")
+        return serving(file, "--port", "0", "--nats-port", "0", state_dir=folder / "again")
+
+    with started() as first:
+        for name in ("pirate", "declared"):  # the second one in the place of that of the file
+            added = post(
+                first, "/v1/load_lora_adapter", lora_name=name, lora_path=str(folder / "poet"), load_inplace=True
+            )
+            assert added.status_code == 200, added.text
+        poet = text(first, "writer:pirate")
+    with started() as second:
+        assert text(second, "writer:pirate") == poet == text(second, "writer:declared")
+        for name in ("pirate", "declared"):
+            assert post(second, "/v1/unload_lora_adapter", lora_name=name).status_code == 200
+        assert models(second) == {"writer": None}
+    with started() as third:
+        assert models(third) == {"writer": None, "writer:declared": "writer"}
+        assert text(third, "writer:declared") != poet
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest_asyncio
 import torch
 import transformers
 
+from omnibus.errors import EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support import tiny_checkpoints
@@ -73,6 +74,29 @@ async def test_each_gets_the_tokens_of_its_adapter_when_they_run_at_once(
     said = [last.outputs["token_ids"] for _, last in answers]
     assert said == [greedy_ids(model, PROMPT, 12) for model in models.values()]
     assert len({tuple(tokens) for tokens in said}) == len(models)
+
+
+async def test_a_name_is_what_was_deployed_last_when_adapters_changed_while_the_engine_started(
+    engine: VllmEngine, models: dict[str | None, transformers.Qwen3ForCausalLM], folder: Path
+) -> None:
+    async def said(name: str) -> list[int]:
+        _, last = await run_job(engine, make_job(f"set-{name}", GREEDY, token_ids=PROMPT, lora=name))
+        tokens: list[int] = last.outputs["token_ids"]
+        return tokens
+
+    declared = {name: str(folder / name) for name in ("pirate", "poet")}
+    await engine.rpc("set_adapters", [{"pirate": declared["pirate"]}, {"pirate": declared["poet"]}], {})
+    assert await said("pirate") == greedy_ids(models["poet"], PROMPT, 12)
+    with pytest.raises(EngineRejected, match="there are: pirate"):
+        await said("poet")
+
+    await engine.rpc("set_adapters", [declared, {"poet": "/nowhere"}], {})
+    assert await said("pirate") == greedy_ids(models["pirate"], PROMPT, 12)
+    with pytest.raises(EngineRejected, match="/nowhere"):
+        await said("poet")
+
+    await engine.rpc("set_adapters", [declared, {}], {})
+    assert await said("poet") == greedy_ids(models["poet"], PROMPT, 12)
 
 
 async def test_profile_is_written_when_it_was_started_and_stopped(engine: VllmEngine, folder: Path) -> None:

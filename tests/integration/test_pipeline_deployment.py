@@ -26,7 +26,13 @@ from omnibus.files.file_store import FileStore
 from omnibus.ledger.records import Ledger
 from omnibus.orchestrator.deployed import DeployedOrchestrator
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.registry.deployed_pipelines import delete_pipeline, deploy_pipeline, list_deployed, load_deployed
+from omnibus.registry.deployed_pipelines import (
+    change_deployed,
+    delete_pipeline,
+    deploy_pipeline,
+    list_deployed,
+    load_deployed,
+)
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import Request
@@ -83,6 +89,31 @@ async def test_new_version_is_found_when_it_replaces_another(connection: Connect
 
     assert second.deployed.revision > first.deployed.revision
     assert (await load_deployed(connection, pipeline)).stages[0].slots == 4
+
+
+async def test_added_adapters_stay_where_stages_take_them_when_deployed_anew(
+    connection: Connection, pipeline: str
+) -> None:
+    def spec(slots: int = 1, **engine_args: object) -> PipelineSpec:
+        only = msgspec.structs.replace(_spec(pipeline, slots).stages[0], engine="vllm", engine_args=engine_args)
+        return PipelineSpec(name=pipeline, stages=(only,))
+
+    def added(deployed: PipelineSpec) -> PipelineSpec:
+        stage = msgspec.structs.replace(deployed.stages[0], added_adapters={"pirate": "/pirate"})
+        return msgspec.structs.replace(deployed, stages=(stage,))
+
+    first = await deploy_pipeline(connection, spec(enable_lora=True))
+    assert first.deployed.spec.adapters == ()
+    changed = await change_deployed(connection, pipeline, added)
+    again = await deploy_pipeline(connection, spec(enable_lora=True))
+    assert (again.stored, again.deployed.spec) == (False, changed)
+
+    other = await deploy_pipeline(connection, spec(slots=4, lora_modules={"pirate": "/declared", "poet": "/poet"}))
+    assert other.deployed.spec == await load_deployed(connection, pipeline)
+    assert other.deployed.spec.stages[0].adapters == {"pirate": "/pirate", "poet": "/poet"}
+
+    without = await deploy_pipeline(connection, spec())
+    assert without.deployed.spec.adapters == ()
 
 
 async def test_nothing_is_touched_when_the_specification_is_senseless(connection: Connection, pipeline: str) -> None:

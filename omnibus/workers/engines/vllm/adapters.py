@@ -31,7 +31,9 @@ class Adapters:
         self._most = config.max_loras - 1 if config is not None and current_platform.is_cpu() else None
         self._requests: dict[str, LoRARequest] = {}
         self._failed: dict[str, str] = {}
-        """Why an adapter of the stage's arguments is not there."""
+        """Why an adapter that the stage should have is not there."""
+        self._places: dict[str, tuple[str, bool]] = {}
+        """Where each was loaded from, and whether it was added while the engine ran."""
         self._made = 0
         self._changing = asyncio.Lock()
 
@@ -47,16 +49,27 @@ class Adapters:
             raise EngineRejected(f"no LoRA adapter {name!r} here; {why}", param="lora")
         return self._requests[name]
 
-    async def add_missing(self, wanted: Mapping[str, str]) -> None:
-        """Load those that are not here, by name and place. One that cannot be loaded is refused to those who ask for it."""
-        for name in wanted.keys() - self._requests.keys():
-            try:
-                await self.load_adapter(name, wanted[name])
-            except InvalidRequest as error:
-                self._failed[name] = error.message
-                log.warning(LogEvent.ENGINE_ADAPTER_FAILED, adapter=name, error=error.message)
+    async def set_adapters(self, declared: Mapping[str, str], added: Mapping[str, str]) -> None:
+        """Have these and no others, by name and place; those that were added are loaded from where they are said to be.
 
-    async def load_adapter(self, name: str, place: str) -> None:
+        One that cannot be loaded is refused to those who ask for it.
+        """
+        for name in (self._requests.keys() | self._failed.keys()) - declared.keys() - added.keys():
+            await self.unload_adapter(name)
+        for name, place in {**declared, **added}.items():
+            # The files at a place may be others since one was declared: what was added is loaded once more.
+            if self._places.get(name) != (place, name in added):
+                await self._try(name, place, is_added=name in added)
+
+    async def _try(self, name: str, place: str, *, is_added: bool) -> None:
+        try:
+            await self.load_adapter(name, place, is_added=is_added)
+        except InvalidRequest as error:
+            await self.unload_adapter(name)  # no other one answers in its name
+            self._failed[name] = error.message
+            log.warning(LogEvent.ENGINE_ADAPTER_FAILED, adapter=name, error=error.message)
+
+    async def load_adapter(self, name: str, place: str, *, is_added: bool = True) -> None:
         """Add an adapter, or put it in the place of that of its name.
 
         Raises InvalidRequest for one that the engine cannot load, and for one too many; then all is as it was.
@@ -77,12 +90,13 @@ class Adapters:
                 raise
             except Exception as error:  # EngineCore names no types
                 raise InvalidRequest(f"the adapter cannot be loaded: {describe(error)}", param="lora_path") from error
-            self._requests[name] = made
+            self._requests[name], self._places[name] = made, (place, is_added)
             self._failed.pop(name, None)
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter; idempotent. Jobs that run with it are finished."""
         async with self._changing:
             self._failed.pop(name, None)
+            self._places.pop(name, None)
             if (gone := self._requests.pop(name, None)) is not None:
                 await self._llm.remove_lora(gone.lora_int_id)

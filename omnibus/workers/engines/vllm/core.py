@@ -113,7 +113,7 @@ class VllmCore:
         await self._llm.get_supported_tasks()
         if self._pairs is not None:
             await self._pairs.check()
-        await self._adapters.add_missing(self._declared)
+        await self._adapters.set_adapters(self._declared, {})
 
     async def run(self, job: Job) -> AsyncGenerator[Item, None]:
         """Stream the job's items; vLLM's errors become ours."""

@@ -61,11 +61,11 @@ class PromptRenderer:
             **({} if special is None else {"add_special_tokens": special}),
         )  # fmt: skip
         prompt = await self.render(given, self._media_arguments(job), chat, params)
-        ids = prompt["prompt_token_ids"]
+        ids, tokenizer = prompt["prompt_token_ids"], self._renderer.tokenizer
         return PromptTokens(
             token_ids=tuple(ids),
-            strings=tuple(self._renderer.tokenizer.convert_ids_to_tokens(ids)) if strings else None,
-            text=self.text(prompt) if given.token_ids is not None else None,
+            strings=tuple(await asyncio.to_thread(tokenizer.convert_ids_to_tokens, ids)) if strings else None,
+            text=prompt["prompt"] if given.token_ids is not None else None,
             context=self._model.max_model_len,
         )
 
@@ -106,10 +106,15 @@ class PromptRenderer:
             return int(prompt["prompt_embeds"].shape[0])
         return len(prompt["prompt_token_ids"])
 
-    def text(self, prompt: Any) -> str:
+    async def text(self, prompt: Any) -> str:
         """The text of a rendered prompt."""
         self._need_tokenizer("text")
-        return prompt.get("prompt") or str(self._renderer.tokenizer.decode(prompt.get("prompt_token_ids", [])))
+        if not prompt.get("prompt"):
+            ids = TokensPrompt(prompt_token_ids=prompt.get("prompt_token_ids", []))
+            usual = self._renderer.default_cmpl_tok_params
+            params = dataclasses.replace(usual, max_total_tokens=None, needs_detokenization=True)
+            (prompt,) = await self._renderer.render_cmpl_async([ids], params)
+        return str(prompt["prompt"])
 
     async def _chat(
         self,

@@ -14,7 +14,7 @@ RPC_METHODS = frozenset(
     {"reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache", "sleep", "wake_up", "is_sleeping", "start_profile"}
     | {"stop_profile", "pause_generation", "resume_generation", "is_paused", "collective_rpc", "list_loras", "pin_lora"}
 )
-ADAPTER_METHODS = frozenset({"add_missing", "load_adapter", "unload_adapter"})
+ADAPTER_METHODS = frozenset({"load_adapter", "set_adapters", "unload_adapter"})
 """Methods of `Adapters`."""
 
 

@@ -40,7 +40,8 @@ class TextGeneration:
         begun = self._begun(run, prompt, sampling, is_fed=feed.streams)
         ids = prompt.get("prompt_token_ids", ())
         answer = Answer(run.rid, sampling, ids, run.chat, self._llm.renderer.tokenizer)
-        for delta in self._opening(run, answer, prompt, sampling, begun):
+        echoed = await self._echoed(prompt, sampling)
+        for delta in self._opening(run, answer, echoed, begun):
             yield run.keep(delta)
             await asyncio.sleep(0)  # a parser may take long for each, and leases are kept on this loop
         if answer.reason is not None:
@@ -78,12 +79,13 @@ class TextGeneration:
         }
         return SamplingParams(**{name: value for name, value in sampling.items() if name != "echo"} | ours)
 
-    def _opening(
-        self, run: Run, answer: Answer, prompt: Any, sampling: Mapping[str, Any], begun: Continuation | None
-    ) -> Iterator[TextDelta]:
+    async def _echoed(self, prompt: Any, sampling: Mapping[str, Any]) -> str | None:
+        return await self._prompts.text(prompt) if sampling.get("echo") else None
+
+    def _opening(self, run: Run, answer: Answer, echoed: str | None, begun: Continuation | None) -> Iterator[TextDelta]:
         """Give what is there before anything is generated: the prompt where it is echoed, and what an earlier attempt made."""
-        if sampling.get("echo"):
-            yield answer.echo(self._prompts.text(prompt))
+        if echoed is not None:
+            yield answer.echo(echoed)
         if begun is not None:
             # One by one, as vLLM makes them: some parsers overlook a mark among other tokens.
             for delta in begun.replay(*(() if run.chat is None else (1,))):
