@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from io import StringIO
 from operator import itemgetter
 
+from omnibus.client.media_chunk import MediaChunk, piece_values
 from omnibus.client.request_events import (
     ABORT,
     FieldPiece,
@@ -24,7 +25,6 @@ from omnibus.client.request_events import (
     StepProgress,
     TextPiece,
 )
-from omnibus.client.sound_chunk import SoundChunk
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
 
@@ -74,9 +74,9 @@ class _Stage:
     segments: int = 0
     """Ends of segments that were emitted."""
     frames: int = 0
-    """Frames of the sound that were emitted."""
-    sample_rate: int = 0
-    has_whole_sound: bool = False
+    """Frames of the sound or video that were emitted."""
+    rate: float = 0
+    has_all_frames: bool = False
     step: int = 0
     output: Output | None = None
 
@@ -187,26 +187,25 @@ class Assembly:
             stage.step = message.step
             yield StepProgress(message.stage_id, message.step, message.total, message.preview)
 
-    def sound(self, chunk: SoundChunk) -> Iterator[MediaPiece]:
+    def media(self, chunk: MediaChunk) -> Iterator[MediaPiece]:
         """The part of a chunk that is new. An attempt that begins again is not passed on before it has come further.
 
-        Of one that makes another sound what was emitted stays, as nobody can take it back.
+        Of one that makes another sound or video what was emitted stays, as nobody can take it back.
         """
         stage = self._stage(chunk.stage_id)
-        stage.sample_rate = stage.sample_rate or chunk.sample_rate
-        if stage.output is not None or chunk.sample_rate != stage.sample_rate:
+        stage.rate = stage.rate or chunk.rate
+        if stage.output is not None or chunk.rate != stage.rate:
             return
-        stage.has_whole_sound = stage.has_whole_sound or chunk.is_last
-        samples = chunk.samples[..., max(0, stage.frames - chunk.offset) :]
-        if samples.shape[-1]:
-            stage.frames = chunk.offset + chunk.samples.shape[-1]
-            yield MediaPiece(chunk.stage_id, "audio", {"audio": samples, "sample_rate": chunk.sample_rate})
+        stage.has_all_frames = stage.has_all_frames or chunk.is_last
+        if chunk.end > stage.frames:
+            new, stage.frames = chunk.behind(stage.frames), chunk.end
+            yield MediaPiece(chunk.stage_id, chunk.modality, piece_values(chunk.modality, new, chunk.rate))
 
-    def part_of_sound(self, stage_id: int) -> tuple[int, int] | None:
-        """The frames of a sound that was received in part, and their rate; None where nothing more of it is wanted."""
+    def frames_of(self, stage_id: int) -> tuple[int, float] | None:
+        """The frames of a sound or video that was received in part, and their rate; None where nothing more of it is wanted."""
         stage = self._stage(stage_id)
-        is_part = stage.frames > 0 and not stage.has_whole_sound and stage.output is None
-        return (stage.frames, stage.sample_rate) if is_part else None
+        is_part = stage.frames > 0 and not stage.has_all_frames and stage.output is None
+        return (stage.frames, stage.rate) if is_part else None
 
     def output(self, output: Output) -> Iterator[_TextEvent | OutputArrived]:
         """A finished output, once; before it what was not received of its fields and its text."""

@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack, contextmanager
 
 from omnibus.broker.connection import Connection, ReceivedMessage, Subscription, status_of
 from omnibus.client.assembly import Assembly
+from omnibus.client.media_chunk import MediaChunk
 from omnibus.client.request_events import Output, Result
-from omnibus.client.sound_chunk import SoundChunk
 from omnibus.ledger.overload import OpenRequests
 from omnibus.ledger.performer import Performer, shared_lane
 from omnibus.ledger.records import StoredRecord
@@ -40,24 +40,24 @@ class Mailbox:
     """Messages of one request for one follower, and the part that the follower has delivered.
 
     Bounded in number and bytes. A message beyond that is dropped, and the follower looks at the record instead: a text is
-    filled in from its replica or from its output. Of a sound one chunk is here at a time, which its reader waits for.
+    filled in from its replica or from its output. Of a sound or video one chunk is here at a time, which its reader waits for.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self.assembly = Assembly()
         self.most_bytes = most_bytes
-        self._messages: list[out.Out | SoundChunk | None] = []
+        self._messages: list[out.Out | MediaChunk | None] = []
         self._bytes = 0
         self._put_at = time.monotonic()
         self._news: asyncio.Future[None] | None = None
         """While the follower waits."""
         self.timer: asyncio.TimerHandle
 
-    def put(self, message: out.Out | SoundChunk | None, size: int = 0) -> None:
+    def put(self, message: out.Out | MediaChunk | None, size: int = 0) -> None:
         """Add a message of so many bytes, or None: look at the record."""
         self._put_at = time.monotonic()
         is_full = len(self._messages) >= _MOST_MESSAGES or self._bytes + size > self.most_bytes
-        if is_full and not isinstance(message, SoundChunk):
+        if is_full and not isinstance(message, MediaChunk):
             message, size = None, 0
         if message is None and self._messages[-1:] == [None]:
             return
@@ -66,7 +66,7 @@ class Mailbox:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    async def take(self) -> list[out.Out | SoundChunk | None]:
+    async def take(self) -> list[out.Out | MediaChunk | None]:
         """Wait for messages; all that have come, in order."""
         if not self._messages:
             self._news = asyncio.get_running_loop().create_future()

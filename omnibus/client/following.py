@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, Iterable
 from itertools import groupby
 
 from omnibus.client.channel import Channel, Mailbox
-from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, TextPiece
-from omnibus.client.sound_chunk import SoundChunk
-from omnibus.client.sound_reader import read_sound
+from omnibus.client.media_chunk import MediaChunk, piece_values
+from omnibus.client.media_reader import read_media
+from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, Output, TextPiece
 from omnibus.errors import BrokerError, BrokerUnavailable, DeadlineExceeded, OmnibusError
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.pipeline.route import STREAMED_MEDIA
 from omnibus.requests.state import RequestState
 from omnibus.wire import out, subjects
 from omnibus.wire.envelope import FinalOutput, Ticket
@@ -28,12 +29,12 @@ log = get_logger(__name__)
 
 
 async def follow(
-    channel: Channel, ticket: Ticket, *, from_record: bool, with_sound: bool
+    channel: Channel, ticket: Ticket, *, from_record: bool, with_media: bool
 ) -> AsyncGenerator[list[ClientEvent]]:
     """Events of a request until it has ended, Ended last: at each step all that have come; none after a silence of READ_EVERY.
 
-    `from_record`: look at the ledger first, for a request that others submitted. `with_sound`: read sound while it is made,
-    of a request that streams. Raises UnknownRequest when its record has
+    `from_record`: look at the ledger first, for a request that others submitted. `with_media`: read sound and video while they
+    are made, of a request that streams. Raises UnknownRequest when its record has
     expired, PayloadLost when an output cannot be read, and DeadlineExceeded when the request is still open GIVE_UP_AFTER it:
     no orchestrator runs, or none can be reached.
     """
@@ -44,7 +45,7 @@ async def follow(
     try:
         with channel.mailbox(ticket.rid) as box:
             follower = _Follower(channel, ticket, box)
-            readers += _sound_readers(channel, ticket, box) if with_sound else ()
+            readers += _media_readers(channel, ticket, box) if with_media else ()
             if from_record:
                 await follower.catch_up()
                 box.put(None)
@@ -67,11 +68,11 @@ async def follow(
             await elsewhere.unsubscribe()
 
 
-def _sound_readers(channel: Channel, ticket: Ticket, box: Mailbox) -> Iterable[asyncio.Task[None]]:
+def _media_readers(channel: Channel, ticket: Ticket, box: Mailbox) -> Iterable[asyncio.Task[None]]:
     for stage in ticket.route.finals:
-        if stage.final == "audio":
-            reading = read_sound(channel, ticket, stage.stage_id, box)
-            yield asyncio.create_task(reading, name=f"sound-{ticket.rid}")
+        if stage.final in STREAMED_MEDIA:
+            reading = read_media(channel, ticket, stage.stage_id, box)
+            yield asyncio.create_task(reading, name=f"media-{ticket.rid}")
 
 
 def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
@@ -87,14 +88,17 @@ def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
     return joined
 
 
-def _rest_of_sound(stage_id: int, file: bytes, frames: int, rate: int) -> Iterable[MediaPiece]:
+def _rest(output: Output, frames: int, rate: float) -> Iterable[MediaPiece]:
     """The piece that follows so many frames at a rate; a file of another attempt may have another rate, as the piece says."""
-    from omnibus.media import sound  # noqa: PLC0415 only sound loads its libraries, 20 MiB
+    from omnibus.media import sound, video  # noqa: PLC0415 only sound and video load their libraries, 20 MiB
 
-    samples, its_rate = sound.rest(file, frames / rate)
-    if samples.size:
-        values = {"audio": samples[0] if len(samples) == 1 else samples, "sample_rate": its_rate}
-        yield MediaPiece(stage_id, "audio", values)
+    if output.modality == "video":
+        rest, its_rate = video.rest(output.items[0], frames)
+    else:
+        samples, its_rate = sound.rest(output.items[0], frames / rate)
+        rest = samples[0] if len(samples) == 1 else samples
+    if rest.size:
+        yield MediaPiece(output.stage_id, output.modality, piece_values(output.modality, rest, its_rate))
 
 
 class _Follower:
@@ -115,7 +119,7 @@ class _Follower:
             if stage.final == "text":
                 await self._ask_for_text(stage.stage_id)
 
-    async def events(self, message: out.Out | SoundChunk | None) -> Iterable[ClientEvent]:
+    async def events(self, message: out.Out | MediaChunk | None) -> Iterable[ClientEvent]:
         """The events that a message brings, or the record where there is none; raises as `follow`."""
         match message:
             case out.Tokens():
@@ -124,9 +128,9 @@ class _Follower:
                 return self._assembly.tokens(message)
             case out.Step():
                 return self._assembly.step(message)
-            case SoundChunk():
+            case MediaChunk():
                 message.taken.set()
-                return self._assembly.sound(message)
+                return self._assembly.media(message)
             case out.OutputReady(output=output):
                 return await self._output(output)
             case out.EndNotice(outputs=outputs):
@@ -146,11 +150,11 @@ class _Follower:
         return events
 
     async def _output(self, final: FinalOutput) -> list[ClientEvent]:
-        """A finished output, and before it the sound that was not received of one that came in pieces."""
+        """A finished output, and before it the frames that were not received of one that came in pieces."""
         output, events = await self._channel.output(final), list[ClientEvent]()
-        part = self._assembly.part_of_sound(final.stage_id)
+        part = self._assembly.frames_of(final.stage_id)
         if part is not None and output.items:
-            events += await asyncio.to_thread(lambda: [*_rest_of_sound(final.stage_id, output.items[0], *part)])
+            events += await asyncio.to_thread(lambda: [*_rest(output, *part)])
         return [*events, *self._assembly.output(output)]
 
     def _has_all(self, ended: out.EndNotice) -> bool:

@@ -77,14 +77,14 @@ class Submission:
 
         A wait that is given up ends it.
         """
-        return self._followed(with_sound=self._streams)
+        return self._followed(with_media=self._streams)
 
-    def _followed(self, *, with_sound: bool) -> AsyncGenerator[list[ClientEvent], None]:
-        return follow(self._channel, self._record.ticket, from_record=self.attached, with_sound=with_sound)
+    def _followed(self, *, with_media: bool) -> AsyncGenerator[list[ClientEvent], None]:
+        return follow(self._channel, self._record.ticket, from_record=self.attached, with_media=with_media)
 
     async def result(self) -> Result:
         """The result, once the request has ended; at the latest its deadline ends it."""
-        async with aclosing(self._followed(with_sound=False)) as batches:
+        async with aclosing(self._followed(with_media=False)) as batches:
             results = [event.result async for events in batches for event in events[-1:] if isinstance(event, Ended)]
         return results.pop()
 

@@ -65,15 +65,16 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class MediaPiece:
-    """The next piece of a sound while its stage makes it; the pieces of a stage make its sound, without gap or repetition.
+    """The next piece of a sound or a video while its stage makes it; those of a stage make the whole, without gap or repetition.
 
-    Only of a request with `stream`, and of a stage that makes its sound in pieces. The output has the whole all the same.
+    Only of a request with `stream`, and of a stage that makes it in pieces. The output has the whole all the same.
     """
 
     stage_id: int
     modality: str
     values: Mapping[str, Any] = field(repr=False)
-    """`audio`: samples, (frames,) or (channels, frames), float or integers; `sample_rate`: Hz."""
+    """`audio`: samples, (frames,) or (channels, frames), float or integers; `sample_rate`: Hz. Or `video`: pictures,
+    (frames, height, width, 3), uint8; `fps`: frames a second."""
 
 
 @dataclass(frozen=True, slots=True)

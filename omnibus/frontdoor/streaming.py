@@ -28,6 +28,7 @@ from omnibus.frontdoor.body_route import naming_fields
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_json, error_response
 from omnibus.frontdoor.live_sound import LiveSound
+from omnibus.frontdoor.live_video import LiveVideo
 from omnibus.frontdoor.submitting import Accepted, CallerGone, Head, in_time, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -161,7 +162,7 @@ class TextStream:
 
     def __init__(self, head: Head, live: int | None, options: StreamOptions | None = None, audio: str = "wav") -> None:
         """`live` is the stage whose text streams; `audio` the format of sound."""
-        self.head, self.live, self.live_sound = head, live, LiveSound(audio)
+        self.head, self.live, self.live_sound, self.live_video = head, live, LiveSound(audio), LiveVideo()
         self.include_usage = options is not None and bool(options.include_usage)
         self.sent: list[str] = []
         """The text that streamed, in pieces."""
@@ -181,8 +182,11 @@ class TextStream:
                 frames += [frame({**self.piece(""), "segment_finished": number})] if stage_id == self.live else ()
             case MediaPiece():
                 frames += map(frame, self.sound(await self.live_sound.piece(event)))
+                frames += map(frame, self.video(await self.live_video.piece(event)))
             case OutputArrived(output=output):
-                frames += map(frame, self.output(await self.live_sound.ready(output)))
+                rest = await self.live_video.rest(output)
+                made = self.output(await self.live_sound.ready(output)) if rest is None else self.video(rest)
+                frames += map(frame, made)
             case Ended(result=result):
                 result.raise_for_state()
                 frames += map(frame, self.closing(result.outputs))
@@ -210,6 +214,10 @@ class TextStream:
 
     def sound(self, _data: bytes) -> Iterable[Answer]:
         """The next bytes of the sound, maybe none."""
+        return []
+
+    def video(self, _data: bytes) -> Iterable[Answer]:
+        """The next bytes of the video, maybe none."""
         return []
 
     def output(self, _output: Output) -> Iterable[Answer]:

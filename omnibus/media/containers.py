@@ -75,3 +75,19 @@ def opened(data: bytes, kind: Literal["audio", "video"]) -> Any:
 def reason(error: Exception) -> str:
     """An error of a decoder in its own words."""
     return str(error.strerror if isinstance(error, av.FFmpegError) else error)
+
+
+class Pipe:
+    """A file that cannot be sought in, as FFmpeg sees it: it has no other method."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._written.append(bytes(data))
+        return len(data)
+
+    def taken(self) -> bytes:
+        """What was written since the last call."""
+        written, self._written = self._written, []
+        return b"".join(written)

@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
-from omnibus.media.containers import opened, reason, recognised
+from omnibus.media.containers import Pipe, opened, reason, recognised
 from omnibus.media.effort import Effort
 from omnibus.media.sound_formats import FORMATS, MAX_CHANNELS, PCM_RATE, SoundFormat
 
@@ -187,7 +187,7 @@ class SoundEncoder:
         Raises EngineError for what cannot be written in the format.
         """
         into = FORMATS[wanted]
-        self._rate, self._channels, self._wanted, self._pipe = rate, channels, wanted, _Pipe()
+        self._rate, self._channels, self._wanted, self._pipe = rate, channels, wanted, Pipe()
         options = {"fflags": "+bitexact", "flush_packets": "1"}
         options |= _PAGE if file is None and into.container == "ogg" else {}
         try:
@@ -242,21 +242,6 @@ class SoundEncoder:
     def _failed(self, error: Exception) -> EngineError:
         sound = f"{self._channels} channels at {self._rate} Hz"
         return EngineError(f"{sound} cannot be written as {self._wanted}: {reason(error)}")
-
-
-class _Pipe:
-    """A file that cannot be sought in, as FFmpeg sees it: it has no other method."""
-
-    def __init__(self) -> None:
-        self._written: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self._written.append(bytes(data))
-        return len(data)
-
-    def taken(self) -> bytes:
-        written, self._written = self._written, []
-        return b"".join(written)
 
 
 def _layout(channels: int) -> str:

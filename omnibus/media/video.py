@@ -11,7 +11,7 @@ import numpy as np
 
 from omnibus.errors import EngineError, InvalidRequest, RequestTooLarge
 from omnibus.media import av1, pictures, sound
-from omnibus.media.containers import MAX_FRAME_PIXELS, opened, reason, recognised
+from omnibus.media.containers import MAX_FRAME_PIXELS, Pipe, opened, reason, recognised
 from omnibus.media.effort import Effort
 
 MAX_FRAMES = 1 << 16
@@ -23,6 +23,9 @@ _AAC_AHEAD = 1024
 """Samples of silence that the encoder of AAC begins with, and players leave out where the file says so."""
 _QUALITY = {"crf": "15", "preset": "medium"}
 """Options of the encoder: a loss that cannot be seen. Its threads change nothing of what it writes."""
+
+_FRAGMENTS = "frag_every_frame+empty_moov+default_base_moof"
+"""Options of a file whose frames can be played before those behind them are written."""
 
 
 def length(data: bytes) -> int:
@@ -83,6 +86,24 @@ def frames(data: bytes, most: int = MAX_FRAMES) -> tuple[np.ndarray, float]:
             raise InvalidRequest(f"the video cannot be decoded: {reason(error)}") from error
 
 
+def rest(data: bytes, after: int) -> tuple[np.ndarray, float]:
+    """The frames behind the first ones, maybe none, and how many are shown a second; raises as `frames`, for what is behind."""
+    shown, pixels = list[np.ndarray](), 0
+    with opened(data, "video") as container:
+        stream = container.streams.video[0]
+        try:
+            for number, frame in enumerate(container.decode(stream)):
+                if number < after:
+                    continue
+                pixels += frame.width * frame.height
+                if pixels > MAX_DECODED:
+                    raise RequestTooLarge(f"a video has more than {MAX_DECODED} pixels behind frame {after}")
+                shown.append(frame.to_ndarray(format="rgb24"))
+            return np.array(shown, np.uint8), float(stream.average_rate or 0)
+        except (av.FFmpegError, ValueError) as error:
+            raise InvalidRequest(f"the video cannot be decoded: {reason(error)}") from error
+
+
 def encoded(pictures: np.ndarray, fps: float, heard: tuple[np.ndarray, int] | None = None) -> bytes:
     """The mp4 file (H.264) of frames, uint8 (F, H, W, 3); `heard` is its sound (AAC): samples, as of `sound.encoded`, and rate.
 
@@ -95,11 +116,7 @@ def encoded(pictures: np.ndarray, fps: float, heard: tuple[np.ndarray, int] | No
     file, (height, width) = io.BytesIO(), pictures.shape[1:3]
     try:
         with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            rate: Any = Fraction(fps).limit_denominator(1001)
-            stream: Any = container.add_stream("libx264", rate=rate, options=_QUALITY)
-            stream.width, stream.height = width, height
-            # Players want one colour for two pixels on either side, which odd sides do not allow.
-            stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
+            stream = _track(container, width, height, fps, _QUALITY)
             packets = () if heard is None else _sound_packets(container, *heard)
             for picture in pictures:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
@@ -110,6 +127,53 @@ def encoded(pictures: np.ndarray, fps: float, heard: tuple[np.ndarray, int] | No
     except (av.FFmpegError, ValueError, OverflowError) as error:
         raise EngineError(f"a video of {width}x{height} cannot be written: {reason(error)}") from error
     return file.getvalue()
+
+
+class VideoEncoder:
+    """Writes a video as an mp4 file while it is made, a fragment a frame: blocks while it encodes, for one thread at a time."""
+
+    def __init__(self, width: int, height: int, fps: float) -> None:
+        """Raises EngineError for what cannot be a video."""
+        self._size, self._pipe = (height, width), Pipe()
+        options = {"fflags": "+bitexact", "flush_packets": "1", "movflags": _FRAGMENTS}
+        try:
+            self._container: Any = av.open(self._pipe, "w", format="mp4", options=options)
+            self._stream = _track(self._container, width, height, fps, {**_QUALITY, "tune": "zerolatency"})
+        except (av.FFmpegError, ValueError, OverflowError) as error:
+            raise self._failed(error) from error
+
+    def write(self, pictures: np.ndarray) -> bytes:
+        """The bytes that the next frames bring, (F, height, width, 3): those of the last one wait for another."""
+        try:
+            for picture in pictures:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                self._container.mux(self._stream.encode(frame))
+        except (av.FFmpegError, ValueError) as error:
+            raise self._failed(error) from error
+        return self._pipe.taken()
+
+    def end(self) -> bytes:
+        """The rest of the file; nothing can be written any more."""
+        try:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+        except (av.FFmpegError, ValueError) as error:
+            raise self._failed(error) from error
+        return self._pipe.taken()
+
+    def _failed(self, error: Exception) -> EngineError:
+        height, width = self._size
+        return EngineError(f"a video of {width}x{height} cannot be written: {reason(error)}")
+
+
+def _track(container: Any, width: int, height: int, fps: float, options: dict[str, str]) -> Any:
+    """A new track of a container for frames of this size."""
+    rate: Any = Fraction(fps).limit_denominator(1001)
+    stream: Any = container.add_stream("libx264", rate=rate, options=options)
+    stream.width, stream.height = width, height
+    # Players want one colour for two pixels on either side, which odd sides do not allow.
+    stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
+    return stream
 
 
 def _sound_packets(container: Any, samples: np.ndarray, rate: int) -> list[Any]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from omnibus.errors import EngineRejected
 from omnibus.omni_tiny import vocabulary
-from omnibus.workers.engines.protocol import Outputs, StageInput
+from omnibus.workers.engines.protocol import Chunk, Outputs, StageInput
 
 MIN_FRAMES, MAX_FRAMES = 2, 96
 MAX_FPS = 60.0
+CHUNK = 4
+"""Frames that a caller who streams is sent together."""
 QUARTER_TURNS = {"left": 0, "above": 1, "right": 2, "below": 3}
 """Turns to the left by which the first thing of a relation comes to stand at the left."""
 _READ = frozenset({"num_frames", "fps", "seconds", "width", "height", "seed"})
 
 
-def film(stage_input: StageInput, sampling: Mapping[str, Any]) -> Outputs:
-    """Film the dit's pictures: `video`, uint8 (n, F, H, W, 3), and `fps`.
+def film(stage_input: StageInput, sampling: Mapping[str, Any]) -> Iterator[Chunk | Outputs]:
+    """Film the dit's pictures: `video`, uint8 (n, F, H, W, 3), and `fps`; of one picture a few frames after the other.
 
     The first thing of the thinker's description comes in from its side of the other, a thing alone from the left; the last frame
     is the picture. `num_frames` and `fps`, or `seconds`, say how long. Raises EngineRejected naming a parameter that is wrong.
@@ -28,17 +30,26 @@ def film(stage_input: StageInput, sampling: Mapping[str, Any]) -> Outputs:
     count, fps = _length(sampling)
     _check_others(sampling, pictures.shape[1:3])
     relation = relation_of(stage_input.sources["thinker"]["token_ids"])
-    return {"video": np.stack([frames_of(picture, relation, count) for picture in pictures]), "fps": fps}
+    if len(pictures) > 1:
+        yield {"video": np.stack([frames_of(picture, relation, count) for picture in pictures]), "fps": fps}
+        return
+    for start in range(0, count, CHUNK):
+        numbers = range(start, min(start + CHUNK, count))
+        yield Chunk(outputs={"video": frames_of(pictures[0], relation, count, numbers), "fps": fps})
 
 
-def frames_of(picture: np.ndarray, relation: str | None, count: int) -> np.ndarray:
-    """The frames of a square picture (S, S, 3), of things that stand in this relation; (count, S, S, 3)."""
+def frames_of(picture: np.ndarray, relation: str | None, count: int, numbers: range | None = None) -> np.ndarray:
+    """The frames of a square picture (S, S, 3), of things that stand in this relation; (count, S, S, 3).
+
+    `numbers` are those that are wanted, where not all are.
+    """
+    numbers = range(count) if numbers is None else numbers
     turns = QUARTER_TURNS[relation or "left"]
     turned = np.rot90(picture, turns)
     moving = len(picture) if relation is None else len(picture) // 2
     background = np.median(np.concatenate([turned[0], turned[-1]]), axis=0).astype(picture.dtype)
-    frames = np.repeat(turned[None], count, axis=0)
-    for number, frame in enumerate(frames):
+    frames = np.repeat(turned[None], len(numbers), axis=0)
+    for number, frame in zip(numbers, frames, strict=True):
         hidden = round(moving * (1 - number / (count - 1)))
         frame[:, :moving] = background
         frame[:, : moving - hidden] = turned[:, hidden:moving]

@@ -6,7 +6,7 @@ writer names the last message it knows, and the broker refuses all others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -20,6 +20,10 @@ SAMPLE_RATE = "sample_rate"
 """The output that says the rate of samples beside it."""
 PAYLOAD_OVERHEAD = 512
 """Bytes that a payload of a chunk counts for besides its own: its objects in memory, which are more than its message has."""
+FPS = "fps"
+"""The output that says how many frames beside it are shown a second."""
+RATES: Mapping[str, str] = {"audio": SAMPLE_RATE, "video": FPS}
+"""What says the rate of media that callers are sent while they are made, by modality."""
 CALLER_INLINE = 256 * 1024
 """Bytes of a chunk for a caller that ride inside its message: callers reach no memory of workers."""
 
@@ -69,13 +73,17 @@ def size_of(chunk: Payloads) -> int:
     return sum(PAYLOAD_OVERHEAD + payload.nbytes for payload in chunk.values())
 
 
-def sound_first(outputs: Mapping[str, T], name: str | None) -> dict[str, T]:
-    """A chunk in the order by which a caller's client knows the sound in it, the output `name`; see `sound_in`."""
-    order = dict.fromkeys((SAMPLE_RATE, *outputs) if name is None else (name, SAMPLE_RATE, *outputs))
+def media_first(outputs: Mapping[str, T], media: Iterable[str]) -> dict[str, T]:
+    """A chunk in the order by which a caller's client knows the media in it, an output and its rate; see `media_in`."""
+    order = dict.fromkeys((*(tuple(media) or RATES.values()), *outputs))
     return {one: outputs[one] for one in order if one in outputs}
 
 
-def sound_in(chunk: Payloads) -> str | None:
-    """The output of a chunk that a caller hears. A chunk of sound begins with the samples and their rate, and no other does."""
+def media_in(chunk: Payloads) -> tuple[str, str] | None:
+    """The output of a chunk that a caller is sent, and its modality.
+
+    Such a chunk begins with the samples or frames and their rate, and no other does.
+    """
     first, second = (*chunk, "", "")[:2]
-    return first if second == SAMPLE_RATE else None
+    found = next((modality for modality, rate in RATES.items() if rate == second), None)
+    return None if found is None or first in RATES.values() else (first, found)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-from omnibus.errors import BrokerError, Overloaded, PayloadLost
+from omnibus.errors import BrokerError, FlowTooLarge, Overloaded, PayloadLost
 from omnibus.flows.writer import FlowWriter
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -167,10 +167,10 @@ class FlowOutput:
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
-        """Go on without a flow that no stage needs when the broker refuses it, as one of an earlier layout does."""
+        """Go on without a flow that no stage needs where it is too large or the broker refuses it, as an earlier layout does."""
         try:
             yield
-        except (BrokerError, Overloaded) as error:
+        except (BrokerError, FlowTooLarge, Overloaded) as error:
             if self._is_needed:
                 raise
             self._is_given_up = True

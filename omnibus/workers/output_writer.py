@@ -13,14 +13,16 @@ from omnibus.flows.writer import CHUNK_INLINE
 from omnibus.payloads.packing import HEAVY, Packed, packed
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import PayloadRule, PipelineSpec, StageSpec
-from omnibus.wire.chunk import CALLER_INLINE, sound_first
+from omnibus.wire.chunk import CALLER_INLINE, media_first
 from omnibus.wire.envelope import FinalOutput, Task
 from omnibus.wire.payload import ENVELOPE_LIMIT, INLINE_LIMIT, JSON, RECORD_INLINE_LIMIT, ROLE_MARK, Payloads
 from omnibus.workers.chunked_sound import ChunkedSound
+from omnibus.workers.chunked_video import ChunkedVideo
 from omnibus.workers.engines.protocol import Finished, Outputs
 from omnibus.workers.output_files import File, encoded
 
 _ENVELOPE_REST = 32 * 1024  # of an envelope: route, trace, timings and names
+ChunkedMedia = ChunkedSound | ChunkedVideo
 _REACH = tuple(PayloadRule)
 _KINDS = {"embedding": "tensor"}
 """Kinds of output that a modality is made of, where it does not bear the kind's name."""
@@ -43,25 +45,31 @@ class OutputWriter:
         # Together they must fit into one envelope, whatever each of them would be allowed.
         return await self._stored(task, _by_name(finished), self._rule(task.stage_id, targets), inline_share(task))
 
-    async def chunk(self, task: Task, outputs: Outputs, sound: ChunkedSound | None = None) -> Payloads:
-        """One chunk of the stage's flow as payloads: for the stages that read it, and its `sound` where a caller hears that.
+    async def chunk(self, task: Task, outputs: Outputs, media: ChunkedMedia | None = None) -> Payloads:
+        """One chunk of the stage's flow as payloads: for the stages that read it, and its `media` where a caller gets them.
 
         Empty where none of it is for anybody. Raises EngineError for a value that cannot be sent.
         """
         readers = task.ticket.route[task.stage_id].streams_to
-        found = await asyncio.to_thread(sound.of, outputs) if sound is not None else None
-        name, audible = found or (None, {})
-        others = ((other, value) for other, value in outputs.items() if readers and other not in audible)
+        found = await asyncio.to_thread(media.of, outputs) if media is not None else None
+        _, shown = found or (None, {})
+        others = ((other, value) for other, value in outputs.items() if readers and other not in shown)
         payloads = await self._stored(task, others, self._rule(task.stage_id, readers), CHUNK_INLINE)
         left = CALLER_INLINE
-        for one, value in audible.items():
+        for one, value in shown.items():
             payloads[one] = await self._store.put(await self._packed(one, value), rid=task.ticket.rid, limit=left)
             left -= len(payloads[one].data or b"")
-        return sound_first(payloads, name)
+        return media_first(payloads, shown)
 
-    def sound(self) -> ChunkedSound:
-        """The sound of one attempt at the stage, for a caller to hear."""
-        return ChunkedSound(self._stage.name, self._names("audio"))
+    def media(self, modality: str | None) -> ChunkedMedia | None:
+        """The sound or video of one attempt at the stage, for a caller to hear or see.
+
+        None for anything else, and for a video with a sound: its file alone has both.
+        """
+        if modality == "audio":
+            return ChunkedSound(self._stage.name, self._names("audio"))
+        is_silent = modality == "video" and "audio" not in self._kinds.values()
+        return ChunkedVideo(self._stage.name, self._names("video")) if is_silent else None
 
     async def final(self, task: Task, finished: Finished) -> FinalOutput | None:
         """The delivered output, None when the route delivers none of this stage. Raises EngineError when it is missing."""

@@ -61,15 +61,15 @@ class StageFlows:
         return FlowInput(reader, self._store)
 
     def output(self, task: Task, fence: Fence, request: Request) -> FlowOutput | None:
-        """The flow that a task writes: for the stages that read it, and for a caller that is sent sound while it is made."""
+        """The flow that a task writes: for the stages that read it, and for a caller that is sent media while they are made."""
         stage = task.ticket.route[task.stage_id]
-        is_for_caller = stage.final == "audio" and task.ticket.front is not None and request.stream
-        if not stage.streams_to and not is_for_caller:
+        is_for_caller = task.ticket.front is not None and request.stream
+        media = self._outputs.media(stage.final) if is_for_caller else None
+        if not stage.streams_to and media is None:
             return None
-        sound = self._outputs.sound() if is_for_caller else None
 
         async def pack(outputs: Outputs) -> Payloads:
-            return await self._outputs.chunk(task, outputs, sound)
+            return await self._outputs.chunk(task, outputs, media)
 
         async def unpack(chunk: Payloads) -> Outputs:
             return {name: await self._store.value(payload, task.ticket.rid) for name, payload in chunk.items()}

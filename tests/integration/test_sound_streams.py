@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
 from omnibus.client.channel import Mailbox
+from omnibus.client.media_reader import read_media
 from omnibus.client.request_events import Ended, MediaPiece, OutputArrived
-from omnibus.client.sound_reader import read_sound
 from omnibus.errors import BrokerDenied
 from omnibus.flows import writer
 from omnibus.flows.flow_name import FlowName
@@ -193,7 +193,7 @@ async def test_a_sound_that_cannot_be_read_meanwhile_is_counted(connection: Conn
     await publish_behind(connection, FlowName.of(ticket, 0, "speaker"), gap, 0)
     skipped = connection.metrics.flows_skipped.labels(pipeline=front_door.spec.name)._value.get
     before = skipped()
-    await read_sound(channel, ticket, 0, Mailbox())
+    await read_media(channel, ticket, 0, Mailbox())
     assert skipped() == before + 1
 
 

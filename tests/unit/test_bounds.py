@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from omnibus.broker.clock import ServerClock
 from omnibus.client.channel import _EARLY_BYTES, _MOST_BYTES, _MOST_MESSAGES, Mailbox
-from omnibus.client.sound_chunk import SoundChunk
+from omnibus.client.media_chunk import MediaChunk
 from omnibus.errors import InvalidRequest
 from omnibus.observability import rate_limit
 from omnibus.observability.events import LogEvent
@@ -50,7 +50,7 @@ async def test_mailbox_drops_messages_and_asks_for_the_record_when_it_is_full(si
 
 
 async def test_mailbox_keeps_the_one_chunk_of_a_sound_when_it_is_full() -> None:
-    box, chunk = Mailbox(), SoundChunk(1, 0, np.ones(10, np.float32), 24_000)
+    box, chunk = Mailbox(), MediaChunk(1, 0, np.ones(10, np.float32), 24_000)
     for _ in range(_MOST_MESSAGES):
         box.put(NOTICE, 1)
     box.put(chunk)  # dropped, its reader would wait for ever for it to be taken

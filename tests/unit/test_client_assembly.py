@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from omnibus.client.assembly import Assembly
+from omnibus.client.media_chunk import MediaChunk
 from omnibus.client.request_events import FieldPiece, Output, OutputArrived, StepProgress, TextPiece
-from omnibus.client.sound_chunk import SoundChunk
 from omnibus.wire.out import Fence, FieldDelta, Step, Tokens
 from omnibus.wire.payload import PNG, TEXT
 
@@ -172,13 +172,13 @@ RATE = 8000
 SOUND = np.arange(100, dtype=np.float32)
 
 
-def sound(start: int, end: int, *, rate: int = RATE, last: bool = False) -> SoundChunk:
-    return SoundChunk(2, start, SOUND[start:end], rate, is_last=last)
+def sound(start: int, end: int, *, rate: int = RATE, last: bool = False) -> MediaChunk:
+    return MediaChunk(2, start, SOUND[start:end], rate, is_last=last)
 
 
-def heard(assembly: Assembly, *chunks: SoundChunk) -> list[float]:
+def heard(assembly: Assembly, *chunks: MediaChunk) -> list[float]:
     """The samples that a follower is given of these chunks."""
-    pieces = [piece.values["audio"] for chunk in chunks for piece in assembly.sound(chunk)]
+    pieces = [piece.values["audio"] for chunk in chunks for piece in assembly.media(chunk)]
     return [sample for piece in pieces for sample in piece.tolist()]
 
 
@@ -191,8 +191,8 @@ def test_sound_is_emitted_once_when_an_attempt_begins_again() -> None:
 def test_channels_stay_together_when_a_part_of_a_chunk_was_emitted() -> None:
     both = np.stack((SOUND, -SOUND))
     assembly = Assembly()
-    list(assembly.sound(SoundChunk(2, 0, both[:, :50], RATE)))
-    (piece,) = assembly.sound(SoundChunk(2, 40, both[:, 40:], RATE))
+    list(assembly.media(MediaChunk(2, 0, both[:, :50], RATE)))
+    (piece,) = assembly.media(MediaChunk(2, 40, both[:, 40:], RATE))
     np.testing.assert_array_equal(piece.values["audio"], both[:, 50:])
 
 
@@ -205,19 +205,19 @@ def test_nothing_of_a_sound_is_emitted_behind_its_output_or_at_another_rate() ->
 
 def test_a_sound_is_lacking_from_its_first_chunk_to_its_last_one() -> None:
     assembly = Assembly()
-    lacks = [assembly.part_of_sound(2)]
+    lacks = [assembly.frames_of(2)]
     for chunk in (sound(0, 50), sound(50, 100), sound(100, 100, last=True)):
         heard(assembly, chunk)
-        lacks.append(assembly.part_of_sound(2))
+        lacks.append(assembly.frames_of(2))
     assert lacks == [None, (50, RATE), (100, RATE), None]
 
 
 def test_a_sound_is_lacking_when_its_last_chunk_is_of_another_sound() -> None:
     assembly = Assembly()
     heard(assembly, sound(0, 50), sound(100, 100, last=True, rate=2 * RATE))
-    assert assembly.part_of_sound(2) == (50, RATE)
+    assert assembly.frames_of(2) == (50, RATE)
     list(assembly.output(Output(2, "audio", "audio/wav", (b"wav",))))
-    assert assembly.part_of_sound(2) is None, "the output comes again"
+    assert assembly.frames_of(2) is None, "the output comes again"
 
 
 def fields(*pieces: tuple[str, int, str], before: int = 0, text: Tokens | None = None, fence: Fence = FIRST) -> Tokens:

@@ -12,7 +12,8 @@ from omnibus.errors import EngineRejected
 from omnibus.media import video
 from omnibus.omni_tiny import clip
 from omnibus.wire.request import Request
-from omnibus.workers.engines.protocol import StageInput
+from omnibus.workers.engines.chunk_joining import joined
+from omnibus.workers.engines.protocol import Chunk, StageInput
 from tools.omni_tiny.drawing import draw
 from tools.omni_tiny.grading import grade_video
 from tools.omni_tiny.grammar import Scene, all_scenes, parse
@@ -28,8 +29,12 @@ LENGTH = {"num_frames": 12, "fps": 8}
 def filmed(scene: Scene, sampling: Mapping[str, Any] = LENGTH, *, seed: int = 0, pictures: int = 1) -> tuple[Any, Any]:
     drawn = np.stack([draw(scene, np.random.default_rng(seed + number)) for number in range(pictures)])
     sources = {"dit": {"image": drawn}, "thinker": {"token_ids": canonical_ids(scene.symbols)}}
-    outputs = clip.film(StageInput(rid="r", request=Request(prompt=scene.text), sources=sources), sampling)
-    return outputs["video"], outputs["fps"]
+    made = list(clip.film(StageInput(rid="r", request=Request(prompt=scene.text), sources=sources), sampling))
+    if pictures > 1:
+        (outputs,) = made
+        return outputs["video"], outputs["fps"]
+    whole = joined([chunk for chunk in made if isinstance(chunk, Chunk)], {"video": "video", "fps": "json"})
+    return whole["video"][None], whole["fps"]
 
 
 def prompt_of(scene: Scene) -> str:

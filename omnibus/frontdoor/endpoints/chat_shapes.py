@@ -53,6 +53,14 @@ class AudioOut(TypedDict):
     """Until when the request can be read again, seconds since the epoch."""
 
 
+class VideoOut(TypedDict):
+    """A piece of a video in a stream, where the first one alone has `media_type`."""
+
+    data: str
+    """Base64 of the next bytes of the file: decoded and joined, the pieces are the whole."""
+    media_type: NotRequired[str]
+
+
 class CalledOut(TypedDict):
     name: NotRequired[str]
     arguments: str
@@ -86,6 +94,8 @@ class MessageOut(TypedDict):
     """The same under its older name."""
     tool_calls: NotRequired[list[CallOut]]
     audio: NotRequired[AudioOut | None]
+    video: NotRequired[VideoOut]
+    """In streams, of a stage that makes it in pieces; elsewhere a video is a part of `content`."""
 
 
 class ChatChoice(TypedDict):

@@ -18,17 +18,22 @@ from omnibus.frontdoor.endpoints.chat_shapes import (
     ChunkChoice,
     LogprobsOut,
     MessageOut,
+    VideoOut,
 )
 from omnibus.frontdoor.live_sound import pieces_of
 from omnibus.frontdoor.streaming import Frames, TextStream, frame, sliced
 from omnibus.wire.fields import LOGPROBS, REASONING, TEXT, call_of, choice_of, logprobs_in
+from omnibus.wire.payload import MP4
 
 
 class ChatStream(TextStream):
-    """A chat's chunks: text and sound as they come, any other output whole, as soon as it is ready."""
+    """A chat's chunks: text, sound and video as they come, any other output whole, as soon as it is ready."""
 
     _transcribed: int | None = None
     """Pieces of the text that went out beside the sound; None before the sound has begun."""
+
+    _films = False
+    """Whether the first bytes of a video are out."""
 
     def __init__(self, *given: Any) -> None:
         self._opened = {0}
@@ -104,6 +109,14 @@ class ChatStream(TextStream):
                 self._transcribed = len(self.sent)
                 audio = AudioOut(data=to_base64(piece)) if has_begun else sound_out(self.head, piece, said)
                 yield self._chunk(MessageOut(audio={**audio, "transcript": said} if said else audio))
+
+    def video(self, data: bytes) -> Iterator[Answer]:
+        """The next bytes of the video."""
+        for piece in pieces_of(data):
+            video = VideoOut(data=to_base64(piece))
+            if not self._films:
+                self._films, video["media_type"] = True, MP4
+            yield self._chunk(MessageOut(video=video))
 
     def totals(self, total: Usage) -> ChatChunk:
         return self._build([], total)

@@ -1,30 +1,32 @@
-"""Reads the sound of a stage while it is made, for one follower of the request."""
+"""Reads the sound or the video of a stage while it is made, for one follower of the request."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from omnibus.client.channel import Channel, Mailbox
-from omnibus.client.sound_chunk import SoundChunk
+from omnibus.client.media_chunk import MediaChunk
 from omnibus.errors import BrokerUnavailable, DeadlineExceeded, OmnibusError
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.reader import FlowReader
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.task_root import task_root
-from omnibus.wire.chunk import SAMPLE_RATE, sound_in
+from omnibus.wire.chunk import RATES, media_in
 from omnibus.wire.envelope import Ticket
 
 log = get_logger(__name__)
 
 
-async def read_sound(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
-    """Put the chunks of a sound into a follower's mailbox, one after the other, until its end; the root of a task.
+async def read_media(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
+    """Put the chunks of a sound or a video into a follower's mailbox, one after the other, until its end; the root of a task.
 
     What cannot be read is left to the output, which has all of it, and counted: a flow with a gap, one that lost a payload, one
     that went with its request while this was behind. An outage and the deadline are known elsewhere.
     """
-    with task_root("sound", channel.connection.metrics, rid=ticket.rid):
+    with task_root("media", channel.connection.metrics, rid=ticket.rid):
         try:
             await _read(channel, ticket, stage_id, box)
         except (BrokerUnavailable, DeadlineExceeded) as error:
@@ -36,23 +38,21 @@ async def read_sound(channel: Channel, ticket: Ticket, stage_id: int, box: Mailb
 
 async def _read(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
     flow = FlowName.of(ticket, stage_id, str(stage_id))
-    offset = rate = 0
+    last = MediaChunk(stage_id, 0, np.zeros(0, np.float32), 0, is_last=True)
     async with FlowReader(channel.connection, flow, deadline=ticket.deadline, is_there=False) as reader:
         while True:
             part = await reader.read()
-            offset = 0 if part.restarted else offset
+            last = replace(last, offset=0) if part.restarted else last
             for payloads in part.chunks:
-                output = sound_in(payloads)
-                if output is None:
+                if (found := media_in(payloads)) is None:
                     continue
-                samples, rate = [
-                    await channel.store.value(payloads[name], ticket.rid) for name in (output, SAMPLE_RATE)
-                ]
-                chunk = SoundChunk(stage_id, offset, samples, rate)
-                offset += samples.shape[-1]
+                names = (found[0], RATES[found[1]])
+                frames, rate = [await channel.store.value(payloads[name], ticket.rid) for name in names]
+                chunk = MediaChunk(stage_id, last.offset, frames, rate, modality=found[1])
+                last = replace(last, offset=chunk.end, rate=rate, modality=chunk.modality)
                 box.put(chunk)
                 await chunk.taken.wait()
             if part.end is not None:
-                if offset:
-                    box.put(SoundChunk(stage_id, offset, np.zeros(0, np.float32), rate, is_last=True))
+                if last.offset:
+                    box.put(last)
                 return
