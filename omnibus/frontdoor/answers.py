@@ -33,9 +33,15 @@ class Usage(TypedDict):
     total_tokens: int
 
 
-def usage(outputs: Iterable[Output]) -> Usage:
-    """Tokens of all delivered outputs together; the prompt's once: what later stages read, earlier ones wrote."""
-    return _summed([output.usage for output in outputs])
+def usage(outputs: Iterable[Output], timings: Iterable[StageTiming] = ()) -> Usage:
+    """Tokens of all delivered outputs together; the prompt's once: what later stages read, earlier ones wrote.
+
+    Where no text is among them, those of all stages that ran, by their times: one of them wrote what another drew or spoke.
+    """
+    made = tuple(outputs)
+    if any(output.modality == "text" for output in made):
+        return _summed([output.usage for output in made])
+    return _summed([timing.usage for timing in timings] or [output.usage for output in made])
 
 
 def _summed(counts: Sequence[TokenUsage]) -> Usage:
@@ -52,9 +58,9 @@ class MediaUsage(TypedDict):
     total_tokens: int
 
 
-def media_usage(outputs: Iterable[Output]) -> MediaUsage:
-    """Tokens of all delivered outputs together, as `usage` has them."""
-    return _renamed(usage(outputs))
+def media_usage(outputs: Iterable[Output], timings: Iterable[StageTiming] = ()) -> MediaUsage:
+    """Tokens of a request as `usage` has them."""
+    return _renamed(usage(outputs, timings))
 
 
 def stages_usage(timings: Iterable[StageTiming]) -> MediaUsage:
@@ -90,15 +96,17 @@ async def whole_answer(
     context: FrontDoorContext,
     http: HttpRequest,
     accepted: Accepted,
-    answer: Callable[[Sequence[Output]], Answer],
+    answer: Callable[[Sequence[Output], Sequence[StageTiming]], Answer],
     *,
     audio: str | None = None,
     image: str | None = None,
 ) -> Response:
-    """The body of JSON that `answer` makes of the outputs, their files in these formats, with the times of the stages."""
+    """The body of JSON that `answer` makes of the outputs, their files in these formats, and of the times of the stages."""
     result = await result_of(context, http, accepted)
     outputs = [await transcoded(output, audio=audio, image=image) for output in result.outputs]
-    return await json_response(lambda: answer(outputs), size_of(outputs), timing_headers(result, accepted.served.spec))
+    return await json_response(
+        lambda: answer(outputs, result.timings), size_of(outputs), timing_headers(result, accepted.served.spec)
+    )
 
 
 async def transcoded(output: Output, *, audio: str | None = None, image: str | None = None) -> Output:

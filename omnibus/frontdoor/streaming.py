@@ -32,6 +32,7 @@ from omnibus.frontdoor.live_video import LiveVideo
 from omnibus.frontdoor.submitting import Accepted, CallerGone, Head, in_time, unless_gone
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.wire.envelope import StageTiming
 
 PIECE_CHARS = 4096
 """Characters of a text in one event, of 12 bytes each at worst: clients that read lines have a bound on them."""
@@ -189,7 +190,7 @@ class TextStream:
                 frames += map(frame, made)
             case Ended(result=result):
                 result.raise_for_state()
-                frames += map(frame, self.closing(result.outputs))
+                frames += map(frame, self.closing(result.outputs, result.timings))
 
     def piece(self, text: str | None, reason: str | None = None) -> Answer:
         """A chunk with a piece of the text, or with none; `reason` says why the text has ended."""
@@ -224,7 +225,7 @@ class TextStream:
         """A finished output, or what is left of it."""
         return []
 
-    def closing(self, outputs: Sequence[Output]) -> list[Answer]:
+    def closing(self, outputs: Sequence[Output], timings: Sequence[StageTiming] = ()) -> list[Answer]:
         """The last chunks: why it ended, and the tokens when they were asked for."""
         end = self.piece(None, finish_reason(outputs))
-        return [end, self.totals(usage(outputs))] if self.include_usage else [end]
+        return [end, self.totals(usage(outputs, timings))] if self.include_usage else [end]

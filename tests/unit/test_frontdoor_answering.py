@@ -185,6 +185,18 @@ def test_a_chat_stream_ends_with_usage_when_it_was_asked_for() -> None:
     assert last["usage"]["total_tokens"] == 7
 
 
+def test_usage_is_that_of_all_stages_when_no_text_is_among_the_outputs() -> None:
+    thinker = StageTiming(0, 0.0, 0.0, 1.0, usage=TokenUsage(3, 4))
+    talker = StageTiming(1, 1.0, 1.0, 2.0, usage=TokenUsage(4, 20))
+
+    def total(outputs: list[Output]) -> int:
+        return int(plain(chat_completion(HEAD, outputs, [thinker, talker]))["usage"]["total_tokens"])
+
+    assert (total([AUDIO]), total([TEXT, AUDIO])) == (3 + 4 + 20, 3 + 4)
+    stream = ChatStream(HEAD, 0, StreamOptions(include_usage=True))
+    assert plain(stream.closing([IMAGE], [thinker])[-1])["usage"]["total_tokens"] == 7
+
+
 def test_a_completion_streams_pieces_then_the_reason() -> None:
     stream = CompletionStream(HEAD, 0)
     chunks = [*stream.text("a "), *stream.text("circle"), *stream.closing([TEXT])]

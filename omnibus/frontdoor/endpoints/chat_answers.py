@@ -28,10 +28,11 @@ from omnibus.frontdoor.endpoints.chat_shapes import (
 )
 from omnibus.frontdoor.submitting import Head
 from omnibus.requests.record import ENDED_TTL
+from omnibus.wire.envelope import StageTiming
 from omnibus.wire.fields import PROMPT_LOGPROBS, Choice
 
 
-def chat_completion(head: Head, outputs: Sequence[Output]) -> ChatCompletion:
+def chat_completion(head: Head, outputs: Sequence[Output], timings: Sequence[StageTiming] = ()) -> ChatCompletion:
     """The choices, the first of them with every output that was asked for."""
     text = next((output for output in outputs if output.modality == "text"), None)
     first, *others = text.choices if text is not None else (Choice(index=0, text="", finish_reason="stop"),)
@@ -50,7 +51,7 @@ def chat_completion(head: Head, outputs: Sequence[Output]) -> ChatCompletion:
         created=head.created,
         model=head.model,
         choices=choices,
-        usage=usage(outputs),
+        usage=usage(outputs, timings),
     )
     prompt = text.fields.get(PROMPT_LOGPROBS) if text is not None else None
     return answer if prompt is None else {**answer, "prompt_logprobs": msgspec.Raw(prompt.encode())}

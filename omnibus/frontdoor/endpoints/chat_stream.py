@@ -22,6 +22,7 @@ from omnibus.frontdoor.endpoints.chat_shapes import (
 )
 from omnibus.frontdoor.live_sound import pieces_of
 from omnibus.frontdoor.streaming import Frames, TextStream, frame, sliced
+from omnibus.wire.envelope import StageTiming
 from omnibus.wire.fields import LOGPROBS, REASONING, TEXT, call_of, choice_of, logprobs_in
 from omnibus.wire.payload import MP4
 
@@ -84,12 +85,12 @@ class ChatStream(TextStream):
             calls = [CallOut(index=number, function=CalledOut(arguments=piece)) for piece in sliced(text)]
         yield from (self._chunk(MessageOut(tool_calls=[call]), index=index) for call in calls)
 
-    def closing(self, outputs: Sequence[Output]) -> list[Answer]:
+    def closing(self, outputs: Sequence[Output], timings: Sequence[StageTiming] = ()) -> list[Answer]:
         """The last chunks: why each choice ended, and the tokens when they were asked for."""
         text = next((output for output in outputs if output.modality == "text"), None)
         others = text.choices[1:] if text is not None else ()
         ends = [self._chunk(MessageOut(), known_reason(one.finish_reason), one.index) for one in others]
-        first, *totals = super().closing(outputs)
+        first, *totals = super().closing(outputs, timings)
         return [first, *ends, *totals]
 
     def output(self, output: Output) -> Iterator[Answer]:

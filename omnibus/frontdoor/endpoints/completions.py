@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 import msgspec
@@ -31,6 +30,7 @@ from omnibus.frontdoor.streaming import EventStream, Frames, TextStream, frame, 
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.chat_checks import STRUCTURED
+from omnibus.wire.envelope import StageTiming
 from omnibus.wire.fields import LOGPROBS, PROMPT_LOGPROBS, TEXT, choice_of, logprobs_in
 from omnibus.wire.request import Request
 
@@ -80,7 +80,7 @@ async def create_completion(body: CompletionBody, http: HttpRequest, context: Co
     """Continue a prompt."""
     accepted = await submit(context, http, body, completion_request)
     if not body.stream:
-        return await whole_answer(context, http, accepted, partial(completion, accepted.head))
+        return await whole_answer(context, http, accepted, lambda outputs, _: completion(accepted.head, outputs))
     stream = CompletionStream(accepted.head, accepted.live_stage, body.stream_options)
     return EventStream(context, http, accepted, stream.encode)
 
@@ -128,11 +128,11 @@ class CompletionStream(TextStream):
         elif own == TEXT:
             yield from (self.piece(piece, index=index) for piece in sliced(text))
 
-    def closing(self, outputs: Sequence[Output]) -> list[Answer]:
+    def closing(self, outputs: Sequence[Output], timings: Sequence[StageTiming] = ()) -> list[Answer]:
         """The last chunks: why each choice ended, and the tokens when they were asked for."""
         text = next((output for output in outputs if output.modality == "text"), None)
         others = text.choices[1:] if text is not None else ()
-        first, *totals = super().closing(outputs)
+        first, *totals = super().closing(outputs, timings)
         return [first, *(self.piece(None, known_reason(one.finish_reason), one.index) for one in others), *totals]
 
     def piece(self, text: str | None, reason: str | None = None, index: int = 0) -> Completion:

@@ -26,6 +26,7 @@ from omnibus.frontdoor.image_links import check_links, image_links
 from omnibus.frontdoor.streaming import EventStream, Frames, frame
 from omnibus.frontdoor.submitting import Accepted, Head, result_of, submit
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.envelope import StageTiming
 from omnibus.wire.request import Message, Request
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -147,7 +148,7 @@ async def _linked(context: FrontDoorContext, http: HttpRequest, accepted: Accept
     result = await result_of(context, http, accepted)
     outputs = [await transcoded(output, image=image_format) for output in result.outputs]
     links = await image_links(context, http, accepted.head, outputs)
-    answer = partial(images, accepted.head, outputs, image_format=image_format, links=links)
+    answer = partial(images, accepted.head, outputs, result.timings, image_format=image_format, links=links)
     return await json_response(answer, 0, timing_headers(result, accepted.served.spec))
 
 
@@ -170,7 +171,12 @@ def image_request(
 
 
 def images(
-    head: Head, outputs: Sequence[Output], *, image_format: str, links: Sequence[str] | None = None
+    head: Head,
+    outputs: Sequence[Output],
+    timings: Sequence[StageTiming] = (),
+    *,
+    image_format: str,
+    links: Sequence[str] | None = None,
 ) -> ImagesAnswer:
     """Every image of every output, or the `links` to them."""
     items = [item for output in outputs for item in output.items]
@@ -179,7 +185,9 @@ def images(
         if links is None
         else [ImageData(url=url) for url in links]
     )
-    answer = ImagesAnswer(created=head.created, output_format=image_format, data=data, usage=media_usage(outputs))
+    answer = ImagesAnswer(
+        created=head.created, output_format=image_format, data=data, usage=media_usage(outputs, timings)
+    )
     if items:
         from omnibus.media import pictures  # noqa: PLC0415 as in _picture
 
@@ -214,7 +222,7 @@ async def _append_frames(name: str, previews: Previews, image_format: str, event
             frames.append(frame(made, event=made["type"]))
     elif isinstance(event, Ended):
         event.result.raise_for_state()
-        total = media_usage(event.result.outputs)
+        total = media_usage(event.result.outputs, event.result.timings)
         for output in event.result.outputs:
             for item in (await transcoded(output, image=image_format)).items:
                 fields = await asyncio.to_thread(_picture, item, image_format, int(event.result.created))

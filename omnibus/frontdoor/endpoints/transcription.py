@@ -164,10 +164,10 @@ async def _answer(body: TranscriptionBody, http: HttpRequest, context: Context, 
         case "json":
             return await whole_answer(
                 context, http, accepted,
-                lambda outputs: Transcription(text=transcript(outputs), usage=_usage(outputs)),
+                lambda outputs, _: Transcription(text=transcript(outputs), usage=_usage(outputs)),
             )  # fmt: skip
         case "verbose_json":
-            return await whole_answer(context, http, accepted, lambda outputs: _verbose(body, outputs, task))
+            return await whole_answer(context, http, accepted, lambda outputs, _: _verbose(body, outputs, task))
     result = await result_of(context, http, accepted)
     text, media_type = _as_file(body.response_format, result.outputs)
     return Response(text, headers=timing_headers(result, accepted.served.spec), media_type=media_type)
