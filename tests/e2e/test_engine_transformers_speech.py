@@ -165,6 +165,27 @@ async def test_musicgen_plays_as_transformers_does(folder: Path, sampling: dict[
     assert calm.shape == made.shape
 
 
+@pytest.mark.parametrize(
+    "sampling", [{}, {"do_sample": True, "top_k": 20, "seed": 3, "guidance_scale": 3.0, "max_new_tokens": 30}]
+)
+async def test_dia_speaks_as_transformers_does(folder: Path, sampling: dict[str, Any]) -> None:
+    checkpoint = tiny_speech.make_dia(folder / f"dia-{len(sampling)}")
+    async with started(checkpoint) as engine:
+        made = await spoken(engine, sampling)
+        np.testing.assert_array_equal(await spoken(engine, sampling), made)
+        for wrong, param in (({"temperature": 0.5}, "temperature"), ({"max_new_tokens": 16}, "max_new_tokens")):
+            with pytest.raises(EngineRejected) as caught:
+                await spoken(engine, wrong)
+            assert caught.value.param == param
+    model = transformers.DiaForConditionalGeneration.from_pretrained(checkpoint).eval()
+    processor = transformers.AutoProcessor.from_pretrained(checkpoint)
+    asked = {name: value for name, value in sampling.items() if name != "seed"}
+    torch.manual_seed(sampling.get("seed", 0))
+    expected = processor.decode(model.generate(**processor(text=[f"[S1] {TEXT}"], padding=False), **asked))
+    assert len(made) > 100
+    np.testing.assert_allclose(made, expected.numpy(), atol=1e-5)
+
+
 async def test_csm_speaks_as_transformers_does_whole_and_while_it_still_speaks(csm: Path) -> None:
     model = transformers.CsmForConditionalGeneration.from_pretrained(csm).eval()
     ids = transformers.AutoTokenizer.from_pretrained(csm)(f"[0]{TEXT}", return_tensors="pt").input_ids

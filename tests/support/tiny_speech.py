@@ -97,6 +97,35 @@ def make_csm(folder: Path) -> Path:
     return folder
 
 
+def make_dia(folder: Path) -> Path:
+    """Dia with nine codebooks, its tokenizer of bytes, and the codec that its processor names."""
+    torch.manual_seed(6)
+    codec = transformers.DacConfig(
+        encoder_hidden_size=8, downsampling_ratios=[4, 2], decoder_hidden_size=16, upsampling_ratios=[2, 4], n_codebooks=9,
+        codebook_size=1024, codebook_dim=4, sampling_rate=RATE, hidden_size=32,
+    )  # fmt: skip
+    transformers.DacModel(codec).save_pretrained(folder / "codec")
+    attention = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.DiaConfig(
+        encoder_config={**attention, "hidden_size": 16, "intermediate_size": 16, "max_position_embeddings": 128},
+        decoder_config={
+            **attention, "hidden_size": 16, "intermediate_size": 16, "cross_num_attention_heads": 2, "cross_head_dim": 8,
+            "cross_num_key_value_heads": 2, "cross_hidden_size": 16, "max_position_embeddings": 128,
+        },
+    )  # fmt: skip
+    model = transformers.DiaForConditionalGeneration(config)
+    model.generation_config.update(
+        max_new_tokens=40, do_sample=False, bos_token_id=1026, eos_token_id=1024, pad_token_id=1025,
+        decoder_start_token_id=1026,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    transformers.DiaProcessor(
+        transformers.DiaFeatureExtractor(sampling_rate=RATE, hop_length=8), transformers.DiaTokenizer(),
+        transformers.DacModel.from_pretrained(folder / "codec"),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 def make_whisper(folder: Path) -> Path:
     """Whisper for two languages, with its tokenizer and features."""
     torch.manual_seed(5)

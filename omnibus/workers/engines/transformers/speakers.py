@@ -21,7 +21,7 @@ from omnibus.wire.envelope import TokenUsage
 from omnibus.workers.engines.checkpoints import loading, resolve_model
 from omnibus.workers.engines.protocol import Chunk, EngineInput, Finished, Job, Outputs
 from omnibus.workers.engines.transformers.generation_engine import Send, Step
-from omnibus.workers.engines.transformers.loaded_model import architecture, frames, load_model, running
+from omnibus.workers.engines.transformers.loaded_model import frames, load_model, running
 from omnibus.workers.engines.transformers.parts import Part, Parts
 
 Sending = Callable[[np.ndarray], None]
@@ -306,24 +306,6 @@ class _Frames(BaseStreamer):  # type: ignore[misc]
     def end(self) -> None:
         if (rest := self._parts.rest()) is not None:
             self._decode(rest)
-
-
-SPEAKERS: Mapping[str, type[Speaker]] = {
-    "CsmForConditionalGeneration": CsmSpeaker,
-    "MusicgenForConditionalGeneration": MusicgenSpeaker,
-    "SpeechT5ForTextToSpeech": SpeechT5Speaker,
-    "VitsModel": VitsSpeaker,
-}
-
-
-def speaker_of(stage: StageSpec) -> Speaker:
-    """The model of a stage that speaks; raises PipelineError for a class that cannot, and as `load_model`."""
-    kind = str(stage.engine_args.get("model_class") or architecture(stage))
-    if kind not in SPEAKERS:
-        raise PipelineError(
-            f"{kind} is none of the classes that speak: {', '.join(SPEAKERS)}", field="engine_args.model_class"
-        )
-    return SPEAKERS[kind](stage, kind)
 
 
 def _tokenizer(stage: StageSpec) -> Any:

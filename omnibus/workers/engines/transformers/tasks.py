@@ -43,7 +43,7 @@ def transformers_engine(stage: StageSpec) -> Engine:
 
 def _speaker(stage: StageSpec) -> GeneratingModel:
     # Seconds of import, off the loop.
-    from omnibus.workers.engines.transformers.speakers import speaker_of  # noqa: PLC0415
+    from omnibus.workers.engines.transformers.speaker_classes import speaker_of  # noqa: PLC0415
 
     return speaker_of(stage)
 
