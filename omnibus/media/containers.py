@@ -88,6 +88,6 @@ class Pipe:
         return len(data)
 
     def taken(self) -> bytes:
-        """What was written since the last call."""
+        """Return the bytes written since the last call."""
         written, self._written = self._written, []
         return b"".join(written)

@@ -23,7 +23,7 @@ PAYLOAD_OVERHEAD = 512
 FPS = "fps"
 """The output that says how many frames beside it are shown a second."""
 RATES: Mapping[str, str] = {"audio": SAMPLE_RATE, "video": FPS}
-"""What says the rate of media that callers are sent while they are made, by modality."""
+"""The output beside media that says their rate, by the modality of those that callers are sent while they are made."""
 CALLER_INLINE = 256 * 1024
 """Bytes of a chunk for a caller that ride inside its message: callers reach no memory of workers."""
 
