@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from omnibus.client.request_events import Output, Result, TextPiece
@@ -20,6 +21,7 @@ from omnibus.frontdoor.endpoints.images import Previews, images
 from omnibus.frontdoor.endpoints.request_status import request_answer
 from omnibus.frontdoor.streaming import TextStream
 from omnibus.frontdoor.submitting import Head
+from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming, TokenUsage
@@ -209,9 +211,11 @@ def test_a_completion_streams_pieces_then_the_reason() -> None:
 
 
 def test_images_are_base64_or_links() -> None:
-    as_data = plain(images(HEAD, [IMAGE], image_format="png"))["data"]
-    as_links = plain(images(HEAD, [IMAGE], image_format="png", links=["http://host/a"]))["data"]
-    assert as_data == [{"b64_json": base64.b64encode(b"png").decode()}]
+    file = pictures.encoded(np.zeros((2, 3, 3), np.uint8))
+    picture = replace(IMAGE, items=(file,))
+    as_data = plain(images(HEAD, [picture], image_format="png"))["data"]
+    as_links = plain(images(HEAD, [picture], image_format="png", links=["http://host/a"]))["data"]
+    assert as_data == [{"b64_json": base64.b64encode(file).decode()}]
     assert as_links == [{"url": "http://host/a"}]
 
 
