@@ -10,12 +10,12 @@ from pathlib import Path
 import uvloop
 
 from bench.command import Bench, Report, Size, console
-from bench.measuring.http_client import HttpClient, clients
 from bench.measuring.load import Ask, by_clients
 from bench.measuring.processes import Processes, spent
 from bench.measuring.rounds import Measure, Sample, beside, flat, interleaved, medians, spreads
 from bench.peers import plain_fastapi
 from bench.served import served
+from omnibus.cli.load_client import HttpClient, clients
 
 _FASTAPI = "fastapi"
 _PIPELINE = """

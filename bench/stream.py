@@ -13,11 +13,11 @@ import msgspec
 import uvloop
 
 from bench.command import Bench, Report, Size, console
-from bench.measuring.http_client import HttpClient, clients
 from bench.measuring.load import by_clients, percentile
 from bench.measuring.processes import Processes, spent
 from bench.measuring.rounds import Measure, Sample, flat, interleaved, medians, spreads
 from bench.served import served
+from omnibus.cli.load_client import HttpClient, clients
 
 _PIPELINE = """
 name: stream

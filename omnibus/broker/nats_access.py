@@ -31,6 +31,7 @@ _SEED = re.compile(r"^SU[A-Z2-7]{56}$", re.MULTILINE)
 _PASSWORD = re.compile(r"^([^\s:#]+):(\S+)$", re.MULTILINE)
 _ROLES: Mapping[str, tuple[str, ...]] = {
     "submit": ("frontdoor", "operator"), "cancel": ("frontdoor", "operator"), "client": ("frontdoor", "operator"),
+    "requests": ("frontdoor", "operator"), "queue": ("frontdoor", "operator", "observer"),
     "status": ("observer", "operator"), "list": ("observer", "operator"), "doctor": ("operator", "observer"),
 }  # fmt: skip
 """Roles that may do what a command does, the least one first; a command that is not here needs its own or the operator's."""
@@ -94,6 +95,16 @@ class Access:
             f"OMNIBUS_NATS_CREDENTIALS names {folder}, where nothing is for the role {which} (there: {there}); make one with "
             f"`omnibus nats credentials`"
         )
+
+    def certificates(self) -> list[Path]:
+        """The files of certificates that are named, and those beside the credentials; they may be missing."""
+        named = [path for path in (self.ca, self.certificate) if path is not None]
+        folder = self.credentials
+        if folder is None:
+            return named
+        in_file = [folder.with_name(CA_FILE), folder.with_suffix(".pem")]
+        beside = sorted(folder.glob("*.pem")) if folder.is_dir() else [path for path in in_file if path.is_file()]
+        return list(dict.fromkeys((*named, *beside)))
 
     def _tls(self, credentials: Path | None) -> ssl.SSLContext | None:
         """A client context where a certificate authority or a certificate is known; a tls:// URL needs none."""

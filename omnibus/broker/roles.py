@@ -125,6 +125,7 @@ _TABLE = {
         read which replicas there are: $JS.API.DIRECT.GET.KV_{replicas}.$KV.{replicas}.{stage}.*
         read which replicas there are: $JS.API.STREAM.MSG.GET.KV_{replicas}
         notice pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{P}.pause.{stage}
+        be listed as a service of NATS: <$SRV.* <$SRV.*.omni-{P}-{stage} <$SRV.*.omni-{P}-{stage}.*
         choose replicas of directed stages: $JS.API.CONSUMER.CREATE.KV_{replicas}.*.$KV.{replicas}.{watched}""",
     NatsRole.SUPERVISOR: """
         +everybody +pipeline
@@ -145,7 +146,8 @@ _TABLE = {
     NatsRole.OBSERVER: """
         +everybody +replicas +pipeline +queues
         notice new pipelines and pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{>|*}
-        see streams and what they hold: $JS.API.STREAM.INFO.{stream}""",
+        see streams and what they hold: $JS.API.STREAM.INFO.{stream}
+        list replicas as services of NATS: $SRV.{PING|INFO|STATS} $SRV.{PING|INFO|STATS}.>""",
     NatsRole.DISCONNECTS: """
         hear at once that the connection of a replica is gone: <$SYS.ACCOUNT.OMNI.DISCONNECT
         receive answers: <{inbox}.>""",

@@ -40,14 +40,18 @@ class PipelineStatuses:
 
     async def read(self) -> tuple[list[dict[str, Any]], RenderableType]:
         """As JSON, and for the screen."""
-        known = self.system_account
-        statuses = [await self.cluster.status(spec, system_account=known) for spec in await self._specs()]
+        statuses = await self.statuses()
         renderables: list[RenderableType] = []
         for status in sorted(statuses, key=lambda status: not status.served):
             renderables += ["", *describe_pipeline(status)] if renderables else describe_pipeline(status)
-        if not known:
+        if not self.system_account:
             renderables.append(f"[dim]{_NO_SYSTEM_ACCOUNT}[/]")
         return [status.as_json() for status in statuses], Group(*renderables)
+
+    async def statuses(self, *, ages: bool = False) -> list[PipelineStatus]:
+        """The statuses now; see `ClusterView.status`."""
+        known = self.system_account
+        return [await self.cluster.status(spec, system_account=known, ages=ages) for spec in await self._specs()]
 
     async def _specs(self) -> Sequence[PipelineSpec]:
         if self.session.wanted is None and (found := await self.cluster.all()):

@@ -14,7 +14,7 @@ import click
 from omnibus.cli import options
 
 _SECRET = ("KEY", "PASSWORD", "CREDENTIAL", "TOKEN", "SECRET")
-_GPUS = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+GPUS = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 
 
 @click.command("collect-env")
@@ -42,7 +42,7 @@ def collected() -> dict[str, Any]:
     from omnibus.workers.interpreters import installed_versions  # noqa: PLC0415
 
     try:
-        server = _said(str(find_binary(None)), "--version")
+        _, server = run_program(str(find_binary(None)), "--version")
     except ServerBinaryError:
         server = "none"
     shared = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: PTH112, S108
@@ -53,19 +53,20 @@ def collected() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20} MiB",
         "shared memory": "none" if shared is None else f"{shared.free >> 20} of {shared.total >> 20} MiB free",
-        "gpus": _said(*_GPUS) if shutil.which(_GPUS[0]) else "none",
+        "gpus": run_program(*GPUS)[1] if shutil.which(GPUS[0]) else "none",
         "settings": {
             name: _shown(name, value) for name, value in sorted(os.environ.items()) if name.startswith("OMNIBUS_")
         },
     }
 
 
-def _said(*words: str) -> str:
+def run_program(*words: str) -> tuple[int, str]:
+    """Run a program for what it prints, in one line; its exit code, or -1 when it gives none in time."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=10.0, check=False)  # noqa: S603 names of ours
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"no answer: {error}"
-    return "; ".join((done.stdout or done.stderr).split("\n")).strip("; ")
+        return -1, f"no answer: {error}"
+    return done.returncode, "; ".join((done.stdout or done.stderr).split("\n")).strip("; ")
 
 
 def _shown(name: str, value: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 import msgspec
 
 from omnibus.cli import options
+from omnibus.cli.machine_findings import Finding, certificate_findings, machine_findings
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection
@@ -20,17 +20,8 @@ if TYPE_CHECKING:
     from omnibus.cli.root import Wanted
     from omnibus.pipeline.spec import PipelineSpec
 
-_FEWEST_FILES = 4096
 _MOST_SKEW = 1.0
 _DENIED = "with these credentials the deployed pipelines cannot be read, so name the pipeline's file with --pipeline"
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was examined, in words; of a fault they say what to do."""
-
-    check: str
-    ok: bool
-    text: str
 
 
 @click.command("doctor")
@@ -44,7 +35,8 @@ class Finding(msgspec.Struct, frozen=True):
 @options.broker
 @options.as_json
 def command(*, role: str | None, stages: tuple[str, ...], pipeline: Wanted, as_json: bool) -> int:
-    """Examine the connection to NATS, its credentials and what they permit, its version, streams and clock, and limits here.
+    """Examine the connection to NATS, credentials and what they permit, certificates, its version, streams and clock, and this
+    machine: limits, shared memory, GPUs and ports.
 
     Exit code 1 when something is wrong; each fault comes with its remedy. Changes nothing.
     """
@@ -80,10 +72,11 @@ class _Examination:
         from omnibus.broker.nats_access import without_password  # noqa: PLC0415
         from omnibus.errors import OmnibusError  # noqa: PLC0415
 
-        yield _open_files()
         found = discover(self._settings)
         try:
             self._take_head(found.access)
+            for finding in (*machine_findings(self._settings, self._role), *certificate_findings(found.access)):
+                yield finding
             stage = self._stages[0] if self._stages else None
             role = self._wanted or "doctor"
             async with connect(
@@ -198,14 +191,6 @@ class _Examination:
         rest = f"; {hidden} more are not for {self._role} to see" if hidden else ""
         counts = f"{len(seen.streams)} streams and buckets, {len(seen.consumers)} consumers"
         return Finding("streams", True, f"{spec.name} has what it needs: {counts}{rest}")
-
-
-def _open_files() -> Finding:
-    """The limit up to which our processes raise their own."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fine = most == resource.RLIM_INFINITY or most >= _FEWEST_FILES
-    remedy = "" if fine else f": raise it to {_FEWEST_FILES} or more, `ulimit -Hn` or LimitNOFILE= of a service"
-    return Finding("open files", fine, f"{most if most >= 0 else 'any number'} a process{remedy}")
 
 
 def _version(found: str) -> Finding:

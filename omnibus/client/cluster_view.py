@@ -15,7 +15,7 @@ from omnibus.broker.connection import Connection, connect
 from omnibus.broker.discovery import Addresses
 from omnibus.broker.nats_access import SYSTEM_ROLE
 from omnibus.broker.watch import Watch
-from omnibus.errors import BrokerError
+from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.ledger.work_queue import QueueDepth, WorkQueue
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import read_pipeline
@@ -92,10 +92,14 @@ class ClusterView(AsyncExitStack):
                     self._close_view(spec.name)  # deleted in the meantime
         return view.replicas()
 
-    async def status(self, spec: PipelineSpec, *, system_account: bool) -> PipelineStatus:
-        """The status of a pipeline now."""
+    async def status(self, spec: PipelineSpec, *, system_account: bool, ages: bool = False) -> PipelineStatus:
+        """The status of a pipeline now; with the `ages` of queues where these credentials may read tasks."""
         replicas = await self.replicas(spec)
-        depths = await WorkQueue(self._connection, spec.name).depths()
+        queue = WorkQueue(self._connection, spec.name)
+        try:
+            depths = await queue.depths(ages=ages)
+        except BrokerDenied:
+            depths = await queue.depths()
         pauses = await PauseStates(self._connection, spec.name).of(stage.stage_id for stage in spec.stages)
         return PipelineStatus(spec, replicas, depths, time.time(), system_account, pauses)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from omnibus.broker.connection import Connection
 from omnibus.client.rpc import ask_replica
@@ -19,21 +19,24 @@ Say = Callable[[str], None]
 
 
 async def restart_replicas(
-    connection: Connection, spec: PipelineSpec, stage_id: int, *, timeout: float, say: Say = lambda _line: None
-) -> int:
+    connection: Connection, spec: PipelineSpec, stage_id: int, *, timeout: float, say: Say = lambda _line: None,
+    only: Collection[str] | None = None,
+) -> int:  # fmt: skip
     """Have every replica of a stage drain, end and come back, each after the one before is up again; returns how many.
 
-    Those that are meant are the ones up at the start. Each has `timeout` seconds, in which it finishes its tasks, or hands
-    them back after its grace period, and loads its engine. Requests that find no replica meanwhile wait in the queue.
+    Those that are meant are the ones up at the start, or `only` these of them. Each has `timeout` seconds, in which it finishes
+    its tasks, or hands them back after its grace period, and loads its engine. Requests that find no replica meanwhile wait in
+    the queue.
     `say` hears of each step, a line at a time. Raises InvalidRequest for a replica that nobody would start again,
     ReplicaMissing for one that does not answer or does not come back in time; those after it are left as they are.
     """
     async with ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view:
-        rolling = [record for record in view.replicas(stage_id) if record.listens]
+        listening = [record for record in view.replicas(stage_id) if record.listens]
+        rolling = [record for record in listening if only is None or record.replica in only]
         for number, record in enumerate(rolling, 1):
-            say(f"{_name(spec, record)}: leaves ({number} of {len(rolling)})")
+            say(f"{named(spec, record)}: leaves ({number} of {len(rolling)})")
             successor = await _restart(connection, spec, view, record, timeout)
-            say(f"{_name(spec, successor)}: up")
+            say(f"{named(spec, successor)}: up")
     return len(rolling)
 
 
@@ -48,7 +51,7 @@ async def _restart(
     except TimeoutError as error:
         now = next((one.status.value for one in view.replicas() if one.instance == record.instance), "gone")
         raise ReplicaMissing(
-            f"{_name(spec, record)} has not come back within {timeout:g} s: it is {now}, and nobody new is up on "
+            f"{named(spec, record)} has not come back within {timeout:g} s: it is {now}, and nobody new is up on "
             f"{record.host}; its supervisor's log says more"
         ) from error
     return _successors(view.replicas(), record, before)[0]
@@ -59,7 +62,7 @@ async def _order(connection: Connection, spec: PipelineSpec, record: ReplicaReco
     try:
         reply = await ask_replica(connection, spec.name, record, order, ANSWER_TIMEOUT)
     except BrokerUnavailable as error:
-        raise ReplicaMissing(f"{_name(spec, record)} does not answer: {error.message}") from error
+        raise ReplicaMissing(f"{named(spec, record)} does not answer: {error.message}") from error
     if reply.failure is not None:
         raise reply.failure.exception()
 
@@ -77,6 +80,7 @@ def _successors(found: Sequence[ReplicaRecord], record: ReplicaRecord, before: s
     ]
 
 
-def _name(spec: PipelineSpec, record: ReplicaRecord) -> str:
+def named(spec: PipelineSpec, record: ReplicaRecord) -> str:
+    """A replica as people are told of it."""
     stage = spec.stage(record.stage_id).name
     return f"stage {record.stage_id} {stage!r} replica {record.replica} ({record.host}:{record.pid})"

@@ -33,6 +33,12 @@ class QueueDepth(NamedTuple):
     """Delivered, and not acknowledged yet."""
     since: float | None = None
     """When the oldest of those that wait was published, in the server's time, where that was asked for."""
+    delivered: int = 0
+    """Deliveries ever, those of the same message again included."""
+    redelivered: int = 0
+    """Of those that run, the ones that were delivered before."""
+    pulls: int = 0
+    """Requests for messages that wait: of replicas with a free slot."""
 
     @property
     def total(self) -> int:
@@ -96,14 +102,19 @@ class WorkQueue:
         return Traffic(state["messages"], state["last_seq"] - state["messages"])
 
     async def depths(self, *, ages: bool = False) -> dict[str, QueueDepth]:
-        """The depth of each consumer's queue, by consumer: `stage-<id>-<lane>` and `events`."""
+        """The depth of each consumer's queue, by consumer: `stage-<id>-<lane>` and `events`.
+
+        Ages are a question for each queue that is not empty; raises BrokerDenied for a role that may read no tasks.
+        """
         info = await self._connection.api(f"CONSUMER.LIST.{self._work}", {})
         consumers = info["consumers"] or ()
         since = await asyncio.gather(*map(self._oldest, consumers)) if ages else [None] * len(consumers)
-        return {
-            found["name"]: QueueDepth(found["num_pending"], found["num_ack_pending"], oldest)
-            for found, oldest in zip(consumers, since, strict=True)
-        }
+        return {found["name"]: _depth(found, oldest) for found, oldest in zip(consumers, since, strict=True)}
+
+    async def raw_requests(self) -> QueueDepth:
+        """Raw requests that no orchestrator has admitted yet."""
+        stream = subjects.requests_stream(self._pipeline)
+        return _depth(await self._connection.api(f"CONSUMER.INFO.{stream}.{subjects.REQUESTS_CONSUMER}"), None)
 
     async def _oldest(self, consumer: dict[str, Any]) -> float | None:
         """When the first message was published that a consumer has not delivered yet; None when there is none."""
@@ -123,3 +134,10 @@ class WorkQueue:
     async def _purge(self, filter_subject: str, before: int | None) -> None:
         bound = {} if before is None else {"seq": before}
         await self._connection.api(f"STREAM.PURGE.{self._work}", {"filter": filter_subject, **bound})
+
+
+def _depth(found: dict[str, Any], oldest: float | None) -> QueueDepth:
+    return QueueDepth(
+        found["num_pending"], found["num_ack_pending"], oldest,
+        delivered=found["delivered"]["consumer_seq"], redelivered=found["num_redelivered"], pulls=found["num_waiting"],
+    )  # fmt: skip

@@ -220,6 +220,16 @@ def claims(pipeline: str) -> str:
     return f"{_root(pipeline)}.claim.*.*"
 
 
+def service(pipeline: str, stage: int) -> str:
+    """The name under which the replicas of a stage are services of NATS."""
+    return f"omni-{check_name(pipeline, 'pipeline')}-{stage}"
+
+
+def service_questions(name: str, instance: str) -> tuple[str, ...]:
+    """Filters: PING, INFO and STATS to all services, to those of one name, and to one of them (NATS ADR-32)."""
+    return ("$SRV.*", f"$SRV.*.{name}", f"$SRV.*.{name}.{check_name(instance, 'instance')}")
+
+
 def disconnects(account: str) -> str:
     """The subject on which the server notifies the system account that a client of `account` is gone."""
     return f"$SYS.ACCOUNT.{account}.DISCONNECT"

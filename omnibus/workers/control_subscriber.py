@@ -32,7 +32,7 @@ MOST_CALLS = 64
 SLEEP_LEVEL = 1
 """Weights leave the device and come back. Level 2 drops them, and nothing here would load them again."""
 OWN_METHODS = frozenset(
-    {"pause_generation", "resume_generation", "is_paused", "sleep", "wake_up", "is_sleeping", "restart"}
+    {"pause_generation", "resume_generation", "is_paused", "sleep", "wake_up", "is_sleeping", "restart", "leave"}
 )
 """Methods of ControlHandlers that may be called; others are the engine's."""
 _PAUSED_FROM_THE_START = PauseState(mode="")
@@ -150,9 +150,11 @@ class ControlSubscriber:
 class ControlHandlers:
     """Calls of one replica, by the names that vLLM has for them."""
 
-    def __init__(self, engine: Engine, slots: TaskSlots, *, restart: Callable[[], None] | None = None) -> None:
-        """`restart` has the replica leave in order and come back; None where nobody would start it again."""
-        self._engine, self._slots, self._come_back = engine, slots, restart
+    def __init__(
+        self, engine: Engine, slots: TaskSlots, *, leave: Callable[[], None], restart: Callable[[], None] | None = None
+    ) -> None:
+        """`leave` has the replica leave in order; `restart` also come back: None where nobody would start it again."""
+        self._engine, self._slots, self._leave, self._come_back = engine, slots, leave, restart
         self._asleep = False
         self._turning = asyncio.Lock()
         self._applied: PauseState | None = None
@@ -200,6 +202,10 @@ class ControlHandlers:
         if self._come_back is None:
             raise InvalidRequest("nobody would start this replica again: it runs without a supervisor")
         self._come_back()
+
+    async def leave(self) -> None:
+        """Return at once; the replica finishes what it has, ends, and is not started again. Idempotent."""
+        self._leave()
 
     async def pause_generation(self, mode: str = PauseMode.ABORT) -> None:
         """Return when nothing is in hand any more."""

@@ -46,6 +46,7 @@ from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.lanes import Lanes
 from omnibus.workers.lease_keeper import LeaseKeeper
 from omnibus.workers.output_writer import OutputWriter
+from omnibus.workers.service_listing import ServiceListing
 from omnibus.workers.stage_flows import StageFlows
 from omnibus.workers.task_conclusion import TaskConclusion
 from omnibus.workers.task_service import TaskService
@@ -115,13 +116,14 @@ class Replica:
         self._health = EngineHealth(stage, self._execution, self._slots, on_death=self.drain)
         self._service = self._make_service()
         come_back = self._restart if self._options.supervised else None
-        self._handlers = ControlHandlers(self._engine, self._slots, restart=come_back)
+        self._handlers = ControlHandlers(self._engine, self._slots, leave=self.drain, restart=come_back)
         self._pause_states = PauseWatch(conn, spec.name, stage.stage_id)
         self._control = ControlSubscriber(
             conn, spec.name, stage.stage_id,
             handlers=self._handlers, claims=self._claims,
             telemetry=self._telemetry, streams=self._streams, free=self._payloads.free,
         )  # fmt: skip
+        self._listing = ServiceListing(conn, spec, stage, self._telemetry)
         self.comes_back = False
         """Whether it leaves, or has left, to be started again."""
         self._ending = asyncio.Event()
@@ -160,6 +162,7 @@ class Replica:
                 raise
             finally:
                 unhook()
+                await self._listing.close()
                 await self._control.close()
                 await self._close_engine()
         log.info(LogEvent.REPLICA_DOWN, stage=self._stage.stage_id, replica=self.record.replica)
@@ -172,7 +175,7 @@ class Replica:
 
     async def _serve(self) -> None:
         """Take tasks until the end is near, then see those in hand through."""
-        await self._control.listen()
+        await self._listen()
         await self._add_adapters()
         self._handlers.begin(self._pause_states.pause_state)
         try:
@@ -222,6 +225,10 @@ class Replica:
         await self._registration.set_status(ReplicaStatus.DRAINING)
         await self._claims.wait_empty(self._options.grace)
         self._claims.interrupt(Interruption.REQUEUED)
+
+    async def _listen(self) -> None:
+        await self._control.listen()
+        await self._listing.listen(self.record)
 
     async def _add_adapters(self) -> None:
         """Have the adapters that are deployed now: others were called while the engine started, from now on it is, too."""
@@ -283,7 +290,7 @@ class Replica:
         self._claims.instance = self.record.instance
         await self._lanes.open(replica)
         if self._control.listening:
-            await self._control.listen()  # under the new id
+            await self._listen()  # under the new id
             self._claims.announce()  # what it had is others' by now
         if self._lanes.directed and before != replica:
             self._turn.set()

@@ -41,12 +41,18 @@ class TaskTelemetry:
         self._log = log.bind(stage=stage_id)
         self._raised: deque[tuple[str, str, str]] = deque(maxlen=_KNOWN)
         self.replica = ""
+        self.taken = self.failed = 0
+        """Tasks received, and attempts at them that came to nothing."""
+        self.busy_seconds = 0.0
+        """Time of those that were finished."""
+        self.last_error = ""
 
     def received(self, assignment: Assignment) -> None:
         delivered = assignment.delivery.num_delivered
         waited = max(self._clock.now() - assignment.task.published, 0.0)
         self._waits(subjects.parse_task(assignment.delivery.subject).lane).observe(waited)
         self._running += 1
+        self.taken += 1
         self._busy.inc()
         self._batches.observe(self._running)
         if delivered > 1:
@@ -64,6 +70,7 @@ class TaskTelemetry:
     def finished(self, assignment: Assignment, result: StageResult) -> None:
         seconds = time.monotonic() - assignment.received
         self._count("finished")
+        self.busy_seconds += seconds
         self._seconds.observe(seconds)
         if result.final is not None:
             usage = result.final.usage
@@ -73,7 +80,9 @@ class TaskTelemetry:
 
     def retried(self, assignment: Assignment, error: OmnibusError, delay: float) -> None:
         self._count("retried")
-        what, delivered = describe(error), assignment.delivery.num_delivered
+        self.failed += 1
+        self.last_error = describe(error)
+        what, delivered = self.last_error, assignment.delivery.num_delivered
         self._say(LogEvent.TASK_FAILED, assignment, error=what, delivered=delivered, again=delay)
 
     def raised(self, assignment: Assignment, error: BaseException) -> None:
@@ -85,6 +94,8 @@ class TaskTelemetry:
 
     def gave_up(self, assignment: Assignment, failure: Failure, *, dead: bool) -> None:
         self._count("failed")
+        self.failed += 1
+        self.last_error = failure.message
         event = LogEvent.TASK_EXHAUSTED if dead else LogEvent.TASK_FAILED
         self._say(event, assignment, code=failure.code, error=failure.message, attempts=failure.attempts)
 

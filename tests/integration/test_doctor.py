@@ -42,7 +42,8 @@ def test_doctor_finds_no_fault_when_a_role_has_what_the_table_gives_it(guarded: 
     code, found = _examine(guarded, "--credentials", str(guarded.keys / f"{user}.nk"))
     assert (code, _faults(found)) == (0, [])
     by_check = {finding["check"]: finding["text"] for finding in found["findings"]}
-    assert set(by_check) == {"open files", "connection", "server", "clock", "credentials", "permissions", "streams"}
+    machine = {"open files", "shared memory", "GPUs", "port", "certificates"}
+    assert set(by_check) == machine | {"connection", "server", "clock", "credentials", "permissions", "streams"}
     assert user in by_check["credentials"]
 
 

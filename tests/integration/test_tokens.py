@@ -64,7 +64,7 @@ async def test_operators_calls_are_answered_when_too_many_questions_for_tokens_a
     nothing: Any = SimpleNamespace(replica="r0")
     engine: Any = Slow()
     control = ControlSubscriber(
-        connection, pipeline, 0, handlers=ControlHandlers(engine, nothing), claims=nothing,
+        connection, pipeline, 0, handlers=ControlHandlers(engine, nothing, leave=nothing), claims=nothing,
         telemetry=nothing, streams=nothing, free=lambda _rid, _run: None,
     )  # fmt: skip
 
