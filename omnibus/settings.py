@@ -89,7 +89,10 @@ class Settings(BaseSettings):
     log_level: str = "info"
     log_format: LogFormat = "auto"
     otlp_endpoint: str | None = None
-    """Endpoint to which spans go over OTLP/gRPC, such as http://collector:4317; needs the extra `otel`. None: nowhere."""
+    """Endpoint to which spans go over OTLP, such as http://collector:4317 (gRPC) or http://collector:4318 (HTTP); needs the extra
+    `otel`. None: where OpenTelemetry's own OTEL_EXPORTER_OTLP_ENDPOINT says, else nowhere."""
+    otlp_protocol: Literal["grpc", "http/protobuf"] | None = None
+    """None: as OTEL_EXPORTER_OTLP_PROTOCOL says, else HTTP for port 4318, and gRPC for others."""
 
     # Metrics
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
@@ -149,6 +152,16 @@ class Settings(BaseSettings):
     def keys_path(self) -> Path:
         """The file of API keys, which may be missing."""
         return self.api_keys_file or self.state_dir / "api-keys.json"
+
+    @property
+    def tracing(self) -> tuple[str | None, str | None]:
+        """Endpoint and protocol of traces."""
+        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return None, None
+        names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+        endpoint = self.otlp_endpoint or next((os.environ[name] for name in names if os.environ.get(name)), None)
+        names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        return endpoint, self.otlp_protocol or next((os.environ[name] for name in names if os.environ.get(name)), None)
 
     def environment(self) -> dict[str, str]:
         """The variables by which a child process has the same settings."""

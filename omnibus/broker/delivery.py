@@ -16,7 +16,7 @@ _NO_HEADERS: Mapping[str, str] = {}
 _MSG_ID = "Nats-Msg-Id"
 ATTEMPTS_HEADER = "Omni-Attempts"
 """Header of a message that was published again: attempts that its former copies have used up."""
-_MOST_DIGITS = 10
+_MOST_DIGITS, _MOST_SEQUENCE_DIGITS = 10, 20
 
 
 class Delivery:
@@ -54,6 +54,14 @@ class Delivery:
     def again(self) -> bool:
         """Whether somebody may have had it before: it was delivered earlier, or is a copy of a message that was."""
         return self.num_delivered > 1 or "/" in self.headers.get(_MSG_ID, "")
+
+    @property
+    def former(self) -> int | None:
+        """Sequence of the message that somebody may have had before: its own, or that which it is a copy of; None: nobody."""
+        if self.num_delivered > 1:
+            return self.stream_seq
+        _, slash, sequence = self.headers.get(_MSG_ID, "").rpartition("/")
+        return int(sequence) if slash and sequence.isdecimal() and len(sequence) <= _MOST_SEQUENCE_DIGITS else None
 
     @property
     def attempts(self) -> int:

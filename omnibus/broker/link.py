@@ -25,6 +25,7 @@ from omnibus.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, Confi
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
+from omnibus.observability.tracing import Tracing
 
 Hook = Callable[[], None]
 
@@ -57,6 +58,8 @@ class Link:
     def __init__(self, url: str, name: str, metrics: Metrics | None = None) -> None:
         self.url, self.name = url, name
         self.metrics = metrics if metrics is not None else Metrics()
+        self.tracing = Tracing()
+        """The spans of this process. Whoever opens a provider sets it before anything is done over the connection."""
         self.generation = 0
         """How often the connection was re-established."""
         self.connected_since: float | None = None

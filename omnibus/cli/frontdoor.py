@@ -54,9 +54,10 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.payloads.transports import Transports  # noqa: PLC0415
 
     share_metrics(settings.metrics_dir, settings.metrics_name)
-    with closing(open_tracing(settings.otlp_endpoint, "omnibus-frontdoor")) as tracing:
+    endpoint, protocol = settings.tracing
+    with closing(open_tracing(endpoint, "omnibus-frontdoor", protocol=protocol)) as tracing:
         async with (
-            connected(settings, role="frontdoor", wait=START_WAIT) as connection,
+            connected(settings, role="frontdoor", wait=START_WAIT, tracing=tracing) as connection,
             Producer(connection, Transports.of(settings)) as producer,
             ClusterView(connection) as cluster,
         ):

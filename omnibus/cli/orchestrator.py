@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING
 
 import click
@@ -31,12 +32,17 @@ async def _orchestrate(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.cli.metrics_port import metrics_shown  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
     from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
+    from omnibus.observability.tracing import open_tracing  # noqa: PLC0415
     from omnibus.orchestrator.deployed import DeployedOrchestrator  # noqa: PLC0415
     from omnibus.orchestrator.disconnects import SystemAccount  # noqa: PLC0415
     from omnibus.orchestrator.queue_gauges import QueueGauges  # noqa: PLC0415
 
     share_metrics(settings.metrics_dir, settings.metrics_name)
-    async with connected(settings, role="orchestrator", wait=START_WAIT) as connection:
+    endpoint, protocol = settings.tracing
+    async with AsyncExitStack() as stack:
+        tracing = stack.enter_context(closing(open_tracing(endpoint, "omnibus-orchestrator", protocol=protocol)))
+        opening = connected(settings, role="orchestrator", wait=START_WAIT, tracing=tracing)
+        connection = await stack.enter_async_context(opening)
         spec = await find_pipeline(connection, pipeline, wait=START_WAIT)
         found, system = discover(settings), None
         if found.system_url is not None:

@@ -27,6 +27,7 @@ from omnibus.garbage import settle_garbage
 from omnibus.lineage import PARENT_VARIABLE, die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
+from omnibus.observability.tracing import Tracing
 from omnibus.payloads.transports import Transports
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import load_deployed
@@ -134,7 +135,7 @@ async def find_pipeline(connection: Connection, wanted: Wanted, *, wait: float =
 
 @asynccontextmanager
 async def connected(
-    settings: Settings, *, role: str, stage: str | None = None, wait: float = 0.0
+    settings: Settings, *, role: str, stage: str | None = None, wait: float = 0.0, tracing: Tracing | None = None
 ) -> AsyncIterator[Connection]:
     """A connection to the broker that the settings name or that is found; raises BrokerUnavailable.
 
@@ -148,7 +149,9 @@ async def connected(
         return stack.enter_async_context(connecting)
 
     async with AsyncExitStack() as stack:
-        yield await _again(opening, BrokerUnavailable, LogEvent.BROKER_AWAITED, wait)
+        connection = await _again(opening, BrokerUnavailable, LogEvent.BROKER_AWAITED, wait)
+        connection.tracing = tracing or connection.tracing
+        yield connection
 
 
 async def on_broker(settings: Settings, role: str, work: Callable[[Connection], Awaitable[T]]) -> T:

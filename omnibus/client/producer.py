@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Self
 
+from msgspec.structs import replace
+
 from omnibus.broker.connection import Connection
 from omnibus.client.cancelling import cancel_request
 from omnibus.client.channel import Channel
@@ -123,6 +125,18 @@ class Producer:
 
         Deadline and time in the queue count from `arrival`, seconds since the epoch by this host's clock; by default from now.
         """
+        tracing = self.connection.tracing
+        if tracing.provider is None:
+            return await self._submit(spec, request, rid, arrival, is_single=is_single)
+        about = {"messaging.system": "nats", "messaging.operation.type": "send", "messaging.operation.name": "publish"}
+        about["omnibus.pipeline"] = spec.name
+        with tracing.span(f"publish {spec.name}", request.trace, about, kind="producer") as span:
+            traced = request if request.trace else replace(request, trace=dict(span.headers))
+            return await self._submit(spec, traced, rid, arrival, is_single=is_single)
+
+    async def _submit(
+        self, spec: PipelineSpec, request: Request, rid: str | None, arrival: float | None, *, is_single: bool
+    ) -> Submission:
         is_single = is_single or rid is None
         rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
         channel = await self.channel(spec.name)

@@ -6,8 +6,6 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,16 +15,15 @@ from omnibus.frontdoor.headers import sent_header
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.observability.tracing import Tracing
+from omnibus.observability.tracing import TRACE_HEADERS, Tracing
 
 REQUEST_ID, OWN_ID = "X-Request-Id", "Omnibus-Request-Id"
 _SENT_ID = re.compile(r"[!-~]{1,255}")
 PROBES = ("/live", "/ready", "/health", "/metrics")
 """Paths that probes and `omnibus serve` itself ask for every few seconds; logged at DEBUG only."""
-TRACE_HEADERS = ("traceparent", "tracestate")
-"""W3C trace context of a caller, passed on to every stage."""
 SHUTDOWN_HOOK_TIMEOUT = 1.0
 """Seconds that a caller has to read that the server stops."""
+_SERVER_FAULT = 500
 _log = get_logger(__name__)
 
 
@@ -69,9 +66,9 @@ class Observed:
             await send(message)
 
         try:
-            with self._span(scope) as trace:
-                state["trace"] = dict(trace)
-                await app(scope, receive, tagged)
+            state["trace"] = _sent_trace(scope)
+            traced = self._tracing.provider is not None and scope["method"] == "POST"
+            await (self._traced(app, scope, receive, tagged) if traced else app(scope, receive, tagged))
         except asyncio.CancelledError:
             # The server cancels what outlasts its grace. This is the task's root: nothing is left to be cancelled,
             # and the request goes on without its caller, who can read it by its id.
@@ -87,13 +84,26 @@ class Observed:
         finally:
             self._record(scope, status, time.perf_counter() - started, sent)
 
-    def _span(self, scope: Scope) -> AbstractContextManager[Mapping[str, str]]:
-        """A span under the caller's own; probes and look-ups have none."""
-        sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
-        caller = {name: value for name, value in sent.items() if value is not None}
-        if self._tracing.provider is None or scope["method"] != "POST":
-            return nullcontext(caller)
-        return self._tracing.span("http", caller, {"path": scope["path"]})
+    async def _traced(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer under a span, which is under the caller's own; probes and look-ups have none."""
+        about = {"http.request.method": scope["method"], "url.path": scope["path"], "url.scheme": scope["scheme"]}
+        state, status = scope["state"], 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        with self._tracing.span(scope["method"], state["trace"], about, kind="server") as span:
+            state["trace"] = dict(span.headers)
+            await app(scope, receive, noted)
+            route = getattr(scope.get("route"), "path", "")
+            span.rename(f"{scope['method']} {route}".strip())
+            span.note(
+                {"http.route": route, "http.response.status_code": status, "omnibus.request_id": state["request_id"]}
+            )
+            if status >= _SERVER_FAULT:
+                span.fail(str(status))
 
     def _record(self, scope: Scope, status: int, seconds: float, sent: str | None) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
@@ -111,6 +121,12 @@ class Observed:
             seconds=round(seconds, 4),
             **({} if sent is None else {"caller_id": sent}),
         )
+
+
+def _sent_trace(scope: Scope) -> dict[str, str]:
+    """The trace context of a caller, which is passed on to every stage."""
+    sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
+    return {name: value for name, value in sent.items() if value is not None}
 
 
 def _as_routed(scope: Scope) -> Scope:

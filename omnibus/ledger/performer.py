@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from omnibus.broker.connection import Connection, Publishing
@@ -13,6 +13,7 @@ from omnibus.ledger.dead_letters import DeadLetters
 from omnibus.ledger.records import Ledger, StoredRecord
 from omnibus.ledger.request_telemetry import RequestTelemetry
 from omnibus.ledger.work_queue import WorkQueue
+from omnibus.observability.tracing import TRACE_HEADERS
 from omnibus.requests import effects
 from omnibus.requests.advance import advance, as_admitted, orphan_effects
 from omnibus.requests.effects import Effect
@@ -24,6 +25,7 @@ from omnibus.wire.payload import ENVELOPE_LIMIT
 
 _JOINED = 0.02
 """Seconds for which a timer to be removed waits for others: few enough that one message has them all."""
+_NO_TRACE: Mapping[str, str] = {}
 LaneOf = Callable[[Task], str]
 
 
@@ -118,16 +120,19 @@ class Performer:
         Raises BrokerUnavailable, and RequestTooLarge for an envelope above its limit.
         """
         envelope: Task | Event
+        trace: Mapping[str, str] = _NO_TRACE
         match effect:
             case effects.PublishTask(envelope):
                 rid, lane = envelope.ticket.rid, self._lane_of(envelope)
                 subject = subjects.task(self.pipeline, envelope.stage_id, lane, rid)
+                trace = envelope.ticket.trace
             case effects.PublishEvent(envelope, rid, stage_id):
                 subject = subjects.event(self.pipeline, stage_id, event_kind(envelope), rid)
         data = codec.encode(envelope)
         if len(data) > ENVELOPE_LIMIT:
             raise RequestTooLarge(f"an envelope of {len(data)} bytes exceeds the limit of {ENVELOPE_LIMIT}")
-        return not (await self._connection.js_publish(subject, data, effect.msg_id)).duplicate
+        headers = {name: its for name, its in trace.items() if name in TRACE_HEADERS} if trace else None
+        return not (await self._connection.js_publish(subject, data, effect.msg_id, headers=headers)).duplicate
 
     async def clear_orphans(self, rid: str, *, queued: bool = False) -> Record | None:
         """Remove what is stored for a request that has ended, and what is `queued`; returns its record. Idempotent.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 from functools import cache
 
+from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import InvalidRequest, Unreadable
 from omnibus.ledger.performer import Performer
 from omnibus.ledger.records import StoredRecord
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.observability.metrics import Metrics
 from omnibus.requests.admission import bury, lapse
 from omnibus.requests.advance import advance, fail, linear_tasks, needs_record
 from omnibus.requests.cancellations import Cancellations
@@ -30,8 +30,9 @@ log = get_logger(__name__)
 class Forwarder:
     """Handles the events of one pipeline."""
 
-    def __init__(self, performer: Performer, stopped: Cancellations, metrics: Metrics) -> None:
-        self._performer, self._stopped = performer, stopped
+    def __init__(self, performer: Performer, stopped: Cancellations, connection: Connection) -> None:
+        self._performer, self._stopped, metrics = performer, stopped, connection.metrics
+        self._connection = connection
         self._counter = cache(lambda kind, outcome: metrics.events.labels(performer.pipeline, kind, outcome))
 
     async def handle(self, delivery: Delivery) -> bool:
@@ -44,7 +45,13 @@ class Forwarder:
             await delivery.nak(_RECHECK_INTERVAL)
             self._count(delivery, "retried")
             return False
-        await self._advance(event)
+        tracing = self._connection.tracing
+        if tracing.provider is None or not isinstance(event, StageResult | StageFailed):
+            await self._advance(event)
+        else:
+            about = {"omnibus.pipeline": self._performer.pipeline, "omnibus.request_id": event_rid(event)}
+            with tracing.span("route", event.ticket.trace, about, kind="consumer"):
+                await self._advance(event)
         self._count(delivery, "forwarded")
         return True
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 
+from msgspec.structs import replace
+
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
 from omnibus.errors import (
@@ -19,6 +21,7 @@ from omnibus.ledger.overload import Backlog
 from omnibus.ledger.performer import Performer
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.tracing import TRACE_HEADERS
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.admission import check_same, new_record, timeout_of, timer_effects, unadmitted_record
@@ -31,7 +34,7 @@ from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.failure import Failure
 from omnibus.wire.out import EndNotice, Refused
-from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, decode_request, encode_request
+from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
 _PUT_BACK = 0.5
 """Seconds after which a request that finds the pipeline full is looked at again."""
@@ -67,7 +70,7 @@ class Intake:
 
     async def _admit(self, delivery: Delivery, rid: str) -> None:
         """Its time counts from its acceptance: when the broker stored it."""
-        front, request = _front_of(delivery), decode_request(delivery.data)
+        front, request = _front_of(delivery), _with_trace(decode_request(delivery.data), delivery)
         subjects.check_name(delivery.headers.get(REPLY_HEADER, "none"), REPLY_HEADER)
         route = validate(self._spec, request)
         deadline = delivery.stored_at + timeout_of(self._spec, request)
@@ -136,6 +139,12 @@ def _nonce(delivery: Delivery) -> str:
     under its id.
     """
     return f"{delivery.stream_seq}-{int(delivery.stored_at * 1e6)}"
+
+
+def _with_trace(request: Request, delivery: Delivery) -> Request:
+    """The request with the trace context of its message's headers, where it names none itself."""
+    sent = {name: delivery.headers[name] for name in TRACE_HEADERS if name in delivery.headers}
+    return replace(request, trace=sent) if sent and not request.trace else request
 
 
 def _front_of(delivery: Delivery) -> str | None:

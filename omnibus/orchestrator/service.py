@@ -51,7 +51,7 @@ class OrchestratorService:
         self._director = Director(connection, spec, view=self._view)
         self._performer = performer = Performer(connection, spec.name, lane_of=self._director.lane)
         self._stopped = Cancellations()
-        self._forwarder = Forwarder(performer, self._stopped, connection.metrics)
+        self._forwarder = Forwarder(performer, self._stopped, connection)
         self._intake = Intake(connection, performer, spec)
 
     async def run(self) -> None:

@@ -54,6 +54,7 @@ class PayloadStore:
         """Places that `transports` lacks are not used, and what is there cannot be read. `stage`: whose metrics these are."""
         self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
         self._metrics, self._stage = connection.metrics, stage
+        self._connection = connection
         self._pipeline, self._memory, self._peer, self._outputs = (
             pipeline,
             transports.memory,
@@ -190,7 +191,12 @@ class PayloadStore:
     def _count(self, direction: str, place: str, nbytes: int, began: float) -> None:
         labels = (self._pipeline, self._stage, place, direction)
         self._metrics.payload_bytes.labels(*labels).inc(nbytes)
-        self._metrics.payload_seconds.labels(*labels).observe(time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._metrics.payload_seconds.labels(*labels).observe(seconds)
+        tracing = self._connection.tracing
+        if tracing.provider is not None:
+            about = {"omnibus.pipeline": self._pipeline, "omnibus.payload.location": place}
+            tracing.past(f"payload {direction}", seconds, {**about, "omnibus.payload.bytes": nbytes})
 
     def _is_elsewhere(self, location: Location) -> bool:
         """Whether it is in another host's memory: the last that is tried, as that takes the broker."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from omnibus.broker.connection import Connection
+from omnibus.broker.delivery import Delivery
 from omnibus.errors import EngineError, OmnibusError
-from omnibus.observability.tracing import Tracing
 from omnibus.pipeline.route import RouteStage
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire import subjects
@@ -29,6 +29,7 @@ from omnibus.workers.item_checks import check_item
 from omnibus.workers.job_builder import JobBuilder
 from omnibus.workers.output_writer import OutputWriter
 from omnibus.workers.stage_flows import StageFlows
+from omnibus.workers.task_spans import TaskSpans
 from omnibus.workers.text_stream import DeltaStream, DeltaStreams, received
 
 PROCESSING = -1
@@ -56,11 +57,11 @@ class Execution:
 
     def __init__(
         self, conn: Connection, stage: StageSpec, engine: Engine, builder: JobBuilder, writer: OutputWriter,
-        *, tracing: Tracing, streams: DeltaStreams, flows: StageFlows,
+        *, streams: DeltaStreams, flows: StageFlows,
     ) -> None:  # fmt: skip
         """`streams` has each text while it is made."""
         self._conn, self._stage, self.engine = conn, stage, engine
-        self._builder, self._writer, self._tracing = builder, writer, tracing
+        self._builder, self._writer, self._spans = builder, writer, TaskSpans(conn, stage)
         self._streams, self._flows = streams, flows
         self._items: dict[int, int] = {}
         self._waiting: dict[int, Callable[[], bool]] = {}
@@ -81,21 +82,22 @@ class Execution:
             if number not in waiting
         }
 
-    async def run(
-        self, task: Task, *, task_seq: int, delivered: int, again: bool, replica: str
-    ) -> StageResult | OmnibusError:
+    async def run(self, task: Task, delivery: Delivery, *, replica: str) -> StageResult | OmnibusError:
         """The result, or why there is none: a RequestError, PayloadLost, EngineError; what others raise is an EngineError.
 
-        `again`: somebody had the task before, and the client, or a flow, may have a part of what it makes; the engine is
-        asked to go on after that. Cancelling it closes the engine's generator, which frees what the job holds. One span,
+        Where somebody had the task before, the client, or a flow, may have a part of what it makes; the engine is asked to go
+        on after that. Cancelling it closes the engine's generator, which frees what the job holds. One span,
         under the request's.
         """
-        ticket = task.ticket
-        about = {"pipeline": ticket.pipeline, "stage": self._stage.name, "rid": ticket.rid, "replica": replica}
-        with self._tracing.span("stage", ticket.trace, about) as trace:
-            fence = Fence(ticket.run, task_seq, delivered)
-            attempt = _Attempt(task, fence, again, trace, self._conn.clock.now())
+        fence, now = Fence(task.ticket.run, delivery.stream_seq, delivery.attempts), self._conn.clock.now()
+        if self._conn.tracing.provider is None:
+            attempt = _Attempt(task, fence, delivery.again, task.ticket.trace, now)
             return await contained(self._run(attempt, replica))
+        with self._spans.attempt(task, delivery, replica=replica, now=now) as span:
+            attempt = _Attempt(task, fence, delivery.again, span.headers, now)
+            outcome = await contained(self._run(attempt, replica))
+            self._spans.conclude(span, outcome)
+            return outcome
 
     async def close(self) -> None:
         """Free what the engine and the input processor hold."""

@@ -18,7 +18,6 @@ from omnibus.ledger.records import Ledger
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.observability.tracing import Tracing
 from omnibus.payloads.store import PayloadStore
 from omnibus.payloads.transports import Transports
 from omnibus.payloads.upkeep import MemoryUpkeep
@@ -77,7 +76,6 @@ class ReplicaOptions:
     supervised: bool = False
     """Whether somebody starts it again when it says so (`Replica.comes_back`)."""
     on_loaded: Callable[[], None] = lambda: None
-    tracing: Tracing = field(default_factory=Tracing)
     transports: Transports = field(default_factory=Transports)
     """Places for payloads besides the broker."""
 
@@ -303,7 +301,7 @@ class Replica:
         return Execution(
             self._conn, self._stage, self._engine,
             JobBuilder(self._spec, self._stage, store, Ledger(self._conn, self._spec.name)), outputs,
-            tracing=self._options.tracing, streams=self._streams,
+            streams=self._streams,
             flows=StageFlows(
                 self._conn, self._spec, kinds, outputs=outputs, store=store, performer=self._performer
             ),

@@ -25,7 +25,7 @@ from omnibus.lineage import die_with_parent
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import configure_logging, get_logger
 from omnibus.observability.metrics import share_metrics
-from omnibus.observability.tracing import Tracing, open_tracing
+from omnibus.observability.tracing import open_tracing
 from omnibus.payloads.transports import Transports
 from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.overrides import override_stages
@@ -80,16 +80,16 @@ async def _end_with(replica: Coroutine[Any, Any, bool], stage: str) -> NoReturn:
 async def _run(arguments: argparse.Namespace, settings: Settings) -> bool:
     instance = os.environ.get(INSTANCE_VARIABLE) or f"replica-{secrets.token_hex(4)}"
     found = discover(settings)
-    with closing(open_tracing(settings.otlp_endpoint, "omnibus-worker")) as tracing:
+    endpoint, protocol = settings.tracing
+    with closing(open_tracing(endpoint, "omnibus-worker", protocol=protocol)) as tracing:
         async with connect(
             found.url, name=instance, role="worker", deadline=30.0, access=found.access, stage=arguments.stage
         ) as conn:
-            return await _serve(conn, arguments, settings, instance, tracing)
+            conn.tracing = tracing
+            return await _serve(conn, arguments, settings, instance)
 
 
-async def _serve(
-    conn: Connection, arguments: argparse.Namespace, settings: Settings, instance: str, tracing: Tracing
-) -> bool:
+async def _serve(conn: Connection, arguments: argparse.Namespace, settings: Settings, instance: str) -> bool:
     """Whether it wants to be started again."""
     spec = override_stages(await load_deployed(conn, arguments.pipeline), arguments.override)
     stage, start_timeout = spec.stage(arguments.stage), arguments.start_timeout
@@ -108,7 +108,6 @@ async def _serve(
         start_timeout=start_timeout,
         supervised=INSTANCE_VARIABLE in os.environ,
         on_loaded=loaded,
-        tracing=tracing,
     )
     watchdog.expect("importing the engine", start_timeout)
     with Transports.open(settings, spec.name, asks_for_peer=asks_for_peer) as transports:

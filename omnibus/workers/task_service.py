@@ -165,14 +165,10 @@ class TaskService:
 
     async def _attempt(self, assignment: Assignment) -> StageResult | OmnibusError | None:
         """Have the engine do it, in this very task; None when it was stopped, which `_conclude_stopped` concludes."""
-        delivery = assignment.delivery
         self._leases.limit(assignment)
         assignment.on_interrupt = self._stop
         try:
-            outcome = await self._execution.run(
-                assignment.task, task_seq=delivery.stream_seq, delivered=delivery.attempts, again=delivery.again,
-                replica=self._claims.replica,
-            )  # fmt: skip
+            outcome = await self._execution.run(assignment.task, assignment.delivery, replica=self._claims.replica)
         except asyncio.CancelledError:
             me = asyncio.current_task()
             if assignment.on_interrupt is None or self._is_closed or me is None:

@@ -101,11 +101,12 @@ async def front(
 
     `batches`: it runs batches, too; `videos`: it sees to videos; `webhooks`: it sends them.
     """
+    connection.tracing = tracing or connection.tracing
     for one in (spec, *idle):
         await ensure_layout(connection, layout_of(one))
     async with AsyncExitStack() as stack:
         if workers:
-            await stack.enter_async_context(_running(connection, spec, tracing or Tracing()))
+            await stack.enter_async_context(_running(connection, spec))
         producer = await stack.enter_async_context(Producer(connection))
         cluster = await stack.enter_async_context(ClusterView(connection))
         app = create_app(
@@ -131,8 +132,8 @@ async def front(
 
 
 @asynccontextmanager
-async def _running(connection: Connection, spec: PipelineSpec, tracing: Tracing) -> AsyncIterator[None]:
-    replicas = [Replica(connection, spec, stage, ReplicaOptions(grace=0.1, tracing=tracing)) for stage in spec.stages]
+async def _running(connection: Connection, spec: PipelineSpec) -> AsyncIterator[None]:
+    replicas = [Replica(connection, spec, stage, ReplicaOptions(grace=0.1)) for stage in spec.stages]
     orchestrator = asyncio.create_task(OrchestratorService(connection, spec).run(), name="orchestrator")
     running = [asyncio.create_task(replica.run(), name="replica") for replica in replicas]
     try:

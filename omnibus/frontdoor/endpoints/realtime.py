@@ -23,7 +23,6 @@ from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_response
 from omnibus.frontdoor.headers import sent_header
 from omnibus.frontdoor.live_sound import LiveSound
-from omnibus.frontdoor.middleware import TRACE_HEADERS
 from omnibus.frontdoor.realtime.dialogue import Dialogue, Effect, StartResponse, StopResponse
 from omnibus.frontdoor.realtime.response import End, Response
 from omnibus.frontdoor.realtime.session_settings import parameters, wanted
@@ -31,6 +30,7 @@ from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.submitting import Accepted, abandon, in_time, with_adapter
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
+from omnibus.observability.tracing import TRACE_HEADERS
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
