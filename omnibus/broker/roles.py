@@ -130,6 +130,7 @@ _TABLE = {
     NatsRole.SUPERVISOR: """
         +everybody +pipeline
         return tasks of stage {stage} from the lane {lane}: $JS.ACK.{work}.stage-{stage}-{lane}.>
+        see how many tasks stage {stage} has on the lane {lane}: $JS.API.CONSUMER.INFO.{work}.stage-{stage}-{lane}
         read queued tasks of stage {stage}: $JS.API.DIRECT.GET.{work}.omni.{P}.task.{stage}.*.*
         report attempts: omni.{P}.event.{stage}.attempt.*
         ask replicas what they have in hand: omni.{P}.ask.{stage}.* omni.{P}.ask.all <omni.{P}.claim.*.*

@@ -34,6 +34,7 @@ COMMANDS = {
     "serve": _Entry("serve", "Run a whole pipeline on this machine.", _SERVE),
     "up": _Entry("serve", "Another name for serve. Ctrl-C is down.", _SERVE),
     "worker": _Entry("worker", "Run replicas of one stage.", _SERVE),
+    "autoscale": _Entry("autoscale", "Run as many replicas of a stage as its queue wants.", _SERVE),
     "orchestrator": _Entry("orchestrator", "Run an orchestrator.", _SERVE),
     "frontdoor": _Entry("frontdoor", "Run the HTTP server.", _SERVE),
     "submit": _Entry("submit", "Send a request: stream its text, save its image and audio.", _ASK),

@@ -46,6 +46,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
+from omnibus.workers.initialisation.plans import LogicalStageInitPlan
 from omnibus.workers.stage_checks import check_models
 from omnibus.workers.supervisor import Supervisor
 
@@ -208,7 +209,21 @@ def work(arguments: WorkerArguments) -> None:
     run(_work(settings, arguments))
 
 
-async def _work(settings: Settings, arguments: WorkerArguments) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedWorker:
+    """All that replicas of one stage are started with."""
+
+    connection: Connection
+    folder: Path
+    """Where the metrics of its processes meet."""
+    fleet: Fleet
+    stage: StageSpec
+    plans: list[LogicalStageInitPlan]
+
+
+@asynccontextmanager
+async def prepared_worker(settings: Settings, arguments: WorkerArguments) -> AsyncIterator[PreparedWorker]:
+    """Connect, find the pipeline and check the stage; raises what would keep its replicas from starting."""
     async with _metered(settings, role="supervisor", stage=arguments.stage, wait=START_WAIT) as (connection, folder):
         deployed = await find_pipeline(connection, arguments.pipeline, wait=START_WAIT)
         stage = deployed.stage(arguments.stage)
@@ -225,6 +240,13 @@ async def _work(settings: Settings, arguments: WorkerArguments) -> None:
             grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
         )  # fmt: skip
         plans = fleet.plan({stage.stage_id})
+        yield PreparedWorker(connection=connection, folder=folder, fleet=fleet, stage=stage, plans=plans)
+
+
+async def _work(settings: Settings, arguments: WorkerArguments) -> None:
+    async with prepared_worker(settings, arguments) as prepared:
+        connection, fleet, stage, plans = prepared.connection, prepared.fleet, prepared.stage, prepared.plans
+        spec = fleet.spec
 
         async def announce(view: ReplicaView, supervisor: Supervisor) -> None:
             count = sum(len(plan.local) for plan in plans)
@@ -237,5 +259,5 @@ async def _work(settings: Settings, arguments: WorkerArguments) -> None:
             nats = without_password(fleet.addresses.url)
             click.echo(f"ready: {spec.name}, {replicas} of stage {stage.stage_id} {stage.name}, NATS {nats}")
 
-        processes = sharing(fleet.replicas(plans), folder)
+        processes = sharing(fleet.replicas(plans), prepared.folder)
         await keep_running(connection, fleet, processes, announce, stats=arguments.log_stats)

@@ -19,6 +19,7 @@ from omnibus.pipeline.allowed_code import AllowedCode
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.settings import Settings
+from omnibus.workers.elastic_replicas import ElasticReplicas
 from omnibus.workers.hang_detector import HangWatch
 from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
 from omnibus.workers.replica_processes import planned_processes, with_death_reporter
@@ -120,7 +121,7 @@ async def log_stats(view: ReplicaView, every: float = STATS_EVERY) -> None:
             )  # fmt: skip
 
 
-async def supervise(supervisor: Supervisor, *beside: Coroutine[Any, Any, None]) -> None:
+async def supervise(supervisor: Supervisor | ElasticReplicas, *beside: Coroutine[Any, Any, None]) -> None:
     """Run children until all have ended, and other things beside them for as long.
 
     Ctrl-C or SIGTERM ends the children in order, a second one kills them. Raises KeyboardInterrupt after a kill, and a group
@@ -133,7 +134,7 @@ async def supervise(supervisor: Supervisor, *beside: Coroutine[Any, Any, None]) 
             task.cancel()
 
 
-async def _until_ended(supervisor: Supervisor) -> None:
+async def _until_ended(supervisor: Supervisor | ElasticReplicas) -> None:
     loop = asyncio.get_running_loop()
     running, stops = asyncio.create_task(supervisor.run(), name="supervisor"), 0
 

@@ -91,6 +91,8 @@ class LogEvent(StrEnum):
     REPLICA_DRAINING = "replica.draining"
     REPLICA_DOWN = "replica.down"
     REPLICA_RESTARTING = "replica.restarting"
+    STAGE_SCALED = "stage.scaled"
+    """The number of replicas that a stage should have has changed."""
     REPLICA_FENCED = "replica.fenced"
     """The replica was marked down while it lived, and registers afresh."""
     REPLICA_EXPIRED = "replica.expired"

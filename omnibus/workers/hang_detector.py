@@ -14,6 +14,7 @@ from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatu
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import AskClaims
+from omnibus.workers.elastic_replicas import ElasticReplicas
 from omnibus.workers.supervisor import Supervisor
 
 LOOKS = 10
@@ -52,7 +53,9 @@ class HangWatch:
     be missing for ever.
     """
 
-    def __init__(self, connection: Connection, view: ReplicaView, supervisor: Supervisor, timeout: float) -> None:
+    def __init__(
+        self, connection: Connection, view: ReplicaView, supervisor: Supervisor | ElasticReplicas, timeout: float
+    ) -> None:
         """The timeout counts from when a replica is no longer registered; 0: nothing is ever killed."""
         self._connection, self._view, self._supervisor = connection, view, supervisor
         self._timeout = timeout

@@ -1,0 +1,91 @@
+"""Replicas of a stage on this machine whose number changes: each process under a supervisor of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from omnibus.errors import StageStartError
+from omnibus.observability.metrics import Metrics
+from omnibus.workers.supervisor import DeathHook, ProcessSpec, Supervisor
+
+
+class ElasticReplicas:
+    """Runs as many of its processes as `scale` says, until `stop`. One that is not wanted any more finishes what it has."""
+
+    def __init__(
+        self,
+        specs: Sequence[ProcessSpec],
+        *,
+        grace: float,
+        on_death: DeathHook | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """`specs` are those of all replicas that there may ever be, each with its share of the devices; else as of Supervisor."""
+        self._specs, self._grace, self._on_death, self._metrics = specs, grace, on_death, metrics
+        self._running: dict[int, Supervisor] = {}
+        """By place among the specs; those that end are in it until they have ended."""
+        self._ending: set[int] = set()
+        self._wanted = 0
+        self._group = asyncio.TaskGroup()
+        self._stopping = asyncio.Event()
+        self._failure: StageStartError | None = None
+
+    async def run(self) -> None:
+        """Return when all have ended after `stop`; raises StageStartError when one could never start."""
+        async with self._group:
+            self._reconcile()
+            await self._stopping.wait()
+            self.scale(0)
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Ask all to end; idempotent, safe in a signal handler of the loop."""
+        self._stopping.set()
+
+    def scale(self, wanted: int) -> None:
+        """Have so many run: start those that are missing, let those end that came last. No more than there are specs."""
+        self._wanted = min(wanted, len(self._specs))
+        self._reconcile()
+
+    @property
+    def running(self) -> int:
+        """Those that run and are not to end."""
+        return len(self._running.keys() - self._ending)
+
+    @property
+    def instances(self) -> set[str]:
+        """Those of processes that run now."""
+        return {instance for supervisor in self._running.values() for instance in supervisor.instances}
+
+    def kill(self, instance: str) -> None:
+        """SIGKILL a process, as Supervisor.kill."""
+        for supervisor in self._running.values():
+            supervisor.kill(instance)
+
+    def _reconcile(self) -> None:
+        kept = sorted(self._running.keys() - self._ending)
+        for place in kept[self._wanted :]:
+            self._ending.add(place)
+            self._running[place].stop()
+        # A place whose process still ends is taken when it has: its devices are not free before.
+        free = [place for place in range(len(self._specs)) if place not in self._running]
+        for place in free[: max(self._wanted - len(kept), 0)]:
+            supervisor = Supervisor(
+                [self._specs[place]], grace=self._grace, on_death=self._on_death, metrics=self._metrics
+            )  # fmt: skip
+            self._running[place] = supervisor
+            self._group.create_task(self._keep(place, supervisor), name=f"elastic-{self._specs[place].name}")
+
+    async def _keep(self, place: int, supervisor: Supervisor) -> None:
+        try:
+            await supervisor.run()
+        except StageStartError as error:
+            self._failure = error
+            self.stop()
+        finally:
+            del self._running[place]
+            self._ending.discard(place)
+        if not self._stopping.is_set():
+            self._reconcile()
