@@ -58,8 +58,11 @@ class Cluster:
         nats: EmbeddedServer | ThreeNodes | None = None,
         orchestrators: int = 1,
         modules: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """`replicas` by stage id, where they are not one; `ready` is how long everything may take to come up, seconds.
+        """`replicas` by stage id, where they are not one; 0: none is started. `env` is added to every process's.
+
+        `ready` is how long everything may take to come up, seconds.
 
         `nats` is entered and ended here; None: a single server. `modules` are those that workers may load.
         """
@@ -74,6 +77,7 @@ class Cluster:
         self.view: ReplicaView
         self._replicas = {stage.stage_id: 1 for stage in self.spec.stages} | dict(replicas or {})
         self._ready, self._modules = ready, modules
+        self.env = dict(env or {})
         self._processes: dict[str, ChildProcess] = {}
         self._stack = AsyncExitStack()
 
@@ -124,6 +128,7 @@ class Cluster:
             "OMNIBUS_LOG_FORMAT": "json",
             PARENT_VARIABLE: str(os.getpid()),
             **({"OMNIBUS_ALLOWED_MODULES": self._modules} if self._modules else {}),
+            **self.env,
             **(env or {}),
         }
         with self._log(name).open("ab") as log:
@@ -209,7 +214,8 @@ class Cluster:
         await self._stack.enter_async_context(self.view)
         self._stack.push_async_callback(self._kill_all)
         for stage_id, replicas in self._replicas.items():
-            await self.worker(stage_id, replicas)
+            if replicas:
+                await self.worker(stage_id, replicas)
         for name in self.orchestrators:
             await self.orchestrator(name)
         await self.front_door()
