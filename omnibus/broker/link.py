@@ -59,7 +59,7 @@ class Link:
         self.url, self.name = url, name
         self.metrics = metrics if metrics is not None else Metrics()
         self.tracing = Tracing()
-        """The spans of this process. Whoever opens a provider sets it before anything is done over the connection."""
+        """The spans of this process; a process that records any sets it before anything else is done over the connection."""
         self.generation = 0
         """How often the connection was re-established."""
         self.connected_since: float | None = None

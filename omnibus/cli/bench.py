@@ -10,7 +10,7 @@ import click
 from omnibus.cli import options
 
 if TYPE_CHECKING:
-    from omnibus.cli.chat_load import Observed
+    from omnibus.cli.chat_load import LoadFigures
 
 _PROMPT = "Say in one sentence what a queue is for."
 
@@ -80,7 +80,7 @@ def _body(*, prompt: str, model: str | None, modalities: str | None, max_tokens:
     ).encode()
 
 
-def _show(found: Observed) -> None:
+def _show(found: LoadFigures) -> None:
     from omnibus.cli.tables import make_table, show  # noqa: PLC0415
 
     facts = found.as_json()

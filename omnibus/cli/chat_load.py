@@ -22,7 +22,7 @@ _MOST_REASON = 200
 
 
 @dataclass(slots=True)
-class Observed:
+class LoadFigures:
     """The observations of one load. Times are seconds since a request was sent."""
 
     latencies: list[float] = field(default_factory=list)
@@ -98,7 +98,7 @@ class ChatReader:
 
 async def run_load(
     url: str, body: bytes, *, count: int, width: int, timeout: float, headers: Mapping[str, str]
-) -> Observed:
+) -> LoadFigures:
     """Send `count` requests, `width` at a time; raises ConfigError where nobody listens."""
     load = _Load(body, timeout, iter(range(count)))
     started = time.perf_counter()
@@ -115,12 +115,12 @@ async def run_load(
 
 @dataclass(slots=True)
 class _Load:
-    """What all clients of a load share."""
+    """The body, the requests left and the observations that all clients of a load share."""
 
     body: bytes
     timeout: float
     left: Iterator[int]
-    found: Observed = field(default_factory=Observed)
+    found: LoadFigures = field(default_factory=LoadFigures)
 
     async def client(self, connecting: Callable[[], AbstractAsyncContextManager[list[HttpClient]]]) -> None:
         """Send the next request when the last is answered, over a new connection after a failure."""

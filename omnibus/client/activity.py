@@ -1,4 +1,4 @@
-"""What a pipeline does now: the lanes of its queues, and the load of its stages. Pure functions of its status."""
+"""The activity of a pipeline: the lanes of its queues, and the load of its stages. Pure functions of its status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LaneActivity:
     in_flight: int
     """Delivered, and not acknowledged yet."""
     redelivered: int
-    """Of those in flight, the ones that somebody had before."""
+    """Messages in flight that somebody had before."""
     oldest_seconds: float | None
     """Age of the message that waits longest; None where none waits, or the credentials may not read it."""
     pulls: int
@@ -44,7 +44,7 @@ class StageActivity:
     """Tasks that replicas took, a second, since the status before; None for the first one."""
     busy: int
     slots: int
-    """Of replicas that take tasks."""
+    """Slots of replicas that take tasks."""
     up: int
     replicas: int
     """Those alive, whatever they do."""

@@ -81,6 +81,6 @@ def _successors(found: Sequence[ReplicaRecord], record: ReplicaRecord, before: s
 
 
 def named(spec: PipelineSpec, record: ReplicaRecord) -> str:
-    """A replica as people are told of it."""
+    """The name of a replica for people."""
     stage = spec.stage(record.stage_id).name
     return f"stage {record.stage_id} {stage!r} replica {record.replica} ({record.host}:{record.pid})"

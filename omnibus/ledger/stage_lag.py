@@ -1,4 +1,4 @@
-"""What waits for a stage: the number that replicas are scaled by."""
+"""The lag of a stage: the number that its replicas are scaled by."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class QueueDepth(NamedTuple):
     delivered: int = 0
     """Deliveries ever, those of the same message again included."""
     redelivered: int = 0
-    """Of those that run, the ones that were delivered before."""
+    """Running messages that were delivered before."""
     pulls: int = 0
     """Requests for messages that wait: of replicas with a free slot."""
 

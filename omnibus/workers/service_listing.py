@@ -60,7 +60,7 @@ class ServiceListing:
         if kind not in self._answers or not message.reply:
             return
         found = {"type": _TYPE.format(kind.lower()), **self._identity, **self._answers[kind]()}
-        with suppress(BrokerError):  # whoever asks, asks again
+        with suppress(BrokerError):  # who asks, asks again
             self._connection.send(message.reply, msgspec.json.encode(found))
 
     def _endpoint(self) -> dict[str, Any]:
@@ -69,6 +69,7 @@ class ServiceListing:
             "name": "tasks",
             "subject": subjects.tasks_filter(self._spec.name, self._stage.stage_id, lane),
             "queue_group": subjects.stage_consumer(self._stage.stage_id, lane),
+            "metadata": {},
         }
 
     def _info(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
 SPEC = PipelineSpec(
-    name="scaled", deadline=60.0,
+    name="scaled", lanes=("interactive", "batch"), deadline=60.0,
     stages=(
         StageSpec(
             stage_id=0, name="writer", engine="sim", slots=2, final_output=True, final_output_type="text",

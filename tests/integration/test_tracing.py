@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.observability.tracing import open_tracing
+from omnibus.observability.tracing import Tracing, open_tracing
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import subjects
 from omnibus.wire.request import Request, encode_request
@@ -129,6 +129,19 @@ async def test_raw_request_brings_its_trace_in_the_headers_of_its_message(
         assert result.state == "done"
     tracing.close()
     assert {"receive writer", "process writer"} <= {one.name for one in received.of(TRACE) if one.parent == SPAN}
+
+
+async def test_no_span_is_made_when_nobody_records_them(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("a hot path paid for a span")
+
+    for name in ("span", "past"):
+        monkeypatch.setattr(Tracing, name, made)
+    async with front(connection, large(pipeline)) as front_door:
+        answer = await front_door.http.post("/v1/chat/completions", json={"messages": CHAT["messages"]}, headers=PARENT)
+        assert answer.status_code == 200, answer.text
 
 
 async def test_tasks_carry_the_trace_as_headers_when_nobody_records_spans(

@@ -31,7 +31,7 @@ stages:
 """A file that a command names and no page writes."""
 NUMBERS = {"N": "2", "SECONDS": "30", "PORT": "4300", "ADDRESS": "10.0.0.1", "HOST": "10.0.0.1"}
 """Values for the placeholders that stand in commands."""
-THEIRS = {"vllm", "kill", "wait", "grep"}
+THEIRS = {"vllm", "kill", "wait", "grep", "kubectl"}
 """Programs whose options are not ours to know."""
 
 

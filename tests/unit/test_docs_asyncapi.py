@@ -31,6 +31,8 @@ NO_CHANNELS = {
     "check_name", "chunk_rid", "is_name", "parse_event", "parse_rid", "parse_stage_consumer", "parse_task", "shared_lane_of",
     # A case of `event`.
     "deadline_event",
+    # Names in NATS' own protocol of services.
+    "service", "service_questions",
 }  # fmt: skip
 """Functions of `wire/subjects.py` that make no channel of their own."""
 DIRECT = """
