@@ -46,6 +46,7 @@ from omnibus.frontdoor.endpoints import (
 from omnibus.frontdoor.endpoints.stored_videos import POLL_AFTER
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
 from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, Observed
+from omnibus.frontdoor.openapi_document import complete_document
 from omnibus.frontdoor.outbound.addresses import AddressRule
 from omnibus.frontdoor.outbound.web_files import WebFiles
 from omnibus.frontdoor.served import Pipelines, ServedModels
@@ -87,6 +88,7 @@ def create_app(
     for module in _ENDPOINTS:
         app.include_router(module.router)
     error_answers.install(app)
+    complete_document(app)
     app.middleware_stack = Observed(_guarded(app, options), metrics, tracing or Tracing())
     return app
 

@@ -60,6 +60,11 @@ class BodyRoute(APIRoute):
             response = error_response(error)
         await response(scope, receive, send)
 
+    @property
+    def body_model(self) -> type[BaseModel]:
+        """The model of the body."""
+        return self._body[0]
+
     @cached_property
     def _body(self) -> tuple[type[BaseModel], bool]:
         """The model of the body, and whether one must be sent."""

@@ -118,3 +118,29 @@ def test_the_schema_says_how_errors_look_and_what_bodies_hold() -> None:
     assert chat["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatBody"}
     answer = chat["responses"]["200"]["content"]["application/json"]["schema"]
     assert answer == {"$ref": "#/components/schemas/ChatCompletion"}
+    assert "text/event-stream" in chat["responses"]["200"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("/v1/images/edits", {"multipart/form-data"}),
+        ("/v1/audio/transcriptions", {"multipart/form-data"}),
+        ("/v1/videos", {"application/json", "multipart/form-data"}),
+        ("/v1/completions", {"application/json"}),
+    ],
+)
+def test_the_schema_says_which_bodies_are_forms(path: str, kinds: set[str]) -> None:
+    app = create_app(None, FixedPipelines(), replicas=nobody, connected=lambda: True)  # type: ignore[arg-type]
+    assert app.openapi()["paths"][path]["post"]["requestBody"]["content"].keys() == kinds
+    assert app.openapi() is app.openapi()
+
+
+def test_the_schema_has_the_parameters_of_paths_and_the_types_of_files() -> None:
+    app = create_app(None, FixedPipelines(), replicas=nobody, connected=lambda: True)  # type: ignore[arg-type]
+    paths = app.openapi()["paths"]
+    (parameter,) = paths["/v1/requests/{request_id}/input"]["post"]["parameters"]
+    assert (parameter["name"], parameter["in"], parameter["required"]) == ("request_id", "path", True)
+    content = paths["/v1/videos/{video_id}/content"]["get"]["responses"]
+    assert content["200"]["content"].keys() == content["206"]["content"].keys() == {"video/mp4", "image/webp"}
+    assert paths["/metrics"]["get"]["responses"]["200"]["content"].keys() == {"text/plain"}

@@ -22,6 +22,7 @@ from omnibus.frontdoor.endpoints.answer_options import ChatFields
 from omnibus.frontdoor.endpoints.chat_answers import chat_completion
 from omnibus.frontdoor.endpoints.chat_shapes import ChatCompletion
 from omnibus.frontdoor.endpoints.chat_stream import ChatStream
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.outbound.web_files import NOTHING_FETCHED, Fetched, NamedFile, is_web_address
 from omnibus.frontdoor.streaming import EventStream
 from omnibus.frontdoor.submitting import submit
@@ -170,7 +171,12 @@ class ChatBody(AskingBody, TextSampling, ChatFields):
         return super().field_of("messages" if param == "prompt" else content_field(param, self.messages))
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses=answers_with(EVENTS),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Context) -> Response:
     """Answer a chat with text, images and sound."""
     accepted = await submit(context, http, body, chat_request)

@@ -26,6 +26,7 @@ from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.endpoints.answer_options import StructuredText
 from omnibus.frontdoor.endpoints.completion_logprobs import CompletionLogprobs, completion_logprobs
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.streaming import EventStream, Frames, TextStream, frame, sliced
 from omnibus.frontdoor.submitting import Head, submit
 from omnibus.pipeline.spec import PipelineSpec
@@ -75,7 +76,9 @@ class Completion(TypedDict):
     prompt_logprobs: NotRequired[object]
 
 
-@router.post("/v1/completions", response_model=Completion, openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/completions", response_model=Completion, responses=answers_with(EVENTS), openapi_extra=RouteAccess.USER.stated
+)
 async def create_completion(body: CompletionBody, http: HttpRequest, context: Context) -> Response:
     """Continue a prompt."""
     accepted = await submit(context, http, body, completion_request)

@@ -14,6 +14,7 @@ from omnibus.frontdoor.bodies import Upload
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.endpoints.images import MAX_IMAGES, ImageBody, ImagesAnswer, answer_with_images, image_request
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import ImagePart, Message, Part, Request, TextPart
 
@@ -49,13 +50,23 @@ class VariationBody(EditBody):
     prompt: str = ""
 
 
-@router.post("/v1/images/edits", response_model=ImagesAnswer, openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/images/edits",
+    response_model=ImagesAnswer,
+    responses=answers_with(EVENTS),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def edit_images(body: EditBody, http: HttpRequest, context: Context) -> Response:
     """Edit images."""
     return await answer_with_images(context, http, body, edit_request, "image_edit")
 
 
-@router.post("/v1/images/variations", response_model=ImagesAnswer, openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/images/variations",
+    response_model=ImagesAnswer,
+    responses=answers_with(EVENTS),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def vary_image(body: VariationBody, http: HttpRequest, context: Context) -> Response:
     """Vary an image."""
     return await answer_with_images(context, http, body, edit_request, "image_edit")

@@ -23,6 +23,7 @@ from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import to_base64
 from omnibus.frontdoor.image_links import check_links, image_links
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.streaming import EventStream, Frames, frame
 from omnibus.frontdoor.submitting import Accepted, Head, result_of, submit
 from omnibus.pipeline.spec import PipelineSpec
@@ -109,7 +110,12 @@ class ImageCompletedEvent(PictureEvent):
     usage: MediaUsage
 
 
-@router.post("/v1/images/generations", response_model=ImagesAnswer, openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/images/generations",
+    response_model=ImagesAnswer,
+    responses=answers_with(EVENTS),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def generate_images(body: ImageBody, http: HttpRequest, context: Context) -> Response:
     """Paint images from a prompt."""
     return await answer_with_images(context, http, body, image_request)

@@ -15,6 +15,7 @@ from omnibus.errors import BrokerError, OmnibusError
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.headers import PROCESS_HEADER
+from omnibus.frontdoor.openapi_document import answers_with
 
 PROBE_TIMEOUT = 2.0
 router = APIRouter()
@@ -48,7 +49,9 @@ async def ready(context: Context, model: str | None = None) -> Response:
     return _status({"broker": True}, model=model, missing=[msgspec.to_builtins(one) for one in missing])
 
 
-@router.get("/metrics", openapi_extra=RouteAccess.METRICS.stated)
+@router.get(
+    "/metrics", response_class=Response, responses=answers_with("text/plain"), openapi_extra=RouteAccess.METRICS.stated
+)
 async def metrics(context: Context) -> Response:
     """Prometheus' text format."""
     return Response(context.metrics.exposition(), media_type=context.metrics.content_type)

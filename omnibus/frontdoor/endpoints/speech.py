@@ -20,6 +20,7 @@ from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64
 from omnibus.frontdoor.live_sound import LiveSound, pieces_of
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.streaming import EventStream, FileStream, Frames, frame
 from omnibus.frontdoor.submitting import result_of, submit
 from omnibus.frontdoor.voices import Speaking
@@ -30,6 +31,7 @@ from omnibus.wire.request import Request
 SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus", "aac"]
 _SILENT = "the pipeline delivered no audio"
 router = APIRouter(route_class=BodyRoute)
+_TYPES = answers_with(EVENTS, *{one.media_type for one in FORMATS.values()})
 
 
 class Voice(Body):
@@ -69,7 +71,7 @@ class SpeechDone(TypedDict):
     usage: MediaUsage
 
 
-@router.post("/v1/audio/speech", openapi_extra=RouteAccess.USER.stated)
+@router.post("/v1/audio/speech", response_class=Response, responses=_TYPES, openapi_extra=RouteAccess.USER.stated)
 async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -> Response:
     """Speak a text: the answer is the sound file itself, sent while it is made, or events with its pieces."""
     if body.stream is False and body.stream_format == "sse":

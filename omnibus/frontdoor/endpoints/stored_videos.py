@@ -16,11 +16,13 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.file_answers import file_response
+from omnibus.frontdoor.openapi_document import files_of
 from omnibus.frontdoor.video_jobs.video_record import NoVideoYet, VideoRecord, VideoStatus
 
 POLL_AFTER = "openai-poll-after-ms"
 """Header that says when a client may ask again, which OpenAI's clients wait for."""
 router = APIRouter()
+_FILES = files_of("video/mp4", "image/webp")
 
 
 class VideoQuery(BaseModel):
@@ -109,7 +111,9 @@ async def delete_video(video_id: str, http: HttpRequest, context: Context) -> Re
     return await json_response(lambda: DeletedVideo(id=record.id, object="video.deleted", deleted=True))
 
 
-@router.get("/v1/videos/{video_id}/content", response_class=Response, openapi_extra=RouteAccess.USER.stated)
+@router.get(
+    "/v1/videos/{video_id}/content", response_class=Response, responses=_FILES, openapi_extra=RouteAccess.USER.stated
+)
 async def get_video_content(
     video_id: str, http: HttpRequest, context: Context, query: Annotated[ContentQuery, Query()]
 ) -> Response:

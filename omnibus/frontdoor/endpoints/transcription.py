@@ -20,6 +20,7 @@ from omnibus.frontdoor.bodies import AskingBody, Upload, check_modality
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.endpoints.subtitles import srt, vtt
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.streaming import EventStream, Frames, frame
 from omnibus.frontdoor.submitting import result_of, submit
 from omnibus.pipeline.spec import PipelineSpec
@@ -27,6 +28,7 @@ from omnibus.wire.request import AudioPart, Message, Request
 from omnibus.wire.timed_text import TRANSCRIPT, TimedSegment, TimedText, TimedWord
 
 router = APIRouter(route_class=BodyRoute)
+_TYPES = answers_with(EVENTS, "text/plain", "text/vtt", "application/x-subrip")
 GRANULARITIES = "timestamp_granularities"
 Granularity = Literal["segment", "word"]
 
@@ -140,7 +142,11 @@ class TranscriptDone(TypedDict):
     usage: TranscriptUsage
 
 
-@router.post("/v1/audio/transcriptions", openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/audio/transcriptions",
+    responses=_TYPES,
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def create_transcription(body: SpokenLanguage, http: HttpRequest, context: Context) -> Response:
     """Write down what is spoken, in its language."""
     if body.timestamp_granularities is not None and body.response_format != "verbose_json":
@@ -148,7 +154,11 @@ async def create_transcription(body: SpokenLanguage, http: HttpRequest, context:
     return await _answer(body, http, context, "transcribe")
 
 
-@router.post("/v1/audio/translations", openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/audio/translations",
+    responses=_TYPES,
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def create_translation(body: TranscriptionBody, http: HttpRequest, context: Context) -> Response:
     """Write down in English what is spoken."""
     return await _answer(body, http, context, "translate")

@@ -20,9 +20,12 @@ from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.file_answers import file_response
 from omnibus.frontdoor.forms import is_form
 from omnibus.frontdoor.image_links import LINK_PATH
+from omnibus.frontdoor.openapi_document import files_of
 from omnibus.frontdoor.video_jobs.video_record import VIDEO_PURPOSE
 
 router = APIRouter()
+_BYTES = files_of("application/octet-stream")
+_IMAGES = files_of("image/png", "image/jpeg", "image/webp")
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """Purposes of an upload; files that the server makes have others."""
@@ -148,14 +151,16 @@ async def delete_file(file_id: str, http: HttpRequest, context: Context) -> Resp
     return await json_response(lambda: answer, 0)
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response, openapi_extra=RouteAccess.USER.stated)
+@router.get(
+    "/v1/files/{file_id}/content", response_class=Response, responses=_BYTES, openapi_extra=RouteAccess.USER.stated
+)
 async def get_content(file_id: str, http: HttpRequest, context: Context) -> Response:
     """The bytes of a file, or the part that the header `Range` names."""
     record = await context.files.find(http.state.tenant, file_id)
     return file_response(context.files, record, http)
 
 
-@router.get(LINK_PATH, response_class=Response, openapi_extra=RouteAccess.OPEN.stated)
+@router.get(LINK_PATH, response_class=Response, responses=_IMAGES, openapi_extra=RouteAccess.OPEN.stated)
 async def get_linked_content(file_id: str, token: str, http: HttpRequest, context: Context) -> Response:
     """The bytes of a file by a link that an answer has, for whom it was given to; a part of them by the header `Range`."""
     link = await context.file_links.find(file_id, token)

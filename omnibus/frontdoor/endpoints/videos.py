@@ -28,6 +28,7 @@ from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import file_at
 from omnibus.frontdoor.endpoints.images import MAX_SIDE, MAX_STEPS, Size, sides
 from omnibus.frontdoor.endpoints.stored_videos import VideoObject, video_response
+from omnibus.frontdoor.openapi_document import answers_with
 from omnibus.frontdoor.outbound.web_files import NamedFile, is_web_address
 from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, Prepared, identified, prepare, result_of, send, submit
 from omnibus.frontdoor.video_jobs.video_record import LIFETIME, NoVideoYet, VideoRecord, VideoStatus, with_prompt
@@ -86,7 +87,12 @@ class RemixBody(Body):
     prompt: str
 
 
-@router.post("/v1/videos/sync", openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/videos/sync",
+    response_class=Response,
+    responses=answers_with("video/mp4"),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def film_at_once(body: VideoBody, http: HttpRequest, context: Context) -> Response:
     """Film a prompt: the answer is the file itself, once it is made."""
     body = await _checked(body, http, context)

@@ -1,0 +1,62 @@
+"""The OpenAPI document: what FastAPI makes, completed by what it cannot see of routes that read their bodies themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from starlette.routing import BaseRoute
+
+from omnibus.frontdoor.body_route import BodyRoute
+
+EVENTS = "text/event-stream"
+_JSON, _FORM = "application/json", "multipart/form-data"
+
+
+def answers_with(*media_types: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """The `responses` by which a route documents types that its answers may have beside its model's JSON."""
+    content = {one: {"schema": {"type": "string"}} for one in media_types}
+    return {status: {"content": content, "description": "The answer, or a part of it."}}
+
+
+def files_of(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """The same of a file that may be read in parts."""
+    return {**answers_with(*media_types), **answers_with(*media_types, status=206)}
+
+
+def complete_document(app: FastAPI) -> None:
+    """Let the application's document have forms and the parameters of paths."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _complete(made(), app.routes)
+        return made()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+
+
+def _complete(document: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
+    for route in routes:
+        if isinstance(route, BodyRoute) and route.takes_body:
+            operation = document["paths"][route.path_format]["post"]
+            _add_path(operation, route)
+            if getattr(route.body_model, "takes_forms", False):
+                _add_form(operation["requestBody"]["content"], route.body_model)
+
+
+def _add_path(operation: dict[str, Any], route: BodyRoute) -> None:
+    names = route.param_convertors
+    if names:
+        schema = {"type": "string"}
+        operation["parameters"] = [{"name": one, "in": "path", "required": True, "schema": schema} for one in names]
+
+
+def _add_form(content: dict[str, Any], model: type[BaseModel]) -> None:
+    """A body that may come as a form; one without its files, which JSON cannot bring, comes as no JSON."""
+    content[_FORM] = content[_JSON]
+    schema = model.model_json_schema()
+    if any("'binary'" in str(schema["properties"][name]) for name in schema.get("required", ())):
+        del content[_JSON]
