@@ -31,6 +31,11 @@ def describe_media(stage_input: StageInput) -> str:
     return "; ".join(said)
 
 
+def describe_as_asked(stage_input: StageInput, _sampling: object) -> str:
+    """The same, by a stage that takes parameters."""
+    return describe_media(stage_input)
+
+
 def paint(stage_input: StageInput, _sampling: object) -> Iterator[object]:
     """A picture that gets whiter step by step, each with a preview of a quarter of its sides; `hold`: wait before the end."""
     for step in range(1, PAINTING_STEPS + 1):
