@@ -24,10 +24,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 BLOCKS = [block for block in snippets() if block.language in ("sh", "console", "python")]
 STARTS = "starts servers that the fixture here has started, or installs"
 NOT_RUN: dict[Key, str] = {
-    ("README.md", "make demo"): "e2e/test_demo.py",
+    ("README.md", "make demo"): "full/test_demo.py",
     ("README.md", "make setup && . .venv/bin/activate"): STARTS,
     ("CONTRIBUTING.md", "make setup"): "these tests",
-    ("docs/guide/quickstart.md", "make demo"): "e2e/test_demo.py",
+    ("docs/guide/quickstart.md", "make demo"): "full/test_demo.py",
     ("docs/guide/quickstart.md", "make setup && . .venv/bin/activate"): STARTS,
     "docs/guide/deploy.md": "integration/test_deployment_files.py",
     "docs/guide/engines.md": "integration/test_engine_package.py",
