@@ -19,7 +19,7 @@ _ANSWERS = '{ max: 4096, expires: "6m" }'
 
 _PRODUCTION = """\
 # production: TLS for everybody, an nkey for every process, least privilege. Made by `omnibus nats credentials`, from the one
-# table in omnibus/broker/roles.py; this one is for the pipeline omni-tiny, with its keys and files named by variables.
+# table in omnibus/broker/roles.py; the shipped one is for omni-tiny, with its keys and files named by variables.
 #
 # Data is flushed to the disk every second, as with balanced.conf, and the same holds of what a kill or a power loss can cost.
 # Users are taken over while it runs: nats-server --signal reload

@@ -15,7 +15,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.discovery import discover, running_server
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.listening import free_port, is_free
-from omnibus.broker.nats_access import without_password
+from omnibus.broker.nats_access import Access, without_password
 from omnibus.cli import frontdoor_processes
 from omnibus.cli.coming_up import ComingUp
 from omnibus.cli.metrics_port import metrics_shown, shared_metrics, sharing
@@ -116,6 +116,7 @@ def serve(arguments: ServeArguments) -> None:
     start_logging(settings)
     check_models(arguments.local_stages(spec))
     _check_server_flags(settings)
+    _check_role(settings)
     settings = _with_nats_port(settings)
     with nullcontext(settings) if arguments.no_frontdoor else frontdoor_processes.port_taken(settings) as taken:
         run(_serve(spec, taken, arguments))
@@ -163,6 +164,16 @@ def _check_server_flags(settings: Settings) -> None:
         f"a nats-server runs over {settings.state_dir} already, at {at}, which {given[0]} would not change: leave it out, "
         "or choose another --state-dir", param=given[0],
     )  # fmt: skip
+
+
+def _check_role(settings: Settings) -> None:
+    """Raises ConfigError for credentials of one role: `serve` does what several roles may, and no user may all of it."""
+    if (role := Access.of(settings).described("serve").get("role")) is not None:
+        raise ConfigError(
+            f"the credentials are those of the role {role}, and `serve` does what several roles may: with a user for each role "
+            "deploy the pipeline (`omnibus pipeline deploy`), then start `omnibus orchestrator`, `omnibus frontdoor` and "
+            "`omnibus worker`; at a server that `serve` starts itself leave the credentials out", param="--credentials",
+        )  # fmt: skip
 
 
 def _with_nats_port(settings: Settings) -> Settings:

@@ -29,7 +29,7 @@ NOT_RUN: dict[Key, str] = {
     ("CONTRIBUTING.md", "make setup"): "these tests",
     ("docs/guide/quickstart.md", "make demo"): "full/test_demo.py",
     ("docs/guide/quickstart.md", "make setup && . .venv/bin/activate"): STARTS,
-    "docs/guide/deploy.md": "integration/test_deployment_files.py",
+    "docs/guide/deploy.md": "integration/test_deployment_files.py, full/test_runbook_hosts.py",
     "docs/guide/engines.md": "integration/test_engine_package.py",
     "docs/guide/migrate.md": "unit/test_migrate.py",
     "docs/guide/own-stage.md": "integration/test_guide_own_stage.py, test_open_input_front_doors.py, test_interpreters.py",

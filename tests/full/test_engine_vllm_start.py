@@ -21,7 +21,7 @@ async def test_reason_of_engine_core_is_named_when_it_does_not_start(tmp_path: P
     arguments = {"kv_cache_memory_bytes": 1000}
     spec = StageSpec(stage_id=0, name="llm", engine="vllm", model=str(checkpoint), engine_args=arguments)
     engine = VllmEngine(spec)
-    with pytest.raises(StageStartError, match=r"vllm did not start: ValueError: .*KV cache") as failed:
+    with pytest.raises(StageStartError, match=r"vllm did not start: ValueError: .*cache blocks") as failed:
         await engine.start()
     assert "root cause above" not in failed.value.message
     await engine.close()

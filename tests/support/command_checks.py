@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import yaml
 
+from omnibus.broker.credentials_folder import CONFIG_FILE
 from omnibus.cli import COMMANDS
 from omnibus.frontdoor.app import create_app
 from omnibus.settings import Settings
@@ -158,6 +159,12 @@ def _nats(words: Sequence[str], _folder: Path) -> None:
     decode_request(body.encode())
 
 
+def _nats_server(words: Sequence[str], _folder: Path) -> None:
+    """The file that `omnibus nats credentials` makes."""
+    if list(words) != ["-c", f"keys/{CONFIG_FILE}"]:
+        raise CannotWork(f"nats-server {shlex.join(words)}")
+
+
 def _export(words: Sequence[str], _folder: Path) -> None:
     for word in words:
         name = word.partition("=")[0]
@@ -198,6 +205,6 @@ def _node(words: Sequence[str], _folder: Path) -> None:
 
 
 CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
-    "omnibus": _omnibus, "make": _make, "python": _python, "python3": _python, "pip": _pip, "curl": _curl, "nats": _nats,
+    "omnibus": _omnibus, "make": _make, "python": _python, "python3": _python, "pip": _pip, "curl": _curl, "nats": _nats, "nats-server": _nats_server,
     "export": _export, "cp": _copy, "docker": _docker, "helm": _helm, ".": _source, "npm": _node, "node": _node,
 }  # fmt: skip

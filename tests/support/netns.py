@@ -38,9 +38,15 @@ class Host:
     @contextmanager
     def running(self, *words: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         """A command of the product on this host; at the end stopped as an operator stops it."""
+        with self.running_program(*command_line(*words), env=env, log=log) as process:
+            yield process
+
+    @contextmanager
+    def running_program(self, *command: str, env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """Any program on this host; at the end stopped as an operator stops it."""
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [*self._entered(), *command_line(*words)],
+                [*self._entered(), *command],
                 env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
         try:
