@@ -206,5 +206,6 @@ def _node(words: Sequence[str], _folder: Path) -> None:
 
 CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
     "omnibus": _omnibus, "make": _make, "python": _python, "python3": _python, "pip": _pip, "curl": _curl, "nats": _nats,
-    "nats-server": _nats_server, "export": _export, "cp": _copy, "docker": _docker, "helm": _helm, ".": _source, "npm": _node, "node": _node,
+    "nats-server": _nats_server, "export": _export, "cp": _copy, "docker": _docker, "helm": _helm,
+    ".": _source, "npm": _node, "node": _node,
 }  # fmt: skip
