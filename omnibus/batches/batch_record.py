@@ -97,6 +97,8 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Seconds that its files are kept."""
     created: float
     """Seconds since the epoch, as all times here."""
+    fingerprint: str = ""
+    """Digest of what was asked for, where it came with an idempotency key."""
     expires: float
     status: BatchStatus = BatchStatus.VALIDATING
     times: dict[BatchStatus, float] = {}

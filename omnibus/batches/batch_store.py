@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from omnibus.batches.batch_record import PREFIX, BatchRecord, unknown_batch
+from omnibus.batches.batch_record import KEPT, LONGEST_WINDOW, PREFIX, BatchRecord, UnknownBatch, unknown_batch
 from omnibus.broker.bucket import Bucket, transact
 from omnibus.broker.connection import Connection
 from omnibus.errors import RevisionConflict
+from omnibus.files.keyed_ids import KeyedIds
 from omnibus.files.tenant_records import Page, TenantRecords, new_id
 from omnibus.wire import subjects
 
@@ -27,18 +28,31 @@ class BatchStore:
         self._connection, self.clock = connection, connection.clock
         bucket = Bucket(connection, subjects.BATCHES_BUCKET)
         self._records = TenantRecords(bucket, PREFIX, BatchRecord, unknown_batch)
+        self._ids = KeyedIds(bucket)
         self.decode = self._records.decode
         """A record out of a message of the queue."""
 
-    def new_id(self) -> str:
-        """The id of a batch that is made now."""
-        return new_id(PREFIX, self.clock.now())
+    async def new_id(self, key: str = "") -> str:
+        """The id of a batch that is made now; the same one for a `key`, which stands for the caller's idempotency key."""
+        made = new_id(PREFIX, self.clock.now())
+        return await self._ids.id_for(key, made, LONGEST_WINDOW + KEPT) if key else made
 
-    async def create(self, record: BatchRecord) -> None:
-        """Queue a batch and store its record: it runs when this returns, and may when this raises."""
+    async def known(self, tenant: str | None, batch_id: str) -> BatchRecord | None:
+        """A batch, None where there is none."""
+        try:
+            return await self.find(tenant, batch_id)
+        except UnknownBatch:
+            return None
+
+    async def create(self, record: BatchRecord) -> BatchRecord:
+        """Queue a batch and store its record: it runs when this returns, and may when this raises.
+
+        Returns the stored one, which is another caller's where both came with one key at the same time.
+        """
         data = _encode(record)
         await self._connection.js_publish(subjects.batch(record.id), data, record.id)
         await self.restore(record)
+        return await self.find(record.tenant, record.id)
 
     async def restore(self, record: BatchRecord) -> None:
         """Store the record of a new batch, unless it is there."""

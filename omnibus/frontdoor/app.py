@@ -45,7 +45,7 @@ from omnibus.frontdoor.endpoints import (
 )
 from omnibus.frontdoor.endpoints.stored_videos import POLL_AFTER
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
-from omnibus.frontdoor.middleware import OWN_ID, REQUEST_ID, Observed
+from omnibus.frontdoor.middleware import OVERHEAD, OWN_ID, REQUEST_ID, Observed
 from omnibus.frontdoor.openapi_document import complete_document
 from omnibus.frontdoor.outbound.addresses import AddressRule
 from omnibus.frontdoor.outbound.web_files import WebFiles
@@ -53,7 +53,7 @@ from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import Tracing
 
-EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, POLL_AFTER, "Retry-After", "Server-Timing", "x-should-retry")
+EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, POLL_AFTER, "Retry-After", "Server-Timing", OVERHEAD, "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
     chat, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech, speech_voices, transcription,

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from omnibus.errors import EmptyPrompt, UnsupportedModality
 from omnibus.frontdoor.outbound.web_files import Fetched, NamedFile
@@ -37,6 +48,25 @@ def _uploaded(value: object) -> object:
 
 Upload = Annotated[bytes, BeforeValidator(_uploaded)]
 """A file of a form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """The whole of a text matches a pattern, which the schema has; an error says it in `words`."""
+
+    pattern: str
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "pattern": f"^({self.pattern})$"}
+
+    def _checked(self, value: str) -> str:
+        if re.fullmatch(self.pattern, value, re.ASCII) is None:
+            raise PydanticCustomError("no_match", "must be {words}", {"words": self.words})
+        return value
 
 
 class Body(BaseModel):

@@ -6,18 +6,22 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
 from omnibus.frontdoor.headers import sent_header
+from omnibus.frontdoor.waiting_time import WAITED, WaitingTime
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import TRACE_HEADERS, Tracing
 
 REQUEST_ID, OWN_ID = "X-Request-Id", "Omnibus-Request-Id"
+OVERHEAD = "x-omnibus-overhead-ms"
+"""Milliseconds of the front door's own until an answer began: all but the time that it waited for stages."""
 _SENT_ID = re.compile(r"[!-~]{1,255}")
 PROBES = ("/live", "/ready", "/health", "/metrics")
 """Paths that probes and `omnibus serve` itself ask for every few seconds; logged at DEBUG only."""
@@ -48,6 +52,7 @@ class Observed:
         started = time.perf_counter()
         state = scope.setdefault("state", {})
         state["request_id"] = secrets.token_hex(16)
+        waited = state[WAITED] = WaitingTime()
         sent = sent_header(scope, "x-request-id") or None
         app = self._app
         if sent is not None and not _SENT_ID.fullmatch(sent):
@@ -60,7 +65,8 @@ class Observed:
             nonlocal status, headers
             if message["type"] == "http.response.start":
                 status, rid = message["status"], state["request_id"].encode()
-                headers = [*message["headers"], (b"omnibus-request-id", rid)]
+                own = time.perf_counter() - started - waited.seconds
+                headers = [*_timed(message["headers"], own), (b"omnibus-request-id", rid)]
                 headers.append((b"x-request-id", sent.encode() if sent else rid))
                 message["headers"] = headers
             await send(message)
@@ -127,6 +133,15 @@ def _sent_trace(scope: Scope) -> dict[str, str]:
     """The trace context of a caller, which is passed on to every stage."""
     sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
     return {name: value for name, value in sent.items() if value is not None}
+
+
+def _timed(headers: Iterable[tuple[bytes, bytes]], seconds: float) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer with the front door's own time, behind those of the stages."""
+    own = b"%.1f" % (seconds * 1000)
+    found = [value for name, value in headers if name == b"server-timing"]
+    timing = b", ".join((*found, b"frontdoor;dur=" + own))
+    others = [one for one in headers if one[0] != b"server-timing"]
+    return [*others, (b"server-timing", timing), (OVERHEAD.encode(), own)]
 
 
 def _as_routed(scope: Scope) -> Scope:

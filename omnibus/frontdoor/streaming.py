@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from fastapi import Request as HttpRequest
 from starlette.responses import StreamingResponse
@@ -30,6 +30,7 @@ from omnibus.frontdoor.error_answers import ServerFault, error_json, error_respo
 from omnibus.frontdoor.live_sound import LiveSound
 from omnibus.frontdoor.live_video import LiveVideo
 from omnibus.frontdoor.submitting import Accepted, CallerGone, Head, in_time, unless_gone
+from omnibus.frontdoor.waiting_time import waiting
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.wire.envelope import StageTiming
@@ -74,8 +75,11 @@ class EventStream(StreamingResponse):
         self._frames: Frames = []
         """Frames that are not sent yet."""
         self._sent_at = time.monotonic()
+        self._waiting = ExitStack()
+        """Until it begins."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._waiting.enter_context(waiting(scope))
         try:
             if self._is_open:
                 await self._begin(send)
@@ -95,6 +99,8 @@ class EventStream(StreamingResponse):
             await self._end(send, ServerFault())
         else:
             await self._end(send)
+        finally:
+            self._waiting.close()
 
     async def stream_response(self, send: Send) -> None:
         """Send what has come together in one write, but for the last: that leaves with the end of the stream."""
@@ -116,6 +122,7 @@ class EventStream(StreamingResponse):
 
     async def _begin(self, send: Send) -> None:
         self._has_begun = True
+        self._waiting.close()
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
     async def _end(self, send: Send, error: OmnibusError | None = None) -> None:

@@ -20,6 +20,7 @@ from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.headers import GONE, sent_header
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
+from omnibus.frontdoor.waiting_time import waiting
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.routing import plan_route
@@ -140,15 +141,15 @@ async def identified(
     """
     state = http.scope["state"]
     tenant, shape = state["tenant"] or request.tenant, ""
-    key = sent_header(http.scope, "idempotency-key")
-    if key is not None:
-        state["request_id"] = _keyed(key, tenant, served.spec.name)
-    if key is not None or (has_fetched and DEFERRED in state):
+    key = request_key(http, tenant, served.spec.name)
+    if key:
+        state["request_id"] = key
+    if key or (has_fetched and DEFERRED in state):
         shape = await fingerprint(http)
     lane = "batch" if DEFERRED in state and "batch" in served.spec.lanes else request.lane
     request = msgspec.structs.replace(request, tenant=tenant, trace=state["trace"], fingerprint=shape, lane=lane)
     rid = state["request_id"] if part == 0 else f"{state['request_id']}-{part}"
-    return Prepared(request, served, rid, key is not None)
+    return Prepared(request, served, rid, bool(key))
 
 
 async def send(context: FrontDoorContext, http: HttpRequest, prepared: Prepared) -> Accepted:
@@ -178,7 +179,8 @@ async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Acce
 
     A caller that goes away cancels its request, unless it has an idempotency key.
     """
-    result = await unless_gone(context, http, accepted, in_time(accepted, accepted.submission.result()))
+    with waiting(http.scope):
+        result = await unless_gone(context, http, accepted, in_time(accepted, accepted.submission.result()))
     result.raise_for_state()
     return result
 
@@ -240,7 +242,11 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-def _keyed(key: str, tenant: str, pipeline: str) -> str:
+def request_key(http: HttpRequest, tenant: str, pipeline: str) -> str:
+    """The token of the idempotency key that a caller sent; empty without one. Raises InvalidRequest for one of a wrong length."""
+    key = sent_header(http.scope, "idempotency-key")
+    if key is None:
+        return ""
     if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters", param=IDEMPOTENCY_KEY)
     return keyed_rid(tenant, pipeline, key)

@@ -332,8 +332,8 @@ def _session_cluster(folder: Path) -> Cluster:
 
 def _film_cluster(folder: Path) -> Cluster:
     folder.mkdir(parents=True, exist_ok=True)
-    spec = pipeline_of(folder, FILMS)
-    return Cluster(folder, spec, replicas={0: 2, 1: 2}, ready=READY, orchestrators=2, modules=FILMING)
+    spec, settings = pipeline_of(folder, FILMS), {"OMNIBUS_ALLOWED_NETWORKS": "127.0.0.0/8"}  # for webhooks
+    return Cluster(folder, spec, replicas={0: 2, 1: 2}, ready=READY, orchestrators=2, modules=FILMING, env=settings)
 
 
 @asynccontextmanager

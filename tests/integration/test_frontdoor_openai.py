@@ -47,6 +47,8 @@ async def test_chat_answers_with_text_alone_when_modalities_are_left_out(front_d
     assert answer.id == f"chatcmpl-{raw.headers['x-request-id']}"
     timing = raw.headers["server-timing"]
     assert "writer;dur=" in timing
+    own = raw.headers["x-omnibus-overhead-ms"]
+    assert timing.endswith(f"frontdoor;dur={own}")
     assert "painter" not in timing
 
 
@@ -229,3 +231,23 @@ async def test_media_of_a_chat_reach_the_first_stage(connection: Connection, pip
 async def _collect(stream: AsyncIterator[ChatCompletionChunk], said: list[str]) -> None:
     async for chunk in stream:
         said.append(chunk.choices[0].delta.content or "")  # noqa: PERF401 what was said before the error counts
+
+
+async def test_every_answer_says_how_long_the_front_door_itself_took(front_door: Front) -> None:
+    slow = await front_door.http.post(
+        "/v1/images/generations", json={"model": front_door.spec.name, "prompt": "a cat"}
+    )  # which takes STEPS of 20 ms to paint
+    stream = {"model": front_door.spec.name, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    others = [
+        await front_door.http.post("/v1/chat/completions", json=stream),
+        await front_door.http.post("/v1/chat/completions", json={"model": "nobody"}),
+        await front_door.http.get("/v1/models"),
+        await front_door.http.get("/nowhere"),
+        await front_door.http.get("/live"),
+    ]
+    stages = sum(float(one.partition("dur=")[2]) for one in slow.headers["server-timing"].split(", ")[:-1])
+    assert stages > STEPS * 20
+    assert float(slow.headers["x-omnibus-overhead-ms"]) < stages
+    for answer in others:
+        own = answer.headers["x-omnibus-overhead-ms"]
+        assert answer.headers["server-timing"] == f"frontdoor;dur={own}"

@@ -339,7 +339,7 @@ async def test_files_and_batches_of_all_stay_when_an_operator_deletes_a_pipeline
             files, batches = FileStore(connection, quota=1 << 20), BatchStore(connection)
             file = await files.add("ada", pieces(), filename="a.jsonl", purpose="batch", lifetime=600.0)
             batch = BatchRecord(
-                id=batches.new_id(), tenant="ada", endpoint="/v1/embeddings", input_file_id=file.id,
+                id=await batches.new_id(), tenant="ada", endpoint="/v1/embeddings", input_file_id=file.id,
                 completion_window="24h", created=batches.clock.now(), expires=batches.clock.now() + 600.0,
             )  # fmt: skip
             await batches.create(batch)

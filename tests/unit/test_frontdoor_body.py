@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.frontdoor.app import create_app
+from omnibus.frontdoor.bodies import Body
 from omnibus.frontdoor.body_route import INLINE_BYTES, _fingerprint, check_size, off_loop, parse
-from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, MAX_PARTS, ChatBody
+from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, MAX_PARTS, ChatBody, InputAudio
 from omnibus.frontdoor.endpoints.completions import CompletionBody
+from omnibus.frontdoor.endpoints.images import ImageBody
+from omnibus.frontdoor.endpoints.lora_adapters import LoadAdapterBody
+from omnibus.frontdoor.endpoints.videos import VideoBody
 from tests.support.front import FixedPipelines, nobody
 
 pytestmark = pytest.mark.unit
@@ -144,3 +149,24 @@ def test_the_schema_has_the_parameters_of_paths_and_the_types_of_files() -> None
     content = paths["/v1/videos/{video_id}/content"]["get"]["responses"]
     assert content["200"]["content"].keys() == content["206"]["content"].keys() == {"video/mp4", "image/webp"}
     assert paths["/metrics"]["get"]["responses"]["200"]["content"].keys() == {"text/plain"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (ImageBody, {"prompt": "x", "size": "big"}, "size: must be WIDTHxHEIGHT in pixels, such as 1024x768, or auto"),
+        (ImageBody, {"prompt": "x", "size": "0x10"}, "size: must be WIDTHxHEIGHT in pixels, such as 1024x768, or auto"),
+        (VideoBody, {"prompt": "x", "seconds": "long"}, "seconds: must be a number of seconds, such as 4 or 2.5"),
+        (
+            LoadAdapterBody,
+            {"lora_name": "a b", "lora_path": "x"},
+            "lora_name: must be a name without spaces and without ':'",
+        ),
+        (InputAudio, {"data": "aGk=", "format": "No!"}, "format: must be the name of a format, such as wav or mp3"),
+    ],
+)
+def test_a_text_of_the_wrong_form_is_refused_in_words(kind: type[Body], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        parse(json.dumps(fields).encode(), kind)
+    assert refusal.value.message == message
+    assert '"pattern"' in json.dumps(kind.model_json_schema())

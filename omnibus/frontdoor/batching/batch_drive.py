@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
@@ -25,6 +26,8 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.webhooks.webhook_event import EventType
 
+IDLE = 10.0
+"""Seconds without an answer after which a batch leaves its front door to others, where a stage of its model has no replica."""
 BEAT = 1.0
 """Seconds between two renewals of the lease; progress is written then, and a cancellation noticed."""
 _LOG_KEPT = 86_400.0
@@ -42,6 +45,10 @@ _ENDS = {
 _log = get_logger(__name__)
 
 
+class NothingRuns(Exception):
+    """A stage of the batch's model has no replica: its lines wait in their queue, and it in its own."""
+
+
 class BatchDrive:
     """Drives one batch. Whatever it has done counts for the next one that does."""
 
@@ -54,12 +61,14 @@ class BatchDrive:
         self._runner = secrets.token_hex(8)
         ttl = record.expires - record.created + _LOG_KEPT
         self._log = AnswerLog(self._context.producer.connection, record.id, ttl=ttl)
+        self._windows = windows
         self._answers = LineAnswers(app, windows, self._log, record)
+        self._answered, self._moved_at = 0, time.monotonic()
 
     async def run(self, fault: LineFault | None = None) -> None:
         """Bring the batch to its end; with a `fault` at once, as failed, with the files of what was answered.
 
-        Raises BrokerError, AttemptSuperseded when another runner has it, UnknownBatch.
+        Raises BrokerError, AttemptSuperseded when another runner has it, UnknownBatch, NothingRuns.
         """
         self._record = await self._store.change(self._record.tenant, self._record.id, self._claimed)
         working = asyncio.create_task(self._work(fault), name=f"{self._record.id} work")
@@ -97,6 +106,15 @@ class BatchDrive:
                 self._renew()
                 await self._change(lambda record: replace(record, progress=self._answers.tally.progress))
                 self._look()
+                if await self._is_idle():
+                    raise NothingRuns
+
+    async def _is_idle(self) -> bool:
+        """Whether no line was answered for a while, and none can be."""
+        done, now = len(self._answers.tally.done), time.monotonic()
+        if done != self._answered or self._record.status is not BatchStatus.IN_PROGRESS or self._answers.is_stopped:
+            self._answered, self._moved_at = done, now
+        return now >= self._moved_at + IDLE and await waits_for_replicas(self._windows, self._record)
 
     async def _change(self, decide: Callable[[BatchRecord], BatchRecord]) -> None:
         def checked(record: BatchRecord) -> BatchRecord:
@@ -182,6 +200,11 @@ class BatchDrive:
 
     def _now(self) -> float:
         return self._store.clock.now()
+
+
+async def waits_for_replicas(windows: LineWindows, batch: BatchRecord) -> bool:
+    """Whether no line of a batch can run now: all name one model, a stage of which has no replica up."""
+    return batch.model is not None and await windows.lacks_replicas(batch.model)
 
 
 async def announce_end(context: FrontDoorContext, batch: BatchRecord) -> None:

@@ -18,7 +18,7 @@ from omnibus.broker.delivery_loop import serve_always
 from omnibus.broker.layout import BATCH_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.errors import AttemptSuperseded, BrokerRefused, BrokerUnavailable, OmnibusError, Unreadable
-from omnibus.frontdoor.batching.batch_drive import BatchDrive, announce_end
+from omnibus.frontdoor.batching.batch_drive import BatchDrive, NothingRuns, announce_end, waits_for_replicas
 from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.observability.events import LogEvent
@@ -29,6 +29,8 @@ MOST_BATCHES = 32
 """Batches that one front door drives at the same time; the bound on its memory."""
 _LEAVE = 0.3
 """Seconds after which a batch that is left comes to others: this one's puller is gone by then, and does not get it again."""
+_IDLE_LOOK = 5.0
+"""Seconds after which a batch whose model lacks replicas is looked at once more; a cancellation waits as long."""
 _LONGEST_WAIT = 30.0
 """Seconds after which a batch is taken again, at most, while the broker has no room for its answers."""
 _log = get_logger(__name__)
@@ -83,6 +85,9 @@ class BatchRunner:
             return False
         except UnknownBatch:  # its record has expired
             return True
+        except NothingRuns:
+            await delivery.nak(_IDLE_LOOK)
+            return False
         except BrokerRefused as error:
             if error.err_code not in OUT_OF_RESOURCES:
                 raise
@@ -92,7 +97,15 @@ class BatchRunner:
 
     async def _drive(self, delivery: Delivery, record: BatchRecord, fault: LineFault | None = None) -> None:
         await self._store.restore(record)
+        if fault is None and await self._cannot_run(record):
+            raise NothingRuns
         await BatchDrive(self._app, self._windows, self._store, record, delivery.renew).run(fault)
+
+    async def _cannot_run(self, record: BatchRecord) -> bool:
+        """Whether a batch that is in progress would only take the place of others."""
+        now = await self._store.find(record.tenant, record.id)
+        may_wait = now.status is BatchStatus.IN_PROGRESS and now.expires > self._store.clock.now()
+        return may_wait and await waits_for_replicas(self._windows, now)
 
     async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it fails either way
         """End a batch that cannot be driven as failed, if possible with its files; one that cannot be read has no record."""

@@ -10,15 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from omnibus.batches.batch_record import BatchRecord, BatchStatus, window_seconds
-from omnibus.errors import InvalidRequest, Overloaded
+from omnibus.errors import InvalidRequest, Overloaded, RequestConflict
 from omnibus.files.file_record import DEFAULT_LIFETIME, UnknownFile
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.batching.line_call import ENDPOINTS
-from omnibus.frontdoor.bodies import Body
-from omnibus.frontdoor.body_route import BodyRoute
-from omnibus.frontdoor.context import Context
+from omnibus.frontdoor.bodies import DEFAULT_TENANT, Body
+from omnibus.frontdoor.body_route import BodyRoute, fingerprint
+from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.user_files import LONGEST, SHORTEST
+from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, request_key
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -28,6 +29,8 @@ MOST_METADATA = 16
 MOST_OPEN = 16
 """Batches that a tenant has open; half of what one front door drives, so that others have their turn."""
 _RETRY_AFTER = 60.0
+_KEYED = "/v1/batches"
+"""Stands for the pipeline in the token of an idempotency key: batches have none."""
 
 
 class OutputExpiry(Body):
@@ -137,10 +140,29 @@ class BatchList(TypedDict):
 
 @router.post("/v1/batches", response_model=BatchObject, openapi_extra=RouteAccess.USER.stated)
 async def create_batch(body: BatchBody, http: HttpRequest, context: Context) -> Response:
-    """Queue the requests of a file; its lines are checked once a runner has it."""
+    """Queue the requests of a file; its lines are checked once a runner has it.
+
+    Under an idempotency key it is one batch, however often it is asked for.
+    """
     if body.endpoint not in ENDPOINTS:
         raise InvalidRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
-    seconds, tenant = window_seconds(body.completion_window), http.state.tenant
+    store, tenant = context.batches, http.state.tenant
+    key = request_key(http, tenant or DEFAULT_TENANT, _KEYED)
+    shape = await fingerprint(http) if key else ""
+    batch_id = await store.new_id(key)
+    record = await store.known(tenant, batch_id) if key else None
+    if record is None:
+        record = await store.create(await _new_batch(context, body, tenant, batch_id, shape))
+    if record.fingerprint != shape:
+        raise RequestConflict("this idempotency key was used for another batch", param=IDEMPOTENCY_KEY)
+    return await json_response(lambda: batch_object(record))
+
+
+async def _new_batch(
+    context: FrontDoorContext, body: BatchBody, tenant: str | None, batch_id: str, shape: str
+) -> BatchRecord:
+    """The record of a batch that may run; raises InvalidRequest naming the field, and Overloaded."""
+    seconds, store, kept = window_seconds(body.completion_window), context.batches, body.output_expires_after
     try:
         file = await context.files.find(tenant, body.input_file_id)
     except UnknownFile as error:
@@ -149,19 +171,16 @@ async def create_batch(body: BatchBody, http: HttpRequest, context: Context) -> 
         raise InvalidRequest("the file's purpose is not batch", param="input_file_id")
     if file.nbytes > MOST_BYTES:
         raise InvalidRequest(f"the file has {file.nbytes} bytes, and may have {MOST_BYTES}", param="input_file_id")
-    store, kept = context.batches, body.output_expires_after
     now = store.clock.now()
     if file.expires < now + seconds:
         raise InvalidRequest("the file expires before the completion window is over", param="input_file_id")
     if await store.open_of(tenant) >= MOST_OPEN:
         raise Overloaded(f"{MOST_OPEN} batches are open, the most at once: try again later", retry_after=_RETRY_AFTER)
-    record = BatchRecord(
-        id=store.new_id(), tenant=tenant, endpoint=body.endpoint, input_file_id=file.id,
+    return BatchRecord(
+        id=batch_id, tenant=tenant, endpoint=body.endpoint, input_file_id=file.id,
         completion_window=body.completion_window, metadata=body.metadata, created=now, expires=now + seconds,
-        output_lifetime=DEFAULT_LIFETIME if kept is None else float(kept.seconds),
+        output_lifetime=DEFAULT_LIFETIME if kept is None else float(kept.seconds), fingerprint=shape,
     )  # fmt: skip
-    await store.create(record)
-    return await json_response(lambda: batch_object(record))
 
 
 @router.get("/v1/batches", response_model=BatchList, openapi_extra=RouteAccess.USER.stated)

@@ -14,7 +14,7 @@ from pydantic import Field
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import whole_answer
-from omnibus.frontdoor.bodies import MAX_STAGES, NAME_LENGTH, AskingBody, Body, StreamOptions, TextSampling
+from omnibus.frontdoor.bodies import MAX_STAGES, NAME_LENGTH, AskingBody, Body, Matching, StreamOptions, TextSampling
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import audio_type, file_at, from_base64
@@ -86,7 +86,7 @@ class VideoContent(FileContent):
 class InputAudio(Body):
     data: str
     """Base64 of the file."""
-    format: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,16}$")] = "wav"
+    format: Annotated[str, Matching(r"[a-z0-9-]{1,16}", "the name of a format, such as wav or mp3")] = "wav"
 
 
 class AudioUrlContent(FileContent):

@@ -18,7 +18,7 @@ from omnibus.client.request_events import ClientEvent, Ended, Output, StepProgre
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import MediaUsage, json_response, media_usage, timing_headers, transcoded, whole_answer
-from omnibus.frontdoor.bodies import AskingBody, check_modality, single_turn
+from omnibus.frontdoor.bodies import AskingBody, Matching, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import to_base64
@@ -45,7 +45,11 @@ def _checked_size(size: str) -> str:
     return size
 
 
-Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"), AfterValidator(_checked_size)]
+Size = Annotated[
+    str,
+    Matching(r"auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "WIDTHxHEIGHT in pixels, such as 1024x768, or auto"),
+    AfterValidator(_checked_size),
+]
 """WIDTHxHEIGHT in pixels."""
 
 

@@ -10,13 +10,14 @@ from pydantic import Field
 
 from omnibus.client.adapter_changes import adapter_stages, add_adapter, remove_adapter
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.bodies import NAME_LENGTH, Body
+from omnibus.frontdoor.bodies import NAME_LENGTH, Body, Matching
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.served import ADAPTER_MARK
 from omnibus.frontdoor.stage_readiness import NotReady
 
 router = APIRouter(route_class=BodyRoute)
+_WORDS = f"a name without spaces and without {ADAPTER_MARK!r}"
 
 
 class UnloadAdapterBody(Body):
@@ -26,7 +27,7 @@ class UnloadAdapterBody(Body):
 
 
 class LoadAdapterBody(UnloadAdapterBody):
-    lora_name: Annotated[str, Field(max_length=NAME_LENGTH, pattern=rf"^[^\s{ADAPTER_MARK}]+$")]
+    lora_name: Annotated[str, Field(max_length=NAME_LENGTH), Matching(rf"[^\s{ADAPTER_MARK}]+", _WORDS)]
     lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
     """A folder of the workers' machines, `package:` or a name on the hub."""
     load_inplace: bool = False

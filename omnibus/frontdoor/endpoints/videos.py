@@ -22,7 +22,7 @@ from omnibus.errors import (
 )
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import timing_headers
-from omnibus.frontdoor.bodies import AskingBody, Body, Upload, check_modality, single_turn
+from omnibus.frontdoor.bodies import AskingBody, Body, Matching, Upload, check_modality, single_turn
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import file_at
@@ -37,6 +37,7 @@ from omnibus.wire.request import ImagePart, Message, Request, TextPart
 
 MAX_SECONDS = 3600
 router = APIRouter(route_class=BodyRoute)
+_Seconds = Annotated[str, Matching(r"[0-9]{1,4}(\.[0-9]{1,3})?", "a number of seconds, such as 4 or 2.5")]
 _Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 
 
@@ -57,7 +58,7 @@ class VideoBody(AskingBody):
     prompt: str
     input_reference: Upload | Reference | None = None
     """A file of a form, or an object."""
-    seconds: Annotated[str, Field(pattern=r"^[0-9]{1,4}(\.[0-9]{1,3})?$")] | float | None = None
+    seconds: _Seconds | float | None = None
     size: Size | None = None
     width: _Side | None = None
     height: _Side | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.chaos.nemeses import batches, broker, engines, flows, network, processes, requests
+from tests.chaos.nemeses import batches, broker, engines, flows, network, processes, requests, videos
 from tests.chaos.row import Battle
 from tests.chaos.setups import HEARTBEAT
 
@@ -81,6 +81,7 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="flow-silent", arena="flows", strike=flows.silence_producer, bounds=Bounds(longest=NOTICED)),
     Nemesis(name="session", arena="sessions", strike=processes.break_sessions),
     Nemesis(name="film", arena="films", strike=processes.break_films),
+    Nemesis(name="video", arena="films", strike=videos.break_videos),
     Nemesis(name="kill-tiny-replica", arena="omni-tiny", strike=engines.kill_replica),
     Nemesis(name="kill-engine", arena="omni-tiny", strike=engines.kill_engine),
     Nemesis(name="stop-engine", arena="omni-tiny", strike=engines.stop_engine),
