@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     needs the extra `outputs`. Empty: the broker."""
     files_quota: ByteSize = ByteSize(10 << 30)
     """Bytes that the files of a tenant may take together."""
+    keep_files: float = Field(default=30 * 86_400.0, ge=60, allow_inf_nan=False)
+    """Seconds that a file is kept whose upload does not say."""
+    keep_videos: float = Field(default=7 * 86_400.0, ge=60, allow_inf_nan=False)
+    """Seconds that a video is kept, from its creation on."""
+    keep_batch_outputs: float = Field(default=30 * 86_400.0, ge=60, allow_inf_nan=False)
+    """Seconds that the files of a batch are kept which does not say."""
     public_url: str = ""
     """The address by which callers reach the front door, for links in answers; empty: the one that a request came to."""
     image_link_lifetime: float = Field(default=3600.0, ge=1, allow_inf_nan=False)

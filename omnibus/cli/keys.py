@@ -26,14 +26,15 @@ def command() -> None:
 @command.command()
 @_NAME
 @click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True, help="Its rights.")
+@click.option("--keep", type=click.FloatRange(min=60), metavar="SECONDS", help="Keep what it stores for no longer.")
 @options.api_keys_file
 @options.state_dir
-def add(name: str, role: str) -> None:
+def add(name: str, role: str, keep: float | None) -> None:
     """Make a key called NAME and print it. It cannot be shown again."""
     from omnibus.frontdoor.api_keys import Role  # noqa: PLC0415 commands import when they run
 
     file = _file()
-    click.echo(file.add(name, Role(role)))
+    click.echo(file.add(name, Role(role), keep))
     click.echo(
         f"front doors that read {file.path} take it within a second, running ones too; with it every caller needs a key, "
         "as Authorization: Bearer KEY",

@@ -12,6 +12,7 @@ from omnibus.errors import Forbidden, OmnibusError, Unauthorized
 from omnibus.frontdoor.api_keys import KeyTable, Role
 from omnibus.frontdoor.error_answers import error_response
 from omnibus.frontdoor.headers import sent_header
+from omnibus.frontdoor.retention import KEEP
 
 ASSETS = "/docs-assets"
 """Scripts and styles of the documentation: files of an open-source package, which tell nothing and need no key."""
@@ -116,7 +117,7 @@ class ApiKeys:
             return Unauthorized()
         if access in (RouteAccess.METRICS, RouteAccess.ADMIN) and key.role is not Role.ADMIN:
             return Forbidden("this needs a key of the role admin")
-        state["tenant"], state["role"] = key.tenant, key.role
+        state["tenant"], state["role"], state[KEEP] = key.tenant, key.role, key.keep
         return None
 
 

@@ -47,6 +47,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """Hexadecimal digits."""
     created: float = 0.0
     """Seconds since the epoch."""
+    keep: float | None = None
+    """Seconds for which anything that it stores is kept, at most; None: no bound of its own."""
 
     @property
     def tenant(self) -> str:
@@ -91,13 +93,13 @@ class KeyFile:
                 f"{self.path} cannot be read as a file of API keys: {error}", param="api_keys_file"
             ) from error
 
-    def add(self, name: str, role: Role) -> str:
+    def add(self, name: str, role: Role, keep: float | None = None) -> str:
         """Make a key of this name; returns it, which nobody can do again. Raises ConfigError when the name is taken."""
         key = KEY_PREFIX + secrets.token_urlsafe(32)
         with self._changing() as keys:
             if any(one.name == name for one in keys):
                 raise ConfigError(f"there is a key {name!r}; revoke it first, or choose another name", param="name")
-            keys.append(ApiKey(name=name, role=role, sha256=hash_key(key), created=time.time()))
+            keys.append(ApiKey(name=name, role=role, sha256=hash_key(key), created=time.time(), keep=keep))
         return key
 
     def revoke(self, name: str) -> None:

@@ -55,6 +55,10 @@ class Options:
     """The place where the bytes of files go; empty: the broker."""
     files_quota: int = DEFAULT_FILES_QUOTA
     """Bytes that the files of a tenant may take together."""
+    keep_files: float = 30 * 86_400.0
+    """How long a file is kept whose upload does not say, and the same of others."""
+    keep_videos: float = 7 * 86_400.0
+    keep_batch_outputs: float = 30 * 86_400.0
     public_url: str = ""
     """The address that links begin with; empty: the one that a request came to."""
     image_link_lifetime: float = 3600.0
@@ -84,6 +88,9 @@ class Options:
             "max_file_bytes",
             "file_store",
             "files_quota",
+            "keep_files",
+            "keep_videos",
+            "keep_batch_outputs",
             "public_url",
             "image_link_lifetime",
             "allowed_media_domains",

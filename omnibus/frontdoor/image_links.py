@@ -14,6 +14,7 @@ from omnibus.files.file_links import FileLink
 from omnibus.files.file_record import IMAGE_OUTPUT, PREFIX
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.data_urls import file_name
+from omnibus.frontdoor.retention import lifetime
 from omnibus.frontdoor.submitting import DEFERRED, Head
 
 LINK_PATH: Final = "/v1/files/{file_id}/content/{token}"
@@ -31,17 +32,17 @@ async def image_links(context: FrontDoorContext, http: HttpRequest, head: Head, 
 
     The file of an image has an id of its request's and its number's: an answer that is made again stores nothing twice.
     """
-    tenant, lifetime = http.scope["state"]["tenant"], context.options.image_link_lifetime
+    tenant, kept = http.scope["state"]["tenant"], lifetime(http.scope, context.options.image_link_lifetime)
     base, links = context.options.public_url or str(http.base_url), list[str]()
     for output in outputs:
         for item in output.items:
             file_id = _file_id(head, len(links))
             await context.files.add_once(
                 tenant, file_id, _whole(item), filename=file_name(f"image-{len(links)}", output.media_type),
-                purpose=IMAGE_OUTPUT, lifetime=lifetime,
+                purpose=IMAGE_OUTPUT, lifetime=kept,
             )  # fmt: skip
             link = FileLink(tenant=tenant, file_id=file_id, media_type=output.media_type)
-            token = await context.file_links.add(link, lifetime)
+            token = await context.file_links.add(link, kept)
             links.append(base.rstrip("/") + LINK_PATH.format(file_id=file_id, token=token))
     return links
 

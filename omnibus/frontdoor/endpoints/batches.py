@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from omnibus.batches.batch_record import BatchRecord, BatchStatus, window_seconds
 from omnibus.errors import InvalidRequest, Overloaded, RequestConflict
-from omnibus.files.file_record import DEFAULT_LIFETIME, UnknownFile
+from omnibus.files.file_record import UnknownFile
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.batching.line_call import ENDPOINTS
@@ -19,6 +19,7 @@ from omnibus.frontdoor.bodies import DEFAULT_TENANT, Body
 from omnibus.frontdoor.body_route import BodyRoute, fingerprint
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.user_files import LONGEST, SHORTEST
+from omnibus.frontdoor.retention import lifetime
 from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, request_key
 
 router = APIRouter(route_class=BodyRoute)
@@ -152,17 +153,18 @@ async def create_batch(body: BatchBody, http: HttpRequest, context: Context) -> 
     batch_id = await store.new_id(key)
     record = await store.known(tenant, batch_id) if key else None
     if record is None:
-        record = await store.create(await _new_batch(context, body, tenant, batch_id, shape))
+        record = await store.create(await _new_batch(context, http, body, batch_id, shape))
     if record.fingerprint != shape:
         raise RequestConflict("this idempotency key was used for another batch", param=IDEMPOTENCY_KEY)
     return await json_response(lambda: batch_object(record))
 
 
 async def _new_batch(
-    context: FrontDoorContext, body: BatchBody, tenant: str | None, batch_id: str, shape: str
+    context: FrontDoorContext, http: HttpRequest, body: BatchBody, batch_id: str, shape: str
 ) -> BatchRecord:
     """The record of a batch that may run; raises InvalidRequest naming the field, and Overloaded."""
-    seconds, store, kept = window_seconds(body.completion_window), context.batches, body.output_expires_after
+    seconds, store, tenant = window_seconds(body.completion_window), context.batches, http.state.tenant
+    kept = body.output_expires_after
     try:
         file = await context.files.find(tenant, body.input_file_id)
     except UnknownFile as error:
@@ -179,7 +181,10 @@ async def _new_batch(
     return BatchRecord(
         id=batch_id, tenant=tenant, endpoint=body.endpoint, input_file_id=file.id,
         completion_window=body.completion_window, metadata=body.metadata, created=now, expires=now + seconds,
-        output_lifetime=DEFAULT_LIFETIME if kept is None else float(kept.seconds), fingerprint=shape,
+        fingerprint=shape, output_lifetime=lifetime(
+            http.scope, context.options.keep_batch_outputs, None if kept is None else float(kept.seconds),
+            param="output_expires_after.seconds",
+        ),
     )  # fmt: skip
 
 

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Response
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData, UploadFile
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 from typing_extensions import TypedDict
 
 from omnibus.errors import InvalidRequest, RequestTooLarge
-from omnibus.files.file_record import BATCH_OUTPUT, DEFAULT_LIFETIME, IMAGE_OUTPUT, FileRecord, checked_filename
+from omnibus.files.file_record import BATCH_OUTPUT, IMAGE_OUTPUT, FileRecord, checked_filename
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.context import Context
@@ -21,6 +21,7 @@ from omnibus.frontdoor.file_answers import file_response
 from omnibus.frontdoor.forms import is_form
 from omnibus.frontdoor.image_links import LINK_PATH
 from omnibus.frontdoor.openapi_document import files_of
+from omnibus.frontdoor.retention import lifetime
 from omnibus.frontdoor.video_jobs.video_record import VIDEO_PURPOSE
 
 router = APIRouter()
@@ -111,7 +112,7 @@ async def upload_file(http: HttpRequest, context: Context) -> Response:
             raise _too_large(most)
         record = await context.files.add(
             http.state.tenant, _pieces(upload), filename=checked_filename(upload.filename),
-            purpose=_purpose(form), lifetime=_lifetime(form),
+            purpose=_purpose(form), lifetime=_lifetime(http.scope, form, context.options.keep_files),
         )  # fmt: skip
     finally:
         await form.close()
@@ -220,11 +221,11 @@ def _purpose(form: FormData) -> str:
     return str(purpose)
 
 
-def _lifetime(form: FormData) -> float:
+def _lifetime(scope: Scope, form: FormData, usual: float) -> float:
     """Seconds that the file is kept."""
     anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
     if anchor is None and seconds is None:
-        return DEFAULT_LIFETIME
+        return lifetime(scope, usual)
     if anchor != "created_at":
         raise InvalidRequest("expires_after[anchor] must be created_at", param="expires_after[anchor]")
     if not isinstance(seconds, str) or not seconds.isdecimal() or not SHORTEST <= int(seconds) <= LONGEST:
@@ -232,4 +233,4 @@ def _lifetime(form: FormData) -> float:
             f"expires_after[seconds] must be a whole number from {SHORTEST} to {LONGEST}",
             param="expires_after[seconds]",
         )
-    return float(seconds)
+    return lifetime(scope, usual, float(seconds), param="expires_after[seconds]")

@@ -30,8 +30,9 @@ from omnibus.frontdoor.endpoints.images import MAX_SIDE, MAX_STEPS, Size, sides
 from omnibus.frontdoor.endpoints.stored_videos import VideoObject, video_response
 from omnibus.frontdoor.openapi_document import answers_with
 from omnibus.frontdoor.outbound.web_files import NamedFile, is_web_address
+from omnibus.frontdoor.retention import lifetime
 from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, Prepared, identified, prepare, result_of, send, submit
-from omnibus.frontdoor.video_jobs.video_record import LIFETIME, NoVideoYet, VideoRecord, VideoStatus, with_prompt
+from omnibus.frontdoor.video_jobs.video_record import NoVideoYet, VideoRecord, VideoStatus, with_prompt
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
 
@@ -143,7 +144,7 @@ async def _started(
     now, request = videos.now(), msgspec.structs.replace(prepared.request, stream=True)  # for its steps
     new = VideoRecord(
         id=video_id, owner=state["tenant"], pipeline=prepared.served.spec.name, model=prepared.served.model,
-        created=now, expires=now + LIFETIME, key=key, fingerprint=request.fingerprint,
+        created=now, expires=now + lifetime(http.scope, context.options.keep_videos), key=key, fingerprint=request.fingerprint,
         prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
     )  # fmt: skip
     record = await videos.add(new, request)
