@@ -17,11 +17,10 @@ from omnibus.batches.answer_log import AnswerLog
 from omnibus.broker.connection import STREAM_FULL, Connection
 from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.errors import BrokerRefused
-from omnibus.frontdoor.batching import batch_drive, batch_runner
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.endpoints.batches import MOST_OPEN
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from tests.support.batches import CHAT, answers, begun, chat, ended, left_of_batches, request, requests_of
+from tests.support.batches import answers, begun, chat, ended, left_of_batches, request, requests_of
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
 
@@ -376,41 +375,3 @@ async def test_a_batch_fails_when_its_input_is_removed(connection: Connection, p
     assert end.errors.data is not None
     assert [(error.code, error.param) for error in end.errors.data] == [("file_not_found", "input_file_id")]
     assert 0 < len(found.good) < 160
-
-
-async def test_a_key_is_one_batch_however_often_it_is_sent(front_door: Front) -> None:
-    client, model = front_door.openai, front_door.spec.name
-    lines = [chat(model, "a", "hi")]
-    first = await begun(client, lines, extra_headers={"Idempotency-Key": "nightly"})
-    body: Any = {"input_file_id": first.input_file_id, "endpoint": CHAT, "completion_window": "24h"}
-    again, at_once = await asyncio.gather(
-        *(client.batches.create(**body, extra_headers={"Idempotency-Key": "nightly"}) for _ in range(2))
-    )
-    assert first.id == again.id == at_once.id
-    with pytest.raises(openai.ConflictError) as refusal:
-        await client.batches.create(**{**body, "metadata": {"a": "b"}}, extra_headers={"Idempotency-Key": "nightly"})
-    assert refusal.value.code == "request_conflict"
-    other = await client.batches.create(**body, extra_headers={"Idempotency-Key": "weekly"})
-    both = [one.id async for one in client.batches.list()]
-    assert sorted(both) == sorted([first.id, other.id])
-    assert (await ended(client, first)).status == "completed"
-
-
-async def test_a_batch_whose_model_has_no_replica_leaves_its_place_to_others(
-    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_runner, "MOST_BATCHES", 1)
-    monkeypatch.setattr(batch_runner, "_IDLE_LOOK", 0.3)
-    monkeypatch.setattr(batch_drive, "IDLE", 0.5)
-    idle = omni_sim(f"{pipeline}-idle")
-    options = Options(api_keys=(pipeline,))
-    async with front(connection, omni_sim(pipeline), options, batches=True, idle=(idle,)) as door:
-        stuck = await begun(door.openai, [chat(idle.name, "a", "hi")])
-        behind = await ended(door.openai, await begun(door.openai, [chat(pipeline, "b", "hi")]))
-        assert behind.status == "completed"
-        assert (await door.openai.batches.retrieve(stuck.id)).status == "in_progress"
-        await door.openai.batches.cancel(stuck.id)
-        assert (await ended(door.openai, stuck)).status == "cancelled"
-        assert [
-            line["error"]["code"] for line in (await answers(door.openai, await ended(door.openai, stuck))).bad
-        ] == ["batch_cancelled"]
