@@ -95,7 +95,8 @@ async def _elsewhere(settings: Settings, arguments: ScaleArguments) -> None:
         policy = arguments.policy(stage)
         click.echo(f"ready: {_of(spec, stage, policy)} by {deployment.namespace}/{deployment.name}")
         reading = partial(stage_lag, connection, spec.name, stage.stage_id, spec.stage_lanes)
-        await Autoscaler(stage.name, policy, reading, deployment.set).run(arguments.every)
+        running = await deployment.get()
+        await Autoscaler(stage.name, policy, reading, deployment.set, running=running).run(arguments.every)
 
 
 async def _here(settings: Settings, arguments: ScaleArguments) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,17 @@ def add(name: str, role: str, keep: float | None) -> None:
 @command.command("list")
 @options.api_keys_file
 @options.state_dir
-def list_keys() -> None:
-    """List the names of the keys, their roles, and when they were made."""
+@options.as_json
+def list_keys(*, as_json: bool) -> None:
+    """List the names of the keys, their roles, and when they were made. --json prints an array."""
     file = _file()
     try:
         keys = file.read()
     except FileNotFoundError:
-        click.echo(f"no keys: {file.path} does not exist")
+        click.echo("[]" if as_json else f"no keys: {file.path} does not exist")
+        return
+    if as_json:
+        click.echo(json.dumps([{"name": one.name, "role": one.role, "created": one.created} for one in keys]))
         return
     for key in keys:
         click.echo(f"{key.name}\t{key.role}\t{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(key.created))}")

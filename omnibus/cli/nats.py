@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import click
@@ -32,9 +33,21 @@ command.add_command(revoke)
 
 @command.command()
 @_PIPELINES
+@options.as_json
 @broker_command("layout", pipeline=False)
-async def plan(session: CommandSession, pipelines: tuple[str | PipelineSpec, ...]) -> None:
-    """Show what `apply` would change, a line a change. Changes nothing."""
+async def plan(session: CommandSession, pipelines: tuple[str | PipelineSpec, ...], *, as_json: bool) -> None:
+    """Show what `apply` would change, a line a change. Changes nothing. --json prints an array."""
+    if as_json:
+        changes = [
+            {
+                "action": one.action,
+                "operation": one.target.operation(one.action.upper()),
+                "differences": one.differences,
+            }
+            for one in await _changes(session, pipelines)
+        ]
+        click.echo(json.dumps(changes))
+        return
     click.echo("\n".join(map(str, await _changes(session, pipelines))) or "nothing to change")
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 
 import click
 
+from omnibus.cli import options
+
 
 @click.command("version")
-def command() -> None:
+@options.as_json
+def command(*, as_json: bool) -> None:
     """Print the version."""
-    click.echo(f"omnibus {version('omnibus')}")
+    found = version("omnibus")
+    click.echo(json.dumps({"omnibus": found}) if as_json else f"omnibus {found}")

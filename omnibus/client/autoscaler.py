@@ -20,10 +20,15 @@ SetReplicas = Callable[[int], Awaitable[None]]
 class Autoscaler:
     """Looks at a lag again and again, decides, and has the number set."""
 
-    def __init__(self, stage: str, policy: ScalePolicy, read: ReadLag, set_replicas: SetReplicas) -> None:
-        """`stage` is its name, for the log. `set_replicas` is called after each look, also with the same number."""
+    def __init__(
+        self, stage: str, policy: ScalePolicy, read: ReadLag, set_replicas: SetReplicas, *, running: int = 0
+    ) -> None:
+        """`stage` is its name, for the log. `set_replicas` is called after each look, also with the same number.
+
+        `running` are the replicas that there are now: they have a whole cooldown before any is stopped.
+        """
         self._stage, self._policy, self._read, self._set = stage, policy, read, set_replicas
-        self.state = ScaleState(wanted=policy.least)
+        self.state = ScaleState(wanted=running)
 
     async def run(self, every: float) -> None:
         """Until cancelled. Where the lag cannot be read, or the number not be set, all stays as it is until the next look."""

@@ -27,16 +27,18 @@ class ElasticReplicas:
         """By place among the specs; those that end are in it until they have ended."""
         self._ending: set[int] = set()
         self._wanted = 0
-        self._group = asyncio.TaskGroup()
+        self._group, self._is_open = asyncio.TaskGroup(), False
         self._stopping = asyncio.Event()
         self._failure: StageStartError | None = None
 
     async def run(self) -> None:
         """Return when all have ended after `stop`; raises StageStartError when one could never start."""
         async with self._group:
+            self._is_open = True
             self._reconcile()
             await self._stopping.wait()
-            self.scale(0)
+            self._is_open, self._wanted = False, 0
+            self._reconcile()
         if self._failure is not None:
             raise self._failure
 
@@ -45,9 +47,13 @@ class ElasticReplicas:
         self._stopping.set()
 
     def scale(self, wanted: int) -> None:
-        """Have so many run: start those that are missing, let those end that came last. No more than there are specs."""
+        """Have so many run, while `run` does: start those that are missing, let those end that came last.
+
+        No more than there are specs.
+        """
         self._wanted = min(wanted, len(self._specs))
-        self._reconcile()
+        if self._is_open:
+            self._reconcile()
 
     @property
     def running(self) -> int:
@@ -87,5 +93,5 @@ class ElasticReplicas:
         finally:
             del self._running[place]
             self._ending.discard(place)
-        if not self._stopping.is_set():
+        if self._is_open:
             self._reconcile()

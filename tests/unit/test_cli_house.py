@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import click
 import pytest
 
 import omnibus
@@ -53,6 +54,21 @@ def test_every_command_has_help_when_it_is_asked_for(name: str) -> None:
     command = cli.COMMANDS[name].load()
     assert command.help
     assert all(getattr(parameter, "help", "") for parameter in command.params if parameter.param_type_name == "option")
+
+
+def test_commands_that_show_something_print_json_when_it_is_asked_for() -> None:
+    """All but those that act, those that serve, and a pipeline as its own YAML."""
+    found = {name: its for group in cli.COMMANDS for name, its in _leaves(group, cli.COMMANDS[group].load())}
+    shows = {name for name in found if name.split()[-1] in {"list", "show", "status", "plan"}} - {"pipeline show"}
+    shows |= {"top", "queue", "requests", "trace", "doctor", "bench", "collect-env", "version", "submit"}
+    without = {name for name in shows if not any("--json" in one.opts for one in found[name].params)}
+    assert without == set()
+
+
+def _leaves(name: str, command: click.Command) -> list[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(name, command)]
+    return [leaf for one, its in command.commands.items() for leaf in _leaves(f"{name} {one}", its)]
 
 
 def test_nats_folder_shadows_nothing_when_python_looks_for_nats() -> None:

@@ -84,6 +84,23 @@ async def test_deployment_follows_the_lag_from_zero_and_back_and_is_written_only
     assert written == [("PATCH", "application/merge-patch+json", "Bearer sesame")] * 2
 
 
+async def test_replicas_that_run_already_have_a_cooldown_when_the_scaler_is_started_again(api: Api) -> None:
+    deployment = DeploymentScale.in_cluster("omni-dit", namespace="prod", api=api.url)
+    api.replicas = 2
+
+    async def nothing() -> int:
+        return 0
+
+    scaler = Autoscaler(
+        "dit", ScalePolicy(most=3, cooldown=10.0), nothing, deployment.set, running=await deployment.get()
+    )
+    found = []
+    for now in (0.0, 9.0, 10.0):
+        await scaler.look(now)
+        found.append(api.replicas)
+    assert found == [2, 2, 0]
+
+
 async def test_number_that_somebody_else_has_set_is_set_again(api: Api) -> None:
     deployment = DeploymentScale.in_cluster("omni-dit", namespace="prod", api=api.url)
     await deployment.set(2)
