@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from omnibus.wire.chunk import RATES
+from omnibus.wire.lazy_numpy import np
 
 
 @dataclass(frozen=True, slots=True)

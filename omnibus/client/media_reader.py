@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from omnibus.client.channel import Channel, Mailbox
 from omnibus.client.media_chunk import MediaChunk
 from omnibus.errors import BrokerUnavailable, DeadlineExceeded, OmnibusError
@@ -16,6 +14,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.observability.task_root import task_root
 from omnibus.wire.chunk import RATES, media_in
 from omnibus.wire.envelope import Ticket
+from omnibus.wire.lazy_numpy import np
 
 log = get_logger(__name__)
 

@@ -19,6 +19,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from omnibus.observability.shared_values import shared_values
+
 _LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PREFIX = "omnibus"
@@ -143,7 +145,7 @@ def share_metrics(folder: Path | None, name: str) -> None:
     for gauges in own.glob("gauge_*.db"):
         gauges.unlink()
     os.environ[_SHARED] = str(own)
-    values.ValueClass = values.MultiProcessValue(lambda: "own")  # type: ignore[no-untyped-call]
+    values.ValueClass = shared_values(own, {})
 
 
 class SharedMetrics(Collector):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from omnibus.wire.codec import Buffer
+from omnibus.wire.lazy_numpy import np
 
 _WORTH_TWO = 8 << 20
 """Bytes from which a copy is shared between two threads: one does not use all of a memory's bandwidth."""
 
-_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+if TYPE_CHECKING:
+    _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _second = ThreadPoolExecutor(2, "payload-copy")
 
 

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-
 from omnibus.errors import InvalidRequest
 from omnibus.wire import codec
 from omnibus.wire.codec import Buffer
+from omnibus.wire.lazy_numpy import np
 from omnibus.wire.payload import BYTES, MSGPACK, TEXT
 
 HEAVY = 256 * 1024

@@ -15,12 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from omnibus.errors import PayloadLost
 from omnibus.payloads.copying import copy
 from omnibus.payloads.host import host_id, own_name
 from omnibus.wire.codec import Buffer
+from omnibus.wire.lazy_numpy import np
 from omnibus.wire.payload import MemorySlot
 
 HEADER = 4096

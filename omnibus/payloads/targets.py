@@ -6,17 +6,18 @@ import threading
 import time
 import weakref
 from collections import defaultdict, deque
-from typing import Any
-
-import numpy as np
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from omnibus.payloads.pool import IDLE, size_class
+from omnibus.wire.lazy_numpy import np
 
 ALIGNMENT = 64
 _WORTH = 1 << 20
 """Bytes from which the allocator would return a buffer to the system, and fetch new pages for the next one."""
 
-_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+if TYPE_CHECKING:
+    _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Targets:
@@ -38,7 +39,7 @@ class Targets:
         if root is None:
             root = np.empty(size, dtype=np.uint8)
         at = -(root.ctypes.data + lead) % ALIGNMENT
-        lent = root[at : at + nbytes].view(_Lent)
+        lent = root[at : at + nbytes].view(_lent())
         if nbytes >= _WORTH:
             weakref.finalize(lent, self._returned.append, root).atexit = False
         return memoryview(lent.data)
@@ -67,5 +68,9 @@ class Targets:
                 self._free[len(root)].append((time.monotonic(), root))
 
 
-class _Lent(np.ndarray):
-    """A buffer in use: it lives as long as the last view of it."""
+@cache
+def _lent() -> type[np.ndarray]:
+    class Lent(np.ndarray):
+        """A buffer in use: it lives as long as the last view of it."""
+
+    return Lent

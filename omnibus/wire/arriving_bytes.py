@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-
 from omnibus.wire.codec import Buffer
+from omnibus.wire.lazy_numpy import np
 
 
 class ArrivingBytes:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import msgpack
 import msgspec
-import numpy as np
 
 from omnibus.errors import InvalidRequest
+from omnibus.wire.lazy_numpy import np
 
 NUMPY_EXT = 1
 """Extension type of a numpy array."""

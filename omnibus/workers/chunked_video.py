@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from omnibus.errors import EngineError
 from omnibus.wire import codec
 from omnibus.wire.chunk import FPS
+from omnibus.wire.lazy_numpy import np
 from omnibus.workers.engines.protocol import Outputs
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from omnibus.errors import EngineError, RequestError
+from omnibus.wire.lazy_numpy import np
 from omnibus.wire.payload import ROLE_MARK
 from omnibus.workers.engines.protocol import SEGMENT_END, Chunk, Finished, Item, Progress, SegmentEnd, TextDelta
 

@@ -9,10 +9,10 @@ from itertools import zip_longest
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from omnibus.errors import EngineError, RequestError, RequestTooLarge
 from omnibus.wire import codec
+from omnibus.wire.lazy_numpy import np
 from omnibus.wire.payload import BYTES, JSON, MP4, PNG, TEXT, WAV
 
 MAX_FILES = 1024

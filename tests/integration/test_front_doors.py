@@ -16,7 +16,7 @@ from omnibus.broker.listening import free_port
 from omnibus.errors import PortTaken
 from omnibus.frontdoor.headers import PROCESS_HEADER
 from omnibus.frontdoor.server import bound
-from tests.support.processes import is_running
+from tests.support.processes import has_mapped, is_running
 from tests.support.served import start, write_pipeline
 from tests.support.waiting import eventually
 from tools.serving import Serving, serving
@@ -81,6 +81,12 @@ async def test_each_serves_and_shows_the_metrics_of_all_and_a_dead_one_is_starte
     assert first - second == {victim}
     assert counted(served.url) == before + 12, "what the dead one had answered is forgotten"
     assert complete(served.url) == "hello"
+
+
+async def test_front_door_has_not_loaded_numpy_when_it_has_answered_with_texts(served: Serving) -> None:
+    front_doors = await all_of_them(served.url)
+    assert [complete(served.url) for _ in range(4 * COUNT)] == ["hello"] * 4 * COUNT
+    assert [pid for pid in front_doors if has_mapped(pid, "/numpy/")] == []
 
 
 async def test_all_end_with_the_command_and_leave_the_port(tmp_path: Path, served: Serving) -> None:

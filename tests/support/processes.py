@@ -25,3 +25,8 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def has_mapped(pid: int, part: str) -> bool:
+    """Whether a process has mapped a file with this part of a path, such as a library."""
+    return part in Path(f"/proc/{pid}/maps").read_text()

@@ -14,10 +14,16 @@ pytestmark = pytest.mark.unit
     ("part", "spared"),
     [
         ("omnibus.cli.launch", ("aiohttp", "cryptography", "nkeys")),
+        ("omnibus.cli.process_group", ("numpy",)),
+        ("omnibus.orchestrator.service", ("numpy",)),
         ("omnibus.orchestrator.deployed", ("aiohttp", "nkeys", "fastapi", "yaml")),
-        ("omnibus.workers.replica_main", ("aiohttp", "nkeys", "fastapi", "rich")),
+        ("omnibus.workers.replica_main", ("aiohttp", "nkeys", "fastapi", "rich", "numpy")),
+        ("omnibus.workers.engines.python", ("numpy",)),
         ("omnibus.cli.root", ("rich",)),
-        ("omnibus.frontdoor.app", ("aiohttp", "nkeys", "av", "PIL", "torch", "transformers", "grpc", "opentelemetry")),
+        (
+            "omnibus.frontdoor.app",
+            ("aiohttp", "nkeys", "av", "PIL", "torch", "transformers", "grpc", "opentelemetry", "numpy"),
+        ),
     ],
 )
 def test_process_leaves_out_what_it_does_not_use_when_it_starts(part: str, spared: tuple[str, ...]) -> None:

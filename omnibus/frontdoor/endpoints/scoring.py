@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import BeforeValidator, Field
@@ -28,10 +27,11 @@ from omnibus.frontdoor.endpoints.text_embeddings import MAX_INPUTS, embedding_re
 from omnibus.frontdoor.submitting import Head
 from omnibus.frontdoor.submitting_many import output_of, results_of_all
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.lazy_numpy import np
 from omnibus.wire.request import Message, Request
 
 SCORE, EMBEDDING = "score", "embedding"
-_SMALLEST = np.float32(1e-8)
+_SMALLEST = 1e-8
 """Length by which a vector is divided at least, as torch's `cosine_similarity` does."""
 _PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
 """The names that vLLM has for the two sides."""

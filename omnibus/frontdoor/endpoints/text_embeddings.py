@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import BeforeValidator, Field
@@ -24,6 +23,7 @@ from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64
 from omnibus.frontdoor.submitting_many import output_of, results_of_all
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.wire.lazy_numpy import np
 from omnibus.wire.request import Request
 
 MAX_INPUTS = 256

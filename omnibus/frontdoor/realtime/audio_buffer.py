@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import wave
 
-import numpy as np
-
 from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.frontdoor.realtime.turn_detection import RATE
+from omnibus.wire.lazy_numpy import np
 
 SAMPLE_BYTES = 2
 MAX_BYTES = 15 * 1024 * 1024

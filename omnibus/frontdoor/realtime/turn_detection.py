@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
+from omnibus.wire.lazy_numpy import np
 
 RATE = 24_000
 """Samples a second of all sound of a conversation."""

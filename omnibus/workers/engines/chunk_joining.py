@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from omnibus.wire import codec
+from omnibus.wire.lazy_numpy import np
 from omnibus.workers.engines.protocol import Chunk, Outputs
 
 _AXES = {"audio": -1}

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from omnibus.errors import EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.control import PromptTokens
 from omnibus.wire.envelope import TokenUsage
+from omnibus.wire.lazy_numpy import np
 from omnibus.wire.request import Message, Request
 from omnibus.wire.subjects import INPUT
 

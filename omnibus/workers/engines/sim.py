@@ -15,13 +15,13 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 from omnibus.child_process import ChildProcess, start_child
 from omnibus.errors import ConfigError, EngineDead, EngineError, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.envelope import TokenUsage
+from omnibus.wire.lazy_numpy import np
 from omnibus.workers.engines.loaded_engine import LoadedEngine
 from omnibus.workers.engines.protocol import Finished, Item, Job, Progress, StageInput, TextDelta
 
