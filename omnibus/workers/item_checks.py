@@ -101,8 +101,12 @@ def _text_fault(value: object) -> str | None:
 
 
 def _tokens_fault(value: object) -> str | None:
-    array = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu"
-    if array or (isinstance(value, list | tuple) and all(isinstance(token, int | np.integer) for token in value)):
+    if isinstance(value, list | tuple):
+        # Two checks: numpy, which the second one loads, is for those that are no int.
+        whole = all(isinstance(token, int) or isinstance(token, np.integer) for token in value)  # noqa: SIM101
+    else:
+        whole = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu"
+    if whole:
         return None
     return f"tokens are a list of whole numbers, not {_shape_of(value)}"
 
