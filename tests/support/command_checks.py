@@ -32,7 +32,7 @@ stages:
 """A file that a command names and no page writes."""
 NUMBERS = {"N": "2", "SECONDS": "30", "PORT": "4300", "ADDRESS": "10.0.0.1", "HOST": "10.0.0.1"}
 """Values for the placeholders that stand in commands."""
-THEIRS = {"vllm", "kill", "wait", "grep", "kubectl"}
+THEIRS = {"vllm", "kill", "wait", "grep", "useradd", "mkdir", "echo", "tee", "kubectl"}
 """Programs whose options are not ours to know."""
 
 
@@ -42,6 +42,7 @@ class CannotWork(Exception):
 
 def check_command(words: Sequence[str], folder: Path) -> None:
     """Raises CannotWork. What the command reads is made in `folder`, which must be the current one."""
+    words = words[1:] if words[0] == "sudo" else words
     program = Path(words[0]).name or words[0]
     if program in THEIRS:
         return
@@ -165,6 +166,13 @@ def _nats_server(words: Sequence[str], _folder: Path) -> None:
         raise CannotWork(f"nats-server {shlex.join(words)}")
 
 
+def _systemctl(words: Sequence[str], _folder: Path) -> None:
+    """`systemctl enable --now UNIT@NAME`: one of our units."""
+    unit = words[-1].partition("@")[0]
+    if not (ROOT / "deploy" / "systemd" / f"{unit}@.service").is_file():
+        raise CannotWork(f"there is no unit {unit}")
+
+
 def _export(words: Sequence[str], _folder: Path) -> None:
     for word in words:
         name = word.partition("=")[0]
@@ -207,5 +215,5 @@ def _node(words: Sequence[str], _folder: Path) -> None:
 CHECKS: dict[str, Callable[[Sequence[str], Path], None]] = {
     "omnibus": _omnibus, "make": _make, "python": _python, "python3": _python, "pip": _pip, "curl": _curl, "nats": _nats,
     "nats-server": _nats_server, "export": _export, "cp": _copy, "docker": _docker, "helm": _helm,
-    ".": _source, "npm": _node, "node": _node,
+    ".": _source, "systemctl": _systemctl, "npm": _node, "node": _node,
 }  # fmt: skip
