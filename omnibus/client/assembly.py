@@ -25,6 +25,7 @@ from omnibus.client.request_events import (
     StepProgress,
     TextPiece,
 )
+from omnibus.wire.envelope import TokenUsage
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
 
@@ -70,6 +71,7 @@ class _Stage:
     fields: dict[str, _Emitted] = field(default_factory=dict)
     token_ids: list[int] = field(default_factory=list)
     """Those of the emitted text and fields, without a gap; it may be behind them, never ahead."""
+    prompt_tokens: int = 0
     diverged: bool = False
     segments: int = 0
     """Ends of segments that were emitted."""
@@ -79,6 +81,11 @@ class _Stage:
     has_all_frames: bool = False
     step: int = 0
     output: Output | None = None
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Tokens of what was emitted."""
+        return TokenUsage(self.prompt_tokens, len(self.token_ids))
 
     def admits(self, fence: Fence) -> bool:
         if self.output is not None or fence < self.fence:
@@ -99,6 +106,7 @@ class _Stage:
             for one, new in fields
             if new
         ]
+        self.prompt_tokens = message.prompt_tokens or self.prompt_tokens
         tokens = len(self.token_ids) - message.token_offset
         if tokens >= 0:
             self.token_ids.extend(message.token_ids[tokens:])
@@ -152,9 +160,10 @@ class Assembly:
             return
         if not (message.segments or fields):
             if piece:
-                yield TextPiece(message.stage_id, piece)
+                yield TextPiece(message.stage_id, piece, stage.usage)
             return
-        yield from _parted(message.stage_id, piece, stage.text.known, [*fields, *stage.new_ends(message)])
+        marks = [*fields, *stage.new_ends(message)]
+        yield from _parted(message.stage_id, piece, stage.text.known, marks, stage.usage)
 
     def lacks(self, message: Tokens) -> bool:
         """Whether text before this piece was not received, and would be of use."""
@@ -236,16 +245,18 @@ class Assembly:
         return self._stages.setdefault(stage_id, _Stage())
 
 
-def _parted(stage_id: int, piece: str, known: int, marks: Iterable[_Mark]) -> Iterator[_TextEvent]:
+def _parted(
+    stage_id: int, piece: str, known: int, marks: Iterable[_Mark], usage: TokenUsage | None = None
+) -> Iterator[_TextEvent]:
     """A new piece of text, which ends at `known` characters, with the other events in their places."""
     start, done = known - len(piece), 0
     for end, event in sorted(marks, key=itemgetter(0)):
         if end - start > done:
-            yield TextPiece(stage_id, piece[done : end - start])
+            yield TextPiece(stage_id, piece[done : end - start], usage)
             done = end - start
         yield event
     if done < len(piece):
-        yield TextPiece(stage_id, piece[done:])
+        yield TextPiece(stage_id, piece[done:], usage)
 
 
 def _whole(output: Output, stage: _Stage) -> Output:

@@ -84,7 +84,8 @@ def _joined(events: list[ClientEvent]) -> list[ClientEvent]:
         if stage_id is None:
             joined += group
         else:
-            joined.append(TextPiece(stage_id, "".join(piece.text for piece in group if isinstance(piece, TextPiece))))
+            pieces = [piece for piece in group if isinstance(piece, TextPiece)]
+            joined.append(TextPiece(stage_id, "".join(piece.text for piece in pieces), pieces[-1].usage))
     return joined
 
 

@@ -31,6 +31,8 @@ class TextPiece:
 
     stage_id: int
     text: str
+    usage: TokenUsage | None = field(default=None, compare=False, repr=False)
+    """Tokens of the stage so far, where it shows them: of the prompt, and of the (first) answer up to this piece."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ def usage(outputs: Iterable[Output], timings: Iterable[StageTiming] = ()) -> Usa
     return _summed([timing.usage for timing in timings] or [output.usage for output in made])
 
 
+def usage_of(counts: TokenUsage) -> Usage:
+    """Tokens of one stage."""
+    return _summed([counts])
+
+
 def _summed(counts: Sequence[TokenUsage]) -> Usage:
     read = next((count.prompt_tokens for count in counts if count.prompt_tokens), 0)
     written = sum(count.completion_tokens for count in counts)

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, ValidationError, core_schema
 
 from omnibus.errors import EmptyPrompt, UnsupportedModality
 from omnibus.frontdoor.outbound.web_files import Fetched, NamedFile
@@ -199,6 +199,16 @@ class AskingBody(FileNamingBody):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """With `include_usage`: the tokens so far in every chunk."""
+
+    @model_validator(mode="after")
+    def _check_continuous(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            problem = PydanticCustomError("unsupported", "needs include_usage: true")
+            line = InitErrorDetails(type=problem, loc=("continuous_usage_stats",), input=True)
+            raise ValidationError.from_exception_data(type(self).__name__, [line])
+        return self
 
 
 class TextSampling(Body):

@@ -22,7 +22,7 @@ from omnibus.client.request_events import (
     TextPiece,
 )
 from omnibus.errors import OmnibusError
-from omnibus.frontdoor.answers import Usage, finish_reason, usage
+from omnibus.frontdoor.answers import Usage, finish_reason, usage, usage_of
 from omnibus.frontdoor.bodies import Answer, StreamOptions, to_json
 from omnibus.frontdoor.body_route import naming_fields
 from omnibus.frontdoor.context import FrontDoorContext
@@ -172,6 +172,9 @@ class TextStream:
         """`live` is the stage whose text streams; `audio` the format of sound."""
         self.head, self.live, self.live_sound, self.live_video = head, live, LiveSound(audio), LiveVideo()
         self.include_usage = options is not None and bool(options.include_usage)
+        self._shows_usage = options is not None and bool(options.continuous_usage_stats)
+        self.so_far: Usage | None = None
+        """Tokens so far, where every chunk has them."""
         self.sent: list[str] = []
         """The text that streamed, in pieces."""
         self._before, self._after = frame(self.piece(_PLACE)).split(to_json(_PLACE))
@@ -182,7 +185,9 @@ class TextStream:
         frames += map(frame, self._opening)
         self._opening = ()
         match event:
-            case TextPiece(stage_id, text):
+            case TextPiece(stage_id, text, counts):
+                if stage_id == self.live and self._shows_usage and counts is not None:
+                    self.so_far = usage_of(counts)
                 frames += self.text(text) if stage_id == self.live else ()
             case FieldPiece(stage_id, name, text):
                 frames += map(frame, self.field(name, text)) if stage_id == self.live else ()
@@ -214,6 +219,8 @@ class TextStream:
     def text(self, text: str) -> Frames:
         """Frames of a piece of the text that streams: of the chunk, encoded once, only the text is new."""
         self.sent.append(text)
+        if self.so_far is not None:
+            return [frame(self.piece(piece)) for piece in sliced(text)]
         return [b"".join((self._before, to_json(piece), self._after)) for piece in sliced(text)]
 
     def field(self, _name: str, _text: str) -> Iterable[Answer]:

@@ -53,6 +53,8 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     """Characters of all fields before this piece."""
     fields: tuple[FieldDelta, ...] = ()
     """Pieces of fields, in the order in which they were made."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, in the first message that knows them; 0: the same as before."""
 
     @property
     def size(self) -> int:

@@ -94,6 +94,8 @@ class DeltaStream:
             self._take()
         if item.fields:
             self._add_fields(item.fields)
+        if item.prompt_tokens:
+            self._next = replace(self._next, prompt_tokens=item.prompt_tokens)
         self._texts.append(item.text)
         self._token_ids.extend(item.token_ids)
         self._pending += len(item.text)
@@ -176,7 +178,7 @@ def _sliced(item: TextDelta) -> Iterator[TextDelta]:
             yield TextDelta(text="", fields={name: part})
     *parts, last = _slices(item.text)
     yield from (TextDelta(text=part) for part in parts)
-    yield TextDelta(text=last, token_ids=item.token_ids)
+    yield TextDelta(text=last, token_ids=item.token_ids, prompt_tokens=item.prompt_tokens)
 
 
 def _slices(text: str) -> Iterator[str]:
@@ -191,7 +193,16 @@ def _after(piece: Tokens) -> Tokens:
     """The place behind a piece."""
     offset, tokens = piece.offset + len(piece.text), piece.token_offset + len(piece.token_ids)
     ended = piece.segment_offset + len(piece.segments)
-    after = replace(piece, offset=offset, text="", token_offset=tokens, token_ids=(), segment_offset=ended, segments=())
+    after = replace(
+        piece,
+        offset=offset,
+        text="",
+        token_offset=tokens,
+        token_ids=(),
+        segment_offset=ended,
+        segments=(),
+        prompt_tokens=0,
+    )
     return replace(after, fields_offset=piece.fields_offset + piece.fields_size, fields=()) if piece.fields else after
 
 

@@ -84,6 +84,7 @@ def test_defaults_of_other_servers_pass(kind: type[AskingBody]) -> None:
         (ChatBody, {"web_search_options": {"a": 1}}, "web_search_options"),
         (ChatBody, {"n": True}, "n"),
         (ChatBody, {"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+        (ChatBody, {"stream_options": {"include_usages": True}}, "stream_options.include_usages"),
         (ChatBody, {"audio": {"speed": 2}}, "audio.speed"),
         (ChatBody, turn(audio={"id": "audio-1"}), "messages[1].audio"),
         (ChatBody, turn(content=[{"type": "text", "text": "a", "bold": True}]), "messages[1].content[0].bold"),

@@ -134,4 +134,4 @@ class ChatStream(TextStream):
             id=chat_id(head), object="chat.completion.chunk", created=head.created, model=head.model, choices=choices
         )
         # A caller that asked for usage finds it in every chunk, None until the last.
-        return {**chunk, "usage": total} if self.include_usage else chunk
+        return {**chunk, "usage": total or self.so_far} if self.include_usage else chunk

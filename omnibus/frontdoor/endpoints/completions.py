@@ -146,7 +146,7 @@ class CompletionStream(TextStream):
         choice = CompletionChoice(index=index, text=text or "", logprobs=logprobs, finish_reason=reason)
         chunk = _completion(self.head, [choice])
         # A caller that asked for usage finds it in every chunk, None until the last.
-        return {**chunk, "usage": None} if self.include_usage else chunk
+        return {**chunk, "usage": self.so_far} if self.include_usage else chunk
 
     def totals(self, total: Usage) -> Completion:
         return {**self.piece(None), "choices": [], "usage": total}

@@ -113,6 +113,8 @@ class TextDelta:
     fields: Mapping[str, str] = field(default_factory=dict)
     """The next pieces of what the answer has beside its text, made before the text; names as in `wire.fields`. A delta ends
     with a whole line of a field that consists of lines."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt; once, where the engine knows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -159,13 +160,13 @@ class SimEngine(LoadedEngine[None]):
             await aborted.wait()
         if args.stall_on.hits(job):
             await self._threads.run(self._released.wait)
-        sent_text: list[str] = []
+        sent_text, prompt_tokens = list[str](), len(prompt.split())
         if "text" in args.outputs.values():
             async for delta in _speak(words, args.token_rate, aborted, received=len(job.received)):
+                yield delta if sent_text else replace(delta, prompt_tokens=prompt_tokens)
                 sent_text.append(delta.text)
-                yield delta
         text = "".join(sent_text)
-        usage = TokenUsage(prompt_tokens=len(prompt.split()), completion_tokens=len(text.split()))
+        usage = TokenUsage(prompt_tokens=prompt_tokens, completion_tokens=len(text.split()))
         outputs = {name: _value(kind, text or " ".join(words), args) for name, kind in args.outputs.items()}
         yield Finished(outputs=outputs, finish_reason="abort" if aborted.is_set() else "stop", usage=usage)
 

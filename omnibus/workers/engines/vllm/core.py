@@ -203,8 +203,10 @@ class VllmCore:
         async with await self._feed(job, run) as feed:
             prompt = await self._prompted(job, run, feed)
             async with aclosing(self._generation.text(run, feed, prompt, sampling)) as deltas:
+                is_first = True
                 async for delta in deltas:
-                    yield delta
+                    yield replace(delta, prompt_tokens=run.prompt_tokens) if is_first else delta
+                    is_first = False
             yield await self._last(run, prompt)
 
     async def _answer(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
