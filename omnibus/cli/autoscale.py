@@ -27,15 +27,7 @@ from omnibus.cli import options
 @click.option(
     "--kube-api", metavar="URL", help="The cluster's API, such as that of kubectl proxy; by default this pod's."
 )
-@options.pipeline
-@options.stage_overrides
-@options.allow_module
-@options.payloads
-@options.metrics
-@options.process
-@options.grace
-@options.stage_init_timeout
-@options.log_stats
+@options.stage_replicas
 def command(**flags: Any) -> None:
     """Run as many replicas of a stage as its queue wants, from --min (0, too) to --max, here or in a Kubernetes cluster.
 

@@ -143,6 +143,12 @@ replicas = click.option(
 )  # fmt: skip
 
 
+stage_replicas = together(
+    pipeline, stage_overrides, allow_module, payloads, metrics, process, grace, stage_init_timeout, log_stats
+)
+"""Options of every command that runs replicas of one stage."""
+
+
 def confirmed(question: str) -> Callable[[F], F]:
     """`--yes`; without it, the question is asked on a terminal before anything else is done."""
 

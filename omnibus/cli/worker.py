@@ -12,15 +12,7 @@ from omnibus.cli import options
 @click.command("worker")
 @click.option("--stage", required=True, metavar="ID|NAME", help="Which stage.")
 @options.replicas
-@options.pipeline
-@options.stage_overrides
-@options.allow_module
-@options.payloads
-@options.metrics
-@options.process
-@options.grace
-@options.stage_init_timeout
-@options.log_stats
+@options.stage_replicas
 def command(**flags: Any) -> None:
     """Run replicas of one stage of a deployed pipeline, here: a process each, started again when it dies.
 
