@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import helm_python as helm
@@ -38,6 +39,7 @@ MANY: dict[str, Any] = {
         {"id": 1, "name": "dit", "replicas": 2, "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "4Gi"}}},
     ],
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
+    "tracing": {"endpoint": "http://collector:4317"},
     "keda": {"enabled": True, "lanes": ["interactive", "batch"]},
 }  # fmt: skip
 SETS: Mapping[str, dict[str, Any]] = {
@@ -135,6 +137,7 @@ def test_chart_serves_the_stages_of_the_shipped_pipeline() -> None:
         {"nats": {"url": "http://nats"}},
         {"nats": {"url": "nats://nats", "replicas": 2}},
         {"keda": {"lanes": ["fast"]}},
+        {"tracing": {"endpoint": "collector:4317"}},
         {"frontdor": {"replicas": 2}},
     ],
     ids=str,
@@ -162,6 +165,28 @@ def test_compose_runs_commands_that_exist_and_mounts_files_that_exist() -> None:
         "targets"
     ]
     assert {target.split(":")[0] for target in scraped} == ours.keys() - {"deploy"}
+
+
+def test_spans_of_compose_come_to_where_grafana_finds_them() -> None:
+    folder = DEPLOY / "compose"
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    collector, tempo = (yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("collector", "tempo"))
+    (pipeline,) = collector["service"]["pipelines"].values()
+    for part in ("receivers", "processors", "exporters"):
+        assert set(pipeline[part]) == collector[part].keys()
+    ports = {its["endpoint"].rpartition(":")[2] for its in collector["receivers"]["otlp"]["protocols"].values()}
+    sent = {
+        one["environment"]["OMNIBUS_OTLP_ENDPOINT"] for one in services.values() if one["image"].startswith("omnibus:")
+    }
+    assert {(urlsplit(one).hostname, str(urlsplit(one).port)) for one in sent} <= {
+        ("collector", port) for port in ports
+    }
+    (exporter,) = collector["exporters"].values()
+    host, _, port = exporter["endpoint"].partition(":")
+    assert host in services
+    assert tempo["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].endswith(f":{port}")
+    sources = yaml.safe_load((folder / "grafana" / "datasource.yaml").read_text())["datasources"]
+    assert f"http://tempo:{tempo['server']['http_listen_port']}" in {one["url"] for one in sources}
 
 
 def test_images_install_extras_that_the_package_has_from_files_that_are_sent() -> None:

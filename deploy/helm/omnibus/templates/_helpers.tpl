@@ -13,6 +13,9 @@ app.kubernetes.io/component: {{ .component }}
 - {name: OMNIBUS_LOG_FORMAT, value: json}
 - {name: OMNIBUS_STATE_DIR, value: /tmp/state}
 - {name: OMNIBUS_METRICS_HOST, value: 0.0.0.0}
+{{- with .root.Values.tracing.endpoint }}
+- {name: OMNIBUS_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
 {{- if .credentials }}
 - {name: OMNIBUS_NATS_CREDENTIALS, value: /etc/omnibus/nats}
 {{- end }}
