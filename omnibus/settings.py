@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """The hashes of more, see `omnibus keys`; None: `api-keys.json` in the state directory. Without any, no key is asked for."""
     closed: Words = ()
-    """Pages that ask for a key, too: metrics, docs."""
+    """Pages that ask for a key, too: metrics, docs, ui."""
     max_file_bytes: ByteSize = ByteSize(512 << 20)
     """Bytes that one upload to `/v1/files` may have."""
     file_store: str = ""
@@ -189,8 +189,8 @@ class Settings(BaseSettings):
     @field_validator("closed")
     @classmethod
     def _known_pages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := set(value) - {"metrics", "docs"}:
-            raise ValueError(f"metrics and docs can be closed, not {', '.join(sorted(unknown))}")
+        if unknown := set(value) - {"metrics", "docs", "ui"}:
+            raise ValueError(f"metrics, docs and ui can be closed, not {', '.join(sorted(unknown))}")
         return value
 
     @field_validator("nats_replicas")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,8 @@ _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _MARKER_TTL = 60.0
 MOST_AT_ONCE = 128
 """Keys that one request reads; of a ledger, each value may have half a megabyte."""
+_REVISIONS_AT_ONCE = 128
+"""Revisions that one request for the newest entries covers."""
 _MOST_CONFLICTS = 50
 """Writers that one decision lets pass before it gives up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
@@ -88,6 +90,34 @@ class Bucket:
                     break
                 if (value := value_of(message)) is not None:
                     found[(message.headers or {})["Nats-Subject"].removeprefix(self._prefix)] = value
+        return found
+
+    async def newest(self, most: int) -> AsyncGenerator[BucketEntry, None]:
+        """The entries of the last `most` revisions under keys without a dot, that which was written last first.
+
+        From any copy, as `get`. One whose value was written again meanwhile may come twice.
+        """
+        state = (await self._connection.api(f"STREAM.INFO.KV_{self.name}"))["state"]
+        last = int(state["last_seq"])
+        first = max(int(state["first_seq"]), last - most + 1)
+        while last >= first:
+            start = max(first, last - _REVISIONS_AT_ONCE + 1)
+            for entry in reversed(await self._connection.retried(partial(self._between, start, last))):
+                yield entry
+            last = start - 1
+
+    async def _between(self, start: int, last: int) -> list[BucketEntry]:
+        body = msgspec.json.encode({"seq": start, "next_by_subj": f"{self._prefix}*", "batch": last - start + 1})
+        found: list[BucketEntry] = []
+        asking = self._connection.request_many(f"$JS.API.DIRECT.GET.KV_{self.name}", body)
+        async with aclosing(asking) as answers:
+            async for message in answers:
+                headers = message.headers or {}
+                if status_of(message) is not None or int(headers["Nats-Sequence"]) > last:
+                    break
+                if (value := value_of(message)) is not None:
+                    key = headers["Nats-Subject"].removeprefix(self._prefix)
+                    found.append(BucketEntry(key, value, int(headers["Nats-Sequence"])))
         return found
 
     async def revision(self, key: str) -> int:

@@ -73,7 +73,8 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
             server = HttpServer(
                 app, host=settings.host, port=settings.port, share_port=settings.share_port, limits=limits
             )  # fmt: skip
-            upkeep = FileUpkeep(connection, app.state.context.storage)
+            context = app.state.context
+            upkeep = FileUpkeep(connection, context.storage)
             sender = WebhookSender(connection, AddressRule.of(settings.allowed_networks))
-            async with server, BatchRunner(app), VideoRunner(app.state.context), sender, upkeep:
+            async with server, context.feed, BatchRunner(app), VideoRunner(context), sender, upkeep:
                 await server.wait()

@@ -104,12 +104,12 @@ front_door = together(
     ),
     setting("--served-model-name", metavar="NAME", help="A further name for the pipeline that is served."),
     api_keys_file,
-    setting("--closed", metavar="LIST", help="Pages that ask for a key, too: metrics,docs."),
     setting(
         "--allowed-media-domains",
         metavar="LIST",
         help="Hosts whose files it fetches for requests; * for all public ones.",
     ),
+    setting("--closed", metavar="LIST", help="Pages that ask for a key, too: metrics,docs,ui."),
     setting("--keep-alive", type=click.IntRange(min=1), metavar="SECONDS", help="How long it keeps idle connections."),
     setting("--max-connections", type=click.IntRange(min=1), metavar="N", help="How many connections it takes."),
     setting("--allowed-origins", metavar="LIST", help="Origins whose pages may call it (CORS); * for all."),

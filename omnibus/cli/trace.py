@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -13,41 +13,17 @@ from omnibus.cli.broker_command import broker_command
 
 if TYPE_CHECKING:
     from omnibus.cli.root import CommandSession
-    from omnibus.client.request_events import Result
-    from omnibus.pipeline.spec import PipelineSpec
+    from omnibus.client.request_trace import Span
 
 _WIDTH = 50
 _MARKS = {"waited": ".", "ran": "#", "failed": "!"}
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A part of a request's life, in seconds since it was accepted; a failed attempt is a moment."""
-
-    stage: str
-    what: str
-    start: float
-    end: float
-
-    def bar(self, whole: float) -> str:
-        """The span as a part of a line that stands for `whole` seconds; a character at the least."""
-        first = min(int(self.start / whole * _WIDTH), _WIDTH - 1)
-        length = max(round(self.end / whole * _WIDTH) - first, 1)
-        return " " * first + _MARKS[self.what] * length
-
-
-def spans_of(spec: PipelineSpec, result: Result) -> list[Span]:
-    """The waits and runs of a request's stages, and the attempts that failed, in the order of their beginnings."""
-    found = []
-    for timing in result.timings:
-        name, queued = spec.stage_name(timing.stage_id), max(timing.queued - result.created, 0.0)
-        waited, ran = timing.seconds
-        found.append(Span(name, "waited", queued, queued + waited))
-        found.append(Span(name, "ran", queued + waited, queued + waited + ran))
-    for attempt in result.attempts:
-        at = max(attempt.at - result.created, 0.0)
-        found.append(Span(spec.stage_name(attempt.stage_id), "failed", at, at))
-    return sorted(found, key=lambda span: (span.start, span.end))
+def bar(span: Span, whole: float) -> str:
+    """The span as a part of a line that stands for `whole` seconds; a character at the least."""
+    first = min(int(span.start / whole * _WIDTH), _WIDTH - 1)
+    length = max(round(span.end / whole * _WIDTH) - first, 1)
+    return " " * first + _MARKS[span.what] * length
 
 
 @click.command("trace")
@@ -61,9 +37,10 @@ async def command(session: CommandSession, request_id: str, *, as_json: bool) ->
     """
     from omnibus.cli.request_report import find_request  # noqa: PLC0415 commands import when they run
     from omnibus.cli.tables import make_table, show  # noqa: PLC0415
+    from omnibus.client.request_trace import spans_of  # noqa: PLC0415
 
     spec, result = await find_request(session, request_id)
-    spans = spans_of(spec, result)
+    spans = spans_of(spec, result.created, result.timings, result.attempts)
     if as_json:
         about = {
             "request_id": result.rid,
@@ -76,7 +53,7 @@ async def command(session: CommandSession, request_id: str, *, as_json: bool) ->
     whole = max((span.end for span in spans), default=0.0)
     click.echo(f"request {result.rid} of {spec.name}: {result.state}, {whole:.3f} s")
     rows = [
-        (span.stage, span.what, f"{span.start:.3f}", f"{span.end - span.start:.3f}", span.bar(whole or 1.0))
+        (span.stage, span.what, f"{span.start:.3f}", f"{span.end - span.start:.3f}", bar(span, whole or 1.0))
         for span in spans
     ]
     if rows:

@@ -95,13 +95,7 @@ class ClusterView(AsyncExitStack):
     async def status(self, spec: PipelineSpec, *, system_account: bool, ages: bool = False) -> PipelineStatus:
         """The status of a pipeline now; with the `ages` of queues where these credentials may read tasks."""
         replicas = await self.replicas(spec)
-        queue = WorkQueue(self._connection, spec.name)
-        try:
-            depths = await queue.depths(ages=ages)
-        except BrokerDenied:
-            depths = await queue.depths()
-        pauses = await PauseStates(self._connection, spec.name).of(stage.stage_id for stage in spec.stages)
-        return PipelineStatus(spec, replicas, depths, time.time(), system_account, pauses)
+        return await read_status(self._connection, spec, replicas, system_account=system_account, ages=ages)
 
     def _on_pipeline(self, name: str, value: bytes | None, _revision: int) -> None:
         if value is None:
@@ -166,6 +160,24 @@ class PipelineStatus:
     def _replica(self, record: ReplicaRecord) -> dict[str, Any]:
         age = round(max(0.0, self.now - record.last_heartbeat), 3)
         return {**{name: getattr(record, name) for name in _SHOWN}, "heartbeat_age": age}
+
+
+async def read_status(
+    connection: Connection,
+    spec: PipelineSpec,
+    replicas: Sequence[ReplicaRecord],
+    *,
+    system_account: bool = True,
+    ages: bool = False,
+) -> PipelineStatus:
+    """The status of a pipeline whose replicas are known; with the `ages` of queues where these credentials may read tasks."""
+    queue = WorkQueue(connection, spec.name)
+    try:
+        depths = await queue.depths(ages=ages)
+    except BrokerDenied:
+        depths = await queue.depths()
+    pauses = await PauseStates(connection, spec.name).of(stage.stage_id for stage in spec.stages)
+    return PipelineStatus(spec, list(replicas), depths, time.time(), system_account, pauses)
 
 
 async def reaches_system_account(found: Addresses) -> bool:

@@ -53,6 +53,14 @@ async def resume_replica(connection: Connection, spec: PipelineSpec, record: Rep
     await _call(connection, spec, record, "resume_generation", timeout=ANSWER_TIMEOUT)
 
 
+async def restart_replica(connection: Connection, spec: PipelineSpec, record: ReplicaRecord) -> None:
+    """Have a replica finish what it has, end, and be started again by its worker; returns once that has begun.
+
+    Raises InvalidRequest for one that nobody would start again, ReplicaMissing for one that does not answer.
+    """
+    await _call(connection, spec, record, "restart", timeout=ANSWER_TIMEOUT)
+
+
 async def end_replica(connection: Connection, spec: PipelineSpec, record: ReplicaRecord, *, timeout: float) -> None:
     """Have a replica finish what it has, or requeue it after its grace period, and end for good; returns when it has.
 

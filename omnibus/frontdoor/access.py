@@ -30,6 +30,8 @@ class RouteAccess(IntEnum):
     """None, ever."""
     DOCS = auto()
     """Any, where an operator closes the documentation."""
+    UI = auto()
+    """Any, where an operator closes the dashboard's page; what it shows has its own access."""
     METRICS = auto()
     """An admin's, where an operator closes the metrics."""
     USER = auto()
@@ -93,10 +95,10 @@ class ApiKeys:
     """
 
     def __init__(self, app: ASGIApp, keys: KeyTable, closed: Collection[str], table: AccessTable) -> None:
-        """`closed` names the pages that an operator closes: `docs`, `metrics`."""
+        """`closed` names the pages that an operator closes: `docs`, `ui`, `metrics`."""
         self._app, self._keys, self._table = app, keys, table
         self._closed = {RouteAccess[page.upper()] for page in closed}
-        self._open = {RouteAccess.OPEN, RouteAccess.DOCS, RouteAccess.METRICS} - self._closed
+        self._open = {RouteAccess.OPEN, RouteAccess.DOCS, RouteAccess.UI, RouteAccess.METRICS} - self._closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):

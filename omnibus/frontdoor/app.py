@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
+from omnibus.client.cluster_feed import ClusterFeed
 from omnibus.client.producer import Producer
 from omnibus.files.stored_bodies import StoredBodies
 from omnibus.frontdoor import error_answers
@@ -23,14 +24,19 @@ from omnibus.frontdoor.context import FrontDoorContext, Options, Replicas
 from omnibus.frontdoor.endpoints import (
     batches,
     chat,
+    cluster,
     completions,
+    dashboard,
+    dead_letter_routes,
     image_edits,
     images,
+    latest_requests,
     lora_adapters,
     models,
     probes,
     realtime,
     replica_control,
+    replica_orders,
     request_input,
     request_status,
     scoring,
@@ -42,6 +48,7 @@ from omnibus.frontdoor.endpoints import (
     transcription,
     user_files,
     videos,
+    waterfall,
 )
 from omnibus.frontdoor.endpoints.stored_videos import POLL_AFTER
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
@@ -57,7 +64,8 @@ EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, POLL_AFTER, "Retry-After", "Server-Timing
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
     chat, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech, speech_voices, transcription,
-    realtime, models, tokens, user_files, batches, request_status, request_input, replica_control, lora_adapters, probes,
+    realtime, models, tokens, user_files, batches, latest_requests, request_status, waterfall, request_input,
+    replica_control, replica_orders, dead_letter_routes, lora_adapters, cluster, dashboard, probes,
 )  # fmt: skip
 
 
@@ -82,7 +90,8 @@ def create_app(
     )  # fmt: skip
     app.state.context = FrontDoorContext(
         producer=producer, models=ServedModels(pipelines, options.aliases), options=options, replicas=replicas,
-        metrics=metrics, connected=connected, started=int(time.time()), web=_web_files(options),
+        feed=ClusterFeed(producer, pipelines.all, replicas), metrics=metrics, connected=connected,
+        started=int(time.time()), web=_web_files(options),
         storage=StoredBodies(options.file_store) if options.file_store else None,
     )  # fmt: skip
     for module in _ENDPOINTS:

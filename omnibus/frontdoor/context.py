@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from omnibus.batches.batch_store import BatchStore
+from omnibus.client.cluster_feed import ClusterFeed
 from omnibus.client.producer import Producer
 from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_links import FileLinks
@@ -44,7 +45,7 @@ class Options:
     api_keys_file: Path | None = None
     """A file of more; without it and `api_keys`, no key is asked for."""
     closed: tuple[str, ...] = ()
-    """Pages that ask for a key, too: metrics, docs."""
+    """Pages that ask for a key, too: metrics, docs, ui."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names that pipelines are served by, name → pipeline."""
     max_body_bytes: int = DEFAULT_MAX_BODY
@@ -113,6 +114,8 @@ class FrontDoorContext:
     producer: Producer
     models: ServedModels
     replicas: Replicas
+    feed: ClusterFeed
+    """Entered and closed by who serves the application."""
     options: Options
     metrics: Metrics
     storage: StoredBodies | None

@@ -37,7 +37,7 @@ from omnibus.wire.envelope import StageTiming
 
 PIECE_CHARS = 4096
 """Characters of a text in one event, of 12 bytes each at worst: clients that read lines have a bound on them."""
-_HEADERS = {"Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
+STREAM_HEADERS = {"Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
 """No proxy keeps the events back."""
 _PING, _DONE = b": ping\n\n", b"data: [DONE]\n\n"
 _PLACE = uuid.uuid4().hex
@@ -69,7 +69,7 @@ class EventStream(StreamingResponse):
         self, context: FrontDoorContext, http: HttpRequest, accepted: Accepted, encode: Encode,
         media_type: str = "text/event-stream",
     ) -> None:  # fmt: skip
-        super().__init__((), headers=_HEADERS, media_type=media_type)
+        super().__init__((), headers=STREAM_HEADERS, media_type=media_type)
         self._context, self._http, self._accepted, self._encode = context, http, accepted, encode
         self._has_begun, self._is_open = False, accepted.submission.ticket.resumable
         self._frames: Frames = []

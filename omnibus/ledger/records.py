@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +19,8 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.payload import Payload
 
+MOST_LOOKED_AT = 1024
+"""Revisions of the ledger that a list of the latest requests goes back, at the most."""
 T = TypeVar("T")
 
 
@@ -55,6 +57,24 @@ class Ledger:
         """Those of which the ledger, on any of its copies, has a record that is open; some may have ended a moment ago."""
         found = await self._bucket.get_all(sorted(rids))
         return {rid for rid, value in found.items() if _is_open(value)}
+
+    async def latest(
+        self, limit: int, wanted: Callable[[Record], bool] = lambda _record: True, *, most: int = MOST_LOOKED_AT
+    ) -> list[Record]:
+        """At most `limit` of the records that are `wanted`, that which was written last first.
+
+        It looks at the last `most` revisions, whatever the ledger holds; records that cannot be read are left out.
+        """
+        found: dict[str, Record] = {}
+        async with aclosing(self._bucket.newest(most)) as entries:
+            async for entry in entries:
+                with suppress(InvalidRequest):
+                    record: Record = codec.decode(entry.value, Record)
+                    if record.rid == entry.key and wanted(record):
+                        found.setdefault(record.rid, record)
+                if len(found) >= limit:
+                    break
+        return list(found.values())
 
     async def request(self, ticket: Ticket) -> Payload:
         """The request of a ticket, which the record has where the ticket was sent on without it; one direct get then.

@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 ROOT = Path(omnibus.__file__).parents[1]
 UV = str(Path(sys.executable).parent / "uv")
 SHIPPED = ("omnibus/omni_tiny/checkpoints/dit/empty_prompt.npy", "omnibus/_data/pipelines/omni-tiny.yaml",
-           "omnibus/_data/nats/balanced.conf", "omnibus/_data/nats/production.conf")  # fmt: skip
+           "omnibus/_data/nats/balanced.conf", "omnibus/_data/nats/production.conf",
+           "omnibus/frontdoor/ui/index.html", "omnibus/frontdoor/ui/app.js", "omnibus/frontdoor/ui/tokens.css")  # fmt: skip
 
 
 def run(*words: str | Path, cwd: Path) -> str:

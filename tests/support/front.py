@@ -121,6 +121,7 @@ async def front(
             rule = AddressRule.of(options.allowed_networks if options is not None else ())
             await stack.enter_async_context(WebhookSender(connection, rule))
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0, limits=limits))
+        await stack.enter_async_context(app.state.context.feed)
         key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"
         openai = await stack.enter_async_context(
             AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=20.0)

@@ -21,6 +21,21 @@ OURS = {
     ),
     "GET /v1/audio/voices": "integration/test_voices.py",
     "POST /v1/videos/sync": "e2e/test_frontdoor_openai.py::test_video_is_right_and_comes_only_where_it_is_asked_for",
+    **dict.fromkeys(
+        ("GET /v1/cluster", "GET /v1/cluster/events"),
+        "integration/test_cluster_routes.py::test_cluster_is_seen_live_with_rates_and_times",
+    ),
+    "GET /v1/requests": "integration/test_cluster_routes.py::test_latest_requests_are_those_of_the_key_and_all_for_an_admin",
+    "GET /v1/requests/{request_id}/trace": "integration/test_cluster_routes.py::test_trace_is_the_record_of_waits_and_runs",
+    **dict.fromkeys(
+        ("GET /v1/dead_letters", "POST /v1/dead_letters/{request_id}/retry", "DELETE /v1/dead_letters/{request_id}"),
+        "integration/test_cluster_routes.py::test_dead_letter_is_listed_retried_and_dropped",
+    ),
+    **dict.fromkeys(
+        ("POST /v1/replicas/drain", "POST /v1/replicas/resume", "POST /v1/replicas/restart"),
+        "integration/test_cluster_routes.py::test_order_to_one_replica_is_carried_out",
+    ),
+    **dict.fromkeys(("GET /ui", "GET /ui/{name}"), "unit/test_frontdoor_dashboard.py"),
     "GET /v1/files/{file_id}/content/{token}":
         "integration/test_image_links.py::test_an_image_is_read_by_its_link_without_a_key_and_is_a_file_of_its_owner",
     "GET /v1/requests/{request_id}": "integration/test_frontdoor_requests.py::test_a_finished_request_is_read_by_its_id",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from omnibus.cli.trace import Span, spans_of
-from omnibus.client.request_events import Result
+from omnibus.cli.trace import bar
+from omnibus.client.request_trace import Span, spans_of
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.failed_attempt import Attempt
 
@@ -16,18 +15,10 @@ SPEC = PipelineSpec(
 )
 
 
-def result(*timings: StageTiming, attempts: tuple[Attempt, ...] = ()) -> Result:
-    return Result(
-        rid="r", pipeline="p", state=RequestState.DONE, created=100.0, deadline=200.0, run=1, outputs=(),
-        timings=timings, failure=None, attempts=attempts, stage_ids=(0, 1),
-    )  # fmt: skip
-
-
 def test_spans_follow_each_other_when_stages_do_and_failed_attempts_stand_among_them() -> None:
     failed = Attempt(stage_id=1, run=1, task_seq=7, delivery=1, at=104.0, code="engine_error", message="no")
-    found = spans_of(
-        SPEC, result(StageTiming(1, 103.0, 105.0, 106.0), StageTiming(0, 100.5, 101.0, 103.0), attempts=(failed,))
-    )
+    timings = (StageTiming(1, 103.0, 105.0, 106.0), StageTiming(0, 100.5, 101.0, 103.0))
+    found = spans_of(SPEC, 100.0, timings, (failed,))
     assert found == [
         Span("a", "waited", 0.5, 1.0),
         Span("a", "ran", 1.0, 3.0),
@@ -35,16 +26,16 @@ def test_spans_follow_each_other_when_stages_do_and_failed_attempts_stand_among_
         Span("b", "failed", 4.0, 4.0),
         Span("b", "ran", 5.0, 6.0),
     ]
-    assert [one.bar(6.0).strip()[0] for one in found] == [".", "#", ".", "!", "#"]
+    assert [bar(one, 6.0).strip()[0] for one in found] == [".", "#", ".", "!", "#"]
 
 
 def test_no_span_ends_before_it_begins_when_clocks_of_hosts_differ() -> None:
-    found = spans_of(SPEC, result(StageTiming(0, 99.9, 99.8, 101.0)))
+    found = spans_of(SPEC, 100.0, [StageTiming(0, 99.9, 99.8, 101.0)], ())
     assert [(one.start, one.end - one.start >= 0) for one in found] == [(0.0, True), (0.0, True)]
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.0), (0.0, 1.0), (0.999, 1.0), (1.0, 1.0), (0.4, 0.401)])
 def test_bar_is_seen_and_within_its_line_wherever_the_span_is(start: float, end: float) -> None:
-    bar = Span("a", "ran", start, end).bar(1.0)
-    assert "#" in bar
-    assert len(bar) <= 50
+    line = bar(Span("a", "ran", start, end), 1.0)
+    assert "#" in line
+    assert len(line) <= 50

@@ -81,6 +81,18 @@ KEYS = ("user-key", "admin:admin-key")
         ("/ready", 200, 200, 200),
         ("/metrics", 200, 200, 200),
         ("/docs", 200, 200, 200),
+        ("/ui", 200, 200, 200),
+        ("/ui/app.js", 200, 200, 200),
+        ("/v1/cluster", 401, 200, 200),
+        ("/v1/cluster/events", 401, 200, 200),
+        ("/v1/requests", 401, 200, 200),
+        ("/v1/requests/abc/trace", 401, 200, 200),
+        ("/v1/dead_letters", 401, 403, 200),
+        ("/v1/dead_letters/abc", 401, 403, 200),
+        ("/v1/dead_letters/abc/retry", 401, 403, 200),
+        ("/v1/replicas/drain", 401, 403, 200),
+        ("/v1/replicas/resume", 401, 403, 200),
+        ("/v1/replicas/restart", 401, 403, 200),
         ("/v1/chat/completions", 401, 200, 200),
         ("/v1/requests/abc", 401, 200, 200),
         ("/is_paused", 401, 200, 200),
@@ -116,7 +128,8 @@ def test_every_route_states_its_access() -> None:
     assert {path for path in posts - asking if not path.startswith("/v1/")} < stated[RouteAccess.ADMIN], (
         "these change what replicas do"
     )
-    assert stated[RouteAccess.ADMIN] - posts == set()
+    assert stated[RouteAccess.UI] == {"/ui", "/ui/{name}"}
+    assert stated[RouteAccess.ADMIN] - posts == {"/v1/dead_letters", "/v1/dead_letters/{request_id}"}, "of all tenants"
 
 
 @pytest.mark.parametrize("change", ["{}\n", "{}/", "/{}", "{}%0A", "{} ", "{}\r\n", "{}\x00"])
@@ -160,10 +173,10 @@ async def test_a_websocket_is_refused_without_a_key() -> None:
 
 
 async def test_pages_can_be_closed_with_and_without_keys() -> None:
-    for page in ("/metrics", "/docs", "/openapi.json", "/redoc"):
+    for page in ("/metrics", "/docs", "/openapi.json", "/redoc", "/ui"):
         assert (await ask(guarded(), page))[0] == 200
-        assert (await ask(guarded(closed=("metrics", "docs")), page))[0] == 401
-    closed = guarded(KEYS, closed=("metrics", "docs"))
+        assert (await ask(guarded(closed=("metrics", "docs", "ui")), page))[0] == 401
+    closed = guarded(KEYS, closed=("metrics", "docs", "ui"))
     assert [(await ask(closed, "/metrics", token))[0] for token in ("user-key", "admin-key")] == [403, 200]
     assert (await ask(closed, "/openapi.json", "user-key"))[0] == 200
 

@@ -4,7 +4,7 @@ key's owner, or of all for an admin."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, NotRequired
+from typing import Literal, NotRequired, TypeVar
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -26,6 +26,7 @@ from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.subjects import check_name
 
 router = APIRouter()
+T = TypeVar("T")
 
 
 class OutputItem(TypedDict):
@@ -102,19 +103,23 @@ async def _answer(
 
 
 async def find_request(
-    context: FrontDoorContext, http: HttpRequest, rid: str, model: str | None, ask: Callable[..., Awaitable[Result]]
-) -> tuple[Served, Result]:
+    context: FrontDoorContext, http: HttpRequest, rid: str, model: str | None, ask: Callable[..., Awaitable[T]]
+) -> tuple[Served, T]:
     """The pipeline that has a request of the caller, and what it answers; raises UnknownRequest."""
     check_name(rid, "request_id")
     candidates = [await context.models.find(model)] if model is not None else await context.models.all()
-    # An admin, as anybody where no keys are asked for, sees the requests of all tenants.
-    owner = None if http.state.role is Role.ADMIN else http.state.tenant
+    owner = owner_of(http)
     for served in candidates:
         try:
             return served, await ask(served.spec.name, rid, tenant=owner)
         except UnknownRequest:
             continue
     raise unknown(rid)
+
+
+def owner_of(http: HttpRequest) -> str | None:
+    """The tenant whose requests the caller may see; None: those of all, for an admin, and where no keys are asked for."""
+    return None if http.state.role is Role.ADMIN else http.state.tenant
 
 
 def request_answer(result: Result, spec: PipelineSpec, model: str) -> RequestAnswer:
@@ -128,7 +133,7 @@ def request_answer(result: Result, spec: PipelineSpec, model: str) -> RequestAns
         outputs=[_output(output, spec) for output in result.outputs],
         error=error_detail(result.failure.exception()) if result.failure is not None else None,
         stages=[_seconds(timing, spec) for timing in result.timings],
-        attempts=[_attempt(attempt, spec) for attempt in result.attempts],
+        attempts=[failed_attempt(attempt, spec) for attempt in result.attempts],
     )
 
 
@@ -153,7 +158,8 @@ def _seconds(timing: StageTiming, spec: PipelineSpec) -> StageSeconds:
     return StageSeconds(stage=spec.stage_name(timing.stage_id), queued=queued, running=running)
 
 
-def _attempt(attempt: Attempt, spec: PipelineSpec) -> FailedAttempt:
+def failed_attempt(attempt: Attempt, spec: PipelineSpec) -> FailedAttempt:
+    """An attempt as a body."""
     return FailedAttempt(
         stage=spec.stage_name(attempt.stage_id), run=attempt.run, delivery=attempt.delivery, at=attempt.at,
         replica=attempt.replica, code=attempt.code, message=attempt.message,
