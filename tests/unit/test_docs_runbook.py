@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
+from omnibus.observability.events import LogEvent
+from omnibus.observability.metrics import Metrics
 from tests.chaos.nemeses.table import NEMESES
 
 pytestmark = pytest.mark.unit
@@ -60,3 +63,16 @@ def test_named_test_exists(file: str, name: str) -> None:
 def test_named_nemeses_exist() -> None:
     assert len(NAMED_NEMESES) > 15
     assert {nemesis.name for nemesis in NEMESES} >= NAMED_NEMESES
+
+
+def test_named_events_and_metrics_exist() -> None:
+    """What an operator is asked to look for, in the runbook and in the alerts: words like `lease.lost`, and series."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    metrics = {f"{one.name}{'_total' if one.type == 'counter' else ''}" for one in registry.collect()}
+    assert set(re.findall(r"omnibus_\w+", RUNBOOK)) <= metrics
+    kinds = {event.partition(".")[0] for event in LogEvent} - {"stage"}
+    described = RUNBOOK + " ".join(str(rule["annotations"]) for rule in RULES)
+    named = {word for word in re.findall(r"\b[a-z]+\.[a-z_]+\b", described) if word.partition(".")[0] in kinds}
+    assert len(named) > 5
+    assert named - set(LogEvent) == set()
