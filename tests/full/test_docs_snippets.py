@@ -49,7 +49,7 @@ NOT_RUN: dict[Key, str] = {
 }
 """By block, or by page: the tests that run the same, or why nothing does."""
 REFUSED = {"omnibus submit --image photo.png": "omni-tiny sees no pictures, as the page says"}
-"""Beginnings of commands that the page shows for other models: exit code 2 here."""
+"""Beginnings of commands that the page shows for other models: the request fails here, with exit code 1."""
 PRELUDES = {
     "docs/guide/python.md": "from omnibus import Omni, AsyncOmni\nomni = Omni('omni-tiny')\n",
     "docs/guide/asking.md": "class player:\n    write = bytearray().extend\n",
@@ -123,7 +123,7 @@ def test_commands_run(reader: Reader, block: Snippet) -> None:
     script = script.replace("REQUEST_ID", f"for-{block.line}")
     for refused in REFUSED:
         script = re.sub(
-            rf"^({re.escape(refused)}.*)$", r"(\n\1\n) && exit 99 || [ $? = 2 ]", script, flags=re.MULTILINE
+            rf"^({re.escape(refused)}.*)$", r"(\n\1\n) && exit 99 || [ $? = 1 ]", script, flags=re.MULTILINE
         )
     done = reader.run("bash", "-euo", "pipefail", "-c", script)
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
