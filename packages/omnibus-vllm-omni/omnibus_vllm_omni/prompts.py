@@ -75,7 +75,9 @@ class Prompts:
         return prompt
 
     async def _chat(self, job: Job) -> dict[str, Any]:
-        from omnibus.workers.engines.vllm.prompts import conversation  # noqa: PLC0415 imports more of vLLM
+        from omnibus.workers.engines.vllm.prompts import (  # noqa: PLC0415 imports more of vLLM
+            _conversation as conversation,
+        )
 
         chat = await asyncio.to_thread(conversation, job.engine_input.messages)
         # vLLM 0.30 takes the mere key for files in the prompt.

@@ -125,7 +125,7 @@ class PromptRenderer:
     ) -> Any:
         self._need_tokenizer("messages")
         self._check_media(messages)
-        chat_messages = await asyncio.to_thread(conversation, messages, self._rate)
+        chat_messages = await asyncio.to_thread(_conversation, messages, self._rate)
         # Twice: vLLM reads the first where it finds the media, the second where it processes them.
         params = dataclasses.replace(chat, mm_processor_kwargs=media)
         extras = {"mm_processor_kwargs": media}
@@ -187,7 +187,7 @@ def _rate_of(renderer: Any) -> int | None:
     return None if target is None else int(target)
 
 
-def conversation(messages: Sequence[Message], rate: int | None = None) -> list[dict[str, Any]]:
+def _conversation(messages: Sequence[Message], rate: int | None = None) -> list[dict[str, Any]]:
     """The chat as vLLM reads it, its files decoded."""
     files = _decoded(messages, rate)
     return [{**_beside(message), "role": message.role, "content": _content(message, files)} for message in messages]
