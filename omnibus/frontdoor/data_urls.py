@@ -25,15 +25,18 @@ def file_at(url: str, family: str, fetched: Fetched, *, param: str) -> tuple[byt
     return file.data, file.media_type if file.media_type.startswith(f"{family}/") else None
 
 
-def from_data_url(url: str, family: str, *, param: str) -> tuple[bytes, str]:
-    """The bytes and the media type of a `data:<family>/…;base64,…` URL; raises InvalidRequest, also for web addresses."""
+def from_data_url(url: str, family: str | None, *, param: str) -> tuple[bytes, str]:
+    """The bytes and the media type of a `data:<family>/…;base64,…` URL; raises InvalidRequest, also for web addresses.
+
+    Without a `family`, one of any.
+    """
     head = _DATA_URL.match(url[:_HEAD_LENGTH])
     if head is None:
         what = "a web address" if is_web_address(url) else "something else"
-        message = f"only data: URLs are accepted here, such as data:{family}/…;base64,…, not {what}"
+        message = f"only data: URLs are accepted here, such as data:{family or 'image'}/…;base64,…, not {what}"
         raise InvalidRequest(message, param=param)
     media_type = head["media"] or "text/plain"
-    if not media_type.startswith(f"{family}/"):
+    if family is not None and not media_type.startswith(f"{family}/"):
         raise InvalidRequest(f"the data URL holds {media_type}, not a file of type {family}", param=param)
     if not head["params"].endswith(";base64"):
         raise InvalidRequest("the data URL must be base64", param=param)

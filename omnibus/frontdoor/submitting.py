@@ -18,6 +18,7 @@ from omnibus.frontdoor.bodies import AskingBody
 from omnibus.frontdoor.body_route import fingerprint, off_loop
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.headers import GONE, sent_header
+from omnibus.frontdoor.named_files import fetch_named
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
 from omnibus.frontdoor.waiting_time import waiting
@@ -121,7 +122,7 @@ async def prepare(
     open input without a stream: only the head of a stream gives the caller the id for its next segments.
     """
     served, state = await context.models.find(body.model, modality=modality), http.scope["state"]
-    await context.web.fetch(body)
+    await fetch_named(context, state["tenant"], body)
     request = with_adapter(served, await off_loop(len(state["body"]), request_of, body, served.spec))
     if request.resumable and not request.stream:
         raise InvalidRequest("an open input needs a stream, whose headers have the id for its segments", param="stream")

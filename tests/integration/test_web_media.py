@@ -103,3 +103,27 @@ async def test_a_request_is_the_same_under_its_key_when_the_file_has_changed_mea
     answers["/picture"] = body(OTHER, "image/png")
     assert first == await described(door, part, **key) == "see; image 16x8"
     assert await described(door, part) == "see; image 16x24"
+
+
+async def test_files_of_the_caller_are_what_their_content_makes_them(door: Front) -> None:
+    def part(**file: str) -> dict[str, Any]:
+        return {"type": "file", "file": file}
+
+    files = door.openai.files
+    picture = await files.create(file=("a.bin", PICTURE), purpose="vision")
+    sound = await files.create(file=("b.bin", _sound()), purpose="user_data")
+    inside = f"data:application/octet-stream;base64,{base64.b64encode(OTHER).decode()}"
+    said = await described(door, part(file_id=picture.id), part(file_id=sound.id), part(file_data=inside, filename="c"))
+    assert said == "see; image 16x8; audio 0.5 s; image 16x24"
+    text = await files.create(file=("c.txt", b"a text"), purpose="user_data")
+    for wrong, field, status in (
+        (part(file_id=text.id), ".file_id", 400),
+        (part(file_id="file-none"), ".file_id", 404),
+        (part(file_id=picture.id, file_data=inside), "", 400),
+        (part(), "", 400),
+        (part(file_data="data:application/pdf;base64,aGk="), ".file_data", 400),
+    ):
+        with pytest.raises(openai.APIStatusError) as refusal:
+            await described(door, wrong)
+        error: Any = refusal.value.body
+        assert (refusal.value.status_code, error["param"]) == (status, f"messages[0].content[1].file{field}")

@@ -17,11 +17,12 @@ from omnibus.frontdoor.answers import whole_answer
 from omnibus.frontdoor.bodies import MAX_STAGES, NAME_LENGTH, AskingBody, Body, Matching, StreamOptions, TextSampling
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.data_urls import audio_type, file_at, from_base64
+from omnibus.frontdoor.data_urls import audio_type, file_at, from_base64, from_data_url
 from omnibus.frontdoor.endpoints.answer_options import ChatFields
 from omnibus.frontdoor.endpoints.chat_answers import chat_completion
 from omnibus.frontdoor.endpoints.chat_shapes import ChatCompletion
 from omnibus.frontdoor.endpoints.chat_stream import ChatStream
+from omnibus.frontdoor.named_files import file_part
 from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.outbound.web_files import NOTHING_FETCHED, Fetched, NamedFile, is_web_address
 from omnibus.frontdoor.streaming import EventStream
@@ -48,6 +49,8 @@ MAX_PARTS = 1024
 _FILE = re.compile(r"(?P<place>messages\[(?P<turn>\d+)\]\.content\[(?P<part>\d+)\])\.(?P<kind>image|audio|video)")
 _FIELDS = {"image": ("image_url",), "audio": ("input_audio", "audio_url"), "video": ("video_url",)}
 """Names of the field that holds a file, by what it is."""
+_ANY = "file"
+"""The name of one that may hold any."""
 router = APIRouter(route_class=BodyRoute)
 
 
@@ -94,13 +97,30 @@ class AudioUrlContent(FileContent):
     audio_url: MediaUrl
 
 
+class NamedFileIn(Body):
+    """A file: one of `file_id` and `file_data`."""
+
+    file_id: str | None = None
+    """The id of a file of the caller's."""
+    file_data: str | None = None
+    """A data URL."""
+    filename: str | None = None
+
+
+class AnyFileContent(FileContent):
+    """A picture, a sound or a video, as its content shows."""
+
+    type: Literal["file"]
+    file: NamedFileIn
+
+
 class AudioContent(FileContent):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
 Content = Annotated[
-    TextContent | RefusalContent | ImageContent | VideoContent | AudioContent | AudioUrlContent,
+    TextContent | RefusalContent | ImageContent | VideoContent | AudioContent | AudioUrlContent | AnyFileContent,
     Field(discriminator="type"),
 ]
 
@@ -206,7 +226,7 @@ def content_field(param: str, messages: Sequence[ChatMessage] = ()) -> str:
     if found is None:
         return param
     names, part = _FIELDS[found["kind"]], _part_at(messages, int(found["turn"]), int(found["part"]))
-    return f"{found['place']}.{next((name for name in names if hasattr(part, name)), names[0])}"
+    return f"{found['place']}.{next((name for name in (*names, _ANY) if hasattr(part, name)), names[0])}"
 
 
 def _part_at(messages: Sequence[ChatMessage], turn: int, part: int) -> Content | None:
@@ -218,6 +238,9 @@ def files_in(messages: Sequence[ChatMessage]) -> Iterator[NamedFile]:
     """The files that a chat names by web addresses."""
     for place, message in enumerate(messages):
         for index, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if isinstance(part, AnyFileContent) and part.file.file_id is not None:
+                param = f"messages[{place}].content[{index}].file.file_id"
+                yield NamedFile(part.file.file_id, param, is_stored=True)
             url = _url_of(part)
             if url is not None and is_web_address(url):
                 yield NamedFile(url, f"messages[{place}].content[{index}].{part.type}.url")
@@ -271,10 +294,25 @@ def _part(content: Content, where: str, fetched: Fetched) -> Part:
     if isinstance(content, AudioContent):
         data = from_base64(content.input_audio.data, param=f"{where}.input_audio.data")
         return AudioPart(data=data, media_type=audio_type(content.input_audio.format), argument=content.argument)
+    if isinstance(content, AnyFileContent):
+        return _any_part(content, where, fetched)
     family, kind = _KINDS[type(content)]
     data, media_type = file_at(_url_of(content) or "", family, fetched, param=f"{where}.{content.type}.url")
     named = {} if media_type is None else {"media_type": media_type}
     return kind(data=data, argument=content.argument, **named)
+
+
+def _any_part(content: AnyFileContent, where: str, fetched: Fetched) -> Part:
+    file = content.file
+    if (file.file_id is None) == (file.file_data is None):
+        raise InvalidRequest("give one of file_id and file_data", param=f"{where}.file")
+    if file.file_data is not None:
+        field = f"{where}.file.file_data"
+        return file_part(from_data_url(file.file_data, None, param=field)[0], content.argument, param=field)
+    stored, field = fetched.get(file.file_id or ""), f"{where}.file.file_id"
+    if stored is None:
+        raise InvalidRequest("stored files are not read here: send file_data", param=field)
+    return file_part(stored.data, content.argument, param=field)
 
 
 _KINDS: Mapping[type[Body], tuple[str, type[ImagePart | AudioPart | VideoPart]]] = {

@@ -18,6 +18,7 @@ from omnibus.frontdoor.body_route import BodyRoute, off_loop
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, files_in, turns
 from omnibus.frontdoor.endpoints.request_status import find_request
+from omnibus.frontdoor.named_files import fetch_named
 from omnibus.frontdoor.outbound.web_files import NamedFile
 from omnibus.wire.request import Segment
 
@@ -56,7 +57,7 @@ async def send_segment(body: SegmentBody, http: HttpRequest, context: Context) -
     rid: str = http.path_params["request_id"]
     if body.prompt is not None and body.messages is not None:
         raise InvalidRequest("give exactly one of prompt and messages", param="prompt")
-    await context.web.fetch(body)
+    await fetch_named(context, http.state.tenant, body)
     segment = await off_loop(len(http.scope["state"]["body"]), _segment, body)
     served, _ = await find_request(context, http, rid, body.model, context.producer.result)
     number = await context.producer.send_segment(served.spec, rid, segment, number=body.number)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -19,6 +20,7 @@ from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.answer_options import MAX_TOOLS
 from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, content_field, files_in, turns
+from omnibus.frontdoor.named_files import fetch_named
 from omnibus.frontdoor.outbound.web_files import NamedFile
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
@@ -106,9 +108,9 @@ class Detokenized(TypedDict):
 
 @router.post("/tokenize", response_model=Tokenized, openapi_extra=RouteAccess.USER.stated)
 @router.post("/v1/tokenize", response_model=Tokenized, openapi_extra=RouteAccess.USER.stated)
-async def tokenize(body: TokenizeBody, context: Context) -> Response:
+async def tokenize(body: TokenizeBody, http: HttpRequest, context: Context) -> Response:
     """Count the tokens of a prompt, and list them."""
-    found = await _answer(context, body)
+    found = await _answer(context, body, http.state.tenant)
     ids = found.token_ids
     answer = Tokenized(count=len(ids), max_model_len=found.context, tokens=ids, token_strs=found.strings)
     return await json_response(lambda: answer, len(ids))
@@ -122,12 +124,14 @@ async def detokenize(body: DetokenizeBody, context: Context) -> Response:
     return await json_response(lambda: Detokenized(prompt=text), len(text))
 
 
-async def _answer(context: FrontDoorContext, body: TokenizeBody | DetokenizeBody) -> PromptTokens:
+async def _answer(
+    context: FrontDoorContext, body: TokenizeBody | DetokenizeBody, tenant: str | None = None
+) -> PromptTokens:
     """Raises NotReady where the stage has no replica up."""
     served = await context.models.find(body.model)
     stage = _reader(served)
     if isinstance(body, TokenizeBody):
-        await context.web.fetch(body)
+        await fetch_named(context, tenant, body)
     question = await asyncio.to_thread(body.question)  # it decodes files
     able = [
         one

@@ -52,6 +52,8 @@ class NamedFile:
     url: str
     param: str
     """The field that names it."""
+    is_stored: bool = False
+    """Whether it is no address, but the id of a file that the caller keeps here."""
 
 
 class NamingBody(Protocol):
@@ -85,7 +87,7 @@ class WebFiles:
         Raises InvalidRequest for an address that is not allowed, NotFetched for a file that does not come, RequestTooLarge, all
         naming the field, and Overloaded where too many requests wait.
         """
-        named = {one.url: one for one in body.named_files()}
+        named = {one.url: one for one in body.named_files() if not one.is_stored}
         if not named:
             return
         if len(named) > MAX_FILES:
