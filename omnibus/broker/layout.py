@@ -24,6 +24,8 @@ WEBHOOK_LEASE = 30.0
 """Seconds of a sender's silence after which a webhook goes to another."""
 VIDEO_LEASE = 10.0
 """Seconds of a runner's silence after which a video goes to another."""
+RESPONSE_LEASE = 4.0
+"""Seconds of a runner's silence after which a response in the background goes to another: somebody may be reading it."""
 _SECOND = 10**9
 _DEDUPE_SECONDS = 600  # more than ack_wait × the attempts allowed + an outage
 _DEDUPE_BUCKET_SECONDS = 120
@@ -104,6 +106,7 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
         _consumer(subjects.BATCHES_STREAM, subjects.BATCHES_CONSUMER, subjects.BATCHES_FILTER, BATCH_LEASE),
         _consumer(subjects.VIDEOS_STREAM, subjects.VIDEOS_CONSUMER, subjects.VIDEOS_FILTER, VIDEO_LEASE),
         _consumer(subjects.WEBHOOKS_STREAM, subjects.WEBHOOKS_CONSUMER, subjects.WEBHOOKS_FILTER, WEBHOOK_LEASE),
+        _consumer(subjects.RESPONSES_STREAM, subjects.RESPONSES_CONSUMER, subjects.RESPONSES_FILTER, RESPONSE_LEASE),
     )
     return Layout(tuple(streams), consumers)
 
@@ -235,8 +238,12 @@ def _own_streams(spec: PipelineSpec) -> dict[str, Config]:
 
 
 def _shared_streams() -> dict[str, Config]:
-    """The streams that all pipelines and tenants share: deployed pipelines, files, batches, videos."""
-    queues = {subjects.BATCHES_STREAM: subjects.BATCHES_FILTER, subjects.VIDEOS_STREAM: subjects.VIDEOS_FILTER}
+    """The streams that all pipelines and tenants share: deployed pipelines, files, batches, videos, responses."""
+    queues = {
+        subjects.BATCHES_STREAM: subjects.BATCHES_FILTER,
+        subjects.VIDEOS_STREAM: subjects.VIDEOS_FILTER,
+        subjects.RESPONSES_STREAM: subjects.RESPONSES_FILTER,
+    }
     queue = {"retention": "workqueue", "duplicate_window": _nanoseconds(_DEDUPE_SECONDS)}
     return {
         **_bucket(subjects.PIPELINES_BUCKET),
@@ -244,6 +251,7 @@ def _shared_streams() -> dict[str, Config]:
         **_bucket(subjects.BATCHES_BUCKET),
         **_bucket(subjects.VIDEOS_BUCKET),
         **_bucket(subjects.WEBHOOKS_BUCKET),
+        **_bucket(subjects.RESPONSES_BUCKET),
         **_object_store(subjects.FILES_BUCKET, max_age=0, allow_msg_ttl=True),
         **{name: {**queue, "subjects": [filter_subject]} for name, filter_subject in queues.items()},
         subjects.WEBHOOKS_STREAM: {**queue, "subjects": [subjects.WEBHOOKS_FILTER]},

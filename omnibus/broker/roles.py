@@ -54,9 +54,9 @@ _TABLE = {
         order a restart or another call of a replica: omni.{P}.ctl.*.*
         make and change streams: $JS.API.STREAM.{CREATE|UPDATE}.{stream} $JS.API.STREAM.{CREATE|UPDATE}.KV_{pipelines}
         make and change the store of files: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{KV|OBJ}_{files}
-        make and change the stores of batches and videos: $JS.API.STREAM.{CREATE|UPDATE|INFO}.KV_{jobs}
-        make and change the queues of batches and videos: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{jobqueue}
-        make and change the queues of batches and videos: $JS.API.CONSUMER.{CREATE|INFO}.{jobqueue}.*
+        make and change the stores of jobs: $JS.API.STREAM.{CREATE|UPDATE|INFO}.KV_{jobs}
+        make and change the queues of jobs: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{jobqueue}
+        make and change the queues of jobs: $JS.API.CONSUMER.{CREATE|INFO}.{jobqueue}.*
         make and change the store and the queue of webhooks: $JS.API.STREAM.{CREATE|UPDATE|INFO}.{webhookstream}
         make and change the store and the queue of webhooks: $JS.API.CONSUMER.{CREATE|INFO}.{webhookqueue}.*
         register webhooks: $KV.{webhooks}.>
@@ -93,13 +93,14 @@ _TABLE = {
         send segments of open inputs: omni.{P}.chunk.*.*.{input}
         notice how far they are read: <omni.{P}.chunk.*.*.{input}.*
         remove the flows of ended requests: $JS.API.STREAM.PURGE.{chunks}
-        keep the records of files, batches and videos: $KV.{kept}.> $JS.API.DIRECT.GET.KV_{kept}.$KV.{kept}.>
-        keep the records of files, batches and videos: $JS.API.STREAM.{INFO|MSG.GET}.KV_{kept} $JS.API.DIRECT.GET.KV_{kept}
-        run batches, and see to videos: {jobs}.* $JS.API.CONSUMER.MSG.NEXT.{jobqueue}.* $JS.ACK.{jobqueue}.>
+        keep the records of files and jobs: $KV.{kept}.> $JS.API.DIRECT.GET.KV_{kept}.$KV.{kept}.>
+        keep the records of files and jobs: $JS.API.STREAM.{INFO|MSG.GET}.KV_{kept} $JS.API.DIRECT.GET.KV_{kept}
+        run batches, and see to videos and responses: {jobs}.* $JS.API.CONSUMER.MSG.NEXT.{jobqueue}.* $JS.ACK.{jobqueue}.>
         keep files: $O.{files}.C.> $O.{files}.M.* $JS.API.STREAM.PURGE.OBJ_{files}
         read where webhooks go: $JS.API.DIRECT.GET.KV_{webhooks}.$KV.{webhooks}.> $JS.API.DIRECT.GET.KV_{webhooks}
         read where webhooks go: $JS.API.STREAM.{INFO|MSG.GET}.KV_{webhooks}
         send webhooks: {webhooks}.* $JS.API.CONSUMER.MSG.NEXT.{webhookqueue}.* $JS.ACK.{webhookqueue}.>
+        follow logs that grow, such as of responses: <$O.{files}.C.*
         read files: $JS.API.DIRECT.GET.OBJ_{files} $JS.API.DIRECT.GET.OBJ_{files}.$O.{files}.M.*""",
     NatsRole.WORKER: """
         +everybody +pipeline +payloads
@@ -244,12 +245,12 @@ def _names(spec: PipelineSpec) -> dict[str, list[str]]:
     work, requests = subjects.work_stream(spec.name), subjects.requests_stream(spec.name)
     replicas, ledger = subjects.replicas_bucket(spec.name), subjects.requests_bucket(spec.name)
     chunks = [subjects.chunks_stream(spec.name)] if spec.has_flows else []
+    jobs = [subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET, subjects.RESPONSES_BUCKET]
     stores = [subjects.payloads_bucket(spec.name), subjects.dead_payloads_bucket(spec.name)]
     return {
         "P": [spec.name], "pipelines": [subjects.PIPELINES_BUCKET], "files": [subjects.FILES_BUCKET],
-        "jobs": [subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET],
-        "kept": [subjects.FILES_BUCKET, subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET],
-        "jobqueue": [subjects.BATCHES_STREAM, subjects.VIDEOS_STREAM],
+        "jobs": jobs, "kept": [subjects.FILES_BUCKET, *jobs],
+        "jobqueue": [subjects.BATCHES_STREAM, subjects.VIDEOS_STREAM, subjects.RESPONSES_STREAM],
         "webhooks": [subjects.WEBHOOKS_BUCKET], "webhookqueue": [subjects.WEBHOOKS_STREAM],
         "webhookstream": [f"KV_{subjects.WEBHOOKS_BUCKET}", subjects.WEBHOOKS_STREAM],
         "replicas": [replicas], "ledger": [ledger],

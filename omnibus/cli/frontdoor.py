@@ -47,6 +47,7 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.frontdoor.http_connection import Limits  # noqa: PLC0415
     from omnibus.frontdoor.outbound.addresses import AddressRule  # noqa: PLC0415
     from omnibus.frontdoor.outbound.webhook_sender import WebhookSender  # noqa: PLC0415
+    from omnibus.frontdoor.responses.response_runner import ResponseRunner  # noqa: PLC0415
     from omnibus.frontdoor.server import HttpServer  # noqa: PLC0415
     from omnibus.frontdoor.video_jobs.video_runner import VideoRunner  # noqa: PLC0415
     from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
@@ -76,5 +77,6 @@ async def _serve(settings: Settings, pipeline: Wanted) -> None:
             context = app.state.context
             upkeep = FileUpkeep(connection, context.storage)
             sender = WebhookSender(connection, AddressRule.of(settings.allowed_networks))
-            async with server, context.feed, BatchRunner(app), VideoRunner(context), sender, upkeep:
+            jobs = (BatchRunner(app), VideoRunner(context), ResponseRunner(context))
+            async with server, context.feed, jobs[0], jobs[1], jobs[2], sender, upkeep:
                 await server.wait()

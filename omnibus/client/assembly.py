@@ -26,6 +26,7 @@ from omnibus.client.request_events import (
     TextPiece,
 )
 from omnibus.wire.envelope import TokenUsage
+from omnibus.wire.fields import call_of, choice_of
 from omnibus.wire.out import Fence, Step, Tokens
 from omnibus.wire.payload import TEXT
 
@@ -119,9 +120,11 @@ class _Stage:
         self.segments += len(new)
         return [(end, SegmentFinished(made.stage_id, number + count)) for count, end in enumerate(new)]
 
-    def rest_of_fields(self, output: Output) -> Iterator[FieldPiece]:
-        """Emit the parts of fields that were not received."""
+    def rest_of_fields(self, output: Output, *, calls: bool) -> Iterator[FieldPiece]:
+        """Emit the parts of fields that were not received: of calls of tools, which come behind the text, or of the others."""
         for name, whole in output.fields.items():
+            if (call_of(choice_of(name)[1]) is not None) is not calls:
+                continue
             emitted = self._field(name)
             if whole.startswith(emitted.whole()) and (rest := whole[emitted.known :]):
                 yield FieldPiece(output.stage_id, name, emitted.emit(rest))
@@ -217,17 +220,18 @@ class Assembly:
         return (stage.frames, stage.rate) if is_part else None
 
     def output(self, output: Output) -> Iterator[_TextEvent | OutputArrived]:
-        """A finished output, once; before it what was not received of its fields and its text."""
+        """A finished output, once; before it what was not received of its text and its fields."""
         stage = self._stage(output.stage_id)
         if stage.output is not None:
             return
         if output.media_type == TEXT:
             emitted = stage.text.whole()
             output = _whole(output, stage)
-            yield from stage.rest_of_fields(output)
+            yield from stage.rest_of_fields(output, calls=False)
             if output.text.startswith(emitted):
                 rest = stage.text.emit(output.text[stage.text.known :])
                 yield from _parted(output.stage_id, rest, stage.text.known, stage.new_ends(output))
+            yield from stage.rest_of_fields(output, calls=True)
         stage.output = output
         yield from map(OutputArrived, output.each)
 

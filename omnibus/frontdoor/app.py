@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from omnibus.client.cluster_feed import ClusterFeed
 from omnibus.client.producer import Producer
 from omnibus.files.stored_bodies import StoredBodies
+from omnibus.files.tenant_usage import TenantUsage
 from omnibus.frontdoor import error_answers
 from omnibus.frontdoor.access import ASSETS, AccessTable, ApiKeys
 from omnibus.frontdoor.api_keys import KeyTable
@@ -39,9 +40,11 @@ from omnibus.frontdoor.endpoints import (
     replica_orders,
     request_input,
     request_status,
+    responses,
     scoring,
     speech,
     speech_voices,
+    stored_responses,
     stored_videos,
     text_embeddings,
     tokens,
@@ -63,9 +66,9 @@ from omnibus.observability.tracing import Tracing
 EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, POLL_AFTER, "Retry-After", "Server-Timing", OVERHEAD, "x-should-retry")
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
-    chat, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech, speech_voices, transcription,
-    realtime, models, tokens, user_files, batches, latest_requests, request_status, waterfall, request_input,
-    replica_control, replica_orders, dead_letter_routes, lora_adapters, cluster, dashboard, probes,
+    chat, responses, stored_responses, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech,
+    speech_voices, transcription, realtime, models, tokens, user_files, batches, latest_requests, request_status, waterfall,
+    request_input, replica_control, replica_orders, dead_letter_routes, lora_adapters, cluster, dashboard, probes,
 )  # fmt: skip
 
 
@@ -91,7 +94,7 @@ def create_app(
     app.state.context = FrontDoorContext(
         producer=producer, models=ServedModels(pipelines, options.aliases), options=options, replicas=replicas,
         feed=ClusterFeed(producer, pipelines.all, replicas), metrics=metrics, connected=connected,
-        started=int(time.time()), web=_web_files(options),
+        started=int(time.time()), web=_web_files(options), kept=TenantUsage(options.files_quota),
         storage=StoredBodies(options.file_store) if options.file_store else None,
     )  # fmt: skip
     for module in _ENDPOINTS:

@@ -154,7 +154,7 @@ class AskingBody(FileNamingBody):
         modalities: tuple[str, ...] | None,
         *,
         text: dict[str, Any] | None = None,
-        image: dict[str, Any] | None = None,
+        image: Mapping[str, Any] | None = None,
         video: dict[str, Any] | None = None,
         speaking: Speaking | None = None,
         **prompt: Any,
@@ -195,6 +195,12 @@ class AskingBody(FileNamingBody):
                 return f"sampling_params_list[{index}].{param}"
         head = re.split(r"[.\[]", param, maxsplit=1)[0]
         return self.called.get(head, param)
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+"""A caller's own notes about what it has made."""
 
 
 class StreamOptions(Body):

@@ -17,7 +17,9 @@ from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_links import FileLinks
 from omnibus.files.file_store import FileStore
 from omnibus.files.stored_bodies import StoredBodies
+from omnibus.files.tenant_usage import TenantUsage
 from omnibus.frontdoor.outbound.web_files import WebFiles
+from omnibus.frontdoor.responses.response_store import ResponseStore
 from omnibus.frontdoor.served import ServedModels
 from omnibus.frontdoor.stage_readiness import MissingStage, missing_stages
 from omnibus.frontdoor.video_jobs.video_store import VideoStore
@@ -55,7 +57,7 @@ class Options:
     file_store: str = ""
     """The place where the bytes of files go; empty: the broker."""
     files_quota: int = DEFAULT_FILES_QUOTA
-    """Bytes that the files of a tenant may take together."""
+    """Bytes that the files of a tenant may take together, and its stored responses likewise."""
     keep_files: float = 30 * 86_400.0
     """How long a file is kept whose upload does not say, and the same of others."""
     keep_videos: float = 7 * 86_400.0
@@ -122,6 +124,8 @@ class FrontDoorContext:
     """Where the bytes of files go instead of the broker."""
     web: WebFiles
     """Files that requests name by their web addresses."""
+    kept: TenantUsage
+    """Bytes that tenants keep as responses."""
     connected: Callable[[], bool]
     """Whether the broker can be reached now."""
     started: int
@@ -151,6 +155,11 @@ class FrontDoorContext:
     def webhooks(self) -> WebhookStore:
         """The addresses that are called when jobs have ended, and the queue of what is to be sent."""
         return WebhookStore(self.producer.connection)
+
+    @property
+    def responses(self) -> ResponseStore:
+        """The stored responses of all tenants."""
+        return ResponseStore(self.producer.connection, self.kept)
 
     async def missing_stages(self, spec: PipelineSpec, needed: Iterable[int] | None = None) -> list[MissingStage]:
         """The stages among `needed` (by default all) that have no replica up; raises BrokerError when nobody can say."""

@@ -67,5 +67,10 @@ def audio_type(audio_format: str) -> str:
     return _AUDIO_TYPES.get(audio_format, f"audio/{audio_format}")
 
 
+def media_type_of(name: str) -> str:
+    """The media type of a file, by its name."""
+    return mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+
 def file_name(stem: str, media_type: str) -> str:
     return f"{stem}{mimetypes.guess_extension(media_type) or '.bin'}"

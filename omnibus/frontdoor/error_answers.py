@@ -116,6 +116,7 @@ def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:
     message = problem["msg"]
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tag = problem["ctx"]["discriminator"].strip("'")
+        tag = "type" if tag.endswith("()") else tag  # a function finds it, as it may be left out
         path = f"{path}.{tag}" if path else tag
         expected = problem["ctx"].get("expected_tags")
         message = f"Input should be {expected}" if expected else "Field required"

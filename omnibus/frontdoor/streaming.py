@@ -39,7 +39,7 @@ PIECE_CHARS = 4096
 """Characters of a text in one event, of 12 bytes each at worst: clients that read lines have a bound on them."""
 STREAM_HEADERS = {"Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
 """No proxy keeps the events back."""
-_PING, _DONE = b": ping\n\n", b"data: [DONE]\n\n"
+PING, DONE = b": ping\n\n", b"data: [DONE]\n\n"
 _PLACE = uuid.uuid4().hex
 """Stands for the text in a chunk that is encoded once a stream."""
 _log = get_logger(__name__)
@@ -51,6 +51,11 @@ Encode = Callable[[ClientEvent, Frames], Awaitable[None]]
 def frame(answer: Answer, *, event: str | None = None) -> bytes:
     """One chunk of an answer as a server-sent event."""
     return _data(to_json(answer), f"event: {event}\n".encode() if event is not None else b"")
+
+
+def error_frame(error: OmnibusError) -> bytes:
+    """An error as the last event but one."""
+    return _data(error_json(error))
 
 
 def _data(text: bytes, before: bytes = b"") -> bytes:
@@ -116,7 +121,7 @@ class EventStream(StreamingResponse):
                 for event in events:
                     await self._encode(event, self._frames)
                 if not events and silence >= self._context.options.ping_interval:
-                    self._frames.append(_PING)
+                    self._frames.append(PING)
                 if self._frames and not isinstance(last, Ended):
                     await self._send(send)
 
@@ -126,7 +131,7 @@ class EventStream(StreamingResponse):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
     async def _end(self, send: Send, error: OmnibusError | None = None) -> None:
-        self._frames += (_data(error_json(error)), _DONE) if error is not None else (_DONE,)
+        self._frames += (error_frame(error), DONE) if error is not None else (DONE,)
         await self._send(send, more_body=False)
 
     async def _send(self, send: Send, *, more_body: bool = True) -> None:

@@ -58,6 +58,8 @@ class LogEvent(StrEnum):
     BATCH_ENDED = "batch.ended"
     VIDEO_GIVEN_UP = "video.given_up"
     """Nobody can make it; it has failed, unless it could not even be read."""
+    RESPONSE_GIVEN_UP = "response.given_up"
+    """Nobody can make it; it has failed, unless it could not even be read."""
 
     # Files
     FILES_REMOVED = "files.removed"

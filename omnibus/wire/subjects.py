@@ -41,6 +41,14 @@ WEBHOOKS_CONSUMER = "senders"
 """Durable consumer of that queue, which the front doors share."""
 WEBHOOKS_FILTER = "omni-webhooks.*"
 """The subjects of that queue."""
+RESPONSES_BUCKET = "omni-responses"
+"""KV bucket of the responses of all tenants."""
+RESPONSES_STREAM = "OMNI_RESPONSES"
+"""Work queue of the responses in the background that have not ended."""
+RESPONSES_CONSUMER = "runners"
+"""Durable consumer of that queue, which the front doors share."""
+RESPONSES_FILTER = "omni-responses.*"
+"""The subjects of that queue."""
 EVENTS_CONSUMER = "events"
 """Durable consumer that the orchestrators of a pipeline share."""
 REQUESTS_CONSUMER = "requests"
@@ -137,6 +145,16 @@ def queued_video(video_id: str) -> str:
 def queued_webhook(event_id: str) -> str:
     """The subject of an event in the queue of webhooks."""
     return f"omni-webhooks.{check_name(event_id, 'event_id')}"
+
+
+def queued_response(response_id: str) -> str:
+    """The subject of a response in the queue of those in the background that have not ended."""
+    return f"omni-responses.{check_name(response_id, 'response_id')}"
+
+
+def log(name: str) -> str:
+    """The subject of a log of lines, in the store of files."""
+    return f"$O.{FILES_BUCKET}.C.{check_name(name, 'log')}"
 
 
 def chunks(pipeline: str, rid: str, nonce: str, run: int, stage: int | str) -> str:

@@ -13,10 +13,10 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from omnibus.batches.answer_log import AnswerLog
 from omnibus.broker.connection import STREAM_FULL, Connection
 from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.errors import BrokerRefused
+from omnibus.files.line_log import LineLog
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.endpoints.batches import MOST_OPEN
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -309,15 +309,15 @@ async def test_interactive_requests_are_accepted_when_a_batch_fills_the_pipeline
 async def test_answers_are_kept_when_a_batch_cannot_go_on(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, fault: Exception, times: int
 ) -> None:
-    append, calls = AnswerLog.append, itertools.count()
+    append, calls = LineLog.append, itertools.count()
     status, least = ("failed", 1) if times == 99 else ("completed", 20)
 
-    async def failing(log: AnswerLog, lines: bytes) -> None:
+    async def failing(log: LineLog, lines: bytes) -> None:
         if 5 <= next(calls) < 5 + times:
             raise fault
         await append(log, lines)
 
-    monkeypatch.setattr(AnswerLog, "append", failing)
+    monkeypatch.setattr(LineLog, "append", failing)
     async with serving(connection, omni_sim(pipeline)) as door:
         end = await ended(door.openai, await begun(door.openai, [chat(pipeline, str(one), "x") for one in range(20)]))
         found = await answers(door.openai, end)

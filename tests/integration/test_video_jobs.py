@@ -25,9 +25,10 @@ from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.api_keys import read_setting
 from omnibus.frontdoor.context import Options
+from omnibus.frontdoor.job_records import QueuedJob
 from omnibus.frontdoor.video_jobs import video_runner
 from omnibus.frontdoor.video_jobs.video_record import VideoRecord
-from omnibus.frontdoor.video_jobs.video_store import QueuedVideo, VideoStore
+from omnibus.frontdoor.video_jobs.video_store import VideoStore
 from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import subjects
@@ -196,7 +197,7 @@ async def test_video_is_made_when_its_runner_comes_before_its_record(
     assert (await completed(door, video["id"])).status == "completed"
 
 
-@pytest.mark.parametrize("data", [b"no video", msgspec.msgpack.encode(QueuedVideo(id="video_none", owner=None))])
+@pytest.mark.parametrize("data", [b"no video", msgspec.msgpack.encode(QueuedJob(id="video_none", owner=None))])
 async def test_message_leaves_the_queue_when_it_is_of_no_video(
     door: Front, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
@@ -219,7 +220,7 @@ async def _is_done(door: Front, rid: str) -> bool:
 async def test_video_is_submitted_again_when_its_request_was_never_accepted_or_is_forgotten(
     door: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_runner, "_ADMISSION", 0.2)
+    monkeypatch.setattr("omnibus.frontdoor.job_runner._ADMISSION", 0.2)
     videos = VideoStore(door.producer.connection, FileStore(door.producer.connection, quota=1 << 30))
     owner = read_setting(door.spec.name).tenant
     now = videos.now()

@@ -20,6 +20,7 @@ from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.http_connection import Limits
 from omnibus.frontdoor.outbound.addresses import AddressRule
 from omnibus.frontdoor.outbound.webhook_sender import WebhookSender
+from omnibus.frontdoor.responses.response_runner import ResponseRunner
 from omnibus.frontdoor.server import HttpServer
 from omnibus.frontdoor.video_jobs.video_runner import VideoRunner
 from omnibus.observability.tracing import Tracing
@@ -96,10 +97,12 @@ async def front(
     batches: bool = False,
     videos: bool = False,
     webhooks: bool = False,
+    responses: bool = False,
 ) -> AsyncIterator[Front]:
     """Everything for one pipeline; without `workers`, requests are accepted and stay open. `idle` ones are only deployed.
 
-    `batches`: it runs batches, too; `videos`: it sees to videos; `webhooks`: it sends them.
+    `batches`: it runs batches, too; `videos`, `responses`: it sees to videos, and to responses in the background; `webhooks`: it
+    sends them.
     """
     connection.tracing = tracing or connection.tracing
     for one in (spec, *idle):
@@ -120,6 +123,8 @@ async def front(
         if webhooks:
             rule = AddressRule.of(options.allowed_networks if options is not None else ())
             await stack.enter_async_context(WebhookSender(connection, rule))
+        if responses:
+            await stack.enter_async_context(ResponseRunner(app.state.context))
         server = await stack.enter_async_context(HttpServer(app, port=0, grace=1.0, limits=limits))
         await stack.enter_async_context(app.state.context.feed)
         key = options.api_keys[0].removeprefix("admin:") if options is not None and options.api_keys else "any"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnibus.batches.batch_record import BatchRecord
-from omnibus.frontdoor.video_jobs.video_store import QueuedVideo
+from omnibus.frontdoor.job_records import QueuedJob
 from omnibus.payloads.fetching import Fetch
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.record import DeadLetter, Record
@@ -39,7 +39,7 @@ PARAMETERS = {
     "replica": "id of a replica in its stage",
     "host": "id of a host",
     "account": "account at the NATS server",
-    "id": "id of a batch or a video",
+    "id": "id of a batch, a video or a response",
 }
 PLAIN = "text/plain"
 MSGPACK = "application/msgpack"
@@ -165,7 +165,18 @@ CHANNELS = (
     ),
     Channel(
         name="video", address=_address(subjects.queued_video(_ID)), kept=f"stream {subjects.VIDEOS_STREAM}",
-        summary="A video that has not ended", messages=(QueuedVideo,), senders=("frontdoor",), receivers=("frontdoor",),
+        summary="A video that has not ended", messages=(QueuedJob,), senders=("frontdoor",), receivers=("frontdoor",),
+    ),
+    Channel(
+        name="response", address=_address(subjects.queued_response(_ID)), kept=f"stream {subjects.RESPONSES_STREAM}",
+        summary="A response in the background that has not ended", messages=(QueuedJob,),
+        senders=("frontdoor",), receivers=("frontdoor",),
+    ),
+    Channel(
+        name="log", address=_address(subjects.log(_ID)), kept=f"object store {subjects.FILES_BUCKET}",
+        summary="Lines that are appended to the log of a batch or a response", senders=("frontdoor",),
+        receivers=("frontdoor",), messages=(Plain("LogLines", "lines of JSON, of which a message may have a part", JSON),),
+        headers={"Nats-Expected-Last-Subject-Sequence": "the last message that the writer knows"},
     ),
     Channel(
         name="webhook", address=_address(subjects.queued_webhook(_ID)), kept=f"stream {subjects.WEBHOOKS_STREAM}",

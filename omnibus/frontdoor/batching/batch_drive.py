@@ -12,12 +12,12 @@ from typing import cast
 from fastapi import FastAPI
 from msgspec.structs import replace
 
-from omnibus.batches.answer_log import AnswerLog
 from omnibus.batches.batch_lines import InputCheck, file_id
 from omnibus.batches.batch_record import BatchRecord, BatchStatus, LineFault
 from omnibus.batches.batch_store import BatchStore
 from omnibus.errors import AttemptSuperseded, BrokerError, OmnibusError, PayloadLost
 from omnibus.files.file_record import BATCH_OUTPUT, UnknownFile
+from omnibus.files.line_log import LineLog
 from omnibus.frontdoor.batching.line_answers import LineAnswers, input_lines
 from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.body_route import off_loop
@@ -60,7 +60,7 @@ class BatchDrive:
         self._store, self._record, self._renew = store, record, renew
         self._runner = secrets.token_hex(8)
         ttl = record.expires - record.created + _LOG_KEPT
-        self._log = AnswerLog(self._context.producer.connection, record.id, ttl=ttl)
+        self._log = LineLog(self._context.producer.connection, record.id, ttl=ttl)
         self._windows = windows
         self._answers = LineAnswers(app, windows, self._log, record)
         self._answered, self._moved_at = 0, time.monotonic()

@@ -8,7 +8,6 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from omnibus.batches.answer_log import AnswerLog
 from omnibus.batches.batch_lines import (
     InputLine,
     Tally,
@@ -22,6 +21,7 @@ from omnibus.batches.batch_lines import (
 from omnibus.batches.batch_record import BatchRecord
 from omnibus.broker.objects import CHUNK
 from omnibus.errors import OmnibusError, Overloaded
+from omnibus.files.line_log import LineLog
 from omnibus.frontdoor.batching.line_call import MOST_ATTEMPTS, LineCaller, call, can_begin_anew
 from omnibus.frontdoor.batching.line_window import LineWindow, LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
@@ -49,7 +49,7 @@ async def input_lines(context: FrontDoorContext, record: BatchRecord) -> AsyncIt
 class LineAnswers:
     """Answers the lines of one batch that have no answer yet."""
 
-    def __init__(self, app: FastAPI, windows: LineWindows, log: AnswerLog, record: BatchRecord) -> None:
+    def __init__(self, app: FastAPI, windows: LineWindows, log: LineLog, record: BatchRecord) -> None:
         self._app, self._windows, self._answers, self._batch = app, windows, log, record
         self._context: FrontDoorContext = app.state.context
         self._caller = LineCaller(record.tenant, asyncio.get_running_loop().create_future())

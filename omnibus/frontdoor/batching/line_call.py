@@ -16,7 +16,13 @@ from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.headers import GONE
 from omnibus.frontdoor.submitting import DEFERRED
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/images/generations")
+ENDPOINTS = (
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/images/generations",
+)
 """Endpoints of batches: those that are asked, and answer, in JSON alone."""
 MOST_ATTEMPTS = 3
 """Requests that a line becomes, one after the other; one whose stage had no replica did not run, and is not counted."""

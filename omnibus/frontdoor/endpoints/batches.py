@@ -15,7 +15,7 @@ from omnibus.files.file_record import UnknownFile
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.batching.line_call import ENDPOINTS
-from omnibus.frontdoor.bodies import DEFAULT_TENANT, Body
+from omnibus.frontdoor.bodies import DEFAULT_TENANT, Body, Metadata
 from omnibus.frontdoor.body_route import BodyRoute, fingerprint
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.user_files import LONGEST, SHORTEST
@@ -26,7 +26,6 @@ router = APIRouter(route_class=BodyRoute)
 
 MOST_BYTES = 200 * 1024 * 1024
 """Bytes of an input."""
-MOST_METADATA = 16
 MOST_OPEN = 16
 """Batches that a tenant has open; half of what one front door drives, so that others have their turn."""
 _RETRY_AFTER = 60.0
@@ -48,13 +47,7 @@ class BatchBody(Body):
     endpoint: str
     completion_window: str
     """Time after which what has no answer expires: a number and s, m, h or d; at most 7 days."""
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-            Field(max_length=MOST_METADATA),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     output_expires_after: OutputExpiry | None = None
 
 

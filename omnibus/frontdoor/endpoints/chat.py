@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -207,8 +207,8 @@ async def create_chat_completion(body: ChatBody, http: HttpRequest, context: Con
     return EventStream(context, http, accepted, stream.encode)
 
 
-def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
-    """A chat, its media decoded; raises RequestError naming the field."""
+def chat_request(body: ChatBody, spec: PipelineSpec, image: Mapping[str, Any] | None = None) -> Request:
+    """A chat, its media decoded, with these parameters of images; raises RequestError naming the field."""
     modalities = _modalities(body, spec)
     if body.audio is not None and "audio" not in (spec.default_modalities if modalities is None else modalities):
         raise InvalidRequest("no audio is asked for: name it in modalities, or leave audio out", param="audio")
@@ -216,7 +216,13 @@ def chat_request(body: ChatBody, spec: PipelineSpec) -> Request:
     text = {**body.chosen(), **body.answered(), **({} if limit is None else {"max_tokens": limit})}
     speaking = None if body.audio is None else body.audio.speaking
     return body.request(
-        spec, modalities, text=text, speaking=speaking, messages=turns(body.messages, body.fetched), chat=body.options()
+        spec,
+        modalities,
+        text=text,
+        speaking=speaking,
+        image=image,
+        messages=turns(body.messages, body.fetched),
+        chat=body.options(),
     )
 
 

@@ -172,7 +172,9 @@ def image_request(
         "num_inference_steps": body.num_inference_steps,
         "guidance_scale": body.guidance_scale,
         "negative_prompt": body.negative_prompt,
-        "previews": _steps_between_previews(body, spec),
+        "previews": steps_between_previews(
+            body.partial_images if body.stream else None, body.num_inference_steps, spec
+        ),
         **sides(body.size),
         **more,
     }
@@ -210,8 +212,8 @@ def images(
 class Previews:
     """Counts previews out: as many as were asked for, spread evenly over the steps."""
 
-    def __init__(self, wanted: int) -> None:
-        self._wanted, self._sent = wanted, 0
+    def __init__(self, wanted: int, sent: int = 0) -> None:
+        self._wanted, self._sent = wanted, sent
 
     def take(self, step: int, total: int) -> int | None:
         """The index of the preview at this step when it is due, else None. Steps count from 1."""
@@ -258,10 +260,10 @@ def sides(size: str | None) -> dict[str, int]:
     return {"width": int(width), "height": int(height)}
 
 
-def _steps_between_previews(body: ImageBody, spec: PipelineSpec) -> int | None:
-    """As few previews as give the caller its partial images; None when it wants none."""
-    if not body.stream or not body.partial_images:
+def steps_between_previews(wanted: int | None, steps: int | None, spec: PipelineSpec) -> int | None:
+    """As few previews as give the caller so many partial images in so many steps; None when it wants none."""
+    if not wanted:
         return None
     defaults = (stage.default_sampling_params.get("num_inference_steps") for stage in spec.stages)
-    steps = body.num_inference_steps or next((known for known in defaults if isinstance(known, int)), 1)
-    return max(1, steps // (body.partial_images + 1))
+    steps = steps or next((known for known in defaults if isinstance(known, int)), 1)
+    return max(1, steps // (wanted + 1))

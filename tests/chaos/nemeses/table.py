@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.chaos.nemeses import batches, broker, engines, flows, network, processes, requests, videos
+from tests.chaos.nemeses import batches, broker, engines, flows, network, processes, requests, responses, videos
 from tests.chaos.row import Battle
 from tests.chaos.setups import HEARTBEAT
 
@@ -69,6 +69,7 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis(name="two-at-once", arena="chain", strike=processes.two_at_once),
     Nemesis(name="at-random", arena="chain", strike=processes.at_random),
     Nemesis(name="batch", arena="chain", strike=batches.break_batch),
+    Nemesis(name="response", arena="chain", strike=responses.break_responses),
     Nemesis(name="kill-leader", arena="three", strike=broker.kill_leader, bounds=Bounds(pause=LEADER)),
     Nemesis(name="stop-leader", arena="three", strike=broker.stop_leader),
     Nemesis(name="roll-cluster", arena="three", strike=broker.roll_cluster),

@@ -1,4 +1,4 @@
-"""The log of a batch's answers: whole lines, in the order of the appends, of one runner after the other."""
+"""Logs, of a batch's answers and of responses: whole lines, in the order of the appends, of one runner after the other."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from omnibus.batches.answer_log import AnswerLog
 from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.broker.objects import CHUNK, ObjectInfo
 from omnibus.broker.streamed_objects import StreamedObjects
 from omnibus.errors import BrokerUnavailable, RevisionConflict
+from omnibus.files.line_log import LineLog, LogFollower
 from omnibus.wire import subjects
 from tests.support.flow import line
 
 pytestmark = pytest.mark.integration
 
 
-async def log_of(connection: Connection, pipeline: str, name: str) -> AnswerLog:
+async def log_of(connection: Connection, pipeline: str, name: str) -> LineLog:
     await ensure_layout(connection, layout_of(line(pipeline)))
-    return AnswerLog(connection, name, ttl=600.0)
+    return LineLog(connection, name, ttl=600.0)
 
 
-async def read(log: AnswerLog) -> list[bytes]:
+async def read(log: LineLog) -> list[bytes]:
     return [one async for one in log.lines()]
 
 
@@ -43,10 +43,10 @@ async def test_lines_come_back_in_order_when_some_are_larger_than_a_message(
     for one in lines:
         await log.append(one + b"\n")
     assert await read(log) == lines
-    assert await read(AnswerLog(connection, name, ttl=600.0)) == lines
+    assert await read(LineLog(connection, name, ttl=600.0)) == lines
     await log.remove()
     await log.remove()
-    assert await read(AnswerLog(connection, name, ttl=600.0)) == []
+    assert await read(LineLog(connection, name, ttl=600.0)) == []
 
 
 async def test_every_line_is_stored_once_when_many_append_at_the_same_time(
@@ -63,14 +63,14 @@ async def test_a_runner_appends_nothing_when_another_has_appended(
 ) -> None:
     first = await log_of(connection, pipeline, name)
     await first.append(b"one\n")
-    second = AnswerLog(connection, name, ttl=600.0)
+    second = LineLog(connection, name, ttl=600.0)
     assert await read(second) == [b"one"]
     await second.append(b"two\n")
     with pytest.raises(RevisionConflict):
         await first.append(b"late\n")
     with pytest.raises(RevisionConflict):
         await first.append(b"later\n")
-    unread = AnswerLog(connection, name, ttl=600.0)
+    unread = LineLog(connection, name, ttl=600.0)
     with pytest.raises(RevisionConflict):
         await unread.append(b"without having read\n")
     assert await read(second) == [b"one", b"two"]
@@ -81,10 +81,30 @@ async def test_a_part_of_a_line_stays_apart_when_its_runner_died_in_the_middle(
 ) -> None:
     first = await log_of(connection, pipeline, name)
     await first.append(b"one\ntwo, of which only a par")
-    second = AnswerLog(connection, name, ttl=600.0)
+    second = LineLog(connection, name, ttl=600.0)
     assert await read(second) == [b"one"]
     await second.append(b"two, whole\nthree\n")
     assert await read(second) == [b"one", b"two, of which only a par", b"two, whole", b"three"]
+
+
+async def test_a_follower_has_every_line_once_while_the_log_grows(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    log = await log_of(connection, pipeline, name)
+    lines = [b"%d" % number * (CHUNK // 40) for number in range(60)]
+
+    async def grow() -> None:
+        for one in lines:
+            await log.append(one + b"\n")
+
+    growing, seen = asyncio.create_task(grow()), list[bytes]()
+    async with LogFollower(connection, name) as early, asyncio.timeout(30.0):
+        while len(seen) < len(lines):
+            seen += await early.read()
+    await growing
+    assert seen == lines
+    async with LogFollower(connection, name) as late:
+        assert await late.read() == lines
 
 
 class Unacknowledged(StreamedObjects):

@@ -1,0 +1,157 @@
+"""The stored responses of all tenants: a small record of each in a bucket, and a log of what was asked and what came of it.
+
+A log is written before its record: a response that can be found can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from omnibus.broker.connection import Connection
+from omnibus.errors import AttemptSuperseded, PayloadLost, RequestCancelled, RevisionConflict
+from omnibus.files.line_log import LineLog
+from omnibus.files.tenant_usage import TenantUsage
+from omnibus.frontdoor.body_route import off_loop
+from omnibus.frontdoor.job_records import JobRecords
+from omnibus.frontdoor.responses.log_pieces import (
+    AskedResponse,
+    Piece,
+    ResponseEnd,
+    asked_in,
+    line_of,
+    lines_of,
+    pieces_in,
+)
+from omnibus.frontdoor.responses.response_fold import ResponseFold
+from omnibus.frontdoor.responses.response_record import PREFIX, ResponseRecord, unknown_response
+from omnibus.wire import subjects
+from omnibus.wire.request import Request, decode_request
+
+_LOG_BEYOND = 3600.0
+"""Seconds that a log outlives its record."""
+_ATTEMPTS = 3
+
+
+class StoredResponse:
+    """A response as its log has it, and a hold on the log for who goes on with it."""
+
+    def __init__(self, asked: AskedResponse, fold: ResponseFold, log: LineLog) -> None:
+        self.asked, self.fold, self._log = asked, fold, log
+
+    @property
+    def nbytes(self) -> int:
+        return self._log.nbytes
+
+    async def add(self, pieces: Iterable[Piece]) -> None:
+        """Append pieces to the log; raises AttemptSuperseded when somebody else has appended some."""
+        added = list(pieces)
+        self.fold.replay(added)
+        try:
+            await self._log.append(lines_of(added))
+        except RevisionConflict as error:
+            raise AttemptSuperseded("another runner has the response") from error
+
+    def response(self, record: ResponseRecord) -> dict[str, Any]:
+        """The response as it is now."""
+        is_stopping = record.cancelling and self.fold.end is None
+        return {**self.fold.response(), **({"status": "cancelled"} if is_stopping else {})}
+
+
+class ResponseStore(JobRecords[ResponseRecord]):
+    """Keeps responses over one connection. Every method raises BrokerUnavailable; tenants see no response but their own."""
+
+    def __init__(self, connection: Connection, usage: TenantUsage) -> None:
+        super().__init__(connection, subjects.RESPONSES_BUCKET, PREFIX, ResponseRecord, unknown_response)
+        self._usage = usage
+
+    async def check_room(self, owner: str | None) -> None:
+        """Raises QuotaExceeded where a tenant's responses take all the room that it has."""
+
+        async def stored() -> int:
+            return sum(record.nbytes for record in await self.records.all(owner))
+
+        await self._usage.check(owner, stored)
+
+    async def add(self, record: ResponseRecord, asked: AskedResponse) -> ResponseRecord:
+        """Store a response in the background that begins, and queue it; the stored one where one of its id is there."""
+        if (found := await self.known(record.owner, record.id)) is not None:
+            return found
+        log = self._log(record)
+        try:
+            await log.append(line_of(asked))
+        except RevisionConflict:  # of an attempt that died; it asked for the same
+            if not any(isinstance(piece, AskedResponse) for piece in pieces_in([line async for line in log.lines()])):
+                await log.append(line_of(asked))
+        await self.enqueue(record, subjects.queued_response(record.id))
+        return await self.create(record)
+
+    async def keep(self, record: ResponseRecord, asked: AskedResponse, pieces: Iterable[Piece]) -> None:
+        """Store a response that has ended; nothing where it is there."""
+        data = line_of(asked) + lines_of(pieces)
+        for _ in range(_ATTEMPTS):
+            log = self._log(record)
+            try:
+                await log.append(data)
+            except RevisionConflict:
+                stored = pieces_in([line async for line in log.lines()])
+                if any(isinstance(piece, ResponseEnd) for piece in stored):  # the same request was sent twice
+                    break
+                await log.remove()  # one that died has left part of it
+            else:
+                break
+        await self.create(replace(record, nbytes=len(data)))
+        self._usage.add(record.owner, len(data))
+
+    async def read(self, record: ResponseRecord) -> StoredResponse:
+        """A response as its log has it now; raises PayloadLost when that is gone."""
+        log = self._log(record)
+        lines = [line async for line in log.lines()]
+        asked, fold = await off_loop(log.nbytes, _folded, lines, record.id)
+        return StoredResponse(asked, fold, log)
+
+    async def request(self, record: ResponseRecord) -> Request:
+        """The request that a response is; raises PayloadLost, and RequestCancelled where none is to be submitted any more."""
+        stored = await self.read(record)
+        if stored.fold.end is not None or (await self.find(record.owner, record.id)).cancelling:
+            raise RequestCancelled
+        if not stored.asked.request:
+            raise PayloadLost(f"the request of response {record.id} was not kept")
+        return decode_request(stored.asked.request)
+
+    async def end(self, record: ResponseRecord, stored: StoredResponse) -> None:
+        """Note in its record that a response has ended, as its log has it."""
+
+        def ended(known: ResponseRecord) -> ResponseRecord:
+            if known.ended is not None:
+                return known
+            return replace(known, ended=self.now(), nbytes=stored.nbytes, status=stored.fold.status)
+
+        if await self.change(record, ended) is None:  # it was deleted
+            await self.remove(record)
+        else:
+            self._usage.add(record.owner, stored.nbytes)
+
+    async def remove(self, record: ResponseRecord) -> None:
+        """Remove a response and its log."""
+        await self.bucket.delete(self.key(record))
+        await self._log(record).remove()
+        self._usage.add(record.owner, -record.nbytes)
+
+    def _log(self, record: ResponseRecord) -> LineLog:
+        return LineLog(self.connection, record.id, ttl=self.left(record) + _LOG_BEYOND)
+
+
+def _folded(lines: Iterable[bytes], response_id: str) -> tuple[AskedResponse, ResponseFold]:
+    pieces = pieces_in(lines)
+    asked = asked_in(pieces, response_id)
+    fold = ResponseFold(asked)
+    fold.replay(piece for piece in pieces if not isinstance(piece, AskedResponse))
+    return asked, fold
+
+
+def item_list(asked: AskedResponse, response: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conversation up to the end of a response, as the input of the next one."""
+    return [*asked.items, *response["output"]]
