@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     """Seconds that a file is kept whose upload does not say."""
     keep_videos: float = Field(default=7 * 86_400.0, ge=60, allow_inf_nan=False)
     """Seconds that a video is kept, from its creation on."""
+    keep_responses: float = Field(default=30 * 86_400.0, ge=60, allow_inf_nan=False)
+    """The same of a response."""
     keep_batch_outputs: float = Field(default=30 * 86_400.0, ge=60, allow_inf_nan=False)
     """Seconds that the files of a batch are kept which does not say."""
     public_url: str = ""

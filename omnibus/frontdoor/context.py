@@ -61,6 +61,7 @@ class Options:
     keep_files: float = 30 * 86_400.0
     """How long a file is kept whose upload does not say, and the same of others."""
     keep_videos: float = 7 * 86_400.0
+    keep_responses: float = 30 * 86_400.0
     keep_batch_outputs: float = 30 * 86_400.0
     public_url: str = ""
     """The address that links begin with; empty: the one that a request came to."""
@@ -93,6 +94,7 @@ class Options:
             "files_quota",
             "keep_files",
             "keep_videos",
+            "keep_responses",
             "keep_batch_outputs",
             "public_url",
             "image_link_lifetime",

@@ -1,4 +1,4 @@
-"""How long files, images, videos and answers of batches are kept: by request, by route and by key."""
+"""How long files, images, videos, responses and answers of batches are kept: by request, by route and by key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import openai
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.frontdoor.api_keys import KeyFile, Role
+from omnibus.files.tenant_usage import TenantUsage
+from omnibus.frontdoor.api_keys import KeyFile, KeyTable, Role
 from omnibus.frontdoor.context import Options
+from omnibus.frontdoor.responses.response_store import ResponseStore
 from tests.integration.test_video_jobs import films
 from tests.support.batches import begun, chat, ended
 from tests.support.front import front, omni_sim
@@ -20,7 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
 ROUTES: dict[str, Any] = {
-    "keep_files": 7200.0, "keep_videos": 5000.0, "keep_batch_outputs": 6000.0, "image_link_lifetime": 4000.0,
+    "keep_files": 7200.0, "keep_videos": 5000.0, "keep_responses": 4500.0, "keep_batch_outputs": 6000.0,
+    "image_link_lifetime": 4000.0,
 }  # fmt: skip
 
 
@@ -39,6 +42,11 @@ async def test_what_a_caller_stores_is_kept_as_its_route_and_its_key_say(
         await client.images.generate(model=pipeline, prompt="a cat", response_format="url")
         (image,) = [one async for one in client.files.list(purpose="image")]
         found["image_link_lifetime"] = (image.expires_at or 0) - image.created_at
+        response = await client.responses.create(input="hi")
+        tenant = KeyTable((), keys.path).find(key)
+        assert tenant is not None
+        record = await ResponseStore(connection, TenantUsage(0)).find(tenant.tenant, response.id)
+        found["keep_responses"] = record.expires - record.created
         if keep is None:  # of a shorter key, the input would be gone before the window is over
             batch = await ended(client, await begun(client, [chat(pipeline, "a", "hi")], window="30s"))
             output = await client.files.retrieve(str(batch.output_file_id))

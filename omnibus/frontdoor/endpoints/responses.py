@@ -27,8 +27,9 @@ from omnibus.frontdoor.responses.log_pieces import AskedResponse, Piece, Respons
 from omnibus.frontdoor.responses.piece_maker import PieceMaker, events_of
 from omnibus.frontdoor.responses.response_body import EarlierTurns, ResponseBody, response_request
 from omnibus.frontdoor.responses.response_fold import ResponseFold
-from omnibus.frontdoor.responses.response_record import LIFETIME, ResponseNotReady, ResponseRecord, response_id
+from omnibus.frontdoor.responses.response_record import ResponseNotReady, ResponseRecord, response_id
 from omnibus.frontdoor.responses.response_store import item_list
+from omnibus.frontdoor.retention import lifetime
 from omnibus.frontdoor.streaming import EventStream, Frames, frame
 from omnibus.frontdoor.submitting import DEFERRED, IDEMPOTENCY_KEY, Accepted, Prepared, prepare, result_of, send
 from omnibus.wire.request import encode_request
@@ -146,7 +147,8 @@ def _new(body: ResponseBody, http: HttpRequest, context: FrontDoorContext, prepa
     now = context.responses.now()
     record = ResponseRecord(
         id=response_id(prepared.rid), owner=http.state.tenant, rid=prepared.rid, pipeline=prepared.served.spec.name,
-        created=now, expires=now + LIFETIME, fingerprint=prepared.request.fingerprint, background=bool(body.background),
+        created=now, expires=now + lifetime(http.scope, context.options.keep_responses),
+        fingerprint=prepared.request.fingerprint, background=bool(body.background),
     )  # fmt: skip
     asked = AskedResponse(
         head=head_of(body, record, prepared.served.model),

@@ -7,12 +7,9 @@ import hashlib
 import msgspec
 
 from omnibus.errors import OmnibusError, RequestConflict
-from omnibus.files.file_record import DEFAULT_LIFETIME
 
 PREFIX = "resp_"
 """Beginning of every response's id."""
-LIFETIME = DEFAULT_LIFETIME
-"""Seconds that a response is kept, from its creation on."""
 _DIGITS = 32
 
 
