@@ -48,11 +48,6 @@ async def door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
         yield made
 
 
-def other(door: Front) -> openai.AsyncOpenAI:
-    """A client of another tenant."""
-    return door.openai.with_options(api_key=f"{door.spec.name}-other")
-
-
 async def finished(door: Front, response_id: str) -> Response:
     async def found() -> Response | None:
         response = await door.openai.responses.retrieve(response_id)
@@ -186,9 +181,7 @@ async def test_pictures_are_items_streamed_and_whole(door: Front) -> None:
 
 async def test_a_response_in_the_background_is_queued_followed_and_cancelled(door: Front) -> None:
     responses = door.openai.responses
-    later = await responses.create(
-        model=door.spec.name, input="word", background=True, extra_body={"sampling_params": LONG}
-    )
+    later = await responses.create(input="word", background=True, extra_body={"sampling_params": LONG})
     assert (later.status, later.background, later.output) == ("queued", True, [])
     events: list[ResponseStreamEvent] = []
     async for event in await responses.retrieve(later.id, stream=True):
@@ -281,7 +274,7 @@ async def test_a_response_that_fails_says_why(door: Front) -> None:
 async def test_other_tenants_find_nothing(door: Front) -> None:
     mine = await door.openai.responses.create(input="mine", background=True)
     await finished(door, mine.id)
-    theirs = other(door).responses
+    theirs = door.openai.with_options(api_key=f"{door.spec.name}-other").responses
     for asked in (
         theirs.retrieve(mine.id), theirs.retrieve(mine.id, stream=True), theirs.cancel(mine.id), theirs.delete(mine.id),
         theirs.input_items.list(mine.id), theirs.create(input="go on", previous_response_id=mine.id),
