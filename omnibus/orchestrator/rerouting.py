@@ -42,7 +42,8 @@ class Rerouting:
         self._conn, self._spec, self._view = conn, spec, view
         self._directed = {one.stage_id for one in spec.stages if LoadBalancingPolicy(one.lb_policy).directed}
         self._lanes = DirectedLanes(conn, spec.name)
-        self._due: set[Lane] = set()
+        self._due: dict[Lane, None] = {}
+        """In the order in which they became due."""
         self._woken = asyncio.Event()
         self._is_behind = False  # a step has failed
 
@@ -61,7 +62,7 @@ class Rerouting:
     def _on_message(self, change: ReplicaChange) -> None:
         record = change.after or change.before
         if record is not None and record.directed and _life(change.before) != _life(change.after):
-            self._due.add((record.stage_id, record.replica))
+            self._due[record.stage_id, record.replica] = None
             self._woken.set()
 
     async def _work_off(self, until: float) -> None:
@@ -74,7 +75,9 @@ class Rerouting:
                 await self._woken.wait()
             self._woken.clear()
             while self._due:
-                await self._guarded(self._look_after(self._due.pop()))
+                lane = next(iter(self._due))
+                del self._due[lane]
+                await self._guarded(self._look_after(lane))
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a step; a failed one is repeated when all lanes are looked at the next time."""
