@@ -23,6 +23,7 @@ from omnibus.broker.delivery import Delivery
 from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_store import FileStore
+from omnibus.files.keyed_ids import KeyedIds
 from omnibus.frontdoor.api_keys import read_setting
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.job_records import QueuedJob
@@ -225,11 +226,11 @@ async def test_video_is_submitted_again_when_its_request_was_never_accepted_or_i
     owner = read_setting(door.spec.name).tenant
     now = videos.now()
     record = VideoRecord(
-        id=await videos.id_for(""), owner=owner, pipeline=door.spec.name, model=door.spec.name, prompt="orphan",
+        id="", owner=owner, pipeline=door.spec.name, model=door.spec.name, prompt="orphan",
         created=now, expires=now + 3600,
     )  # fmt: skip
     request = Request(messages=(Message(role="user", content="orphan"),), modalities=("video",), tenant=owner or "")
-    await videos.add(record, request)
+    record = await videos.begin(record, request)
     kept = await completed(door, record.id)
     assert text_of((await door.openai.videos.download_content(kept.id)).content) == "orphan"
 
@@ -291,6 +292,29 @@ async def test_idempotency_key_of_a_deleted_video_makes_a_new_one(door: Front) -
     again = (await door.http.post("/v1/videos", json={"prompt": "anew"}, headers=key)).json()
     assert first["id"] != second["id"] == again["id"]
     assert (await completed(door, second["id"])).status == "completed"
+
+
+async def test_idempotency_key_makes_a_new_video_when_its_own_is_deleted_in_the_same_moment(
+    door: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion comes between the look at the key and the one at the video: that would be made anew under its old id."""
+    body, key = {"prompt": "once"}, {"Idempotency-Key": f"{door.spec.name}-1"}
+    first = (await door.http.post("/v1/videos", json=body, headers=key)).json()
+    found, real = list[str](), KeyedIds.id_for
+
+    async def slowly(self: KeyedIds, token: str, made: str, ttl: float) -> str:
+        found.append(await real(self, token, made, ttl))
+        if len(found) == 1:
+            await door.openai.videos.delete(first["id"])
+        return found[-1]
+
+    monkeypatch.setattr(KeyedIds, "id_for", slowly)
+    second = (await door.http.post("/v1/videos", json=body, headers=key)).json()
+    again = (await door.http.post("/v1/videos", json=body, headers=key)).json()
+    assert found == [first["id"], second["id"], second["id"]]
+    assert first["id"] != second["id"] == again["id"]
+    assert (await completed(door, second["id"])).status == "completed"
+    assert [video.id async for video in door.openai.videos.list()] == [second["id"]]
 
 
 async def test_picture_comes_as_a_file_or_by_its_id_and_stays_in_a_remix(door: Front) -> None:

@@ -140,19 +140,19 @@ async def _started(
     """
     videos, state = context.videos, http.scope["state"]
     key = prepared.rid if prepared.keyed else ""
-    video_id = state["request_id"] = await videos.id_for(key)
     now, request = videos.now(), msgspec.structs.replace(prepared.request, stream=True)  # for its steps
     new = VideoRecord(
-        id=video_id, owner=state["tenant"], pipeline=prepared.served.spec.name, model=prepared.served.model,
+        id="", owner=state["tenant"], pipeline=prepared.served.spec.name, model=prepared.served.model,
         created=now, expires=now + lifetime(http.scope, context.options.keep_videos), key=key, fingerprint=request.fingerprint,
         prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
     )  # fmt: skip
-    record = await videos.add(new, request)
+    record = await videos.begin(new, request)
+    state["request_id"] = record.id
     if record.fingerprint != new.fingerprint:
         raise RequestConflict("this idempotency key was used for another video", param=IDEMPOTENCY_KEY)
     if record.ended is None:
         try:
-            await send(context, http, replace(prepared, rid=video_id, request=request))
+            await send(context, http, replace(prepared, rid=record.id, request=request))
         except OmnibusError as error:
             if not (prepared.keyed and isinstance(error, BrokerError)):  # else it may have been accepted
                 with suppress(BrokerError):

@@ -16,8 +16,6 @@ PREFIX = "video_"
 """Beginning of every video's id, which is that of its request, too."""
 VIDEO_PURPOSE = "video"
 """Purpose of the files that hold videos."""
-LIFETIME = 7 * 86_400.0
-"""Seconds that a video is kept, from its creation on."""
 _SHORTEST_POLL, _USUAL_POLL, _LONGEST_POLL = 250, 1000, 10_000
 """Milliseconds after which a client may ask again."""
 _UNFINISHED = 99

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from msgspec.structs import replace
+
+from omnibus.broker.bucket import transact
 from omnibus.broker.connection import Connection
 from omnibus.broker.streamed_objects import StreamedObjects
 from omnibus.errors import RevisionConflict
 from omnibus.files.file_record import FileRecord, UnknownFile
 from omnibus.files.file_store import FileStore
+from omnibus.files.keyed_ids import KeyedIds
 from omnibus.files.tenant_records import Page, new_id
 from omnibus.frontdoor.job_records import JobRecords
-from omnibus.frontdoor.video_jobs.video_record import LIFETIME, PREFIX, VIDEO_PURPOSE, VideoRecord, unknown_video
+from omnibus.frontdoor.video_jobs.video_record import PREFIX, VIDEO_PURPOSE, VideoRecord, unknown_video
 from omnibus.wire import subjects
 from omnibus.wire.request import Request, decode_request, encode_request
 
@@ -23,23 +27,28 @@ class VideoStore(JobRecords[VideoRecord]):
     def __init__(self, connection: Connection, files: FileStore) -> None:
         super().__init__(connection, subjects.VIDEOS_BUCKET, PREFIX, VideoRecord, unknown_video)
         self._requests = StreamedObjects(connection, subjects.FILES_BUCKET)
-        self._files = files
+        self._files, self._ids = files, KeyedIds(self.bucket)
 
-    async def id_for(self, key: str) -> str:
-        """The id of a new video; the same one for a `key`, which stands for the caller's idempotency key, until it is deleted."""
-        made = new_id(PREFIX, self.now())
-        if not key:
-            return made
-        entry = _key_entry(key)
-        try:
-            await self.bucket.create(entry, made.encode(), ttl=LIFETIME)
-        except RevisionConflict:
-            found = await self.bucket.get_latest(entry)
-            return made if found is None else found.value.decode()
-        return made
+    async def begin(self, new: VideoRecord, request: Request) -> VideoRecord:
+        """Queue a new video under an id of its own and store it; the one that its idempotency key has where it has one.
 
-    async def add(self, record: VideoRecord, request: Request) -> VideoRecord:
-        """Queue a new video and store it; the stored one where one of its id is there already."""
+        A key whose video is removed meanwhile makes a new one: its id is looked at once more when the record is there.
+        """
+
+        async def attempt() -> VideoRecord:
+            made = new_id(PREFIX, self.now())
+            record = replace(new, id=await self._ids.id_for(new.key, made, self.left(new)) if new.key else made)
+            stored = await self._added(record, request)
+            if not new.key or await self._ids.is_of(new.key, stored.id):
+                return stored
+            if stored == record:
+                await self._discard(record)
+            raise RevisionConflict("the video of this key was removed meanwhile")
+
+        return await transact(attempt, "the video of an idempotency key")
+
+    async def _added(self, record: VideoRecord, request: Request) -> VideoRecord:
+        """The stored video of this id, which is queued and stored now where there is none."""
         if (found := await self.known(record.owner, record.id)) is not None:
             return found
         await self._requests.store(_request_name(record.id), _whole(encode_request(request)), ttl=self.left(record))
@@ -71,25 +80,19 @@ class VideoStore(JobRecords[VideoRecord]):
 
         Its idempotency key comes first, and makes a new video from then on.
         """
-        await self._free_key(record)
-        await self.bucket.delete(self.key(record))
+        if record.key:
+            await self._ids.free(record.key, record.id)
+        await self._discard(record)
         await self.remove_file(record)
+
+    async def _discard(self, record: VideoRecord) -> None:
+        await self.bucket.delete(self.key(record))
         await self._requests.delete(_request_name(record.id))
 
     async def remove_file(self, record: VideoRecord) -> None:
         """Remove the file of a video, if there is one."""
         with suppress(UnknownFile):
             await self._files.delete(record.owner, record.file_id)
-
-    async def _free_key(self, record: VideoRecord) -> None:
-        entry = await self.bucket.get_latest(_key_entry(record.key)) if record.key else None
-        if entry is not None and entry.value.decode() == record.id:
-            with suppress(RevisionConflict):  # another video has it by now
-                await self.bucket.delete(entry.key, entry.revision)
-
-
-def _key_entry(key: str) -> str:
-    return f"=keys.{key}"  # no tenant's token has such a sign
 
 
 def _request_name(video_id: str) -> str:
