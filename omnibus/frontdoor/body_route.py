@@ -235,15 +235,13 @@ def _is_json(content_type: str) -> bool:
 async def _read(http: HttpRequest) -> bytes:
     """The body; raises RequestTooLarge at once where it says its length, else as soon as it has passed the bound."""
     limit: int = http.app.state.context.options.max_body_bytes
-    too_large = RequestTooLarge(f"the body is larger than {limit} bytes")
     declared = sent_header(http.scope, "content-length") or ""
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    while (message := await http.receive())["type"] != "http.disconnect":
+    body, size = bytearray(), int(declared) if declared.isdecimal() else 0
+    while size <= limit and (message := await http.receive())["type"] != "http.disconnect":
         body += message.get("body", b"")
-        if len(body) > limit:
-            raise too_large
-        if not message.get("more_body", False):
+        size = max(size, len(body))
+        if size <= limit and not message.get("more_body", False):
             return bytes(body)
+    if size > limit:
+        raise RequestTooLarge(f"the body is larger than {limit} bytes")
     raise RequestCancelled("the caller went away before its request was complete")

@@ -56,7 +56,9 @@ def stage_params(
         (_video_stages, video or {}),
         (_seeded_stages, {} if seed is None else {"seed": seed}),
     ):
-        stages = choose(running, route) if values else []
+        if not values:
+            continue
+        stages = choose(running, route)
         asking = (name for name, value in values.items() if value not in _NO_CHANGE.get(name, ()))
         unread = next((name for name in asking if name != "previews"), None)  # at most so many: none will do
         if unread is not None and not stages:
