@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from pydantic import TypeAdapter
 
 from omnibus.errors import EngineError
@@ -15,9 +16,10 @@ from omnibus.frontdoor.answers import MediaUsage
 from omnibus.frontdoor.realtime import audio_buffer, items
 from omnibus.frontdoor.realtime.dialogue import Dialogue, StartResponse, StopResponse
 from omnibus.frontdoor.realtime.response import End, Response
+from omnibus.frontdoor.realtime.session_settings import parameters
 from omnibus.frontdoor.realtime.turn_detection import EnergyDetector, SpeechStarted, SpeechStopped
 from omnibus.media import sound
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.spec import PipelineSpec, SpeechSpec, StageSpec
 from omnibus.wire.request import AudioPart, Message
 from tests.support.realtime_stages import talker
 
@@ -313,7 +315,7 @@ def test_sound_is_refused_when_the_pipeline_takes_none() -> None:
     ):
         assert refused(talk.send(event))["code"] == "unsupported_modality"
     error = refused(talk.send({"type": "session.update", "session": {"max_output_tokens": 5}}))
-    assert error["param"] == "max_output_tokens", "nobody there reads it"
+    assert error["param"] == "session.max_output_tokens", "nobody there reads it"
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 2.1, 1e300])
@@ -341,3 +343,21 @@ def test_every_event_is_one_that_the_client_of_openai_reads() -> None:
         assert type(read).__name__ != "dict", event["type"]
         assert read.type == event["type"]  # type: ignore[union-attr]
     assert len({event["event_id"] for event in events}) == len(events)
+
+
+def test_a_response_is_spoken_by_the_voice_of_its_session_or_by_its_own() -> None:
+    spec = talker("p")
+    speech = SpeechSpec(voices={"ash": {"pitch": 1}, "ballad": {"pitch": 2}}, speed="rate")
+    *first, last = spec.stages
+    spec = replace(spec, stages=(*first, replace(last, speech=speech)))
+    talk = Talk(spec)
+    talk.manual()
+    talk.send({"type": "session.update", "session": {"audio": {"output": {"voice": "ash", "speed": 1.5}}}})
+    talk.send(text_item("hello"))
+    response = talk.respond()
+    assert parameters(spec, response.asked)[last.name] == {"pitch": 1, "rate": 1.5}
+    talk.dialogue.ended(response, End("completed"))
+    asked = talk.respond(audio={"output": {"voice": {"id": "ballad"}}}).asked
+    assert parameters(spec, asked)[last.name] == {"pitch": 2, "rate": 1.5}
+    error = refused(talk.send({"type": "session.update", "session": {"audio": {"output": {"voice": "alloy"}}}}))
+    assert (error["param"], "ash, ballad" in error["message"]) == ("session.audio.output.voice", True)

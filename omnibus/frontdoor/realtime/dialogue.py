@@ -10,7 +10,7 @@ import pydantic_core
 
 from omnibus.errors import InvalidRequest, OmnibusError, RequestConflict, UnsupportedModality
 from omnibus.frontdoor.answers import MediaUsage
-from omnibus.frontdoor.body_route import parse
+from omnibus.frontdoor.body_route import naming_fields, parse
 from omnibus.frontdoor.data_urls import from_base64, from_data_url
 from omnibus.frontdoor.error_answers import error_detail
 from omnibus.frontdoor.realtime import client_events as client
@@ -151,7 +151,8 @@ class Dialogue:
         settings = self._settings.updated(update)
         if settings.audio.input.turn_detection is not None:
             self._check_takes_sound()
-        parameters(self.spec, settings)
+        with naming_fields(lambda name: f"session.{name}"):
+            parameters(self.spec, settings)
         had, self._settings = self._settings, settings
         if settings.audio.input.turn_detection != had.audio.input.turn_detection:
             self._listen()
@@ -226,7 +227,8 @@ class Dialogue:
         if self._running is not None:
             raise RequestConflict(f"the response resp_{self._running.rid} is not done: wait for its end, or cancel it")
         asked = self._settings.asked(settings)
-        parameters(self.spec, asked)
+        with naming_fields(lambda name: f"response.{name}"):
+            parameters(self.spec, asked)
         self._conversation.check_room(0)
         speaks = "audio" in (asked.output_modalities or ())
         item = Item(

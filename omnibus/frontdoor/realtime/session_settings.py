@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from omnibus.errors import InvalidRequest, UnsupportedModality
 from omnibus.frontdoor.bodies import Body
-from omnibus.frontdoor.stage_params import StageParams, stage_params
+from omnibus.frontdoor.stage_params import StageParams, overridden, stage_params
+from omnibus.frontdoor.voices import Speaking
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
@@ -17,6 +18,8 @@ from omnibus.pipeline.spec import PipelineSpec
 _MAX_WORD = 256
 _MEANT = frozenset({"turn_detection"})
 """Settings that a null turns off."""
+_NAMES = {"max_tokens": "max_output_tokens", "voice": "audio.output.voice", "speed": "audio.output.speed"}
+"""Names of settings, by those of parameters."""
 Modality = Literal["text", "audio"]
 _Modalities = Annotated[list[Modality], Field(min_length=1, max_length=2)]
 _Tokens = Annotated[int, Field(ge=1)] | Literal["inf"]
@@ -59,8 +62,20 @@ class InputSettings(_Settings):
     turn_detection: ServerVad | None = None
 
 
+class OutputVoice(_Settings):
+    id: str
+
+
 class OutputSettings(_Settings):
     format: PcmFormat = PcmFormat()
+    voice: str | OutputVoice | None = None
+    """One of those that the pipeline declares; where it declares none, any name will do."""
+    speed: Annotated[float, Field(ge=0.25, le=1.5)] | None = None
+    """Where a stage takes it."""
+
+    @property
+    def speaking(self) -> Speaking:
+        return Speaking(voice=self.voice.id if isinstance(self.voice, OutputVoice) else self.voice, speed=self.speed)
 
 
 class AudioSettings(_Settings):
@@ -81,6 +96,21 @@ class Asked(_Settings):
     """The first message, of the system."""
     max_output_tokens: _Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+
+    @property
+    def spoken(self) -> OutputSettings:
+        """How its sound is spoken."""
+        return OutputSettings()
+
+
+class AskedOnce(Asked):
+    """The settings of one answer, its session's and its own."""
+
+    output: OutputSettings = OutputSettings()
+
+    @property
+    def spoken(self) -> OutputSettings:
+        return self.output
 
 
 class ResponseSettings(Asked):
@@ -116,9 +146,15 @@ class SessionSettings(Asked):
         """These settings with those that an update names in their place."""
         return type(self).model_validate(_merged(self.model_dump(), update.model_dump(exclude_unset=True)))
 
-    def asked(self, response: ResponseSettings) -> Asked:
+    @property
+    def spoken(self) -> OutputSettings:
+        return self.audio.output
+
+    def asked(self, response: ResponseSettings) -> AskedOnce:
         """The settings of one response of this session."""
-        return Asked(**{
+        said = {} if response.audio is None else response.audio.output.model_dump(exclude_unset=True)
+        output = OutputSettings.model_validate(_merged(self.audio.output.model_dump(), said))
+        return AskedOnce(output=output, **{
             name: getattr(self, name) if (own := getattr(response, name)) is None else own for name in Asked.model_fields
         })  # fmt: skip
 
@@ -157,7 +193,9 @@ def parameters(spec: PipelineSpec, asked: Asked) -> StageParams:
     modalities = wanted(spec, asked)
     plan_route(spec, modalities)
     try:
-        return stage_params(spec, modalities, text={name: one for name, one in given.items() if one is not None})
+        params = stage_params(spec, modalities, text={name: one for name, one in given.items() if one is not None})
+        spoken = asked.spoken.speaking.params(spec, modalities) if "audio" in modalities else {}
     except InvalidRequest as error:
-        error.param = "max_output_tokens" if error.param == "max_tokens" else error.param
+        error.param = _NAMES.get(error.param or "", error.param)
         raise
+    return overridden(spec, params, spoken, None)
