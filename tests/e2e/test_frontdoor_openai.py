@@ -86,6 +86,19 @@ async def test_chat_streams_right_text_then_image_and_audio(client: AsyncOpenAI)
     assert usage is not None
 
 
+async def test_chat_streams_a_right_film_in_pieces_and_counts_what_its_stages_wrote(client: AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=asking(PROMPT), modalities=["video"], stream=True, stream_options={"include_usage": True}
+    )
+    pieces, usage = [], None
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        pieces += [choice.delta.video for choice in chunk.choices if hasattr(choice.delta, "video")]
+    assert len(pieces) > 1
+    assert grade_video(PROMPT, b"".join(base64.b64decode(piece["data"]) for piece in pieces))
+    assert usage.completion_tokens > 0, "those of the thinker, whose text nobody gets"
+
+
 async def test_chat_streams_a_long_text_in_pieces(client: AsyncOpenAI) -> None:
     """A short one may be one piece: what is written within a few milliseconds leaves together."""
     stream = await client.chat.completions.create(
