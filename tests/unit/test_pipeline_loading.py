@@ -117,6 +117,8 @@ BAD_EDITS = [
     ("slots: 8", "slots: many", 10, "stages[0].slots", "expected int, got str"),
     ("slots: 8", "slotz: 8", 10, "stages[0].slotz", "unknown field; did you mean slots?"),
     ("slots: 8", "zzz: 8", 10, "stages[0].zzz", "unknown field"),
+    ("slots: 8", "added_adapters: {a: 1}", 10, "stages[0].added_adapters.a", "expected str, got int; quote it"),
+    ("slots: 8", "added_adapters: {a: /a}", 10, "stages[0].added_adapters", "takes no adapters while it runs"),
     ("slots: 8", "lb_policy: round_robin", 10, "stages[0].lb_policy", "did you mean round-robin?"),
     ('{OMP_NUM_THREADS: "1"}', "{OMP_NUM_THREADS: 1}", 11, "stages[0].env.OMP_NUM_THREADS", "quote it"),
     ('{OMP_NUM_THREADS: "1"}', '{"A=B": "1"}', 11, "stages[0].env.A=B", "cannot be an environment variable"),

@@ -123,9 +123,10 @@ def test_a_priority_passes_when_an_engine_or_a_lane_goes_by_it() -> None:
 
 
 def test_an_adapter_is_refused_when_no_stage_has_it() -> None:
-    spec = pipeline("vllm", engine_args={"lora_modules": {"mine": "folder"}})
-    validate(spec, Request(prompt="x", lora="mine"))
-    with pytest.raises(InvalidRequest, match="there are: mine") as refused:
+    spec = pipeline("vllm", engine_args={"lora_modules": {"mine": "folder"}}, added_adapters={"added": "folder"})
+    for known in ("mine", "added"):
+        validate(spec, Request(prompt="x", lora=known))
+    with pytest.raises(InvalidRequest, match="there are: added, mine") as refused:
         validate(spec, Request(prompt="x", lora="yours"))
     assert refused.value.param == "lora"
     with pytest.raises(InvalidRequest, match="there are: none"):
