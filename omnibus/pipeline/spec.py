@@ -181,7 +181,7 @@ class PipelineSpec(
     max_attempts: int = 5
     """Deliveries of one task that may be run."""
     max_flow_bytes: int = 1 << 30
-    """Bound on all chunks that one stage makes for one request; beyond it the request fails with FlowTooLarge, where stages read them."""
+    """Bound on all chunks of one stage for one request; beyond it the request fails with FlowTooLarge, where stages read them."""
     input_timeout: float | None = None
     """Silence of an open input after which its request fails with InputTimeout; None: the pipeline takes no open inputs."""
     stages: tuple[StageSpec, ...]
