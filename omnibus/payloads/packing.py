@@ -42,6 +42,11 @@ class Packed:
         viewed = sum(len(given[number]) for number in arrays)
         return cls(given, media_type, sum(map(len, given)), lead, viewed)
 
+    @classmethod
+    def whole(cls, data: bytes, media_type: str) -> Self:
+        """One piece, with no array in it: nothing is to be counted."""
+        return cls((data,), media_type, len(data))
+
     def joined(self) -> bytes:
         """All of it, copied unless it is one byte string."""
         return bytes(self.parts[0]) if len(self.parts) == 1 else b"".join(self.parts)
@@ -69,9 +74,9 @@ def unpack(data: Buffer, media_type: str) -> Any:
 
 def _packed(value: object) -> Packed:
     if isinstance(value, bytes):
-        return Packed.of((value,), BYTES)
+        return Packed.whole(value, BYTES)
     if isinstance(value, str):
-        return Packed.of((value.encode(),), TEXT)
+        return Packed.whole(value.encode(), TEXT)
     return Packed.of(codec.pack_parts(value), MSGPACK)
 
 

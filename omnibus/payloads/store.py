@@ -97,7 +97,7 @@ class PayloadStore:
         that it works for: what it hands over within that run may be in shared memory, and what it delivers in the storage of
         outputs.
         """
-        given, began = Packed.of((data,), media_type) if isinstance(data, bytes) else data, time.monotonic()
+        given, began = Packed.whole(data, media_type) if isinstance(data, bytes) else data, time.monotonic()
         memory = self._memory is not None and ticket is not None and not lasting
         found: tuple[Location, ...] = ()
         outputs = self._outputs is not None and ticket is not None and lasting

@@ -24,6 +24,7 @@ NUMBER_BYTES = 4
 """Bytes that a number counts for in `max_prompt_bytes`: about what a token's text has."""
 UNCOUNTED = frozenset({"v", "stream", "deadline", "lane", "priority", "tenant", "trace", "fingerprint", "resumable"})
 """Fields of a request that have a bound of their own."""
+_COUNTED = tuple(name for name in Request.__struct_fields__ if name not in UNCOUNTED)
 MAX_TRACE_BYTES = 8 * 1024
 """Largest trace context that a request may bring, encoded."""
 MAX_TENANT = 256
@@ -90,9 +91,9 @@ def _check_prompt(spec: PipelineSpec, request: Request) -> None:
 
 def check_size(spec: PipelineSpec, request: Request) -> None:
     """Raises RequestTooLarge, naming the largest field, for more text than the pipeline takes; files are bounded elsewhere."""
-    counted = {name: value for name, value in asdict(request).items() if name not in UNCOUNTED}
-    if (size := sum(map(_bytes_of, counted.values()))) > spec.max_prompt_bytes:
-        largest = max(counted, key=lambda name: _bytes_of(counted[name]))
+    counted = {name: _bytes_of(value) for name in _COUNTED if (value := getattr(request, name))}
+    if (size := sum(counted.values())) > spec.max_prompt_bytes:
+        largest = max(counted, key=counted.__getitem__)
         raise RequestTooLarge(
             f"texts, ids and parameters have {size} bytes; {spec.name!r} accepts {spec.max_prompt_bytes}", param=largest
         )
