@@ -32,7 +32,7 @@ name: own
 deadline: 120s
 heartbeat_timeout: 2s
 stages:
-- {stage_id: 0, name: shout, engine: python, model: "stages:shout"}
+- {stage_id: 0, name: shout, engine: python, model: "stages:shout", engine_args: {outputs: {text: text}}}
 - {stage_id: 1, name: spell, engine: python, model: "stages:spell", input_sources: [0],
    final_output: true, final_output_type: text}
 """
