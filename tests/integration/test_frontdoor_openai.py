@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -234,9 +235,11 @@ async def _collect(stream: AsyncIterator[ChatCompletionChunk], said: list[str]) 
 
 
 async def test_every_answer_says_how_long_the_front_door_itself_took(front_door: Front) -> None:
+    asked = time.monotonic()
     slow = await front_door.http.post(
         "/v1/images/generations", json={"model": front_door.spec.name, "prompt": "a cat"}
     )  # which takes STEPS of 20 ms to paint
+    took = 1000 * (time.monotonic() - asked)
     stream = {"model": front_door.spec.name, "messages": [{"role": "user", "content": "hi"}], "stream": True}
     others = [
         await front_door.http.post("/v1/chat/completions", json=stream),
@@ -247,7 +250,7 @@ async def test_every_answer_says_how_long_the_front_door_itself_took(front_door:
     ]
     stages = sum(float(one.partition("dur=")[2]) for one in slow.headers["server-timing"].split(", ")[:-1])
     assert stages > STEPS * 20
-    assert float(slow.headers["x-omnibus-overhead-ms"]) < stages
+    assert float(slow.headers["x-omnibus-overhead-ms"]) < took - STEPS * 20
     for answer in others:
         own = answer.headers["x-omnibus-overhead-ms"]
         assert answer.headers["server-timing"] == f"frontdoor;dur={own}"
