@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 ELSEWHERE = {
+    **dict.fromkeys(
+        ("POST /v1/responses", "GET /v1/responses/{response_id}", "DELETE /v1/responses/{response_id}",
+         "POST /v1/responses/{response_id}/cancel", "GET /v1/responses/{response_id}/input_items"),
+        "integration/test_responses.py::test_the_package_without_async_has_the_same",
+    ),
     "WS /v1/realtime": "integration/test_realtime.py::test_the_synchronous_client_is_served",
     "POST /v1/realtime/{what:path}":
         "integration/test_realtime.py::test_other_ways_to_a_conversation_are_refused_with_the_one_there_is",

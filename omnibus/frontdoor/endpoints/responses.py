@@ -21,6 +21,7 @@ from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import media_type_of, to_data_url
 from omnibus.frontdoor.endpoints.response_shapes import ResponseObject
 from omnibus.frontdoor.endpoints.stored_responses import event_stream, response_answer
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.responses.chat_turns import ChatTurns, file_ids
 from omnibus.frontdoor.responses.input_items import InputItem, shapes_of
 from omnibus.frontdoor.responses.log_pieces import AskedResponse, Piece, ResponseEnd
@@ -48,7 +49,12 @@ class NewResponse:
     is_stored: bool
 
 
-@router.post("/v1/responses", response_model=ResponseObject, openapi_extra=RouteAccess.USER.stated)
+@router.post(
+    "/v1/responses",
+    response_model=ResponseObject,
+    responses=answers_with(EVENTS),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def create_response(body: ResponseBody, http: HttpRequest, context: Context) -> Response:
     """Answer a turn of a conversation, which goes on from a stored one where `previous_response_id` names it."""
     _check(body, http)

@@ -20,6 +20,7 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.response_shapes import DeletedResponse, InputItemList, ResponseObject
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.responses.log_pieces import AskedResponse, ResponseEnd, pieces_in
 from omnibus.frontdoor.responses.response_body import Include
 from omnibus.frontdoor.responses.response_fold import ResponseFold
@@ -57,7 +58,12 @@ class ItemQuery(_Included):
     order: Literal["asc", "desc"] = "desc"
 
 
-@router.get("/v1/responses/{response_id}", response_model=ResponseObject, openapi_extra=RouteAccess.USER.stated)
+@router.get(
+    "/v1/responses/{response_id}",
+    response_model=ResponseObject,
+    responses=answers_with(EVENTS),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def get_response(
     response_id: str, http: HttpRequest, context: Context, query: Annotated[RetrieveQuery, Query()]
 ) -> Response:
