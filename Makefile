@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 PYTEST := $(BIN)/python -m pytest --durations=15
 # A process that has stood still for longer than any test may take is ended, with the stacks of its threads, and another goes on.
-SIDE_BY_SIDE := --max-worker-restart 4 -o faulthandler_timeout=420 -o faulthandler_exit_on_timeout=true
+SIDE_BY_SIDE := --max-worker-restart 4 -o faulthandler_timeout=1300 -o faulthandler_exit_on_timeout=true
 # Runs tests side by side, four of those that mostly wait, two of those that compute. Many have deadlines in real time, and
 # neighbours on two cores can make one late: what fails is run once more, by itself, and must pass then.
 define side_by_side
@@ -37,7 +37,7 @@ test: $(STAMP) ## unit, integration and end-to-end tests
 
 test-full: test ## the same, and the scenarios and presets on real engines
 	$(call say,scenarios and presets)
-	@$(call side_by_side,,tests/full)
+	@$(call side_by_side,2,tests/full)
 
 simulation: $(STAMP) ## 100,000 interleavings of the product on a modelled broker, 30,000 with shared memory: half an hour
 	@$(BIN)/python -m tests.simulation --seeds 0..100000

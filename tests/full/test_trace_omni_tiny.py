@@ -10,7 +10,7 @@ import pytest
 from tests.support.otlp import Collector, Received, collector
 from tools.serving import serving
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(500)]
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 STAGES = ("thinker", "dit", "talker", "code2wav")
 CHAT = {

@@ -24,6 +24,7 @@ from omnibus.broker.delivery_loop import DeliveryLoop
 from omnibus.errors import BrokerUnavailable
 from omnibus.files.file_store import FileStore
 from omnibus.files.keyed_ids import KeyedIds
+from omnibus.frontdoor import job_runner
 from omnibus.frontdoor.api_keys import read_setting
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.job_records import QueuedJob
@@ -203,7 +204,7 @@ async def test_message_leaves_the_queue_when_it_is_of_no_video(
     door: Front, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     monkeypatch.setattr(delivery_loop, "_RETRY", 0.01)
-    monkeypatch.setattr(video_runner, "UNRECORDED", 1.0)
+    monkeypatch.setattr(job_runner, "UNRECORDED", 1.0)
     connection = door.producer.connection
     stored = await connection.js_publish(subjects.queued_video(f"of-{door.spec.name}"), data)
 
