@@ -5,9 +5,15 @@ from __future__ import annotations
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
+SHARING = "tests/full/clients"
+"""The folder whose files share their engines."""
+
 
 class FileScheduling(LoadFileScheduling):
     """A file's tests go to one process. What a process that ended was at is not tried again, and its other tests are run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return SHARING if nodeid.startswith(SHARING) else str(super()._split_scope(nodeid))
 
     def remove_node(self, node: WorkerController) -> str | None:
         files = self.assigned_work.pop(node)
