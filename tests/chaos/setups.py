@@ -282,7 +282,7 @@ async def zoo(folder: Path) -> AsyncIterator[Arena]:
         spec = load_pipeline(str(file))
         thinker, talker = spec.stages  # of both only the second one's text is wanted: it says what crossed
         spec = replace(spec, stages=(replace(thinker, final_output=False, final_output_type=None), talker))
-        cluster = Cluster(folder, spec, ready=START, modules=ZOO_CODE)
+        cluster = Cluster(folder, spec, ready=2 * START, modules=ZOO_CODE)  # their imports are not compiled yet
         size = Size(http_stream=2, http=1, python=1, raw_pause=2.0)
         async with _open(cluster, text_wish, size, within=START) as arena:
             yield arena
