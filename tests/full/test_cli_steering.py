@@ -11,19 +11,20 @@ import nats
 import pytest
 from nats.micro import service
 
-from tests.support.served import omnibus, write_pipeline
+from tests.support.served import SIM_PIPELINE, omnibus, write_pipeline
 from tests.support.terminal import Terminal
 from tests.support.waiting import eventually
 from tools.serving import Serving, serving
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("steering")
     flags = ("--port", "0", "--nats-port", "0")
-    with serving(str(write_pipeline(folder)), *flags, state_dir=folder / "state") as running:
+    lasting = SIM_PIPELINE.replace("deadline: 30s", "deadline: 150s")  # a request that hangs is looked at for long
+    with serving(str(write_pipeline(folder, lasting)), *flags, state_dir=folder / "state") as running:
         yield running
 
 
