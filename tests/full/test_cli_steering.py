@@ -128,6 +128,8 @@ def test_replicas_are_services_of_nats(served: Serving) -> None:
         finally:
             await client.close()
 
+    asked = omnibus("submit", "a red circle", "-m", "text", nats=served.nats_url, timeout=60.0)
+    assert asked.returncode == 0, asked.stderr
     pings = [service.ServicePing.from_dict(one) for one in asyncio.run(answers("$SRV.PING"))]
     assert {one.name for one in pings} >= {"omni-simple-0", "omni-simple-1"}
     (info,) = asyncio.run(answers("$SRV.INFO.omni-simple-0"))
