@@ -181,8 +181,9 @@ def _export(words: Sequence[str], _folder: Path) -> None:
 
 
 def _copy(words: Sequence[str], _folder: Path) -> None:
-    if not (ROOT / words[0]).exists():
-        raise CannotWork(f"there is no {words[0]}")
+    source = next(word for word in words if not word.startswith("-"))
+    if not (ROOT / source).exists():
+        raise CannotWork(f"there is no {source}")
 
 
 def _docker(words: Sequence[str], _folder: Path) -> None:
