@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -104,27 +103,3 @@ async def test_speed_and_instructions_are_refused_when_no_stage_takes_them(
         with pytest.raises(openai.BadRequestError) as refusal:
             await spoken(door, "any name", **asked)
     assert refusal.value.param == param
-
-
-@pytest.mark.parametrize("speech_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-@pytest.mark.parametrize("stream_format", ["audio", "sse"])
-async def test_speech_comes_in_every_format_as_a_file_and_as_events(
-    door: Front, speech_format: Any, stream_format: Any
-) -> None:
-    asked = {"model": door.spec.name, "input": "hello", "voice": "deep", "response_format": speech_format}
-    answer = await door.http.post("/v1/audio/speech", json={**asked, "stream_format": stream_format})
-    assert answer.status_code == 200
-    file = answer.content
-    if stream_format == "sse":
-        events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
-        *deltas, done = map(json.loads, events)
-        assert {delta["type"] for delta in deltas} == {"speech.audio.delta"}
-        assert done["type"] == "speech.audio.done"
-        file = b"".join(base64.b64decode(delta["audio"]) for delta in deltas)
-    if speech_format == "pcm":
-        assert len(file) == int(SECONDS * 24_000) * 2
-        return
-    from omnibus.media import sound  # noqa: PLC0415 as the product does
-
-    samples, rate = soundfile.read(io.BytesIO(sound.converted(file, "wav")))
-    assert len(samples) / rate == pytest.approx(SECONDS, abs=0.1)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -30,7 +28,6 @@ from tests.integration.test_video_jobs import films
 from tests.support.batches import begun, chat, ended
 from tests.support.filming_stages import UNFILMABLE
 from tests.support.front import front, omni_sim
-from tests.support.served import omnibus
 from tests.support.waiting import eventually
 from tests.support.web_server import WebServer, redirect, web_server
 
@@ -209,30 +206,6 @@ async def test_an_endpoint_that_is_slow_holds_up_no_other(
             assert slow.held is not None
             slow.held.set()
     assert event.type == "video.completed"
-
-
-async def test_an_operator_adds_lists_and_removes_webhooks(
-    nats_server: EmbeddedServer, store: WebhookStore, pipeline: str, tmp_path: Path
-) -> None:
-    file, url = ("--api-keys-file", str(tmp_path / "keys.json")), f"https://{pipeline}.example/hook"
-
-    async def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return await asyncio.to_thread(omnibus, *words, nats=nats_server.url)
-
-    key = (await run("keys", "add", "mobile", *file)).stdout.strip()
-    added = await run("webhooks", "add", url, "--key", "mobile", "--events", "video.failed, batch.failed", *file)
-    (endpoint,) = [one for one in await store.of_all() if one.url == url]
-    assert (endpoint.tenant, endpoint.events) == (read_setting(key).tenant, ("video.failed", "batch.failed"))
-    assert (added.stdout, endpoint.id in added.stderr) == (f"{endpoint.secret}\n", True)
-    listed = await run("webhooks", "list", *file)
-    (line,) = [line for line in listed.stdout.splitlines() if url in line]
-    assert line.split()[:3] == [endpoint.id, url, "mobile"]
-    assert endpoint.secret not in listed.stdout + (await run("webhooks", "list", "--json")).stdout
-    wrong = await run("webhooks", "add", "example.com")
-    nobody = await run("webhooks", "add", url, "--key", "nobody", *file)
-    assert (wrong.returncode, nobody.returncode, "keys list" in nobody.stderr) == (2, 2, True)
-    assert endpoint.id in (await run("webhooks", "remove", url)).stdout
-    assert (await run("webhooks", "remove", endpoint.id)).returncode != 0
 
 
 async def test_jobs_end_when_there_is_no_store_of_webhooks(own_server: EmbeddedServer) -> None:
