@@ -89,6 +89,18 @@ def _ask_the_front_door(url: str) -> None:
         assert streamed.status_code == 200
         assert streamed.text.rstrip().endswith("data: [DONE]")
         assert client.get("/ready", params={"model": "guarded"}).status_code == 200
+        _ask_what_the_dashboard_asks(client)
+
+
+def _ask_what_the_dashboard_asks(client: httpx.Client) -> None:
+    """The credentials of a front door are enough for all that the dashboard shows."""
+    (seen,) = client.get("/v1/cluster").json()["pipelines"]
+    assert [stage["up"] for stage in seen["stages"]] == [1, 1]
+    listed = client.get("/v1/requests").json()["data"]
+    assert {one["status"] for one in listed} == {"done"}
+    spans = client.get(f"/v1/requests/{listed[0]['id']}/trace").json()["spans"]
+    assert [span["what"] for span in spans] == ["waited", "ran"] * 2
+    assert client.get("/v1/dead_letters").json()["data"] == []
 
 
 ATTACKS = {

@@ -69,6 +69,7 @@ async function run(form, result, state, draw) {
   const came = () => {
     first ??= seconds();
   };
+  for (const { src } of result.querySelectorAll("audio, video")) URL.revokeObjectURL(src);
   result.hidden = false;
   result.replaceChildren(status, shown);
   result.dataset.state = "running";
