@@ -55,6 +55,10 @@ class Browser:
     def script(self, words: str, *arguments: Any) -> Any:
         return self.driver.execute_script(words, *arguments)
 
+    def before_each_page(self, words: str) -> None:
+        """Have a script run in every page that is loaded from now on, before its own."""
+        self._command("Page.addScriptToEvaluateOnNewDocument", source=words)
+
     def errors(self) -> list[str]:
         """Errors in the console since the last question."""
         return [entry["message"] for entry in self._log("browser") if entry["level"] == "SEVERE"]

@@ -58,19 +58,19 @@ def main() -> None:
         state = {"until": until}
         for _ in range(_CALLERS):
             load.submit(_ask_on, server.url, state)
-        time.sleep(12.0)
+        time.sleep(6.0)
         try:
             for scheme in ("light", "dark"):
                 for device in ("window", "phone"):
                     browser.prefer(scheme)
                     browser.resize(PHONE if device == "phone" else DESKTOP, phone=device == "phone")
                     for view in VIEWS:
-                        _take(browser, server.url, view, OUT / f"{view}-{scheme}-{device}.png")
+                        name = f"{view}-{scheme}-{device}"
+                        _take(browser, server.url, view, OUT / f"{name}.png")
+                        if given.docs and name in IN_DOCS:
+                            _compress(OUT / f"{name}.png", DOCS / f"dashboard-{name}.webp")
         finally:
             state["until"] = 0.0
-    if given.docs:
-        for name in IN_DOCS:
-            _compress(OUT / f"{name}.png", DOCS / f"dashboard-{name}.webp")
 
 
 def _serve_faults(stack: ExitStack, file: Path, nats_url: str) -> None:
@@ -118,7 +118,7 @@ def _take(browser: Browser, url: str, view: str, path: Path) -> None:
     if view == "overview":
         _wait(browser, "return document.querySelector('.stage') !== null")
         browser.script("document.querySelector('.stage').dispatchEvent(new Event('click', {bubbles: true}))")
-        time.sleep(6.0)  # a line of load to look at
+        time.sleep(4.0)  # a line of load to look at
     elif view in ("requests", "waterfall"):
         _wait(browser, "return document.querySelectorAll('main tbody tr').length > 3")
     elif view == "jobs":

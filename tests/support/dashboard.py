@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,8 +46,9 @@ class Page:
     def open(self, view: str, key: str | None = None) -> None:
         """Load a view anew; with a `key`, as a tab in which that was entered."""
         if key is not None:
-            self.browser.driver.get(f"{self.url}/ui/icon.svg")  # of the same origin, and asks nothing
-            self.browser.script("sessionStorage.setItem('omnibus-key', arguments[0])", key)
+            self.browser.before_each_page(
+                f"if (location.protocol === 'http:') sessionStorage.setItem('omnibus-key', {json.dumps(key)})"
+            )
         self.browser.open(self.url, view)
 
     def until(self, found: Callable[[], T | None], what: str, timeout: float = 10.0) -> T:
@@ -104,7 +106,7 @@ def dashboard(url: str, *, refused: bool = False) -> Iterator[Page]:
         errors = [
             one for one in browser.errors() if not (refused and "the server responded with a status of 40" in one)
         ]
-        assert errors == []
+        assert errors == [], errors
         assert browser.hosts() == {urlsplit(url).netloc}
 
 
