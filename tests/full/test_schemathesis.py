@@ -18,7 +18,7 @@ from tests.support.openai_calls import everything
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 CONFIG = Path(__file__).parents[1] / "support" / "clients" / "schemathesis.toml"
-STANDSTILL = "^/(pause|v1/omni/sleep)$"
+STANDSTILL = "^/(pause|v1/omni/sleep|v1/replicas)"
 """Routes after which no stage works any more."""
 ROUTES_THAT_RUN = "^/v1/(chat|completions|embeddings|images|audio|videos$)"
 
@@ -27,8 +27,19 @@ ROUTES_THAT_RUN = "^/v1/(chat|completions|embeddings|images|audio|videos$)"
     "flags",
     [
         ("--exclude-path-regex", STANDSTILL, "--max-examples", "2", "--max-time", "45"),
-        ("--include-path-regex", STANDSTILL, "--max-examples", "4"),
-        ("--include-path-regex", ROUTES_THAT_RUN, "--mode", "positive", "--max-examples", "8", "--phases", "fuzzing"),
+        ("--include-path-regex", STANDSTILL, "--max-examples", "2", "--max-time", "15"),
+        (
+            "--include-path-regex",
+            ROUTES_THAT_RUN,
+            "--mode",
+            "positive",
+            "--max-examples",
+            "12",
+            "--max-time",
+            "30",
+            "--phases",
+            "fuzzing",
+        ),
     ],
     ids=["whatever", "standstill", "what-runs"],
 )
@@ -40,7 +51,7 @@ async def test_nothing_is_found(connection: Connection, pipeline: str, tmp_path:
         file.write_text(json.dumps(narrowed(document) if "positive" in flags else document))
         words = (
             schemathesis, "--config-file", CONFIG, "run", file, "--url", door.server.url, "--checks", "all", "--seed", "1",
-            "--workers", "2", "--request-timeout", "20", "--report-json-path", report, *flags,
+            "--request-timeout", "20", "--report-json-path", report, *flags,
         )  # fmt: skip
         done = await asyncio.to_thread(
             subprocess.run,
@@ -54,7 +65,7 @@ async def test_nothing_is_found(connection: Connection, pipeline: str, tmp_path:
         )
         answered = await answered_well(door.http)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
-    assert "positive" not in flags or answered > 20, "requests were refused, and none ran"
+    assert "positive" not in flags or answered > 5, "requests were refused, and none ran"
 
 
 def narrowed(document: dict[str, Any]) -> dict[str, Any]:
