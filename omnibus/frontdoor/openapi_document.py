@@ -17,7 +17,8 @@ _JSON, _FORM = "application/json", "multipart/form-data"
 
 def answers_with(*media_types: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
     """The `responses` by which a route documents types that its answers may have beside its model's JSON."""
-    content = {one: {"schema": {"type": "string"}} for one in media_types}
+    # The schema of a stream would be that of each of its events, which are of many shapes.
+    content = {one: {} if one == EVENTS else {"schema": {"type": "string"}} for one in media_types}
     return {status: {"content": content, "description": "The answer, or a part of it."}}
 
 
