@@ -1,4 +1,4 @@
-"""One request to omni-tiny, as its processes export it: one root, and every stage and wait under it. Its payloads are in messages."""
+"""One request to omni-tiny, whose payloads fit into messages, as its processes export it: one root, and all stages and waits below."""
 
 from __future__ import annotations
 
