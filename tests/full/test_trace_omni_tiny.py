@@ -1,4 +1,4 @@
-"""One request to omni-tiny, whose payloads fit into messages, as its processes export it: one root, and all stages and waits below."""
+"""One request to omni-tiny, whose payloads fit into messages, as its processes export it: one root, and each stage and wait."""
 
 from __future__ import annotations
 
