@@ -30,9 +30,9 @@ NOT_RUN: dict[Key, str] = {
     ("docs/guide/quickstart.md", "make demo"): "full/test_demo.py",
     ("docs/guide/quickstart.md", "make setup && . .venv/bin/activate"): STARTS,
     "docs/guide/deploy.md": "integration/test_deployment_files.py, full/test_runbook_hosts.py",
-    "docs/guide/engines.md": "integration/test_engine_package.py",
+    "docs/guide/engines.md": "full/test_engine_package.py",
     "docs/guide/migrate.md": "unit/test_migrate.py",
-    "docs/guide/own-stage.md": "integration/test_guide_own_stage.py, test_open_input_front_doors.py, test_interpreters.py",
+    "docs/guide/own-stage.md": "full/test_guide_own_stage.py, test_open_input_front_doors.py, test_interpreters.py",
     "docs/guide/own-model.md": "e2e/test_frontdoor_speech_models.py, test_diffusers_http.py: small models for those on the hub",
     "docs/guide/presets.md": "full/test_preset_smollm2.py",
     "docs/guide/scale.md": "unit/test_bench_scale.py",
@@ -49,7 +49,7 @@ NOT_RUN: dict[Key, str] = {
     "docs/reference/chaos.md": "chaos/test_short.py",
     ("docs/reference/pipelines.md", "def with_negative(stage_input):"): "integration/test_companions.py",
     "examples/comfyui/README.md": "full/clients/test_comfyui.py",
-    "examples/node/README.md": "integration/test_node_producer.py",
+    "examples/node/README.md": "full/test_node_producer.py",
     "packages/omnibus-vllm-omni/README.md": "full/test_vllm_omni.py",
 }
 """By block, or by page: the tests that run the same, or why nothing does."""

@@ -46,7 +46,7 @@ OURS = {
     "GET /v1/requests/{request_id}": "integration/test_frontdoor_requests.py::test_a_finished_request_is_read_by_its_id",
     "DELETE /v1/requests/{request_id}":
         "integration/test_frontdoor_requests.py::test_cancelling_is_acknowledged_and_seen_by_the_waiting_caller",
-    "POST /v1/requests/{request_id}/input": "integration/test_open_input_front_doors.py",
+    "POST /v1/requests/{request_id}/input": "full/test_open_input_front_doors.py",
     **dict.fromkeys(
         ("POST /v1/omni/sleep", "POST /v1/omni/wakeup", "POST /pause", "POST /resume", "GET /is_paused", "POST /start_profile",
          "POST /stop_profile", "POST /reset_prefix_cache"),

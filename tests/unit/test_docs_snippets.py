@@ -48,7 +48,7 @@ THEIR_YAML: dict[Key, str] = {
     ("docs/guide/migrate.md", "stage_args:"): "a file of vLLM-Omni's: tests/unit/test_migrate.py has it refused",
 }
 NEED_A_PACKAGE: dict[Key, str] = {("docs/guide/engines.md", "stages:"): "shout"}
-"""Pipelines with an engine that is not installed here: integration/test_engine_package.py serves one."""
+"""Pipelines with an engine that is not installed here: full/test_engine_package.py serves one."""
 
 
 def _of(*languages: str) -> list[Snippet]:
