@@ -238,7 +238,7 @@ async def test_every_answer_says_how_long_the_front_door_itself_took(front_door:
     asked = time.monotonic()
     slow = await front_door.http.post(
         "/v1/images/generations", json={"model": front_door.spec.name, "prompt": "a cat"}
-    )  # which takes STEPS of 20 ms to paint
+    )  # which takes 20 ms to paint
     took = 1000 * (time.monotonic() - asked)
     stream = {"model": front_door.spec.name, "messages": [{"role": "user", "content": "hi"}], "stream": True}
     others = [
@@ -249,8 +249,8 @@ async def test_every_answer_says_how_long_the_front_door_itself_took(front_door:
         await front_door.http.get("/live"),
     ]
     stages = sum(float(one.partition("dur=")[2]) for one in slow.headers["server-timing"].split(", ")[:-1])
-    assert stages > STEPS * 20
-    assert float(slow.headers["x-omnibus-overhead-ms"]) < took - STEPS * 20
+    assert stages > 20
+    assert float(slow.headers["x-omnibus-overhead-ms"]) < took - 20
     for answer in others:
         own = answer.headers["x-omnibus-overhead-ms"]
         assert answer.headers["server-timing"] == f"frontdoor;dur={own}"
