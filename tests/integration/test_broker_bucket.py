@@ -150,9 +150,7 @@ async def test_watch_reports_expiry_when_a_replica_stops_beating(connection: Con
         await eventually(lambda: "0.a" not in watch.snapshot, 4)
 
 
-async def test_watch_resyncs_soon_when_the_server_was_killed(
-    own_server: EmbeddedServer, pipeline: str
-) -> None:
+async def test_watch_resyncs_soon_when_the_server_was_killed(own_server: EmbeddedServer, pipeline: str) -> None:
     async with connect(own_server.url, name="watcher") as connection, connect(own_server.url, name="writer") as writer:
         await lay_out(writer, pipeline)
         ledger = Bucket(writer, subjects.requests_bucket(pipeline))
