@@ -63,17 +63,13 @@ def start_llm(stage: StageSpec, engine_args: Mapping[str, Any], load: LoadGauge)
     require_file(model, stage.revision, CONFIG_FILES)
     with loading(model, stage.revision), reason_named():
         config = _args(stage, {**engine_args, "model": model, "revision": stage.revision}).create_engine_config()
-        llm = AsyncLLM(
+        return AsyncLLM(
             vllm_config=config,
             executor_class=bound(Executor.get_class(config)),
             log_stats=False,
             log_requests=False,
             stat_loggers=[load.factory],
         )
-    if not llm.output_processor.tracing_enabled:  # traces need them
-        # A logger has the scheduler report, which is all we read, and the times of every token taken, which nobody reads.
-        llm.log_stats = llm.output_processor.log_stats = False
-    return llm
 
 
 def _args(stage: StageSpec, engine_args: Mapping[str, Any]) -> AsyncEngineArgs:
