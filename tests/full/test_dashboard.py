@@ -183,9 +183,7 @@ def omni_tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 def test_playground_answers_in_every_modality_on_omni_tiny(omni_tiny: Serving) -> None:
     with dashboard(omni_tiny.url) as page:
         page.open("playground")
-        prompt = page.sees("#try-prompt")
-        page.until(prompt.is_displayed, "the prompt's field")
-        prompt.send_keys("draw a red circle left of a blue square")
+        page.write("#try-prompt", "draw a red circle left of a blue square")
         for modality in ("text", "image", "audio", "video"):
             page.click(f"label:has(#try-{modality})")
             page.click("#try-run")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -53,9 +53,8 @@ class Page:
 
     def until(self, found: Callable[[], T | None], what: str, timeout: float = 10.0) -> T:
         """The first value of `found` that is one."""
-        waiting = WebDriverWait(
-            self.browser.driver, timeout, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
-        )
+        passing = (StaleElementReferenceException, ElementNotInteractableException)  # it is drawn anew just now
+        waiting = WebDriverWait(self.browser.driver, timeout, poll_frequency=0.05, ignored_exceptions=passing)
         value: T = waiting.until(lambda _driver: found(), what)
         return value
 
@@ -79,6 +78,17 @@ class Page:
             return True
 
         self.until(clicked, f"click {selector}")
+
+    def write(self, selector: str, words: str) -> None:
+        """Have a field contain these words."""
+
+        def written() -> bool:
+            field = self.sees(selector)
+            field.clear()
+            field.send_keys(words)
+            return bool(field.get_property("value") == words)
+
+        self.until(written, f"write into {selector}")
 
     def figure(self, name: str) -> str:
         """The number of a tile."""
