@@ -50,7 +50,7 @@ class StageFlows:
             name, silence = FlowName.of_input(task.ticket), self._spec.input_timeout
             reader = FlowReader(
                 self._conn, name, deadline=deadline, reader=task.stage_id, lease=self._spec.heartbeat_timeout,
-                is_there=False, silence=silence,
+                is_there=False, silence=silence, on_silence=self._asking(task.ticket),
             )  # fmt: skip
             return OpenInput(reader, self._store, request)
         reader = FlowReader(

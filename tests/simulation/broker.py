@@ -67,6 +67,8 @@ class Broker:
         for stream in (self.work, self.requests):
             stream.on_removed = lambda seq, name=stream.name: self._removed(name, seq)
         for made in layout.consumers:
+            if made.stream in (subjects.WEBHOOKS_STREAM, subjects.RESPONSES_STREAM):
+                continue  # nothing here asks them; each more would give every seed another schedule
             self._make(made.stream, made.config)
 
     def at(self, when: float, work: Callable[[], object]) -> None:
