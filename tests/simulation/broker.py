@@ -68,7 +68,9 @@ class Broker:
             stream.on_removed = lambda seq, name=stream.name: self._removed(name, seq)
         for made in layout.consumers:
             if made.stream in (subjects.WEBHOOKS_STREAM, subjects.RESPONSES_STREAM):
-                continue  # nothing here asks them; each more would give every seed another schedule
+                # Nothing here asks them, and each more gives every seed another schedule. With these, seeds 2216 and 4303
+                # with shared memory find two faults that are open: the changelog names them.
+                continue
             self._make(made.stream, made.config)
 
     def at(self, when: float, work: Callable[[], object]) -> None:
