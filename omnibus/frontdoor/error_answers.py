@@ -163,10 +163,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods_at(request: Request) -> set[str]:
-    """The methods of all routes at an address: each route knows its own alone."""
-    routes = (route for route in request.app.routes if isinstance(route, Route))
-    found = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    methods = set[str]().union(*found)
+    """The methods of an address: each route knows its own alone, and an address of its own may look like another's parameter."""
+    routes = [
+        one for one in request.app.routes if isinstance(one, Route) and one.matches(request.scope)[0] is not Match.NONE
+    ]
+    nearest = min((len(one.param_convertors) for one in routes), default=0)
+    methods = set[str]().union(*(one.methods or set() for one in routes if len(one.param_convertors) == nearest))
     return methods | {"HEAD"} if "GET" in methods else methods
 
 

@@ -49,6 +49,8 @@ async def test_a_slash_at_the_end_changes_nothing(front_door: Front, path: str) 
         ("GET", "/v1/chat/completions", "POST"),
         ("PATCH", "/v1/requests/abc", "DELETE, GET, HEAD"),
         ("HEAD", "/pause", "POST"),
+        ("PATCH", "/v1/videos/sync", "POST"),
+        ("PATCH", "/v1/videos/batch", "DELETE, GET, HEAD"),
     ],
 )
 async def test_a_wrong_method_is_a_405_that_says_which_are_right(
