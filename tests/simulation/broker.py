@@ -16,7 +16,7 @@ from omnibus.broker.layout import layout_of
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire import subjects
 from tests.simulation.graphs import HEARTBEAT
-from tests.simulation.loop import EPOCH, VirtualLoop
+from tests.simulation.loop import EPOCH, Process, VirtualLoop
 from tests.simulation.queues import Consumer
 from tests.simulation.streams import Refusal, Stored, Stream, matches
 
@@ -67,10 +67,6 @@ class Broker:
         for stream in (self.work, self.requests):
             stream.on_removed = lambda seq, name=stream.name: self._removed(name, seq)
         for made in layout.consumers:
-            if made.stream in (subjects.WEBHOOKS_STREAM, subjects.RESPONSES_STREAM):
-                # Nothing here asks them, and each more gives every seed another schedule. With these, seeds 2216 and 4303
-                # with shared memory find two faults that are open: the changelog names them.
-                continue
             self._make(made.stream, made.config)
 
     def at(self, when: float, work: Callable[[], object]) -> None:
@@ -127,6 +123,10 @@ class Broker:
                 subscription.on_message(message)
                 if subscription.is_one_of_many:
                     return
+
+    def drop(self, process: Process) -> None:
+        """Forget what a process that has ended is subscribed to."""
+        self.subscriptions = [one for one in self.subscriptions if one._connection.process is not process]
 
     def is_heard(self, subject: str) -> bool:
         return any(matches(subscription.subject, subject) for subscription in self.subscriptions)

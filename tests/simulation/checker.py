@@ -56,8 +56,6 @@ class Checker:
         self._stopped: set[tuple[str, str]] = set()
         self.followers: dict[str, int] = {}
         """Followers that wait for the end of each request."""
-        self._flows: dict[str, Chunks] = {}
-        """The last message of each flow."""
         self.inputs = OpenInputs(self.fail)
         self.loses_words = False
         """Whether core messages may be lost."""
@@ -79,7 +77,7 @@ class Checker:
         elif stream is self._broker.work and ".task." in stored.subject:
             self._queued(codec.decode(stored.data, Task))
         elif stream is self._broker.chunks and len(stored.subject.split(".")) == CHUNK_TOKENS:
-            self._appended(stored.subject, codec.decode(stored.data, Chunks))
+            self._appended(stream, stored)
 
     def ran(self, stage: StageSpec, job: Job, replica: str) -> None:
         """A replica begins with a job."""
@@ -215,16 +213,19 @@ class Checker:
         given = ",".join(self._expected(self._spec.stage(name).stage_id, prompt) for name in sources)
         return f"{stage}({given or prompt})"
 
-    def _appended(self, subject: str, chunks: Chunks) -> None:
-        """A flow has chunks that follow each other, of fences that only rise."""
-        before = self._flows.get(subject)
-        self._flows[subject] = chunks
+    def _appended(self, stream: Stream, stored: Stored) -> None:
+        """A flow has chunks that follow each other, of fences that only rise.
+
+        What is before them is what the broker has: a flow that was purged may be there again in part when it was killed.
+        """
+        chunks, found = codec.decode(stored.data, Chunks), stream.before(stored)
+        before = codec.decode(found.data, Chunks) if found is not None else None
         if chunks.restart or (before is not None and chunks.first == 0 and not chunks.offset):
-            before = None  # it begins again, or was purged
+            before = None  # it begins again
         if chunks.first != (before.next if before is not None else 0):
-            self.fail(f"{subject} has chunk {chunks.first} behind {before}")
+            self.fail(f"{stored.subject} has chunk {chunks.first} behind {before}")
         if before is not None and (chunks.fence < before.fence or before.end is not None):
-            self.fail(f"{subject}: {chunks.fence} appends behind {before.fence}")
+            self.fail(f"{stored.subject}: {chunks.fence} appends behind {before.fence}")
 
     def _queued(self, task: Task) -> None:
         wanted = set(task.ticket.route[task.stage_id].sources)

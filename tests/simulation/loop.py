@@ -26,6 +26,8 @@ class Process:
         self.context = copy_context()
         self.context.run(_PROCESS.set, self)
         self.dead = False
+        self.left = False
+        """Whether it has ended in order."""
         self.died_at = 0.0
         self.suspended_until = 0.0
         self._tasks: list[asyncio.Task[Any]] = []
@@ -45,10 +47,15 @@ class Process:
             task.cancel()
         self._tasks.clear()
 
+    def leave(self) -> None:
+        """It has ended in order, and what a thread of it still does ends with it."""
+        self.left = True
+        self.kill()
+
     @property
     def finished(self) -> bool:
-        """Whether it lives, and has nothing more to do."""
-        return not self.dead and all(task.done() for task in self._tasks)
+        """Whether it has nothing more to do, and was not killed."""
+        return self.left or (not self.dead and all(task.done() for task in self._tasks))
 
     def suspend(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after a while: not one instruction runs in between, while clocks and the broker go on."""

@@ -93,6 +93,13 @@ class Stream:
     def last(self, pattern: str) -> Stored | None:
         return next((stored for stored in reversed(self.messages.values()) if matches(pattern, stored.subject)), None)
 
+    def before(self, stored: Stored) -> Stored | None:
+        """The message before one on the same subject."""
+        found = (
+            one for one in reversed(self.messages.values()) if one.seq < stored.seq and one.subject == stored.subject
+        )
+        return next(found, None)
+
     def after(self, seq: int, pattern: str) -> Iterator[Stored]:
         """Messages from a sequence on."""
         return (found for found in self.messages.values() if found.seq >= seq and matches(pattern, found.subject))

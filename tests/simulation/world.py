@@ -157,7 +157,7 @@ class World:
         self.trace(process.name, f"dies {why}")
         self._held_at_death[process.name] = self.held_by(process.name)
         process.kill()
-        self.broker.subscriptions = [one for one in self.broker.subscriptions if one._connection.process is not process]
+        self.broker.drop(process)
         again = self._serving.pop(process, None)
         if again is not None:
             self.broker.at(self.loop.time() + self.rng.choice((0.05, 0.5, 4.0)), again)
@@ -173,6 +173,8 @@ class World:
     def leave(self, process: Process) -> None:
         """It ended in order, and is started again."""
         self.trace(process.name, "has left")
+        process.leave()
+        self.broker.drop(process)
         again = self._serving.pop(process, None)
         if again is not None:
             self.broker.at(self.loop.time() + 0.05, again)
@@ -285,7 +287,7 @@ class World:
         stopped = {process.name.partition("-")[0] for process in self.connections if not process.finished}
         if self.unserved is not None:
             stopped |= {subject.rpartition(".")[2] for subject in self.checker.queued() if ".task." in subject}
-        dead = (process.name for process in self.connections if process.dead)
+        dead = (process.name for process in self.connections if process.dead and not process.left)
         return stopped.union(*(self.checker.ran_by[name] for name in dead))
 
     def _heal(self) -> None:
