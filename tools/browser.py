@@ -77,14 +77,14 @@ class Browser:
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser of its own, with an empty profile; raises ConfigError where Debian's chromium-driver is missing."""
+def chromium(*flags: str) -> Iterator[Browser]:
+    """A browser of its own, with an empty profile and further flags; ConfigError where Debian's chromium-driver is missing."""
     driver = shutil.which("chromedriver")
     if driver is None:
         raise ConfigError("there is no chromedriver: apt-get install chromium chromium-driver")
     with tempfile.TemporaryDirectory(prefix="omnibus-browser-", ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()
-        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+        for flag in (*_FLAGS, *flags, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         browser = Browser(Chrome(options=options, service=Service(executable_path=driver)))

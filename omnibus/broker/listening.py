@@ -14,7 +14,7 @@ LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what the 
 
 def check_exposure(host: str, *, security: Path | None, insecure: bool) -> None:
     """Raises ConfigError for a server that others could reach, and whose password everybody on the way could read."""
-    if security is not None or insecure or _is_loopback(host):
+    if security is not None or insecure or is_loopback(host):
         return
     raise ConfigError(
         f"--nats-host {host} lets other machines in without TLS. Make keys and certificates, `omnibus nats credentials all "
@@ -24,7 +24,8 @@ def check_exposure(host: str, *, security: Path | None, insecure: bool) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

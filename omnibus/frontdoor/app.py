@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
+from omnibus.broker.listening import is_loopback
 from omnibus.client.cluster_feed import ClusterFeed
 from omnibus.client.producer import Producer
 from omnibus.files.stored_bodies import StoredBodies
@@ -59,6 +60,7 @@ from omnibus.frontdoor.middleware import OVERHEAD, OWN_ID, REQUEST_ID, Observed
 from omnibus.frontdoor.openapi_document import complete_document
 from omnibus.frontdoor.outbound.addresses import AddressRule
 from omnibus.frontdoor.outbound.web_files import WebFiles
+from omnibus.frontdoor.page_origins import PageOrigins
 from omnibus.frontdoor.served import Pipelines, ServedModels
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.tracing import Tracing
@@ -121,6 +123,10 @@ def _guarded(app: FastAPI, options: Options) -> ASGIApp:
     routed = ExceptionMiddleware(AsyncExitStackMiddleware(app.router), handlers=app.exception_handlers)
     keys = KeyTable(options.api_keys, options.api_keys_file)
     guarded: ASGIApp = ApiKeys(ShortWay(routed, app.routes), keys, options.closed, AccessTable(app.routes))
+    is_local = is_loopback(options.host)
+    guarded = PageOrigins(
+        guarded, options.allowed_origins, options.public_url, checks_host=lambda: is_local and not keys.asks()
+    )
     if options.allowed_origins:
         guarded = CORSMiddleware(
             guarded, allow_origins=options.allowed_origins, allow_methods=options.allowed_methods,

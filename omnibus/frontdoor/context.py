@@ -77,6 +77,8 @@ class Options:
     """Silence in a stream after which a comment is sent, so that proxies keep it open."""
     first_event_wait: float = 10.0
     """How long a stream's status waits for the first event: a refusal within it still has its own 4xx."""
+    host: str = ""
+    """The address that the server listens on; on loopback it answers to its own names alone while there are no keys."""
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may call from a browser; empty: none."""
     allowed_methods: tuple[str, ...] = ("*",)
@@ -101,6 +103,7 @@ class Options:
             "allowed_media_domains",
             "allowed_networks",
             "media_timeout",
+            "host",
             "allowed_origins",
             "allowed_methods",
             "allowed_headers",

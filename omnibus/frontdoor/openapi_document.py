@@ -27,6 +27,25 @@ def files_of(*media_types: str) -> dict[int | str, dict[str, Any]]:
     return {**answers_with(*media_types), **answers_with(*media_types, status=206)}
 
 
+def events_of(**models: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers with a stream alone: by the name of an event the schema of its data.
+
+    OpenAPI 3.1 has no word for the parts of a stream: the schema is that of one event, with its name and its data.
+    """
+    shapes = [
+        {
+            "type": "object",
+            "properties": {"event": {"const": name}, "data": {"$ref": f"#/components/schemas/{model}"}},
+            "required": ["event", "data"],
+        }
+        for name, model in models.items()
+    ]
+    described = (
+        "Server-sent events without an end; the schema is that of one of them: its name, and its data, which is JSON."
+    )
+    return {200: {"content": {EVENTS: {"schema": {"oneOf": shapes}}}, "description": described}}
+
+
 def complete_document(app: FastAPI) -> None:
     """Let the application's document have forms and the parameters of paths."""
     made = app.openapi

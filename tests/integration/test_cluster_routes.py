@@ -10,11 +10,14 @@ from typing import Any, cast
 import httpx
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
 from omnibus.broker.connection import Connection
 from omnibus.client.cluster_feed import EVERY, ClusterFeed, PipelineLook
+from omnibus.errors import BrokerUnavailable
 from omnibus.frontdoor.api_keys import read_setting
 from omnibus.frontdoor.context import Options
+from omnibus.frontdoor.error_answers import ErrorAnswer, error_detail
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 from tests.support.dying import HELLO, bury, healthy
@@ -69,6 +72,25 @@ async def test_cluster_is_seen_live_with_rates_and_times(connection: Connection,
         {"source": 0, "target": target, "stream": False, "forwarding": "orchestrator"} for target in (1, 2)
     ]
     assert stage_of(look, 2)["ran_seconds"] is None, "no sound was asked for"
+
+
+async def test_events_are_as_the_document_says(connection: Connection, pipeline: str) -> None:
+    """Those of a broker that answers, of a user's key, and of a broker that is away."""
+    async with front(connection, omni_sim(pipeline), KEYS) as front_door:
+        document = (await front_door.http.get("/openapi.json")).json()
+        described = document["paths"]["/v1/cluster/events"]["get"]["responses"]["200"]["content"]
+        assert list(described) == ["text/event-stream"]
+        schema = {**described["text/event-stream"]["schema"], "components": document["components"]}
+        validator = Draft202012Validator(schema)
+        for key in (ADMIN, OURS):
+            front_door.http.headers.update(by(key))
+            event, data = await anext(looks(front_door))
+            assert data["pipelines"][0]["stages"][0]["replicas"][0]["status"] == "up"
+            validator.validate({"event": event, "data": data})
+        failed = ErrorAnswer(error=error_detail(BrokerUnavailable("it is away")))
+        validator.validate({"event": "error", "data": failed})
+        for wrong in ({"event": "error", "data": data}, {"event": "cluster", "data": {}}, {"event": "x", "data": data}):
+            assert not validator.is_valid(wrong)
 
 
 async def test_feed_ends_for_those_who_follow_when_it_is_closed(connection: Connection, pipeline: str) -> None:

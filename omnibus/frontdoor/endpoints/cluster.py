@@ -19,7 +19,8 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.api_keys import Role
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.error_answers import error_detail
+from omnibus.frontdoor.error_answers import ErrorAnswer, error_detail
+from omnibus.frontdoor.openapi_document import events_of
 from omnibus.frontdoor.streaming import STREAM_HEADERS, frame
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
@@ -105,12 +106,14 @@ async def get_cluster(http: HttpRequest, context: Context) -> Response:
     return await json_response(lambda: answer)
 
 
-@router.get("/v1/cluster/events", include_in_schema=False, openapi_extra=RouteAccess.USER.stated)
+@router.get(
+    "/v1/cluster/events",
+    response_class=StreamingResponse,
+    responses=events_of(cluster=ClusterAnswer.__name__, error=ErrorAnswer.__name__),
+    openapi_extra=RouteAccess.USER.stated,
+)
 async def follow_cluster(http: HttpRequest, context: Context) -> Response:
-    """The same as server-sent events, twice a second: `cluster`, or `error` while the broker does not answer.
-
-    It is not in OpenAPI's document, which has no word for an answer without an end.
-    """
+    """The same as server-sent events, twice a second: `cluster`, or `error` while the broker does not answer."""
     return StreamingResponse(_events(http, context), media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
@@ -118,7 +121,7 @@ async def _events(http: HttpRequest, context: FrontDoorContext) -> AsyncIterator
     async with aclosing(context.feed.follow()) as looks:
         async for look in looks:
             if isinstance(look, BrokerError):
-                yield frame({"error": error_detail(look)}, event="error")
+                yield frame(ErrorAnswer(error=error_detail(look)), event="error")
             else:
                 yield frame(await _answer(look, http, context), event="cluster")
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, OutputArrived, TextPiece
-from omnibus.errors import Forbidden, InvalidRequest, OmnibusError, UnsupportedModality
+from omnibus.errors import InvalidRequest, OmnibusError, UnsupportedModality
 from omnibus.frontdoor.access import KEY_SUBPROTOCOL, RouteAccess
 from omnibus.frontdoor.answers import finish_reason, stages_usage
 from omnibus.frontdoor.bodies import DEFAULT_TENANT, to_json
@@ -47,7 +46,6 @@ async def converse(socket: WebSocket) -> None:
     """Hold a conversation with the model of the query, until its client closes."""
     context: FrontDoorContext = socket.app.state.context
     try:
-        _check_origin(socket, context.options.allowed_origins)
         served = await context.models.find(socket.query_params.get("model"))
         if not {"text", "audio"} & set(served.spec.modalities):
             raise UnsupportedModality(f"the model {served.model!r} makes neither text nor sound", param="model")
@@ -67,14 +65,6 @@ async def refuse_other_ways(what: str) -> None:
         f"{_PATH}/{what} is not served: open the WebSocket {_PATH}?model=NAME with the API key itself, in Authorization or as "
         f"the subprotocol {KEY_SUBPROTOCOL}KEY, and say what you want of the session in session.update"
     )
-
-
-def _check_origin(socket: WebSocket, allowed: Iterable[str]) -> None:
-    """Raises Forbidden for a page of another site: browsers let every page open a WebSocket to every server."""
-    origin = sent_header(socket.scope, "origin")
-    known = {"*", origin} & set(allowed)
-    if origin is not None and not known and urlsplit(origin).netloc != sent_header(socket.scope, "host"):
-        raise Forbidden(f"pages of {origin} may not call this server: see OMNIBUS_ALLOWED_ORIGINS")
 
 
 def _count(context: FrontDoorContext, status: int) -> None:
