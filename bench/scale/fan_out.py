@@ -17,7 +17,7 @@ from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaView
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Claim
 
 _LISTENERS, _MESSAGES = 20, 1500
@@ -36,7 +36,7 @@ async def measure(folder: Path) -> dict[str, float]:
         both = Processes((), (server.pid, os.getpid()))
         sender = await stack.enter_async_context(connect(server.url, name="sender"))
         await ensure_layout(sender, layout_of(_PIPELINE))
-        bucket = Bucket(sender, subjects.replicas_bucket("scale"))
+        bucket = Bucket(sender, stores.replicas_bucket("scale"))
 
         async def announce(number: int) -> None:
             claim = Claim(stage_id=0, replica="r0", instance="one", number=number, held=(("a" * 32, "b" * 60),))

@@ -16,7 +16,7 @@ from omnibus.broker.connection import Connection
 from omnibus.errors import RevisionConflict
 from omnibus.files.keyed_ids import KeyedIds
 from omnibus.files.tenant_records import Page, TenantRecords, new_id
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -26,7 +26,7 @@ class BatchStore:
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self.clock = connection, connection.clock
-        bucket = Bucket(connection, subjects.BATCHES_BUCKET)
+        bucket = Bucket(connection, stores.BATCHES_BUCKET)
         self._records = TenantRecords(bucket, PREFIX, BatchRecord, unknown_batch)
         self._ids = KeyedIds(bucket)
         self.decode = self._records.decode

@@ -14,7 +14,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import DEAD_TTL, ENDED_TTL
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 
 Config = Mapping[str, Any]
 
@@ -98,15 +98,15 @@ def layout_of(spec: PipelineSpec, *, replicas: int = 1) -> Layout:
     copies = {"storage": "file", "num_replicas": replicas}
     streams = (Stream(name, {"name": name, **copies, **config}) for name, config in configs.items())
     lanes = ((stage.stage_id, lane) for stage in spec.stages for lane in spec.stage_lanes)
-    work, requests = subjects.work_stream(pipeline), subjects.requests_stream(pipeline)
+    work, requests = stores.work_stream(pipeline), stores.requests_stream(pipeline)
     consumers = (
-        _consumer(requests, subjects.REQUESTS_CONSUMER, subjects.requests_filter(pipeline), lease),
-        _consumer(work, subjects.EVENTS_CONSUMER, subjects.events_filter(pipeline), lease),
+        _consumer(requests, stores.REQUESTS_CONSUMER, subjects.requests_filter(pipeline), lease),
+        _consumer(work, stores.EVENTS_CONSUMER, subjects.events_filter(pipeline), lease),
         *(lane_consumer(pipeline, stage, lane, heartbeat_timeout=lease) for stage, lane in lanes),
-        _consumer(subjects.BATCHES_STREAM, subjects.BATCHES_CONSUMER, subjects.BATCHES_FILTER, BATCH_LEASE),
-        _consumer(subjects.VIDEOS_STREAM, subjects.VIDEOS_CONSUMER, subjects.VIDEOS_FILTER, VIDEO_LEASE),
-        _consumer(subjects.WEBHOOKS_STREAM, subjects.WEBHOOKS_CONSUMER, subjects.WEBHOOKS_FILTER, WEBHOOK_LEASE),
-        _consumer(subjects.RESPONSES_STREAM, subjects.RESPONSES_CONSUMER, subjects.RESPONSES_FILTER, RESPONSE_LEASE),
+        _consumer(stores.BATCHES_STREAM, stores.BATCHES_CONSUMER, subjects.BATCHES_FILTER, BATCH_LEASE),
+        _consumer(stores.VIDEOS_STREAM, stores.VIDEOS_CONSUMER, subjects.VIDEOS_FILTER, VIDEO_LEASE),
+        _consumer(stores.WEBHOOKS_STREAM, stores.WEBHOOKS_CONSUMER, subjects.WEBHOOKS_FILTER, WEBHOOK_LEASE),
+        _consumer(stores.RESPONSES_STREAM, stores.RESPONSES_CONSUMER, subjects.RESPONSES_FILTER, RESPONSE_LEASE),
     )
     return Layout(tuple(streams), consumers)
 
@@ -119,8 +119,8 @@ def own_streams(spec: PipelineSpec) -> tuple[str, ...]:
 def lane_consumer(pipeline: str, stage_id: int, lane: str, *, heartbeat_timeout: float = 10.0) -> Consumer:
     """The consumer of one lane that the replicas of a stage share. Pure."""
     return _consumer(
-        subjects.work_stream(pipeline),
-        subjects.stage_consumer(stage_id, lane),
+        stores.work_stream(pipeline),
+        stores.stage_consumer(stage_id, lane),
         subjects.tasks_filter(pipeline, stage_id, lane),
         heartbeat_timeout,
     )
@@ -181,14 +181,14 @@ def _queues(spec: PipelineSpec) -> dict[str, Config]:
     # acknowledge, and nothing would ever drain it.
     queue = {"retention": "workqueue", "duplicate_window": _DEDUPE_SECONDS * _SECOND}
     return {
-        subjects.requests_stream(spec.name): {
+        stores.requests_stream(spec.name): {
             **queue,
             "subjects": [subjects.requests_filter(spec.name)],
             "max_msgs": spec.max_open_requests,
             "max_bytes": spec.max_stored_bytes or -1,
             "discard": "new",  # the only stream that refuses
         },
-        subjects.work_stream(spec.name): {
+        stores.work_stream(spec.name): {
             **queue,
             "subjects": list(subjects.work_subjects(spec.name)),
             "max_msgs": -1,
@@ -206,7 +206,7 @@ def _chunks(spec: PipelineSpec) -> dict[str, Config]:
     if not spec.has_flows:
         return {}
     return {
-        subjects.chunks_stream(spec.name): {
+        stores.chunks_stream(spec.name): {
             "subjects": [subjects.chunk_subjects(spec.name)],
             "max_age": _nanoseconds(spec.deadline + _PAYLOAD_MARGIN),
             "max_bytes": spec.max_stored_bytes or -1,
@@ -230,31 +230,31 @@ def _own_streams(spec: PipelineSpec) -> dict[str, Config]:
     return {
         **_queues(spec),
         **_chunks(spec),
-        **_bucket(subjects.replicas_bucket(spec.name), **expiring),
-        **_bucket(subjects.requests_bucket(spec.name)),
-        **_object_store(subjects.payloads_bucket(spec.name), max_age=answers, max_bytes=most),
-        **_object_store(subjects.dead_payloads_bucket(spec.name), max_age=dead, max_bytes=most),
+        **_bucket(stores.replicas_bucket(spec.name), **expiring),
+        **_bucket(stores.requests_bucket(spec.name)),
+        **_object_store(stores.payloads_bucket(spec.name), max_age=answers, max_bytes=most),
+        **_object_store(stores.dead_payloads_bucket(spec.name), max_age=dead, max_bytes=most),
     }
 
 
 def _shared_streams() -> dict[str, Config]:
     """The streams that all pipelines and tenants share: deployed pipelines, files, batches, videos, responses."""
     queues = {
-        subjects.BATCHES_STREAM: subjects.BATCHES_FILTER,
-        subjects.VIDEOS_STREAM: subjects.VIDEOS_FILTER,
-        subjects.RESPONSES_STREAM: subjects.RESPONSES_FILTER,
+        stores.BATCHES_STREAM: subjects.BATCHES_FILTER,
+        stores.VIDEOS_STREAM: subjects.VIDEOS_FILTER,
+        stores.RESPONSES_STREAM: subjects.RESPONSES_FILTER,
     }
     queue = {"retention": "workqueue", "duplicate_window": _nanoseconds(_DEDUPE_SECONDS)}
     return {
-        **_bucket(subjects.PIPELINES_BUCKET),
-        **_bucket(subjects.FILES_BUCKET),
-        **_bucket(subjects.BATCHES_BUCKET),
-        **_bucket(subjects.VIDEOS_BUCKET),
-        **_bucket(subjects.WEBHOOKS_BUCKET),
-        **_bucket(subjects.RESPONSES_BUCKET),
-        **_object_store(subjects.FILES_BUCKET, max_age=0, allow_msg_ttl=True),
+        **_bucket(stores.PIPELINES_BUCKET),
+        **_bucket(stores.FILES_BUCKET),
+        **_bucket(stores.BATCHES_BUCKET),
+        **_bucket(stores.VIDEOS_BUCKET),
+        **_bucket(stores.WEBHOOKS_BUCKET),
+        **_bucket(stores.RESPONSES_BUCKET),
+        **_object_store(stores.FILES_BUCKET, max_age=0, allow_msg_ttl=True),
         **{name: {**queue, "subjects": [filter_subject]} for name, filter_subject in queues.items()},
-        subjects.WEBHOOKS_STREAM: {**queue, "subjects": [subjects.WEBHOOKS_FILTER]},
+        stores.WEBHOOKS_STREAM: {**queue, "subjects": [subjects.WEBHOOKS_FILTER]},
     }
 
 

@@ -18,7 +18,7 @@ from omnibus.broker.nats_access import SYSTEM_ROLE
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.route import STREAMED_MEDIA, Forwarding
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 
 MOST_DIRECTED = 32
 """Replicas of a directed stage that a worker's permissions name: consumers have no wildcards within a name."""
@@ -242,20 +242,20 @@ def _filled(line: str, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _names(spec: PipelineSpec) -> dict[str, list[str]]:
-    work, requests = subjects.work_stream(spec.name), subjects.requests_stream(spec.name)
-    replicas, ledger = subjects.replicas_bucket(spec.name), subjects.requests_bucket(spec.name)
-    chunks = [subjects.chunks_stream(spec.name)] if spec.has_flows else []
-    jobs = [subjects.BATCHES_BUCKET, subjects.VIDEOS_BUCKET, subjects.RESPONSES_BUCKET]
-    stores = [subjects.payloads_bucket(spec.name), subjects.dead_payloads_bucket(spec.name)]
+    work, requests = stores.work_stream(spec.name), stores.requests_stream(spec.name)
+    replicas, ledger = stores.replicas_bucket(spec.name), stores.requests_bucket(spec.name)
+    chunks = [stores.chunks_stream(spec.name)] if spec.has_flows else []
+    jobs = [stores.BATCHES_BUCKET, stores.VIDEOS_BUCKET, stores.RESPONSES_BUCKET]
+    bulk = [stores.payloads_bucket(spec.name), stores.dead_payloads_bucket(spec.name)]
     return {
-        "P": [spec.name], "pipelines": [subjects.PIPELINES_BUCKET], "files": [subjects.FILES_BUCKET],
-        "jobs": jobs, "kept": [subjects.FILES_BUCKET, *jobs],
-        "jobqueue": [subjects.BATCHES_STREAM, subjects.VIDEOS_STREAM, subjects.RESPONSES_STREAM],
-        "webhooks": [subjects.WEBHOOKS_BUCKET], "webhookqueue": [subjects.WEBHOOKS_STREAM],
-        "webhookstream": [f"KV_{subjects.WEBHOOKS_BUCKET}", subjects.WEBHOOKS_STREAM],
+        "P": [spec.name], "pipelines": [stores.PIPELINES_BUCKET], "files": [stores.FILES_BUCKET],
+        "jobs": jobs, "kept": [stores.FILES_BUCKET, *jobs],
+        "jobqueue": [stores.BATCHES_STREAM, stores.VIDEOS_STREAM, stores.RESPONSES_STREAM],
+        "webhooks": [stores.WEBHOOKS_BUCKET], "webhookqueue": [stores.WEBHOOKS_STREAM],
+        "webhookstream": [f"KV_{stores.WEBHOOKS_BUCKET}", stores.WEBHOOKS_STREAM],
         "replicas": [replicas], "ledger": [ledger],
-        "work": [work], "requests": [requests], "queue": [work, requests], "store": stores[:1], "stores": stores,
-        "stream": [work, requests, *chunks, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in stores)],
+        "work": [work], "requests": [requests], "queue": [work, requests], "store": bulk[:1], "stores": bulk,
+        "stream": [work, requests, *chunks, f"KV_{replicas}", f"KV_{ledger}", *(f"OBJ_{store}" for store in bulk)],
         "entry": [str(stage.stage_id) for stage in spec.stages if not stage.input_sources],
         "chunks": chunks, "input": [] if spec.input_timeout is None else [subjects.INPUT],
         "listened": [], "flowing": [], "streamed": [], "flows": [],
@@ -272,7 +272,7 @@ def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
     streamed = [str(edge.source) for edge in spec.edges if edge.target == stage and edge.is_stream]
     flowing = [str(stage)] if _flows(spec, stage) else []
     listened = [subjects.INPUT] if spec.input_timeout is not None and not spec.stage(stage).input_sources else []
-    ledger = [subjects.requests_bucket(spec.name)]
+    ledger = [stores.requests_bucket(spec.name)]
     own = [f"r{number}" for number in range(MOST_DIRECTED)] if _directed(spec, stage) else []
     return {
         "stage": [str(stage)],
@@ -280,7 +280,7 @@ def _names_of_stage(spec: PipelineSpec, stage: int) -> dict[str, list[str]]:
         "flowing": flowing,
         "streamed": streamed,
         "listened": listened,
-        "flows": [subjects.chunks_stream(spec.name)] if flowing or streamed or listened else [],
+        "flows": [stores.chunks_stream(spec.name)] if flowing or streamed or listened else [],
         "ended": ledger if _ends(spec, stage) else [],
         "read": ledger if spec.stage(stage).input_sources else [],
         "target": [str(target) for target in (stage, *direct)],  # its own: what it returns

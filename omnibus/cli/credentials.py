@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnibus.cli import options
+from omnibus.wire.names import check_name
 
 if TYPE_CHECKING:
     from omnibus.pipeline.spec import PipelineSpec
@@ -71,7 +72,6 @@ def _one(
     role: str, specs: Sequence[PipelineSpec], stages: tuple[str, ...], token: str | None, name: str | None
 ) -> _User:
     from omnibus.broker.roles import NatsRole  # noqa: PLC0415
-    from omnibus.wire.subjects import check_name  # noqa: PLC0415
 
     per_stage = role in ("worker", "supervisor")
     if per_stage != bool(stages):

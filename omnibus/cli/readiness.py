@@ -11,7 +11,7 @@ from omnibus.frontdoor.headers import PROCESS_HEADER
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaView
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 ORCHESTRATOR, FRONT_DOOR = "orchestrator", "front door"
 _PAUSE = 0.05
@@ -61,7 +61,7 @@ class Readiness:
 
     async def _orchestrator(self) -> None:
         """An orchestrator that listens has parked a pull at the consumer of events."""
-        question = f"CONSUMER.INFO.{subjects.work_stream(self._spec.name)}.{subjects.EVENTS_CONSUMER}"
+        question = f"CONSUMER.INFO.{stores.work_stream(self._spec.name)}.{stores.EVENTS_CONSUMER}"
         while not (await self._connection.api(question)).get("num_waiting"):  # noqa: ASYNC110 see below
             await asyncio.sleep(_PAUSE)  # orchestrators are in no registry
         self._say(ORCHESTRATOR, "")

@@ -8,7 +8,7 @@ from typing import Any
 
 from omnibus.client.cluster_view import PipelineStatus
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def lanes_of(status: PipelineStatus) -> list[LaneActivity]:
     order = {lane: number for number, lane in enumerate(status.spec.stage_lanes)}
     found = []
     for consumer, depth in status.depths.items():
-        stage_id, lane = subjects.parse_stage_consumer(consumer) or (None, consumer)
+        stage_id, lane = stores.parse_stage_consumer(consumer) or (None, consumer)
         found.append(
             LaneActivity(
                 consumer=consumer, stage_id=stage_id, stage=None if stage_id is None else names.get(stage_id), lane=lane,

@@ -23,6 +23,7 @@ from omnibus.wire import codec, subjects
 from omnibus.wire.control import SENT_TEXT_PAGE, AskSentText
 from omnibus.wire.envelope import FinalOutput, TokenUsage
 from omnibus.wire.failure import Failure
+from omnibus.wire.names import is_name
 from omnibus.wire.out import EndNotice, Tokens
 from omnibus.wire.payload import JSON, RECORD_INLINE_LIMIT, TEXT, Payload
 
@@ -57,7 +58,7 @@ async def _cancel_raw(channel: Channel, rid: str, tenant: str | None) -> bool:
     performer, clock = channel.performer, channel.connection.clock
     if (raw := await find_raw(channel.connection, channel.pipeline, rid)) is None:
         return False
-    front = raw.front if raw.front is not None and subjects.is_name(raw.front) else None
+    front = raw.front if raw.front is not None and is_name(raw.front) else None
     record = unadmitted_record(
         channel.pipeline, rid, RequestState.CANCELLED, Failure.of(RequestCancelled()),
         data=raw.data, nonce=secrets.token_hex(8), now=clock.now(), front=front,

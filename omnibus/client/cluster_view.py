@@ -22,7 +22,7 @@ from omnibus.registry.deployed_pipelines import read_pipeline
 from omnibus.registry.pause_state import PauseState, PauseStates
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaView
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 _SYSTEM_DEADLINE = 2.0
 _SHOWN = (
@@ -71,7 +71,7 @@ class ClusterView(AsyncExitStack):
     async def _deployed(self) -> Mapping[str, BucketEntry]:
         if self._pipelines is not None:
             return self._pipelines.snapshot
-        bucket = subjects.PIPELINES_BUCKET
+        bucket = stores.PIPELINES_BUCKET
         async with self._opening:
             if self._pipelines is None:
                 if await self._connection.find(f"STREAM.INFO.KV_{bucket}") is None:
@@ -138,7 +138,7 @@ class PipelineStatus:
         return QueueDepth(sum(depth.waiting for depth in found), sum(depth.running for depth in found))
 
     def as_json(self) -> dict[str, Any]:
-        events = self.depths.get(subjects.EVENTS_CONSUMER, QueueDepth())
+        events = self.depths.get(stores.EVENTS_CONSUMER, QueueDepth())
         return {
             "pipeline": self.spec.name,
             "events": events.waiting + events.running,

@@ -31,8 +31,8 @@ from omnibus.requests.admission import digest, lane_of, new_record, timeout_of
 from omnibus.requests.record import BEYOND_DEADLINE, Record
 from omnibus.requests.request_checks import validate
 from omnibus.requests.request_files import check_files, has_files
-from omnibus.wire import subjects
 from omnibus.wire.envelope import Ticket
+from omnibus.wire.names import check_name
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, Segment, decode_request, encode_request
 
 GIVE_UP_TIMEOUT = 1.0
@@ -138,7 +138,7 @@ class Producer:
         self, spec: PipelineSpec, request: Request, rid: str | None, arrival: float | None, *, is_single: bool
     ) -> Submission:
         is_single = is_single or rid is None
-        rid = subjects.check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
+        rid = check_name(rid, "rid") if rid is not None else uuid.uuid4().hex
         channel = await self.channel(spec.name)
         await channel.direct(spec)
         clock = self.connection.clock

@@ -14,7 +14,7 @@ from omnibus.errors import InvalidRequest
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +79,9 @@ async def list_requests(
 
     Records that no present code can read are left out. A chunk of records is in memory at a time, beside those returned.
     """
-    bucket = Bucket(connection, subjects.requests_bucket(spec.name))
-    rids = [key for key in await bucket.keys() if not key.startswith(subjects.DEAD_LETTERS)]
-    tasks = await connection.stored_subjects(subjects.work_stream(spec.name), subjects.all_tasks_filter(spec.name))
+    bucket = Bucket(connection, stores.requests_bucket(spec.name))
+    rids = [key for key in await bucket.keys() if not key.startswith(stores.DEAD_LETTERS)]
+    tasks = await connection.stored_subjects(stores.work_stream(spec.name), subjects.all_tasks_filter(spec.name))
     at: dict[str, list[int]] = {}
     for subject in tasks:
         parts = subjects.parse_task(subject)

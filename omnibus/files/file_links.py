@@ -13,7 +13,7 @@ import msgspec
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
 from omnibus.files.file_record import unknown_file
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 
 class FileLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class FileLinks:
     """Makes and finds links over one connection. Every method raises BrokerUnavailable."""
 
     def __init__(self, connection: Connection) -> None:
-        self._bucket = Bucket(connection, subjects.FILES_BUCKET)
+        self._bucket = Bucket(connection, stores.FILES_BUCKET)
 
     async def add(self, link: FileLink, lifetime: float) -> str:
         """The token of a new link, which lives for `lifetime` seconds."""

@@ -18,7 +18,7 @@ from omnibus.errors import BrokerError, PayloadLost, RevisionConflict
 from omnibus.files.file_record import PREFIX, FileRecord, QuotaExceeded, unknown_file
 from omnibus.files.stored_bodies import StoredBodies
 from omnibus.files.tenant_records import Page, TenantRecords, new_id
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 
 class FileStore:
@@ -27,9 +27,9 @@ class FileStore:
     def __init__(self, connection: Connection, *, quota: int, storage: StoredBodies | None = None) -> None:
         """`quota`: bytes that the files of a tenant may take together; `storage`: where the bytes of new ones go, by default
         the broker."""
-        bucket = Bucket(connection, subjects.FILES_BUCKET)
+        bucket = Bucket(connection, stores.FILES_BUCKET)
         self._records = TenantRecords(bucket, PREFIX, FileRecord, unknown_file)
-        self._bytes = StreamedObjects(connection, subjects.FILES_BUCKET)
+        self._bytes = StreamedObjects(connection, stores.FILES_BUCKET)
         self._clock, self._quota, self._storage = connection.clock, quota, storage
 
     async def add(

@@ -14,7 +14,7 @@ from omnibus.files.stored_bodies import StoredBodies
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.task_root import task_root
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 EVERY = 3600.0
 """Seconds between two looks at the storage, by all front doors together."""
@@ -47,7 +47,7 @@ class FileUpkeep:
 
     async def look(self, bodies: StoredBodies) -> None:
         """Remove what has expired, unless another front door has done so within the hour."""
-        bucket = Bucket(self._connection, subjects.FILES_BUCKET)
+        bucket = Bucket(self._connection, stores.FILES_BUCKET)
         try:
             await bucket.create(_TURN, secrets.token_bytes(8), ttl=EVERY)
             removed = await bodies.remove_expired(self._connection.clock.now())

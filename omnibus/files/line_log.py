@@ -18,7 +18,8 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.objects import CHUNK
 from omnibus.broker.streamed_objects import StreamedObjects
 from omnibus.errors import BrokerUnavailable
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
+from omnibus.wire.names import check_name
 
 LOOK_EVERY = 2.0
 """Seconds after which a follower that no bell reaches reads all the same."""
@@ -32,8 +33,8 @@ class _StoredLines:
     """Reads the lines of a log, from its beginning on."""
 
     def __init__(self, connection: Connection, name: str) -> None:
-        self.connection, self.name = connection, subjects.check_name(name, "log")
-        self.store = StreamedObjects(connection, subjects.FILES_BUCKET)
+        self.connection, self.name = connection, check_name(name, "log")
+        self.store = StreamedObjects(connection, stores.FILES_BUCKET)
         self.last = 0
         """The sequence of the last message that was read, or appended."""
         self.rest = bytearray()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.envelope import Ticket
 
 
@@ -32,7 +32,7 @@ class FlowName:
 
     @property
     def stream(self) -> str:
-        return subjects.chunks_stream(self.pipeline)
+        return stores.chunks_stream(self.pipeline)
 
     @property
     def subject(self) -> str:

@@ -16,7 +16,7 @@ from omnibus.ledger.records import Ledger
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.requests.record import DEAD_TTL, DeadLetter, Record
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 
 log = get_logger(__name__)
 
@@ -27,13 +27,13 @@ class DeadLetters:
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._clock = connection.clock
         self._ledger = Ledger(connection, pipeline)
-        self._bucket = Bucket(connection, subjects.requests_bucket(pipeline))
-        self._payloads = ObjectStore(connection, subjects.payloads_bucket(pipeline))
-        self._inputs = ObjectStore(connection, subjects.dead_payloads_bucket(pipeline))
+        self._bucket = Bucket(connection, stores.requests_bucket(pipeline))
+        self._payloads = ObjectStore(connection, stores.payloads_bucket(pipeline))
+        self._inputs = ObjectStore(connection, stores.dead_payloads_bucket(pipeline))
 
     async def read(self, rid: str) -> DeadLetter | None:
         """The dead letter; None when there is none (any more), and for one that cannot be read."""
-        entry = await self._bucket.get_confirmed(subjects.dead_letter_key(rid))
+        entry = await self._bucket.get_confirmed(stores.dead_letter_key(rid))
         try:
             return codec.decode(entry.value, DeadLetter) if entry is not None else None
         except InvalidRequest as error:
@@ -42,8 +42,8 @@ class DeadLetters:
 
     async def all(self) -> list[DeadLetter]:
         """All of them, the oldest first; the answer grows with their number."""
-        keys = await self._bucket.keys(subjects.DEAD_LETTERS)
-        found = [await self.read(key.removeprefix(subjects.DEAD_LETTERS)) for key in keys]
+        keys = await self._bucket.keys(stores.DEAD_LETTERS)
+        found = [await self.read(key.removeprefix(stores.DEAD_LETTERS)) for key in keys]
         return sorted((one for one in found if one is not None), key=lambda one: one.died)
 
     async def input(self, dead_letter: DeadLetter) -> bytes:
@@ -57,7 +57,7 @@ class DeadLetters:
         Invariant: a process that was stopped on its way here must not bring back the dead letter of a request that has
         ended well meanwhile. So the revision of the dead letter is taken before the record is looked at, and named in the write.
         """
-        key = subjects.dead_letter_key(record.rid)
+        key = stores.dead_letter_key(record.rid)
 
         async def attempt() -> None:
             revision = await self._bucket.revision(key)
@@ -75,7 +75,7 @@ class DeadLetters:
 
     async def forget(self, record: Record) -> None:
         """Remove the dead letter of a request that has ended otherwise; that of a later request under its id stays."""
-        key = subjects.dead_letter_key(record.rid)
+        key = stores.dead_letter_key(record.rid)
         revision = await self._bucket.revision(key)
         dead_letter = await self.read(record.rid)
         if dead_letter is None or dead_letter.record.nonce != record.nonce:

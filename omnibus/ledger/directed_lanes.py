@@ -9,7 +9,7 @@ import msgspec
 from omnibus.broker.connection import Connection, ReceivedMessage, status_of
 from omnibus.broker.delivery import published_again
 from omnibus.errors import BrokerRefused, InvalidRequest
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.envelope import Task
 
 _GONE = (10043, 10057)
@@ -21,7 +21,7 @@ class DirectedLanes:
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._connection, self._pipeline = connection, pipeline
-        self._stream = subjects.work_stream(pipeline)
+        self._stream = stores.work_stream(pipeline)
 
     async def occupied(self) -> set[tuple[int, str]]:
         """Stage and lane of all tasks that are queued or in hand; the answer grows with their number."""
@@ -40,7 +40,7 @@ class DirectedLanes:
 
     async def reached(self, stage_id: int, lane: str) -> int:
         """The last stream sequence that the replica of a lane was given; 0 when nobody reads it."""
-        info = await self._connection.find(f"CONSUMER.INFO.{self._stream}.{subjects.stage_consumer(stage_id, lane)}")
+        info = await self._connection.find(f"CONSUMER.INFO.{self._stream}.{stores.stage_consumer(stage_id, lane)}")
         return int(info["delivered"]["stream_seq"]) if info is not None else 0
 
     async def reroute(self, found: ReceivedMessage, shared: Collection[str], *, used: int) -> None:

@@ -18,9 +18,10 @@ from omnibus.requests import effects
 from omnibus.requests.advance import advance, as_admitted, orphan_effects
 from omnibus.requests.effects import Effect
 from omnibus.requests.record import Record
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Cancel, Free
 from omnibus.wire.envelope import DeadlinePassed, Event, Task, Ticket, event_kind
+from omnibus.wire.names import is_name
 from omnibus.wire.payload import ENVELOPE_LIMIT
 
 _JOINED = 0.02
@@ -49,7 +50,7 @@ class Performer:
         self.ledger = Ledger(connection, pipeline)
         self.queue = WorkQueue(connection, pipeline)
         self.dead_letters = DeadLetters(connection, pipeline)
-        self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+        self._objects = ObjectStore(connection, stores.payloads_bucket(pipeline))
         self._connection, self.pipeline = connection, pipeline
         self.telemetry = RequestTelemetry(connection.metrics, pipeline, connection.clock)
         self._lane_of = lane_of
@@ -172,11 +173,11 @@ class Performer:
         """
         queued = await self.queue.present()
         stored = await self._objects.groups() | (await self._flowing() if flows else set())
-        return {rid: rid in queued for rid in queued | stored if subjects.is_name(rid)}
+        return {rid: rid in queued for rid in queued | stored if is_name(rid)}
 
     async def _flowing(self) -> set[str]:
         """Requests that have flows."""
-        stream = subjects.chunks_stream(self.pipeline)
+        stream = stores.chunks_stream(self.pipeline)
         found = await self._connection.stored_subjects(stream, subjects.chunk_subjects(self.pipeline))
         return {subjects.chunk_rid(subject) for subject in found}
 
@@ -236,7 +237,7 @@ class Performer:
 
     async def _purge_flows(self, effect: effects.Purge) -> None:
         """Remove the flows of the run that has ended and those before it; a later run, or request, has others."""
-        stream = subjects.chunks_stream(self.pipeline)
+        stream = stores.chunks_stream(self.pipeline)
         for run in range(0 if effect.resumable else 1, effect.run + 1):
             gone = subjects.flows_filter(self.pipeline, effect.rid, effect.nonce, run)
             # A pipeline that was deployed before there were flows has no stream of them, until it is deployed again.

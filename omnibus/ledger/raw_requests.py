@@ -7,7 +7,7 @@ from email.parser import BytesHeaderParser
 from typing import NamedTuple
 
 from omnibus.broker.connection import Connection
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import REPLY_HEADER
 
 
@@ -22,7 +22,7 @@ class Raw(NamedTuple):
 async def find_raw(connection: Connection, pipeline: str, rid: str) -> Raw | None:
     """The one under this id, which stays; None when there is none. An orchestrator may have it in hand."""
     body = {"last_by_subj": subjects.request(pipeline, rid)}
-    found = await connection.find(f"STREAM.MSG.GET.{subjects.requests_stream(pipeline)}", body)
+    found = await connection.find(f"STREAM.MSG.GET.{stores.requests_stream(pipeline)}", body)
     if found is None:
         return None
     message = found["message"]
@@ -33,4 +33,4 @@ async def find_raw(connection: Connection, pipeline: str, rid: str) -> Raw | Non
 async def remove_raw(connection: Connection, pipeline: str, rid: str) -> None:
     """Take it out of the stream; idempotent."""
     body = {"filter": subjects.request(pipeline, rid)}
-    await connection.api(f"STREAM.PURGE.{subjects.requests_stream(pipeline)}", body)
+    await connection.api(f"STREAM.PURGE.{stores.requests_stream(pipeline)}", body)

@@ -15,8 +15,9 @@ from omnibus.broker.connection import Connection
 from omnibus.errors import InvalidRequest, PayloadLost, Unreadable
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 from omnibus.wire.envelope import Ticket
+from omnibus.wire.names import check_name
 from omnibus.wire.payload import Payload
 
 MOST_LOOKED_AT = 1024
@@ -43,15 +44,15 @@ class Ledger:
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._clock = connection.clock
-        self._bucket = Bucket(connection, subjects.requests_bucket(pipeline))
+        self._bucket = Bucket(connection, stores.requests_bucket(pipeline))
 
     async def read(self, rid: str) -> StoredRecord | None:
         """The record, None when there is none (any more): also right after its creation, on whatever copy it is read."""
-        return _decoded(rid, await self._bucket.get_confirmed(subjects.check_name(rid, "rid")))
+        return _decoded(rid, await self._bucket.get_confirmed(check_name(rid, "rid")))
 
     async def read_latest(self, rid: str) -> StoredRecord | None:
         """The same as the ledger's leader has it: for what a write of a moment ago must not be undone by."""
-        return _decoded(rid, await self._bucket.get_latest(subjects.check_name(rid, "rid")))
+        return _decoded(rid, await self._bucket.get_latest(check_name(rid, "rid")))
 
     async def open_among(self, rids: Collection[str]) -> set[str]:
         """Those of which the ledger, on any of its copies, has a record that is open; some may have ended a moment ago."""

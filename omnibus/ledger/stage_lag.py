@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from omnibus.broker.connection import Connection
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 
 async def stage_lag(connection: Connection, pipeline: str, stage_id: int, lanes: Iterable[str]) -> int:
@@ -14,7 +14,7 @@ async def stage_lag(connection: Connection, pipeline: str, stage_id: int, lanes:
 
     A lane that has no consumer has none. Raises BrokerUnavailable and BrokerDenied.
     """
-    stream = subjects.work_stream(pipeline)
-    names = [subjects.stage_consumer(stage_id, lane) for lane in lanes]
+    stream = stores.work_stream(pipeline)
+    names = [stores.stage_consumer(stage_id, lane) for lane in lanes]
     found = await asyncio.gather(*(connection.find(f"CONSUMER.INFO.{stream}.{name}") for name in names))
     return sum(one["num_pending"] + one["num_ack_pending"] for one in found if one is not None)

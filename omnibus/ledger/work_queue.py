@@ -12,7 +12,7 @@ import msgspec
 
 from omnibus.broker.connection import Connection, Publishing
 from omnibus.errors import BrokerUnavailable
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.envelope import Event, Task
 
 
@@ -50,7 +50,7 @@ class WorkQueue:
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
         self._connection, self._pipeline = connection, pipeline
-        self._work = subjects.work_stream(pipeline)
+        self._work = stores.work_stream(pipeline)
 
     def schedule_deadline(self, rid: str, nonce: str, at: float, data: bytes = b"") -> Publishing:
         """Have the server publish a deadline event at `at` (Unix seconds; at once when that is past): await that it will.
@@ -113,8 +113,8 @@ class WorkQueue:
 
     async def raw_requests(self) -> QueueDepth:
         """Raw requests that no orchestrator has admitted yet."""
-        stream = subjects.requests_stream(self._pipeline)
-        return _depth(await self._connection.api(f"CONSUMER.INFO.{stream}.{subjects.REQUESTS_CONSUMER}"), None)
+        stream = stores.requests_stream(self._pipeline)
+        return _depth(await self._connection.api(f"CONSUMER.INFO.{stream}.{stores.REQUESTS_CONSUMER}"), None)
 
     async def _oldest(self, consumer: dict[str, Any]) -> float | None:
         """When the first message was published that a consumer has not delivered yet; None when there is none."""

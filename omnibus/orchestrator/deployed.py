@@ -15,7 +15,7 @@ from omnibus.orchestrator.disconnects import SystemAccount
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import read_pipeline
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 log = get_logger(__name__)
 
@@ -30,7 +30,7 @@ class DeployedOrchestrator:
 
     async def run(self) -> None:
         """Serve; returns only by cancellation. Raises as OrchestratorService does."""
-        bucket, keys = subjects.PIPELINES_BUCKET, self._spec.name
+        bucket, keys = stores.PIPELINES_BUCKET, self._spec.name
         async with Watch(self._connection, bucket, self._on_message, keys=keys):
             while True:
                 self._changed.clear()

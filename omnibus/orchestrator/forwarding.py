@@ -19,6 +19,7 @@ from omnibus.requests.record import OPEN_TTL
 from omnibus.wire import codec, subjects
 from omnibus.wire.envelope import DeadlinePassed, Event, StageFailed, StageResult, event_rid
 from omnibus.wire.failure import Failure
+from omnibus.wire.names import is_name
 
 ADMISSION = 60.0
 """Seconds past a deadline in which its request may still be on the way into the ledger: every step of that is retried."""
@@ -98,7 +99,7 @@ class Forwarder:
             if entry is not None:
                 await self._performer.decided(fail(entry.record, failure, dead=dead), entry)
 
-        if not subjects.is_name(rid):  # no record can have such a key
+        if not is_name(rid):  # no record can have such a key
             return
         try:
             await self._performer.ledger.transact(rid, end)

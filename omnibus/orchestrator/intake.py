@@ -33,6 +33,7 @@ from omnibus.requests.request_files import check_files
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.failure import Failure
+from omnibus.wire.names import check_name, is_name
 from omnibus.wire.out import EndNotice, Refused
 from omnibus.wire.request import REPLY_HEADER, REQUEST_MEDIA_TYPE, Request, decode_request, encode_request
 
@@ -56,7 +57,7 @@ class Intake:
         While the pipeline is at its bound, requests are put back: their stream fills up to its own bound, and then refuses.
         """
         rid = subjects.parse_rid(delivery.subject)
-        if not subjects.is_name(rid):  # no record and no subject can bear such a name
+        if not is_name(rid):  # no record and no subject can bear such a name
             log.warning(LogEvent.REQUEST_REFUSED, subject=delivery.subject)
             return True
         try:
@@ -71,7 +72,7 @@ class Intake:
     async def _admit(self, delivery: Delivery, rid: str) -> None:
         """Its time counts from its acceptance: when the broker stored it."""
         front, request = _front_of(delivery), _with_trace(decode_request(delivery.data), delivery)
-        subjects.check_name(delivery.headers.get(REPLY_HEADER, "none"), REPLY_HEADER)
+        check_name(delivery.headers.get(REPLY_HEADER, "none"), REPLY_HEADER)
         route = validate(self._spec, request)
         deadline = delivery.stored_at + timeout_of(self._spec, request)
         if self._performer.clock.now() >= deadline:
@@ -150,4 +151,4 @@ def _with_trace(request: Request, delivery: Delivery) -> Request:
 def _front_of(delivery: Delivery) -> str | None:
     """The token that the producer listens to; None for one that is no name, too."""
     front = delivery.headers.get(REPLY_HEADER)
-    return front if front is not None and subjects.is_name(front) else None
+    return front if front is not None and is_name(front) else None

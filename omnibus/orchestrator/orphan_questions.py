@@ -9,6 +9,7 @@ from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.ledger.performer import Performer, latest_run
 from omnibus.observability.task_root import task_root
 from omnibus.wire import subjects
+from omnibus.wire.names import is_name
 
 _AT_ONCE = 32
 """Questions that one orchestrator has in hand: the worker that asks keeps a slot until it has the answer."""
@@ -37,7 +38,7 @@ class OrphanQuestions:
     def _on_question(self, message: ReceivedMessage) -> None:
         """A worker stored something too late for its request's end, or ended requests whose timers its role may not remove."""
         timers = [entry.split(".") for entry in message.data.decode(errors="replace").split(" ") if "." in entry]
-        for nonce, rid in (timer for timer in timers if len(timer) == 2 and all(map(subjects.is_name, timer))):
+        for nonce, rid in (timer for timer in timers if len(timer) == 2 and all(map(is_name, timer))):
             self._performer.queue.cancel_deadline(rid, nonce)
         if not timers:
             with suppress(asyncio.QueueFull):
@@ -51,7 +52,7 @@ class OrphanQuestions:
 
     async def _answer(self, message: ReceivedMessage) -> None:
         rid = message.data.decode(errors="replace")
-        if subjects.is_name(rid):
+        if is_name(rid):
             run = latest_run(await self._performer.clear_orphans(rid))
             if message.reply:
                 await self._connection.publish(message.reply, str(run).encode())

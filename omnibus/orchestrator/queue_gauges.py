@@ -8,7 +8,7 @@ from math import nan
 from omnibus.broker.connection import Connection
 from omnibus.ledger.work_queue import QueueDepth, WorkQueue
 from omnibus.observability.task_root import task_root
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 EVERY = 5.0
 """Seconds between two measurements: a fraction of how often anybody scrapes."""
@@ -36,7 +36,7 @@ class QueueGauges:
         with task_root("queue-gauges", self._connection.metrics):
             async with asyncio.timeout(TIMEOUT):
                 for consumer, depth in (await self._queue.depths(ages=True)).items():
-                    if (lane := subjects.parse_stage_consumer(consumer)) is not None:
+                    if (lane := stores.parse_stage_consumer(consumer)) is not None:
                         found[lane] = depth
             other = QueueDepth()
         self._seen |= found.keys()

@@ -29,7 +29,7 @@ from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.death.lost_attempts import LostAttempts, SilenceListener
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.requests.cancellations import Cancellations
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Cancel, Control
 
 CONCURRENCY = 256
@@ -66,11 +66,11 @@ class OrchestratorService:
 
     def _parts(self) -> dict[str, Coroutine[Any, Any, None]]:
         connection, spec = self._connection, self._spec
-        work, raw, lease = subjects.work_stream(spec.name), subjects.requests_stream(spec.name), spec.heartbeat_timeout
+        work, raw, lease = stores.work_stream(spec.name), stores.requests_stream(spec.name), spec.heartbeat_timeout
         events = Puller(
-            connection, work, [subjects.EVENTS_CONSUMER], step=CONCURRENCY // 8, lease=lease, label="events"
+            connection, work, [stores.EVENTS_CONSUMER], step=CONCURRENCY // 8, lease=lease, label="events"
         )  # fmt: skip
-        requests = Puller(connection, raw, [subjects.REQUESTS_CONSUMER], lease=lease, label="requests")
+        requests = Puller(connection, raw, [stores.REQUESTS_CONSUMER], lease=lease, label="requests")
         lost = LostAttempts(connection, spec.name)
         return {
             "events": DeliveryLoop(connection, events, self._forwarder, concurrency=CONCURRENCY).run(),

@@ -16,6 +16,7 @@ from omnibus.broker.replies import Transient
 from omnibus.errors import BrokerUnavailable, OmnibusError, PayloadLost
 from omnibus.observability.task_root import task_root
 from omnibus.wire import codec, subjects
+from omnibus.wire.names import check_name
 from omnibus.wire.payload import MemorySlot, ObjectKey, Payload
 
 _TIMEOUT = 30.0
@@ -93,6 +94,6 @@ class Fetching:
             key = ""  # also for what nobody foresaw: the reader would wait in vain
             with task_root("payload fetch", self._connection.metrics), suppress(OmnibusError):
                 question: Fetch = codec.decode(message.data, Fetch)
-                rid = subjects.check_name(question.rid, "request id")
+                rid = check_name(question.rid, "request id")
                 key = (await self._store(question.payload, rid)).key
             await self._connection.publish(message.reply, key.encode())

@@ -26,7 +26,7 @@ from omnibus.payloads.targets import Targets
 from omnibus.payloads.transports import Transports
 from omnibus.payloads.write_through import WriteThrough
 from omnibus.pipeline.spec import PayloadRule
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.codec import Buffer
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.payload import BYTES, INLINE_LIMIT, Location, MemorySlot, ObjectKey, Payload, PeerSlot, StoredOutput
@@ -52,7 +52,7 @@ class PayloadStore:
         self, connection: Connection, pipeline: str, transports: Transports = _BROKER_ONLY, *, stage: str = ""
     ) -> None:
         """Places that `transports` lacks are not used, and what is there cannot be read. `stage`: whose metrics these are."""
-        self._objects = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+        self._objects = ObjectStore(connection, stores.payloads_bucket(pipeline))
         self._metrics, self._stage = connection.metrics, stage
         self._connection = connection
         self._pipeline, self._memory, self._peer, self._outputs = (

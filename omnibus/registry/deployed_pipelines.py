@@ -22,7 +22,8 @@ from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.pipeline.validation import validate
 from omnibus.registry.presence.replica_record import read_replicas
-from omnibus.wire import subjects
+from omnibus.wire import stores
+from omnibus.wire.names import check_name, is_name
 
 log = get_logger(__name__)
 
@@ -60,7 +61,7 @@ async def deploy_pipeline(connection: Connection, spec: PipelineSpec, *, replica
     validate(spec)
     spec = spec.without_interpreters()
     changes = tuple(await ensure_layout(connection, layout_of(spec, replicas=replicas)))
-    deployed, stored = await _store(Bucket(connection, subjects.PIPELINES_BUCKET), spec)
+    deployed, stored = await _store(Bucket(connection, stores.PIPELINES_BUCKET), spec)
     if not stored:
         return Deployment(deployed, changes, stored=False)
     log.info(LogEvent.PIPELINE_DEPLOYED, pipeline=spec.name, revision=deployed.revision)
@@ -107,7 +108,7 @@ async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: 
     Raises PipelineError while requests of it are open, and then nothing is removed; with `force` they end with it, without
     a word. Its answers and dead letters go in any case; files, batches and videos stay. Raises BrokerUnavailable; idempotent.
     """
-    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    bucket = Bucket(connection, stores.PIPELINES_BUCKET)
     found = await bucket.get(spec.name)
     if found is not None:
         await bucket.delete(spec.name, found.revision)
@@ -122,7 +123,7 @@ async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: 
 
 
 async def _queued(connection: Connection, pipeline: str) -> int:
-    streams = (subjects.work_stream(pipeline), subjects.requests_stream(pipeline))
+    streams = (stores.work_stream(pipeline), stores.requests_stream(pipeline))
     found = [await connection.find(f"STREAM.INFO.{stream}") for stream in streams]
     return sum(int(info["state"]["messages"]) for info in found if info is not None)
 
@@ -133,7 +134,7 @@ async def load_deployed(connection: Connection, name: str | None = None) -> Pipe
     Raises PipelineError, listing what is deployed, when there is no such one or the choice is not clear.
     """
     if name is not None:
-        entry = await _read(connection, subjects.check_name(name, "pipeline"))
+        entry = await _read(connection, check_name(name, "pipeline"))
         if entry is not None:
             return _checked(name, entry.value)
     deployed = [found.spec for found in await list_deployed(connection)]
@@ -148,7 +149,7 @@ async def find_deployed(connection: Connection, name: str) -> PipelineSpec | Non
     """The pipeline as the last writer left it; None where none is deployed that is valid here."""
     if not await _is_laid_out(connection):
         return None
-    entry = await Bucket(connection, subjects.PIPELINES_BUCKET).get_latest(name)
+    entry = await Bucket(connection, stores.PIPELINES_BUCKET).get_latest(name)
     return read_pipeline(name, entry.value) if entry is not None else None
 
 
@@ -159,7 +160,7 @@ async def change_deployed(
 
     Raises PipelineError where there is none.
     """
-    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+    bucket = Bucket(connection, stores.PIPELINES_BUCKET)
 
     async def attempt() -> PipelineSpec:
         entry = await bucket.get_latest(name)
@@ -176,20 +177,20 @@ async def list_deployed(connection: Connection) -> list[Deployed]:
     """All deployed pipelines, by name; those that are not valid here are left out, with a warning."""
     if not await _is_laid_out(connection):
         return []
-    bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
-    names = [key for key in await bucket.keys() if subjects.is_name(key)]  # stages' pause states are beside them
+    bucket = Bucket(connection, stores.PIPELINES_BUCKET)
+    names = [key for key in await bucket.keys() if is_name(key)]  # stages' pause states are beside them
     entries = [entry for name in names if (entry := await bucket.get(name)) is not None]
     found = ((read_pipeline(entry.key, entry.value), entry.revision) for entry in entries)
     return [Deployed(spec, revision) for spec, revision in found if spec is not None]
 
 
 async def _read(connection: Connection, name: str) -> BucketEntry | None:
-    return await Bucket(connection, subjects.PIPELINES_BUCKET).get(name) if await _is_laid_out(connection) else None
+    return await Bucket(connection, stores.PIPELINES_BUCKET).get(name) if await _is_laid_out(connection) else None
 
 
 async def _is_laid_out(connection: Connection) -> bool:
     """Whether there is a bucket of pipelines. A read from none looks like an outage, and is retried for seconds."""
-    return await connection.find(f"STREAM.INFO.KV_{subjects.PIPELINES_BUCKET}") is not None
+    return await connection.find(f"STREAM.INFO.KV_{stores.PIPELINES_BUCKET}") is not None
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ from omnibus.broker.watch import Watch
 from omnibus.errors import InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 
 log = get_logger(__name__)
 
@@ -51,22 +51,22 @@ class PauseStates:
     """The pause states of one pipeline. Every method raises BrokerUnavailable after about ten seconds of retries."""
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
-        self._bucket, self._pipeline = Bucket(conn, subjects.PIPELINES_BUCKET), pipeline
+        self._bucket, self._pipeline = Bucket(conn, stores.PIPELINES_BUCKET), pipeline
 
     async def place(self, stage_ids: Iterable[int], pause_state: PauseState) -> None:
         """Set a pause state for these stages, in place of another."""
         for stage_id in stage_ids:
-            await self._bucket.put(subjects.pause_key(self._pipeline, stage_id), codec.encode(pause_state))
+            await self._bucket.put(stores.pause_key(self._pipeline, stage_id), codec.encode(pause_state))
 
     async def lift(self, stage_ids: Iterable[int]) -> None:
         """Have none stand any more; idempotent."""
         for stage_id in await self.of(stage_ids):
-            await self._bucket.delete(subjects.pause_key(self._pipeline, stage_id))
+            await self._bucket.delete(stores.pause_key(self._pipeline, stage_id))
 
     async def of(self, stage_ids: Iterable[int]) -> dict[int, PauseState]:
         """The pause states that are set, by stage."""
         ids = tuple(stage_ids)
-        entries = await asyncio.gather(*(self._bucket.get(subjects.pause_key(self._pipeline, one)) for one in ids))
+        entries = await asyncio.gather(*(self._bucket.get(stores.pause_key(self._pipeline, one)) for one in ids))
         pause_states = (
             (one, _decoded(entry.value if entry else None)) for one, entry in zip(ids, entries, strict=True)
         )
@@ -88,8 +88,8 @@ class PauseWatch:
     def __init__(self, conn: Connection, pipeline: str, stage_id: int) -> None:
         self.pause_state: PauseState | None = None
         self._changed = asyncio.Event()
-        key = subjects.pause_key(pipeline, stage_id)
-        self._watch = Watch(conn, subjects.PIPELINES_BUCKET, self._on_message, keys=key)
+        key = stores.pause_key(pipeline, stage_id)
+        self._watch = Watch(conn, stores.PIPELINES_BUCKET, self._on_message, keys=key)
 
     async def __aenter__(self) -> Self:
         """Raises BrokerUnavailable."""

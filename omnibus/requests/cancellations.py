@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Iterable
 
-from omnibus.wire import subjects
+from omnibus.wire.names import is_name
 
 MOST = 100_000
 """Ids remembered at the same time; beyond it, the one that ends first is forgotten."""
@@ -27,7 +27,7 @@ class Cancellations:
         A request that an operator opened again has a later `run`, which is not meant. None: every run. What is no name of a
         request, or ends at no time, is not remembered: anybody may send it.
         """
-        for rid in filter(subjects.is_name, rids):
+        for rid in filter(is_name, rids):
             known_until, known_run = self._known.get(rid, (0.0, 0.0))
             if until > known_until:
                 heapq.heappush(self._ends, (until, rid))

@@ -15,8 +15,8 @@ from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.pipeline.validation import cannot_listen
 from omnibus.requests.chat_checks import STRUCTURED, check_options, check_structured
+from omnibus.wire.names import check_name
 from omnibus.wire.request import Message, Request, Segment, TextPart, media_parts
-from omnibus.wire.subjects import check_name
 
 MIN_DEADLINE = 0.001
 """Shortest deadline that a request may ask for, seconds."""

@@ -22,7 +22,7 @@ from omnibus.webhooks.webhook_event import (
     checked_url,
     new_secret,
 )
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 
 _log = get_logger(__name__)
 
@@ -39,7 +39,7 @@ class WebhookStore:
     """Keeps endpoints, and queues events, over one connection. Every method raises BrokerUnavailable."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection, self._bucket = connection, Bucket(connection, subjects.WEBHOOKS_BUCKET)
+        self._connection, self._bucket = connection, Bucket(connection, stores.WEBHOOKS_BUCKET)
         self._records = TenantRecords(self._bucket, PREFIX, WebhookEndpoint, _unknown)
 
     def now(self) -> float:

@@ -1,4 +1,4 @@
-"""Every name on the broker, built here and nowhere else.
+"""The subjects of messages, built here and nowhere else; `stores.py` has the names of what keeps them.
 
 P is the pipeline. Subjects of a request's work all have six tokens and end in the request's id, so that one filter,
 `omni.P.*.*.*.<rid>`, purges or finds everything that is queued for it. Its timer has a subject of its own.
@@ -6,41 +6,22 @@ P is the pipeline. Subjects of a request's work all have six tokens and end in t
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 
 import msgspec
 
-from omnibus.errors import InvalidName, InvalidRequest
+from omnibus.errors import InvalidRequest
+from omnibus.wire import stores
+from omnibus.wire.names import check_name
 
-PIPELINES_BUCKET = "omni-pipelines"
-"""KV bucket of all deployed pipelines, by name."""
-FILES_BUCKET = "omni-files"
-"""Files of all tenants: a bucket of records, and an object store."""
-BATCHES_BUCKET, VIDEOS_BUCKET, RESPONSES_BUCKET = "omni-batches", "omni-videos", "omni-responses"
-"""KV buckets of the jobs of all tenants."""
-WEBHOOKS_BUCKET = "omni-webhooks"
-"""KV bucket of the endpoints of webhooks."""
-BATCHES_STREAM, VIDEOS_STREAM, RESPONSES_STREAM = "OMNI_BATCHES", "OMNI_VIDEOS", "OMNI_RESPONSES"
-"""Work queues of the jobs that have not ended; of responses, of those in the background."""
-WEBHOOKS_STREAM = "OMNI_WEBHOOKS"
-"""Work queue of the webhooks that nobody has taken yet."""
-BATCHES_CONSUMER = VIDEOS_CONSUMER = RESPONSES_CONSUMER = "runners"
-WEBHOOKS_CONSUMER = "senders"
-"""Durable consumers of those queues, which the front doors share."""
 BATCHES_FILTER, VIDEOS_FILTER = "omni-batches.*", "omni-videos.*"
 RESPONSES_FILTER, WEBHOOKS_FILTER = "omni-responses.*", "omni-webhooks.*"
-"""The subjects of those queues."""
-EVENTS_CONSUMER = "events"
-"""Durable consumer that the orchestrators of a pipeline share."""
-REQUESTS_CONSUMER = "requests"
-"""Durable consumer of raw requests."""
+"""The subjects of the queues of jobs and webhooks."""
 INPUT = "input"
 """The stage token of the flow that a producer writes: the open input of a request, which belongs to no run."""
 ANY_STAGE = "any"
 """The stage token of events that belong to no stage."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WORK_TOKENS = 6
 _RID_OF_CHUNKS = 3
 
@@ -76,18 +57,6 @@ class EventSubject(msgspec.Struct, frozen=True):
     stage_id: int | None
     kind: EventKind
     rid: str
-
-
-def is_name(text: str) -> bool:
-    """Check that a text is one token of [A-Za-z0-9_-]{1,64}; a producer may put other tokens into a subject."""
-    return _NAME.fullmatch(text) is not None
-
-
-def check_name(name: str, what: str) -> str:
-    """Return the name when it is one token of [A-Za-z0-9_-]{1,64}; raises InvalidName with `what` it names."""
-    if not is_name(name):
-        raise InvalidName(f"{what} must match [A-Za-z0-9_-]{{1,64}}, got {name[:80]!r}", param=what)
-    return name
 
 
 # Subjects in streams
@@ -136,7 +105,7 @@ def queued_response(response_id: str) -> str:
 
 def log(name: str) -> str:
     """The subject of a log of lines, in the store of files."""
-    return f"$O.{FILES_BUCKET}.C.{check_name(name, 'log')}"
+    return f"$O.{stores.FILES_BUCKET}.C.{check_name(name, 'log')}"
 
 
 def chunks(pipeline: str, rid: str, nonce: str, run: int, stage: int | str) -> str:
@@ -271,66 +240,7 @@ def work_subjects(pipeline: str) -> tuple[str, ...]:
     return (all_tasks_filter(pipeline), events_filter(pipeline), f"{root}.timer.*.*")
 
 
-# Streams, consumers, buckets
-
-
-def requests_stream(pipeline: str) -> str:
-    return f"OMNI_{check_name(pipeline, 'pipeline')}_REQUESTS"
-
-
-def work_stream(pipeline: str) -> str:
-    return f"OMNI_{check_name(pipeline, 'pipeline')}_WORK"
-
-
-def chunks_stream(pipeline: str) -> str:
-    return f"OMNI_{check_name(pipeline, 'pipeline')}_CHUNKS"
-
-
-def stage_consumer(stage_id: int, lane: str) -> str:
-    """Durable consumer that the replicas of a stage share for one lane."""
-    return f"stage-{stage_id}-{check_name(lane, 'lane')}"
-
-
-def parse_stage_consumer(name: str) -> tuple[int, str] | None:
-    """The stage and the lane of a consumer; None for one of another kind."""
-    kind, _, rest = name.partition("-")
-    stage, _, lane = rest.partition("-")
-    return (int(stage), lane) if kind == "stage" and stage.isdecimal() and lane else None
-
-
-def replicas_bucket(pipeline: str) -> str:
-    return f"omni-{check_name(pipeline, 'pipeline')}-replicas"
-
-
-def requests_bucket(pipeline: str) -> str:
-    return f"omni-{check_name(pipeline, 'pipeline')}-requests"
-
-
-def payloads_bucket(pipeline: str) -> str:
-    return f"omni-{check_name(pipeline, 'pipeline')}-payloads"
-
-
-def dead_payloads_bucket(pipeline: str) -> str:
-    return f"omni-{check_name(pipeline, 'pipeline')}-dead"
-
-
-def replica_key(stage_id: int, replica: str) -> str:
-    """Key of a replica in the coordinator."""
-    return f"{stage_id}.{check_name(replica, 'replica')}"
-
-
-def pause_key(pipeline: str, stage_id: int) -> str:
-    """Key of a stage's pause state in the bucket of pipelines, beside the pipelines, whose names have no dots."""
-    return f"{check_name(pipeline, 'pipeline')}.pause.{stage_id}"
-
-
-DEAD_LETTERS = "dead."
-"""Prefix of the keys of dead letters in the ledger."""
-
-
-def dead_letter_key(rid: str) -> str:
-    """Key of a dead letter in the ledger."""
-    return f"{DEAD_LETTERS}{check_name(rid, 'rid')}"
+# Ids of messages
 
 
 def message_id(kind: str, rid: str, stage: int | str, run: int) -> str:

@@ -13,7 +13,7 @@ from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.pipeline.policies import LoadBalancingPolicy
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 _BRIEFLY = 12
 
@@ -46,8 +46,8 @@ class Lanes:
     def puller(self) -> Puller:
         """Takes tasks: from the first lane that has one, though every eighth time from another, which would starve else."""
         lanes = (self.replica, *self._spec.stage_lanes) if self.directed else self._spec.stage_lanes
-        first, *others = [subjects.stage_consumer(self._stage_id, lane) for lane in lanes]
-        stream, label = subjects.work_stream(self._spec.name), f"stage-{self._stage_id}"
+        first, *others = [stores.stage_consumer(self._stage_id, lane) for lane in lanes]
+        stream, label = stores.work_stream(self._spec.name), f"stage-{self._stage_id}"
         lease = self._spec.heartbeat_timeout
         return Puller(
             self._conn, stream, (first, *others), favoured=others[::-1], step=self._step, lease=lease, label=label
@@ -63,6 +63,6 @@ class Lanes:
 
     async def _depth(self, replica: str) -> int:
         """Tasks that wait on the lane of a replica."""
-        name = subjects.stage_consumer(self._stage_id, replica)
-        info = await self._conn.find(f"CONSUMER.INFO.{subjects.work_stream(self._spec.name)}.{name}")
+        name = stores.stage_consumer(self._stage_id, replica)
+        info = await self._conn.find(f"CONSUMER.INFO.{stores.work_stream(self._spec.name)}.{name}")
         return int(info["num_pending"]) if info is not None else 0

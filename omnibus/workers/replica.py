@@ -29,7 +29,7 @@ from omnibus.registry.deployed_pipelines import find_deployed
 from omnibus.registry.pause_state import PauseWatch
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.failure import Failure, describe
 from omnibus.workers.assignment import Interruption
 from omnibus.workers.claims import Claims
@@ -327,7 +327,7 @@ class Replica:
             versions=installed_versions(engine_kind(self._stage.engine).libraries),
         )  # fmt: skip
         return Registration(
-            Bucket(self._conn, subjects.replicas_bucket(self._spec.name)), record,
+            Bucket(self._conn, stores.replicas_bucket(self._spec.name)), record,
             timeout=self._spec.heartbeat_timeout, load=self._load,
             on_registered=self._registered, on_fenced=lambda: self._claims.interrupt(Interruption.ABANDONED),
             refresh=self._lanes.refresh, metrics=self._metrics,

@@ -14,7 +14,7 @@ from omnibus.broker.connection import Connection, ReceivedMessage, Subscription
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.workers.task_telemetry import TaskTelemetry
 
 _TYPE = "io.nats.micro.v1.{}_response"
@@ -68,7 +68,7 @@ class ServiceListing:
         return {
             "name": "tasks",
             "subject": subjects.tasks_filter(self._spec.name, self._stage.stage_id, lane),
-            "queue_group": subjects.stage_consumer(self._stage.stage_id, lane),
+            "queue_group": stores.stage_consumer(self._stage.stage_id, lane),
             "metadata": {},
         }
 

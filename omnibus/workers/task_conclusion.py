@@ -25,6 +25,7 @@ from omnibus.wire import subjects
 from omnibus.wire.envelope import AttemptFailed, StageFailed, StageResult
 from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.failure import Failure, last_frame, text_of
+from omnibus.wire.names import is_name
 from omnibus.workers.assignment import Assignment, Interruption
 from omnibus.workers.attempt_decision import GiveUp, after_failure, following
 from omnibus.workers.claims import Claims
@@ -84,7 +85,7 @@ class TaskConclusion:
         self._telemetry.malformed(delivery.subject, error)
         announced = subjects.parse_task(delivery.subject)
         try:
-            found = await self._performer.ledger.read(announced.rid) if subjects.is_name(announced.rid) else None
+            found = await self._performer.ledger.read(announced.rid) if is_name(announced.rid) else None
         except Unreadable:  # an orchestrator buries the record, at its deadline
             found = None
         except BrokerDenied:  # a worker's role reads no records

@@ -14,7 +14,7 @@ from omnibus.broker.delivery import Delivery
 from omnibus.errors import OmnibusError
 from omnibus.observability.tracing import ActiveSpan, Attributes, span_id_of
 from omnibus.pipeline.spec import StageSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.envelope import StageResult, Task
 
 _OUTPUT_TYPES = {"text": "text", "image": "image", "audio": "speech"}
@@ -70,8 +70,8 @@ class TaskSpans:
         ticket = task.ticket
         return {
             "messaging.system": "nats",
-            "messaging.destination.name": subjects.work_stream(ticket.pipeline),
-            "messaging.destination.subscription.name": subjects.stage_consumer(
+            "messaging.destination.name": stores.work_stream(ticket.pipeline),
+            "messaging.destination.subscription.name": stores.stage_consumer(
                 task.stage_id, subjects.parse_task(delivery.subject).lane
             ),
             "messaging.message.id": str(delivery.stream_seq),

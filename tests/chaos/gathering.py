@@ -11,7 +11,7 @@ from omnibus.client.producer import Producer
 from omnibus.client.request_events import Result
 from omnibus.errors import UnknownRequest
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.chaos.evidence import Entry, Evidence
 from tests.chaos.setups import Arena
 from tests.support.memory import shared_memory
@@ -79,15 +79,15 @@ class Gathering:
 
     async def _left(self) -> list[str]:
         """Names of what should be gone."""
-        pipeline, bucket = self._pipeline, subjects.payloads_bucket(self._pipeline)
+        pipeline, bucket = self._pipeline, stores.payloads_bucket(self._pipeline)
         filters = {
-            subjects.work_stream(pipeline): ">",
-            subjects.requests_stream(pipeline): ">",
+            stores.work_stream(pipeline): ">",
+            stores.requests_stream(pipeline): ">",
             # Of a request's hops; what its answer refers to has a shorter name, and lasts as long as its record.
             f"OBJ_{bucket}": f"$O.{bucket}.C.*.*",
         }
         if self._arena.cluster.spec.has_flows:
-            filters[subjects.chunks_stream(pipeline)] = ">"
+            filters[stores.chunks_stream(pipeline)] = ">"
         found = await asyncio.gather(*(self._subjects(stream, wanted) for stream, wanted in filters.items()))
         files = {str(file) for file in shared_memory(pipeline)}
         return sorted(({name for names in found for name in names} | files) - self._before)

@@ -9,7 +9,7 @@ from typing import Self
 from omnibus.broker.connection import Connection
 from omnibus.broker.watch import Watch
 from omnibus.requests.record import Record
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 from tests.support.waiting import eventually
 
 _DEAD = "dead."
@@ -21,7 +21,7 @@ class LedgerWatch:
     """In an `async with`. A watch may leave out what is written over at once, but not that a record was written after its end."""
 
     def __init__(self, connection: Connection, pipeline: str) -> None:
-        self._watch = Watch(connection, subjects.requests_bucket(pipeline), self._changed)
+        self._watch = Watch(connection, stores.requests_bucket(pipeline), self._changed)
         self._ends: dict[str, set[_End]] = {}
 
     async def __aenter__(self) -> Self:

@@ -15,7 +15,7 @@ import pytest
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import connect
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.envelope import VERSION
 from tests.support.other_python import NUMPY, ROOT, make_environment, site_packages
 from tests.support.served import command_line, omnibus, start
@@ -103,7 +103,7 @@ def test_stages_have_packages_of_their_own_and_one_request(served: Serving, othe
 async def assert_not_deployed(path: str, nats: str) -> None:
     """The path is of this machine, and not of the broker."""
     async with connect(nats, name="test") as connection:
-        entry = await Bucket(connection, subjects.PIPELINES_BUCKET).get("two")
+        entry = await Bucket(connection, stores.PIPELINES_BUCKET).get("two")
     assert entry is not None
     assert path.encode() not in entry.value
 

@@ -18,7 +18,7 @@ from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.request import Request, encode_request
 from tests.support.directed import lane_log, one_stage, orchestrator, replica
 from tests.support.flow import line, serving, sim
@@ -30,7 +30,7 @@ POLICIES = tuple(policy for policy in LoadBalancingPolicy if policy.directed)
 
 
 async def consumers(connection: Connection, pipeline: str) -> set[str]:
-    listed = await connection.api(f"CONSUMER.NAMES.{subjects.work_stream(pipeline)}", {})
+    listed = await connection.api(f"CONSUMER.NAMES.{stores.work_stream(pipeline)}", {})
     return {str(name) for name in listed["consumers"] or ()}
 
 
@@ -132,7 +132,7 @@ async def test_own_lane_is_made_again_when_it_is_lost_while_its_replica_is_up(
     await ensure_layout(connection, layout_of(spec))
     async with orchestrator(connection, spec), Producer(connection) as producer, replica(connection, spec):
         await finish(producer, spec, 1)
-        await connection.api(f"CONSUMER.DELETE.{subjects.work_stream(pipeline)}.stage-0-r0")
+        await connection.api(f"CONSUMER.DELETE.{stores.work_stream(pipeline)}.stage-0-r0")
         await finish(producer, spec, 5)
 
 
@@ -141,10 +141,10 @@ async def test_shared_lane_is_left_alone_when_a_replica_registers_under_its_name
 ) -> None:
     spec = one_stage(pipeline)
     await ensure_layout(connection, layout_of(spec))
-    info = f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.stage-0-interactive"
+    info = f"CONSUMER.INFO.{stores.work_stream(pipeline)}.stage-0-interactive"
     before = (await connection.api(info))["config"]
     async with orchestrator(connection, spec), replica(connection, spec):
-        bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+        bucket = Bucket(connection, stores.replicas_bucket(pipeline))
         for name, stage in (("interactive", 0), ("r9", 0)):
             false = ReplicaRecord(stage_id=stage, replica=name, instance="false", directed=True)
             await bucket.put(f"{stage}.{name}", codec.encode(false))
@@ -170,8 +170,8 @@ async def test_replica_reads_its_new_lane_when_its_id_was_given_away(connection:
     spec = one_stage(pipeline)
     async with lane_log(connection, pipeline) as log, serving(connection, spec) as producer:
         await finish(producer, spec, 1)
-        bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
-        key = subjects.replica_key(0, "r0")
+        bucket = Bucket(connection, stores.replicas_bucket(pipeline))
+        key = stores.replica_key(0, "r0")
         found = await bucket.get(key)
         assert found is not None
         record = codec.decode(found.value, ReplicaRecord)

@@ -17,7 +17,7 @@ from omnibus.ledger.records import Ledger
 from omnibus.requests import record as records
 from omnibus.requests.record import OPEN_TTL
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.envelope import DeadlinePassed
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving
@@ -75,7 +75,7 @@ async def test_request_ends_as_expired_when_its_record_is_gone_before_anybody_en
         return await ledger.read("long-ago") is None
 
     await eventually(is_gone, 10, what="the record expires")
-    await connection.api(f"STREAM.PURGE.{subjects.work_stream(pipeline)}")
+    await connection.api(f"STREAM.PURGE.{stores.work_stream(pipeline)}")
     event = DeadlinePassed(rid="long-ago", deadline=time.time() - OPEN_TTL - 60.0)
     await connection.js_publish(subjects.deadline_event(pipeline, "long-ago"), codec.encode(event))
     async with serving(connection, spec, replicas=0) as producer:
@@ -93,8 +93,8 @@ async def test_open_record_has_a_lifetime_in_the_broker(connection: Connection, 
     await ensure_layout(connection, layout_of(spec))
     async with Producer(connection) as producer:
         await producer.submit(spec, Request(prompt="x", deadline=20.0), rid="a")
-    stream = f"KV_{Bucket(connection, subjects.requests_bucket(pipeline)).name}"
-    key = f"$KV.{subjects.requests_bucket(pipeline)}.a"
+    stream = f"KV_{Bucket(connection, stores.requests_bucket(pipeline)).name}"
+    key = f"$KV.{stores.requests_bucket(pipeline)}.a"
     found = await connection.retried_request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode({"last_by_subj": key}))
     seconds = int((found.headers or {})["Nats-TTL"])
     assert OPEN_TTL < seconds <= OPEN_TTL + 21

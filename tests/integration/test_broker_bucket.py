@@ -13,7 +13,7 @@ from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.replies import Transient
 from omnibus.broker.watch import Watch
 from omnibus.errors import BrokerUnavailable, RevisionConflict
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from tests.support.broker import lay_out
 from tests.support.waiting import eventually
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 async def ledger(connection: Connection, pipeline: str) -> Bucket:
     await lay_out(connection, pipeline)
-    return Bucket(connection, subjects.requests_bucket(pipeline))
+    return Bucket(connection, stores.requests_bucket(pipeline))
 
 
 async def test_value_is_read_back_when_created_updated_and_put(ledger: Bucket) -> None:
@@ -82,7 +82,7 @@ async def test_update_with_a_lifetime_expires_when_its_time_is_over(ledger: Buck
 
 async def test_key_can_be_created_when_its_expiry_left_a_marker(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline, heartbeat_timeout=1.0)
-    replicas = Bucket(connection, subjects.replicas_bucket(pipeline))
+    replicas = Bucket(connection, stores.replicas_bucket(pipeline))
     await replicas.create("0.a", b"up")
     await eventually(lambda: _is_absent(replicas, "0.a"), 4)
     assert await replicas.keys() == ["0.a"]  # the marker
@@ -143,7 +143,7 @@ async def test_watch_is_synced_when_the_bucket_is_empty(ledger: Bucket, connecti
 
 async def test_watch_reports_expiry_when_a_replica_stops_beating(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline, heartbeat_timeout=1.0)
-    replicas = Bucket(connection, subjects.replicas_bucket(pipeline))
+    replicas = Bucket(connection, stores.replicas_bucket(pipeline))
     async with Watch(connection, replicas.name) as watch:
         await replicas.put("0.a", b"up")
         await eventually(lambda: "0.a" in watch.snapshot)
@@ -153,7 +153,7 @@ async def test_watch_reports_expiry_when_a_replica_stops_beating(connection: Con
 async def test_watch_resyncs_soon_when_the_server_was_killed(own_server: EmbeddedServer, pipeline: str) -> None:
     async with connect(own_server.url, name="watcher") as connection, connect(own_server.url, name="writer") as writer:
         await lay_out(writer, pipeline)
-        ledger = Bucket(writer, subjects.requests_bucket(pipeline))
+        ledger = Bucket(writer, stores.requests_bucket(pipeline))
         for key in ("kept", "changed", "gone"):
             await ledger.put(key, b"1")
         told: list[tuple[str, bytes | None]] = []

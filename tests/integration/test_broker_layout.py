@@ -16,7 +16,7 @@ from omnibus.broker.layout import (
 )
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerRefused
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from tests.support.broker import describe
 from tests.support.waiting import eventually
 
@@ -58,7 +58,7 @@ async def test_requests_are_refused_when_too_many_wait_but_work_is_not(connectio
     with pytest.raises(BrokerRefused) as caught:
         await connection.js_publish(subjects.request(pipeline, "c"), b"x")
     assert caught.value.err_code == STREAM_FULL
-    work = await connection.api(f"STREAM.INFO.{subjects.work_stream(pipeline)}")
+    work = await connection.api(f"STREAM.INFO.{stores.work_stream(pipeline)}")
     assert (work["config"]["max_msgs"], work["config"]["max_bytes"], work["config"]["discard"]) == (-1, -1, "old")
 
 

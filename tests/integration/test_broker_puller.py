@@ -13,7 +13,7 @@ from omnibus.broker.delivery import Delivery
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.broker.layout import ensure_layout
 from omnibus.broker.puller import Puller
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from tests.support.broker import describe, lay_out, publish_tasks, queued, stage_puller, take_all
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -48,7 +48,7 @@ async def test_nothing_arrives_when_there_is_no_credit(connection: Connection, p
         puller.add_credit(2)
         first, second = [await puller.take() for _ in range(2)]
         assert (first.data, second.data, puller._credit) == (b"r0", b"r1", 0)
-        info = await connection.api(f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.stage-0-interactive")
+        info = await connection.api(f"CONSUMER.INFO.{stores.work_stream(pipeline)}.stage-0-interactive")
         assert (info["num_ack_pending"], info["num_pending"], info["num_waiting"]) == (2, 3, 0)
 
 
@@ -129,7 +129,7 @@ async def test_server_has_copy_and_acknowledgement_when_a_requeue_returns(
         await delivery.requeue()
         leaving.client._batch.clear()
         leaving.client._transport.out.abort()
-        stream = subjects.work_stream(pipeline)
+        stream = stores.work_stream(pipeline)
         info = await connection.api(f"CONSUMER.INFO.{stream}.{delivery.consumer}")
         assert (await queued(connection, pipeline), info["num_ack_pending"]) == (1, 0)
 
@@ -156,7 +156,7 @@ async def test_requeue_acknowledges_again_when_the_connection_breaks_after_its_c
 
         monkeypatch.setattr(Delivery, "ack", break_first)
         await asyncio.wait_for(delivery.requeue(), 10)
-        info = await connection.api(f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.{delivery.consumer}")
+        info = await connection.api(f"CONSUMER.INFO.{stores.work_stream(pipeline)}.{delivery.consumer}")
         assert (await queued(connection, pipeline), info["num_ack_pending"]) == (1, 0)
     assert len(acks) > 1
 
@@ -228,7 +228,7 @@ async def test_puller_goes_on_when_its_consumer_is_deleted_and_made_again(
     async with stage_puller(connection, pipeline) as puller:
         puller.add_credit(2)
         await _parked(connection, pipeline, ("interactive",))
-        await connection.api(f"CONSUMER.DELETE.{subjects.work_stream(pipeline)}.stage-0-interactive")
+        await connection.api(f"CONSUMER.DELETE.{stores.work_stream(pipeline)}.stage-0-interactive")
         await publish_tasks(connection, pipeline, _ids(2))
         await ensure_layout(connection, describe(pipeline, {0: ("interactive",)}))
         async with asyncio.timeout(4):
@@ -240,7 +240,7 @@ async def test_failing_lane_is_reported_once_when_it_fails_again_and_again(
 ) -> None:
     """As that of a directed replica, whose consumer an orchestrator makes: none may run for hours."""
     await lay_out(connection, pipeline)
-    await connection.api(f"CONSUMER.DELETE.{subjects.work_stream(pipeline)}.stage-0-interactive")
+    await connection.api(f"CONSUMER.DELETE.{stores.work_stream(pipeline)}.stage-0-interactive")
     reissued = connection.metrics.pulls_reissued.labels(stage="stage 0")
     with capture_logs() as logged:
         async with stage_puller(connection, pipeline) as puller:
@@ -287,9 +287,9 @@ async def test_many_messages_flow_when_throughput_counts(connection: Connection,
     await lay_out(connection, pipeline)
     events = [subjects.event(pipeline, 0, "result", rid) for rid in _ids(2000)]
     await asyncio.gather(*(connection.js_publish(subject, b"x") for subject in events))
-    stream = subjects.work_stream(pipeline)
+    stream = stores.work_stream(pipeline)
     started = time.monotonic()
-    async with Puller(connection, stream, [subjects.EVENTS_CONSUMER], step=64) as puller:
+    async with Puller(connection, stream, [stores.EVENTS_CONSUMER], step=64) as puller:
         puller.add_credit(256)
         taken = await take_all(puller, 2000)
     assert len({delivery.stream_seq for delivery in taken}) == 2000
@@ -300,7 +300,7 @@ async def _parked(connection: Connection, pipeline: str, lanes: tuple[str, ...])
     """Wait until pulls wait on every lane."""
 
     async def all_wait() -> bool:
-        stream = subjects.work_stream(pipeline)
+        stream = stores.work_stream(pipeline)
         infos = [await connection.api(f"CONSUMER.INFO.{stream}.stage-0-{lane}") for lane in lanes]
         return all(info["num_waiting"] > 0 for info in infos)
 

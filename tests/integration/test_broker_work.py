@@ -14,14 +14,14 @@ from omnibus.broker.objects import ObjectStore
 from omnibus.broker.puller import Puller
 from omnibus.errors import BrokerRefused, PayloadLost
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from tests.support.broker import lay_out, publish_tasks, queued, stage_puller, take_all
 
 pytestmark = pytest.mark.integration
 
 
 def _events(connection: Connection, pipeline: str) -> Puller:
-    return Puller(connection, subjects.work_stream(pipeline), [subjects.EVENTS_CONSUMER])
+    return Puller(connection, stores.work_stream(pipeline), [stores.EVENTS_CONSUMER])
 
 
 async def test_timer_fires_as_a_deadline_event_when_its_time_comes(connection: Connection, pipeline: str) -> None:
@@ -98,7 +98,7 @@ async def test_purge_removes_everything_of_one_request_and_nothing_else(connecti
         await work.purge("mine")
     assert not await work.anything_queued("mine")
     assert await work.anything_queued("other")
-    info = await connection.api(f"STREAM.INFO.{subjects.work_stream(pipeline)}", {"subjects_filter": ">"})
+    info = await connection.api(f"STREAM.INFO.{stores.work_stream(pipeline)}", {"subjects_filter": ">"})
     assert {subjects.parse_rid(subject) for subject in info["state"]["subjects"]} == {"other"}
     await work.purge("mine")  # twice is once
 
@@ -152,7 +152,7 @@ async def test_publish_is_refused_clearly_when_the_message_is_too_large(connecti
 @pytest.mark.parametrize("size", [0, 1, 128 * 1024, 128 * 1024 + 1, 5_000_000])
 async def test_object_is_read_back_when_stored(connection: Connection, pipeline: str, size: int) -> None:
     await lay_out(connection, pipeline)
-    store = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+    store = ObjectStore(connection, stores.payloads_bucket(pipeline))
     data = os.urandom(size)
     await store.put("r/image", data)
     assert await store.get("r/image") == data
@@ -162,7 +162,7 @@ async def test_object_is_read_back_when_stored(connection: Connection, pipeline:
     await store.delete("r/image")
     with pytest.raises(PayloadLost):
         await store.get("r/image")
-    info = await connection.api(f"STREAM.INFO.OBJ_{subjects.payloads_bucket(pipeline)}")
+    info = await connection.api(f"STREAM.INFO.OBJ_{stores.payloads_bucket(pipeline)}")
     assert info["state"]["messages"] == 0
 
 
@@ -170,7 +170,7 @@ async def test_large_object_is_read_in_linear_time_when_it_takes_several_batches
     connection: Connection, pipeline: str
 ) -> None:
     await lay_out(connection, pipeline)
-    store = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+    store = ObjectStore(connection, stores.payloads_bucket(pipeline))
     data = os.urandom(1 << 20) * 40
     await store.put("big", data)
     started = time.monotonic()
@@ -181,7 +181,7 @@ async def test_large_object_is_read_in_linear_time_when_it_takes_several_batches
 async def test_object_is_read_when_the_server_is_killed_meanwhile(own_server: EmbeddedServer, pipeline: str) -> None:
     async with connect(own_server.url, name="test") as connection:
         await lay_out(connection, pipeline)
-        store = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+        store = ObjectStore(connection, stores.payloads_bucket(pipeline))
         data = os.urandom(1 << 20) * 40
         await store.put("big", data)
         reading = asyncio.create_task(store.get("big"))
@@ -193,7 +193,7 @@ async def test_object_is_read_when_the_server_is_killed_meanwhile(own_server: Em
 
 async def test_damaged_object_is_refused_when_a_chunk_is_missing(connection: Connection, pipeline: str) -> None:
     await lay_out(connection, pipeline)
-    store = ObjectStore(connection, subjects.payloads_bucket(pipeline))
+    store = ObjectStore(connection, stores.payloads_bucket(pipeline))
     await store.put("r", os.urandom(300_000))
     await connection.api(f"STREAM.MSG.DELETE.OBJ_{store.name}", {"seq": 2, "no_erase": True})
     with pytest.raises(PayloadLost):

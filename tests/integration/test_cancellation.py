@@ -15,7 +15,7 @@ from omnibus.ledger.raw_requests import find_raw
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Cancel, Control
 from omnibus.wire.out import EndNotice, Out
 from omnibus.wire.request import Request
@@ -30,7 +30,7 @@ HELLO = Request(prompt="a red circle")
 async def has_task(connection: Connection, pipeline: str, stage_id: int, rid: str, lane: str = "interactive") -> bool:
     """Whether a task of a stage is queued or in hand."""
     body = {"last_by_subj": subjects.task(pipeline, stage_id, lane, rid)}
-    return await connection.find(f"STREAM.MSG.GET.{subjects.work_stream(pipeline)}", body) is not None
+    return await connection.find(f"STREAM.MSG.GET.{stores.work_stream(pipeline)}", body) is not None
 
 
 async def cancelled(producer: Producer, pipeline: str, rid: str) -> None:
@@ -73,7 +73,7 @@ async def test_request_is_cancelled_when_it_waits_between_two_stages(connection:
     async with serving(connection, first, orchestrators=0) as producer:
         submission = await producer.submit(spec, HELLO)
         subject = subjects.event(pipeline, 0, "result", submission.rid)
-        stream = f"STREAM.MSG.GET.{subjects.work_stream(pipeline)}"
+        stream = f"STREAM.MSG.GET.{stores.work_stream(pipeline)}"
         await eventually(lambda: connection.find(stream, {"last_by_subj": subject}), what="the result waits")
         await cancelled(producer, pipeline, submission.rid)
 
@@ -177,7 +177,7 @@ async def test_raw_request_stays_cancelled_when_an_orchestrator_was_admitting_it
     async with serving(connection, spec, replicas=0) as producer:
         first = await producer.submit(spec, HELLO)
         await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}')
-        consumer = f"CONSUMER.INFO.{subjects.requests_stream(pipeline)}.{subjects.REQUESTS_CONSUMER}"
+        consumer = f"CONSUMER.INFO.{stores.requests_stream(pipeline)}.{stores.REQUESTS_CONSUMER}"
 
         async def in_hand() -> bool:
             return bool((await connection.api(consumer))["num_ack_pending"])
@@ -186,7 +186,7 @@ async def test_raw_request_stays_cancelled_when_an_orchestrator_was_admitting_it
         assert (await producer.cancel(pipeline, "raw")).state is RequestState.CANCELLED
         await producer.cancel(pipeline, first.rid)
         await connection.js_publish(subjects.request(pipeline, "raw"), b'{"prompt": "hi"}')  # again: the same request
-        requests = f"STREAM.INFO.{subjects.requests_stream(pipeline)}"
+        requests = f"STREAM.INFO.{stores.requests_stream(pipeline)}"
 
         async def taken() -> bool:
             return (await connection.api(requests))["state"]["messages"] == 0

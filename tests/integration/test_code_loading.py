@@ -17,7 +17,7 @@ from omnibus.broker.embedded import EmbeddedServer
 from omnibus.pipeline.loading import parse_pipeline
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.support.served import command_line, environment, write_pipeline
 from tests.support.waiting import eventually
 from tools.serving import serving
@@ -82,7 +82,7 @@ async def test_worker_refuses_and_runs_nothing_when_only_the_broker_names_code(
     async with connect(own_server.url, name="test") as connection:
         await deploy_pipeline(connection, spec := _attacked(changes, attack))
         # As one writes it who does not leave out what is no business of the broker.
-        await Bucket(connection, subjects.PIPELINES_BUCKET).put("target", msgspec.msgpack.encode(spec))
+        await Bucket(connection, stores.PIPELINES_BUCKET).put("target", msgspec.msgpack.encode(spec))
     _, error = _worker(own_server, attack).communicate(timeout=60.0)
 
     assert "would have code loaded" in error
@@ -113,9 +113,9 @@ async def test_replica_that_starts_again_refuses_when_its_specification_was_exch
     file = write_pipeline(tmp_path, SERVED)
     with serving(str(file), "--no-frontdoor", "--nats-port", "0", state_dir=tmp_path / "state") as served:
         async with connect(served.nats_url, name="test") as connection:
-            bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+            bucket = Bucket(connection, stores.PIPELINES_BUCKET)
             await bucket.put("target", msgspec.msgpack.encode(_attacked(ATTACKS[0], attack)))
-            replicas = Bucket(connection, subjects.replicas_bucket("target"))
+            replicas = Bucket(connection, stores.replicas_bucket("target"))
             (key,) = await replicas.keys()
             entry = await replicas.get(key)
             assert entry is not None

@@ -17,7 +17,7 @@ from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.death.lost_attempts import DIED, SILENT
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
 from tests.support.directed import replica
 from tests.support.dying import HELLO, bury, faulty, healthy
@@ -36,7 +36,7 @@ async def office_of(producer: Producer, spec: PipelineSpec) -> DeadLetterAdmin:
 
 async def kept_input(connection: Connection, pipeline: str, rid: str) -> bytes | None:
     try:
-        return await ObjectStore(connection, subjects.dead_payloads_bucket(pipeline)).get(rid)
+        return await ObjectStore(connection, stores.dead_payloads_bucket(pipeline)).get(rid)
     except PayloadLost:
         return None
 
@@ -101,8 +101,8 @@ async def test_retry_runs_when_record_and_stored_input_have_expired(connection: 
     dead_letter = await bury(connection, spec, "a", LARGE)
     location = dead_letter.record.ticket.request.object_key
     assert location is not None
-    await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location)
-    await Bucket(connection, subjects.requests_bucket(pipeline)).delete("a")
+    await ObjectStore(connection, stores.payloads_bucket(pipeline)).delete(location)
+    await Bucket(connection, stores.requests_bucket(pipeline)).delete("a")
     async with serving(connection, spec) as producer:
         assert await (await office_of(producer, spec)).retry("a") == 2
         done = await producer.wait(pipeline, "a")
@@ -116,7 +116,7 @@ async def test_kept_inputs_live_as_long_as_dead_letters_and_longer_than_payloads
     await ensure_layout(connection, layout_of(healthy(pipeline)))
     lifetimes = [
         (await connection.api(f"STREAM.INFO.OBJ_{bucket}"))["config"]["max_age"] / 1e9
-        for bucket in (subjects.dead_payloads_bucket(pipeline), subjects.payloads_bucket(pipeline))
+        for bucket in (stores.dead_payloads_bucket(pipeline), stores.payloads_bucket(pipeline))
     ]
     assert lifetimes[0] > 7 * 24 * 3600 > lifetimes[1]
 
@@ -173,7 +173,7 @@ async def test_retry_is_refused_when_the_id_is_another_requests_or_the_pipeline_
 ) -> None:
     spec = healthy(pipeline)
     await bury(connection, spec, "a", Request(prompt="hi", sampling_params={"s0": {}}))
-    await Bucket(connection, subjects.requests_bucket(pipeline)).delete("a")
+    await Bucket(connection, stores.requests_bucket(pipeline)).delete("a")
     renamed = PipelineSpec(name=pipeline, stages=(sim(7, final="text"),))
     async with Producer(connection) as producer:
         with pytest.raises(InvalidRequest, match="s0"):

@@ -19,7 +19,7 @@ import yaml
 from omnibus.cli import cli
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.settings import Settings
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -111,10 +111,10 @@ def test_stages_are_scaled_by_the_consumers_that_their_pipeline_has() -> None:
     objects = rendered(MANY)
     scaled = [one["spec"] for one in objects if one["kind"] == "ScaledObject"]
     triggers = [trigger["metadata"] for one in scaled for trigger in one["triggers"]]
-    assert {one["stream"] for one in triggers} == {subjects.work_stream(spec.name)}
+    assert {one["stream"] for one in triggers} == {stores.work_stream(spec.name)}
     lanes = ("interactive", "batch")
     assert [one["consumer"] for one in triggers] == [
-        subjects.stage_consumer(stage, lane) for stage in (0, 1) for lane in lanes
+        stores.stage_consumer(stage, lane) for stage in (0, 1) for lane in lanes
     ]
     by_name = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Deployment"}
     for one in scaled:  # which sets the number, so that the chart must not

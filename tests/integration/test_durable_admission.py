@@ -31,7 +31,7 @@ from omnibus.requests.advance import entry_tasks
 from omnibus.requests.effects import CreateRecord, ScheduleDeadline
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.failure import Failure
 from omnibus.wire.payload import Payload
@@ -71,7 +71,7 @@ async def test_request_expires_when_its_deadline_fired_before_its_record_was_the
     async with serving(connection, spec) as producer:
         record = record_of(spec, "late", late=spec.deadline)
         await performer.perform([ScheduleDeadline(record.ticket)])
-        events = f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.{subjects.EVENTS_CONSUMER}"
+        events = f"CONSUMER.INFO.{stores.work_stream(pipeline)}.{stores.EVENTS_CONSUMER}"
 
         async def heard() -> bool:
             info = await connection.api(events)
@@ -235,9 +235,7 @@ async def test_record_is_found_where_it_was_written_when_another_copy_lags(
     assert found == expected is not None
     empty = f"empty-{pipeline}"
     await ensure_layout(connection, layout_of(line(empty)))
-    bucket._get = (
-        f"$JS.API.DIRECT.GET.KV_{subjects.requests_bucket(empty)}.{bucket._prefix}"  # as a lagging copy answers
-    )
+    bucket._get = f"$JS.API.DIRECT.GET.KV_{stores.requests_bucket(empty)}.{bucket._prefix}"  # as a lagging copy answers
     assert await bucket.get("mine") is None
     assert await bucket.get_confirmed("mine") == expected
     await bucket.delete("mine")
@@ -292,7 +290,7 @@ async def test_raw_request_is_refused_when_another_had_its_id_and_its_sequence(
         sequences.append(delivery.stream_seq)
         with suppress(RequestConflict) if prompt == "one" else pytest.raises(RequestConflict):
             assert await intake.handle(delivery)
-        await connection.api(f"STREAM.DELETE.{subjects.requests_stream(pipeline)}")
+        await connection.api(f"STREAM.DELETE.{stores.requests_stream(pipeline)}")
     assert sequences == [1, 1]
 
 
@@ -354,7 +352,7 @@ async def test_raw_request_is_admitted_when_an_error_follows_a_long_wait_for_roo
 
     monkeypatch.setattr(intake_module, "_PUT_BACK", 0.02)
     monkeypatch.setattr(intake_module, "new_record", new_record_with_a_bug)
-    requests = f"CONSUMER.INFO.{subjects.requests_stream(pipeline)}.{subjects.REQUESTS_CONSUMER}"
+    requests = f"CONSUMER.INFO.{stores.requests_stream(pipeline)}.{stores.REQUESTS_CONSUMER}"
 
     async def put_back_often() -> bool:
         return bool((await connection.api(requests))["delivered"]["consumer_seq"] > 2 * ATTEMPTS)
@@ -379,6 +377,6 @@ async def _accepted(producer: Producer, spec: PipelineSpec, rid: str) -> bool:
 
 
 async def _raw_delivery(connection: Connection, pipeline: str) -> Delivery:
-    async with Puller(connection, subjects.requests_stream(pipeline), [subjects.REQUESTS_CONSUMER]) as puller:
+    async with Puller(connection, stores.requests_stream(pipeline), [stores.REQUESTS_CONSUMER]) as puller:
         puller.add_credit()
         return await puller.take()

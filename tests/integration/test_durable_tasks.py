@@ -20,7 +20,7 @@ from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec
 from omnibus.requests.advance import entry_tasks
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Cancel
 from omnibus.wire.envelope import FinalOutput, StageResult, Task
 from omnibus.wire.payload import TEXT, Payload
@@ -53,9 +53,9 @@ async def stage_up(connection: Connection, spec: PipelineSpec, stage_id: int) ->
 async def queued_task(connection: Connection, pipeline: str, stage_id: int, rid: str) -> Task:
     """The task of a stage, once it is queued."""
     subject = subjects.task(pipeline, stage_id, "interactive", rid)
-    bucket = f"STREAM.MSG.GET.{subjects.work_stream(pipeline)}"
+    bucket = f"STREAM.MSG.GET.{stores.work_stream(pipeline)}"
     await eventually(lambda: connection.find(bucket, {"last_by_subj": subject}), what=f"a task of stage {stage_id}")
-    direct = await connection.retried_request(f"$JS.API.DIRECT.GET.{subjects.work_stream(pipeline)}.{subject}")
+    direct = await connection.retried_request(f"$JS.API.DIRECT.GET.{stores.work_stream(pipeline)}.{subject}")
     return codec.decode(direct.data, Task)
 
 
@@ -88,7 +88,7 @@ async def test_request_runs_again_when_a_payload_is_lost(connection: Connection,
         task = await queued_task(connection, pipeline, 1, submission.rid)
         location = task.inputs[0]["text"].object_key
         assert location is not None
-        await ObjectStore(connection, subjects.payloads_bucket(pipeline)).delete(location)
+        await ObjectStore(connection, stores.payloads_bucket(pipeline)).delete(location)
         async with stage_up(connection, spec, 1):
             result = await submission.result()
     assert (result.state, result.run) == (RequestState.DONE, 2)
@@ -120,7 +120,7 @@ async def test_request_ends_once_when_its_task_is_stored_again_after_its_end(
 ) -> None:
     """A lone server that was killed has forgotten the ids of consumed messages."""
     async with connect(own_server.url, name="test", role="test") as connection:
-        spec, ledger = line(pipeline), Bucket(connection, subjects.requests_bucket(pipeline))
+        spec, ledger = line(pipeline), Bucket(connection, stores.requests_bucket(pipeline))
         async with serving(connection, spec) as producer:
             submission = await producer.submit(spec, HELLO)
             await submission.result()
@@ -144,8 +144,8 @@ async def test_dead_letter_is_written_when_every_attempt_fails(connection: Conne
     async with serving(connection, spec) as producer:
         submission = await producer.submit(spec, HELLO)
         result = await submission.result()
-        dead = Bucket(connection, subjects.requests_bucket(pipeline))
-        assert await eventually(lambda: dead.get(subjects.dead_letter_key(submission.rid)), what="a dead letter")
+        dead = Bucket(connection, stores.requests_bucket(pipeline))
+        assert await eventually(lambda: dead.get(stores.dead_letter_key(submission.rid)), what="a dead letter")
     assert result.state is RequestState.FAILED
     assert result.failure is not None
     assert result.failure.attempts == 2

@@ -18,7 +18,7 @@ from omnibus.pipeline.route import Forwarding
 from omnibus.requests.advance import ended_effects
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.envelope import FinalOutput, StageResult
 from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.payload import TEXT, Payload
@@ -35,7 +35,7 @@ async def _last_sequence(connection: Connection, stream: str) -> int:
 
 
 async def _events(connection: Connection, pipeline: str) -> int:
-    consumer = f"CONSUMER.INFO.{subjects.work_stream(pipeline)}.{subjects.EVENTS_CONSUMER}"
+    consumer = f"CONSUMER.INFO.{stores.work_stream(pipeline)}.{stores.EVENTS_CONSUMER}"
     return int((await connection.api(consumer))["delivered"]["consumer_seq"])
 
 
@@ -49,7 +49,7 @@ async def test_record_is_written_twice_and_no_event_is_needed_when_the_last_work
         assert [timing.stage_id for timing in result.timings] == [0, 1]
         assert (await producer.result(pipeline, result.rid)).outputs == result.outputs
         await queue_is_empty(connection, pipeline)
-        assert await _last_sequence(connection, f"KV_{subjects.requests_bucket(pipeline)}") == 2
+        assert await _last_sequence(connection, f"KV_{stores.requests_bucket(pipeline)}") == 2
         assert await _events(connection, pipeline) == events
 
 
@@ -112,7 +112,7 @@ async def test_no_timer_stays_when_an_id_is_taken_by_another_request(connection:
     await admit(performer, record_of(spec, "a", nonce="second"))
 
     async def only_the_first() -> bool:
-        found = await connection.stored_subjects(subjects.work_stream(pipeline), "omni.*.timer.*.*")
+        found = await connection.stored_subjects(stores.work_stream(pipeline), "omni.*.timer.*.*")
         return list(found) == [subjects.timer(pipeline, "first", "a")]
 
     await eventually(only_the_first, what="the second attempt's timer is gone")

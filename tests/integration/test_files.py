@@ -20,7 +20,7 @@ from omnibus.errors import BrokerUnavailable, PayloadLost
 from omnibus.files.file_record import QuotaExceeded, UnknownFile
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.context import Options
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
 
@@ -41,8 +41,8 @@ def other_tenant(front_door: Front) -> openai.AsyncOpenAI:
 
 async def chunks_stored(connection: Connection) -> int:
     """Chunks of all files."""
-    name = f"OBJ_{subjects.FILES_BUCKET}"
-    info = await connection.api(f"STREAM.INFO.{name}", {"subjects_filter": f"$O.{subjects.FILES_BUCKET}.C.>"})
+    name = f"OBJ_{stores.FILES_BUCKET}"
+    info = await connection.api(f"STREAM.INFO.{name}", {"subjects_filter": f"$O.{stores.FILES_BUCKET}.C.>"})
     return sum((info["state"].get("subjects") or {}).values())
 
 
@@ -101,7 +101,7 @@ async def test_nothing_stays_when_a_file_is_deleted(front_door: Front, connectio
     with pytest.raises(openai.NotFoundError):
         await front_door.openai.files.delete(sent.id)
     with pytest.raises(PayloadLost):
-        await anext(StreamedObjects(connection, subjects.FILES_BUCKET).read(sent.id))
+        await anext(StreamedObjects(connection, stores.FILES_BUCKET).read(sent.id))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Request
 from omnibus.workers.engines.sim import expected_text
 from tests.support.flow import line, serving, sim
@@ -247,7 +247,7 @@ async def test_malformed_event_fails_its_request_only(
 
 async def _stored_bytes(connection: Connection, pipeline: str) -> bool:
     """Whether the object store holds no more than metadata."""
-    info = await connection.api(f"STREAM.INFO.OBJ_{subjects.payloads_bucket(pipeline)}")
+    info = await connection.api(f"STREAM.INFO.OBJ_{stores.payloads_bucket(pipeline)}")
     return int(info["state"]["bytes"]) < 4096
 
 

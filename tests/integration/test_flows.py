@@ -19,7 +19,7 @@ from omnibus.errors import (
 )
 from omnibus.flows import reader, stored_flow
 from omnibus.flows.reader import FlowReader
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.chunk import Chunks, FlowEnd
 from tests.support.flows import (
     END,
@@ -44,7 +44,7 @@ async def laid_out(connection: Connection, pipeline: str) -> None:
 
 async def stored(connection: Connection, pipeline: str) -> int:
     """Messages of flows that are stored."""
-    info = await connection.api(f"STREAM.INFO.{subjects.chunks_stream(pipeline)}")
+    info = await connection.api(f"STREAM.INFO.{stores.chunks_stream(pipeline)}")
     return int(info["state"]["messages"])
 
 
@@ -313,7 +313,7 @@ async def test_flow_beyond_its_bound_is_refused_before_it_is_stored(connection: 
 
 
 async def test_no_message_can_remove_the_flows_of_others(connection: Connection, pipeline: str) -> None:
-    stream = subjects.chunks_stream(pipeline)
+    stream = stores.chunks_stream(pipeline)
     config = (await connection.api(f"STREAM.INFO.{stream}"))["config"]
     await connection.api(f"STREAM.UPDATE.{stream}", {**config, "allow_rollup_hdrs": True})  # as it was once
     await lay_out_flows(connection, pipeline)

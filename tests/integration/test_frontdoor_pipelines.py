@@ -12,7 +12,7 @@ from omnibus.client.cluster_view import ClusterView
 from omnibus.errors import InvalidRequest, UnknownModel
 from omnibus.frontdoor.served import ServedModels
 from omnibus.registry.deployed_pipelines import delete_pipeline, deploy_pipeline
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.support.front import front, omni_sim
 from tests.support.waiting import eventually
 
@@ -111,12 +111,12 @@ async def test_a_view_is_closed_when_its_pipeline_is_deleted(connection: Connect
 
 
 async def _hide_replicas(connection: Connection, name: str) -> None:
-    await connection.api(f"STREAM.DELETE.KV_{subjects.replicas_bucket(name)}")
+    await connection.api(f"STREAM.DELETE.KV_{stores.replicas_bucket(name)}")
 
 
 def _watches(name: str) -> bool:
     """Whether anybody here follows the replicas of a pipeline."""
-    return f"watch {subjects.replicas_bucket(name)}" in [task.get_name() for task in asyncio.all_tasks()]
+    return f"watch {stores.replicas_bucket(name)}" in [task.get_name() for task in asyncio.all_tasks()]
 
 
 async def _serves(models: ServedModels, model: str) -> bool:

@@ -20,7 +20,7 @@ from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.submitting import keyed_rid
 from omnibus.ledger.work_queue import WorkQueue
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
 
@@ -179,7 +179,7 @@ async def test_a_request_is_cancelled_when_its_caller_stops_waiting(
         return await _cancelled_count(front_door) > before
 
     await eventually(counted, what="answered 499 to nobody")
-    (rid,) = await Bucket(connection, subjects.requests_bucket(front_door.spec.name)).keys()
+    (rid,) = await Bucket(connection, stores.requests_bucket(front_door.spec.name)).keys()
     assert await state_of(front_door, rid) == "cancelled"
     assert (await WorkQueue(connection, front_door.spec.name).traffic()).messages == 0
 

@@ -13,7 +13,7 @@ from omnibus.ledger.records import Ledger
 from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.payload import CARRIED_LIMIT
 from omnibus.wire.request import Request
 from tests.support.flow import line, serving, sim
@@ -42,7 +42,7 @@ async def test_later_stage_has_the_request_when_its_task_does_not_carry_it(
 ) -> None:
     spec = reading(pipeline, forwarding)
     only_first = replace(spec, stages=spec.stages[:1])
-    work = subjects.work_stream(pipeline)
+    work = stores.work_stream(pipeline)
     async with serving(connection, spec, replicas=0) as producer:
         submission = await producer.submit(spec, Request(prompt=LARGE, stream=False))
         async with serving(connection, only_first, orchestrators=0):
@@ -64,7 +64,7 @@ async def test_small_request_travels_with_its_tasks(connection: Connection, pipe
     spec = reading(pipeline, Forwarding.ORCHESTRATOR)
     async with serving(connection, spec) as producer:
         result = await (await producer.submit(spec, Request(prompt="hi", stream=False))).result()
-        reads = f"STREAM.INFO.KV_{subjects.requests_bucket(pipeline)}"
+        reads = f"STREAM.INFO.KV_{stores.requests_bucket(pipeline)}"
         assert (await connection.api(reads))["state"]["last_seq"] == 2
     assert result.outputs[0].text == "hi"
 

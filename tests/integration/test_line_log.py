@@ -14,7 +14,7 @@ from omnibus.broker.objects import CHUNK, ObjectInfo
 from omnibus.broker.streamed_objects import StreamedObjects
 from omnibus.errors import BrokerUnavailable, RevisionConflict
 from omnibus.files.line_log import LineLog, LogFollower
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.support.flow import line
 
 pytestmark = pytest.mark.integration
@@ -124,6 +124,6 @@ async def test_a_file_can_be_read_when_its_writer_did_not_learn_that_it_was_stor
         yield b"answers"
 
     with pytest.raises(BrokerUnavailable):
-        await Unacknowledged(connection, subjects.FILES_BUCKET).store(name, pieces(), ttl=600.0)
-    read_again = StreamedObjects(connection, subjects.FILES_BUCKET).read(name)
+        await Unacknowledged(connection, stores.FILES_BUCKET).store(name, pieces(), ttl=600.0)
+    read_again = StreamedObjects(connection, stores.FILES_BUCKET).read(name)
     assert [one async for one in read_again] == [b"answers"]

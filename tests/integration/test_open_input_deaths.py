@@ -19,7 +19,7 @@ from omnibus.client.producer import Producer
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Request
 from tests.support import listening_stages
 from tests.support.sessions import END, LONG, Heard, pipeline_of, said, session
@@ -66,7 +66,7 @@ async def test_next_run_reads_the_input_from_its_beginning(connection: Connectio
         heard = Heard(submission)
         await eventually(lambda: heard.segments == ["5 "], LONG, what="the second stage speaks while the first listens")
         purged = {"filter": subjects.flows_filter(spec.name, submission.rid, submission.ticket.nonce, 1)}
-        await connection.api(f"STREAM.PURGE.{subjects.chunks_stream(spec.name)}", purged)
+        await connection.api(f"STREAM.PURGE.{stores.chunks_stream(spec.name)}", purged)
         await producer.send_segment(spec, submission.rid, said("you", end=True))
         result = await producer.wait(spec.name, submission.rid)
         assert (result.state, result.run, result.outputs[0].text) == (RequestState.DONE, 2, "5 3 ")

@@ -22,7 +22,7 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 from omnibus.wire.request import Request
 from tests.support import listening_stages
 from tests.support.flow import serving
@@ -178,7 +178,7 @@ async def test_sender_is_not_held_up_by_a_worker_that_tells_nothing(connection: 
         old = ReplicaRecord(
             stage_id=0, replica="r0", instance="i", status=ReplicaStatus.UP, claims=((submission.rid, "$JS.ACK"),)
         )
-        await Bucket(connection, subjects.replicas_bucket(spec.name)).put("0.r0", codec.encode(old))
+        await Bucket(connection, stores.replicas_bucket(spec.name)).put("0.r0", codec.encode(old))
         assert await _sent(producer, spec, submission.rid, 12) == 12  # within the second that the record lives
 
 

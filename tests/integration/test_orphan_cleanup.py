@@ -28,7 +28,7 @@ from omnibus.pipeline.spec import EdgeSpec, PayloadRule, PipelineSpec
 from omnibus.requests.effects import PublishTask
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.envelope import StageResult, Task
 from omnibus.wire.payload import Payload
 from omnibus.wire.request import Request, encode_request
@@ -52,7 +52,7 @@ def storing(pipeline: str, forwarding: Forwarding = Forwarding.ORCHESTRATOR) -> 
 
 async def stored(connection: Connection, pipeline: str) -> list[str]:
     """Chunks of what the hops of requests have stored."""
-    bucket = subjects.payloads_bucket(pipeline)
+    bucket = stores.payloads_bucket(pipeline)
     info = await connection.api(f"STREAM.INFO.OBJ_{bucket}", {"subjects_filter": f"$O.{bucket}.C.*.*"})
     return list(info["state"].get("subjects") or ())
 
@@ -178,7 +178,7 @@ async def test_what_is_stored_stays_when_an_attempt_repeats_its_own_task(connect
         store.open.set()
         await eventually(lambda: assignment.acknowledged, what="stage 0 has finished")
         subject = subjects.task(pipeline, 1, "interactive", submission.rid)
-        sent = await connection.retried_request(f"$JS.API.DIRECT.GET.{subjects.work_stream(pipeline)}.{subject}")
+        sent = await connection.retried_request(f"$JS.API.DIRECT.GET.{stores.work_stream(pipeline)}.{subject}")
         assert not await replica._performer.publish(PublishTask(codec.decode(sent.data, Task))), "it is known"
         await replica._service._conclusion._clear_orphans(assignment)
         async with serving(connection, spec):
@@ -221,7 +221,7 @@ async def test_input_is_not_kept_when_a_raw_request_comes_again_after_its_end(
     spec = line(pipeline)
     await ensure_layout(connection, layout_of(spec))
     await connection.js_publish(subjects.request(pipeline, "raw"), encode_request(Request(prompt=LONG)))
-    async with Puller(connection, subjects.requests_stream(pipeline), [subjects.REQUESTS_CONSUMER]) as puller:
+    async with Puller(connection, stores.requests_stream(pipeline), [stores.REQUESTS_CONSUMER]) as puller:
         puller.add_credit()
         delivery = await puller.take()
     performer = Performer(connection, pipeline)
@@ -318,7 +318,7 @@ async def test_timer_that_was_not_removed_goes_when_the_queue_has_a_new_leader(p
         await queue.schedule_deadline(submission.rid, "nonce", time.time() + 600)
         led = await queue.led_by()
         assert led is not None
-        await connection.api(f"STREAM.LEADER.STEPDOWN.{subjects.work_stream(pipeline)}")
+        await connection.api(f"STREAM.LEADER.STEPDOWN.{stores.work_stream(pipeline)}")
 
         async def cleared() -> bool:
             return submission.rid not in await queue.present()

@@ -34,7 +34,7 @@ from omnibus.registry.deployed_pipelines import (
     load_deployed,
 )
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Request
 from tests.support.directed import replica
 from tests.support.flow import sim
@@ -119,7 +119,7 @@ async def test_added_adapters_stay_where_stages_take_them_when_deployed_anew(
 async def test_nothing_is_touched_when_the_specification_is_senseless(connection: Connection, pipeline: str) -> None:
     with pytest.raises(PipelineError, match=r"stages\[0\].slots"):
         await deploy_pipeline(connection, _spec(pipeline, slots=0))
-    assert await connection.find(f"STREAM.INFO.{subjects.work_stream(pipeline)}") is None
+    assert await connection.find(f"STREAM.INFO.{stores.work_stream(pipeline)}") is None
 
 
 async def test_name_is_not_needed_when_only_one_is_deployed(own_server: EmbeddedServer) -> None:
@@ -164,10 +164,10 @@ def _bad_entries() -> dict[str, bytes]:
 async def test_others_are_found_when_one_is_unreadable_or_deleted(own_server: EmbeddedServer) -> None:
     async with connect(own_server.url, name="test") as connection, ClusterView(connection) as pipelines:
         await deploy_pipeline(connection, _spec("good"))
-        bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+        bucket = Bucket(connection, stores.PIPELINES_BUCKET)
         for key, value in _bad_entries().items():
             await bucket.put(key, value)
-        await Bucket(connection, subjects.replicas_bucket("good")).put("0.r1", b"garbage")
+        await Bucket(connection, stores.replicas_bucket("good")).put("0.r1", b"garbage")
         await deploy_pipeline(connection, _spec("gone"))
         await bucket.delete("gone")
 
@@ -192,7 +192,7 @@ async def test_orchestrator_serves_on_when_its_specification_becomes_senseless(
     running = asyncio.create_task(DeployedOrchestrator(connection, spec).run(), name="orchestrator")
     try:
         async with replica(connection, spec), Producer(connection) as producer:
-            bucket = Bucket(connection, subjects.PIPELINES_BUCKET)
+            bucket = Bucket(connection, stores.PIPELINES_BUCKET)
             for value in _bad_entries().values():
                 await bucket.put(pipeline, value)
                 result = await (await producer.submit(spec, Request(prompt="still here"))).result()

@@ -27,7 +27,7 @@ from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.requests.record import Record
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Claim
 from omnibus.wire.envelope import StageResult, Ticket
 from omnibus.wire.request import Request
@@ -195,7 +195,7 @@ async def test_record_is_buried_when_nobody_can_read_it(
         record = await _open_record(others.producer, spec, "poison")
         another = await _open_record(others.producer, spec, "another")
         stored = damaged if damaged is not None else codec.encode(another)
-        await Bucket(connection, subjects.requests_bucket(pipeline)).put("poison", stored)
+        await Bucket(connection, stores.requests_bucket(pipeline)).put("poison", stored)
         await connection.js_publish(subjects.event(pipeline, 1, "final", "poison"), _result(record, stage_id=1))
         buried = await eventually(lambda: _readable(connection, pipeline, "poison"), 20, what="its end")
         assert (buried.rid, buried.state, buried.dead) == ("poison", RequestState.FAILED, True)
@@ -210,7 +210,7 @@ async def test_record_is_buried_when_nobody_can_read_it(
 
 async def test_dead_letters_are_listed_when_one_of_them_cannot_be_read(connection: Connection, pipeline: str) -> None:
     await ensure_layout(connection, layout_of(poisoned(pipeline)))
-    await Bucket(connection, subjects.requests_bucket(pipeline)).put(subjects.dead_letter_key("a"), b"\xc1")
+    await Bucket(connection, stores.requests_bucket(pipeline)).put(stores.dead_letter_key("a"), b"\xc1")
     assert await DeadLetters(connection, pipeline).all() == []
 
 
@@ -229,8 +229,8 @@ async def test_dead_replicas_are_marked_down_when_a_claim_is_nonsense(connection
     """Anybody who may publish claims can say anything; the judge acts on what answers a delivery."""
     await ensure_layout(connection, layout_of(poisoned(pipeline)))
     record = ReplicaRecord(stage_id=0, replica="r0", instance="i", host="h", pid=1, slots=1, status=ReplicaStatus.UP)
-    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
-    await bucket.put(subjects.replica_key(0, "r0"), codec.encode(record))
+    bucket = Bucket(connection, stores.replicas_bucket(pipeline))
+    await bucket.put(stores.replica_key(0, "r0"), codec.encode(record))
     async with ClaimBook(connection, pipeline) as claims:
         said = (("a", "garbage"), ("b", ""), ("c", "$JS.ACK.x.y.z"), ("d", f"$JS.ACK.s.c.1.{10**9}.3.4.5"))
         claim = Claim(stage_id=0, replica="r0", instance="i", number=1, held=said)
@@ -309,5 +309,5 @@ async def _no_events(connection: Connection, pipeline: str) -> None:
 
 
 async def _no_raw_requests(connection: Connection, pipeline: str) -> bool:
-    info = await connection.api(f"STREAM.INFO.{subjects.requests_stream(pipeline)}")
+    info = await connection.api(f"STREAM.INFO.{stores.requests_stream(pipeline)}")
     return bool(info["state"]["messages"] == 0)

@@ -18,7 +18,7 @@ from omnibus.client.producer import Producer
 from omnibus.errors import BrokerDenied, BrokerError
 from omnibus.pipeline.loading import load_pipeline
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Cancel, Rpc
 from omnibus.wire.request import Request
 from omnibus.workers.lanes import Lanes
@@ -58,7 +58,7 @@ def test_request_ends_done_when_each_process_has_its_own_role(
         assert done.returncode == 0, done.stderr + log.read_text()
         assert done.stdout.strip().isdecimal()
         _ask_the_front_door(f"http://127.0.0.1:{port}")
-        assert asyncio.run(_taken_from(guarded, subjects.stage_consumer(1, "r0"))) >= 2
+        assert asyncio.run(_taken_from(guarded, stores.stage_consumer(1, "r0"))) >= 2
         assert "permission_denied" not in log.read_text()
         status = json.loads(omnibus("status", "--json", nats=guarded.url).stdout)
         assert [len(stage["replicas"]) for stage in status["stages"]] == [1, 1]
@@ -73,7 +73,7 @@ async def _taken_from(guarded: Guarded, consumer: str) -> int:
     """How many tasks a replica has taken from a consumer."""
     access = guarded.access("operator")
     async with connect(guarded.url, name="looks", role="operator", access=access, deadline=30) as connection:
-        info = await connection.api(f"CONSUMER.INFO.{subjects.work_stream('guarded')}.{consumer}")
+        info = await connection.api(f"CONSUMER.INFO.{stores.work_stream('guarded')}.{consumer}")
     return int(info["delivered"]["consumer_seq"])
 
 

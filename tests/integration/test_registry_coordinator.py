@@ -19,7 +19,7 @@ from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
 from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.control import Claim
 from tests.support.proxy import Proxy
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
@@ -36,7 +36,7 @@ class Registered:
         self.fenced = 0
         self.load: dict[str, Any] = {}
         self.registration = Registration(
-            Bucket(bench.conn, subjects.replicas_bucket(bench.spec.name)),
+            Bucket(bench.conn, stores.replicas_bucket(bench.spec.name)),
             ReplicaRecord(stage_id=0, replica="", instance=instance),
             timeout=HEARTBEAT_TIMEOUT,
             load=lambda: self.load,
@@ -115,10 +115,10 @@ async def test_replica_learns_its_new_id_when_its_registration_was_interrupted(
 ) -> None:
     """Its claims, orders and results must bear the id that the coordinator knows."""
     async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one:
-        bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+        bucket = Bucket(connection, stores.replicas_bucket(pipeline))
         other = replace(one.registration.record, instance="other", status=ReplicaStatus.UP)
         on_message, one.registration._on_registered = one.registration._on_registered, _never
-        await bucket.put(subjects.replica_key(0, "r0"), codec.encode(other))
+        await bucket.put(stores.replica_key(0, "r0"), codec.encode(other))
         await eventually(lambda: one.fenced)
         await eventually(lambda: one.registration.record.replica == "r1")
         one.registration._on_registered = on_message
@@ -169,9 +169,9 @@ async def test_replica_registers_afresh_when_it_was_declared_down(connection: Co
 
 async def test_replica_takes_another_id_when_its_own_was_given_away(connection: Connection, pipeline: str) -> None:
     async with stage_bench(connection, pipeline) as bench, registered(bench, "a") as one:
-        bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+        bucket = Bucket(connection, stores.replicas_bucket(pipeline))
         other = replace(one.registration.record, instance="other", status=ReplicaStatus.UP)
-        await bucket.put(subjects.replica_key(0, "r0"), codec.encode(other))
+        await bucket.put(stores.replica_key(0, "r0"), codec.encode(other))
         await eventually(lambda: one.ids == ["r0", "r1"])
         assert one.fenced == 1
 
@@ -273,10 +273,10 @@ async def test_restart_of_the_server_does_not_make_living_replicas_look_gone(
             living.registration._beating.cancel()
         await restart(own_server, outage=1.5 * HEARTBEAT_TIMEOUT)
         await eventually(lambda: len(view._absent) == 2, 9, what="the records have expired")
-        bucket = Bucket(conn, subjects.replicas_bucket(pipeline))
+        bucket = Bucket(conn, stores.replicas_bucket(pipeline))
         for living in (one, two):
             record = replace(living.registration.record, status=ReplicaStatus.UP)
-            await bucket.put(subjects.replica_key(*record.key), codec.encode(record))
+            await bucket.put(stores.replica_key(*record.key), codec.encode(record))
         await eventually(lambda: statuses(view) == {"r0": "up", "r1": "up"})
         assert gone(changes) == []
 

@@ -20,7 +20,7 @@ from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.state import RequestState
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.envelope import Task
 from omnibus.wire.request import Request
 from tests.support.directed import LaneLog, lane_log, one_stage, orchestrator, replica
@@ -98,7 +98,7 @@ async def test_tasks_of_a_dead_replica_run_elsewhere_once_when_it_is_declared_do
 async def _naks_of(connection: Connection, record: ReplicaRecord) -> list[str]:
     """Fills with the ack subjects of the replica's own lane by which somebody gives a task back from now on."""
     heard: list[str] = []
-    own = subjects.stage_consumer(record.stage_id, record.replica)
+    own = stores.stage_consumer(record.stage_id, record.replica)
 
     async def on_message(message: ReceivedMessage) -> None:
         if message.data.startswith(b"-NAK") and consumer_of(message.subject) == own:

@@ -11,7 +11,7 @@ from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Request
 from tests.support.directed import lane_log, one_stage, orchestrator, replica
 from tests.support.stage_bench import stage_bench
@@ -82,7 +82,7 @@ async def test_attempts_count_on_when_a_task_is_requeued(connection: Connection,
             async with bench.replica(grace=0.1) as leaving:
                 await eventually(lambda: leaving._engine.stats().running, what="it hangs in its second attempt")
         stored = await connection.api(
-            f"STREAM.MSG.GET.{subjects.work_stream(pipeline)}",
+            f"STREAM.MSG.GET.{stores.work_stream(pipeline)}",
             {"last_by_subj": subjects.task(pipeline, 0, "interactive", "a")},
         )
     assert b"Omni-Attempts: 1\r\n" in base64.b64decode(stored["message"]["hdrs"])

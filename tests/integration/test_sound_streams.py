@@ -26,7 +26,7 @@ from omnibus.flows.stored_flow import publish_behind
 from omnibus.media import sound
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.chunk import Chunks
 from omnibus.wire.out import Fence
 from omnibus.wire.request import Request
@@ -171,7 +171,7 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
             pieces.append(event.values["audio"])
             if len(pieces) == 1:
                 purged = await connection.request(
-                    f"$JS.API.STREAM.PURGE.{subjects.chunks_stream(front_door.spec.name)}", b""
+                    f"$JS.API.STREAM.PURGE.{stores.chunks_stream(front_door.spec.name)}", b""
                 )
                 assert b'"success":true' in purged.data
                 sound_stage.go_on.set()
@@ -203,7 +203,7 @@ async def test_the_sound_comes_from_the_output_when_the_broker_takes_no_flow(
 ) -> None:
     """As one does that an earlier version has laid out, or that knows a worker's earlier credentials."""
     if why == "no stream":
-        await connection.api(f"STREAM.DELETE.{subjects.chunks_stream(front_door.spec.name)}")
+        await connection.api(f"STREAM.DELETE.{stores.chunks_stream(front_door.spec.name)}")
     else:
 
         async def denied(*_: object) -> int:

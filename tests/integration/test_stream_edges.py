@@ -14,7 +14,7 @@ from omnibus.client.request_events import Result
 from omnibus.pipeline.route import EdgeMode, Forwarding
 from omnibus.pipeline.spec import EdgeSpec, PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.request import Request
 from tests.support import flow_stages
 from tests.support.flow import serving
@@ -59,7 +59,7 @@ async def asked(producer: Producer, spec: PipelineSpec, prompt: str) -> Result:
 
 
 async def flows_left(connection: Connection, spec: PipelineSpec) -> int:
-    info = await connection.api(f"STREAM.INFO.{subjects.chunks_stream(spec.name)}")
+    info = await connection.api(f"STREAM.INFO.{stores.chunks_stream(spec.name)}")
     return int(info["state"]["messages"])
 
 
@@ -276,7 +276,7 @@ async def test_run_begins_again_when_a_chunk_is_lost(connection: Connection, pip
         waiting = asyncio.create_task(asked(producer, spec, prompt))
         flow_stages.steps[prompt].release()
         await eventually(lambda: flow_stages.read[prompt] == ["step"], LONG)
-        await connection.api(f"STREAM.PURGE.{subjects.chunks_stream(spec.name)}", {})
+        await connection.api(f"STREAM.PURGE.{stores.chunks_stream(spec.name)}", {})
         for _ in range(9):
             flow_stages.steps[prompt].release()
         result = await waiting

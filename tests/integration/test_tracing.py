@@ -9,7 +9,7 @@ import pytest
 from omnibus.broker.connection import Connection
 from omnibus.observability.tracing import Tracing, open_tracing
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Request, encode_request
 from tests.support.front import front, omni_sim
 from tests.support.otlp import Collector, Received, collector
@@ -70,7 +70,7 @@ async def test_stages_and_waits_join_the_callers_trace_when_it_sends_one(
         assert waited.end <= ran.start + 0.05
         assert ran.attributes["omnibus.request_id"] == answer.headers["x-request-id"]
         assert ran.attributes["messaging.system"] == "nats"
-        assert ran.attributes["messaging.destination.name"] == subjects.work_stream(pipeline)
+        assert ran.attributes["messaging.destination.name"] == stores.work_stream(pipeline)
         assert ran.kind == CONSUMER
     assert by_name["process writer"].attributes["gen_ai.operation.name"] == "chat"
     assert by_name["process writer"].attributes["gen_ai.usage.output_tokens"] > 0  # type: ignore[operator]
@@ -150,7 +150,7 @@ async def test_tasks_carry_the_trace_as_headers_when_nobody_records_spans(
     async with front(connection, omni_sim(pipeline), workers=False) as front_door:
         request = Request(prompt="a", trace={**PARENT, "other": "x"}, modalities=("text",))
         await front_door.producer.submit(front_door.spec, request, rid="r")
-        work = subjects.work_stream(pipeline)
+        work = stores.work_stream(pipeline)
         wanted = b'{"last_by_subj":"omni.%b.task.>"}' % pipeline.encode()
         found = await connection.retried_request(f"$JS.API.DIRECT.GET.{work}", wanted)
         assert found.headers is not None

@@ -33,7 +33,7 @@ from omnibus.frontdoor.video_jobs.video_record import VideoRecord
 from omnibus.frontdoor.video_jobs.video_store import VideoStore
 from omnibus.media import pictures
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Message, Request
 from tests.support.filmed_text import text_of
 from tests.support.filming_stages import UNFILMABLE, digest_of
@@ -189,7 +189,7 @@ async def test_video_is_made_when_its_runner_comes_before_its_record(
         looked.set()
 
     async def late_create(bucket: Bucket, key: str, data: bytes, ttl: float | None = None) -> int:
-        if bucket.name == subjects.VIDEOS_BUCKET:
+        if bucket.name == stores.VIDEOS_BUCKET:
             await asyncio.wait_for(looked.wait(), 10.0)
         return await create(bucket, key, data, ttl)
 
@@ -209,7 +209,7 @@ async def test_message_leaves_the_queue_when_it_is_of_no_video(
     stored = await connection.js_publish(subjects.queued_video(f"of-{door.spec.name}"), data)
 
     async def is_gone() -> bool:
-        message = f"STREAM.MSG.GET.{subjects.VIDEOS_STREAM}"
+        message = f"STREAM.MSG.GET.{stores.VIDEOS_STREAM}"
         return await connection.find(message, {"seq": stored.seq}) is None
 
     await eventually(is_gone, 20.0, what="the message has left")

@@ -18,7 +18,7 @@ from omnibus.client.request_events import Ended, MediaPiece, OutputArrived
 from omnibus.media import video
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.request import Request
 from tests.support import video_stage
 from tests.support.filmed_text import frames_of, text_of
@@ -109,7 +109,7 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
         pieces.append(event.values["video"])
         assert event.values["fps"] == video_stage.FPS
         if len(pieces) == 1:
-            await connection.api(f"STREAM.PURGE.{subjects.chunks_stream(front_door.spec.name)}")
+            await connection.api(f"STREAM.PURGE.{stores.chunks_stream(front_door.spec.name)}")
             video_stage.go_on.set()
     assert np.abs(np.concatenate(pieces).astype(int) - frames_of(PROMPT)).max() < 64
     assert [type(event) for event in others] == [OutputArrived, Ended]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
 from omnibus.child_process import ChildProcess
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.workers import task_service
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
 from tests.support.waiting import eventually
@@ -52,7 +52,7 @@ async def test_requeue_uses_up_no_attempt(connection: Connection, pipeline: str)
         assert await bench.queued() == 1
         assert bench.published["a"] == 0
         info = await connection.api(
-            f"STREAM.MSG.GET.{subjects.work_stream(pipeline)}",
+            f"STREAM.MSG.GET.{stores.work_stream(pipeline)}",
             {"last_by_subj": subjects.task(pipeline, 0, "interactive", "a")},
         )
         assert info["message"]["seq"] > 1
@@ -195,8 +195,8 @@ async def test_replica_is_silent_when_it_missed_its_lease(connection: Connection
 
 
 async def _claimed(bench: StageBench) -> bool:
-    consumer = subjects.stage_consumer(0, "interactive")
-    info = await bench.conn.api(f"CONSUMER.INFO.{subjects.work_stream(bench.spec.name)}.{consumer}")
+    consumer = stores.stage_consumer(0, "interactive")
+    info = await bench.conn.api(f"CONSUMER.INFO.{stores.work_stream(bench.spec.name)}.{consumer}")
     return bool(info["num_ack_pending"])
 
 

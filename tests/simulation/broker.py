@@ -14,7 +14,7 @@ import msgspec
 
 from omnibus.broker.layout import layout_of
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.simulation.graphs import HEARTBEAT
 from tests.simulation.loop import EPOCH, Process, VirtualLoop
 from tests.simulation.queues import Consumer
@@ -49,14 +49,14 @@ class Broker:
         self.streams = {
             made.name: Stream(made.name, one_a_subject=made.name.startswith("KV_")) for made in layout.streams
         }
-        pipelines = f"KV_{subjects.PIPELINES_BUCKET}"
+        pipelines = f"KV_{stores.PIPELINES_BUCKET}"
         self.streams[pipelines] = Stream(pipelines, one_a_subject=True)
-        self.work = self.streams[subjects.work_stream(pipeline)]
-        self.requests = self.streams[subjects.requests_stream(pipeline)]
-        self.ledger = self.streams[f"KV_{subjects.requests_bucket(pipeline)}"]
-        self.replicas = self.streams[f"KV_{subjects.replicas_bucket(pipeline)}"]
-        self.objects = self.streams[f"OBJ_{subjects.payloads_bucket(pipeline)}"]
-        self.chunks = self.streams.get(subjects.chunks_stream(pipeline))
+        self.work = self.streams[stores.work_stream(pipeline)]
+        self.requests = self.streams[stores.requests_stream(pipeline)]
+        self.ledger = self.streams[f"KV_{stores.requests_bucket(pipeline)}"]
+        self.replicas = self.streams[f"KV_{stores.replicas_bucket(pipeline)}"]
+        self.objects = self.streams[f"OBJ_{stores.payloads_bucket(pipeline)}"]
+        self.chunks = self.streams.get(stores.chunks_stream(pipeline))
         self.consumers: dict[tuple[str, str], Consumer] = {}
         self.pullers: defaultdict[tuple[str, str], list[SimPuller]] = defaultdict(list)
         """Who asks for the messages of a consumer, whether it is there or not."""

@@ -12,7 +12,7 @@ from openai.types import Batch
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
@@ -79,12 +79,12 @@ async def answers(client: AsyncOpenAI, batch: Batch) -> Answers:
 
 async def requests_of(connection: Connection, pipeline: str) -> list[str]:
     """Ids of all requests that a pipeline has had."""
-    keys = await Bucket(connection, subjects.requests_bucket(pipeline)).keys()
-    return [key for key in keys if not key.startswith(subjects.DEAD_LETTERS)]
+    keys = await Bucket(connection, stores.requests_bucket(pipeline)).keys()
+    return [key for key in keys if not key.startswith(stores.DEAD_LETTERS)]
 
 
 async def left_of_batches(connection: Connection) -> int:
     """Messages of the queue of batches, and of their logs."""
-    queue = await connection.stored_subjects(subjects.BATCHES_STREAM, ">")
-    logs = await connection.stored_subjects(f"OBJ_{subjects.FILES_BUCKET}", f"$O.{subjects.FILES_BUCKET}.C.>")
+    queue = await connection.stored_subjects(stores.BATCHES_STREAM, ">")
+    logs = await connection.stored_subjects(f"OBJ_{stores.FILES_BUCKET}", f"$O.{stores.FILES_BUCKET}.C.>")
     return len(queue) + sum(".batch_" in subject for subject in logs)

@@ -10,7 +10,7 @@ from omnibus.broker.delivery import Delivery
 from omnibus.broker.layout import Layout, ensure_layout, lane_consumer, layout_of
 from omnibus.broker.puller import Puller
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 
 
 def describe(pipeline: str, lanes_by_stage: Mapping[int, Sequence[str]], **fields: Any) -> Layout:
@@ -45,14 +45,14 @@ def stage_puller(
     connection: Connection, pipeline: str, lanes: Sequence[str] = ("interactive",), stage: int = 0
 ) -> Puller:
     """The puller of a replica; those behind the first are favoured every eighth time."""
-    names = [subjects.stage_consumer(stage, lane) for lane in lanes]
+    names = [stores.stage_consumer(stage, lane) for lane in lanes]
     favoured = names[:0:-1]
-    return Puller(connection, subjects.work_stream(pipeline), names, favoured=favoured, label=f"stage {stage}")
+    return Puller(connection, stores.work_stream(pipeline), names, favoured=favoured, label=f"stage {stage}")
 
 
 async def queued(connection: Connection, pipeline: str) -> int:
     """Messages in the stream of work."""
-    info = await connection.api(f"STREAM.INFO.{subjects.work_stream(pipeline)}")
+    info = await connection.api(f"STREAM.INFO.{stores.work_stream(pipeline)}")
     return int(info["state"]["messages"])
 
 

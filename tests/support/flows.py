@@ -12,7 +12,7 @@ from omnibus.flows.pacing import Pacing
 from omnibus.flows.reader import FlowReader
 from omnibus.flows.writer import FlowWriter
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.chunk import FlowEnd
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payload, Payloads
@@ -25,7 +25,7 @@ async def lay_out_flows(conn: Connection, pipeline: str) -> None:
     """Make the stream of a pipeline's flows, and nothing else."""
     stage = StageSpec(stage_id=0, name="talker", engine="sim", final_output=True, final_output_type="audio")
     layout = layout_of(PipelineSpec(name=pipeline, stages=(stage,)))
-    chunks = tuple(stream for stream in layout.streams if stream.name == subjects.chunks_stream(pipeline))
+    chunks = tuple(stream for stream in layout.streams if stream.name == stores.chunks_stream(pipeline))
     await ensure_layout(conn, Layout(chunks, ()))
 
 

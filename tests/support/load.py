@@ -24,7 +24,7 @@ from omnibus.errors import BrokerUnavailable, UnknownRequest
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import Record
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.request import Request
 from tests.support.waiting import eventually
 
@@ -57,7 +57,7 @@ class Load:
         self._finishing = asyncio.Event()
         self._group = asyncio.TaskGroup()
         self._ends: dict[str, list[int]] = {}
-        self._watch = Watch(self.connection, subjects.requests_bucket(self.spec.name), self._changed)
+        self._watch = Watch(self.connection, stores.requests_bucket(self.spec.name), self._changed)
         self._count = 0
 
     async def __aenter__(self) -> Self:
@@ -112,7 +112,7 @@ class Load:
         """No task, event or timer, and no raw request, is left."""
 
         async def empty() -> bool:
-            raw = await self.connection.api(f"STREAM.INFO.{subjects.requests_stream(self.spec.name)}")
+            raw = await self.connection.api(f"STREAM.INFO.{stores.requests_stream(self.spec.name)}")
             return (await WorkQueue(self.connection, self.spec.name).traffic()).messages == 0 and raw["state"][
                 "messages"
             ] == 0
@@ -120,7 +120,7 @@ class Load:
         try:
             await eventually(empty, timeout)
         except AssertionError:
-            stream = subjects.work_stream(self.spec.name)
+            stream = stores.work_stream(self.spec.name)
             left = await self.connection.api(f"STREAM.INFO.{stream}", {"subjects_filter": ">"})
             raise AssertionError(f"still queued: {left['state'].get('subjects')}") from None
 

@@ -11,7 +11,7 @@ from omnibus.broker.connection import Connection
 from omnibus.client.producer import Producer, Submission
 from omnibus.client.request_events import ClientEvent, SegmentFinished, TextPiece
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from omnibus.wire.request import Request, Segment
 from tests.support.flow import serving
 from tests.support.waiting import eventually
@@ -72,7 +72,7 @@ class Heard:
 
 async def nothing_stays(connection: Connection, spec: PipelineSpec) -> None:
     async def is_empty() -> bool:
-        info = await connection.api(f"STREAM.INFO.{subjects.chunks_stream(spec.name)}")
+        info = await connection.api(f"STREAM.INFO.{stores.chunks_stream(spec.name)}")
         return int(info["state"]["messages"]) == 0
 
     await eventually(is_empty, LONG, what="no segment stays")

@@ -19,7 +19,7 @@ from omnibus.broker.puller import Puller
 from omnibus.child_process import ChildProcess, start_child
 from omnibus.pipeline.route import Forwarding, Route, RouteStage, Target
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.envelope import AttemptFailed, Event, StageFailed, StageResult, Task, Ticket
 from omnibus.wire.payload import MSGPACK, Payload
 from omnibus.wire.request import Request
@@ -67,7 +67,7 @@ class StageBench:
     async def queued(self) -> int:
         """Tasks that nobody has acknowledged."""
         info = await self.conn.api(
-            f"STREAM.INFO.{subjects.work_stream(self.spec.name)}", {"subjects_filter": f"omni.{self.spec.name}.task.>"}
+            f"STREAM.INFO.{stores.work_stream(self.spec.name)}", {"subjects_filter": f"omni.{self.spec.name}.task.>"}
         )
         return sum((info["state"].get("subjects") or {}).values())
 
@@ -149,7 +149,7 @@ async def stage_bench(conn: Connection, pipeline: str, **settings: Any) -> Async
     await ensure_layout(conn, layout_of(spec))
     bench = StageBench(conn, spec)
     counter = await conn.subscribe(subjects.events_filter(pipeline), bench._count_published)
-    async with Puller(conn, subjects.work_stream(pipeline), [subjects.EVENTS_CONSUMER]) as puller:
+    async with Puller(conn, stores.work_stream(pipeline), [stores.EVENTS_CONSUMER]) as puller:
         puller.add_credit(64)
         taking = asyncio.create_task(bench._take_events(puller))
         try:

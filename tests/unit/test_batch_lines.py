@@ -18,7 +18,7 @@ from omnibus.batches.batch_lines import (
     response_line,
 )
 from omnibus.batches.batch_record import MOST_FAULTS
-from omnibus.wire.subjects import is_name
+from omnibus.wire.names import is_name
 
 pytestmark = pytest.mark.unit
 ENDPOINT = "/v1/chat/completions"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from types import ModuleType
 from typing import Any, get_args
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 from omnibus.broker.roles import NatsRole, permissions
 from omnibus.pipeline.loading import load_pipeline, parse_pipeline
 from omnibus.pipeline.spec import PipelineSpec
-from omnibus.wire import control, envelope, out, subjects
+from omnibus.wire import control, envelope, out, stores, subjects
 from omnibus.wire.chunk import Chunks
 from omnibus.wire.payload import Payload
 from tools.site.asyncapi import document, field_notes
@@ -24,17 +25,16 @@ NO_CHANNELS = {
     # Filters: of channels that are named.
     "all_tasks_filter", "chunk_subjects", "claims", "events_filter", "flows_filter", "out_all", "purge_filter",
     "requests_filter", "tasks_filter", "timers_filter", "work_subjects",
-    # Streams, consumers, buckets, ids of messages, and parts of a key.
-    "chunks_stream", "dead_payloads_bucket", "message_id", "attempt_id", "payloads_bucket", "replicas_bucket",
-    "requests_bucket", "requests_stream", "stage_consumer", "work_stream", "pause_key",
+    # Ids of messages, and keys beside others.
+    "message_id", "attempt_id", "pause_key",
     # What takes a subject apart.
-    "check_name", "chunk_rid", "is_name", "parse_event", "parse_rid", "parse_stage_consumer", "parse_task", "shared_lane_of",
+    "chunk_rid", "parse_event", "parse_rid", "parse_task", "shared_lane_of",
     # A case of `event`.
     "deadline_event",
     # Names in NATS' own protocol of services.
     "service", "service_questions",
 }  # fmt: skip
-"""Functions of `wire/subjects.py` that make no channel of their own."""
+"""Functions of `wire/subjects.py`, and makers of keys in `wire/stores.py`, that make no channel of their own."""
 DIRECT = """
 name: omni-tiny
 stages:
@@ -46,15 +46,20 @@ SPECS = (msgspec.structs.replace(load_pipeline("omni-tiny"), input_timeout=60.0)
 """Pipelines that make use of every channel: with flows, an open input, and an end that a worker writes."""
 
 
-def test_every_subject_is_a_channel() -> None:
-    """A new function in `wire/subjects.py` needs a channel in `tools/site/channels.py`, or a line above."""
-    source = inspect.getsource(inspect.getmodule(Channel))  # type: ignore[arg-type]
-    made = set(re.findall(r"subjects\.(\w+)\(", source)) - NO_CHANNELS
-    functions = {
+def _functions_of(module: ModuleType) -> list[str]:
+    return [
         name
-        for name, member in vars(subjects).items()
-        if inspect.isfunction(member) and member.__module__ == subjects.__name__ and not name.startswith("_")
-    }
+        for name, member in vars(module).items()
+        if inspect.isfunction(member) and member.__module__ == module.__name__ and not name.startswith("_")
+    ]
+
+
+def test_every_subject_is_a_channel() -> None:
+    """A new function there, or maker of keys, needs a channel in `tools/site/channels.py`, or a line above."""
+    source = inspect.getsource(inspect.getmodule(Channel))  # type: ignore[arg-type]
+    made = set(re.findall(r"subjects\.(\w+)\(|stores\.(\w+_key)\(", source))
+    made = {subject or key for subject, key in made} - NO_CHANNELS
+    functions = set(_functions_of(subjects)) | {name for name in _functions_of(stores) if name.endswith("_key")}
     assert functions == made | NO_CHANNELS
 
 

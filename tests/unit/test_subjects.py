@@ -5,20 +5,21 @@ from __future__ import annotations
 import pytest
 
 from omnibus.errors import InvalidName, InvalidRequest
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
+from omnibus.wire.names import check_name
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("name", ["a", "A-b_9", "x" * 64])
 def test_check_name_returns_the_name_when_it_is_one_token(name: str) -> None:
-    assert subjects.check_name(name, "rid") == name
+    assert check_name(name, "rid") == name
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "a.b", "a b", "*", ">", "a\n", "ü", "a/b"])
 def test_check_name_refuses_when_a_name_could_change_the_subject(name: str) -> None:
     with pytest.raises(InvalidName, match="rid must match") as caught:
-        subjects.check_name(name, "rid")
+        check_name(name, "rid")
     assert caught.value.http_status == 400
     assert caught.value.param == "rid"
 
@@ -33,12 +34,12 @@ def test_names_follow_the_design_when_built() -> None:
     assert subjects.ctl("p", 0, "a") == "omni.p.ctl.0.a"
     assert subjects.ctl_all("p") == "omni.p.ctl.all"
     assert subjects.claim("p", 0, "a") == "omni.p.claim.0.a"
-    assert subjects.requests_stream("p") == "OMNI_p_REQUESTS"
-    assert subjects.work_stream("p") == "OMNI_p_WORK"
-    assert subjects.replicas_bucket("p") == "omni-p-replicas"
-    assert subjects.requests_bucket("p") == "omni-p-requests"
-    assert subjects.payloads_bucket("p") == "omni-p-payloads"
-    assert subjects.stage_consumer(1, "interactive") == "stage-1-interactive"
+    assert stores.requests_stream("p") == "OMNI_p_REQUESTS"
+    assert stores.work_stream("p") == "OMNI_p_WORK"
+    assert stores.replicas_bucket("p") == "omni-p-replicas"
+    assert stores.requests_bucket("p") == "omni-p-requests"
+    assert stores.payloads_bucket("p") == "omni-p-payloads"
+    assert stores.stage_consumer(1, "interactive") == "stage-1-interactive"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_names_follow_the_design_when_built() -> None:
         lambda bad: subjects.purge_filter("p", bad),
         lambda bad: subjects.out("p", bad, "r"),
         lambda bad: subjects.claim("p", 0, bad),
-        subjects.work_stream,
+        stores.work_stream,
         lambda bad: subjects.timer(bad, "n", "r"),
         lambda bad: subjects.timer("p", bad, "r"),
     ],

@@ -15,7 +15,7 @@ from omnibus.payloads.fetching import Fetch
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.requests.record import DeadLetter, Record
 from omnibus.webhooks.webhook_store import QueuedWebhook
-from omnibus.wire import control, envelope, out, subjects
+from omnibus.wire import control, envelope, out, stores, subjects
 from omnibus.wire.chunk import Chunks, ReadPosition
 from omnibus.wire.request import Request
 
@@ -79,12 +79,12 @@ def _address(subject: str) -> str:
     return subject
 
 
-_WORK, _CHUNKS = _address(subjects.work_stream(_P)), _address(subjects.chunks_stream(_P))
+_WORK, _CHUNKS = _address(stores.work_stream(_P)), _address(stores.chunks_stream(_P))
 _ORPHANS = "serve.orphans"
 
 CHANNELS = (
     Channel(
-        name="request", address=_address(subjects.request(_P, _RID)), kept=f"stream {_address(subjects.requests_stream(_P))}",
+        name="request", address=_address(subjects.request(_P, _RID)), kept=f"stream {_address(stores.requests_stream(_P))}",
         summary="A request of any producer, as MessagePack or JSON; the PubAck accepts it", messages=(Request,),
         senders=("producer",), receivers=("orchestrator",), headers={"Omni-Reply": "the token of the producer's own subject"},
     ),
@@ -160,26 +160,26 @@ CHANNELS = (
         replies=(Plain("LatestRun", "the number of the request's last run"),),
     ),
     Channel(
-        name="batch", address=_address(subjects.batch(_ID)), kept=f"stream {subjects.BATCHES_STREAM}",
+        name="batch", address=_address(subjects.batch(_ID)), kept=f"stream {stores.BATCHES_STREAM}",
         summary="A batch that has not ended", messages=(BatchRecord,), senders=("frontdoor",), receivers=("frontdoor",),
     ),
     Channel(
-        name="video", address=_address(subjects.queued_video(_ID)), kept=f"stream {subjects.VIDEOS_STREAM}",
+        name="video", address=_address(subjects.queued_video(_ID)), kept=f"stream {stores.VIDEOS_STREAM}",
         summary="A video that has not ended", messages=(QueuedJob,), senders=("frontdoor",), receivers=("frontdoor",),
     ),
     Channel(
-        name="response", address=_address(subjects.queued_response(_ID)), kept=f"stream {subjects.RESPONSES_STREAM}",
+        name="response", address=_address(subjects.queued_response(_ID)), kept=f"stream {stores.RESPONSES_STREAM}",
         summary="A response in the background that has not ended", messages=(QueuedJob,),
         senders=("frontdoor",), receivers=("frontdoor",),
     ),
     Channel(
-        name="log", address=_address(subjects.log(_ID)), kept=f"object store {subjects.FILES_BUCKET}",
+        name="log", address=_address(subjects.log(_ID)), kept=f"object store {stores.FILES_BUCKET}",
         summary="Lines that are appended to the log of a batch or a response", senders=("frontdoor",),
         receivers=("frontdoor",), messages=(Plain("LogLines", "lines of JSON, of which a message may have a part", JSON),),
         headers={"Nats-Expected-Last-Subject-Sequence": "the last message that the writer knows"},
     ),
     Channel(
-        name="webhook", address=_address(subjects.queued_webhook(_ID)), kept=f"stream {subjects.WEBHOOKS_STREAM}",
+        name="webhook", address=_address(subjects.queued_webhook(_ID)), kept=f"stream {stores.WEBHOOKS_STREAM}",
         summary="An event that an endpoint of webhooks has not taken", messages=(QueuedWebhook,), senders=("frontdoor",),
         receivers=("frontdoor",),
     ),
@@ -189,19 +189,19 @@ CHANNELS = (
         messages=(Plain("Disconnect", "the server's own event", JSON),),
     ),
     Channel(
-        name="record", address=f"$KV.{_address(subjects.requests_bucket(_P))}.{{rid}}", kept="that bucket",
+        name="record", address=f"$KV.{_address(stores.requests_bucket(_P))}.{{rid}}", kept="that bucket",
         summary="What is known of a request", messages=(Record,), senders=("frontdoor", "orchestrator", "worker"),
         receivers=("producer", "frontdoor", "orchestrator"),
     ),
     Channel(
         name="deadLetter", kept="that bucket",
-        address=f"$KV.{_address(subjects.requests_bucket(_P))}.{_address(subjects.dead_letter_key(_RID))}",
+        address=f"$KV.{_address(stores.requests_bucket(_P))}.{_address(stores.dead_letter_key(_RID))}",
         summary="A request whose attempts were used up", messages=(DeadLetter,),
         senders=("orchestrator",), receivers=("operator",),
     ),
     Channel(
         name="replica", kept="that bucket",
-        address=f"$KV.{_address(subjects.replicas_bucket(_P))}.{_address(subjects.replica_key(_STAGE, _REPLICA))}",
+        address=f"$KV.{_address(stores.replicas_bucket(_P))}.{_address(stores.replica_key(_STAGE, _REPLICA))}",
         summary="A replica, at every heartbeat", messages=(ReplicaRecord,), senders=("worker", "supervisor", "orchestrator"),
         receivers=("orchestrator", "frontdoor", "worker", "operator"),
     ),

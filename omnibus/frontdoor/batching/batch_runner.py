@@ -23,7 +23,7 @@ from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 MOST_BATCHES = 32
 """Batches that one front door drives at the same time; the bound on its memory."""
@@ -49,7 +49,7 @@ class BatchRunner:
 
     async def __aenter__(self) -> Self:
         puller = partial(
-            Puller, self._connection, subjects.BATCHES_STREAM, [subjects.BATCHES_CONSUMER], lease=BATCH_LEASE, label="batches"
+            Puller, self._connection, stores.BATCHES_STREAM, [stores.BATCHES_CONSUMER], lease=BATCH_LEASE, label="batches"
         )  # fmt: skip
         serving = serve_always(self._connection, puller, self, concurrency=MOST_BATCHES, where="batch")
         self._task = asyncio.create_task(serving, name="batches")

@@ -17,7 +17,7 @@ from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.request_status import FailedAttempt, failed_attempt
 from omnibus.frontdoor.served import Served
 from omnibus.requests.record import DeadLetter, unknown
-from omnibus.wire.subjects import check_name
+from omnibus.wire.names import check_name
 
 router = APIRouter()
 

@@ -23,7 +23,7 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import unknown
 from omnibus.wire.envelope import StageTiming
 from omnibus.wire.failed_attempt import Attempt
-from omnibus.wire.subjects import check_name
+from omnibus.wire.names import check_name
 
 router = APIRouter()
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.webhooks.webhook_event import KEPT, UnknownWebhook, WebhookEndpoint, pause_after, signed_headers
 from omnibus.webhooks.webhook_store import QueuedWebhook, WebhookStore
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 TIMEOUT = 15.0
 """Seconds of one attempt. Invariant: below the lease of a message, so that nobody else sends it meanwhile."""
@@ -46,7 +46,7 @@ class WebhookSender:
 
     async def __aenter__(self) -> Self:
         puller = partial(
-            Puller, self._connection, subjects.WEBHOOKS_STREAM, [subjects.WEBHOOKS_CONSUMER], lease=WEBHOOK_LEASE,
+            Puller, self._connection, stores.WEBHOOKS_STREAM, [stores.WEBHOOKS_CONSUMER], lease=WEBHOOK_LEASE,
             label="webhooks",
         )  # fmt: skip
         serving = serve_always(self._connection, puller, self, concurrency=MOST_AT_ONCE, where="webhooks")

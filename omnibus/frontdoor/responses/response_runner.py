@@ -18,11 +18,11 @@ from omnibus.frontdoor.responses.response_record import ResponseRecord
 from omnibus.frontdoor.responses.response_store import StoredResponse
 from omnibus.observability.events import LogEvent
 from omnibus.webhooks.webhook_event import EventType
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 APPENDS_APART = 0.02
 """Seconds between two appends to a log, at least: what comes meanwhile shares the next one."""
-_QUEUE = JobQueue(subjects.RESPONSES_STREAM, subjects.RESPONSES_CONSUMER, RESPONSE_LEASE, "responses")
+_QUEUE = JobQueue(stores.RESPONSES_STREAM, stores.RESPONSES_CONSUMER, RESPONSE_LEASE, "responses")
 
 
 class ResponseRunner(JobRunner[ResponseRecord]):

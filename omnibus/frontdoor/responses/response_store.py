@@ -27,7 +27,7 @@ from omnibus.frontdoor.responses.log_pieces import (
 )
 from omnibus.frontdoor.responses.response_fold import ResponseFold
 from omnibus.frontdoor.responses.response_record import PREFIX, ResponseRecord, unknown_response
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Request, decode_request
 
 _LOG_BEYOND = 3600.0
@@ -64,7 +64,7 @@ class ResponseStore(JobRecords[ResponseRecord]):
     """Keeps responses over one connection. Every method raises BrokerUnavailable; tenants see no response but their own."""
 
     def __init__(self, connection: Connection, usage: TenantUsage) -> None:
-        super().__init__(connection, subjects.RESPONSES_BUCKET, PREFIX, ResponseRecord, unknown_response)
+        super().__init__(connection, stores.RESPONSES_BUCKET, PREFIX, ResponseRecord, unknown_response)
         self._usage = usage
 
     async def check_room(self, owner: str | None) -> None:

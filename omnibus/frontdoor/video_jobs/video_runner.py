@@ -17,11 +17,11 @@ from omnibus.frontdoor.video_jobs.video_record import VideoRecord, VideoStatus, 
 from omnibus.observability.events import LogEvent
 from omnibus.requests.state import RequestState
 from omnibus.webhooks.webhook_event import EventType
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 NOTED_EVERY = 1.0
 """Seconds between two notes of a video's progress, at least."""
-_QUEUE = JobQueue(subjects.VIDEOS_STREAM, subjects.VIDEOS_CONSUMER, VIDEO_LEASE, "videos")
+_QUEUE = JobQueue(stores.VIDEOS_STREAM, stores.VIDEOS_CONSUMER, VIDEO_LEASE, "videos")
 
 
 class VideoRunner(JobRunner[VideoRecord]):

@@ -17,7 +17,7 @@ from omnibus.files.keyed_ids import KeyedIds
 from omnibus.files.tenant_records import Page, new_id
 from omnibus.frontdoor.job_records import JobRecords
 from omnibus.frontdoor.video_jobs.video_record import PREFIX, VIDEO_PURPOSE, VideoRecord, unknown_video
-from omnibus.wire import subjects
+from omnibus.wire import stores, subjects
 from omnibus.wire.request import Request, decode_request, encode_request
 
 
@@ -25,8 +25,8 @@ class VideoStore(JobRecords[VideoRecord]):
     """Keeps videos over one connection. Every method raises BrokerUnavailable; tenants see no video but their own."""
 
     def __init__(self, connection: Connection, files: FileStore) -> None:
-        super().__init__(connection, subjects.VIDEOS_BUCKET, PREFIX, VideoRecord, unknown_video)
-        self._requests = StreamedObjects(connection, subjects.FILES_BUCKET)
+        super().__init__(connection, stores.VIDEOS_BUCKET, PREFIX, VideoRecord, unknown_video)
+        self._requests = StreamedObjects(connection, stores.FILES_BUCKET)
         self._files, self._ids = files, KeyedIds(self.bucket)
 
     async def begin(self, new: VideoRecord, request: Request) -> VideoRecord:

@@ -12,6 +12,7 @@ from omnibus.broker.delivery import claimed, consumer_of, is_ack_subject
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Announcement, AskClaims, Claim, ClaimChange
+from omnibus.wire.names import is_name
 
 MOST_BYTES = 16 << 20
 """Bytes of the announcements that one book keeps."""
@@ -145,7 +146,7 @@ class ClaimBook:
     def _ask(self, key: tuple[int, str], known: _Announced) -> None:
         """Ask one replica for the whole list, as an announcement of it was missed."""
         now = time.monotonic()
-        if now - known.asked_at >= ASK_AGAIN and subjects.is_name(key[1]):
+        if now - known.asked_at >= ASK_AGAIN and is_name(key[1]):
             known.asked_at = now
             self._conn.send(subjects.ask(self._pipeline, *key), codec.encode(AskClaims()))
 

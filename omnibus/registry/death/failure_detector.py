@@ -19,7 +19,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.lost_attempts import DIED, LostAttempts
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 
 log = get_logger(__name__)
 
@@ -30,7 +30,7 @@ class FailureDetector:
     def __init__(self, conn: Connection, pipeline: str, claims: ClaimBook) -> None:
         self._conn, self._pipeline = conn, pipeline
         self._claims, self._lost = claims, LostAttempts(conn, pipeline)
-        self._bucket = Bucket(conn, subjects.replicas_bucket(pipeline))
+        self._bucket = Bucket(conn, stores.replicas_bucket(pipeline))
 
     async def mark_down(self, dead: ReplicaRecord) -> bool:
         """Record that this life of a replica is over; True for the one caller that did.
@@ -55,7 +55,7 @@ class FailureDetector:
 
     async def _write_down(self, dead: ReplicaRecord) -> ReplicaRecord | None:
         """Write `down`; returns the record before that, None when this caller was not the one to write it."""
-        key = subjects.replica_key(dead.stage_id, dead.replica)
+        key = stores.replica_key(dead.stage_id, dead.replica)
 
         async def attempt() -> ReplicaRecord | None:
             entry = await self._bucket.get(key)
@@ -76,7 +76,7 @@ class FailureDetector:
         Invariant: a directed task is never NAKed. It would wait on the replica's own lane, which no replica reads; it is
         rerouted (`orchestrator.rerouting`).
         """
-        own = subjects.stage_consumer(record.stage_id, record.replica)
+        own = stores.stage_consumer(record.stage_id, record.replica)
         held = tuple(claim for claim in self._claims.releasable(record) if consumer_of(claim[1]) != own)
         await asyncio.gather(*(release(self._conn, ack_subject) for _, ack_subject in held))
         return held

@@ -20,7 +20,7 @@ from omnibus.observability.task_root import task_root
 from omnibus.registry.death.claim_book import ClaimBook, Held
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaChange, ReplicaView
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores, subjects
 from omnibus.wire.envelope import AttemptFailed, Task
 from omnibus.wire.failed_attempt import Attempt
 
@@ -41,7 +41,7 @@ class LostAttempts:
 
     def __init__(self, conn: Connection, pipeline: str) -> None:
         self._conn, self._pipeline = conn, pipeline
-        self._stream = subjects.work_stream(pipeline)
+        self._stream = stores.work_stream(pipeline)
 
     async def notify(self, record: ReplicaRecord, held: Held, code: str) -> None:
         """Have all that a lost replica claimed, and that is not done, noted as failed attempts. Idempotent."""

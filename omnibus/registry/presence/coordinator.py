@@ -16,7 +16,7 @@ from omnibus.broker.connection import Connection
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaInfo, ReplicaStatus
 from omnibus.registry.presence.replica_view import ReplicaView
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class OmniCoordClientForStage:
             status=ReplicaStatus.UP,
         )  # fmt: skip
         self._registration = Registration(
-            Bucket(conn, subjects.replicas_bucket(pipeline)), record, timeout=heartbeat_timeout,
+            Bucket(conn, stores.replicas_bucket(pipeline)), record, timeout=heartbeat_timeout,
             load=lambda: {"queue_length": self._queue_length},
             on_registered=_nothing, on_fenced=lambda: None, metrics=conn.metrics,
         )  # fmt: skip

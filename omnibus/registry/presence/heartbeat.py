@@ -18,7 +18,7 @@ from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
 from omnibus.observability.task_root import task_root
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 
 BEATS = 6
 """Heartbeats in the time after which silence counts as death."""
@@ -178,7 +178,7 @@ class Registration:
 
     @property
     def _key(self) -> str:
-        return subjects.replica_key(self.record.stage_id, self.record.replica)
+        return stores.replica_key(self.record.stage_id, self.record.replica)
 
     async def _update(self, revision: int) -> int:
         """Replace the record of this revision; 0: there is none, at most the mark of one that expired."""

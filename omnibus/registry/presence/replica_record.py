@@ -12,7 +12,7 @@ from omnibus.broker.connection import Connection
 from omnibus.errors import InvalidRequest
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.wire import codec, subjects
+from omnibus.wire import codec, stores
 
 log = get_logger(__name__)
 
@@ -118,7 +118,7 @@ def read_record(key: str, data: bytes) -> ReplicaRecord | None:
 
 async def read_replicas(connection: Connection, pipeline: str) -> list[ReplicaRecord]:
     """The replicas of a pipeline that are registered now, by stage and id; raises BrokerUnavailable."""
-    bucket = Bucket(connection, subjects.replicas_bucket(pipeline))
+    bucket = Bucket(connection, stores.replicas_bucket(pipeline))
     entries = await asyncio.gather(*(bucket.get(key) for key in await bucket.keys()))
     records = (read_record(entry.key, entry.value) for entry in entries if entry is not None)
     return sorted((record for record in records if record is not None), key=lambda record: record.rank)

@@ -13,7 +13,7 @@ from omnibus.broker.watch import Watch
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus, read_record
-from omnibus.wire import subjects
+from omnibus.wire import stores
 
 log = get_logger(__name__)
 
@@ -45,7 +45,7 @@ class ReplicaView:
         self._listeners: list[Listener] = []
         self._changed = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
-        self._watch = Watch(conn, subjects.replicas_bucket(pipeline), self._on_message)
+        self._watch = Watch(conn, stores.replicas_bucket(pipeline), self._on_message)
 
     async def __aenter__(self) -> Self:
         """Returns when the view is complete; raises BrokerUnavailable."""

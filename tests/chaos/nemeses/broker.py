@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.chaos.nemeses.processes import BETWEEN
 from tests.chaos.row import Battle
 from tests.chaos.setups import HEARTBEAT
@@ -87,18 +87,18 @@ async def fill_disk(battle: Battle) -> None:
 def _nodes(battle: Battle) -> tuple[ThreeNodes, str]:
     nodes = battle.cluster.nats
     assert isinstance(nodes, ThreeNodes)
-    return nodes, subjects.work_stream(battle.cluster.spec.name)
+    return nodes, stores.work_stream(battle.cluster.spec.name)
 
 
 async def _whole(battle: Battle) -> None:
     nodes, _ = _nodes(battle)
     connection, pipeline = battle.cluster.connection, battle.cluster.spec.name
     streams = (
-        subjects.work_stream(pipeline),
-        subjects.requests_stream(pipeline),
-        f"KV_{subjects.requests_bucket(pipeline)}",
-        f"KV_{subjects.replicas_bucket(pipeline)}",
-        f"OBJ_{subjects.payloads_bucket(pipeline)}",
+        stores.work_stream(pipeline),
+        stores.requests_stream(pipeline),
+        f"KV_{stores.requests_bucket(pipeline)}",
+        f"KV_{stores.replicas_bucket(pipeline)}",
+        f"OBJ_{stores.payloads_bucket(pipeline)}",
     )
 
     async def whole() -> bool:

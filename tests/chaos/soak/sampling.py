@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from omnibus.requests.record import ENDED_TTL
-from omnibus.wire import subjects
+from omnibus.wire import stores
 from tests.chaos.setups import Arena
 from tests.chaos.soak.slopes import Allowance
 from tests.support.memory import shared_memory
@@ -56,7 +56,7 @@ def process(pid: int) -> dict[str, float]:
 
 async def lifetimes(arena: Arena) -> dict[str, float]:
     """Seconds that a series of the ledger keeps what belongs to an ended request, by its name."""
-    stream = f"OBJ_{subjects.payloads_bucket(arena.cluster.spec.name)}"
+    stream = f"OBJ_{stores.payloads_bucket(arena.cluster.spec.name)}"
     config = (await arena.cluster.connection.api(f"STREAM.INFO.{stream}"))["config"]
     return {"records ledger": ENDED_TTL, "objects ledger": config["max_age"] / 1e9}
 
@@ -65,11 +65,11 @@ async def _streams(arena: Arena) -> dict[str, float]:
     """Messages in every stream; those of the ledger apart, which keeps what has ended for a while."""
     connection, pipeline = arena.cluster.connection, arena.cluster.spec.name
     streams = {
-        "work stream": subjects.work_stream(pipeline),
-        "requests stream": subjects.requests_stream(pipeline),
-        "replicas stream": f"KV_{subjects.replicas_bucket(pipeline)}",
-        "records ledger": f"KV_{subjects.requests_bucket(pipeline)}",
-        "objects ledger": f"OBJ_{subjects.payloads_bucket(pipeline)}",
+        "work stream": stores.work_stream(pipeline),
+        "requests stream": stores.requests_stream(pipeline),
+        "replicas stream": f"KV_{stores.replicas_bucket(pipeline)}",
+        "records ledger": f"KV_{stores.requests_bucket(pipeline)}",
+        "objects ledger": f"OBJ_{stores.payloads_bucket(pipeline)}",
     }
     infos = await asyncio.gather(*(connection.api(f"STREAM.INFO.{stream}") for stream in streams.values()))
     return {name: float(info["state"]["messages"]) for name, info in zip(streams, infos, strict=True)}
