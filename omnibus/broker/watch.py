@@ -27,7 +27,7 @@ HEARTBEAT = 2.0
 """Seconds of silence after which the server sends a sign of life."""
 
 _SECOND = 10**9
-_RETRY_PAUSE = 0.1
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
 _CLOSE_DEADLINE = 2.0
 
 OnChange = Callable[[str, bytes | None, int], None]
@@ -57,6 +57,7 @@ class Watch:
         self._stale: set[str] = set()  # keys known before a resync that it has not found yet
         self._synced = asyncio.Event()
         self._restart = asyncio.Event()
+        self._pause = _FIRST_PAUSE
         self._next_sequence = 0
         self._received_at = 0.0
         self._subscription: Subscription | None = None
@@ -116,8 +117,10 @@ class Watch:
         with task_root("watch", self._connection.metrics, bucket=self._bucket):
             await self._unsubscribe()
             await self._subscribe()
+            self._pause = _FIRST_PAUSE
             return
-        asyncio.get_running_loop().call_later(_RETRY_PAUSE, self._restart.set)
+        asyncio.get_running_loop().call_later(self._pause, self._restart.set)
+        self._pause = min(2 * self._pause, _LAST_PAUSE)
 
     async def _subscribe(self) -> None:
         inbox = self._connection.new_inbox()

@@ -114,11 +114,11 @@ def serve(arguments: ServeArguments) -> None:
     end_with_parent()
     spec, settings = arguments.spec(), load_settings()
     start_logging(settings)
-    check_models(arguments.local_stages(spec))
     _check_server_flags(settings)
     _check_role(settings)
     settings = _with_nats_port(settings)
     with nullcontext(settings) if arguments.no_frontdoor else frontdoor_processes.port_taken(settings) as taken:
+        check_models(arguments.local_stages(spec))  # last: it may convert a checkpoint, which takes a minute
         run(_serve(spec, taken, arguments))
 
 

@@ -96,11 +96,11 @@ def deploy(file: str, platform: str | None) -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Even while requests are open: they end without a word.")
+@click.option("--force", is_flag=True, help="Even while requests are open, which end without a word, or replicas up.")
 @options.confirmed("Remove the pipeline, its answers and its dead letters?")
 @broker_command("delete", pipeline=False)
 async def delete(session: CommandSession, name: str, *, force: bool) -> None:
-    """Remove a deployed pipeline with its answers and dead letters. Refused while requests of it are open."""
+    """Remove a deployed pipeline with its answers and dead letters. Refused while requests of it are open, or replicas up."""
     from omnibus.registry.deployed_pipelines import delete_pipeline, load_deployed  # noqa: PLC0415
 
     await delete_pipeline(session.connection, await load_deployed(session.connection, name), force=force)

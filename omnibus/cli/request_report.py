@@ -40,9 +40,7 @@ class RequestStatuses:
         """As JSON, and for the screen."""
         result = await self._session.producer.result(self._spec.name, self._request_id)
         self.ended = result.state.terminal
-        position = (
-            _NOWHERE if self.ended else await find_position(self._session.connection, self._spec.name, result.rid)
-        )
+        position = await current_position(self._session, self._spec, result)
         at = [{"stage": self._spec.stage_name(one.stage_id), "replica": one.replica, "queued_at": one.queued}
               for one in position.stages]  # fmt: skip
         return [{**describe(self._spec, result), "at": at}], Group(*_in_words(self._spec, result, position))
@@ -57,6 +55,11 @@ async def find_request(session: CommandSession, request_id: str) -> tuple[Pipeli
         except UnknownRequest:
             continue
     raise unknown(request_id)
+
+
+async def current_position(session: CommandSession, spec: PipelineSpec, result: Result) -> RequestPosition:
+    """Where a request is now; nowhere when it has ended."""
+    return _NOWHERE if result.state.terminal else await find_position(session.connection, spec.name, result.rid)
 
 
 def _in_words(spec: PipelineSpec, result: Result, position: RequestPosition) -> list[RenderableType]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import aclosing, closing, suppress
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
 _CANCEL_DEADLINE = 5.0
-_SILENCE, _REPLICAS_DEADLINE = 2.0, 5.0
-"""Seconds without any event after which the command says which stages have no replica; seconds to find that out."""
+_SILENCE, _SAID_AGAIN, _REPLICAS_DEADLINE = 2.0, 15.0, 5.0
+"""Seconds without any event after which the command says which stages have no replica; seconds to the next time; seconds to
+find that out."""
 
 
 def _read_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
@@ -90,11 +92,12 @@ async def follow(
     rid = request_id if request_id is not None else uuid.uuid4().hex  # known before Ctrl-C may come in between
     try:
         submission = await producer.submit(spec, request, rid=rid)
-        missing = asyncio.create_task(_say_what_is_missing(producer, spec, request, answer), name=f"missing-{rid}")
+        silence = _Silence(spec, request)
+        missing = asyncio.create_task(_say_what_is_missing(producer, silence, answer), name=f"missing-{rid}")
         try:
             async with asyncio.timeout(submission.timeout), aclosing(submission.events()) as events:
                 async for event in events:
-                    missing.cancel()
+                    silence.end(event)
                     answer.show(event)
                     if isinstance(event, Ended):
                         return event.result
@@ -123,19 +126,50 @@ async def _cancel(producer: Producer, spec: PipelineSpec, rid: str) -> str:
         return f"request {rid} may still run, until its deadline: omnibus cancel {rid} stops it"
 
 
-async def _say_what_is_missing(producer: Producer, spec: PipelineSpec, request: Request, answer: AnswerDisplay) -> None:
-    """After a silence, name the stages that the request needs and that have no replica up. Its failures are passed over."""
+class _Silence:
+    """How long a request has shown nothing, and the stages that it still needs."""
+
+    def __init__(self, spec: PipelineSpec, request: Request) -> None:
+        from omnibus.pipeline.routing import plan_route  # noqa: PLC0415
+
+        self.spec = spec
+        self.needed = {stage.stage_id for stage in plan_route(spec, request.modalities).stages}
+        self._since = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._since
+
+    def end(self, event: object) -> None:
+        """An event has come. A stage whose output is here is needed no more, nor are those before it."""
+        from omnibus.client.request_events import OutputArrived  # noqa: PLC0415
+        from omnibus.pipeline.routing import with_ancestors  # noqa: PLC0415
+
+        self._since = time.monotonic()
+        if isinstance(event, OutputArrived):
+            self.needed -= with_ancestors(self.spec, {event.output.stage_id})
+
+
+async def _say_what_is_missing(producer: Producer, silence: _Silence, answer: AnswerDisplay) -> None:
+    """In each silence, name the stages that the request still needs and that have no replica up, again while it lasts.
+
+    Its failures are passed over.
+    """
     from omnibus.client.cluster_view import ClusterView  # noqa: PLC0415
     from omnibus.errors import OmnibusError  # noqa: PLC0415
     from omnibus.frontdoor.stage_readiness import missing_stages  # noqa: PLC0415
-    from omnibus.pipeline.routing import plan_route  # noqa: PLC0415
 
-    await asyncio.sleep(_SILENCE)
-    needed = [stage.stage_id for stage in plan_route(spec, request.modalities).stages]
-    with suppress(TimeoutError, OmnibusError):
-        async with asyncio.timeout(_REPLICAS_DEADLINE), ClusterView(producer.connection) as cluster:
-            if missing := missing_stages(spec, await cluster.replicas(spec), needed):
-                answer.say(f"waiting for a replica of {', '.join(map(str, missing))}")
+    pause = _SILENCE
+    while True:
+        await asyncio.sleep(pause)
+        pause = _SILENCE
+        if silence.seconds < _SILENCE:
+            continue
+        with suppress(TimeoutError, OmnibusError):
+            async with asyncio.timeout(_REPLICAS_DEADLINE), ClusterView(producer.connection) as cluster:
+                if missing := missing_stages(silence.spec, await cluster.replicas(silence.spec), silence.needed):
+                    answer.say(f"waiting for a replica of {', '.join(map(str, missing))}")
+                    pause = _SAID_AGAIN
 
 
 def failure_of(result: Result, spec: PipelineSpec) -> str:

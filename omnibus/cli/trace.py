@@ -1,8 +1,9 @@
-"""`omnibus trace`: where the time of one request went, from its record alone."""
+"""`omnibus trace`: where the time of one request went, and where an open one is."""
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from omnibus.client.request_trace import Span
 
 _WIDTH = 50
-_MARKS = {"waited": ".", "ran": "#", "failed": "!"}
+_MARKS = {"waited": ".", "ran": "#", "failed": "!", "waiting": ".", "running": "="}
 
 
 def bar(span: Span, whole: float) -> str:
@@ -33,14 +34,18 @@ def bar(span: Span, whole: float) -> str:
 async def command(session: CommandSession, request_id: str, *, as_json: bool) -> None:
     """Show when each stage of a request waited (.), ran (#) or failed (!), for as long as its record is kept.
 
+    Of an open request the stages where it is are there, too, until now: waiting, or running (=) since they were queued.
+
     --json prints one object, with seconds since the request was accepted. Exit code 2 when no record has this id.
     """
-    from omnibus.cli.request_report import find_request  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.request_report import current_position, find_request  # noqa: PLC0415 commands import when they run
     from omnibus.cli.tables import make_table, show  # noqa: PLC0415
     from omnibus.client.request_trace import spans_of  # noqa: PLC0415
 
     spec, result = await find_request(session, request_id)
-    spans = spans_of(spec, result.created, result.timings, result.attempts)
+    position = await current_position(session, spec, result)
+    timings = (*position.timings, *result.timings)
+    spans = spans_of(spec, result.created, timings, result.attempts, position.stages, now=time.time())
     if as_json:
         about = {
             "request_id": result.rid,

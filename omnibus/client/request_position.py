@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from omnibus.broker.connection import Connection, ReceivedMessage
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Announcement, AskClaims, Claim
-from omnibus.wire.envelope import StageResult, StageTiming, Task
+from omnibus.wire.envelope import Event, StageResult, StageTiming, Task
 
 _CLAIMS_DEADLINE = 0.5
 """Seconds that replicas have to say what they have in hand; what none of them claims by then waits."""
@@ -45,11 +46,22 @@ async def find_position(connection: Connection, pipeline: str, rid: str) -> Requ
     tasks = [one for one in queued if isinstance(one, Task)]
     claimed = await _claimants(connection, pipeline, rid, len(tasks)) if tasks else {}
     stages = [StagePosition(task.stage_id, task.published, claimed.get(task.stage_id)) for task in tasks]
+    return RequestPosition(tuple(sorted(stages, key=lambda stage: stage.stage_id)), _behind(queued))
+
+
+async def timings_behind(connection: Connection, pipeline: str, rid: str) -> tuple[StageTiming, ...]:
+    """Times of the stages that an open request has behind it, as far as its queued messages carry them; asks no replica.
+
+    Raises BrokerUnavailable.
+    """
+    return _behind(await WorkQueue(connection, pipeline).queued(rid))
+
+
+def _behind(queued: Iterable[Task | Event]) -> tuple[StageTiming, ...]:
     timings = {
         timing.stage_id: timing for one in queued if isinstance(one, Task | StageResult) for timing in one.timings
     }
-    ordered = sorted(timings.values(), key=lambda timing: timing.finished)
-    return RequestPosition(tuple(sorted(stages, key=lambda stage: stage.stage_id)), tuple(ordered))
+    return tuple(sorted(timings.values(), key=lambda timing: timing.finished))
 
 
 async def _claimants(connection: Connection, pipeline: str, rid: str, wanted: int) -> dict[int, str]:

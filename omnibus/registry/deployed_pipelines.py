@@ -105,11 +105,17 @@ async def count_replicas(connection: Connection, pipeline: str) -> int:
 async def delete_pipeline(connection: Connection, spec: PipelineSpec, *, force: bool = False) -> None:
     """Remove a deployed pipeline: first its specification, so that nothing more is admitted, then all that it has alone.
 
-    Raises PipelineError while requests of it are open, and then nothing is removed; with `force` they end with it, without
-    a word. Its answers and dead letters go in any case; files, batches and videos stay. Raises BrokerUnavailable; idempotent.
+    Raises PipelineError while requests of it are open or replicas of it are up, and then nothing is removed; with `force`
+    requests end with it, without a word, and replicas stay without work. Its answers and dead letters go in any case; files,
+    batches and videos stay. Raises BrokerUnavailable; idempotent.
     """
     bucket = Bucket(connection, stores.PIPELINES_BUCKET)
     found = await bucket.get(spec.name)
+    if found is not None and not force and (up := await count_replicas(connection, spec.name)):
+        raise PipelineError(
+            f"pipeline {spec.name!r} is served: {up} replica{'s are' if up > 1 else ' is'} up; "
+            "end `omnibus serve` and its workers first; see --force"
+        )
     if found is not None:
         await bucket.delete(spec.name, found.revision)
     queued = 0 if force else await _queued(connection, spec.name)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -33,6 +34,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 def _status(served: Serving, *words: str) -> str:
     return omnibus("status", *words, nats=served.nats_url).stdout
+
+
+def _trace(served: Serving, *words: str) -> str:
+    return omnibus("trace", *words, nats=served.nats_url).stdout
 
 
 def test_request_goes_to_the_pipeline_that_is_served_when_none_is_named(served: Serving, tmp_path: Path) -> None:
@@ -70,6 +75,7 @@ async def test_stage_and_replica_are_named_when_a_request_is_running(served: Ser
     assert re.search(r"accepted \d\d:\d\d:\d\d, deadline \d\d:\d\d:\d\d, in \d+", text)
     assert re.search(r"^1 painter +not there yet", text, re.MULTILINE)
     assert re.search(r"^0 writer +0 +1 +r0", _status(served), re.MULTILINE), "a running task is not queued"
+    assert re.search(r"^writer +running +\d\S+ +\d\S+ +=+$", _trace(served, "hang-9"), re.MULTILINE)
     (at,) = json.loads(_status(served, "hang-9", "--json"))["at"]
     assert (at["stage"], at["replica"]) == ("writer", "r0")
     assert omnibus("cancel", "hang-9", nats=served.nats_url).stdout == "hang-9: cancelled\n"
@@ -84,8 +90,40 @@ async def test_stage_is_named_when_a_request_waits_for_replicas(served: Serving,
     await eventually(lambda: "waiting for stage 0 writer" in _status(served, "early"), 30.0)
     assert "1 tasks wait" in _status(served)
     await eventually(lambda: "waiting for a replica of writer (none starts)" in (tmp_path / "log").read_text(), 30.0)
+    assert re.search(r"^writer +waiting +\d\S+ +\d\S+ +\.+$", _trace(served, "early"), re.MULTILINE)
     asking.terminate()
     asking.wait()
+
+
+async def test_stage_that_is_missing_is_named_when_those_before_it_have_answered(tmp_path: Path) -> None:
+    pipeline = str(write_pipeline(tmp_path, SIM_PIPELINE.replace("name: simple", "name: halved")))
+    flags = ("--stages", "writer", "--port", "0", "--nats-port", "0")
+    with serving(pipeline, *flags, state_dir=tmp_path / "state") as halved:
+        words = ("submit", "hello", "--request-id", "half", "-m", "text,image", "-o", str(tmp_path))
+        asking = start(*words, nats=halved.nats_url, log=tmp_path / "log")
+        await eventually(
+            lambda: "waiting for a replica of painter (none starts)" in (tmp_path / "log").read_text(), 30.0
+        )
+        assert "hello" in (tmp_path / "log").read_text()
+        assert "writer" not in (tmp_path / "log").read_text(), "it is needed no more"
+        lines = _trace(halved, "half").splitlines()[2:]
+        assert [line.split()[:2] for line in lines] == [["writer", "waited"], ["writer", "ran"], ["painter", "waiting"]]
+        async with httpx.AsyncClient() as http:
+            spans = (await http.get(f"{halved.url}/v1/requests/half/trace")).json()["spans"]
+        assert [(one["stage"], one["what"]) for one in spans] == [("writer", "waited"), ("writer", "ran")]
+        assert omnibus("cancel", "half", nats=halved.nats_url).returncode == 0
+        asking.wait()
+
+
+def test_pipeline_that_is_served_is_deleted_by_force_alone(tmp_path: Path) -> None:
+    pipeline = str(write_pipeline(tmp_path, SIM_PIPELINE.replace("name: simple", "name: used")))
+    with serving(pipeline, "--no-frontdoor", "--nats-port", "0", state_dir=tmp_path / "state") as used:
+        refused = omnibus("pipeline", "delete", "used", "--yes", nats=used.nats_url)
+        assert refused.returncode == 2
+        assert "pipeline 'used' is served: 3 replicas are up" in refused.stderr
+        assert omnibus("submit", "hello", "-m", "text", nats=used.nats_url).stdout == "hello\n"
+        assert omnibus("pipeline", "delete", "used", "--yes", "--force", nats=used.nats_url).returncode == 0
+        assert "is not deployed" in omnibus("submit", "hello", "-p", "used", nats=used.nats_url).stderr
 
 
 async def test_log_says_so_when_a_worker_waits_for_its_pipeline(served: Serving, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -335,6 +336,31 @@ def test_port_is_named_before_anything_starts_when_it_is_taken(tmp_path: Path) -
     assert f"port {port} on 127.0.0.1 is taken" in caught.value.message
     assert "--no-frontdoor" in caught.value.message
     assert not said
+
+
+def test_checkpoint_in_one_file_is_not_unpacked_when_the_port_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNIBUS_CACHE_DIR", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("config.json", "{}")
+    text = f"""
+name: packed
+stages:
+- {{stage_id: 0, name: codec, engine: transformers, model: {tmp_path}/model.zip, final_output: true,
+   final_output_type: audio}}
+"""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        words = ("serve", str(write_pipeline(tmp_path, text)), "--port", port, "--nats-port", "0")
+        done = subprocess.run(
+            command_line(*words, "--state-dir", str(tmp_path / "state")),
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, f"port {port} on 127.0.0.1 is taken" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("is_variable", [False, True], ids=["option", "variable"])

@@ -1,4 +1,4 @@
-"""`GET /v1/requests/{id}/trace`: where the time of a request went, from its record alone."""
+"""`GET /v1/requests/{id}/trace`: where the time of a request went, from its record and, while it is open, its tasks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from typing_extensions import TypedDict
 
+from omnibus.client.request_position import timings_behind
 from omnibus.client.request_trace import spans_of
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
@@ -52,7 +53,10 @@ async def get_trace(request_id: str, http: HttpRequest, context: Context, model:
         return (await (await context.producer.channel(pipeline)).entry(rid, tenant)).record
 
     served, record = await find_request(context, http, request_id, model, record_of)
-    spans = spans_of(served.spec, record.ticket.created, record.timings, record.attempts)
+    behind = () if record.state.terminal else await timings_behind(
+        context.producer.connection, served.spec.name, record.rid
+    )  # fmt: skip
+    spans = spans_of(served.spec, record.ticket.created, (*behind, *record.timings), record.attempts)
     answer = TraceAnswer(
         id=record.rid, object="trace", model=served.model, status=record.state.value, accepted=record.ticket.created,
         deadline=record.ticket.deadline, run=record.ticket.run,
