@@ -1,4 +1,4 @@
-"""Links of pages that are not in the site, whose build checks its own: each leads to a file, and to a heading of it."""
+"""Links of pages as they are read in the repository: each leads to a file, and to a heading of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from tests.support.snippets import ROOT
 
 pytestmark = pytest.mark.unit
 
-PAGES = [
-    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "examples").glob("*/*.md")), *sorted((ROOT / "packages").glob("*/*.md")),
-]  # fmt: skip
+FOLDERS = {"": "*.md", "docs": "**/*.md", "examples": "*/*.md", "packages": "*/*.md"}
+PAGES = [page for folder, pattern in FOLDERS.items() for page in sorted((ROOT / folder).glob(pattern))]
 LINKS = [
     (page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link
 ]

@@ -40,9 +40,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_more: Any) -> str:
-    """Links of pages of the root as they are in the site: `docs/` is its top there."""
-    if page.file.src_uri not in AT_THE_ROOT:
-        return markdown
+    """Links to files of the root, and from them, as they are in the site: `docs/` is its top there."""
+    here = page.file.src_uri
+    if here in AT_THE_ROOT:
+        markdown = re.sub(r"\]\(docs/", "](", markdown)
     for place, name in AT_THE_ROOT.items():
-        markdown = markdown.replace(f"]({name})", f"]({place})")
-    return re.sub(r"\]\(docs/", "](", markdown)
+        markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(name)}\)", f"]({'../' * here.count('/')}{place})", markdown)
+    return markdown
