@@ -29,7 +29,7 @@ DRAWINGS = {"ARCHITECTURE.md", "docs/reference/omni-tiny.md"}
 WHOLE_SCRIPTS = {
     (
         "docs/guide/quickstart.md",
-        "for number in 1 2 3 4 5 6 7 8",
+        "pid=$(omnibus status",
     ): "a loop; tests/full/test_docs_snippets.py runs it",
 }
 """Blocks of shell that are more than commands in a row."""

@@ -108,7 +108,8 @@ def _awaited(process: subprocess.Popen[str], file: Path, part: Path, started: fl
             if seconds > TIMEOUT:
                 raise
             written = sum(made.stat().st_size for made in part.rglob("*") if made.is_file())
-            log.info(LogEvent.CHECKPOINT_CONVERTING, file=str(file), seconds=round(seconds, 1), bytes=written)
+            far = {"bytes": written} if written else {}  # reading comes first, and takes longer
+            log.info(LogEvent.CHECKPOINT_CONVERTING, file=str(file), seconds=round(seconds, 1), **far)
 
 
 def check_space(nbytes: int, folder: Path) -> None:
