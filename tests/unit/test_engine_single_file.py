@@ -110,13 +110,13 @@ def test_conversion_says_how_far_it_is_while_it_lasts(
 ) -> None:
     monkeypatch.setattr(single_file, "LOG_EVERY", 0.05)
     (tmp_path / "part").mkdir()
-    code = f"import sys, pathlib, time; pathlib.Path(sys.argv[1], 'w').write_bytes(bytes({written})); time.sleep(2); print('done')"
+    code = f"import sys, pathlib, time; pathlib.Path(sys.argv[1], 'w').write_bytes(bytes({written})); time.sleep(2); print(1)"
     with (
         capture_logs() as lines,
         subprocess.Popen([sys.executable, "-c", code, tmp_path / "part"], stdout=subprocess.PIPE, text=True) as process,
     ):
         said = single_file._awaited(process, tmp_path / "x.gguf", tmp_path / "part", time.monotonic())
-    assert said == "done\n"
+    assert said == "1\n"
     assert {line["event"] for line in lines} == {"checkpoint.converting"}
     assert lines[-1].get("bytes") == (written or None)
 
