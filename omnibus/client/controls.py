@@ -12,6 +12,7 @@ from omnibus.client.rpc import LONGEST_TIMEOUT, CollectiveAnswer, collective_rpc
 from omnibus.errors import InvalidRequest
 from omnibus.pipeline.engines import engine_kind
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.drain_orders import DrainOrders
 from omnibus.registry.pause_state import PauseState, PauseStates, pause_mode
 
 Stages = Sequence[int] | None
@@ -28,6 +29,7 @@ class Controls:
     def __init__(self, connection: Connection, spec: PipelineSpec) -> None:
         self._connection, self.spec = connection, spec
         self._pause_states = PauseStates(connection, spec.name)
+        self._drains = DrainOrders(connection, spec.name)
 
     async def collective_rpc(
         self,
@@ -71,6 +73,7 @@ class Controls:
             if pause_state.asleep:
                 raise InvalidRequest(f"stage {stage_id} is asleep: wake it up", param="stage_ids")
         await self._pause_states.lift(stages)
+        await self._drains.lift_all(stages)
         return await self._all("resume_generation", stage_ids=stage_ids, stands=True)
 
     async def is_paused(self, stage_ids: Stages = None) -> bool:
@@ -107,7 +110,9 @@ class Controls:
 
     async def wake_up(self, stage_ids: Stages = None) -> CollectiveAnswer:
         """Have sleeping replicas load their weights back and take tasks again; idempotent."""
-        await self._pause_states.lift(known_stages(self.spec, stage_ids))
+        stages = known_stages(self.spec, stage_ids)
+        await self._pause_states.lift(stages)
+        await self._drains.lift_all(stages)
         return await self._all("wake_up", stage_ids=stage_ids, stands=True)
 
     async def is_sleeping(self, stage_ids: Stages = None) -> bool:

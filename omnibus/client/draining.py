@@ -10,6 +10,7 @@ from omnibus.client.rolling_restart import ANSWER_TIMEOUT, named
 from omnibus.client.rpc import ask_replica
 from omnibus.errors import BrokerUnavailable, EngineError, InvalidRequest, ReplicaMissing
 from omnibus.pipeline.spec import PipelineSpec
+from omnibus.registry.drain_orders import DrainOrders
 from omnibus.registry.pause_state import PauseMode, PauseStates
 from omnibus.registry.presence.replica_record import ReplicaRecord
 from omnibus.registry.presence.replica_view import ReplicaView
@@ -38,10 +39,12 @@ def chosen(spec: PipelineSpec, replicas: Sequence[ReplicaRecord], refs: Iterable
 
 
 async def drain_replica(connection: Connection, spec: PipelineSpec, record: ReplicaRecord, *, timeout: float) -> None:
-    """Have a replica take no more tasks; returns when it has none in hand. It stays so until `resume_replica`, or a new life.
+    """Have a replica take no more tasks; returns when it has none in hand. It stays so until `resume_replica`.
 
-    Idempotent. Raises ReplicaMissing when it does not get done within `timeout` seconds; it takes no tasks then all the same.
+    The order is kept for the replica that its worker starts in its place, too. Idempotent. Raises ReplicaMissing when it does
+    not get done within `timeout` seconds; it takes no tasks then all the same.
     """
+    await DrainOrders(connection, spec.name).keep(record)
     await _call(connection, spec, record, "pause_generation", str(PauseMode.WAIT), timeout=timeout)
 
 
@@ -50,6 +53,7 @@ async def resume_replica(connection: Connection, spec: PipelineSpec, record: Rep
     paused = await PauseStates(connection, spec.name).of([record.stage_id])
     if (state := paused.get(record.stage_id)) is not None:
         raise InvalidRequest(f"stage {record.stage_id} is {state.word} as a whole: resume that", param="stage_ids")
+    await DrainOrders(connection, spec.name).lift(record)
     await _call(connection, spec, record, "resume_generation", timeout=ANSWER_TIMEOUT)
 
 
@@ -64,8 +68,10 @@ async def restart_replica(connection: Connection, spec: PipelineSpec, record: Re
 async def end_replica(connection: Connection, spec: PipelineSpec, record: ReplicaRecord, *, timeout: float) -> None:
     """Have a replica finish what it has, or requeue it after its grace period, and end for good; returns when it has.
 
-    Its worker does not start it again, and ends with its last one. Raises ReplicaMissing as `drain_replica`.
+    Its worker does not start it again, and ends with its last one; what another one starts in its place is not drained.
+    Raises ReplicaMissing as `drain_replica`.
     """
+    await DrainOrders(connection, spec.name).lift(record)
     async with ReplicaView(connection, spec.name, timeout=spec.heartbeat_timeout) as view:
         await _call(connection, spec, record, "leave", timeout=ANSWER_TIMEOUT)
         try:

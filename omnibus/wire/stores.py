@@ -77,6 +77,11 @@ def pause_key(pipeline: str, stage_id: int) -> str:
     return f"{check_name(pipeline, 'pipeline')}.pause.{stage_id}"
 
 
+def drain_key(pipeline: str, stage_id: int, place: str) -> str:
+    """Key of a replica's drain, beside the pause states; without a place, what those of a stage begin with."""
+    return f"{check_name(pipeline, 'pipeline')}.drain.{stage_id}.{place}"
+
+
 def dead_letter_key(rid: str) -> str:
     """Key of a dead letter in the ledger."""
     return f"{DEAD_LETTERS}{check_name(rid, 'rid')}"

@@ -159,10 +159,11 @@ class ControlHandlers:
         self._turning = asyncio.Lock()
         self._applied: PauseState | None = None
 
-    def begin(self, pause_state: PauseState | None) -> None:
-        """Know what is decided for the stage before the first task can come."""
+    def begin(self, pause_state: PauseState | None, *, drained: bool) -> None:
+        """Know what is decided for the stage before the first task can come, and whether this replica was `drained`."""
+        self._slots.paused = drained or pause_state is not None
         if pause_state is not None:
-            self._slots.paused, self._applied = True, _PAUSED_FROM_THE_START
+            self._applied = _PAUSED_FROM_THE_START
 
     async def reconcile(self, pause_states: PauseWatch) -> None:
         """Follow the pause state of the whole stage, until cancelled. A replica that was called directly has done it by then."""

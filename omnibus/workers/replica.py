@@ -26,6 +26,7 @@ from omnibus.pipeline.route import Forwarding
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.choice.director import Director
 from omnibus.registry.deployed_pipelines import find_deployed
+from omnibus.registry.drain_orders import DrainOrders
 from omnibus.registry.pause_state import PauseWatch
 from omnibus.registry.presence.heartbeat import Registration
 from omnibus.registry.presence.replica_record import ReplicaRecord, ReplicaStatus
@@ -175,7 +176,8 @@ class Replica:
         """Take tasks until the end is near, then see those in hand through."""
         await self._listen()
         await self._add_adapters()
-        self._handlers.begin(self._pause_states.pause_state)
+        drained = bool(self._options.instance) and await DrainOrders(self._conn, self._spec.name).stands(self.record)
+        self._handlers.begin(self._pause_states.pause_state, drained=drained)
         try:
             async with asyncio.TaskGroup() as jobs:
                 upkeep = MemoryUpkeep(self._conn, self._payloads, self._performer)

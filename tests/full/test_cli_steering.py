@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,6 +85,25 @@ def test_drained_replica_takes_no_task_until_it_is_resumed(served: Serving) -> N
     done = omnibus("replicas", "restart", "speaker.r0", nats=served.nats_url, timeout=60.0)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("leaves") == done.stdout.count(": up") == 1
+
+
+def test_drained_replica_is_drained_when_its_process_was_killed_and_started_again(served: Serving) -> None:
+    def replica() -> dict[str, Any]:
+        (found,) = json.loads(omnibus("replicas", "list", "--stage", "painter", "--json", nats=served.nats_url).stdout)
+        return found  # type: ignore[no-any-return]
+
+    async def next_life() -> dict[str, Any] | None:
+        found = await asyncio.to_thread(replica)
+        return found if found["pid"] != before["pid"] and found["status"] not in ("starting", "down") else None
+
+    for order, status in (("drain", "draining"), ("resume", "up")):
+        before = replica()
+        assert omnibus("replicas", order, "painter", nats=served.nats_url).returncode == 0
+        os.kill(before["pid"], signal.SIGKILL)
+        after = asyncio.run(eventually(next_life, timeout=30.0))
+        assert (after["name"], after["status"]) == ("painter.r0", status)
+    words = ("submit", "a circle", "-m", "image", "-o", str(served.log.parent / "out"))
+    assert omnibus(*words, nats=served.nats_url).returncode == 0
 
 
 def test_replica_that_is_drained_for_good_ends_and_is_not_started_again(served: Serving) -> None:

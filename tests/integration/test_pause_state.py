@@ -37,8 +37,9 @@ class Fleet:
         self._connection, self._spec = connection, spec
         self._running: dict[Replica, asyncio.Task[None]] = {}
 
-    async def start(self, wanted: str) -> Replica:
-        made = Replica(self._connection, self._spec, self._spec.stages[0], ReplicaOptions(grace=0.1, supervised=True))
+    async def start(self, wanted: str, instance: str = "") -> Replica:
+        options = ReplicaOptions(grace=0.1, supervised=True, instance=instance)
+        made = Replica(self._connection, self._spec, self._spec.stages[0], options)
         running = self._running[made] = asyncio.create_task(made.run(), name="replica")
         await eventually(lambda: running.done() or made.record.status == wanted, what=f"the replica is {wanted}")
         return made

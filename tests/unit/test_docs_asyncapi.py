@@ -26,7 +26,7 @@ NO_CHANNELS = {
     "all_tasks_filter", "chunk_subjects", "claims", "events_filter", "flows_filter", "out_all", "purge_filter",
     "requests_filter", "tasks_filter", "timers_filter", "work_subjects",
     # Ids of messages, and keys beside others.
-    "message_id", "attempt_id", "pause_key",
+    "message_id", "attempt_id", "pause_key", "drain_key",
     # What takes a subject apart.
     "chunk_rid", "parse_event", "parse_rid", "parse_task", "shared_lane_of",
     # A case of `event`.

@@ -46,7 +46,7 @@ class OrderedReplica(TypedDict):
 
 @router.post("/v1/replicas/drain", response_model=OrderedReplica, openapi_extra=RouteAccess.ADMIN.stated)
 async def drain(body: ReplicaBody, context: Context) -> Response:
-    """It takes no more tasks; answers when it has none in hand. It stays so until it is resumed or starts anew."""
+    """It takes no more tasks; answers when it has none in hand. It stays so until it is resumed, also when it starts anew."""
     spec, record = await _meant(context, body)
     await drain_replica(context.producer.connection, spec, record, timeout=DRAIN_TIMEOUT)
     return await _ordered(spec, body, "drain")

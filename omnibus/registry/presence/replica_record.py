@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from enum import StrEnum
 
 import msgspec
@@ -76,6 +77,12 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     @property
     def key(self) -> tuple[int, str]:
         return self.stage_id, self.replica
+
+    @property
+    def place(self) -> str:
+        """The same of every life that one worker gives a replica: its host, its devices and its process of the worker."""
+        process = self.instance.rpartition("-")[0]
+        return hashlib.sha256(f"{self.host} {self.devices} {process}".encode()).hexdigest()[:16]
 
     @property
     def rank(self) -> tuple[int, int, str]:
