@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -201,6 +204,32 @@ def test_images_install_extras_that_the_package_has_from_files_that_are_sent() -
     copied = {word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for word in line.split()}
     assert copied == sent
     assert all((ROOT / one).exists() for one in sent)
+
+
+_OF_SLIM = {"libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1", "libgcc_s.so.1", "libstdc++.so.6"}
+"""Libraries that the slim image of Python has: those of glibc and of GCC."""
+
+
+def test_cpu_image_has_the_libraries_that_its_vllm_is_linked_against() -> None:
+    package = importlib.util.find_spec("vllm")
+    if package is None or package.origin is None or shutil.which("ldd") is None:
+        pytest.skip("there is no vLLM here to ask")
+    linked = "".join(
+        subprocess.run(["ldd", file], check=True, capture_output=True, text=True).stdout
+        for file in Path(package.origin).parent.glob("*.so")
+    )
+    of_system = set(re.findall(r"^\s*(\S+) => /(?:usr/)?lib", linked, re.MULTILINE)) - _OF_SLIM
+    text = (DEPLOY / "docker" / "Dockerfile").read_text()
+    stage = text[text.index(" AS cpu") : text.index(" AS gpu")]
+    installed = {word for line in re.findall(r"apt-get install (.+)", stage) for word in line.split()}
+    assert {name.replace(".so.", "") for name in of_system} <= installed, of_system
+
+
+def test_services_of_a_cluster_set_no_variables_of_ours() -> None:
+    """A Service called omnibus-nats would set OMNIBUS_NATS_PORT to an address, which no process could start with."""
+    pods = [one["spec"]["template"]["spec"] for one in rendered(MANY) if one["kind"] in ("Deployment", "Job")]
+    assert len(pods) == 5
+    assert all(pod["enableServiceLinks"] is False for pod in pods)
 
 
 @pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda path: path.name)

@@ -39,4 +39,6 @@ imagePullPolicy: {{ .root.Values.images.pullPolicy }}
 {{- define "omnibus.pod" -}}
 securityContext: {runAsNonRoot: true, runAsUser: 10001, fsGroup: 10001, seccompProfile: {type: RuntimeDefault}}
 automountServiceAccountToken: false
+{{- /* Else a Service called omnibus-nats would set OMNIBUS_NATS_PORT, to an address. */}}
+enableServiceLinks: false
 {{- end }}
