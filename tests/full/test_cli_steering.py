@@ -88,16 +88,16 @@ def test_drained_replica_takes_no_task_until_it_is_resumed(served: Serving) -> N
 
 
 def test_drained_replica_is_drained_when_its_process_was_killed_and_started_again(served: Serving) -> None:
-    def replica() -> dict[str, Any]:
-        (found,) = json.loads(omnibus("replicas", "list", "--stage", "painter", "--json", nats=served.nats_url).stdout)
-        return found  # type: ignore[no-any-return]
+    def replicas() -> list[dict[str, Any]]:
+        words = ("replicas", "list", "--stage", "painter", "--json")
+        return json.loads(omnibus(*words, nats=served.nats_url).stdout)  # type: ignore[no-any-return]
 
     async def next_life() -> dict[str, Any] | None:
-        found = await asyncio.to_thread(replica)
-        return found if found["pid"] != before["pid"] and found["status"] not in ("starting", "down") else None
+        found = await asyncio.to_thread(replicas)
+        return next((one for one in found if one["pid"] != before["pid"] and one["status"] in ("up", "draining")), None)
 
     for order, status in (("drain", "draining"), ("resume", "up")):
-        before = replica()
+        (before,) = replicas()
         assert omnibus("replicas", order, "painter", nats=served.nats_url).returncode == 0
         os.kill(before["pid"], signal.SIGKILL)
         after = asyncio.run(eventually(next_life, timeout=30.0))

@@ -52,7 +52,7 @@ function drawForm(form, state) {
     h("label", { class: "field", for: "try-prompt" }, h("span", {}, "Prompt"), h("textarea", { id: "try-prompt", rows: 3, required: true, placeholder: EXAMPLE })),
     h("div", { class: "actions" },
       h("button", { type: "submit", class: "strong", id: "try-run", disabled: state.modality === null }, state.running ? "Stop" : "Run"),
-      h("span", { class: "muted" }, "Ctrl + Enter")));
+      h("span", { class: "muted by-keyboard" }, "Ctrl + Enter")));
 }
 
 async function run(form, result, state, draw) {

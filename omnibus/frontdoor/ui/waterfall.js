@@ -22,7 +22,7 @@ export function waterfall(trace) {
       h("p", { class: "axis", "aria-hidden": "true" }, [0, 0.25, 0.5, 0.75, 1].map((part) => h("span", {}, part ? duration(whole * part) : "0")))),
     h("p", { class: "legend" }, ["waited", "ran", "failed"].map((what) => h("span", { class: `key ${what}` }, what))),
     h("div", { class: "table-box" }, h("table", { class: "spans" },
-      h("thead", {}, h("tr", {}, ["stage", "", "at", "took"].map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, ["stage", "what", "at", "took"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, trace.spans.map((span) => h("tr", {}, [span.stage, span.what, duration(span.start), duration(span.end - span.start)]
         .map((cell, at) => h("td", { "data-label": ["stage", "what", "at", "took"][at] }, cell))))))),
   ];
