@@ -70,8 +70,14 @@ def list_keys(*, as_json: bool) -> None:
 @options.state_dir
 def revoke(name: str) -> None:
     """Remove the key called NAME."""
-    _file().revoke(name)
+    file = _file()
+    file.revoke(name)
     click.echo(f"revoked {name}")
+    if not file.read():
+        click.echo(
+            f"no key is left: every request is refused; to ask for none, remove {file.path} and restart front doors",
+            err=True,
+        )
 
 
 def _file() -> KeyFile:

@@ -13,7 +13,15 @@ from fastapi import Request as HttpRequest
 
 from omnibus.client.producer import Submission
 from omnibus.client.request_events import Result
-from omnibus.errors import BrokerError, DeadlineExceeded, InvalidRequest, OmnibusError, Overloaded, RequestCancelled
+from omnibus.errors import (
+    BrokerError,
+    DeadlineExceeded,
+    InvalidRequest,
+    OmnibusError,
+    Overloaded,
+    RequestCancelled,
+    RequestConflict,
+)
 from omnibus.frontdoor.bodies import AskingBody
 from omnibus.frontdoor.body_route import fingerprint, off_loop
 from omnibus.frontdoor.context import FrontDoorContext
@@ -161,6 +169,12 @@ async def send(context: FrontDoorContext, http: HttpRequest, prepared: Prepared)
         submission = await context.producer.submit(spec, prepared.request, rid=prepared.rid, is_single=is_single)
     except OmnibusError as error:
         context.metrics.refused.labels(spec.name, error.code).inc()
+        if (
+            isinstance(error, RequestConflict) and prepared.keyed
+        ):  # the caller knows its key, not the id that is made of it
+            raise RequestConflict(
+                "this idempotency key was used for a different request", param=IDEMPOTENCY_KEY
+            ) from error
         raise
     until = asyncio.get_running_loop().time() + submission.timeout
     return Accepted(submission, prepared.served, prepared.keyed, until, state["field_of"])

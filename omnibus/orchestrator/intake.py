@@ -25,7 +25,7 @@ from omnibus.observability.tracing import TRACE_HEADERS
 from omnibus.payloads.store import PayloadStore
 from omnibus.pipeline.spec import OVERFLOW_LANE, PipelineSpec
 from omnibus.requests.admission import check_same, new_record, timeout_of, timer_effects, unadmitted_record
-from omnibus.requests.advance import purge_of
+from omnibus.requests.advance import end_notice, purge_of
 from omnibus.requests.effects import Notify
 from omnibus.requests.record import Record
 from omnibus.requests.request_checks import validate
@@ -90,8 +90,8 @@ class Intake:
             attached = admitted.attached
         finally:
             self._backlog.admission_over(admitted=not attached)
-        if attached and admitted.record.state.terminal:
-            await self._notify(front, EndNotice(rid=rid, state=admitted.record.state))
+        if attached:
+            await self._notify(front, _notice_to(front, admitted.record))
 
     async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it never ran
         """End a request that cannot be served by a `failed` record, and one that waited beyond its deadline as `expired`.
@@ -112,7 +112,7 @@ class Intake:
             return
         # Of an attempt to admit it that went wrong half-way.
         await self._performer.perform((purge_of(record, stored=delivery.num_delivered > 1),))
-        await self._notify(front, EndNotice(rid=rid, state=record.state))
+        await self._notify(front, end_notice(record))
 
     async def _notice(self, mine: Record, failure: Failure) -> EndNotice | Refused | None:
         """Make the notice for a taken id: the end of the same request, nothing while it is open, or a refusal."""
@@ -122,8 +122,7 @@ class Intake:
                 check_same(existing.record, mine)
                 # Of an admission that died once the record was there: without its timer it would stay open.
                 await self._performer.perform(timer_effects(existing.record))
-                state = existing.record.state
-                return EndNotice(rid=mine.rid, state=state) if state.terminal else None
+                return _notice_to(mine.ticket.front, existing.record)
         except (RequestConflict, Unreadable) as error:
             failure = Failure.of(error)
         return Refused(rid=mine.rid, failure=failure)
@@ -131,6 +130,11 @@ class Intake:
     async def _notify(self, front: str | None, message: EndNotice | Refused | None) -> None:
         if front is not None and message is not None:
             await self._performer.perform((Notify(front, message),))
+
+
+def _notice_to(front: str | None, record: Record) -> EndNotice | None:
+    """The end of a request that was asked for again; None while it is open, and for its own producer, which has it again."""
+    return end_notice(record) if record.state.terminal and front != record.ticket.front else None
 
 
 def _nonce(delivery: Delivery) -> str:

@@ -159,12 +159,18 @@ def ended_effects(record: Record, *, queued: bool = True) -> tuple[Effect, ...]:
         or any(timing.stored or timing.hosted for timing in record.timings)
     )
     stored = record.state is not RequestState.FAILED and (queued or has_stored)
-    is_done, run = record.state is RequestState.DONE, record.ticket.run
+    is_done = record.state is RequestState.DONE
     # What is done has nothing running any more; every other end may leave stages at work.
-    stop = () if is_done else (Stop(record.rid, record.ticket.deadline, run),)
-    outputs = tuple(record.outputs.values()) if is_done else ()
-    ended = EndNotice(rid=record.rid, state=record.state, run=run, outputs=outputs, timings=record.timings)
-    return (*stop, *_notify(record, ended), purge_of(record, queued=queued, stored=stored))
+    stop = () if is_done else (Stop(record.rid, record.ticket.deadline, record.ticket.run),)
+    return (*stop, *_notify(record, end_notice(record)), purge_of(record, queued=queued, stored=stored))
+
+
+def end_notice(record: Record) -> EndNotice:
+    """The notice of a request's end, with all outputs of one that is done."""
+    outputs = tuple(record.outputs.values()) if record.state is RequestState.DONE else ()
+    return EndNotice(
+        rid=record.rid, state=record.state, run=record.ticket.run, outputs=outputs, timings=record.timings
+    )  # fmt: skip
 
 
 def orphan_effects(record: Record | None, *, queued: bool = False) -> tuple[Effect, ...]:

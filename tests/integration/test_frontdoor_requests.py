@@ -70,6 +70,8 @@ async def test_the_same_key_gives_the_same_answer_and_another_body_a_conflict(fr
     assert first.json() == again.json()
     assert first.headers["x-request-id"] == again.headers["x-request-id"]
     assert (other.status_code, other.json()["error"]["code"]) == (409, "request_conflict")
+    assert other.json()["error"]["param"] == "Idempotency-Key"
+    assert "request id" not in other.json()["error"]["message"], "the caller knows its key only"
 
 
 @pytest.mark.parametrize(

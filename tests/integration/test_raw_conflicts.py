@@ -78,8 +78,12 @@ async def test_producer_hears_of_the_same_end_when_it_asks_the_same_again(
     async with serving(connection, line(pipeline)):
         first, second = await listen(connection, pipeline, "first"), await listen(connection, pipeline, "second")
         await ask(connection, pipeline, "first", "same", prompt="one")
-        assert isinstance(await last(first), out.EndNotice)
+        end = await last(first)
+        assert isinstance(end, out.EndNotice)
+        assert end.outputs
+        await ask(connection, pipeline, "first", "same", prompt="one")
+        await ask(connection, pipeline, "first", "next", prompt="two")
+        assert await last(first) == end
+        assert (await last(first)).rid == "next", "the end comes once each time that it is asked for"
         await ask(connection, pipeline, "second", "same", prompt="one")
-        ended = await last(second)
-        assert isinstance(ended, out.EndNotice)
-        assert ended.state == "done"
+        assert await last(second) == end, "with all outputs of what is done"

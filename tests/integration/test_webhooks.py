@@ -11,6 +11,7 @@ import openai
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from omnibus.broker.connection import Connection, connect
 from omnibus.broker.embedded import EmbeddedServer
@@ -178,8 +179,12 @@ async def test_nothing_is_sent_to_private_addresses_by_redirects_or_to_what_was_
     await store.notify(pipeline, "video.failed", f"video_{pipeline}")
     refused = connection.metrics.webhooks.labels("refused")._value.get
     before = refused()
-    async with WebhookSender(connection, AddressRule()):
-        await eventually(lambda: refused() > before + 2, what="attempts are refused")
+    with capture_logs() as lines:
+        async with WebhookSender(connection, AddressRule()):
+            await eventually(lambda: refused() > before + 2, what="attempts are refused")
+        (reason,) = {line["status"] for line in lines if line["event"] == "webhook.refused"}
+        assert "not a public one" in reason
+        assert "OMNIBUS_ALLOWED_NETWORKS" in reason
         assert receiver.server.asked == []
     async with WebhookSender(connection, LOOPBACK):
         await eventually(lambda: len(receiver.server.asked) > 2, what="redirects are tried")  # type: ignore[union-attr]

@@ -241,7 +241,9 @@ def test_keys_are_added_listed_and_revoked_on_the_command_line(tmp_path: Path) -
     found = KeyTable(file=Settings(state_dir=tmp_path).keys_path).find(key)
     assert found is not None
     assert found.role is Role.ADMIN
-    run("revoke", "alice")
+    assert f"no key is left: every request is refused; to ask for none, remove {tmp_path}/api-keys.json" in run(
+        "revoke", "alice"
+    )
     assert "every request is refused" in run("list")
 
 

@@ -20,6 +20,14 @@ class AddressRefused(OSError):
     """The host's address is none that may be connected to."""
 
 
+def refusal_of(error: Exception) -> str | None:
+    """In words, that a connection failed as its address is none that may be connected to; None where it failed otherwise."""
+    refused = error if isinstance(error, AddressRefused) else getattr(error, "os_error", None)
+    if not isinstance(refused, AddressRefused):
+        return None
+    return f"{refused.args[0]}: the operator may allow its network (OMNIBUS_ALLOWED_NETWORKS)"
+
+
 @asynccontextmanager
 async def guarded_session(rule: AddressRule, timeout: float) -> AsyncIterator[ClientSession]:
     """A client whose connections go to addresses that `rule` permits, each request within `timeout` seconds.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from omnibus.errors import InvalidRequest, Overloaded, RequestError, RequestTooLarge
 from omnibus.frontdoor.outbound.addresses import AddressRule
-from omnibus.frontdoor.outbound.guarded_session import AddressRefused, guarded_session
+from omnibus.frontdoor.outbound.guarded_session import guarded_session, refusal_of
 from omnibus.requests.request_files import MAX_FILES
 
 if TYPE_CHECKING:
@@ -188,9 +188,8 @@ def _matches(host: str, port: int | None, usual: int, domain: str) -> bool:
 
 def _reason(error: Exception) -> str:
     """Why a file could not be fetched; nothing about the network behind the server."""
-    refused = error if isinstance(error, AddressRefused) else getattr(error, "os_error", None)
-    if isinstance(refused, AddressRefused):
-        return f"{refused.args[0]}: the operator may allow its network (OMNIBUS_ALLOWED_NETWORKS)"
+    if (refusal := refusal_of(error)) is not None:
+        return refusal
     if isinstance(error, ValueError):
         return "it is no web address"
     return "its server cannot be reached" if isinstance(error, OSError) else "its server did not send it whole"

@@ -17,7 +17,7 @@ from omnibus.broker.layout import WEBHOOK_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.errors import Unreadable
 from omnibus.frontdoor.outbound.addresses import AddressRule
-from omnibus.frontdoor.outbound.guarded_session import guarded_session
+from omnibus.frontdoor.outbound.guarded_session import guarded_session, refusal_of
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.webhooks.webhook_event import KEPT, UnknownWebhook, WebhookEndpoint, pause_after, signed_headers
@@ -105,7 +105,7 @@ class WebhookSender:
         try:
             status = await self._posted(endpoint, queued)
         except (OSError, ValueError, _client_error()) as error:
-            status = str(error) or type(error).__name__
+            status = refusal_of(error) or str(error) or type(error).__name__
         finally:
             self._open[endpoint.id] -= 1
             self._open += Counter[str]()  # forgets those at zero
