@@ -132,8 +132,8 @@ _PLAIN_OF_VLLM = frozenset({
 })  # fmt: skip
 """Arguments that name no code; many of vLLM's others name classes, modules and plugins, some of them deep inside."""
 _OF_TRANSFORMERS = frozenset({
-    "argument", "chunk_frames", "context_frames", "device", "dtype", "first_frames", "input", "max_characters", "max_frames",
-    "method", "method_kwargs", "model_class", "output", "sample_rate", "task", "vocoder",
+    "argument", "chunk_frames", "context_frames", "device", "dtype", "first_frames", "input", "max_batch", "max_characters",
+    "max_frames", "method", "method_kwargs", "model_class", "output", "sample_rate", "task", "vocoder",
 })  # fmt: skip
 BUILT_IN = (
     EngineKind(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class TransformersEngine(LoadedEngine["Decoder"]):
     """A decoder behind the engine protocol. Outputs: `audio`, float32 (samples,), and `sample_rate` in Hz.
 
-    Decodings run one after the other: a clip takes milliseconds, and padding clips to one length would change their ends.
-    A decoding cannot be stopped half-way; an aborted job ends at once, and its result is dropped: its slot is busy until then.
+    Decodings run one after the other; with `max_batch`, those that wait and have as many frames share a call. Padding clips to
+    one length would change their ends. A decoding cannot be stopped half-way; an aborted job ends at once, and its result is
+    dropped: its slot is busy until then.
     """
 
     outputs: Mapping[str, str] = {"audio": "audio", "sample_rate": "json"}
@@ -47,7 +48,8 @@ class TransformersEngine(LoadedEngine["Decoder"]):
         yield Finished(outputs=_outputs(decoder, np.concatenate(pieces)))
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=min(len(self._jobs), 1), waiting=max(len(self._jobs) - 1, 0))
+        most = self._model.max_batch if self._model is not None else 1
+        return EngineStats(running=min(len(self._jobs), most), waiting=max(len(self._jobs) - most, 0))
 
     def progress(self) -> int:
         return self._decoded
@@ -74,12 +76,14 @@ class TransformersEngine(LoadedEngine["Decoder"]):
         return await self._decode(decoder, part) if part is not None else None
 
     async def _decode(self, decoder: Decoder, part: Part) -> np.ndarray:
+        waiting = decoder.batches.add(part)
         try:
-            samples: np.ndarray = await self._threads.run(decoder.decode, part)
+            samples: np.ndarray = await self._threads.run(decoder.batches.make, waiting)
         except EngineDead as error:
             self._die(error)
             raise
         finally:
+            decoder.batches.drop(waiting)
             self._decoded += 1
         return samples
 

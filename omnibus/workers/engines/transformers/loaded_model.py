@@ -72,11 +72,11 @@ def sample_rate(args: Mapping[str, Any], config: Any) -> int:
     return int(rate)
 
 
-def frames(args: Mapping[str, Any], name: str, least: int) -> int | None:
-    """A number of frames among a stage's arguments; raises PipelineError for anything else."""
+def whole_number(args: Mapping[str, Any], name: str, least: int) -> int | None:
+    """A whole number among a stage's arguments, such as one of frames; raises PipelineError for anything else."""
     count = args.get(name)
     if count is not None and (type(count) is not int or count < least):
-        raise PipelineError(f"{count!r} is no number of frames from {least} on", field=f"engine_args.{name}")
+        raise PipelineError(f"{count!r} is no whole number from {least} on", field=f"engine_args.{name}")
     return count
 
 

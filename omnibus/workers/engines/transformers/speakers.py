@@ -21,7 +21,7 @@ from omnibus.wire.envelope import TokenUsage
 from omnibus.workers.engines.checkpoints import loading, resolve_model
 from omnibus.workers.engines.protocol import Chunk, EngineInput, Finished, Job, Outputs
 from omnibus.workers.engines.transformers.generation_engine import Send, Step
-from omnibus.workers.engines.transformers.loaded_model import frames, load_model, running
+from omnibus.workers.engines.transformers.loaded_model import load_model, running, whole_number
 from omnibus.workers.engines.transformers.parts import Part, Parts
 
 Sending = Callable[[np.ndarray], None]
@@ -84,8 +84,8 @@ class Speaker:
     def __init__(self, stage: StageSpec, kind: str) -> None:
         self._model = load_model(stage, kind)
         self._tokenizer = _tokenizer(stage)
-        self._most = frames(stage.engine_args, "max_frames", 1) or 100_000
-        self._most_characters = frames(stage.engine_args, "max_characters", 1) or MOST_CHARACTERS
+        self._most = whole_number(stage.engine_args, "max_frames", 1) or 100_000
+        self._most_characters = whole_number(stage.engine_args, "max_characters", 1) or MOST_CHARACTERS
         self.sample_rate = self._rate()
 
     def run(self, job: Job, step: Step, send: Send) -> Finished:
@@ -252,8 +252,8 @@ class CsmSpeaker(Speaker):
 
     def __init__(self, stage: StageSpec, kind: str) -> None:
         args = stage.engine_args
-        self._first = frames(args, "first_frames", 1)
-        self._chunk, self._context = frames(args, "chunk_frames", 1), frames(args, "context_frames", 0)
+        self._first = whole_number(args, "first_frames", 1)
+        self._chunk, self._context = whole_number(args, "chunk_frames", 1), whole_number(args, "context_frames", 0)
         super().__init__(stage, kind)
 
     def _rate(self) -> int:

@@ -15,7 +15,9 @@ _SHARED = frozenset({"device", "dtype", "model_class", "task"})
 _SOUND = frozenset({"chunk_frames", "context_frames", "first_frames", "max_frames"})
 ARGUMENTS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        "decode": _SHARED | _SOUND | {"argument", "input", "method", "method_kwargs", "output", "sample_rate"},
+        "decode": _SHARED
+        | _SOUND
+        | {"argument", "input", "max_batch", "method", "method_kwargs", "output", "sample_rate"},
         "speak": _SHARED | _SOUND | {"max_characters", "vocoder"},
         "transcribe": _SHARED,
     }
