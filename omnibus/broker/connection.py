@@ -34,6 +34,9 @@ _RETRY_FOR = 10.0
 OUT_OF_RESOURCES = (STREAM_FULL, 10023, 10028, 10047)  # sent with the code of an outage, though waiting does not help
 _NO_SUITABLE_PEERS = 10005
 """Server code while a cluster forms or a node is away. Sent with the code of a bad request, though waiting helps."""
+_PASSING = (10007, 10009, 10158)
+"""Server codes of what passes, sent with that of a fault: of a node that does not lead yet, or not any more; and of a message
+that was sent again while the cluster still stores it, so that what becomes of it is not known."""
 
 T = TypeVar("T")
 
@@ -212,6 +215,6 @@ def _refusal(error: ServerError, what: str) -> Exception:
     message = f"{what}: {error.description} ({error.err_code})"
     if error.err_code == _NO_SUITABLE_PEERS:
         return Transient(f"{message}: fewer nodes of the cluster are up than copies are asked for")
-    if error.code == 503 and error.err_code not in OUT_OF_RESOURCES:
+    if error.err_code in _PASSING or (error.code == 503 and error.err_code not in OUT_OF_RESOURCES):
         return Transient(message)
     return BrokerRefused(message, err_code=error.err_code, status=error.code)

@@ -18,13 +18,15 @@ from omnibus.wire import stores
 from tests.simulation.graphs import HEARTBEAT
 from tests.simulation.loop import EPOCH, Process, VirtualLoop
 from tests.simulation.queues import Consumer
-from tests.simulation.streams import Refusal, Stored, Stream, matches
+from tests.simulation.streams import IN_PROCESS, Refusal, Stored, Stream, matches
 
 if TYPE_CHECKING:
     from tests.simulation.connection import SimSubscription
     from tests.simulation.pulling import SimPuller
 
 _MARKER_SECONDS = 60.0
+_STORED_WITHIN = 4.0
+"""Seconds in which a cluster with a slow node stores a message."""
 _NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -156,7 +158,13 @@ class Broker:
         seq, duplicate = stream.publish(subject, data, headers, EPOCH + self.loop.time())
         if not duplicate:
             self._stored(stream, stream.messages[seq])
+        elif (stored := stream.messages.get(seq)) is not None and self._is_in_process(stored):
+            raise Refusal(409, IN_PROCESS, "duplicate message id is in process")
         return _json({"stream": stream.name, "seq": seq, "duplicate": duplicate})
+
+    def _is_in_process(self, stored: Stored) -> bool:
+        """Whether a cluster would say of a message that comes again that it still stores it."""
+        return EPOCH + self.loop.time() - stored.at < _STORED_WITHIN and self.rng.random() < 0.3
 
     def _stored(self, stream: Stream, stored: Stored) -> None:
         self.on_stored(stream, stored)

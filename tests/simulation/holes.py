@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from omnibus.broker import connection as broker_connection
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import PubAck, Publishing
 from omnibus.client import channel, producer
@@ -340,6 +341,11 @@ def records_expire_at_their_deadline(_world: World) -> Patches:
     yield records, "OPEN_TTL", 0.0
 
 
+def given_up_in_process(_world: World) -> Patches:
+    """A message that was sent again while the cluster still stores it counts as refused."""
+    yield broker_connection, "_PASSING", ()
+
+
 def bundles_of_one(_world: World) -> Patches:
     """A bundle has ended when its main member has: nobody waits for a companion."""
     real = bundle._joined
@@ -371,7 +377,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         record_before_deadline, dropped_deadlines, forgotten_cancellations, trust_in_dedupe, no_compare_and_set,
         shallow_purge, talking_zombies, endless_attempts, deaf_followers, notified_what_came, trust_in_removals,
         records_expire_at_their_deadline, record_without_timer, blind_end_overwrites, workers_end_twice,
-        bundles_of_one, companions_of_any_attempt,
+        given_up_in_process, bundles_of_one, companions_of_any_attempt,
         *PAYLOAD_HOLES, *FLOW_HOLES, *SESSION_HOLES,
     )
 }  # fmt: skip

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 WRONG_LAST_SEQUENCE = 10071
 FULL = 10077
+IN_PROCESS = 10158
 _REMEMBERED = 8
 """Removals of a stream that may be undone, the last ones."""
 

@@ -37,7 +37,10 @@ class ThreeNodes:
 
     @property
     def url(self) -> str:
-        return ",".join(f"nats://omnibus:{self._password}@{HOST}:{port}" for port in self._clients.values())
+        return ",".join(map(self.url_of, NODES))
+
+    def url_of(self, node: int) -> str:
+        return f"nats://omnibus:{self._password}@{HOST}:{self._clients[node]}"
 
     @property
     def system_url(self) -> str:
