@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 from omnibus.errors import CheckpointMissing, ConfigError, EngineDead, EngineRejected, InvalidRequest
 from omnibus.pipeline.spec import StageSpec
 from omnibus.workers.engines.protocol import EngineInput, EngineStats
-from omnibus.workers.engines.transformers.codec_model import Decoder
 from omnibus.workers.engines.transformers.engine import TransformersEngine
-from omnibus.workers.engines.transformers.parts import Part
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
 from tests.support.waiting import eventually
@@ -88,51 +86,6 @@ async def test_each_gets_its_own_sound_when_four_run_at_once(engine: Transformer
     assert engine.stats() == EngineStats()
 
 
-@asynccontextmanager
-async def counting_calls(
-    stage: StageSpec, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[TransformersEngine, list[int]]]:
-    """An engine, and how many parts each call of its decoder had."""
-    sizes, decode = list[int](), Decoder.decode
-
-    def counted(self: Decoder, parts: Sequence[Part]) -> list[np.ndarray]:
-        sizes.append(len(parts))
-        return decode(self, parts)
-
-    monkeypatch.setattr(Decoder, "decode", counted)
-    engine = TransformersEngine(stage)
-    await engine.start()
-    try:
-        yield engine, sizes
-    finally:
-        await engine.close()
-
-
-@pytest.mark.parametrize("input_name", ["codes", "spectrogram"])
-async def test_sounds_of_one_length_share_a_call_and_each_gets_its_own(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, input_name: str
-) -> None:
-    rng = np.random.default_rng(3)
-    if input_name == "codes":
-        stage = make_stage(checkpoint, max_batch=3)
-        clips = [rng.integers(tiny_checkpoints.CODEBOOK, size=CODES.shape) for _ in range(7)]
-        expected = [expected_sound(checkpoint, clip) for clip in clips]
-    else:
-        vocoder = make_vocoder(tmp_path)
-        stage = make_stage(tmp_path, model_class="SpeechT5HifiGan", input="spectrogram", max_batch=3)
-        clips = [rng.standard_normal((6, 8)).astype(np.float32) for _ in range(7)]
-        with torch.no_grad():
-            expected = [vocoder(torch.from_numpy(clip)).numpy() for clip in clips]
-    async with counting_calls(stage, monkeypatch) as (engine, sizes):
-        jobs = [make_job(f"clip-{place}", values={input_name: clip}) for place, clip in enumerate(clips)]
-        answers = await asyncio.gather(*(run_job(engine, job) for job in jobs))
-
-    for (_, last), sound in zip(answers, expected, strict=True):
-        np.testing.assert_allclose(last.outputs["audio"], sound, atol=1e-5)
-    assert sum(sizes) == len(clips)
-    assert max(sizes) == 3
-
-
 @pytest.mark.parametrize(
     ("values", "sampling", "param"),
     [
@@ -192,16 +145,8 @@ def copy_checkpoint(checkpoint: Path, to: Path, keep: Any) -> None:
     (to / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
 
 
-def make_vocoder(folder: Path) -> transformers.SpeechT5HifiGan:
-    torch.manual_seed(7)
-    config = transformers.SpeechT5HifiGanConfig(model_in_dim=8, upsample_initial_channel=16, sampling_rate=16000)
-    vocoder = transformers.SpeechT5HifiGan(config).eval()
-    vocoder.save_pretrained(folder)
-    return vocoder
-
-
 async def test_vocoder_takes_features(tmp_path: Path) -> None:
-    vocoder = make_vocoder(tmp_path)
+    vocoder = tiny_checkpoints.make_vocoder(tmp_path)
     features = np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32)
     engine = TransformersEngine(make_stage(tmp_path, model_class="SpeechT5HifiGan", input="spectrogram"))
     await engine.start()

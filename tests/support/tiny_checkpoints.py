@@ -75,3 +75,12 @@ def make_codec(folder: Path) -> Path:
     )
     transformers.DacModel(config).save_pretrained(folder)
     return folder
+
+
+def make_vocoder(folder: Path) -> transformers.SpeechT5HifiGan:
+    """A vocoder of 8 features a frame, at 16 kHz, and its checkpoint."""
+    torch.manual_seed(7)
+    config = transformers.SpeechT5HifiGanConfig(model_in_dim=8, upsample_initial_channel=16, sampling_rate=16000)
+    vocoder = transformers.SpeechT5HifiGan(config).eval()
+    vocoder.save_pretrained(folder)
+    return vocoder
