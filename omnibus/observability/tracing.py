@@ -8,6 +8,7 @@ is open, a hot path pays for one look at `provider`, and makes no span.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from omnibus.errors import ConfigError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Link
     from opentelemetry.trace import Span as OtelSpan
 
@@ -27,6 +29,8 @@ TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context: in HTTP, in NATS headers, and in every envelope."""
 _HTTP_PORT = ":4318"
 """The port on which collectors take OTLP over HTTP."""
+_CLOSE_TIMEOUT = 2.0
+"""Seconds that the last spans have to leave in: a process that ends does not wait for a collector that is away."""
 _wanted_id: ContextVar[int | None] = ContextVar("wanted_span_id", default=None)
 
 
@@ -68,8 +72,9 @@ class Tracing:
     Attributes are bounded values: a stage, a pipeline, a request's id; never a prompt.
     """
 
-    def __init__(self, provider: TracerProvider | None = None) -> None:
-        self.provider = provider
+    def __init__(self, provider: TracerProvider | None = None, exporter: SpanExporter | None = None) -> None:
+        """`exporter` is where the spans of the provider leave, if they do."""
+        self.provider, self._exporter = provider, exporter
         if provider is None:
             return
         from opentelemetry import trace  # noqa: PLC0415 the extra `otel`
@@ -124,9 +129,15 @@ class Tracing:
         self._tracer.start_span(name, context, kinds, dict(attributes), start_time=began).end(now)
 
     def close(self) -> None:
-        """Export what is left; idempotent."""
-        if self.provider is not None:
-            self.provider.shutdown()
+        """Export what is left, as far as the collector takes it within `_CLOSE_TIMEOUT`; idempotent. Blocks."""
+        if self.provider is None:
+            return
+        # A shutdown waits for half a minute of retries, and cannot be told to wait less.
+        closing = threading.Thread(target=self.provider.shutdown, name="close-tracing", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_TIMEOUT)
+        if closing.is_alive() and self._exporter is not None:
+            self._exporter.shutdown()  # a call of gRPC that is under way holds up the interpreter's end
 
     def _links(self, context: Any, links: Mapping[int, str]) -> list[Link]:
         parent = self._api.get_current_span(context).get_span_context()
@@ -151,7 +162,8 @@ def make_provider(service: str, processor: SpanProcessor) -> TracerProvider:
         def generate_span_id(self) -> int:
             return _wanted_id.get() or int(super().generate_span_id())
 
-    made = TracerProvider(resource=Resource.create({"service.name": service}), id_generator=Ids())
+    resource = Resource.create({"service.name": service})
+    made = TracerProvider(resource=resource, id_generator=Ids(), shutdown_on_exit=False)  # `Tracing.close` has an end
     made.add_span_processor(processor)
     return made
 
@@ -168,7 +180,7 @@ def open_tracing(endpoint: str | None, service: str, *, protocol: str | None = N
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
         exporter = _exporter(endpoint, protocol or ("http/protobuf" if _HTTP_PORT in endpoint else "grpc"))
-        return Tracing(make_provider(service, BatchSpanProcessor(exporter)))
+        return Tracing(make_provider(service, BatchSpanProcessor(exporter)), exporter)
     except ImportError as error:
         raise ConfigError("traces need OpenTelemetry: pip install 'omnibus[otel]'", param="otlp_endpoint") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -66,6 +67,25 @@ def test_exporting_tracing_opens_and_closes_when_an_endpoint_is_given() -> None:
     tracing = open_tracing("http://127.0.0.1:4317", "worker")
     assert tracing.provider is not None
     tracing.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_process_ends_soon_when_the_collector_takes_no_spans(protocol: str) -> None:
+    program = (
+        "import socket; from omnibus.observability.tracing import open_tracing\n"
+        "with socket.create_server(('127.0.0.1', 0)) as hung:\n"
+        f"    tracing = open_tracing(f'http://127.0.0.1:{{hung.getsockname()[1]}}', 'x', protocol={protocol!r})\n"
+        "    with tracing.span('a', {}, {}):\n"
+        "        pass\n"
+        "    print('begun', flush=True)\n"
+        "    tracing.close()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        assert process.wait(6.0) == 0
 
 
 def test_config_error_when_the_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
