@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import quantiles
@@ -123,14 +123,12 @@ class _Load:
     found: LoadFigures = field(default_factory=LoadFigures)
 
     async def client(self, connecting: Callable[[], AbstractAsyncContextManager[list[HttpClient]]]) -> None:
-        """Send the next request when the last is answered, over a new connection after a failure."""
-        async with AsyncExitStack() as stack:
-            client: HttpClient | None = None
-            for _ in self.left:
-                if client is None:
-                    (client,) = await stack.enter_async_context(connecting())
-                if not await self._ask(client):
-                    client = None
+        """Send the next request when the last is answered, over a new connection where the old one is of no more use."""
+        for _ in self.left:
+            # One whose request has failed is closed at once: its server may work on it for long.
+            async with connecting() as (client,):
+                while await self._ask(client) and client.is_open and next(self.left, None) is not None:
+                    pass
 
     async def _ask(self, client: HttpClient) -> bool:
         reader, sent = ChatReader(), time.perf_counter()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+T = TypeVar("T")
+_CONNECT_TIMEOUT = 10.0
+
 
 class HttpClient(asyncio.Protocol):
     """One connection. An answer that is no 200, and a connection that ends, raise RuntimeError."""
+
+    is_open = True
+    """Whether another request may be sent over it: not after an answer that the server ends the connection with."""
 
     def __init__(self, host: str, headers: Mapping[str, str] | None = None) -> None:
         lines = {"Host": host, "Content-Type": "application/json", **(headers or {})}
@@ -26,6 +32,8 @@ class HttpClient(asyncio.Protocol):
 
     async def post(self, path: str, body: bytes, take: Callable[[bytes], None] | None = None) -> bytes:
         """Send JSON; returns the answer's body, or nothing where `take` gets each piece as it comes."""
+        if not self.is_open:
+            raise RuntimeError("the server closed the connection")
         self._answer = asyncio.get_running_loop().create_future()
         self._body.clear()
         self._take = take or self._body.append
@@ -46,6 +54,7 @@ class HttpClient(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(RuntimeError(f"the server closed the connection: {exc}"))
 
@@ -57,6 +66,7 @@ class HttpClient(asyncio.Protocol):
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         assert self._answer is not None
+        self.is_open = self.is_open and self._parser.should_keep_alive()
         if self._answer.done():  # its caller has given up
             return
         if status == 200:
@@ -67,17 +77,25 @@ class HttpClient(asyncio.Protocol):
 
 @asynccontextmanager
 async def clients(url: str, count: int, headers: Mapping[str, str] | None = None) -> AsyncIterator[list[HttpClient]]:
-    """Open this many connections to a server; raises OSError when there is none."""
+    """Open this many connections to a server; raises OSError when there is none, or none within ten seconds."""
     parts, loop = urlsplit(url), asyncio.get_running_loop()
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     port = parts.port or (443 if tls else 80)
     host = parts.hostname or ""
-    made = [
-        (await loop.create_connection(lambda: HttpClient(parts.netloc, headers), host, port, ssl=tls))[1]
-        for _ in range(count)
-    ]
+    made: list[HttpClient] = []
     try:
+        for _ in range(count):
+            opening = loop.create_connection(lambda: HttpClient(parts.netloc, headers), host, port, ssl=tls)
+            made.append((await _in_time(opening))[1])
         yield made
     finally:
         for one in made:
             one.close()
+
+
+async def _in_time(opening: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT):
+            return await opening
+    except TimeoutError as error:
+        raise OSError(f"no connection within {_CONNECT_TIMEOUT:g} s") from error
