@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+import click
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 _WIDE = 10_000
@@ -33,7 +35,7 @@ def show(renderable: RenderableType) -> None:
     wide = Console(width=_WIDE, highlight=False)
     with wide.capture() as captured:
         wide.print(renderable)
-    console.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    click.echo("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()), nl=False)  # which flushes
 
 
 def clock(seconds: float | None) -> str | None:
@@ -56,6 +58,6 @@ def duration(seconds: float) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = "-" if value is None else " ".join(str(value).split()).replace("[", r"\[")
+    text = "-" if value is None else escape(" ".join(str(value).split()))
     colour = _COLOURS.get(text.partition(",")[0])
     return f"[{colour}]{text}[/]" if colour else text

@@ -9,6 +9,7 @@ import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from omnibus.errors import ConfigError, OmnibusError
@@ -64,17 +65,17 @@ class DeploymentScale:
     def _call(self, change: object) -> dict[str, dict[str, int]]:
         url = f"{self.api}/apis/apps/v1/namespaces/{self.namespace}/deployments/{self.name}/scale"
         headers = {"Accept": "application/json", "Content-Type": "application/merge-patch+json"}
-        if self.token is not None:
-            headers["Authorization"] = f"Bearer {self.token.read_text().strip()}"
         data = None if change is None else json.dumps(change).encode()
         request = urllib.request.Request(url, data, headers, method="GET" if data is None else "PATCH")  # noqa: S310 the operator's
-        context = ssl.create_default_context(cafile=self.ca) if url.startswith("https") else None
         try:
+            if self.token is not None:
+                request.add_header("Authorization", f"Bearer {self.token.read_text().strip()}")
+            context = ssl.create_default_context(cafile=self.ca) if url.startswith("https") else None
             with urllib.request.urlopen(request, timeout=_TIMEOUT, context=context) as answer:  # noqa: S310 as above
                 found: dict[str, dict[str, int]] = json.load(answer)
                 return found
         except urllib.error.HTTPError as error:
             why = error.read(300).decode(errors="replace")
             raise ClusterRefused(f"{request.method} {url}: {error.code} {why}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise ClusterRefused(f"{request.method} {url}: {error}") from error

@@ -106,10 +106,19 @@ class WorkQueue:
 
         Ages are a question for each queue that is not empty; raises BrokerDenied for a role that may read no tasks.
         """
-        info = await self._connection.api(f"CONSUMER.LIST.{self._work}", {})
-        consumers = info["consumers"] or ()
+        consumers = await self._consumers()
         since = await asyncio.gather(*map(self._oldest, consumers)) if ages else [None] * len(consumers)
         return {found["name"]: _depth(found, oldest) for found, oldest in zip(consumers, since, strict=True)}
+
+    async def _consumers(self) -> list[dict[str, Any]]:
+        """All of them, a page of 256 after the other: a stage with a policy has one for each replica."""
+        found: list[dict[str, Any]] = []
+        while True:
+            info = await self._connection.api(f"CONSUMER.LIST.{self._work}", {"offset": len(found)})
+            page = info["consumers"] or ()
+            found += page
+            if not page or len(found) >= info["total"]:
+                return found
 
     async def raw_requests(self) -> QueueDepth:
         """Raw requests that no orchestrator has admitted yet."""

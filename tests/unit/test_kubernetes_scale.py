@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -114,6 +115,21 @@ async def test_refusal_says_what_was_asked_for_and_why(api: Api) -> None:
         await DeploymentScale(api=api.url, namespace="prod", name="other").set(1)
     with pytest.raises(ClusterRefused, match="refused"):
         await DeploymentScale(api="http://127.0.0.1:9", namespace="prod", name="other").set(1)
+
+
+async def test_scaler_outlives_a_token_that_is_away_and_an_answer_that_is_no_http(api: Api, tmp_path: Path) -> None:
+    lost = DeploymentScale(api=api.url, namespace="prod", name="omni-dit", token=tmp_path / "token")
+    with pytest.raises(ClusterRefused, match="token"):
+        await lost.get()
+
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 smtp.example.org ESMTP\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ClusterRefused, match="220"):
+            await DeploymentScale(api=f"http://127.0.0.1:{port}", namespace="prod", name="omni-dit").get()
 
 
 def test_cluster_is_to_be_named_outside_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
