@@ -132,7 +132,7 @@ class Tracing:
         """Export what is left, as far as the collector takes it within `_CLOSE_TIMEOUT`; idempotent. Blocks."""
         if self.provider is None:
             return
-        # A shutdown waits for half a minute of retries, and cannot be told to wait less.
+        # A shutdown waits for half a minute of retries, and has no shorter timeout.
         closing = threading.Thread(target=self.provider.shutdown, name="close-tracing", daemon=True)
         closing.start()
         closing.join(_CLOSE_TIMEOUT)
