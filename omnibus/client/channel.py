@@ -31,6 +31,8 @@ _MOST_BYTES = 8 << 20
 """Messages that wait for one follower, and their bytes."""
 READ_EVERY = 5.0
 """Seconds without a message after which the record is read: a lost notice hangs nobody."""
+READ_UNNOTIFIED_EVERY = 1.0
+"""The same of a request whose producer does not listen, so that nobody is notified of its end."""
 _EARLY = 1024
 _EARLY_BYTES = 64 << 10
 """Requests whose first messages are kept for a follower that has not come yet, the oldest give way; and bytes of each."""
@@ -45,6 +47,8 @@ class Mailbox:
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self.assembly = Assembly()
+        self.is_notified = True
+        """Whether the end of the request is sent to its follower."""
         self.most_bytes = most_bytes
         self._messages: list[out.Out | MediaChunk | None] = []
         self._bytes = 0
@@ -76,11 +80,11 @@ class Mailbox:
 
     def watch(self) -> None:
         """Have the record looked at after READ_EVERY seconds without a message. `timer` calls this; no message sets it again."""
-        silence = time.monotonic() - self._put_at
-        if silence >= READ_EVERY:
+        silence, longest = time.monotonic() - self._put_at, READ_EVERY if self.is_notified else READ_UNNOTIFIED_EVERY
+        if silence >= longest:
             self.put(None)
             silence = 0.0
-        self.timer = asyncio.get_running_loop().call_later(READ_EVERY - silence, self.watch)
+        self.timer = asyncio.get_running_loop().call_later(longest - silence, self.watch)
 
 
 class Channel:
@@ -134,10 +138,10 @@ class Channel:
         self._early[rid] = Mailbox(_EARLY_BYTES)
 
     @contextmanager
-    def mailbox(self, rid: str) -> Iterator[Mailbox]:
-        """Hear what comes for a request."""
+    def mailbox(self, rid: str, *, is_notified: bool = True) -> Iterator[Mailbox]:
+        """Receive what comes for a request."""
         box = self._early.pop(rid, None) or Mailbox()
-        box.most_bytes = _MOST_BYTES
+        box.most_bytes, box.is_notified = _MOST_BYTES, is_notified
         self._mailboxes[rid].append(box)
         box.watch()
         try:

@@ -43,8 +43,8 @@ async def follow(
         subject = subjects.out(ticket.pipeline, ticket.front, ticket.rid)
         elsewhere = await channel.connection.subscribe(subject, channel.on_message)
     try:
-        with channel.mailbox(ticket.rid) as box:
-            follower = _Follower(channel, ticket, box)
+        with channel.mailbox(ticket.rid, is_notified=ticket.front is not None) as box:
+            follower = _Follower(channel, ticket, box, asks_on=from_record or ticket.resumable)
             readers += _media_readers(channel, ticket, box) if with_media else ()
             if from_record:
                 await follower.catch_up()
@@ -108,16 +108,18 @@ class _Follower:
     It asks for missing text: answers come as deltas do, and where none comes the output has it all.
     """
 
-    def __init__(self, channel: Channel, ticket: Ticket, box: Mailbox) -> None:
+    def __init__(self, channel: Channel, ticket: Ticket, box: Mailbox, *, asks_on: bool) -> None:
+        """`asks_on`: ask in a silence, too, for a text that nobody sends by itself, or whose sender waits for an answer."""
+        self._asks_on = asks_on
         self._channel, self._ticket, self._box, self._assembly = channel, ticket, box, box.assembly
         self.ended = False
         self._until = time.monotonic() + max(ticket.deadline - channel.performer.clock.now(), 0.0) + GIVE_UP_AFTER
         self._asked: dict[int, tuple[int, float]] = {}
 
     async def catch_up(self) -> None:
-        """Ask for the text that was sent before anybody listened."""
+        """Ask for the text that was sent before anybody listened, and for what comes of stages that send nothing unasked."""
         for stage in self._ticket.route.finals:
-            if stage.final == "text":
+            if not self._assembly.knows(stage.stage_id):
                 await self._ask_for_text(stage.stage_id)
 
     async def events(self, message: out.Out | MediaChunk | None) -> Iterable[ClientEvent]:
@@ -184,8 +186,9 @@ class _Follower:
             raise DeadlineExceeded(
                 f"request {record.rid!r} is still open long after its deadline: no orchestrator ends it"
             )
-        elif self._ticket.resumable:
+        elif self._asks_on:
             # Nothing shows that the end of an answer was lost, and the client may send the next segment only when it has it.
+            # And a replica that has begun meanwhile sends nothing unasked of a request that was submitted without a stream.
             await self.catch_up()
         return events
 

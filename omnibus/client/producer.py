@@ -31,6 +31,7 @@ from omnibus.requests.admission import digest, lane_of, new_record, timeout_of
 from omnibus.requests.record import BEYOND_DEADLINE, Record
 from omnibus.requests.request_checks import validate
 from omnibus.requests.request_files import check_files, has_files
+from omnibus.requests.state import RequestState
 from omnibus.wire.envelope import Ticket
 from omnibus.wire.names import check_name
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, Request, Segment, decode_request, encode_request
@@ -55,6 +56,11 @@ class Submission:
     @property
     def ticket(self) -> Ticket:
         return self._record.ticket
+
+    @property
+    def state(self) -> RequestState:
+        """Its state when it was submitted, or found."""
+        return self._record.state
 
     @property
     def ended(self) -> bool:
@@ -190,10 +196,10 @@ class Producer:
         channel = await self.channel(pipeline)
         return await channel.resolve((await channel.entry(rid, tenant)).record)
 
-    async def attach(self, pipeline: str, rid: str) -> Submission:
-        """Follow a request that anybody submitted; raises UnknownRequest."""
+    async def attach(self, pipeline: str, rid: str, *, tenant: str | None = None) -> Submission:
+        """Follow a request that anybody submitted; raises UnknownRequest, also for one of another `tenant` where one is given."""
         channel = await self.channel(pipeline)
-        return Submission(channel, (await channel.entry(rid)).record, attached=True)
+        return Submission(channel, (await channel.entry(rid, tenant)).record, attached=True)
 
     async def wait(self, pipeline: str, rid: str) -> Result:
         """The result of a request that anybody submitted, once it has ended; raises UnknownRequest."""

@@ -21,6 +21,7 @@ from omnibus.client.request_events import (
     SegmentFinished,
     TextPiece,
 )
+from omnibus.client.stream_cursor import PIECE_CHARS
 from omnibus.errors import OmnibusError
 from omnibus.frontdoor.answers import Usage, finish_reason, usage, usage_of
 from omnibus.frontdoor.bodies import Answer, StreamOptions, to_json
@@ -35,8 +36,6 @@ from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.wire.envelope import StageTiming
 
-PIECE_CHARS = 4096
-"""Characters of a text in one event, of 12 bytes each at worst: clients that read lines have a bound on them."""
 STREAM_HEADERS = {"Cache-Control": "no-store", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
 """No proxy keeps the events back."""
 PING, DONE = b": ping\n\n", b"data: [DONE]\n\n"
@@ -48,9 +47,10 @@ Encode = Callable[[ClientEvent, Frames], Awaitable[None]]
 """Appends the frames of an event; raises the error of a request that fails, and what its answer cannot be made for."""
 
 
-def frame(answer: Answer, *, event: str | None = None) -> bytes:
+def frame(answer: Answer, *, event: str | None = None, event_id: str | None = None) -> bytes:
     """One chunk of an answer as a server-sent event."""
-    return _data(to_json(answer), f"event: {event}\n".encode() if event is not None else b"")
+    named = f"id: {event_id}\n" if event_id is not None else ""
+    return _data(to_json(answer), f"{named}event: {event}\n".encode() if event is not None else named.encode())
 
 
 def error_frame(error: OmnibusError) -> bytes:

@@ -24,6 +24,7 @@ ANY_STAGE = "any"
 
 _WORK_TOKENS = 6
 _RID_OF_CHUNKS = 3
+_OUT_TOKENS = 5
 
 
 class EventKind(StrEnum):
@@ -147,6 +148,12 @@ def out(pipeline: str, front: str, rid: str) -> str:
 def out_all(pipeline: str, front: str) -> str:
     """Filter: every message for one reply token."""
     return f"{_root(pipeline)}.out.{check_name(front, 'front')}.*"
+
+
+def is_out(subject: str, rid: str) -> bool:
+    """Check that a subject is one where a follower of this request listens."""
+    tokens = subject.split(".")
+    return len(tokens) == _OUT_TOKENS and tokens[2] == "out" and is_name(tokens[3]) and tokens[4] == rid
 
 
 def ctl(pipeline: str, stage: int, replica: str) -> str:

@@ -99,9 +99,7 @@ class ControlSubscriber:
         if isinstance(question, AskTokens):
             self._start("tokens", partial(self._tokens, question), message.reply, self._questions)
         elif isinstance(question, AskSentText) and message.reply:
-            stream = self._streams.of(question.rid, question.stage_id)
-            for page in stream.since(question.offset) if stream is not None else ():
-                await self._conn.publish(message.reply, codec.encode(page))
+            await self._streams.repeat(question.rid, question.stage_id, question.offset, message.reply)
         elif isinstance(question, AskClaims):
             self._claims.announce()
             if message.reply:

@@ -258,6 +258,20 @@ class DeltaStreams:
         stream.in_window = True
         self._in_window.append(stream)
 
+    async def repeat(self, rid: str, stage_id: int, offset: int, subject: str) -> None:
+        """Send the text from an offset on again, to a follower that asks; raises BrokerError.
+
+        A follower that asks for what nobody is sent is sent the rest unasked, and the progress.
+        """
+        stream = self._running.get((rid, stage_id))
+        if stream is None:
+            return
+        for page in stream.since(offset):
+            await self._conn.publish(subject, codec.encode(page))
+        if stream.subject is None and subjects.is_out(subject, rid) and stream is self.of(rid, stage_id):
+            stream.subject = subject
+            await self.flush(stream)
+
     async def flush(self, stream: DeltaStream) -> None:
         """Hand all that waits to the connection, when it takes more."""
         if not stream.has_news:

@@ -11,6 +11,7 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from tests.support.batches import ENDS, Answers, answers, begun, chat, ended
+from tests.support.breaking_http import breaking_http
 from tests.support.cluster import Cluster
 from tests.support.waiting import eventually
 
@@ -80,10 +81,10 @@ def check_answers(end: Batch, found: Answers, count: int) -> None:
 async def _ask(cluster: Cluster, batch_id: str, within: float) -> Counter[int]:
     """Statuses of the answers to one who asks for a batch until it has ended; a front door that is dead answers nothing."""
     statuses = Counter[int]()
-    async with asyncio.timeout(within), httpx.AsyncClient(base_url=cluster.url, timeout=30.0) as http:
+    async with asyncio.timeout(within), breaking_http(cluster.url) as http:
         while True:
             try:
-                answer = await http.get(f"/v1/batches/{batch_id}")
+                answer = await http.get(f"/v1/batches/{batch_id}", timeout=30.0)
             except httpx.TransportError:
                 await asyncio.sleep(_BETWEEN)
                 continue

@@ -14,7 +14,7 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
 from omnibus.frontdoor.bodies import NAME_LENGTH
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.endpoints.request_status import FailedAttempt, failed_attempt
+from omnibus.frontdoor.endpoints.request_shapes import FailedAttempt, failed_attempt
 from omnibus.frontdoor.served import Served
 from omnibus.requests.record import DeadLetter, unknown
 from omnibus.wire.names import check_name

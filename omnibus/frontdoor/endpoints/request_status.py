@@ -1,92 +1,64 @@
-"""`GET` and `DELETE /v1/requests/{id}`: any request by its id, however it was made; with API keys, those of the
-key's owner, or of all for an admin."""
+"""`GET` and `DELETE /v1/requests/{id}`: any request by its id, however it was made, now or as events until its end; with API
+keys, those of the key's owner, or of all for an admin."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, NotRequired, TypeVar
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi import Request as HttpRequest
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict
 
-from omnibus.client.request_events import Output, Result
-from omnibus.errors import UnknownRequest
+from omnibus.client.request_events import Result
+from omnibus.client.stream_cursor import StreamCursor
+from omnibus.errors import InvalidRequest, UnknownRequest
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.answers import Usage, json_response, size_of, usage
+from omnibus.frontdoor.answers import json_response, size_of
 from omnibus.frontdoor.api_keys import Role
 from omnibus.frontdoor.context import Context, FrontDoorContext
-from omnibus.frontdoor.data_urls import to_base64
-from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
+from omnibus.frontdoor.endpoints.request_shapes import RequestAnswer, request_answer
+from omnibus.frontdoor.endpoints.request_stream import event_stream
+from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.served import Served
-from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.record import unknown
-from omnibus.wire.envelope import StageTiming
-from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.names import check_name
 
 router = APIRouter()
 T = TypeVar("T")
 
 
-class OutputItem(TypedDict):
-    """One text or one file."""
+class RequestQuery(BaseModel):
+    """How a request is read."""
 
-    media_type: str
-    text: NotRequired[str | None]
-    data: NotRequired[str | None]
-    """Base64 of a file."""
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class RequestOutput(TypedDict):
-    stage: str
-    modality: str
-    finish_reason: str
-    usage: Usage
-    items: list[OutputItem]
+    model: str | None = None
+    """Saves looking for it in every pipeline."""
+    stream: bool = False
+    starting_after: str | None = None
+    """The id of the event behind which the stream begins."""
 
 
-class StageSeconds(TypedDict):
-    stage: str
-    queued: float
-    """Seconds from the task's publishing to its start."""
-    running: float
-
-
-class FailedAttempt(TypedDict):
-    """An attempt that came to nothing."""
-
-    stage: str
-    run: int
-    delivery: int
-    """Which delivery of its task it was, from 1."""
-    at: float
-    """Seconds since the epoch."""
-    replica: str | None
-    code: str
-    message: str
-
-
-class RequestAnswer(TypedDict):
-    """A request by its id: where it is, and its outputs."""
-
-    id: str
-    object: Literal["request"]
-    model: str
-    status: str
-    """open, done, failed, cancelled or expired."""
-    created: int
-    outputs: list[RequestOutput]
-    error: ErrorDetail | None
-    stages: list[StageSeconds]
-    attempts: list[FailedAttempt]
-    """Those that failed."""
-
-
-@router.get("/v1/requests/{request_id}", openapi_extra=RouteAccess.USER.stated)
-async def get_request(request_id: str, http: HttpRequest, context: Context, model: str | None = None) -> Response:
-    """Where a request is, and what it has delivered. `model` saves looking for it in every pipeline."""
-    return await _answer(context, http, request_id, model, context.producer.result)
+@router.get(
+    "/v1/requests/{request_id}",
+    response_model=RequestAnswer,
+    responses=answers_with(EVENTS),
+    openapi_extra=RouteAccess.USER.stated,
+)
+async def get_request(
+    request_id: str, http: HttpRequest, context: Context, query: Annotated[RequestQuery, Query()],
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:  # fmt: skip
+    """Where a request is, and what it has delivered; with `stream=true` its events until it has ended, those behind
+    `starting_after`, or behind `Last-Event-ID`, which clients send by themselves that connect again."""
+    if not query.stream:
+        if query.starting_after is not None:
+            raise InvalidRequest("only a stream starts after an event: set stream=true", param="starting_after")
+        return await _answer(context, http, request_id, query.model, context.producer.result)
+    served, submission = await find_request(context, http, request_id, query.model, context.producer.attach)
+    after, param = (last_event_id, "Last-Event-ID") if last_event_id else (query.starting_after, "starting_after")
+    return event_stream(context, served, submission, StreamCursor(request_id, after, param=param))
 
 
 @router.delete("/v1/requests/{request_id}", openapi_extra=RouteAccess.USER.stated)
@@ -120,47 +92,3 @@ async def find_request(
 def owner_of(http: HttpRequest) -> str | None:
     """The tenant whose requests the caller may see; None: those of all, for an admin, and where no keys are asked for."""
     return None if http.state.role is Role.ADMIN else http.state.tenant
-
-
-def request_answer(result: Result, spec: PipelineSpec, model: str) -> RequestAnswer:
-    """A request's record as a body."""
-    return RequestAnswer(
-        id=result.rid,
-        object="request",
-        model=model,
-        status=result.state.value,
-        created=int(result.created),
-        outputs=[_output(output, spec) for output in result.outputs],
-        error=error_detail(result.failure.exception()) if result.failure is not None else None,
-        stages=[_seconds(timing, spec) for timing in result.timings],
-        attempts=[failed_attempt(attempt, spec) for attempt in result.attempts],
-    )
-
-
-def _output(output: Output, spec: PipelineSpec) -> RequestOutput:
-    return RequestOutput(
-        stage=spec.stage_name(output.stage_id),
-        modality=output.modality,
-        finish_reason=output.finish_reason,
-        usage=usage([output]),
-        items=[_item(item, output) for item in output.items],
-    )
-
-
-def _item(item: bytes, output: Output) -> OutputItem:
-    if output.modality == "text":
-        return OutputItem(media_type=output.media_type, text=item.decode())
-    return OutputItem(media_type=output.media_type, data=to_base64(item))
-
-
-def _seconds(timing: StageTiming, spec: PipelineSpec) -> StageSeconds:
-    queued, running = timing.seconds
-    return StageSeconds(stage=spec.stage_name(timing.stage_id), queued=queued, running=running)
-
-
-def failed_attempt(attempt: Attempt, spec: PipelineSpec) -> FailedAttempt:
-    """An attempt as a body."""
-    return FailedAttempt(
-        stage=spec.stage_name(attempt.stage_id), run=attempt.run, delivery=attempt.delivery, at=attempt.at,
-        replica=attempt.replica, code=attempt.code, message=attempt.message,
-    )  # fmt: skip

@@ -13,7 +13,8 @@ from omnibus.client.request_trace import spans_of
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.endpoints.request_status import FailedAttempt, failed_attempt, find_request
+from omnibus.frontdoor.endpoints.request_shapes import FailedAttempt, failed_attempt
+from omnibus.frontdoor.endpoints.request_status import find_request
 from omnibus.requests.record import Record
 
 router = APIRouter()

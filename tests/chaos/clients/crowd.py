@@ -16,6 +16,7 @@ from tests.chaos.clients import http, nats, sessions
 from tests.chaos.clients.planned_request import Note, RequestArguments, Size, Wish
 from tests.chaos.history import History
 from tests.chaos.setups import Arena
+from tests.support.breaking_http import breaking_http
 from tests.support.waiting import eventually
 
 _POOL = 200
@@ -42,9 +43,9 @@ class Crowd:
     async def __aenter__(self) -> Self:
         cluster = self._arena.cluster
         limits = httpx.Limits(max_connections=_POOL)
-        self._http = await self._stack.enter_async_context(httpx.AsyncClient(base_url=cluster.url, limits=limits))
-        slow = httpx.AsyncHTTPTransport(socket_options=_SMALL_BUFFER)
-        self._slow = await self._stack.enter_async_context(httpx.AsyncClient(base_url=cluster.url, transport=slow))
+        self._http = await self._stack.enter_async_context(breaking_http(cluster.url, limits=limits))
+        slow = breaking_http(cluster.url, socket_options=_SMALL_BUFFER)
+        self._slow = await self._stack.enter_async_context(slow)
         self._producer = await self._stack.enter_async_context(Producer(cluster.connection))
         await self._group.__aenter__()
         size = self._size
