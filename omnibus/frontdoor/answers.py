@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NotRequired
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
@@ -25,12 +26,20 @@ FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
 """Reasons that OpenAI's clients know; any other that an engine gives reads as stop."""
 
 
+class CompletionDetails(TypedDict):
+    """Tokens among those of the completion."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
     """Tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: NotRequired[CompletionDetails]
+    """Where there is any reasoning."""
 
 
 def usage(outputs: Iterable[Output], timings: Iterable[StageTiming] = ()) -> Usage:
@@ -52,7 +61,10 @@ def usage_of(counts: TokenUsage) -> Usage:
 def _summed(counts: Sequence[TokenUsage]) -> Usage:
     read = next((count.prompt_tokens for count in counts if count.prompt_tokens), 0)
     written = sum(count.completion_tokens for count in counts)
-    return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+    made = Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+    if reasoning := sum(count.reasoning_tokens for count in counts):
+        made["completion_tokens_details"] = CompletionDetails(reasoning_tokens=reasoning)
+    return made
 
 
 class MediaUsage(TypedDict):

@@ -68,6 +68,8 @@ class TokenUsage(msgspec.Struct, frozen=True, array_like=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     """Tokens of the prompt that the engine had already: from other requests' beginnings, or from a prefill stage."""
+    reasoning_tokens: int = 0
+    """Those of the completion that are its reasoning."""
 
 
 class StageTiming(msgspec.Struct, frozen=True, array_like=True):

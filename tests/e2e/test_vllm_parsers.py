@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import transformers
@@ -58,8 +58,17 @@ def job(**options: Any) -> Any:
     )  # fmt: skip
 
 
-def read(tokenizer: Any, chat: Any, text: str, cut: int) -> tuple[str, dict[str, str], str | None]:
-    """Text, fields and finish reason of an answer whose first ten tokens are repeated, and the others come so many at a time."""
+class Read(NamedTuple):
+    """An answer, read."""
+
+    text: str
+    fields: dict[str, str]
+    reason: str | None
+    reasoning_tokens: int
+
+
+def read(tokenizer: Any, chat: Any, text: str, cut: int) -> Read:
+    """An answer whose first ten tokens are repeated, and the others come so many at a time."""
     from omnibus.workers.engines.vllm.generated_answer import Answer  # noqa: PLC0415
 
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -77,13 +86,13 @@ def read(tokenizer: Any, chat: Any, text: str, cut: int) -> tuple[str, dict[str,
     for delta in deltas:
         for name, piece in delta.fields.items():
             fields[name] = fields.get(name, "") + piece
-    return "".join(delta.text for delta in deltas), fields, answer.reason
+    return Read("".join(delta.text for delta in deltas), fields, answer.reason, answer.reasoning_tokens)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 7, 1000])
 def test_calls_are_the_same_however_their_tokens_come(tokenizer: Any, cut: int) -> None:
     chat = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(TOOL,)))
-    text, fields, reason = read(tokenizer, chat, CALLS, cut)
+    text, fields, reason, _ = read(tokenizer, chat, CALLS, cut)
     (found,) = choices(text, reason or "", fields)
     assert (found.text.strip(), found.finish_reason) == ("Let me see.", "tool_calls")
     assert [call.function.name for call in found.tool_calls] == ["weather", "weather"]
@@ -92,12 +101,12 @@ def test_calls_are_the_same_however_their_tokens_come(tokenizer: Any, cut: int) 
         '{"city": "Rome"}',
     ]
     assert len({call.id for call in found.tool_calls}) == 2
-    assert (text, fields, reason) == read(tokenizer, chat, CALLS, 3)
+    assert (text, fields, reason, 0) == read(tokenizer, chat, CALLS, 3)
 
 
 def test_one_call_is_kept_where_parallel_ones_are_not_wanted(tokenizer: Any) -> None:
     chat = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(TOOL,), parallel_tool_calls=False))
-    text, fields, _ = read(tokenizer, chat, CALLS, 5)
+    text, fields, *_ = read(tokenizer, chat, CALLS, 5)
     assert len(choices(text, "stop", fields)[0].tool_calls) == 1
 
 
@@ -105,15 +114,39 @@ def test_one_call_is_kept_where_parallel_ones_are_not_wanted(tokenizer: Any) -> 
 @pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
 def test_reasoning_is_the_same_however_its_tokens_come(tokenizer: Any, parser: str, cut: int) -> None:
     chat = chat_format(tokenizer, reasoning_parser=parser).of(job())
-    text, fields, reason = read(tokenizer, chat, THOUGHT, cut)
-    assert fields["reasoning"].strip() == "It is cold, I think."
-    assert (text.strip(), reason) == ("It is cold.", "stop")
-    assert (text, fields, reason) == read(tokenizer, chat, THOUGHT, 3)
+    found = read(tokenizer, chat, THOUGHT, cut)
+    assert found.fields["reasoning"].strip() == "It is cold, I think."
+    assert (found.text.strip(), found.reason) == ("It is cold.", "stop")
+    assert found == read(tokenizer, chat, THOUGHT, 3)
+
+
+@pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [
+        (THOUGHT, "\nIt is cold, I think.\n"),
+        ("It rains, so\n</think>\nIt is wet.", "It rains, so\n"),  # the prompt has begun it
+        ("<think>I had no time to", "I had no time to"),
+        ("<think></think>At once.", ""),
+    ],
+)
+def test_tokens_of_the_reasoning_are_counted(tokenizer: Any, parser: str, text: str, thought: str) -> None:
+    chat = chat_format(tokenizer, reasoning_parser=parser).of(job())
+    expected = len(tokenizer.encode(thought, add_special_tokens=False))
+    for cut in (1, 5, 1000):
+        found = read(tokenizer, chat, text, cut)
+        assert abs(found.reasoning_tokens - expected) <= 2, "line breaks at its ends may belong to its marks"
+        assert (found.reasoning_tokens == 0) is (expected == 0)
+
+
+def test_no_tokens_are_reasoning_without_its_parser(tokenizer: Any) -> None:
+    chat = chat_format(tokenizer, tool_call_parser="hermes").of(job(tools=(TOOL,)))
+    assert read(tokenizer, chat, THOUGHT, 4).reasoning_tokens == 0
 
 
 def test_reasoning_is_left_out_where_it_is_not_wanted(tokenizer: Any) -> None:
     chat = chat_format(tokenizer, reasoning_parser="qwen3").of(job(include_reasoning=False))
-    text, fields, _ = read(tokenizer, chat, THOUGHT, 2)
+    text, fields, *_ = read(tokenizer, chat, THOUGHT, 2)
     assert (text.strip(), fields) == ("It is cold.", {})
 
 

@@ -115,6 +115,31 @@ async def test_the_ends_of_batches_and_videos_are_sent_to_their_owner_alone(
     assert len(receiver.received) == 3
 
 
+async def test_the_end_of_each_response_in_the_background_is_sent_once(
+    connection: Connection, pipeline: str, receiver: Receiver, store: WebhookStore
+) -> None:
+    options = Options(api_keys=(pipeline,), allowed_networks=("127.0.0.0/8",))
+    mine = await store.add(read_setting(pipeline).tenant, receiver.url)
+    async with front(connection, omni_sim(pipeline), options, responses=True, webhooks=True) as door:
+        responses, expected = door.openai.responses, dict[str, str]()
+        for end, writer in (
+            ("completed", {}),
+            ("failed", {"reject_on": {"rid": "."}}),
+            ("cancelled", {"tokens": 3000, "token_rate": 30.0}),
+        ):
+            fields = {"sampling_params": {"writer": writer}} if writer else {}
+            made = await responses.create(model=pipeline, input="one two", background=True, extra_body=fields)
+            if end == "cancelled":
+                await responses.cancel(made.id)
+            expected[made.id] = f"response.{end}"
+            event = await receiver.event(mine.secret, len(expected) - 1)
+            assert (event.type, event.data.id) == (expected[made.id], made.id)
+            assert (await responses.retrieve(made.id)).status == end, "it has ended when it is said to have"
+        whole = await responses.create(model=pipeline, input="one")
+        assert whole.status == "completed", "its caller has the end, and no webhook"
+    assert len(receiver.received) == len(expected)
+
+
 async def test_a_webhook_is_sent_again_with_the_same_id_until_it_is_taken(
     connection: Connection, pipeline: str, receiver: Receiver, store: WebhookStore, quick: None
 ) -> None:

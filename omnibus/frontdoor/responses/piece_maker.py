@@ -154,14 +154,14 @@ def failed(error: OmnibusError, at: float, totals: dict[str, Any] | None = None)
 
 
 def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
-    """Tokens, as responses have them; those of the reasoning are not counted apart."""
+    """Tokens, as responses have them."""
     total = usage(outputs)
     cached = next((output.usage.cached_tokens for output in outputs if output.usage.prompt_tokens), 0)
     return {
         "input_tokens": total["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": total["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": sum(output.usage.reasoning_tokens for output in outputs)},
         "total_tokens": total["total_tokens"],
     }
 

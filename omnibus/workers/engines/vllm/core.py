@@ -375,7 +375,7 @@ class VllmCore:
 
     def _finished(self, run: Run, reason: str, **more: Any) -> Finished:
         text = {"text": "".join(run.texts)} if self._has_text else {}
-        usage = TokenUsage(run.prompt_tokens, len(run.token_ids) + run.others, run.cached_tokens)
+        usage = run.usage
         fields = {name: "".join(pieces) for name, pieces in run.fields.items()}
         outputs, segments = {**text, "token_ids": run.token_ids, **more}, tuple(run.segments)
         return Finished(outputs=outputs, finish_reason=reason, usage=usage, segments=segments, fields=fields)

@@ -27,8 +27,21 @@ class _Choice:
         self._parser = chat.new_parser() if chat is not None else None
         self._named: set[int] = set()
         """Calls whose name went out."""
+        self._thinks = self._parser is not None and self._parser.reasoning_parser is not None
+        self._token_ids: list[int] = []
+        self._reasoning: list[str] = []
+        """Both where there may be reasoning, for the number of its tokens."""
         self.reason: str | None = None
         self.tokens = 0
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of its reasoning: as vLLM counts them, else, as where the prompt begins it, those of its text."""
+        if not self._thinks or self._parser is None or self._chat is None:
+            return 0
+        counted = self._parser.count_reasoning_tokens(self._token_ids)
+        text = "".join(self._reasoning)
+        return counted or len(self._chat.tokenizer.encode(text, add_special_tokens=False))
 
     def read(
         self, text: str, token_ids: Sequence[int], reason: str | None, prompt: Sequence[int]
@@ -41,6 +54,9 @@ class _Choice:
                 text, list(token_ids), self._chat.request, list(prompt), finished=reason is not None
             )
             text = ""
+            if self._thinks:
+                self._token_ids.extend(token_ids)
+                self._reasoning.append(delta.reasoning or "" if delta is not None else "")
             if delta is not None:
                 delta = maybe_filter_parallel_tool_calls(delta, self._chat.request)
                 text = delta.content or ""
@@ -94,6 +110,11 @@ class Answer:
     def others(self) -> int:
         """Generated tokens of the choices behind the first."""
         return sum(choice.tokens for choice in self._choices[1:])
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Generated tokens that are reasoning, of all choices."""
+        return sum(choice.reasoning_tokens for choice in self._choices)
 
     @property
     def reason(self) -> str | None:

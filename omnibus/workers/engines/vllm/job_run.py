@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from omnibus.wire.envelope import TokenUsage
 from omnibus.workers.engines.loaded_engine import unless
 from omnibus.workers.engines.protocol import EngineInput, Job, TextDelta
 from omnibus.workers.engines.vllm.chat_format import Chat
+from omnibus.workers.engines.vllm.generated_answer import Answer
 
 
 @dataclass(slots=True)
@@ -37,6 +39,8 @@ class Run:
     """The chat that it answers, where that is more than plain text."""
     fields: dict[str, list[str]] = field(default_factory=dict)
     """Pieces of what the answer has beside its text."""
+    answers: list[Answer] = field(default_factory=list)
+    """One a text."""
     others: int = 0
     """Tokens of the choices behind the first."""
     segments: list[int] = field(default_factory=list)
@@ -49,6 +53,12 @@ class Run:
     """Why the last text ended."""
     handed_over: Mapping[str, Any] | None = None
     """The answer of the KV connectors to it: their `kv_transfer_params`."""
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Tokens so far."""
+        reasoning = sum(answer.reasoning_tokens for answer in self.answers)
+        return TokenUsage(self.prompt_tokens, len(self.token_ids) + self.others, self.cached_tokens, reasoning)
 
     @property
     def aborted(self) -> bool:

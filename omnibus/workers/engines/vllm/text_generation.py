@@ -40,6 +40,7 @@ class TextGeneration:
         begun = self._begun(run, prompt, sampling, is_fed=feed.streams)
         ids = prompt.get("prompt_token_ids", ())
         answer = Answer(run.rid, sampling, ids, run.chat, self._llm.renderer.tokenizer)
+        run.answers.append(answer)
         echoed = await self._echoed(prompt, sampling)
         for delta in self._opening(run, answer, echoed, begun):
             yield run.keep(delta)
