@@ -12,7 +12,7 @@ import msgspec
 
 from omnibus.errors import InvalidRequest
 from omnibus.wire import stores
-from omnibus.wire.names import check_name
+from omnibus.wire.names import check_name, is_name
 
 BATCHES_FILTER, VIDEOS_FILTER = "omni-batches.*", "omni-videos.*"
 RESPONSES_FILTER, WEBHOOKS_FILTER = "omni-responses.*", "omni-webhooks.*"
