@@ -1,4 +1,4 @@
-"""How far a caller has the events of one request, as a short text that it gives back to go on from there: pure.
+"""How far a caller has the events of one request, as a short text by which it goes on from there: pure.
 
 A follower of a request has every event from its beginning. A cursor passes on the parts that its caller lacks. It has lengths
 and checksums, no text: nothing has to be stored, and any process goes on from it.
