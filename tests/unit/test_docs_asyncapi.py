@@ -28,7 +28,7 @@ NO_CHANNELS = {
     # Ids of messages, and keys beside others.
     "message_id", "attempt_id", "pause_key", "drain_key",
     # What takes a subject apart.
-    "chunk_rid", "parse_event", "parse_rid", "parse_task", "shared_lane_of",
+    "chunk_rid", "is_out", "parse_event", "parse_rid", "parse_task", "shared_lane_of",
     # A case of `event`.
     "deadline_event",
     # Names in NATS' own protocol of services.
