@@ -8,16 +8,18 @@ writer begins a new line, and the part counts for nothing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass, field
 from typing import Self
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import CHUNK
 from omnibus.broker.streamed_objects import StreamedObjects
-from omnibus.errors import BrokerUnavailable
+from omnibus.errors import BrokerUnavailable, OmnibusError
 from omnibus.wire import stores, subjects
 from omnibus.wire.names import check_name
 
@@ -60,6 +62,14 @@ class _StoredLines:
         self.rest += end
 
 
+@dataclass(slots=True)
+class _Joined:
+    """Lines of several callers, which share one write and its outcome."""
+
+    lines: list[bytes] = field(default_factory=list)
+    failure: OmnibusError | None = None
+
+
 class LineLog:
     """One writer's hold on a log. Every method raises BrokerUnavailable."""
 
@@ -67,9 +77,12 @@ class LineLog:
         """`ttl`: seconds after which what is appended goes by itself."""
         self._stored = _StoredLines(connection, name)
         self._lifetime, self._writer = {"Nats-TTL": str(math.ceil(ttl))}, secrets.token_hex(8)
+        self._numbers = itertools.count()
         self._ends_whole = True
-        self._waiting: list[bytes] = []
+        self._waiting = _Joined()
         self._turn = asyncio.Lock()
+        self._failure: OmnibusError | None = None
+        """The failure of a write since the log was read: nobody knows how much of it is stored."""
         self.nbytes = 0
         """Bytes that were read and appended."""
 
@@ -77,6 +90,7 @@ class LineLog:
         """Every line that was appended, and parts of some; a writer that is to append reads all of them first."""
         known, self._stored.last, self.nbytes = self._stored.last, 0, 0
         self._stored.rest.clear()
+        self._failure = None
         while chunks := await self._stored.next_chunks():
             for sequence, chunk in chunks:
                 await asyncio.sleep(0)  # others have their turn between what are many lines
@@ -90,13 +104,30 @@ class LineLog:
     async def append(self, lines: bytes) -> None:
         """Append lines, the last of which ends with a line feed, too; stored when this returns, with those that came meanwhile.
 
-        Raises RevisionConflict when another writer has appended: nothing more may come from here.
+        Raises RevisionConflict when another writer has appended: nothing more may come from here. After an error every further
+        append raises it, until the log is read again: part of what failed may be stored.
         """
-        self._waiting.append(lines)
+        joined = self._waiting
+        joined.lines.append(lines)
         async with self._turn:
-            some, self._waiting = self._waiting, []
-            if some:  # else another caller's turn had these
-                await self._append(b"".join(some))
+            if joined is self._waiting:  # else another caller's turn had these
+                self._waiting = _Joined()
+                await self._write(joined)
+        if joined.failure is not None:
+            raise joined.failure
+
+    async def _write(self, joined: _Joined) -> None:
+        """Store the lines of all who wait, for whom the outcome is kept."""
+        try:
+            if self._failure is None:
+                await self._append(b"".join(joined.lines))
+        except OmnibusError as error:
+            self._failure = error
+        except BaseException:
+            self._failure = BrokerUnavailable(f"the write to {self._stored.name} was given up half done")
+            raise
+        finally:
+            joined.failure = self._failure
 
     async def _append(self, data: bytes) -> None:
         if not self._ends_whole:
@@ -104,8 +135,10 @@ class LineLog:
         for start in range(0, len(data), CHUNK):
             headers = {**self._lifetime, "Nats-Expected-Last-Subject-Sequence": str(self._stored.last)}
             piece = data[start : start + CHUNK]
+            # Invariant: no number comes twice. An earlier piece whose acknowledgement was lost would be taken for this one.
+            msg_id = f"{self._writer}.{next(self._numbers)}"
             ack = await self._stored.connection.js_publish(
-                subjects.log(self._stored.name), piece, f"{self._writer}.{self._stored.last}", headers=headers
+                subjects.log(self._stored.name), piece, msg_id, headers=headers
             )
             self._stored.last = ack.seq
             self.nbytes += len(piece)

@@ -76,6 +76,45 @@ async def test_a_runner_appends_nothing_when_another_has_appended(
     assert await read(second) == [b"one", b"two"]
 
 
+async def test_nobody_is_told_stored_when_the_write_that_they_shared_failed(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    first = await log_of(connection, pipeline, name)
+    await LineLog(connection, name, ttl=600.0).append(b"another's\n")
+    outcomes = await asyncio.gather(*(first.append(b"%d\n" % number) for number in range(4)), return_exceptions=True)
+    assert [type(one) for one in outcomes] == [RevisionConflict] * 4
+    assert await read(first) == [b"another's"]
+
+
+async def test_nothing_is_lost_when_a_write_is_given_up_half_done(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    log = await log_of(connection, pipeline, name)
+    given_up = asyncio.create_task(log.append(b"given up\n"))
+    sharing = [asyncio.create_task(log.append(b"%d\n" % number)) for number in range(3)]
+    await asyncio.sleep(0)
+    given_up.cancel()
+    outcomes = await asyncio.gather(given_up, *sharing, return_exceptions=True)
+    assert [type(one) for one in outcomes] == [asyncio.CancelledError, *[BrokerUnavailable] * 3]
+    with pytest.raises(BrokerUnavailable):
+        await log.append(b"not before it is read again\n")
+    assert set(await read(log)) <= {b"given up"}
+    await log.append(b"after\n")
+    assert (await read(log))[-1] == b"after"
+
+
+async def test_who_shares_a_write_learns_of_it_when_its_holder_is_cancelled(
+    connection: Connection, pipeline: str, name: str
+) -> None:
+    log = await log_of(connection, pipeline, name)
+    tasks = [asyncio.create_task(log.append(b"%d\n" % number)) for number in range(4)]
+    await tasks[0]
+    await asyncio.sleep(0)  # the second of them writes what the others wait for
+    tasks[1].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in outcomes] == [type(None), asyncio.CancelledError, *[BrokerUnavailable] * 2]
+
+
 async def test_a_part_of_a_line_stays_apart_when_its_runner_died_in_the_middle(
     connection: Connection, pipeline: str, name: str
 ) -> None:
