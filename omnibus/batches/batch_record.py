@@ -95,6 +95,8 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     metadata: dict[str, str] | None = None
     output_lifetime: float = DEFAULT_LIFETIME
     """Seconds that its files are kept."""
+    keep: float | None = None
+    """Seconds that its owner's key keeps anything, which holds for what its lines store; None: no bound."""
     created: float
     """Seconds since the epoch, as all times here."""
     fingerprint: str = ""

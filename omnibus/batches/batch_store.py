@@ -51,16 +51,16 @@ class BatchStore:
         """
         data = _encode(record)
         await self._connection.js_publish(subjects.batch(record.id), data, record.id)
-        await self.restore(record)
-        return await self.find(record.tenant, record.id)
+        return await self.restore(record)
 
-    async def restore(self, record: BatchRecord) -> None:
-        """Store the record of a new batch, unless it is there."""
+    async def restore(self, record: BatchRecord) -> BatchRecord:
+        """The stored record of a batch, which is stored now unless one is there."""
         try:
             key = self._records.key(record.tenant, record.id)
             await self._records.bucket.create(key, _encode(record), ttl=record.lifetime(self.clock.now()))
         except RevisionConflict:
-            return
+            pass
+        return await self.find(record.tenant, record.id)
 
     async def find(self, tenant: str | None, batch_id: str) -> BatchRecord:
         """A batch; raises UnknownBatch."""

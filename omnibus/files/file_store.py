@@ -37,13 +37,14 @@ class FileStore:
     ) -> FileRecord:
         """Store a file for `lifetime` seconds; raises QuotaExceeded, and then nothing of it stays.
 
-        Uploads at the same time do not see each other, and may pass the quota together.
+        Uploads at the same time may pass the quota together while they are under way; what passes it in the end is refused.
         """
         left = await self._left(tenant)
         file_id, bounded = new_id(PREFIX, self._clock.now()), _bounded(pieces, left, self._quota)
         record = await self._stored(file_id, bounded, filename=filename, purpose=purpose, lifetime=lifetime)
         try:
             await self._create(tenant, record)
+            await self._check_total(tenant)
         except BaseException:  # also a caller that leaves: nobody could find these bytes, and nothing counts them
             with suppress(BrokerError):
                 await asyncio.shield(self._remove(tenant, record))
@@ -72,6 +73,11 @@ class FileStore:
     async def check_room(self, tenant: str | None) -> None:
         """Raises QuotaExceeded where the files of a tenant leave no room for another."""
         if await self._left(tenant) <= 0:
+            raise _too_many(self._quota)
+
+    async def _check_total(self, tenant: str | None) -> None:
+        """Raises QuotaExceeded where a file that was stored now passes the quota, as others were stored meanwhile."""
+        if await self._left(tenant) < 0:
             raise _too_many(self._quota)
 
     async def _left(self, tenant: str | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import secrets
 import tracemalloc
 from collections.abc import AsyncIterator
 
@@ -17,7 +18,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.objects import CHUNK, WINDOW
 from omnibus.broker.streamed_objects import StreamedObjects
 from omnibus.errors import BrokerUnavailable, PayloadLost
-from omnibus.files.file_record import QuotaExceeded, UnknownFile
+from omnibus.files.file_record import FileRecord, QuotaExceeded, UnknownFile
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.context import Options
 from omnibus.wire import stores
@@ -221,6 +222,17 @@ async def test_nothing_stays_when_an_upload_breaks_off(files: FileStore, connect
     tight = FileStore(connection, quota=CHUNK)
     with pytest.raises(QuotaExceeded):
         await tight.add("somebody", _zeros(CHUNK + 1), filename="big.bin", purpose="batch", lifetime=3600.0)
+
+
+async def test_uploads_at_the_same_time_leave_no_more_than_the_quota(connection: Connection, front_door: Front) -> None:
+    """Every one of them finds room when it begins; room for two is all that there is."""
+    del front_door  # which made the store
+    tenant, tight = secrets.token_hex(8), FileStore(connection, quota=2 * CHUNK + 1)
+    adding = (tight.add(tenant, _zeros(CHUNK), filename="one.bin", purpose="batch", lifetime=3600.0) for _ in range(4))
+    outcomes = await asyncio.gather(*adding, return_exceptions=True)
+    assert {type(one) for one in outcomes} <= {FileRecord, QuotaExceeded}
+    page = await tight.page(tenant, after=None, limit=10, oldest_first=True, purpose=None)
+    assert sum(one.nbytes for one in page.records) <= 2 * CHUNK
 
 
 async def test_nothing_stays_when_the_record_of_an_upload_is_not_written(

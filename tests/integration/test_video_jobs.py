@@ -231,7 +231,7 @@ async def test_video_is_submitted_again_when_its_request_was_never_accepted_or_i
         created=now, expires=now + 3600,
     )  # fmt: skip
     request = Request(messages=(Message(role="user", content="orphan"),), modalities=("video",), tenant=owner or "")
-    record = await videos.begin(record, request)
+    record, _ = await videos.begin(record, request)
     kept = await completed(door, record.id)
     assert text_of((await door.openai.videos.download_content(kept.id)).content) == "orphan"
 

@@ -96,16 +96,16 @@ class BatchRunner:
         return True
 
     async def _drive(self, delivery: Delivery, record: BatchRecord, fault: LineFault | None = None) -> None:
-        await self._store.restore(record)
+        # Invariant: the record counts. The message may be of another body under the same idempotency key, which came too late.
+        record = await self._store.restore(record)
         if fault is None and await self._cannot_run(record):
             raise NothingRuns
         await BatchDrive(self._app, self._windows, self._store, record, delivery.renew).run(fault)
 
     async def _cannot_run(self, record: BatchRecord) -> bool:
         """Whether a batch that is in progress would only take the place of others."""
-        now = await self._store.find(record.tenant, record.id)
-        may_wait = now.status is BatchStatus.IN_PROGRESS and now.expires > self._store.clock.now()
-        return may_wait and await waits_for_replicas(self._windows, now)
+        may_wait = record.status is BatchStatus.IN_PROGRESS and record.expires > self._store.clock.now()
+        return may_wait and await waits_for_replicas(self._windows, record)
 
     async def give_up(self, delivery: Delivery, error: Exception, *, dead: bool) -> None:  # noqa: ARG002 it fails either way
         """End a batch that cannot be driven as failed, if possible with its files; one that cannot be read has no record."""

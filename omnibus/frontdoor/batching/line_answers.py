@@ -20,7 +20,7 @@ from omnibus.batches.batch_lines import (
 )
 from omnibus.batches.batch_record import BatchRecord
 from omnibus.broker.objects import CHUNK
-from omnibus.errors import OmnibusError, Overloaded
+from omnibus.errors import AttemptSuperseded, OmnibusError, Overloaded, RevisionConflict
 from omnibus.files.line_log import LineLog
 from omnibus.frontdoor.batching.line_call import MOST_ATTEMPTS, LineCaller, call, can_begin_anew
 from omnibus.frontdoor.batching.line_window import LineWindow, LineWindows
@@ -52,7 +52,7 @@ class LineAnswers:
     def __init__(self, app: FastAPI, windows: LineWindows, log: LineLog, record: BatchRecord) -> None:
         self._app, self._windows, self._answers, self._batch = app, windows, log, record
         self._context: FrontDoorContext = app.state.context
-        self._caller = LineCaller(record.tenant, asyncio.get_running_loop().create_future())
+        self._caller = LineCaller(record.tenant, record.keep, asyncio.get_running_loop().create_future())
         self.tally = Tally()
 
     async def count(self) -> None:
@@ -77,7 +77,8 @@ class LineAnswers:
         return self._caller.gone.done()
 
     async def run(self) -> None:
-        """Answer every line, or those that have their answer when it is stopped. Raises as `input_lines`, and BrokerError."""
+        """Answer every line, or those that have their answer when it is stopped. Raises as `input_lines`, BrokerError, and
+        AttemptSuperseded when another runner has appended."""
         async with asyncio.TaskGroup() as group:
             feeding = group.create_task(self._feed(group), name=f"{self._batch.id} feeding")
             self._caller.gone.add_done_callback(lambda _gone: feeding.cancel())
@@ -94,9 +95,15 @@ class LineAnswers:
         """Answer a line; False when it was stopped before it had one."""
         answer = await self._answered(number, line, window)
         if answer is not None:
-            await self._answers.append(answer)
+            await self._append(answer)
             self.tally.add(answer)
         return answer is not None
+
+    async def _append(self, answers: bytes) -> None:
+        try:
+            await self._answers.append(answers)
+        except RevisionConflict as error:
+            raise AttemptSuperseded("another runner has the batch") from error
 
     async def _answered(self, number: int, line: InputLine, window: LineWindow) -> bytes | None:
         """The answer of a line; None when it was stopped before it had one."""
@@ -139,7 +146,7 @@ class LineAnswers:
         waiting, waiting_bytes = list[bytes](), 0
 
         async def append() -> None:
-            await self._answers.append(b"".join(waiting))
+            await self._append(b"".join(waiting))
             for one in waiting:
                 self.tally.add(one)
             waiting.clear()

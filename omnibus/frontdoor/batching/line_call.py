@@ -14,6 +14,7 @@ from omnibus.errors import BrokerError, DeadlineExceeded, OmnibusError, Overload
 from omnibus.frontdoor.api_keys import Role
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.headers import GONE
+from omnibus.frontdoor.retention import KEEP
 from omnibus.frontdoor.submitting import DEFERRED
 
 ENDPOINTS = (
@@ -33,6 +34,8 @@ class LineCaller:
     """The caller of a line: its tenant, and a future that is done when nobody wants the answer any more."""
 
     tenant: str | None
+    keep: float | None
+    """Seconds that its key keeps anything, at most."""
     gone: asyncio.Future[None]
 
 
@@ -49,6 +52,7 @@ async def call(app: FastAPI, line: InputLine, caller: LineCaller, rid: str) -> R
         "role": Role.USER,
         "trace": {},
         DEFERRED: True,
+        KEEP: caller.keep,
     }
     scope: Scope = {
         "type": "http", "method": "POST", "path": line.url, "query_string": b"", "app": app, "state": state,

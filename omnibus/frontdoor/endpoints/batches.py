@@ -19,7 +19,7 @@ from omnibus.frontdoor.bodies import DEFAULT_TENANT, Body, Metadata
 from omnibus.frontdoor.body_route import BodyRoute, fingerprint
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.user_files import LONGEST, SHORTEST
-from omnibus.frontdoor.retention import lifetime
+from omnibus.frontdoor.retention import KEEP, lifetime
 from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, request_key
 
 router = APIRouter(route_class=BodyRoute)
@@ -177,7 +177,7 @@ async def _new_batch(
         fingerprint=shape, output_lifetime=lifetime(
             http.scope, context.options.keep_batch_outputs, None if kept is None else float(kept.seconds),
             param="output_expires_after.seconds",
-        ),
+        ), keep=http.scope["state"].get(KEEP),
     )  # fmt: skip
 
 

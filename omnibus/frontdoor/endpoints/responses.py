@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,8 +131,7 @@ async def _conversation(context: FrontDoorContext, tenant: str | None, body: Res
             raise ResponseNotReady(f"{record.id} has not ended", param="previous_response_id")
         before = item_list(stored.asked, stored.fold.response())
     earlier = _items.validate_python(before)
-    names = file_ids([*earlier, *body.own_items])
-    turns = ChatTurns({name: await _stored_file(context, tenant, name) for name in names})
+    turns = ChatTurns(await _stored_files(context, tenant, file_ids([*earlier, *body.own_items])))
     if body.instructions:
         turns.instruct(body.instructions)
     turns.add(earlier, "previous_response_id")
@@ -140,13 +139,18 @@ async def _conversation(context: FrontDoorContext, tenant: str | None, body: Res
     return EarlierTurns(turns, before)
 
 
-async def _stored_file(context: FrontDoorContext, tenant: str | None, file_id: str) -> str:
-    """A stored file as a data URL; raises UnknownFile, RequestTooLarge."""
-    record = await context.files.find(tenant, file_id)
-    if record.nbytes > (most := context.options.max_body_bytes):
-        raise RequestTooLarge(f"a file of a request may have {most} bytes", param="file_id")
-    data = b"".join([piece async for piece in context.files.read(record)])
-    return to_data_url(data, media_type_of(record.filename))
+async def _stored_files(context: FrontDoorContext, tenant: str | None, names: Iterable[str]) -> dict[str, str]:
+    """Stored files as data URLs, by id; raises UnknownFile, and RequestTooLarge before more is read than a body may have."""
+    urls, left = dict[str, str](), context.options.max_body_bytes
+    for name in names:
+        record = await context.files.find(tenant, name)
+        left -= record.nbytes
+        if left < 0:
+            most = context.options.max_body_bytes
+            raise RequestTooLarge(f"the files of a request may have {most} bytes together", param="file_id")
+        data = b"".join([piece async for piece in context.files.read(record)])
+        urls[name] = to_data_url(data, media_type_of(record.filename))
+    return urls
 
 
 def _new(body: ResponseBody, http: HttpRequest, context: FrontDoorContext, prepared: Prepared) -> NewResponse:
@@ -167,17 +171,18 @@ def _new(body: ResponseBody, http: HttpRequest, context: FrontDoorContext, prepa
 async def _in_background(
     context: FrontDoorContext, http: HttpRequest, body: ResponseBody, new: NewResponse
 ) -> Response:
-    """Store a response, queue it and submit its request. One that is refused leaves nothing."""
+    """Store a response, queue it and submit its request. One that is refused leaves nothing, unless it was there before."""
     request = changed(new.prepared.request, stream=True)
     asked, responses = changed(new.asked, request=encode_request(request)), context.responses
-    record = await responses.add(new.record, asked)
+    record, is_new = await responses.add(new.record, asked)
     if record.fingerprint != new.record.fingerprint:
         raise _conflict()
     if record.ended is None:
         try:
             await send(context, http, replace(new.prepared, request=request))
         except OmnibusError as error:
-            if not (new.prepared.keyed and isinstance(error, BrokerError)):  # else it may have been accepted
+            may_be_accepted = new.prepared.keyed and isinstance(error, BrokerError)
+            if is_new and not may_be_accepted:
                 with suppress(BrokerError):
                     await responses.remove(record)
             raise

@@ -136,7 +136,8 @@ async def _started(
 ) -> Response:  # fmt: skip
     """Store a new video and submit its request; the answer is the stored one where the idempotency key has one.
 
-    Raises RequestConflict for a key that was used for another video. A request that is refused leaves no video.
+    Raises RequestConflict for a key that was used for another video. A request that is refused leaves no video, unless it was
+    there before.
     """
     videos, state = context.videos, http.scope["state"]
     key = prepared.rid if prepared.keyed else ""
@@ -146,7 +147,7 @@ async def _started(
         created=now, expires=now + lifetime(http.scope, context.options.keep_videos), key=key, fingerprint=request.fingerprint,
         prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
     )  # fmt: skip
-    record = await videos.begin(new, request)
+    record, is_new = await videos.begin(new, request)
     state["request_id"] = record.id
     if record.fingerprint != new.fingerprint:
         raise RequestConflict("this idempotency key was used for another video", param=IDEMPOTENCY_KEY)
@@ -154,7 +155,8 @@ async def _started(
         try:
             await send(context, http, replace(prepared, rid=record.id, request=request))
         except OmnibusError as error:
-            if not (prepared.keyed and isinstance(error, BrokerError)):  # else it may have been accepted
+            may_be_accepted = prepared.keyed and isinstance(error, BrokerError)
+            if is_new and not may_be_accepted:
                 with suppress(BrokerError):
                     await videos.remove(record)
             raise

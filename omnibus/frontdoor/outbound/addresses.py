@@ -14,6 +14,7 @@ _REFUSED: tuple[Network, ...] = (
     ip_network("2002::/16"),  # these three have an IPv4 address inside, which a router may send anywhere
     ip_network("2001::/32"),
     ip_network("64:ff9b::/96"),
+    ip_network("fec0::/10"),  # sites of before have private networks there
 )
 """Addresses that are public by their form alone."""
 

@@ -43,7 +43,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     status: str = ""
     """completed, incomplete, failed or cancelled, once it has ended."""
     nbytes: int = 0
-    """Bytes of its log, once it has ended."""
+    """Bytes of its log: of what was asked for at first, and of all once it has ended."""
 
 
 def response_id(rid: str) -> str:

@@ -9,7 +9,7 @@ from typing import cast
 
 from omnibus.broker.layout import RESPONSE_LEASE
 from omnibus.client.producer import Submission
-from omnibus.errors import OmnibusError, RequestCancelled
+from omnibus.errors import OmnibusError, PayloadLost, RequestCancelled
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.job_runner import JobQueue, JobRunner
 from omnibus.frontdoor.responses.log_pieces import Piece, ResponseEnd
@@ -47,7 +47,7 @@ class ResponseRunner(JobRunner[ResponseRecord]):
             await self.context.producer.cancel(record.pipeline, record.rid)
         if stored.fold.end is None and current is not None:
             await self._write(stored, submission)
-        await self._responses.end(record, stored)
+        await self._responses.end(record, stored.fold.status, stored.nbytes)
 
     async def _write(self, stored: StoredResponse, submission: Submission) -> None:
         maker = PieceMaker(submission.ticket.route, stored.fold, stored.asked.head["tools"])
@@ -64,9 +64,13 @@ class ResponseRunner(JobRunner[ResponseRecord]):
                 appended = time.monotonic()
 
     async def fail(self, record: ResponseRecord, error: OmnibusError) -> None:
-        stored = await self._responses.read(record)
+        try:
+            stored = await self._responses.read(record)
+        except PayloadLost:  # nothing can be written behind what is gone; the record says that it has failed
+            await self._responses.end(record, "failed", 0)
+            return
         if stored.fold.end is None:
             now = self._responses.now()
             is_cancelled = isinstance(error, RequestCancelled)
             await stored.add([ResponseEnd(status="cancelled", at=now) if is_cancelled else failed(error, now)])
-        await self._responses.end(record, stored)
+        await self._responses.end(record, stored.fold.status, stored.nbytes)

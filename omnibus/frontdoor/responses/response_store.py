@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import AttemptSuperseded, PayloadLost, RequestCancelled, RevisionConflict
+from omnibus.errors import AttemptSuperseded, BrokerUnavailable, PayloadLost, RequestCancelled, RevisionConflict
 from omnibus.files.line_log import LineLog
 from omnibus.files.tenant_usage import TenantUsage
 from omnibus.frontdoor.body_route import off_loop
@@ -75,10 +75,13 @@ class ResponseStore(JobRecords[ResponseRecord]):
 
         await self._usage.check(owner, stored)
 
-    async def add(self, record: ResponseRecord, asked: AskedResponse) -> ResponseRecord:
-        """Store a response in the background that begins, and queue it; the stored one where one of its id is there."""
+    async def add(self, record: ResponseRecord, asked: AskedResponse) -> tuple[ResponseRecord, bool]:
+        """Store a response in the background that begins, and queue it; the stored one where one of its id is there.
+
+        Beside it, whether it was stored by this call. What was asked for counts in its tenant's quota from now on.
+        """
         if (found := await self.known(record.owner, record.id)) is not None:
-            return found
+            return found, False
         log = self._log(record)
         try:
             await log.append(line_of(asked))
@@ -86,11 +89,23 @@ class ResponseStore(JobRecords[ResponseRecord]):
             if not any(isinstance(piece, AskedResponse) for piece in pieces_in([line async for line in log.lines()])):
                 await log.append(line_of(asked))
         await self.enqueue(record, subjects.queued_response(record.id))
-        return await self.create(record)
+        return await self._created(replace(record, nbytes=log.nbytes))
+
+    async def _created(self, record: ResponseRecord) -> tuple[ResponseRecord, bool]:
+        """The stored record of this id, and whether it is this one."""
+        stored = await self.create(record)
+        if is_new := stored is record:
+            self._usage.add(record.owner, record.nbytes)
+        return stored, is_new
 
     async def keep(self, record: ResponseRecord, asked: AskedResponse, pieces: Iterable[Piece]) -> None:
         """Store a response that has ended; nothing where it is there."""
         data = line_of(asked) + lines_of(pieces)
+        await self._keep_log(record, data)
+        await self._created(replace(record, nbytes=len(data)))
+
+    async def _keep_log(self, record: ResponseRecord, data: bytes) -> None:
+        """Store the whole log of a response, unless it is there."""
         for _ in range(_ATTEMPTS):
             log = self._log(record)
             try:
@@ -98,12 +113,11 @@ class ResponseStore(JobRecords[ResponseRecord]):
             except RevisionConflict:
                 stored = pieces_in([line async for line in log.lines()])
                 if any(isinstance(piece, ResponseEnd) for piece in stored):  # the same request was sent twice
-                    break
+                    return
                 await log.remove()  # one that died has left part of it
             else:
-                break
-        await self.create(replace(record, nbytes=len(data)))
-        self._usage.add(record.owner, len(data))
+                return
+        raise BrokerUnavailable(f"others write the log of response {record.id}")
 
     async def read(self, record: ResponseRecord) -> StoredResponse:
         """A response as its log has it now; raises PayloadLost when that is gone."""
@@ -121,18 +135,21 @@ class ResponseStore(JobRecords[ResponseRecord]):
             raise PayloadLost(f"the request of response {record.id} was not kept")
         return decode_request(stored.asked.request)
 
-    async def end(self, record: ResponseRecord, stored: StoredResponse) -> None:
-        """Note in its record that a response has ended, as its log has it."""
+    async def end(self, record: ResponseRecord, status: str, nbytes: int) -> None:
+        """Note in its record that a response has ended, and how many bytes its log has; idempotent."""
+        grown = 0
 
         def ended(known: ResponseRecord) -> ResponseRecord:
+            nonlocal grown
             if known.ended is not None:
                 return known
-            return replace(known, ended=self.now(), nbytes=stored.nbytes, status=stored.fold.status)
+            grown = nbytes - known.nbytes
+            return replace(known, ended=self.now(), nbytes=nbytes, status=status)
 
         if await self.change(record, ended) is None:  # it was deleted
-            await self.remove(record)
+            await self._log(record).remove()
         else:
-            self._usage.add(record.owner, stored.nbytes)
+            self._usage.add(record.owner, grown)
 
     async def remove(self, record: ResponseRecord) -> None:
         """Remove a response and its log."""

@@ -29,19 +29,22 @@ class VideoStore(JobRecords[VideoRecord]):
         self._requests = StreamedObjects(connection, stores.FILES_BUCKET)
         self._files, self._ids = files, KeyedIds(self.bucket)
 
-    async def begin(self, new: VideoRecord, request: Request) -> VideoRecord:
+    async def begin(self, new: VideoRecord, request: Request) -> tuple[VideoRecord, bool]:
         """Queue a new video under an id of its own and store it; the one that its idempotency key has where it has one.
+
+        Beside it, whether it was stored by this call.
 
         A key whose video is removed meanwhile makes a new one: its id is looked at once more when the record is there.
         """
 
-        async def attempt() -> VideoRecord:
+        async def attempt() -> tuple[VideoRecord, bool]:
             made = new_id(PREFIX, self.now())
             record = replace(new, id=await self._ids.id_for(new.key, made, self.left(new)) if new.key else made)
             stored = await self._added(record, request)
+            is_new = stored is record
             if not new.key or await self._ids.is_of(new.key, stored.id):
-                return stored
-            if stored == record:
+                return stored, is_new
+            if is_new:
                 await self._discard(record)
             raise RevisionConflict("the video of this key was removed meanwhile")
 
