@@ -70,9 +70,9 @@ class FileStore:
             with suppress(RevisionConflict):
                 await self._create(tenant, record)
 
-    async def check_room(self, tenant: str | None) -> None:
-        """Raises QuotaExceeded where the files of a tenant leave no room for another."""
-        if await self._left(tenant) <= 0:
+    async def check_room(self, tenant: str | None, beside: int = 0) -> None:
+        """Raises QuotaExceeded where the files of a tenant, and `beside` so many bytes of others, leave no room for another."""
+        if await self._left(tenant) <= beside:
             raise _too_many(self._quota)
 
     async def _check_total(self, tenant: str | None) -> None:

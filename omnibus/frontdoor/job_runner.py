@@ -23,6 +23,7 @@ from omnibus.errors import AttemptSuperseded, BrokerError, OmnibusError, Unknown
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault
 from omnibus.frontdoor.job_records import UNRECORDED, JobRecord, QueuedJob
+from omnibus.frontdoor.tenant_places import TenantPlaces
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.webhooks.webhook_event import EventType
@@ -30,6 +31,10 @@ from omnibus.wire.request import Request
 
 MOST_FOLLOWED = 256
 """Jobs of a kind that one front door follows at the same time; others wait in the queue, and run all the same."""
+MOST_OF_ONE = MOST_FOLLOWED // 2
+"""Those of them that one tenant has, so that others have their turn."""
+_FULL_LOOK = 5.0
+"""Seconds after which a job is looked at once more whose tenant has all its places."""
 _ADMISSION = 5.0
 """Seconds after a job's creation in which its creator may still be submitting it."""
 _AGAIN = 1.0
@@ -76,6 +81,7 @@ class JobRunner(Generic[R]):
     def __init__(self, context: FrontDoorContext, store: JobStore[R], queue: JobQueue) -> None:
         self.context, self._jobs, self._queue = context, store, queue
         self._producer = context.producer
+        self._places = TenantPlaces(MOST_OF_ONE)
         self._following: set[asyncio.Task[object]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -105,6 +111,13 @@ class JobRunner(Generic[R]):
 
     async def handle(self, delivery: Delivery) -> bool:
         """See one job to its end; False when it was put back, to be looked at once more. Raises Unreadable for none."""
+        with self._places.taken(_queued(delivery).owner) as has_place:
+            if has_place:
+                return await self._see_to(delivery)
+        await delivery.nak(_FULL_LOOK)
+        return False
+
+    async def _see_to(self, delivery: Delivery) -> bool:
         record = await self._record(delivery)
         if record is None:  # it was deleted, or is on its way
             age = self._jobs.now() - delivery.stored_at
@@ -145,11 +158,11 @@ class JobRunner(Generic[R]):
             await self.context.webhooks.notify(record.owner, self.end_of(record), record.id)
 
     async def _record(self, delivery: Delivery) -> R | None:
+        queued = _queued(delivery)
         try:
-            queued = msgspec.msgpack.decode(delivery.data, type=QueuedJob)
             return await self._jobs.known(queued.owner, queued.id)
         except msgspec.DecodeError as error:
-            raise Unreadable(f"the job on {delivery.subject!r} cannot be read: {error}") from error
+            raise Unreadable(f"the record of {queued.id} cannot be read: {error}") from error
 
     def rid_of(self, record: R) -> str:
         """The id of a job's request."""
@@ -190,3 +203,10 @@ class JobRunner(Generic[R]):
         finally:
             renewing.cancel()
             self._following.discard(task)
+
+
+def _queued(delivery: Delivery) -> QueuedJob:
+    try:
+        return msgspec.msgpack.decode(delivery.data, type=QueuedJob)
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"the job on {delivery.subject!r} cannot be read: {error}") from error

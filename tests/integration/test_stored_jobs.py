@@ -18,6 +18,7 @@ from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.errors import AttemptSuperseded, Overloaded
 from omnibus.files.line_log import LineLog
 from omnibus.files.tenant_usage import TenantUsage
+from omnibus.frontdoor import job_runner
 from omnibus.frontdoor.api_keys import KeyFile, KeyTable, Role, read_setting
 from omnibus.frontdoor.batching.line_answers import LineAnswers
 from omnibus.frontdoor.batching.line_window import LineWindows
@@ -178,3 +179,48 @@ async def test_files_of_a_response_are_no_more_together_than_a_body(connection: 
         with pytest.raises(openai.APIStatusError, match="together") as refused:
             await door.openai.responses.create(input=[{"role": "user", "content": content}], background=True)
         assert refused.value.status_code == 413
+
+
+async def test_a_video_is_refused_when_the_requests_of_others_take_all_the_room(
+    connection: Connection, pipeline: str
+) -> None:
+    async with front(connection, films(pipeline), options(pipeline, files_quota=1), workers=False) as door:
+        key = {"Idempotency-Key": "once"}
+        first = await door.http.post("/v1/videos", json={"prompt": "a red circle"}, headers=key)
+        refused = await door.http.post("/v1/videos", json={"prompt": "a blue one"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "quota_exceeded")
+        again = await door.http.post("/v1/videos", json={"prompt": "a red circle"}, headers=key)
+        assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+        await door.openai.videos.delete(first.json()["id"])
+        assert (await door.http.post("/v1/videos", json={"prompt": "a blue one"})).status_code == 200
+
+
+async def test_a_batch_is_refused_when_there_is_no_room_for_its_answers(connection: Connection, pipeline: str) -> None:
+    async with front(connection, omni_sim(pipeline), options(pipeline, files_quota=1000), workers=False) as door:
+        file = await door.openai.files.create(file=("in.jsonl", b"x" * 1000), purpose="batch")
+        with pytest.raises(openai.APIStatusError) as refused:
+            await door.openai.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        assert (refused.value.status_code, refused.value.code) == (413, "quota_exceeded")
+
+
+async def test_a_tenant_keeps_no_other_from_the_places_of_a_front_door(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_runner, "MOST_FOLLOWED", 7)
+    monkeypatch.setattr(job_runner, "MOST_OF_ONE", 2)  # and some for what other tests have left
+    monkeypatch.setattr(job_runner, "_FULL_LOOK", 0.2)
+    two = Options(api_keys=(pipeline, f"{pipeline}-other"))
+    long = {"sampling_params": {"writer": {"tokens": 3000, "token_rate": 30.0}}}
+    async with front(connection, omni_sim(pipeline), two, responses=True) as door:
+        client, other = door.openai, door.openai.with_options(api_key=f"{pipeline}-other")
+        flood = [await client.responses.create(input="long", background=True, extra_body=long) for _ in range(7)]
+        made = await other.responses.create(input="short", background=True)
+
+        async def is_completed() -> bool:
+            return (await other.responses.retrieve(made.id)).status == "completed"
+
+        assert await eventually(is_completed, 15.0, what="it is completed")
+        for one in flood:
+            await client.responses.delete(one.id)

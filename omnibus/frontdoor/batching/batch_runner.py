@@ -21,12 +21,15 @@ from omnibus.errors import AttemptSuperseded, BrokerRefused, BrokerUnavailable, 
 from omnibus.frontdoor.batching.batch_drive import BatchDrive, NothingRuns, announce_end, waits_for_replicas
 from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.context import FrontDoorContext
+from omnibus.frontdoor.tenant_places import TenantPlaces
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.wire import stores
 
 MOST_BATCHES = 32
 """Batches that one front door drives at the same time; the bound on its memory."""
+MOST_OF_ONE = MOST_BATCHES // 2
+"""Those of them that one tenant has, however many it has begun at the same moment."""
 _LEAVE = 0.3
 """Seconds after which a batch that is left comes to others: this one's puller is gone by then, and does not get it again."""
 _IDLE_LOOK = 5.0
@@ -44,7 +47,7 @@ class BatchRunner:
         connection = context.producer.connection
         self._app, self._connection, self._windows = app, connection, LineWindows(context)
         self._store = BatchStore(connection)
-        self._stopping = asyncio.Event()
+        self._places, self._stopping = TenantPlaces(MOST_OF_ONE), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -67,6 +70,14 @@ class BatchRunner:
             record = self._store.decode(delivery.data)
         except msgspec.DecodeError as error:
             raise Unreadable(f"the batch on {delivery.subject!r} cannot be read: {error}") from error
+        with self._places.taken(record.tenant) as has_place:
+            if has_place:
+                return await self._driven(delivery, record)
+        await delivery.nak(_IDLE_LOOK)
+        return False
+
+    async def _driven(self, delivery: Delivery, record: BatchRecord) -> bool:
+        """Drive a batch that has a place; as `handle`."""
         driving = asyncio.create_task(self._drive(delivery, record), name=record.id)
         stopping = asyncio.create_task(self._stopping.wait(), name=f"{record.id} stopping")
         try:

@@ -155,7 +155,7 @@ async def create_batch(body: BatchBody, http: HttpRequest, context: Context) -> 
 async def _new_batch(
     context: FrontDoorContext, http: HttpRequest, body: BatchBody, batch_id: str, shape: str
 ) -> BatchRecord:
-    """The record of a batch that may run; raises InvalidRequest naming the field, and Overloaded."""
+    """The record of a batch that may run; raises InvalidRequest naming the field, QuotaExceeded, Overloaded."""
     seconds, store, tenant = window_seconds(body.completion_window), context.batches, http.state.tenant
     kept = body.output_expires_after
     try:
@@ -169,6 +169,7 @@ async def _new_batch(
     now = store.clock.now()
     if file.expires < now + seconds:
         raise InvalidRequest("the file expires before the completion window is over", param="input_file_id")
+    await context.files.check_room(tenant)
     if await store.open_of(tenant) >= MOST_OPEN:
         raise Overloaded(f"{MOST_OPEN} batches are open, the most at once: try again later", retry_after=_RETRY_AFTER)
     return BatchRecord(

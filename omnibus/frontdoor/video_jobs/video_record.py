@@ -70,6 +70,8 @@ class VideoRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     started: float | None = None
     """When the first sign of work on it was seen."""
     ended: float | None = None
+    nbytes: int = 0
+    """Bytes of its request, which is kept as long as it is."""
     code: str = ""
     """The code of the error that it failed of."""
     message: str = ""

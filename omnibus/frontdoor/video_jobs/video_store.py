@@ -37,10 +37,13 @@ class VideoStore(JobRecords[VideoRecord]):
         A key whose video is removed meanwhile makes a new one: its id is looked at once more when the record is there.
         """
 
+        data = encode_request(request)
+
         async def attempt() -> tuple[VideoRecord, bool]:
             made = new_id(PREFIX, self.now())
-            record = replace(new, id=await self._ids.id_for(new.key, made, self.left(new)) if new.key else made)
-            stored = await self._added(record, request)
+            made = await self._ids.id_for(new.key, made, self.left(new)) if new.key else made
+            record = replace(new, id=made, nbytes=len(data))
+            stored = await self._added(record, data)
             is_new = stored is record
             if not new.key or await self._ids.is_of(new.key, stored.id):
                 return stored, is_new
@@ -50,11 +53,12 @@ class VideoStore(JobRecords[VideoRecord]):
 
         return await transact(attempt, "the video of an idempotency key")
 
-    async def _added(self, record: VideoRecord, request: Request) -> VideoRecord:
-        """The stored video of this id, which is queued and stored now where there is none."""
+    async def _added(self, record: VideoRecord, data: bytes) -> VideoRecord:
+        """The stored video of this id, which is queued and stored now where there is none; raises QuotaExceeded."""
         if (found := await self.known(record.owner, record.id)) is not None:
             return found
-        await self._requests.store(_request_name(record.id), _whole(encode_request(request)), ttl=self.left(record))
+        await self._files.check_room(record.owner, sum(one.nbytes for one in await self.records.all(record.owner)))
+        await self._requests.store(_request_name(record.id), _whole(data), ttl=self.left(record))
         await self.enqueue(record, subjects.queued_video(record.id))
         return await self.create(record)
 
