@@ -35,6 +35,10 @@ class DeadLetterAdmin:
         """All of them, the oldest first; the answer grows with their number."""
         return await self._dead_letters.all()
 
+    async def latest(self, limit: int) -> list[DeadLetter]:
+        """The `limit` that died last, the last one first."""
+        return await self._dead_letters.latest(limit)
+
     async def dead_letter(self, rid: str) -> DeadLetter:
         """One of them; raises UnknownRequest."""
         dead_letter = await self._dead_letters.read(rid)

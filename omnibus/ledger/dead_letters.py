@@ -6,7 +6,10 @@ copied to an object store of its own, whose lifetime is that of the dead letters
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from operator import attrgetter
 
 from omnibus.broker.bucket import Bucket, transact
 from omnibus.broker.connection import Connection
@@ -18,6 +21,8 @@ from omnibus.observability.logging import get_logger
 from omnibus.requests.record import DEAD_TTL, DeadLetter, Record
 from omnibus.wire import codec, stores
 
+_READ_AT_ONCE = 32
+"""Dead letters that are in memory together where few of many are wanted, each as large as a record."""
 log = get_logger(__name__)
 
 
@@ -34,17 +39,26 @@ class DeadLetters:
     async def read(self, rid: str) -> DeadLetter | None:
         """The dead letter; None when there is none (any more), and for one that cannot be read."""
         entry = await self._bucket.get_confirmed(stores.dead_letter_key(rid))
-        try:
-            return codec.decode(entry.value, DeadLetter) if entry is not None else None
-        except InvalidRequest as error:
-            log.warning(LogEvent.DEAD_LETTER_UNREADABLE, request=rid, error=error.message)
-            return None
+        return _decoded(rid, entry.value) if entry is not None else None
 
     async def all(self) -> list[DeadLetter]:
         """All of them, the oldest first; the answer grows with their number."""
+        return sorted([one async for some in self._in_chunks() for one in some], key=attrgetter("died"))
+
+    async def latest(self, limit: int) -> list[DeadLetter]:
+        """The `limit` that died last, the last one first. Beside these, a chunk of them is in memory at a time."""
+        kept: list[DeadLetter] = []
+        async for some in self._in_chunks():
+            kept = heapq.nlargest(limit, [*kept, *some], key=attrgetter("died"))
+        return kept
+
+    async def _in_chunks(self) -> AsyncIterator[list[DeadLetter]]:
+        """Those that can be read, from any copy of the ledger."""
         keys = await self._bucket.keys(stores.DEAD_LETTERS)
-        found = [await self.read(key.removeprefix(stores.DEAD_LETTERS)) for key in keys]
-        return sorted((one for one in found if one is not None), key=lambda one: one.died)
+        for first in range(0, len(keys), _READ_AT_ONCE):
+            found = await self._bucket.get_all(keys[first : first + _READ_AT_ONCE])
+            read = [_decoded(key.removeprefix(stores.DEAD_LETTERS), value) for key, value in found.items()]
+            yield [one for one in read if one is not None]
 
     async def input(self, dead_letter: DeadLetter) -> bytes:
         """The request that it keeps, encoded; raises PayloadLost."""
@@ -88,3 +102,11 @@ class DeadLetters:
         if (key := record.ticket.request.object_key) is not None:
             with suppress(PayloadLost):  # the dead letter shows the end all the same
                 await self._inputs.put(record.rid, await self._payloads.get(key))
+
+
+def _decoded(rid: str, value: bytes) -> DeadLetter | None:
+    try:
+        return codec.decode(value, DeadLetter)
+    except InvalidRequest as error:
+        log.warning(LogEvent.DEAD_LETTER_UNREADABLE, request=rid, error=error.message)
+        return None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
+from msgspec.structs import replace
 
 from omnibus.broker.bucket import Bucket
 from omnibus.broker.connection import Connection
@@ -16,9 +20,11 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.death.lost_attempts import DIED, SILENT
+from omnibus.requests.record import DeadLetter
 from omnibus.requests.state import RequestState
-from omnibus.wire import stores
-from omnibus.wire.request import ImagePart, Message, Request, TextPart
+from omnibus.wire import codec, stores
+from omnibus.wire.payload import Payload
+from omnibus.wire.request import REQUEST_MEDIA_TYPE, ImagePart, Message, Request, TextPart
 from tests.support.directed import replica
 from tests.support.dying import HELLO, bury, faulty, healthy
 from tests.support.flow import serving, sim
@@ -181,6 +187,30 @@ async def test_retry_is_refused_when_the_id_is_another_requests_or_the_pipeline_
         await producer.submit(spec, HELLO, rid="a")
         with pytest.raises(RequestConflict, match="another request"):
             await (await office_of(producer, spec)).retry("a")
+
+
+async def test_latest_of_many_are_found_while_a_few_are_in_memory(connection: Connection, pipeline: str) -> None:
+    spec, size, count = healthy(pipeline), 200_000, 300
+    model = await bury(connection, spec, "a")
+    request = Payload.inline(b"x" * size, REQUEST_MEDIA_TYPE)
+    bucket = Bucket(connection, stores.requests_bucket(pipeline))
+    for number in range(count):
+        ticket = replace(model.record.ticket, rid=f"r{number}", request=request)
+        died = model.died + (number * 7) % count + 1  # in no order of their ids
+        await bucket.create(
+            f"dead.r{number}", codec.encode(DeadLetter(record=replace(model.record, ticket=ticket), died=died))
+        )
+    await bucket.create("dead.nonsense", b"nonsense")
+    async with Producer(connection) as producer:
+        admin = await office_of(producer, spec)
+        gc.collect()
+        tracemalloc.start()
+        found = await admin.latest(5)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert [one.died for one in found] == [model.died + count - number for number in range(5)]
+        assert most < count * size // 2
+        assert len(await admin.dead_letters()) == count + 1
 
 
 async def test_nothing_is_left_when_a_dead_letter_is_dropped(connection: Connection, pipeline: str) -> None:

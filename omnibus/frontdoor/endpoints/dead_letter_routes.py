@@ -79,7 +79,7 @@ async def list_dead_letters(context: Context, query: Annotated[DeadLettersQuery,
     found: list[tuple[DeadLetter, Served, DeadLetterAdmin]] = []
     for served in await _candidates(context, query.model):
         admin = await DeadLetterAdmin.open(context.producer, served.spec)
-        found += [(dead_letter, served, admin) for dead_letter in await admin.dead_letters()]
+        found += [(dead_letter, served, admin) for dead_letter in await admin.latest(query.limit + 1)]
     found.sort(key=lambda one: -one[0].died)
     shown = [await _object(*one) for one in found[: query.limit]]
     return await list_response(shown, has_more=len(found) > query.limit)
