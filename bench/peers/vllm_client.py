@@ -60,6 +60,9 @@ def running(folder: Path) -> Iterator[VllmClient]:
         yield VllmClient(process, log)
     finally:
         terminate_alive_proc(process, _STOP)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _serve() -> None:
