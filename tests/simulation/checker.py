@@ -56,6 +56,8 @@ class Checker:
         self._stopped: set[tuple[str, str]] = set()
         self.followers: dict[str, int] = {}
         """Followers that wait for the end of each request."""
+        self._flows: dict[str, Chunks] = {}
+        """The last message of each flow."""
         self.inputs = OpenInputs(self.fail)
         self.loses_words = False
         """Whether core messages may be lost."""
@@ -216,10 +218,12 @@ class Checker:
     def _appended(self, stream: Stream, stored: Stored) -> None:
         """A flow has chunks that follow each other, of fences that only rise.
 
-        What is before them is what the broker has: a flow that was purged may be there again in part when it was killed.
+        What is before them is what the broker has: a flow that was purged may be there again in part when it was killed. Where
+        it has nothing, who still writes a flow that was purged goes on with its numbers.
         """
         chunks, found = codec.decode(stored.data, Chunks), stream.before(stored)
-        before = codec.decode(found.data, Chunks) if found is not None else None
+        before = codec.decode(found.data, Chunks) if found is not None else self._flows.get(stored.subject)
+        self._flows[stored.subject] = chunks
         if chunks.restart or (before is not None and chunks.first == 0 and not chunks.offset):
             before = None  # it begins again
         if chunks.first != (before.next if before is not None else 0):
