@@ -125,13 +125,13 @@ async def test_depths_are_of_every_lane_when_there_are_more_than_the_server_list
     connection: Connection, pipeline: str
 ) -> None:
     await lay_out(connection, pipeline)
-    stream, lanes = subjects.work_stream(pipeline), [f"r{number}" for number in range(300)]
+    stream, lanes = stores.work_stream(pipeline), [f"r{number}" for number in range(300)]
     for lane in lanes:
-        name, filtered = subjects.stage_consumer(0, lane), subjects.tasks_filter(pipeline, 0, lane)
+        name, filtered = stores.stage_consumer(0, lane), subjects.tasks_filter(pipeline, 0, lane)
         config = {"durable_name": name, "name": name, "ack_policy": "explicit", "filter_subject": filtered}
         await connection.api(f"CONSUMER.CREATE.{stream}.{name}.{filtered}", {"stream_name": stream, "config": config})
     found = await WorkQueue(connection, pipeline).depths()
-    assert {subjects.stage_consumer(0, lane) for lane in lanes} <= found.keys()
+    assert {stores.stage_consumer(0, lane) for lane in lanes} <= found.keys()
 
 
 async def test_message_is_stored_once_when_published_twice_with_one_id(connection: Connection, pipeline: str) -> None:
