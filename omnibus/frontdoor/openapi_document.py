@@ -30,12 +30,13 @@ def files_of(*media_types: str) -> dict[int | str, dict[str, Any]]:
 def events_of(**models: str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that answers with a stream alone: by the name of an event the schema of its data.
 
-    OpenAPI 3.1 has no word for the parts of a stream: the schema is that of one event, with its name and its data.
+    OpenAPI 3.1 has no word for the parts of a stream: the schema is that of one event, with its name and its data, which is a
+    text, as OpenAPI 3.2 has it.
     """
     shapes = [
         {
             "type": "object",
-            "properties": {"event": {"const": name}, "data": {"$ref": f"#/components/schemas/{model}"}},
+            "properties": {"event": {"const": name}, "data": _text_of(model)},
             "required": ["event", "data"],
         }
         for name, model in models.items()
@@ -44,6 +45,15 @@ def events_of(**models: str) -> dict[int | str, dict[str, Any]]:
         "Server-sent events without an end; the schema is that of one of them: its name, and its data, which is JSON."
     )
     return {200: {"content": {EVENTS: {"schema": {"oneOf": shapes}}}, "description": described}}
+
+
+def _text_of(model: str) -> dict[str, Any]:
+    """A text that is JSON of a model."""
+    return {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{model}"},
+    }
 
 
 def complete_document(app: FastAPI) -> None:

@@ -88,7 +88,7 @@ class Page:
             field.send_keys(words)
             return bool(field.get_property("value") == words)
 
-        self.until(written, f"write into {selector}")
+        self.until(written, f"write into {selector}", 60.0)  # a page whose replicas come up is drawn anew all the time
 
     def figure(self, name: str) -> str:
         """The number of a tile."""
