@@ -97,7 +97,8 @@ async def _ask(cluster: Cluster, batch_id: str, within: float) -> Counter[int]:
 async def _has_come(client: AsyncOpenAI, batch: Batch, share: int, within: float) -> None:
     async def come() -> bool:
         now = await client.batches.retrieve(batch.id)
-        assert now.status in ("validating", "in_progress"), now
+        if now.status not in ("validating", "in_progress"):
+            return True  # between two looks: the death comes while its files are written, or later
         return now.request_counts is not None and now.request_counts.completed >= share
 
     await eventually(come, within, what=f"{share} lines are answered")
