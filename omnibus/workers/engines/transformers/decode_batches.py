@@ -23,10 +23,10 @@ class WaitingPart:
 
 
 class DecodeBatches:
-    """Decodes the oldest part and those like it that wait, nobody is waited for.
+    """Decodes the oldest part together with those like it that wait already; no part waits for others to come.
 
-    Each part has a call of its own in the engine's thread, in the order in which they came. The first one makes the sound of
-    the others, too, whose calls then find it made: a part that is dropped needs nobody else, and no call waits for another.
+    Each part has a call of its own in the engine's thread, in the order in which they came. The first call makes the sounds of
+    the others, too, and their calls return what is made. So a part that is dropped leaves the others as they are.
     """
 
     def __init__(
