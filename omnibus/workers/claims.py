@@ -105,6 +105,10 @@ class Claims:
         """Whether its request was cancelled, maybe before it arrived."""
         return self._cancelled.holds(assignment.rid, self._conn.clock.now(), run=assignment.task.ticket.run)
 
+    def goes_on(self, rid: str) -> bool:
+        """Whether a delivery of this request is in hand that nobody has stopped."""
+        return any(held.rid == rid and held.interruption is None for held in self._held)
+
     def silence(self) -> None:
         """Announce nothing more: the replica dies, and others requeue what it has."""
         self._is_silent = True

@@ -208,13 +208,19 @@ class Execution:
                     self._items[number] += 1
                     check_item(self._stage.name, self.engine.outputs, item)
                     if isinstance(item, Finished):
-                        return item
+                        return self._whole(item)
                     is_sent = isinstance(item, Progress) or (has_text and isinstance(item, TextDelta | SegmentEnd))
                     if stream is not None and is_sent:
                         self._streams.add(stream, item)
                     if flow is not None and not isinstance(item, Progress):
                         await flow.add(item)
         raise EngineError(f"stage {self._stage.name!r}: the engine ended without a result")
+
+    def _whole(self, finished: Finished) -> Finished:
+        """The last item; raises EngineError for that of an aborted job, which is no result."""
+        if finished.finish_reason == "abort":
+            raise EngineError(f"stage {self._stage.name!r}: the engine aborted the job")
+        return finished
 
     @contextmanager
     def _counted(self, items: int, source: FlowInput | None = None, flow: FlowOutput | None = None) -> Iterator[int]:

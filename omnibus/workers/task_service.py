@@ -191,26 +191,29 @@ class TaskService:
     async def _conclude_stopped(self, assignment: Assignment, work: asyncio.Task[None], why: Interruption) -> None:
         try:
             if why is Interruption.CANCELLED:
-                await self._halt(assignment.rid, work)  # first: what it still stores is cleared up in the end
+                await self._halt(assignment, work)  # first: what it still stores is cleared up in the end
             await self._conclusion.conclude(assignment, why)
         except BrokerUnavailable:  # an outage: its delivery comes again
             self._telemetry.ack_failed(assignment)
         except Exception:  # noqa: BLE001 logged and counted
             self._telemetry.crashed("worker")
         finally:
-            await self._halt(assignment.rid, work)
+            await self._halt(assignment, work)
             await self._conclusion.clear_abandoned(assignment)
             self._release(assignment)
             work.add_done_callback(self._let_go)
 
-    async def _halt(self, rid: str, work: asyncio.Task[None]) -> None:
-        """Have the engine end a job; returns when it has, or after a while: its slot stays busy then."""
+    async def _halt(self, assignment: Assignment, work: asyncio.Task[None]) -> None:
+        """Have the engine end a job; returns when it has, or after a while: its slot stays busy then.
+
+        Engines abort by request: where another delivery of it goes on here, this job is cancelled alone.
+        """
         if work.done() or work.cancelling():
             return
         try:
-            if self._health.death is None:
+            if self._health.death is None and not self._claims.goes_on(assignment.rid):
                 async with asyncio.timeout(ABORT_TIMEOUT):
-                    await self._execution.engine.abort(rid)
+                    await self._execution.engine.abort(assignment.rid)
         except Exception:  # noqa: BLE001 logged and counted: an engine that fails or hangs here must not keep the task
             self._telemetry.crashed("abort")
         finally:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from omnibus.broker.connection import Connection
+from omnibus.errors import UnknownRequest
 from omnibus.observability.tracing import Tracing, open_tracing
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import stores, subjects
@@ -124,7 +126,13 @@ async def test_raw_request_brings_its_trace_in_the_headers_of_its_message(
     async with front(connection, omni_sim(pipeline), tracing=tracing) as front_door:
         body = encode_request(Request(prompt="a", modalities=("text",)))
         await connection.js_publish(subjects.request(pipeline, "raw"), body, headers=PARENT)
-        await eventually(lambda: front_door.producer.result(pipeline, "raw"), what="it is done")
+
+        async def is_admitted() -> bool:
+            with suppress(UnknownRequest):
+                return bool(await front_door.producer.result(pipeline, "raw"))
+            return False
+
+        await eventually(is_admitted, what="it is admitted")
         result = await front_door.producer.wait(pipeline, "raw")
         assert result.state == "done"
     tracing.close()

@@ -16,8 +16,10 @@ from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.requests.record import Record
 from omnibus.wire import codec, subjects
 from omnibus.wire.control import Announcement, Cancel
+from omnibus.wire.envelope import StageFailed, StageResult
 from omnibus.wire.payload import MSGPACK, ObjectKey, Payload
 from omnibus.workers import task_service
+from omnibus.workers.assignment import Interruption
 from tests.support.stage_bench import StageBench, make_task, stage_bench
 from tests.support.waiting import eventually
 
@@ -143,6 +145,45 @@ async def test_slot_is_free_again_when_the_engine_cannot_abort(
         await bench.result("a")
         await bench.all_done()
     assert not bench.events["stuck"]
+
+
+async def test_an_attempt_that_lost_its_lease_does_not_cut_off_the_next_one_here(
+    connection: Connection, pipeline: str
+) -> None:
+    words = [f"word-{number}" for number in range(12)]
+    async with stage_bench(connection, pipeline, slots=2, token_rate=20) as bench, bench.replica() as replica:
+        await bench.submit("a", " ".join(words))
+        await eventually(lambda: replica._engine.stats().running == 1)
+        (first,) = replica._claims._held
+        await first.delivery.nak(0.0)
+        await eventually(lambda: replica._engine.stats().running == 2, what="it was delivered again")
+        first.interrupt(Interruption.ABANDONED)
+        result = await bench.result("a")
+        await bench.all_done()
+    assert result.final is not None
+    assert (result.final.finish_reason, result.final.usage.completion_tokens) == ("stop", len(words))
+    assert not bench.attempts["a"]
+
+
+@pytest.mark.parametrize("max_attempts", [3, 1])
+async def test_what_an_engine_aborts_by_itself_is_a_failed_attempt_and_no_result(
+    connection: Connection, pipeline: str, max_attempts: int
+) -> None:
+    settings = {"max_attempts": max_attempts, "token_rate": 20}
+    async with stage_bench(connection, pipeline, **settings) as bench, bench.replica() as replica:
+        await bench.submit("a", "one two three four five six seven")
+        await eventually(lambda: replica._engine.stats().running)
+        await replica._engine.abort("a")
+        end = await bench.event("a")
+        await bench.all_done()
+    if max_attempts == 1:
+        assert isinstance(end, StageFailed)
+        assert (end.failure.code, end.dead) == ("engine_error", True)
+    else:
+        assert isinstance(end, StageResult)
+        assert end.final is not None
+        assert (end.final.finish_reason, end.final.usage.completion_tokens) == ("stop", 7)
+        assert len(bench.attempts["a"]) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x80", b"\xc1"])

@@ -14,6 +14,7 @@ from omnibus.errors import BrokerError, BrokerUnavailable, EngineDead, OmnibusEr
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.payloads.transports import Transports
 from omnibus.pipeline.spec import StageSpec
+from omnibus.registry.presence.replica_record import ReplicaStatus
 from omnibus.requests.state import RequestState
 from omnibus.wire import subjects
 from omnibus.wire.request import Request, encode_request
@@ -90,7 +91,7 @@ def _starter(world: World, stage: StageSpec) -> object:
         except EngineDead:
             world.kill(process, "of its stuck engine")
         except BrokerUnavailable:
-            if replica._registration._beating is not None:
+            if replica.record.status is ReplicaStatus.UP:
                 raise  # one that serves waits for the broker instead
             world.kill(process, "since the broker is away while it starts")
         else:

@@ -78,13 +78,15 @@ class Broker:
     def restart(self, is_back: Callable[[], bool]) -> None:
         """Killed and started again: files keep what was acknowledged, removals excepted where `is_back` says so.
 
-        Ids of what was consumed are forgotten.
+        Ids of what was consumed are forgotten, and so are the leases of some of what is in hand: it is delivered again.
         """
         flows = self.chunks.bring_back(is_back) if self.chunks is not None else ()
         for stored in (*self.objects.bring_back(is_back), *self.work.bring_back(is_back), *flows):
             self.trace("broker", f"has again: {stored.subject} #{stored.seq}")
             self._schedule(stored)
         self.forget_ids()
+        for consumer in self.consumers.values():
+            self.at(self.loop.time(), consumer.forget_leases)  # when the connections are broken
 
     def forget_ids(self) -> None:
         """Forget message ids, as a lone killed server does."""

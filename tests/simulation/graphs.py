@@ -105,6 +105,7 @@ GRAPH_OF_HOLE = {
         "flows_begun_twice", "forgotten_flows",
     ), "flow"),
     **dict.fromkeys((
+        "aborts_by_request",
         "segments_by_number_alone", "segments_without_expected_sequence", "later_attempts_listen_on", "forgotten_inputs",
         "inputs_read_silently",
     ), "session"),

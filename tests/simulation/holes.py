@@ -35,7 +35,9 @@ from omnibus.wire.out import EndNotice, OutputReady
 from omnibus.workers import bundle, task_service
 from omnibus.workers.assignment import Assignment
 from omnibus.workers.attempt_decision import Disposition, following
+from omnibus.workers.claims import Claims
 from omnibus.workers.engines.protocol import MAIN, Engine, Finished, Item, Job
+from omnibus.workers.execution import Execution
 from omnibus.workers.task_conclusion import TaskConclusion
 from tests.simulation.flow_holes import FLOW_HOLES
 from tests.simulation.payload_holes import PAYLOAD_HOLES
@@ -369,6 +371,14 @@ def companions_of_any_attempt(_world: World) -> Patches:
     yield bundle, "_forward", forward
 
 
+def aborts_by_request(world: World) -> Patches:
+    """An attempt that lost its lease aborts the next one in the same replica, too, and what that had counts as its result."""
+    # Cuts and restarts alone, and many of them: a lease ends while the server has given the task to the same replica again.
+    world.faults._deaths, world.faults.stalls, world.faults.strikes = 0.0, 0.0, 3.0
+    yield Claims, "goes_on", lambda *_: False
+    yield Execution, "_whole", lambda _self, finished: finished
+
+
 HOLES: dict[str, Callable[[World], Patches]] = {
     hole.__name__: hole
     for hole in (
@@ -377,7 +387,7 @@ HOLES: dict[str, Callable[[World], Patches]] = {
         record_before_deadline, dropped_deadlines, forgotten_cancellations, trust_in_dedupe, no_compare_and_set,
         shallow_purge, talking_zombies, endless_attempts, deaf_followers, notified_what_came, trust_in_removals,
         records_expire_at_their_deadline, record_without_timer, blind_end_overwrites, workers_end_twice,
-        given_up_in_process, bundles_of_one, companions_of_any_attempt,
+        given_up_in_process, bundles_of_one, companions_of_any_attempt, aborts_by_request,
         *PAYLOAD_HOLES, *FLOW_HOLES, *SESSION_HOLES,
     )
 }  # fmt: skip

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tests.simulation.broker import Broker
     from tests.simulation.pulling import SimPuller
 
+_FORGOTTEN = 0.5
+"""Share of the leases that a killed server does not know when it is started again."""
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -75,6 +78,11 @@ class Consumer:
         self._delivered.pop(seq, None)
         if seq in self._again:
             self._again.remove(seq)
+
+    def forget_leases(self) -> None:
+        """Of about half of what is in hand; those messages go to whoever asks next."""
+        for seq in [seq for seq in self._pending if self._broker.rng.random() < _FORGOTTEN]:
+            self._return_excess(seq, 0.0)
 
     def _free(self) -> SimPuller | None:
         free = [puller for puller in self.pullers if puller.wants(self.name)]

@@ -39,13 +39,27 @@ class SimEngine:
         )
         self._world, self._process, self._stage = world, process, stage
         self._flavours: dict[int, str] = {}
+        self._jobs: list[tuple[str, asyncio.Event]] = []
 
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         self._world.checker.ran(self._stage, job, self._process.name)
         self._world.trace(self._process.name, f"runs {job.rid}, attempt {job.attempt}")
+        running = job.rid, asyncio.Event()
+        self._jobs.append(running)
+        try:
+            async for item in self._made(job, running[1]):
+                yield item
+        finally:
+            self._jobs.remove(running)
+
+    async def _made(self, job: Job, aborted: asyncio.Event) -> AsyncIterator[Item]:
         whole, segments = "", list[int]()
         async for text in self._spoken(job):
             await self._think()
+            if aborted.is_set():
+                self._world.trace(self._process.name, f"ends {job.rid}, attempt {job.attempt}: aborted")
+                yield self._finished(job, whole, finish_reason="abort")
+                return
             whole += text
             if not self._is_prefill:
                 yield _delta(text)
@@ -61,13 +75,16 @@ class SimEngine:
             await self._stall()
         await self._think()
         end = ")" + self._flavours.pop(id(job), "")
+        if not self._is_prefill:
+            yield _delta(end)
+        yield self._finished(job, whole + end, segments=tuple(segments))
+
+    def _finished(self, job: Job, text: str, **more: Any) -> Finished:
         if self._is_prefill:
-            ids = list(_delta(whole + end).token_ids)
-            yield Finished(outputs={"token_ids": ids, "kv": {"token_ids": ids}})
-            return
-        yield _delta(end)
+            ids = list(_delta(text).token_ids)
+            return Finished(outputs={"token_ids": ids, "kv": {"token_ids": ids}}, **more)
         made_by = {"by": f"{self._process.name}, attempt {job.attempt}"} if self._stage.prompt_expand else {}
-        yield Finished(outputs={"text": whole + end, **made_by}, segments=tuple(segments))
+        return Finished(outputs={"text": text, **made_by}, **more)
 
     async def _spoken(self, job: Job) -> AsyncIterator[str]:
         """All but the end of its text, piece by piece as it reads. Its flavour is at both ends, so that no two are mixed."""
@@ -82,7 +99,10 @@ class SimEngine:
             yield given[len(given) // 2 :]
 
     async def abort(self, rid: str) -> None:
-        """An abort closes its generator."""
+        """All that it has of a request ends behind its next piece."""
+        for running, aborted in self._jobs:
+            if running == rid:
+                aborted.set()
 
     def stats(self) -> EngineStats:
         return EngineStats()

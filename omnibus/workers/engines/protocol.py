@@ -198,7 +198,10 @@ class Engine(Protocol):
         ...
 
     async def abort(self, rid: str) -> None:
-        """Stop a running job; its generator ends with finish_reason "abort". Unknown ids are ignored."""
+        """Stop the running jobs of a request; their generators end with finish_reason "abort", which is no result.
+
+        Unknown ids are ignored.
+        """
 
     def stats(self) -> EngineStats: ...
 
