@@ -23,6 +23,7 @@ from omnibus.errors import AttemptSuperseded, BrokerError, OmnibusError, Unknown
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault
 from omnibus.frontdoor.job_records import UNRECORDED, JobRecord, QueuedJob
+from omnibus.frontdoor.job_submission import ADMISSION
 from omnibus.frontdoor.tenant_places import TenantPlaces
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
@@ -35,8 +36,6 @@ MOST_OF_ONE = MOST_FOLLOWED // 2
 """Those of them that one tenant has, so that others have their turn."""
 _FULL_LOOK = 5.0
 """Seconds after which a job is looked at once more whose tenant has all its places."""
-_ADMISSION = 5.0
-"""Seconds after a job's creation in which its creator may still be submitting it."""
 _AGAIN = 1.0
 """Seconds after which a job is looked at once more that cannot be followed yet."""
 _SOON = 0.2
@@ -173,7 +172,7 @@ class JobRunner(Generic[R]):
         try:
             return await self._producer.attach(record.pipeline, self.rid_of(record))
         except UnknownRequest:
-            if self._jobs.now() < record.created + _ADMISSION:
+            if self._jobs.now() < record.created + ADMISSION:
                 return None
         served = await self.context.models.find(record.pipeline)
         try:

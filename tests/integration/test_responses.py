@@ -27,6 +27,7 @@ from tests.integration.test_answer_fields import spec_of
 from tests.support import answering_stage
 from tests.support.batches import answers, begun, ended, request
 from tests.support.front import Front, front, omni_sim
+from tests.support.refused_jobs import first_refused
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -241,7 +242,7 @@ async def test_no_event_is_missing_or_twice_when_the_runner_dies_in_the_middle(
 async def test_a_response_is_made_when_its_request_was_never_submitted(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnibus.frontdoor.job_runner._ADMISSION", 0.2)
+    monkeypatch.setattr("omnibus.frontdoor.job_runner.ADMISSION", 0.2)
     spec, options = omni_sim(pipeline), keys(pipeline)
     async with front(connection, spec, options, responses=True) as door:
 
@@ -252,7 +253,7 @@ async def test_a_response_is_made_when_its_request_was_never_submitted(
         made = list[str]()
 
         with monkeypatch.context() as patch:
-            patch.setattr("omnibus.frontdoor.endpoints.responses.send", dies)
+            patch.setattr("omnibus.frontdoor.job_submission.send", dies)
             with pytest.raises((httpx.HTTPError, AssertionError)):
                 (await door.http.post("/v1/responses", json={"input": "left", "background": True})).raise_for_status()
         assert (await finished(door, made[0])).output_text == "left"
@@ -336,6 +337,15 @@ async def test_a_repeated_call_is_the_same_response(door: Front) -> None:
         assert (again.json()["status"], again.json()["id"]) == ("completed", made[0])
         different = await door.http.post("/v1/responses", json={"input": "other", **fields}, headers=headers)
         assert different.status_code == 409
+
+
+async def test_a_repeat_makes_the_response_whose_first_call_is_refused_in_the_same_moment(
+    door: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, body = {"Idempotency-Key": "at-once"}, {"input": "once", "background": True}
+    first, second = await first_refused(monkeypatch, door.http, "/v1/responses", body, key)
+    assert (first.status_code, second.status_code) == (429, 200)
+    assert (await finished(door, second.json()["id"])).output_text == "once"
 
 
 async def test_nothing_is_stored_when_the_tenant_has_no_room(connection: Connection, pipeline: str) -> None:

@@ -38,6 +38,7 @@ from omnibus.wire.request import Message, Request
 from tests.support.filmed_text import text_of
 from tests.support.filming_stages import UNFILMABLE, digest_of
 from tests.support.front import Front, front, omni_sim
+from tests.support.refused_jobs import first_refused
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -222,7 +223,7 @@ async def _is_done(door: Front, rid: str) -> bool:
 async def test_video_is_submitted_again_when_its_request_was_never_accepted_or_is_forgotten(
     door: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnibus.frontdoor.job_runner._ADMISSION", 0.2)
+    monkeypatch.setattr("omnibus.frontdoor.job_runner.ADMISSION", 0.2)
     videos = VideoStore(door.producer.connection, FileStore(door.producer.connection, quota=1 << 30))
     owner = read_setting(door.spec.name).tenant
     now = videos.now()
@@ -283,6 +284,16 @@ async def test_the_same_idempotency_key_makes_one_video(door: Front) -> None:
     assert (await completed(door, video_id)).status == "completed"
     assert (await door.http.post("/v1/videos", json=body, headers=key)).json()["status"] == "completed"
     assert [video.id async for video in door.openai.videos.list()] == [video_id]
+
+
+async def test_a_repeat_makes_the_video_whose_first_call_is_refused_in_the_same_moment(
+    door: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"Idempotency-Key": f"{door.spec.name}-1"}
+    first, second = await first_refused(monkeypatch, door.http, "/v1/videos", {"prompt": "once"}, key)
+    assert (first.status_code, second.status_code) == (429, 200)
+    assert (await completed(door, second.json()["id"])).status == "completed"
+    assert [video.id async for video in door.openai.videos.list()] == [second.json()["id"]]
 
 
 async def test_idempotency_key_of_a_deleted_video_makes_a_new_one(door: Front) -> None:

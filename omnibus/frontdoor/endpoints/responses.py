@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from msgspec.structs import replace as changed
 from pydantic import TypeAdapter
 
 from omnibus.client.request_events import ClientEvent
-from omnibus.errors import BrokerError, InvalidRequest, OmnibusError, RequestConflict, RequestTooLarge
+from omnibus.errors import InvalidRequest, RequestConflict, RequestTooLarge
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, size_of, timing_headers
 from omnibus.frontdoor.body_route import BodyRoute, naming_fields
@@ -21,6 +20,7 @@ from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import media_type_of, to_data_url
 from omnibus.frontdoor.endpoints.response_shapes import ResponseObject
 from omnibus.frontdoor.endpoints.stored_responses import event_stream, response_answer
+from omnibus.frontdoor.job_submission import submit_job
 from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.responses.chat_turns import ChatTurns, file_ids
 from omnibus.frontdoor.responses.input_items import InputItem, shapes_of
@@ -174,18 +174,10 @@ async def _in_background(
     """Store a response, queue it and submit its request. One that is refused leaves nothing, unless it was there before."""
     request = changed(new.prepared.request, stream=True)
     asked, responses = changed(new.asked, request=encode_request(request)), context.responses
-    record, is_new = await responses.add(new.record, asked)
-    if record.fingerprint != new.record.fingerprint:
-        raise _conflict()
-    if record.ended is None:
-        try:
-            await send(context, http, replace(new.prepared, request=request))
-        except OmnibusError as error:
-            may_be_accepted = new.prepared.keyed and isinstance(error, BrokerError)
-            if is_new and not may_be_accepted:
-                with suppress(BrokerError):
-                    await responses.remove(record)
-            raise
+    record = await submit_job(
+        context, http, responses, lambda: responses.add(new.record, asked),
+        lambda _: replace(new.prepared, request=request), fingerprint=new.record.fingerprint, what="response",
+    )  # fmt: skip
     return event_stream(context, record) if body.stream else await response_answer(context, record)
 
 

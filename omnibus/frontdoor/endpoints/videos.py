@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -13,11 +12,8 @@ from fastapi import Request as HttpRequest
 from pydantic import Field
 
 from omnibus.errors import (
-    BrokerError,
     EngineError,
     InvalidRequest,
-    OmnibusError,
-    RequestConflict,
     RequestTooLarge,
 )
 from omnibus.frontdoor.access import RouteAccess
@@ -28,10 +24,11 @@ from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import file_at
 from omnibus.frontdoor.endpoints.images import MAX_SIDE, MAX_STEPS, Size, sides
 from omnibus.frontdoor.endpoints.stored_videos import VideoObject, video_response
+from omnibus.frontdoor.job_submission import submit_job
 from omnibus.frontdoor.openapi_document import answers_with
 from omnibus.frontdoor.outbound.web_files import NamedFile, is_web_address
 from omnibus.frontdoor.retention import lifetime
-from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, Prepared, identified, prepare, result_of, send, submit
+from omnibus.frontdoor.submitting import Prepared, identified, prepare, result_of, submit
 from omnibus.frontdoor.video_jobs.video_record import NoVideoYet, VideoRecord, VideoStatus, with_prompt
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import ImagePart, Message, Request, TextPart
@@ -147,19 +144,14 @@ async def _started(
         created=now, expires=now + lifetime(http.scope, context.options.keep_videos), key=key, fingerprint=request.fingerprint,
         prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
     )  # fmt: skip
-    record, is_new = await videos.begin(new, request)
-    state["request_id"] = record.id
-    if record.fingerprint != new.fingerprint:
-        raise RequestConflict("this idempotency key was used for another video", param=IDEMPOTENCY_KEY)
-    if record.ended is None:
-        try:
-            await send(context, http, replace(prepared, rid=record.id, request=request))
-        except OmnibusError as error:
-            may_be_accepted = prepared.keyed and isinstance(error, BrokerError)
-            if is_new and not may_be_accepted:
-                with suppress(BrokerError):
-                    await videos.remove(record)
-            raise
+
+    def of(record: VideoRecord) -> Prepared:
+        state["request_id"] = record.id
+        return replace(prepared, rid=record.id, request=request)
+
+    record = await submit_job(
+        context, http, videos, lambda: videos.begin(new, request), of, fingerprint=new.fingerprint, what="video"
+    )
     return await video_response(record, videos.now())
 
 
