@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omnibus.errors import Forbidden, OmnibusError, Unauthorized
 from omnibus.frontdoor.api_keys import KeyTable, Role
-from omnibus.frontdoor.error_answers import error_response
+from omnibus.frontdoor.error_answers import refuse
 from omnibus.frontdoor.headers import sent_header
 from omnibus.frontdoor.retention import KEEP
 
@@ -18,8 +18,6 @@ ASSETS = "/docs-assets"
 """Scripts and styles of the documentation: files of an open-source package, which tell nothing and need no key."""
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """Beginning of the subprotocol that brings a key, as OpenAI's WebSockets have it."""
-POLICY_VIOLATION = 1008
-"""The code that closes a websocket which shows no right key."""
 _STATED = "x-access"
 
 
@@ -104,7 +102,7 @@ class ApiKeys:
         if scope["type"] in ("http", "websocket"):
             refusal = self._check(scope)
             if refusal is not None:
-                await _refuse(refusal, scope, receive, send)
+                await refuse(refusal, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -133,11 +131,3 @@ def subprotocol_key(scope: Scope) -> str:
     """The key among the subprotocols that a WebSocket offers, "" when there is none: browsers can send no headers with one."""
     offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_SUBPROTOCOL))
     return next(offered, "").removeprefix(KEY_SUBPROTOCOL)
-
-
-async def _refuse(error: OmnibusError, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "websocket":  # closed before it is accepted: the server answers with 403
-        await receive()
-        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": error.message})
-        return
-    await error_response(error)(scope, receive, send)

@@ -10,6 +10,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 from typing_extensions import TypedDict
 
 from omnibus.errors import InvalidRequest, OmnibusError, RequestError, RequestTooLarge
@@ -96,6 +98,15 @@ def error_response(error: OmnibusError) -> Response:
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(error_json(error), status_code=error.http_status, headers=headers, media_type=JSON_TYPE)
+
+
+async def refuse(error: OmnibusError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, or the handshake of a WebSocket, with an error."""
+    response = error_response(error)
+    if scope["type"] == "websocket":
+        await WebSocket(scope, receive, send).send_denial_response(response)
+    else:
+        await response(scope, receive, send)
 
 
 def validation_error(problems: Sequence[Any], body: object) -> InvalidRequest:

@@ -82,6 +82,11 @@ class SocketConnection(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         self._unread = _Unread(self.loop.time())
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        # uvicorn takes a handshake that was answered with an error for one that was left open, and logs each as a failure.
+        self.handshake_complete |= self.close_sent
+
     def check(self, now: float) -> None:
         """End the connection of a client that has stopped reading."""
         if self._unread.seconds(self.transport, now) > cast("HttpConfig", self.config).limits.unread_timeout:

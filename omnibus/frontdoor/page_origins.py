@@ -13,10 +13,9 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from omnibus.errors import Forbidden, OmnibusError
-from omnibus.frontdoor.error_answers import error_response
+from omnibus.frontdoor.error_answers import refuse
 from omnibus.frontdoor.headers import sent_header
 
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -60,7 +59,7 @@ class PageOrigins:
         if scope["type"] in ("http", "websocket") and not self._allows_all:
             refusal = self._check(scope)
             if refusal is not None:
-                await _refuse(refusal, scope, receive, send)
+                await refuse(refusal, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -112,11 +111,3 @@ def _is_local(name: str) -> bool:
     except ValueError:
         return name.endswith(".localhost")
     return True
-
-
-async def _refuse(error: OmnibusError, scope: Scope, receive: Receive, send: Send) -> None:
-    response = error_response(error)
-    if scope["type"] == "websocket":
-        await WebSocket(scope, receive, send).send_denial_response(response)
-        return
-    await response(scope, receive, send)

@@ -348,10 +348,13 @@ async def test_a_key_comes_in_a_header_or_in_a_subprotocol(connection: Connectio
         for wrong in ([], [Subprotocol("realtime"), Subprotocol("openai-insecure-api-key.guess")]):
             with pytest.raises(InvalidStatus) as refused:
                 await connect(address, subprotocols=wrong or None)
-            assert refused.value.response.status_code == 403
+            assert refused.value.response.status_code == 401
+            assert json.loads(refused.value.response.body)["error"]["code"] == "invalid_api_key"
 
 
-async def test_a_page_of_another_site_is_refused_unless_it_is_allowed(connection: Connection, pipeline: str) -> None:
+async def test_a_page_of_another_site_is_refused_unless_it_is_allowed(
+    connection: Connection, pipeline: str, caplog: pytest.LogCaptureFixture
+) -> None:
     options = Options(allowed_origins=("https://good.example",))
     async with front(connection, talker(pipeline), options, workers=False) as door:
         address = f"ws://127.0.0.1:{door.server.port}/v1/realtime?model={pipeline}"
@@ -361,6 +364,8 @@ async def test_a_page_of_another_site_is_refused_unless_it_is_allowed(connection
         with pytest.raises(InvalidStatus) as refused:
             await connect(address, origin=Origin("https://evil.example"))
         assert refused.value.response.status_code == 403
+        assert json.loads(refused.value.response.body)["error"]["code"] == "cross_origin"
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
 async def test_a_client_that_does_not_read_is_let_go(connection: Connection, pipeline: str) -> None:
