@@ -29,7 +29,7 @@ class KeyedJob(JobRecord, Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of its request: another one under the same key is a conflict."""
+        """Digest of its request: another request under the same key is a conflict."""
 
 
 R = TypeVar("R", bound=KeyedJob)
@@ -86,5 +86,5 @@ async def _submitted(context: FrontDoorContext, jobs: KeyedJobs[R], record: R, p
 
 
 def _is_refused(error: OmnibusError, prepared: Prepared, age: float) -> bool:
-    """Whether the request of a job that is so many seconds old will never be accepted, from whomever."""
+    """Whether the request of a job that is so many seconds old will never be accepted."""
     return not prepared.keyed or (not isinstance(error, BrokerError) and age < ADMISSION - _MARGIN)

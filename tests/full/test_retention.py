@@ -13,8 +13,8 @@ from omnibus.files.tenant_usage import TenantUsage
 from omnibus.frontdoor.api_keys import KeyFile, KeyTable, Role
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.responses.response_store import ResponseStore
-from tests.integration.test_video_jobs import films
 from tests.support.batches import begun, chat, ended
+from tests.support.filming_stages import films
 from tests.support.front import front, omni_sim
 
 pytestmark = [

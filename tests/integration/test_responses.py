@@ -27,7 +27,6 @@ from tests.integration.test_answer_fields import spec_of
 from tests.support import answering_stage
 from tests.support.batches import answers, begun, ended, request
 from tests.support.front import Front, front, omni_sim
-from tests.support.refused_jobs import first_refused
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -337,15 +336,6 @@ async def test_a_repeated_call_is_the_same_response(door: Front) -> None:
         assert (again.json()["status"], again.json()["id"]) == ("completed", made[0])
         different = await door.http.post("/v1/responses", json={"input": "other", **fields}, headers=headers)
         assert different.status_code == 409
-
-
-async def test_a_repeat_makes_the_response_whose_first_call_is_refused_in_the_same_moment(
-    door: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key, body = {"Idempotency-Key": "at-once"}, {"input": "once", "background": True}
-    first, second = await first_refused(monkeypatch, door.http, "/v1/responses", body, key)
-    assert (first.status_code, second.status_code) == (429, 200)
-    assert (await finished(door, second.json()["id"])).output_text == "once"
 
 
 async def test_nothing_is_stored_when_the_tenant_has_no_room(connection: Connection, pipeline: str) -> None:

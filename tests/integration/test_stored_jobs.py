@@ -24,8 +24,8 @@ from omnibus.frontdoor.batching.line_answers import LineAnswers
 from omnibus.frontdoor.batching.line_window import LineWindows
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.responses.response_store import ResponseStore
-from tests.integration.test_video_jobs import films
 from tests.support.batches import answers, begun, chat, ended, request
+from tests.support.filming_stages import films
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
 

@@ -12,7 +12,6 @@ import numpy as np
 import openai
 import pytest
 import pytest_asyncio
-from msgspec.structs import replace
 from openai.types import Video
 from PIL import Image
 
@@ -32,13 +31,11 @@ from omnibus.frontdoor.video_jobs import video_runner
 from omnibus.frontdoor.video_jobs.video_record import VideoRecord
 from omnibus.frontdoor.video_jobs.video_store import VideoStore
 from omnibus.media import pictures
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire import stores, subjects
 from omnibus.wire.request import Message, Request
 from tests.support.filmed_text import text_of
-from tests.support.filming_stages import UNFILMABLE, digest_of
+from tests.support.filming_stages import UNFILMABLE, digest_of, films
 from tests.support.front import Front, front, omni_sim
-from tests.support.refused_jobs import first_refused
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -47,14 +44,6 @@ pytestmark = [
 ]
 PICTURE = pictures.encoded(np.zeros((16, 16, 3), np.uint8))
 SLOWLY = {"camera": {"pause": 0.4}}
-
-
-def films(name: str, **changed: object) -> PipelineSpec:
-    camera = StageSpec(
-        stage_id=0, name="camera", engine="python", model="tests.support.filming_stages:film", slots=4,
-        final_output=True, final_output_type="video", engine_args={"outputs": {"video": "video", "fps": "json"}},
-    )  # fmt: skip
-    return replace(PipelineSpec(name=name, deadline=30.0, stages=(camera,)), **changed)
 
 
 def keys(name: str) -> Options:
@@ -284,16 +273,6 @@ async def test_the_same_idempotency_key_makes_one_video(door: Front) -> None:
     assert (await completed(door, video_id)).status == "completed"
     assert (await door.http.post("/v1/videos", json=body, headers=key)).json()["status"] == "completed"
     assert [video.id async for video in door.openai.videos.list()] == [video_id]
-
-
-async def test_a_repeat_makes_the_video_whose_first_call_is_refused_in_the_same_moment(
-    door: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = {"Idempotency-Key": f"{door.spec.name}-1"}
-    first, second = await first_refused(monkeypatch, door.http, "/v1/videos", {"prompt": "once"}, key)
-    assert (first.status_code, second.status_code) == (429, 200)
-    assert (await completed(door, second.json()["id"])).status == "completed"
-    assert [video.id async for video in door.openai.videos.list()] == [second.json()["id"]]
 
 
 async def test_idempotency_key_of_a_deleted_video_makes_a_new_one(door: Front) -> None:

@@ -25,9 +25,8 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.webhooks import webhook_event
 from omnibus.webhooks.webhook_event import UnknownWebhook
 from omnibus.webhooks.webhook_store import WebhookStore
-from tests.integration.test_video_jobs import films
 from tests.support.batches import begun, chat, ended
-from tests.support.filming_stages import UNFILMABLE
+from tests.support.filming_stages import UNFILMABLE, films
 from tests.support.front import front, omni_sim
 from tests.support.waiting import eventually
 from tests.support.web_server import WebServer, redirect, web_server

@@ -7,7 +7,10 @@ import hashlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from omnibus.errors import EngineRejected
+from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.wire.request import media_parts
 from omnibus.workers.engines.protocol import Progress, StageInput
 from tests.support.filmed_text import frames_of
@@ -34,3 +37,12 @@ async def film(stage_input: StageInput, sampling: Mapping[str, Any]) -> AsyncIte
 def digest_of(data: bytes) -> str:
     """The word for a picture in a film."""
     return hashlib.sha256(data).hexdigest()[:8]
+
+
+def films(name: str, **changed: object) -> PipelineSpec:
+    """A pipeline of one camera; `changed` are fields of it."""
+    camera = StageSpec(
+        stage_id=0, name="camera", engine="python", model="tests.support.filming_stages:film", slots=4,
+        final_output=True, final_output_type="video", engine_args={"outputs": {"video": "video", "fps": "json"}},
+    )  # fmt: skip
+    return replace(PipelineSpec(name=name, deadline=30.0, stages=(camera,)), **changed)
