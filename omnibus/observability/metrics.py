@@ -160,12 +160,20 @@ class SharedMetrics(Collector):
         """One family a name, with the samples of every process. Reads files alone: a process that hangs holds up nothing."""
         families: dict[str, Metric] = {}
         for process in sorted(path for path in self._folder.iterdir() if path.is_dir()):
-            files = [str(path) for path in process.glob("*.db") if path.stat().st_size]  # else it is being made
+            files = [str(path) for path in process.glob("*.db") if _is_filled(path)]
             for found in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
                 family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
                 for sample in found.samples:
                     family.add_sample(sample.name, {**sample.labels, "process": process.name}, sample.value)
         yield from families.values()
+
+
+def _is_filled(path: Path) -> bool:
+    """Whether a file has values: one that is being made has none yet, one of gauges may go with the process before it."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _tasks() -> float:

@@ -18,6 +18,7 @@ from omnibus.errors import BrokerUnavailable
 from omnibus.frontdoor.api_keys import read_setting
 from omnibus.frontdoor.context import Options
 from omnibus.frontdoor.error_answers import ErrorAnswer, error_detail
+from omnibus.frontdoor.served import Served, ServedModels
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 from tests.support.dying import HELLO, bury, healthy
@@ -72,6 +73,27 @@ async def test_cluster_is_seen_live_with_rates_and_times(connection: Connection,
         {"source": 0, "target": target, "stream": False, "forwarding": "orchestrator"} for target in (1, 2)
     ]
     assert stage_of(look, 2)["ran_seconds"] is None, "no sound was asked for"
+
+
+async def test_events_go_on_when_the_broker_fails_behind_a_look(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = ServedModels.all, 0
+
+    async def fails_once(self: ServedModels) -> list[Served]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise BrokerUnavailable
+        return await real(self)
+
+    async with front(connection, omni_sim(pipeline), workers=False) as front_door:
+        monkeypatch.setattr(ServedModels, "all", fails_once)
+        followed = looks(front_door)
+        seen = [(await anext(followed)) for _ in range(3)]
+        await followed.aclose()
+    assert [event for event, _ in seen] == ["cluster", "error", "cluster"]
+    assert seen[1][1]["error"]["code"] == BrokerUnavailable.code
 
 
 def read(event: dict[str, Any]) -> dict[str, Any]:

@@ -78,3 +78,23 @@ def test_gauge_goes_down_and_is_set_when_processes_share_metrics(folder: Path, s
     assert seen(folder, "omnibus_num_requests_running", pipeline="p", stage="0") == 1.0
     busy.set(7.0)
     assert seen(folder, "omnibus_num_requests_running", pipeline="p", stage="0") == 7.0
+
+
+def test_others_are_read_when_a_process_removes_the_file_of_its_gauges_in_the_same_moment(
+    folder: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = start()
+    metrics.redriven.labels("p").inc()
+    metrics.busy_slots.labels("p", "0").inc()
+    listed = Path.glob
+
+    def removed_behind(self: Path, pattern: str) -> Iterator[Path]:
+        found = [*listed(self, pattern)]
+        for path in found:
+            if path.name.startswith("gauge"):
+                path.unlink()
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", removed_behind)
+    assert seen(folder, "omnibus_requests_redriven_total", pipeline="p") == 1.0
+    assert seen(folder, "omnibus_num_requests_running", pipeline="p", stage="0") is None

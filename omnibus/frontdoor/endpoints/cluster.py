@@ -120,10 +120,20 @@ async def follow_cluster(http: HttpRequest, context: Context) -> Response:
 async def _events(http: HttpRequest, context: FrontDoorContext) -> AsyncIterator[bytes]:
     async with aclosing(context.feed.follow()) as looks:
         async for look in looks:
-            if isinstance(look, BrokerError):
-                yield frame(ErrorAnswer(error=error_detail(look)), event="error")
+            answer = look if isinstance(look, BrokerError) else await _answer_or_error(look, http, context)
+            if isinstance(answer, BrokerError):
+                yield frame(ErrorAnswer(error=error_detail(answer)), event="error")
             else:
-                yield frame(await _answer(look, http, context), event="cluster")
+                yield frame(answer, event="cluster")
+
+
+async def _answer_or_error(
+    looks: list[PipelineLook], http: HttpRequest, context: FrontDoorContext
+) -> ClusterAnswer | BrokerError:
+    try:
+        return await _answer(looks, http, context)
+    except BrokerError as error:  # the outage began behind the look
+        return error
 
 
 async def _answer(looks: list[PipelineLook], http: HttpRequest, context: FrontDoorContext) -> ClusterAnswer:
