@@ -9,39 +9,17 @@ from contextlib import asynccontextmanager
 from omnibus.broker.connection import Connection
 from omnibus.observability.metrics import Metrics
 from omnibus.pipeline.allowed_code import AllowedCode, environment_of
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.registry.death.claim_book import ClaimBook
 from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.presence.replica_view import ReplicaView
-from omnibus.workers.initialisation.plans import LogicalStageInitPlan, plan_stages
+from omnibus.workers.initialisation.plans import LogicalStageInitPlan
 from omnibus.workers.interpreters import interpreter_of, version_environment
 from omnibus.workers.supervisor import ChildDeath, ProcessSpec
 
 QUIET: Mapping[str, str] = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
 """Defaults of the environment of replicas, below the operator's and the stage's: progress bars of loaders and advice
 from one library to another would fill the log."""
-
-
-def replica_processes(
-    spec: PipelineSpec,
-    stage: StageSpec,
-    num_replicas: int | None = None,
-    *,
-    broker: Mapping[str, str],
-    grace: float = 30.0,
-    start_timeout: float = 300.0,
-) -> list[ProcessSpec]:
-    """One process a replica, each seeing its own share of the stage's devices.
-
-    The specification is the caller's own, and so is the code that it names. `num_replicas` overrides the stage's own;
-    `broker` has the variables by which they find the broker (`Addresses.environment`). Raises ValueError when the devices
-    cannot be shared out so.
-    """
-    plans = plan_stages(spec, {stage.stage_id}, replicas=num_replicas)
-    plan = next(plan for plan in plans if plan.stage_id == stage.stage_id)
-    return planned_processes(
-        spec, plan, allowed=AllowedCode.of(spec), broker=broker, grace=grace, start_timeout=start_timeout
-    )
 
 
 def planned_processes(

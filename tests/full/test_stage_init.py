@@ -31,9 +31,9 @@ from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.wire.request import Request
 from omnibus.workers.engines.vllm.arguments import environment
 from omnibus.workers.replica import Replica
-from omnibus.workers.replica_processes import replica_processes
 from omnibus.workers.supervisor import Supervisor
 from tests.support.served import start, write_pipeline
+from tests.support.stage_processes import stage_processes
 from tests.support.waiting import eventually
 from tools.serving import Serving, serving
 
@@ -152,7 +152,7 @@ async def test_stage_and_replica_are_named_when_an_engine_never_loads(
     spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=2.0)
     await deploy_pipeline(connection, spec)
     supervisor = Supervisor(
-        replica_processes(spec, stage, broker={"OMNIBUS_NATS_URL": connection.url}, start_timeout=1.0), grace=5
+        stage_processes(spec, stage, broker={"OMNIBUS_NATS_URL": connection.url}, start_timeout=1.0), grace=5
     )
     async with asyncio.timeout(30):
         with pytest.raises(StageStartError) as caught:
@@ -186,7 +186,7 @@ async def test_engines_load_one_after_the_other_when_they_share_a_device(
     processes = [
         process
         for stage in stages
-        for process in replica_processes(spec, stage, broker={"OMNIBUS_NATS_URL": connection.url})
+        for process in stage_processes(spec, stage, broker={"OMNIBUS_NATS_URL": connection.url})
     ]
     supervisor = Supervisor(processes, grace=5)
     running = asyncio.create_task(supervisor.run())

@@ -20,9 +20,10 @@ from omnibus.registry.death.failure_detector import FailureDetector
 from omnibus.registry.deployed_pipelines import deploy_pipeline
 from omnibus.registry.presence.replica_view import ReplicaView
 from omnibus.workers.hang_detector import HangWatch
-from omnibus.workers.replica_processes import DeathReporter, replica_processes
+from omnibus.workers.replica_processes import DeathReporter
 from omnibus.workers.supervisor import Supervisor
 from tests.support.stage_bench import HEARTBEAT_TIMEOUT, StageBench, stage_bench
+from tests.support.stage_processes import stage_processes
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -41,7 +42,7 @@ async def supervised(
     ):
         listener = DeathReporter(view, FailureDetector(bench.conn, spec.name, claims), bench.conn.metrics)
         supervisor = Supervisor(
-            replica_processes(spec, stage, replicas, broker={"OMNIBUS_NATS_URL": bench.conn.url}, grace=5),
+            stage_processes(spec, stage, replicas, broker={"OMNIBUS_NATS_URL": bench.conn.url}, grace=5),
             grace=10,
             on_death=listener,
         )
@@ -189,7 +190,7 @@ async def test_replica_that_cannot_start_is_not_started_again(
     spec = PipelineSpec(name=pipeline, stages=(stage,), heartbeat_timeout=HEARTBEAT_TIMEOUT)
     await deploy_pipeline(connection, spec)
     supervisor = Supervisor(
-        replica_processes(spec, stage, 1, broker={"OMNIBUS_NATS_URL": connection.url}, start_timeout=1.0)
+        stage_processes(spec, stage, 1, broker={"OMNIBUS_NATS_URL": connection.url}, start_timeout=1.0)
     )
     async with asyncio.timeout(30):
         with pytest.raises(StageStartError, match=r"broken\.0 cannot start") as raised:

@@ -28,7 +28,7 @@ from omnibus.workers.initialisation import (
     terminate_alive_proc,
 )
 from omnibus.workers.initialisation.environment import engine_environment
-from omnibus.workers.replica_processes import replica_processes
+from tests.support.stage_processes import stage_processes
 
 pytestmark = pytest.mark.unit
 
@@ -182,7 +182,7 @@ def test_replicas_are_quiet_unless_operator_or_stage_says_otherwise(monkeypatch:
     monkeypatch.setenv("PYTHONWARNINGS", "default")
     told = PipelineSpec(name="p", stages=(StageSpec(stage_id=0, name="s", engine="sim", env={"TQDM_DISABLE": "0"}),))
     for spec, bars in ((SPEC, "1"), (told, "0")):
-        (first, *_) = replica_processes(spec, spec.stages[0], 1, broker={})
+        (first, *_) = stage_processes(spec, spec.stages[0], 1, broker={})
         assert (first.env["TQDM_DISABLE"], "PYTHONWARNINGS" in first.env) == (bars, False)
 
 
