@@ -12,10 +12,11 @@ from typing import Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 
-from omnibus.errors import BrokerError, OmnibusError, RequestConflict, UnknownRequest
+from omnibus.errors import BrokerError, OmnibusError, UnknownRequest
 from omnibus.frontdoor.context import FrontDoorContext
+from omnibus.frontdoor.idempotency_keys import key_conflict
 from omnibus.frontdoor.job_records import JobRecord
-from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, Prepared, send
+from omnibus.frontdoor.submitting import Prepared, send
 
 ADMISSION = 5.0
 """Seconds after a job's creation in which nobody but its creator submits it."""
@@ -55,7 +56,7 @@ async def submit_job(
     while True:
         record, is_new = await begin()
         if record.fingerprint != fingerprint:
-            raise RequestConflict(f"this idempotency key was used for another {what}", param=IDEMPOTENCY_KEY)
+            raise key_conflict(what)
         if record.ended is not None:
             return record
         own = prepared(record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
@@ -25,7 +24,8 @@ from omnibus.errors import (
 from omnibus.frontdoor.bodies import AskingBody
 from omnibus.frontdoor.body_route import fingerprint, off_loop
 from omnibus.frontdoor.context import FrontDoorContext
-from omnibus.frontdoor.headers import GONE, sent_header
+from omnibus.frontdoor.headers import GONE
+from omnibus.frontdoor.idempotency_keys import key_conflict, request_key
 from omnibus.frontdoor.named_files import fetch_named
 from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.stage_readiness import NotReady
@@ -36,11 +36,8 @@ from omnibus.pipeline.routing import plan_route
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
-IDEMPOTENCY_KEY = "Idempotency-Key"
 DEFERRED: Final = "deferred"
 """Key of a scope's state: the request is a line of a batch. It takes the lane for those, and may be submitted again."""
-MAX_KEY_LENGTH = 255
-_RID_LENGTH = 40
 CANCEL_TIMEOUT = 5.0
 _log = get_logger(__name__)
 B = TypeVar("B", bound=AskingBody)
@@ -172,9 +169,7 @@ async def send(context: FrontDoorContext, http: HttpRequest, prepared: Prepared)
         if (
             isinstance(error, RequestConflict) and prepared.keyed
         ):  # the caller knows its key, not the id that is made of it
-            raise RequestConflict(
-                "this idempotency key was used for a different request", param=IDEMPOTENCY_KEY
-            ) from error
+            raise key_conflict("request") from error
         raise
     until = asyncio.get_running_loop().time() + submission.timeout
     return Accepted(submission, prepared.served, prepared.keyed, until, state["field_of"])
@@ -255,25 +250,3 @@ async def in_time(accepted: Accepted, work: Awaitable[T]) -> T:
 async def _disconnected(http: HttpRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-def request_key(http: HttpRequest, tenant: str, pipeline: str) -> str:
-    """The token of the idempotency key that a caller sent; empty without one. Raises InvalidRequest for one of a wrong length."""
-    key = sent_header(http.scope, "idempotency-key")
-    if key is None:
-        return ""
-    if not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY_LENGTH} characters", param=IDEMPOTENCY_KEY)
-    return keyed_rid(tenant, pipeline, key)
-
-
-def keyed_rid(tenant: str, pipeline: str, key: str) -> str:
-    """The id of every request that a caller sends with this idempotency key.
-
-    A hash, so that a caller's words never become a subject, and so that callers cannot reach each other's requests:
-    the tenant, which stands for the API key, is part of it. The pipeline is, because each has a ledger of its own.
-    """
-    # Lengths go first: ("a", "bc") and ("ab", "c") must differ.
-    parts = (tenant, pipeline, key)
-    text = "".join(f"{len(part)}:{part}" for part in parts)
-    return hashlib.sha256(text.encode()).hexdigest()[:_RID_LENGTH]

@@ -11,7 +11,7 @@ from omnibus.broker.connection import Connection
 from omnibus.broker.layout import ensure_layout, layout_of
 from omnibus.client.producer import Producer
 from omnibus.errors import UnknownRequest
-from omnibus.frontdoor.submitting import keyed_rid
+from omnibus.frontdoor.idempotency_keys import keyed_rid
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.registry.deployed_pipelines import deploy_pipeline

@@ -18,7 +18,7 @@ from omnibus.client import channel
 from omnibus.client.request_events import Result
 from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.context import Options
-from omnibus.frontdoor.submitting import keyed_rid
+from omnibus.frontdoor.idempotency_keys import keyed_rid
 from omnibus.ledger.work_queue import WorkQueue
 from omnibus.wire import stores
 from tests.support.front import Front, front, omni_sim

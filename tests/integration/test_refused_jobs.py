@@ -1,4 +1,4 @@
-"""Two calls at once under one idempotency key, of which the one that stored the job is refused."""
+"""Two calls at once under one idempotency key: the one that stored the job is refused, or they ask for different things."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import pytest
 
 from omnibus.broker.connection import Connection
 from omnibus.errors import Overloaded
+from omnibus.files.file_store import FileStore
 from omnibus.frontdoor import job_submission
+from omnibus.frontdoor.job_records import JobRecords
+from omnibus.frontdoor.video_jobs.video_store import VideoStore
 from tests.support.filming_stages import films
-from tests.support.front import front, omni_sim
+from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -64,3 +67,51 @@ async def test_a_repeat_makes_the_job_whose_first_call_is_refused_in_the_same_mo
         await eventually(is_completed, 20.0, what="the job is completed")
         again = await door.http.post(path, json=body, headers=key)
     assert (again.status_code, again.json()["id"]) == (200, second.json()["id"])
+
+
+def _slow_queue(monkeypatch: pytest.MonkeyPatch, *delays: float) -> None:
+    """The jobs of two calls are as many seconds on their way to the queue, before there is a record of either."""
+    real, left = JobRecords.enqueue, [*delays]
+
+    async def enqueue(self: JobRecords[Any], record: Any, subject: str) -> None:
+        await asyncio.sleep(left.pop(0))
+        await real(self, record, subject)
+
+    monkeypatch.setattr(JobRecords, "enqueue", enqueue)
+
+
+async def _both(door: Front, path: str, bodies: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The job of the call that is accepted, and its id; the other one is a conflict."""
+    key = {"Idempotency-Key": door.spec.name}
+    answers = await asyncio.gather(*(door.http.post(path, json=body, headers=key) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    conflict = next(answer.json()["error"] for answer in answers if answer.status_code == 409)
+    assert (conflict["code"], conflict["param"]) == ("request_conflict", "Idempotency-Key")
+    return next((body, one.json()["id"]) for body, one in zip(bodies, answers, strict=True) if one.status_code == 200)
+
+
+async def test_video_keeps_its_own_input_when_another_is_asked_for_under_its_key_at_once(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _slow_queue(monkeypatch, 0.3, 0.3)
+    async with front(connection, films(pipeline), videos=True) as door:
+        body, video_id = await _both(door, "/v1/videos", [{"prompt": prompt} for prompt in ("a cat", "a dog")])
+        videos = VideoStore(connection, FileStore(connection, quota=1 << 30))
+        record = await videos.find(None, video_id)
+        assert (record.prompt, (await videos.request(record)).text()) == (body["prompt"], body["prompt"])
+
+
+async def test_response_keeps_its_own_input_when_another_is_asked_for_under_its_key_at_once(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _slow_queue(monkeypatch, 0.6, 0.1)
+    async with front(connection, omni_sim(pipeline), responses=True) as door:
+        bodies = [{"input": text, "background": True} for text in ("a cat", "a dog")]
+        body, response_id = await _both(door, "/v1/responses", bodies)
+        (asked,) = (await door.openai.responses.input_items.list(response_id)).data
+
+        async def answered() -> str:
+            return (await door.openai.responses.retrieve(response_id)).output_text
+
+        assert asked.content[0].text == body["input"]  # type: ignore[union-attr]
+        assert await eventually(answered, 20.0, what="it is answered") == body["input"]

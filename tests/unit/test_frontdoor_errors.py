@@ -20,8 +20,8 @@ from omnibus.errors import (
 from omnibus.frontdoor.body_route import parse
 from omnibus.frontdoor.endpoints.chat import ChatBody
 from omnibus.frontdoor.error_answers import error_response, validation_error
+from omnibus.frontdoor.idempotency_keys import keyed_rid
 from omnibus.frontdoor.realtime.client_events import ClientEvent
-from omnibus.frontdoor.submitting import keyed_rid
 from omnibus.pipeline.spec import NAME_PATTERN
 
 pytestmark = pytest.mark.unit

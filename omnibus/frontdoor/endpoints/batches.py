@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from omnibus.batches.batch_record import BatchRecord, BatchStatus, window_seconds
-from omnibus.errors import InvalidRequest, Overloaded, RequestConflict
+from omnibus.errors import InvalidRequest, Overloaded
 from omnibus.files.file_record import UnknownFile
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
@@ -19,8 +19,8 @@ from omnibus.frontdoor.bodies import DEFAULT_TENANT, Body, Metadata
 from omnibus.frontdoor.body_route import BodyRoute, fingerprint
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.user_files import LONGEST, SHORTEST
+from omnibus.frontdoor.idempotency_keys import key_conflict, request_key
 from omnibus.frontdoor.retention import KEEP, lifetime
-from omnibus.frontdoor.submitting import IDEMPOTENCY_KEY, request_key
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -148,7 +148,7 @@ async def create_batch(body: BatchBody, http: HttpRequest, context: Context) -> 
     if record is None:
         record = await store.create(await _new_batch(context, http, body, batch_id, shape))
     if record.fingerprint != shape:
-        raise RequestConflict("this idempotency key was used for another batch", param=IDEMPOTENCY_KEY)
+        raise key_conflict("batch")
     return await json_response(lambda: batch_object(record))
 
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace as changed
 from pydantic import TypeAdapter
 
 from omnibus.client.request_events import ClientEvent
-from omnibus.errors import InvalidRequest, RequestConflict, RequestTooLarge
+from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, size_of, timing_headers
 from omnibus.frontdoor.body_route import BodyRoute, naming_fields
@@ -20,6 +20,7 @@ from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.data_urls import media_type_of, to_data_url
 from omnibus.frontdoor.endpoints.response_shapes import ResponseObject
 from omnibus.frontdoor.endpoints.stored_responses import event_stream, response_answer
+from omnibus.frontdoor.idempotency_keys import key_conflict
 from omnibus.frontdoor.job_submission import submit_job
 from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.responses.chat_turns import ChatTurns, file_ids
@@ -32,7 +33,7 @@ from omnibus.frontdoor.responses.response_record import ResponseNotReady, Respon
 from omnibus.frontdoor.responses.response_store import item_list
 from omnibus.frontdoor.retention import lifetime
 from omnibus.frontdoor.streaming import EventStream, Frames, frame
-from omnibus.frontdoor.submitting import DEFERRED, IDEMPOTENCY_KEY, Accepted, Prepared, prepare, result_of, send
+from omnibus.frontdoor.submitting import DEFERRED, Accepted, Prepared, prepare, result_of, send
 from omnibus.wire.request import encode_request
 
 router = APIRouter(route_class=BodyRoute)
@@ -184,12 +185,8 @@ async def _in_background(
 async def _known(context: FrontDoorContext, body: ResponseBody, known: ResponseRecord, new: ResponseRecord) -> Response:
     """The answer to a body that was sent before under the same idempotency key."""
     if known.fingerprint != new.fingerprint:
-        raise _conflict()
+        raise key_conflict("response")
     return event_stream(context, known) if body.stream else await response_answer(context, known)
-
-
-def _conflict() -> RequestConflict:
-    return RequestConflict("this idempotency key was used for another response", param=IDEMPOTENCY_KEY)
 
 
 def head_of(body: ResponseBody, record: ResponseRecord, model: str) -> dict[str, Any]:

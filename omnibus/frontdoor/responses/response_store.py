@@ -15,6 +15,7 @@ from omnibus.errors import AttemptSuperseded, BrokerUnavailable, PayloadLost, Re
 from omnibus.files.line_log import LineLog
 from omnibus.files.tenant_usage import TenantUsage
 from omnibus.frontdoor.body_route import off_loop
+from omnibus.frontdoor.idempotency_keys import key_conflict
 from omnibus.frontdoor.job_records import JobRecords
 from omnibus.frontdoor.responses.log_pieces import (
     AskedResponse,
@@ -78,16 +79,21 @@ class ResponseStore(JobRecords[ResponseRecord]):
     async def add(self, record: ResponseRecord, asked: AskedResponse) -> tuple[ResponseRecord, bool]:
         """Store a response in the background that begins, and queue it; the stored one where one of its id is there.
 
-        Beside it, whether it was stored by this call. What was asked for counts in its tenant's quota from now on.
+        Beside it, whether it was stored by this call. What was asked for counts in its tenant's quota from now on. Raises
+        RequestConflict where another call under its idempotency key has asked for something else.
         """
         if (found := await self.known(record.owner, record.id)) is not None:
             return found, False
         log = self._log(record)
         try:
             await log.append(line_of(asked))
-        except RevisionConflict:  # of an attempt that died; it asked for the same
-            if not any(isinstance(piece, AskedResponse) for piece in pieces_in([line async for line in log.lines()])):
+        except RevisionConflict:  # of another call under the same key, which died, or is at it
+            pieces = pieces_in([line async for line in log.lines()])
+            before = next((piece for piece in pieces if isinstance(piece, AskedResponse)), None)
+            if before is None:
                 await log.append(line_of(asked))
+            elif before.request != asked.request:
+                raise key_conflict("response") from None
         await self.enqueue(record, subjects.queued_response(record.id))
         return await self._created(replace(record, nbytes=log.nbytes))
 

@@ -58,9 +58,12 @@ class VideoStore(JobRecords[VideoRecord]):
         if (found := await self.known(record.owner, record.id)) is not None:
             return found
         await self._files.check_room(record.owner, sum(one.nbytes for one in await self.records.all(record.owner)))
-        await self._requests.store(_request_name(record.id), _whole(data), ttl=self.left(record))
+        await self._requests.store(_request_name(record), _whole(data), ttl=self.left(record))
         await self.enqueue(record, subjects.queued_video(record.id))
-        return await self.create(record)
+        stored = await self.create(record)
+        if _request_name(stored) != _request_name(record):
+            await self._requests.delete(_request_name(record))
+        return stored
 
     async def page(self, owner: str | None, *, after: str | None, limit: int, oldest_first: bool) -> Page[VideoRecord]:
         """At most `limit` of a tenant's videos, behind the one with the id `after`."""
@@ -68,7 +71,7 @@ class VideoStore(JobRecords[VideoRecord]):
 
     async def request(self, record: VideoRecord) -> Request:
         """The request that a video is made by; raises PayloadLost."""
-        pieces = [piece async for piece in self._requests.read(_request_name(record.id))]
+        pieces = [piece async for piece in self._requests.read(_request_name(record))]
         return decode_request(b"".join(pieces))
 
     async def keep_file(self, record: VideoRecord, data: bytes) -> None:
@@ -94,7 +97,7 @@ class VideoStore(JobRecords[VideoRecord]):
 
     async def _discard(self, record: VideoRecord) -> None:
         await self.bucket.delete(self.key(record))
-        await self._requests.delete(_request_name(record.id))
+        await self._requests.delete(_request_name(record))
 
     async def remove_file(self, record: VideoRecord) -> None:
         """Remove the file of a video, if there is one."""
@@ -102,8 +105,9 @@ class VideoStore(JobRecords[VideoRecord]):
             await self._files.delete(record.owner, record.file_id)
 
 
-def _request_name(video_id: str) -> str:
-    return f"{video_id}.request"
+def _request_name(record: VideoRecord) -> str:
+    """The name of what a video is made by: two calls at once under one key may ask for different ones."""
+    return f"{record.id}.{record.fingerprint or 'request'}" if record.key else f"{record.id}.request"
 
 
 async def _whole(data: bytes) -> AsyncIterator[bytes]:
