@@ -31,10 +31,12 @@ _SEED = re.compile(r"^SU[A-Z2-7]{56}$", re.MULTILINE)
 _PASSWORD = re.compile(r"^([^\s:#]+):(\S+)$", re.MULTILINE)
 _ROLES: Mapping[str, tuple[str, ...]] = {
     "submit": ("frontdoor", "operator"), "cancel": ("frontdoor", "operator"), "client": ("frontdoor", "operator"),
-    "requests": ("frontdoor", "operator"), "queue": ("frontdoor", "operator", "observer"),
+    "chat": ("frontdoor", "operator"), "requests": ("frontdoor", "operator"), "queue": ("frontdoor", "operator", "observer"),
     "status": ("observer", "operator"), "list": ("observer", "operator"), "doctor": ("operator", "observer"),
 }  # fmt: skip
 """Roles that may do what a command does, the least one first; a command that is not here needs its own or the operator's."""
+_PROCESSES = ("frontdoor", "orchestrator", "worker", "supervisor", "producer")
+"""Roles of processes; other commands have none of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +87,17 @@ class Access:
         if folder is None or not folder.is_dir():
             return folder
         files = {path: _described(path) for path in sorted(folder.glob(f"*{SEED_SUFFIX}"))}
-        for wanted in _ROLES.get(role, (role,) if role == SYSTEM_ROLE else (role, "operator")):
+        fitting = _ROLES.get(role) or ((role,) if stage is not None or role == SYSTEM_ROLE else _own(role))
+        for wanted in fitting:
             for path, about in files.items():
                 if about.get("role") == wanted and (stage is None or stage in about.get("stages", "").split()):
                     return path
-        which = f"{role} of stage {stage}" if stage is not None else role
+        which = " or ".join(fitting) + (f" of stage {stage}" if stage is not None else "")
+        make = f"{fitting[0]} --stage {stage}" if stage is not None else fitting[0]
         there = ", ".join(path.name for path in files) or f"no file *{SEED_SUFFIX}"
         raise ConfigError(
-            f"OMNIBUS_NATS_CREDENTIALS names {folder}, where nothing is for the role {which} (there: {there}); make one with "
-            f"`omnibus nats credentials`"
+            f"OMNIBUS_NATS_CREDENTIALS names {folder}, where nothing is for the role {which} (there: {there}): copy it from "
+            f"where the server's credentials are, or make it there with `omnibus nats credentials {make} …`"
         )
 
     def certificates(self) -> list[Path]:
@@ -158,6 +162,10 @@ def public_key(seed: str) -> str:
         return bytes(pair.public_key).decode()
     except (nkeys.NkeysError, ValueError) as error:
         raise ConfigError("not the seed of an nkey") from error
+
+
+def _own(role: str) -> tuple[str, ...]:
+    return (role, "operator") if role in _PROCESSES else ("operator",)
 
 
 def _signed(path: Path, text: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class _Transport(TcpTransport):  # type: ignore[misc] # untyped
         return True  # or nats-py would put its own in its place
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: float) -> None:
-        reader, protocol = self._ends(buffer_size)
+        reader, protocol = self._ends(buffer_size, asyncio.StreamReaderProtocol)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(connect_timeout):
             transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 0)
@@ -64,7 +64,7 @@ class _Transport(TcpTransport):  # type: ignore[misc] # untyped
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: float
     ) -> None:
-        reader, protocol = self._ends(buffer_size)
+        reader, protocol = self._ends(buffer_size, _OverTls)
         name = uri if isinstance(uri, str) else uri.hostname
         async with asyncio.timeout(connect_timeout):
             transport = await asyncio.get_running_loop().start_tls(
@@ -72,9 +72,11 @@ class _Transport(TcpTransport):  # type: ignore[misc] # untyped
             )
         self._use(reader, protocol, transport)
 
-    def _ends(self, limit: int) -> tuple[MessageReader, asyncio.StreamReaderProtocol]:
+    def _ends(
+        self, limit: int, kind: type[asyncio.StreamReaderProtocol]
+    ) -> tuple[MessageReader, asyncio.StreamReaderProtocol]:
         reader = MessageReader(self._listeners, limit)
-        return reader, asyncio.StreamReaderProtocol(reader)
+        return reader, kind(reader)
 
     def _use(
         self, reader: MessageReader, protocol: asyncio.StreamReaderProtocol, transport: Any
@@ -83,6 +85,15 @@ class _Transport(TcpTransport):  # type: ignore[misc] # untyped
         self.out, self._io_reader = transport, reader
         self._io_writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
         return self._io_reader, self._io_writer
+
+
+class _OverTls(asyncio.StreamReaderProtocol):
+    """The protocol of a connection that became TLS: asyncio's own takes it for plain TCP, and warns at each end of it."""
+
+    def eof_received(self) -> bool:
+        """Have the transport close, as under TLS it must."""
+        super().eof_received()
+        return False
 
 
 class _WebSocket(WebSocketTransport):  # type: ignore[misc] # untyped

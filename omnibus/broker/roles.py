@@ -87,6 +87,7 @@ _TABLE = {
         exchange deltas and answers: omni.{P}.out.*.* <omni.{P}.out.*.*
         cancel requests, and ask for their texts: omni.{P}.{ctl|ask}.all
         ask replicas for the tokens of prompts: omni.{P}.ask.*.*
+        learn which replica has a request in hand: <omni.{P}.claim.*.*
         notice new pipelines and pauses: $JS.API.CONSUMER.CREATE.KV_{pipelines}.*.$KV.{pipelines}.{>|*}
         read and remove queued tasks: $JS.API.STREAM.{INFO|PURGE|MSG.GET}.{queue}
         read flows: $JS.API.STREAM.MSG.GET.{chunks} $JS.API.DIRECT.GET.{chunks} <omni.{P}.chunk.*.*.*

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 Work = Callable[..., Awaitable[int | None]]
 
 
-def broker_command(role: str, *, pipeline: bool = True) -> Callable[[Work], Callable[..., int | None]]:
+def broker_command(
+    role: str | Callable[..., str], *, pipeline: bool = True
+) -> Callable[[Work], Callable[..., int | None]]:
     """Make a command's callback of an async function: it takes a CommandSession, and then what the command line says.
 
+    `role` chooses the credentials where there are several: a name, or a function of what the command line says.
     The command gets `--nats` and `--state-dir`, and `--pipeline` unless it names pipelines otherwise.
     """
 
@@ -28,7 +31,8 @@ def broker_command(role: str, *, pipeline: bool = True) -> Callable[[Work], Call
             settings = load_settings()
 
             async def run() -> int | None:
-                async with open_session(settings, role, pipeline) as session:
+                needed = role if isinstance(role, str) else role(**arguments)
+                async with open_session(settings, needed, pipeline) as session:
                     return await work(session, **arguments)
 
             return ask(run())

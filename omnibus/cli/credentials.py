@@ -52,8 +52,10 @@ def credentials(role: str, pipelines: tuple[str, ...], folder: Path, **given: An
     for user in _all(specs) if role == "all" else [_one(role, specs, given["stages"], given["token"], given["name"])]:
         click.echo(str(made.add(authority, **user)))
     click.echo(f"the server: nats-server -c {folder / 'production.conf'}")
+    host = given["hosts"][0] if given["hosts"] else "HOST"
+    host = f"[{host}]" if ":" in host else host
     click.echo(
-        f"the others: OMNIBUS_NATS_URL=tls://HOST:4222 OMNIBUS_NATS_CREDENTIALS={folder}, or a copy of their own files"
+        f"the others: OMNIBUS_NATS_URL=tls://{host}:4222 OMNIBUS_NATS_CREDENTIALS={folder}, or a copy of their own files"
     )
 
 

@@ -86,7 +86,13 @@ class _Examination:
                 async for finding in self._broker(connection, found.access, role, stage):
                     yield finding
         except OmnibusError as error:
-            yield Finding("connection", False, error.message)
+            hint = "" if self._is_known(found.access) else "; or say which role to examine, as --role worker --stage 0"
+            yield Finding("connection", False, f"{error.message}{hint}")
+
+    def _is_known(self, access: Access) -> bool:
+        """Whether it is clear which of several credentials are examined."""
+        is_folder = access.credentials is not None and access.credentials.is_dir()
+        return self._wanted is not None or not is_folder or access.has_role("doctor")
 
     def _take_head(self, access: Access) -> None:
         """Take role, stages and token from the head of the credentials file, where the command line does not say them."""

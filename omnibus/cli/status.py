@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 _EVERY = 1.0
 
 
+def _role(request_id: str | None, **_: Any) -> str:
+    """The credentials' role: an observer sees no requests."""
+    return "status" if request_id is None else "requests"
+
+
 @click.command("status")
 @click.argument("request_id", required=False)
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @options.as_json
-@broker_command("status")
+@broker_command(_role)
 async def command(session: CommandSession, request_id: str | None, *, watch: bool, as_json: bool) -> None:
     """Show the stages, replicas and queues of all pipelines (or of one: --pipeline), or a request by its id.
 

@@ -30,7 +30,7 @@ def bar(span: Span, whole: float) -> str:
 @click.command("trace")
 @click.argument("request_id")
 @options.as_json
-@broker_command("status")
+@broker_command("requests")
 async def command(session: CommandSession, request_id: str, *, as_json: bool) -> None:
     """Show when each stage of a request waited (.), ran (#) or failed (!), for as long as its record is kept.
 

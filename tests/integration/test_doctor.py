@@ -83,6 +83,20 @@ def test_doctor_says_what_to_do_when_the_role_is_for_something_else(guarded: Gua
     )
 
 
+def test_doctor_asks_for_the_role_when_the_folder_has_neither_an_operator_nor_an_observer(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    for name in ("ca.pem", "worker-1.nk", "worker-1.pem", "worker-1.key"):
+        (tmp_path / name).write_bytes((guarded.keys / name).read_bytes())
+    code, found = _examine(guarded, "--credentials", str(tmp_path))
+    assert code == 1
+    (fault,) = _faults(found)
+    assert "nothing is for the role operator or observer (there: worker-1.nk)" in fault["text"]
+    assert "--role worker --stage 0" in fault["text"]
+    code, found = _examine(guarded, "--credentials", str(tmp_path), "--role", "worker", "--stage", "1")
+    assert (code, _faults(found)) == (0, [])
+
+
 def test_doctor_says_so_when_the_credentials_are_not_accepted(guarded: Guarded, tmp_path: Path) -> None:
     strangers = tmp_path / "keys"
     made = omnibus("nats", "credentials", "operator", "-p", str(guarded.file), "--dir", str(strangers), nats="")

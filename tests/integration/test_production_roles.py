@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -60,13 +63,41 @@ def test_request_ends_done_when_each_process_has_its_own_role(
         _ask_the_front_door(f"http://127.0.0.1:{port}")
         assert asyncio.run(_taken_from(guarded, stores.stage_consumer(1, "r0"))) >= 2
         assert "permission_denied" not in log.read_text()
-        status = json.loads(omnibus("status", "--json", nats=guarded.url).stdout)
-        assert [len(stage["replicas"]) for stage in status["stages"]] == [1, 1]
+        looked = omnibus("status", "--json", nats=guarded.url)
+        assert [len(stage["replicas"]) for stage in json.loads(looked.stdout)["stages"]] == [1, 1]
+        assert looked.stderr == "", "TLS ends without a word"
+        asyncio.run(_look_at_an_open_request(guarded.url, log))
     finally:
         for process in processes:
             process.terminate()
         for process in processes:
             process.wait(30)
+    assert "eof_received" not in log.read_text()
+
+
+async def _look_at_an_open_request(url: str, log: Path) -> None:
+    """Commands that look at one request: with an observer's credentials, which the folder has too, they were refused."""
+    words = ("hang-1", "--json")
+    sender = start("submit", "hello", "-p", "guarded", "--request-id", "hang-1", nats=url, log=log)
+    try:
+        status = await eventually(lambda: _running(omnibus("status", *words, nats=url)), 30, what="a replica has it")
+        assert [(one["stage"], one["replica"]) for one in status["at"]] == [("first", "r0")]
+        traced = omnibus("trace", *words, nats=url)
+        assert [span["what"] for span in json.loads(traced.stdout)["spans"]] == ["running"], traced.stderr
+    finally:
+        cancelled = omnibus("cancel", "hang-1", nats=url)
+        sender.wait(30)
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert json.loads(omnibus("trace", *words, nats=url).stdout)["state"] == "cancelled"
+
+
+def _running(looked: subprocess.CompletedProcess[str]) -> dict[str, Any] | None:
+    """What `omnibus status` says of a request, once a replica has it."""
+    if looked.returncode != 0:
+        assert "permission" not in looked.stderr
+        return None
+    status: dict[str, Any] = json.loads(looked.stdout)
+    return status if any(one["replica"] for one in status["at"]) else None
 
 
 async def _taken_from(guarded: Guarded, consumer: str) -> int:

@@ -18,7 +18,7 @@ name: guarded
 deadline: 60s
 heartbeat_timeout: 2s
 stages:
-- {stage_id: 0, name: first, engine: sim, slots: 2}
+- {stage_id: 0, name: first, engine: sim, slots: 2, engine_args: {hang_on: {rid: ^hang}}}
 - {stage_id: 1, name: second, engine: python, model: "tests.support.whoami:answer", input_sources: [0], lb_policy: round-robin,
    final_output: true, final_output_type: text, engine_args: {outputs: {text: text}}}
 """
