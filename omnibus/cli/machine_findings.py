@@ -24,6 +24,8 @@ _FEWEST_SHARED = 64 << 20
 _DAYS_LEFT = 30
 """Days before a certificate's end from which it is a fault."""
 _ANSWER_TIMEOUT = 2.0
+_MOST_READ = 1 << 20
+"""Bytes of a page of metrics in which one of ours is; more is not read of who knows what."""
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 the system's name of it
 
 
@@ -114,8 +116,9 @@ def _taken_port(name: str, host: str, port: int, why: str, *, is_needed: bool) -
     where = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 it is compared
     path = "/live" if name == "port" else "/metrics"
     try:
-        with urllib.request.urlopen(f"http://{where}:{port}{path}", timeout=_ANSWER_TIMEOUT) as answer:
-            ours = answer.status == 200 and (name == "port" or b"omnibus_" in answer.read())
+        directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
+        with directly.open(f"http://{where}:{port}{path}", timeout=_ANSWER_TIMEOUT) as answer:
+            ours = answer.status == 200 and (name == "port" or b"omnibus_" in answer.read(_MOST_READ))
     except (OSError, ValueError):
         ours = False
     if ours:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -44,6 +48,43 @@ def test_free_port_is_none(taken: int) -> None:
         free = probe.getsockname()[1]
     assert found("port", Settings(port=free)) == Finding("port", True, f"{free} on 127.0.0.1 is free")
     assert found("metrics port", Settings(metrics_port=taken)).ok, "what nobody needs is no fault"
+
+
+class _Pages(BaseHTTPRequestHandler):
+    """A server whose `/live` is well and whose `/metrics` never end."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(ConnectionError):
+            while self.path == "/metrics":
+                self.wfile.write(b"x" * 65536)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 its name is the library's
+        """Keep quiet."""
+
+
+@pytest.fixture
+def served() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Pages) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield server.server_port
+        server.shutdown()
+        serving.join()
+
+
+def test_port_is_asked_directly_when_there_is_a_proxy(served: int, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{taken}")
+    assert found("port", Settings(port=served)).text == f"Omnibus answers at 127.0.0.1:{served}"
+
+
+@pytest.mark.timeout(20)
+def test_metrics_port_is_of_a_stranger_when_its_page_never_ends(served: int) -> None:
+    assert "it is not Omnibus that answers" in found("metrics port", Settings(metrics_port=served)).text
 
 
 def test_shared_memory_that_is_too_small_says_how_to_give_more(monkeypatch: pytest.MonkeyPatch) -> None:
