@@ -64,8 +64,9 @@ def describe_pipeline(status: PipelineStatus) -> list[RenderableType]:
     name, rows = status.spec.name, []
     if not status.served:
         waiting = sum(status.depth(stage.stage_id).total for stage in status.spec.stages)
+        tasks = "1 task waits" if waiting == 1 else f"{waiting} tasks wait"
         todo = f"omnibus serve starts it, omnibus pipeline delete {name} removes it"
-        return [f"[bold]{name}[/]: deployed and not served, {waiting} tasks wait; {todo}"]
+        return [f"[bold]{name}[/]: deployed and not served, {tasks}; {todo}"]
     for stage in status.as_json()["stages"]:
         head = [f"{stage['stage_id']} {stage['name']}", stage["queued"], stage["running"]]
         for replica in stage["replicas"] or [None]:

@@ -19,6 +19,22 @@ PIPELINE_FILE = "omnibus.pipeline_file"
 """Key of the path of a command's `--pipeline FILE`, in its context."""
 SETTING = "omnibus.settings."
 """Prefix of the keys of settings that options leave in a command's context."""
+
+
+class _Credentials(click.Path):
+    """A user at NATS: what is missing was never copied here."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            advice = (
+                "Copy nats.credentials from the state directory of the `omnibus serve` that has the broker; "
+                "of a server for production, `omnibus nats credentials` makes them."
+            )
+            raise click.BadParameter(f"{error.message} {advice}", ctx=ctx, param=param) from error
+
+
 _FILE, _FOLDER = click.Path(exists=True, path_type=Path), click.Path(file_okay=False, path_type=Path)
 
 
@@ -56,7 +72,7 @@ class PipelineType(click.ParamType[Any]):
 state_dir = setting("--state-dir", type=_FOLDER, help="Where an embedded server keeps its data and its address.")
 broker = together(
     setting("--nats", "nats_url", metavar="URL", help="NATS server or cluster; by default it is found."),
-    setting("--credentials", "nats_credentials", metavar="PATH", type=_FILE,
+    setting("--credentials", "nats_credentials", metavar="PATH", type=_Credentials(exists=True, path_type=Path),
             help="The user at NATS: a file, or a folder with a file for each role."),
     setting("--nats-ca", "nats_tls_ca", metavar="PATH", type=_FILE, help="Certificate authority of the NATS server."),
     setting("--nats-cert", "nats_tls_cert", metavar="PATH", type=_FILE, help="Client certificate for NATS."),

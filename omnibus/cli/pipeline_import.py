@@ -88,7 +88,11 @@ def _ask(python: str, request: dict[str, Any]) -> list[dict[str, Any]]:
             env=inherited_environment(other_python=python != sys.executable),
         )  # fmt: skip
     except OSError as error:
-        raise ConfigError(f"{python} cannot be run: {error.strerror}", param="python") from error
+        raise ConfigError(
+            f"{python} cannot be run: {error.strerror}; name by --python the interpreter of an environment that has "
+            f"{_PACKAGE}[gpu]",
+            param="python",
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"vLLM-Omni under {python} has not answered within {TIMEOUT:g} s", param="python") from error
     if done.returncode != 0 or not done.stdout.startswith(b"{"):

@@ -98,6 +98,16 @@ def get_logger(name: str, **bound: object) -> FilteringBoundLogger:
     return logger
 
 
+def take_over(library: str) -> None:
+    """Have a library, once it is imported, log nothing twice: by a handler of its own, and by those of this process.
+
+    Does nothing where the process has no handlers.
+    """
+    logger = logging.getLogger(library)
+    if logger.propagate and logging.getLogger().handlers:
+        logger.handlers.clear()
+
+
 def _number_of(level: str) -> int:
     if level.lower() not in LEVELS:
         raise ConfigError(f"log level {level!r} is not one of {', '.join(LEVELS)}", param="log_level")

@@ -225,7 +225,7 @@ def _checked(name: str, data: bytes) -> PipelineSpec:
 
 def _advice(name: str | None, deployed: list[str]) -> str:
     if name is None and deployed:
-        return f"several pipelines are deployed, so name one: {', '.join(deployed)}"
+        return f"several pipelines are deployed, so name one (commands: --pipeline NAME): {', '.join(deployed)}"
     which = "no pipeline is deployed" if name is None else f"pipeline {name!r} is not deployed"
     listed = f"; deployed are {', '.join(deployed)}" if deployed else ""
     return f"{which}{listed}; run `omnibus pipeline deploy` or `omnibus serve` first"

@@ -46,6 +46,7 @@ NOT_RUN: dict[Key, str] = {
         "first = client.responses.create",
     ): "integration/test_responses.py: omni-tiny holds no conversation",
     "docs/reference/benchmarks.md": "full/test_benches.py",
+    "docs/reference/clients.md": "full/clients/test_libraries.py",
     "docs/reference/chaos.md": "chaos/test_short.py",
     ("docs/reference/pipelines.md", "def with_negative(stage_input):"): "integration/test_companions.py",
     "examples/comfyui/README.md": "full/clients/test_comfyui.py",

@@ -56,10 +56,13 @@ def test_engine_of_a_package_is_served_and_shown_when_it_is_installed(installed:
         asked = httpx.post(
             f"{served.url}/v1/completions", json={"model": "loud", "prompt": "who is there"}, timeout=30.0
         )
+        chat = {"model": "loud", "messages": [{"role": "user", "content": "and here"}]}
+        chatted = httpx.post(f"{served.url}/v1/chat/completions", json=chat, timeout=30.0)
         submitted = omnibus("submit", "say it", nats=served.nats_url)
         status = json.loads(omnibus("status", "--json", nats=served.nats_url).stdout)
         table = omnibus("status", nats=served.nats_url).stdout
     assert asked.json()["choices"][0]["text"] == "WHO IS THERE?"
+    assert chatted.json()["choices"][0]["message"]["content"] == "AND HERE?"
     assert submitted.stdout == "SAY IT?\n", submitted.stderr
     (stage,) = status["stages"]
     assert (stage["engine"], [one["status"] for one in stage["replicas"]]) == ("shout", ["up"])

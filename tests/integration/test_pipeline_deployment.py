@@ -133,7 +133,7 @@ async def test_name_is_not_needed_when_only_one_is_deployed(own_server: Embedded
         assert (await load_deployed(connection)).name == "one"
 
         await deploy_pipeline(connection, _spec("two"))
-        with pytest.raises(PipelineError, match="several pipelines are deployed, so name one: one, two"):
+        with pytest.raises(PipelineError, match=r"so name one \(commands: --pipeline NAME\): one, two"):
             await load_deployed(connection)
         with pytest.raises(PipelineError, match="pipeline 'three' is not deployed; deployed are one, two"):
             await load_deployed(connection, "three")

@@ -32,7 +32,7 @@ stages:
 """A file that a command names and no page writes."""
 NUMBERS = {"N": "2", "SECONDS": "30", "PORT": "4300", "ADDRESS": "10.0.0.1", "HOST": "10.0.0.1"}
 """Values for the placeholders that stand in commands."""
-THEIRS = {"vllm", "kill", "wait", "grep", "useradd", "mkdir", "echo", "tee", "kubectl"}
+THEIRS = {"vllm", "kill", "wait", "grep", "useradd", "mkdir", "echo", "tee", "kubectl", "scp"}
 """Programs whose options are not ours to know."""
 
 
@@ -94,10 +94,12 @@ def _make(words: Sequence[str], _folder: Path) -> None:
 
 
 def _python(words: Sequence[str], _folder: Path) -> None:
-    """`python -m MODULE`: there is one, and its flags are in its code."""
+    """`python -m MODULE`, `python FILE`: there is one; the flags of a module are in its code."""
     if words[0] != "-m":
         if words[0] == "-c":
             compile(words[1], "snippet", "exec")
+            return
+        if (ROOT / words[0]).is_file():
             return
         raise CannotWork("python of what?")
     module, *rest = words[1:]

@@ -120,7 +120,9 @@ def test_file_of_an_option_is_asked_for_when_it_does_not_exist(
     capsys: pytest.CaptureFixture[str], command: list[str], option: str
 ) -> None:
     assert _status([*command, option, "nofile"]) == 2
-    assert f"Invalid value for '{option}': Path 'nofile' does not exist" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Invalid value for '{option}': Path 'nofile' does not exist" in said
+    assert ("Copy nats.credentials from the state directory" in said) == (option == "--credentials")
 
 
 def test_commands_are_completed_when_the_shell_asks() -> None:

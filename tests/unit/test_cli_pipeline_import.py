@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
         (("--all", "--output", "{there}", "--name", "zoo"), "takes no --name"),
         (
             ("bagel", "--output", "{there}", "--python", "/no/such/python"),
-            "/no/such/python cannot be run: No such file",
+            "/no/such/python cannot be run: No such file or directory; name by --python the interpreter of an environment",
         ),
         (("bagel", "--output", "{there}", "--python", "{bare}"), "has no vLLM-Omni that can be asked"),
         (("bagel", "--output", "{there}", "--python", "{bare}"), "install omnibus-vllm-omni[gpu] in its environment"),

@@ -33,7 +33,8 @@ def test_running_tasks_are_not_queued_when_replicas_have_them() -> None:
     assert re.search(r"0 \w+ +3 +4 +r0 +up +0/1 +here:7", shown(status))
 
 
-def test_pipeline_is_one_line_when_no_replica_serves_it() -> None:
+@pytest.mark.parametrize(("waiting", "says"), [(0, "0 tasks wait"), (1, "1 task waits"), (2, "2 tasks wait")])
+def test_pipeline_is_one_line_when_no_replica_serves_it(waiting: int, says: str) -> None:
     gone = ReplicaRecord(stage_id=0, replica="r0", instance="one", status=ReplicaStatus.DOWN)
-    depths = {"stage-0-interactive": QueueDepth(2, 0)}
-    assert "p: deployed and not served, 2 tasks wait" in shown(PipelineStatus(one_stage("p"), [gone], depths, 0.0))
+    depths = {"stage-0-interactive": QueueDepth(waiting, 0)}
+    assert f"p: deployed and not served, {says};" in shown(PipelineStatus(one_stage("p"), [gone], depths, 0.0))

@@ -47,7 +47,7 @@ stages:
 THEIR_YAML: dict[Key, str] = {
     ("docs/guide/migrate.md", "stage_args:"): "a file of vLLM-Omni's: tests/unit/test_migrate.py has it refused",
 }
-NEED_A_PACKAGE: dict[Key, str] = {("docs/guide/engines.md", "stages:"): "shout"}
+NEED_A_PACKAGE: dict[Key, str] = {("docs/guide/engines.md", "name: loud"): "shout"}
 """Pipelines with an engine that is not installed here: full/test_engine_package.py serves one."""
 
 
@@ -91,6 +91,7 @@ def test_command_lines_can_work(block: Snippet, folder: Path) -> None:
 
 def test_command_that_cannot_work_is_noticed(folder: Path) -> None:
     for line in (
+        "python examples/none.py",
         "omnibus submitt x", "omnibus submit --sise 5 x", "make everything", "python -m bench.nothing", "whatever",
         "omnibus keys burn x", "curl http://127.0.0.1:8000/v1/chats", "pip install .[gold]", "export OMNIBUS_NO_SUCH=1",
     ):  # fmt: skip
@@ -129,6 +130,14 @@ def test_code_compiles_and_imports_what_there_is(block: Snippet) -> None:
             module = importlib.import_module(node.module)
             missing = [name.name for name in node.names if not hasattr(module, name.name)]
             assert missing == [], node.module
+
+
+def test_engine_of_its_page_is_the_package_that_tests_serve() -> None:
+    shown = [block.text for block in _of("toml", "python") if block.page == "docs/guide/engines.md"]
+    shown = [re.sub(r"\A# \S+\n", "", text) for text in shown]  # the file's name
+    package = ROOT / "tests/packages/shout_engine"
+    files = ("pyproject.toml", "shout_engine/__init__.py", "shout_engine/engine.py")
+    assert shown == [(package / file).read_text() for file in files]
 
 
 @pytest.mark.parametrize("block", _of("toml"), ids=str)

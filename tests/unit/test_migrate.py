@@ -19,7 +19,7 @@ from omnibus.errors import PipelineError
 from omnibus.pipeline.loading import load_pipeline, parse_pipeline
 from omnibus.pipeline.overrides import lb_policies, override_stages
 from omnibus.wire.request import Request
-from omnibus.workers.engines.protocol import EngineInput, StageInput
+from omnibus.workers.engines.protocol import StageInput
 from omnibus.workers.object_loading import load_object
 from tests.support.migrate import GUIDE, Row, nested_overrides, rows, scenarios, translate
 
@@ -154,7 +154,7 @@ def test_companions_of_guidance_are_made_when_a_file_is_rewritten_as_the_guide_h
     assert {role: one.request.prompt for role, one in bundle.items()} == {"negative": "dogs"}
 
     (code,) = blocks("Companions of guidance", "python")
-    names: dict[str, Any] = {"EngineInput": EngineInput}
+    names: dict[str, Any] = {}
     exec(code, names)
     cats, dogs = np.zeros((3, 1, 4)), np.ones((2, 1, 4))
     given = StageInput(rid="r", request=request, sources={thinker.name: {"hidden_states": cats}})

@@ -15,7 +15,14 @@ from prometheus_client import CollectorRegistry
 
 from omnibus.errors import ConfigError
 from omnibus.observability.events import LogEvent
-from omnibus.observability.logging import LogFormat, as_sentence, configure_logging, configure_quietly, get_logger
+from omnibus.observability.logging import (
+    LogFormat,
+    as_sentence,
+    configure_logging,
+    configure_quietly,
+    get_logger,
+    take_over,
+)
 from omnibus.observability.metrics import Metrics
 
 pytestmark = pytest.mark.unit
@@ -68,6 +75,31 @@ def test_standard_library_and_uvicorn_come_out_alike_when_they_log() -> None:
         ("lost 3", "warning", "some.library"),
         ("slow", "warning", "uvicorn.error"),
     ]
+
+
+def test_library_logs_once_when_it_has_a_handler_of_its_own() -> None:
+    stream, own = io.StringIO(), io.StringIO()
+    configure_logging("info", "json", stream=stream)
+    library = logging.getLogger("late.library")
+    library.addHandler(logging.StreamHandler(own))  # as a library does that is imported later
+
+    take_over("late.library")
+    logging.getLogger("late.library.http").warning("no answer")
+
+    assert [line["event"] for line in _lines(stream)] == ["no answer"]
+    assert own.getvalue() == ""
+
+
+def test_library_keeps_its_handler_when_nobody_else_logs_for_it() -> None:
+    own = io.StringIO()
+    logging.getLogger().handlers[:] = []
+    library = logging.getLogger("lonely.library")
+    library.addHandler(logging.StreamHandler(own))
+
+    take_over("lonely.library")
+    library.warning("no answer")
+
+    assert own.getvalue() == "no answer\n"
 
 
 def test_traceback_is_in_the_line_when_an_exception_is_logged() -> None:

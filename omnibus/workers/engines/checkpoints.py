@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from omnibus.errors import CheckpointMissing
+from omnibus.observability.logging import take_over
 from omnibus.pipeline.engines import PACKAGE_SCHEME
 from omnibus.workers.engines.single_file import folder_of, is_single_file
 
@@ -65,6 +66,7 @@ def require_file(model: str, revision: str | None, names: Sequence[str]) -> None
     import huggingface_hub  # noqa: PLC0415
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError  # noqa: PLC0415
 
+    take_over("huggingface_hub")
     with loading(model, revision):
         for name in names:
             try:

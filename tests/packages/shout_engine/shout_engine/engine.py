@@ -33,7 +33,8 @@ class ShoutEngine:
     async def generate(self, job: Job) -> AsyncIterator[Item]:
         self._running += 1
         try:
-            text = (job.engine_input.text or "").upper() + self._mark
+            asked = job.engine_input.text  # None where a chat's messages came
+            text = (job.stage_input.request.text() if asked is None else asked).upper() + self._mark
             for index, word in enumerate(text.split(" ")):
                 yield TextDelta(text=f" {word}" if index else word)
             yield Finished(outputs={"text": text})
