@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 from omnibus.errors import ConfigError
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what the operator may ask for
+
+_NOT_OUTGOING = range(20_000, 32_768)
+"""Ports below those that Linux (from 32768) and others (from 49152) give to outgoing connections."""
+_TRIES = 20
 
 
 def check_exposure(host: str, *, security: Path | None, insecure: bool) -> None:
@@ -33,13 +38,19 @@ def is_loopback(host: str) -> bool:
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """A TCP port of an address of this machine that nobody listens on at this moment; ConfigError for another's address."""
+    """A TCP port of an address of this machine that nobody listens on at this moment; ConfigError for another's address.
+
+    Where there is one, it is none of those that systems give to outgoing connections: until it is listened on, any of these
+    might take it.
+    """
     with socket.socket() as probe:
         try:
             probe.bind((host, 0))
         except OSError as error:
             raise ConfigError(f"nats-server cannot listen on {host!r}: {error.strerror}", param="nats_host") from error
-        return int(probe.getsockname()[1])
+        fallback = int(probe.getsockname()[1])
+    candidates = secrets.SystemRandom().sample(_NOT_OUTGOING, _TRIES)
+    return next((port for port in candidates if is_free(host, port)), fallback)
 
 
 def is_free(host: str, port: int) -> bool:

@@ -218,7 +218,7 @@ async def test_everything_is_killed_when_serve_is_interrupted_twice(tmp_path: Pa
 def test_reason_is_one_line_when_serve_cannot_start(tmp_path: Path, flags: list[str], says: str) -> None:
     with (
         pytest.raises(StageStartError, match="was not ready") as caught,
-        serving(str(write_pipeline(tmp_path)), "--nats-port", "0", *flags, state_dir=tmp_path / "state"),
+        serving(str(write_pipeline(tmp_path)), "--nats-port", "0", "--port", "0", *flags, state_dir=tmp_path / "state"),
     ):
         pass
     assert says in caught.value.message

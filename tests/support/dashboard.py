@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+    TimeoutException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -82,13 +86,22 @@ class Page:
     def write(self, selector: str, words: str) -> None:
         """Have a field contain these words."""
 
+        has: Any = None
+
         def written() -> bool:
+            nonlocal has
             field = self.sees(selector)
             field.clear()
             field.send_keys(words)
-            return bool(field.get_property("value") == words)
+            has = field.get_property("value")
+            return bool(has == words)
 
-        self.until(written, f"write into {selector}", 60.0)  # a page whose replicas come up is drawn anew all the time
+        try:
+            self.until(
+                written, f"write into {selector}", 60.0
+            )  # a page whose replicas come up is drawn anew all the time
+        except TimeoutException as error:
+            raise AssertionError(f"{selector} has {has!r} on a page with {self.text()!r}") from error
 
     def figure(self, name: str) -> str:
         """The number of a tile."""

@@ -1,0 +1,33 @@
+"""Ports to listen on."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from omnibus.broker import listening
+from omnibus.broker.listening import LOOPBACK, free_port
+from omnibus.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def test_free_port_is_none_that_an_outgoing_connection_may_take() -> None:
+    outgoing = range(*(int(end) for end in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()))
+    ports = {free_port() for _ in range(20)}
+    assert len(ports) > 1
+    assert not ports & set(outgoing)
+
+
+def test_free_port_is_free_also_where_only_outgoing_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((LOOPBACK, 0)) as server:
+        taken = int(server.getsockname()[1])
+        monkeypatch.setattr(listening, "_NOT_OUTGOING", [taken] * listening._TRIES)
+        assert free_port() != taken
+
+
+def test_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot listen on '192.0.2.1'"):
+        free_port("192.0.2.1")
