@@ -29,5 +29,5 @@ def test_free_port_is_free_also_where_only_outgoing_ones_are(monkeypatch: pytest
 
 
 def test_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot listen on '192.0.2.1'"):
+    with pytest.raises(ConfigError, match=r"cannot listen on '192\.0\.2\.1'"):
         free_port("192.0.2.1")
