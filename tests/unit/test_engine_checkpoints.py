@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,22 @@ def test_checkpoint_missing_when_the_hub_is_out_of_reach(monkeypatch: pytest.Mon
 def test_checkpoint_missing_when_a_loader_finds_files_missing() -> None:
     with pytest.raises(CheckpointMissing, match="no weights"), loading("/a/folder"):
         raise OSError("no weights\nand a long explanation")
+
+
+def test_hub_logs_once_when_a_process_has_its_logs_in_order() -> None:
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "import contextlib, logging\n"
+        "from omnibus.errors import CheckpointMissing\n"
+        "from omnibus.observability.logging import configure_logging\n"
+        "from omnibus.workers.engines.checkpoints import require_file\n"
+        "configure_logging('info', 'json')\n"
+        "with contextlib.suppress(CheckpointMissing):\n"
+        "    require_file('nobody/nothing', None, ('config.json',))\n"
+        "logging.getLogger('huggingface_hub.utils._http').warning('no answer')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.stderr.count("no answer") == 1, done.stderr

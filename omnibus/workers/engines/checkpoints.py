@@ -63,14 +63,14 @@ def require_file(model: str, revision: str | None, names: Sequence[str]) -> None
             raise CheckpointMissing(f"{model} is no checkpoint: it has no {' or '.join(names)}")
         return
     # Comes with every engine that loads checkpoints, not with the core.
-    import huggingface_hub  # noqa: PLC0415
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError  # noqa: PLC0415
 
     take_over("huggingface_hub")
     with loading(model, revision):
         for name in names:
             try:
-                huggingface_hub.hf_hub_download(model, name, revision=revision)
+                hf_hub_download(model, name, revision=revision)
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError:
