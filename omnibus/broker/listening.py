@@ -12,8 +12,8 @@ from omnibus.errors import ConfigError
 
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 a name for what the operator may ask for
 
-_NOT_OUTGOING = range(20_000, 32_768)
-"""Ports below those that Linux (from 32768) and others (from 49152) give to outgoing connections."""
+_NOT_OUTGOING = range(20_000, 30_000)
+"""Ports below those that by default Kubernetes (from 30000) and systems (Linux from 32768) give to others."""
 _TRIES = 20
 
 
@@ -40,8 +40,8 @@ def is_loopback(host: str) -> bool:
 def free_port(host: str = LOOPBACK) -> int:
     """A TCP port of an address of this machine that nobody listens on at this moment; ConfigError for another's address.
 
-    Where there is one, it is none of those that systems give to outgoing connections: until it is listened on, any of these
-    might take it.
+    Where there is one, it is none of those that systems give to outgoing connections by default: until it is listened on, any
+    of these might take it.
     """
     with socket.socket() as probe:
         try:

@@ -35,8 +35,8 @@ _ROLES: Mapping[str, tuple[str, ...]] = {
     "status": ("observer", "operator"), "list": ("observer", "operator"), "doctor": ("operator", "observer"),
 }  # fmt: skip
 """Roles that may do what a command does, the least one first; a command that is not here needs its own or the operator's."""
-_PROCESSES = ("frontdoor", "orchestrator", "worker", "supervisor", "producer")
-"""Roles of processes; other commands have none of their own."""
+_NAMED = ("frontdoor", "orchestrator", "worker", "supervisor", "producer", "observer")
+"""Roles that commands may be asked to take; other commands have none of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ def public_key(seed: str) -> str:
 
 
 def _own(role: str) -> tuple[str, ...]:
-    return (role, "operator") if role in _PROCESSES else ("operator",)
+    return (role, "operator") if role in _NAMED else ("operator",)
 
 
 def _signed(path: Path, text: str) -> dict[str, Any]:

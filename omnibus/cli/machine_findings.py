@@ -9,6 +9,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,7 @@ def _taken_port(name: str, host: str, port: int, why: str, *, is_needed: bool) -
         directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
         with directly.open(f"http://{where}:{port}{path}", timeout=_ANSWER_TIMEOUT) as answer:
             ours = answer.status == 200 and (name == "port" or b"omnibus_" in answer.read(_MOST_READ))
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # something else than a server of HTTP answers, too
         ours = False
     if ours:
         return Finding(name, True, f"Omnibus answers at {where}:{port}")

@@ -1,6 +1,7 @@
-"""The submission of a job's request, by the call that stored the job; others under its idempotency key wait for that.
+"""The submission of a job's request, first by the call that stored the job; others under its idempotency key wait for that.
 
-A job whose request is refused is removed, so that a repeat of the call tries anew: nobody else is answered with it before.
+A job whose request is refused is removed, so that a repeat of the call tries anew: nobody else is answered with it before. A
+request that is known is submitted again by the others: its first submission may have ended half done.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from omnibus.frontdoor.submitting import Prepared, send
 
 ADMISSION = 5.0
 """Seconds after a job's creation in which nobody but its creator submits it."""
-_MARGIN = 1.0
-"""Seconds before their end from which its creator leaves the job to others; the clocks of two processes differ by less."""
+_MARGIN = 2.0
+"""Seconds before their end from which its creator leaves the job to others: for its removal, and the difference of two clocks."""
 _LOOK = 0.05
+"""Seconds between looks at a job that another call submits; nobody tells when it has."""
 
 
 class KeyedJob(JobRecord, Protocol):
@@ -51,7 +53,8 @@ async def submit_job(
     """A job whose request was submitted, by this call or by an earlier one under the same key.
 
     `begin` stores it, and tells whether this call did; `prepared` makes the request of a stored one. Raises RequestConflict
-    where the key has another one, `what` naming its kind, and as `send`: then the job is gone, unless it was there before.
+    where the key has another one, `what` naming its kind, and as `send`: then the job is gone, unless it was there before, may
+    have been accepted, or is as old as others may submit it.
     """
     while True:
         record, is_new = await begin()
@@ -60,9 +63,7 @@ async def submit_job(
         if record.ended is not None:
             return record
         own = prepared(record)
-        if not is_new and (found := await _submitted(context, jobs, record, own)) is not None:
-            if found:
-                return record
+        if not is_new and not await _stays(context, jobs, record, own):
             continue  # its creator was refused: this call begins anew
         try:
             await send(context, http, own)
@@ -74,14 +75,14 @@ async def submit_job(
         return record
 
 
-async def _submitted(context: FrontDoorContext, jobs: KeyedJobs[R], record: R, prepared: Prepared) -> bool | None:
-    """Whether the request of a job is known by now, or the job is gone; None where its creator has not come to it in time."""
+async def _stays(context: FrontDoorContext, jobs: KeyedJobs[R], record: R, prepared: Prepared) -> bool:
+    """Whether a job is still there once its request is known, or its creator has had its time."""
     while await jobs.known(record.owner, record.id) is not None:
         with suppress(UnknownRequest):
             await context.producer.attach(record.pipeline, prepared.rid)
             return True
         if jobs.now() > record.created + ADMISSION:
-            return None
+            return True
         await asyncio.sleep(_LOOK)
     return False
 

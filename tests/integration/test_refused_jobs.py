@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from omnibus.broker.connection import Connection
-from omnibus.errors import Overloaded
+from omnibus.errors import BrokerUnavailable, Overloaded
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor import job_submission
 from omnibus.frontdoor.job_records import JobRecords
 from omnibus.frontdoor.video_jobs.video_store import VideoStore
+from omnibus.ledger.performer import Performer
 from tests.support.filming_stages import films
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
@@ -26,7 +27,7 @@ async def _first_refused(
 ) -> tuple[httpx.Response, httpx.Response]:
     """The answers to the same call made twice; the first is refused when the second has found its job."""
     calls, real, looks_again = list[str](), job_submission.send, asyncio.Event()
-    found = job_submission._submitted
+    found = job_submission._stays
 
     async def send(context: Any, request: Any, prepared: Any) -> Any:
         calls.append(prepared.rid)
@@ -41,7 +42,7 @@ async def _first_refused(
         return await found(*given)
 
     monkeypatch.setattr(job_submission, "send", send)
-    monkeypatch.setattr(job_submission, "_submitted", submitted)
+    monkeypatch.setattr(job_submission, "_stays", submitted)
     first = asyncio.create_task(http.post(path, json=body, headers=headers))
     await eventually(lambda: calls, what="the first call submits its request")
     second = await http.post(path, json=body, headers=headers)
@@ -67,6 +68,52 @@ async def test_a_repeat_makes_the_job_whose_first_call_is_refused_in_the_same_mo
         await eventually(is_completed, 20.0, what="the job is completed")
         again = await door.http.post(path, json=body, headers=key)
     assert (again.status_code, again.json()["id"]) == (200, second.json()["id"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/videos", {"prompt": "once"}), ("/v1/responses", {"input": "once", "background": True})]
+)
+async def test_a_repeat_has_the_job_run_whose_first_call_ended_between_its_record_and_its_task(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    real, calls = Performer.open, 0
+
+    async def cut_off(self: Performer, record: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        opened = await real(self, record)
+        if calls == 1:
+            raise BrokerUnavailable
+        return opened
+
+    monkeypatch.setattr(Performer, "open", cut_off)
+    spec = films(pipeline) if path == "/v1/videos" else omni_sim(pipeline)
+    async with front(connection, spec, videos=True, responses=True) as door:
+        key = {"Idempotency-Key": pipeline}
+        first, second = [await door.http.post(path, json=body, headers=key) for _ in range(2)]
+        assert (first.status_code, second.status_code) == (503, 200)
+
+        async def is_completed() -> bool:
+            job = await door.http.get(f"{path}/{second.json()['id']}")
+            return bool(job.raise_for_status().json()["status"] == "completed")
+
+        await eventually(is_completed, 15.0, what="the job is completed")
+        again = await door.http.post(path, json=body, headers=key)
+    assert (again.status_code, again.json()["id"]) == (200, second.json()["id"])
+    assert again.headers["x-request-id"] == second.headers["x-request-id"]
+
+
+async def test_the_same_call_with_another_trace_is_the_same_response(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _slow_queue(monkeypatch, 0.3, 0.3)
+    async with front(connection, omni_sim(pipeline), responses=True) as door:
+        body = {"input": "once", "background": True}
+        traces = [f"00-{number:032x}-{number:016x}-01" for number in (7, 8)]
+        headers = [{"Idempotency-Key": pipeline, "traceparent": trace} for trace in traces]
+        answers = await asyncio.gather(*(door.http.post("/v1/responses", json=body, headers=one) for one in headers))
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert len({answer.json()["id"] for answer in answers}) == 1
 
 
 def _slow_queue(monkeypatch: pytest.MonkeyPatch, *delays: float) -> None:

@@ -57,7 +57,7 @@ async def test_a_job_stays_when_a_repeat_of_its_call_is_refused(
         key = {"Idempotency-Key": "once"}
         first = await door.http.post(f"/v1/{path}", json=body, headers=key)
         assert first.status_code == 200, first.text
-        monkeypatch.setattr(f"omnibus.frontdoor.endpoints.{path}.send", full)
+        monkeypatch.setattr("omnibus.frontdoor.job_submission.send", full)
         assert (await door.http.post(f"/v1/{path}", json=body, headers=key)).status_code == 429
         found = await door.http.get(f"/v1/{path}/{first.json()['id']}")
         assert (found.status_code, found.json()["status"]) == (200, "queued")

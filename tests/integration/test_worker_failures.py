@@ -150,7 +150,7 @@ async def test_slot_is_free_again_when_the_engine_cannot_abort(
 async def test_an_attempt_that_lost_its_lease_does_not_cut_off_the_next_one_here(
     connection: Connection, pipeline: str
 ) -> None:
-    words = [f"word-{number}" for number in range(12)]
+    words = [f"word-{number}" for number in range(60)]
     async with stage_bench(connection, pipeline, slots=2, token_rate=20) as bench, bench.replica() as replica:
         await bench.submit("a", " ".join(words))
         await eventually(lambda: replica._engine.stats().running == 1)

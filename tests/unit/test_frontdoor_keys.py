@@ -40,7 +40,8 @@ async def ask(
     middleware: ApiKeys, path: str, token: str | None = None, *, kind: str = "http"
 ) -> tuple[int, dict[str, Any]]:
     """The status that a caller sees (101 for an accepted websocket), and its state behind the middleware."""
-    scope: dict[str, Any] = {"type": kind, "path": path, "headers": [], "method": "GET"}
+    extensions: dict[str, Any] = {"websocket.http.response": {}}
+    scope: dict[str, Any] = {"type": kind, "path": path, "headers": [], "method": "GET", "extensions": extensions}
     if token is not None:
         scope["headers"] = [(b"authorization", f"Bearer {token}".encode())]
     sent: list[dict[str, Any]] = []
@@ -168,7 +169,7 @@ async def test_an_admins_route_asks_for_its_key_when_its_address_has_a_parameter
 async def test_a_websocket_is_refused_without_a_key() -> None:
     middleware = guarded(KEYS)
     for token in (None, "guess", "sha256:" + read_setting("user-key").sha256, ""):
-        assert (await ask(middleware, "/v1/realtime", token, kind="websocket"))[0] == 403
+        assert (await ask(middleware, "/v1/realtime", token, kind="websocket"))[0] == 401
     assert (await ask(middleware, "/v1/realtime", "user-key", kind="websocket"))[0] == 101
 
 

@@ -87,6 +87,22 @@ def test_metrics_port_is_of_a_stranger_when_its_page_never_ends(served: int) -> 
     assert "it is not Omnibus that answers" in found("metrics port", Settings(metrics_port=served)).text
 
 
+def test_port_of_a_server_that_speaks_no_http_is_a_strangers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            caller, _ = server.accept()
+            with caller:
+                caller.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                caller.recv(4096)
+
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        one = found("port", Settings(port=int(server.getsockname()[1])))
+        greeting.join()
+    assert "it is not Omnibus that answers" in one.text
+
+
 def test_shared_memory_that_is_too_small_says_how_to_give_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("shared memory", Settings(shared_memory=0)).ok
     monkeypatch.setattr(machine_findings, "_FEWEST_SHARED", 1 << 60)

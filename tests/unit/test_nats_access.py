@@ -22,6 +22,7 @@ def keys(tmp_path: Path) -> Path:
     ("command", "stage", "role", "remedy"),
     [
         ("status", None, "observer or operator", "observer"),
+        ("observer", None, "observer or operator", "observer"),
         ("requests", None, "frontdoor or operator", "frontdoor"),
         ("chat", None, "frontdoor or operator", "frontdoor"),
         ("restart", None, "operator", "operator"),

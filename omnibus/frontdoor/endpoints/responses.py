@@ -175,8 +175,12 @@ async def _in_background(
     """Store a response, queue it and submit its request. One that is refused leaves nothing, unless it was there before."""
     request = changed(new.prepared.request, stream=True)
     asked, responses = changed(new.asked, request=encode_request(request)), context.responses
+
+    async def begin() -> tuple[ResponseRecord, bool]:
+        return await responses.add(changed(new.record, created=responses.now()), asked)
+
     record = await submit_job(
-        context, http, responses, lambda: responses.add(new.record, asked),
+        context, http, responses, begin,
         lambda _: replace(new.prepared, request=request), fingerprint=new.record.fingerprint, what="response",
     )  # fmt: skip
     return event_stream(context, record) if body.stream else await response_answer(context, record)

@@ -138,20 +138,23 @@ async def _started(
     """
     videos, state = context.videos, http.scope["state"]
     key = prepared.rid if prepared.keyed else ""
-    now, request = videos.now(), msgspec.structs.replace(prepared.request, stream=True)  # for its steps
-    new = VideoRecord(
-        id="", owner=state["tenant"], pipeline=prepared.served.spec.name, model=prepared.served.model,
-        created=now, expires=now + lifetime(http.scope, context.options.keep_videos), key=key, fingerprint=request.fingerprint,
-        prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
-    )  # fmt: skip
+    request = msgspec.structs.replace(prepared.request, stream=True)  # for its steps
 
-    def of(record: VideoRecord) -> Prepared:
+    async def begin() -> tuple[VideoRecord, bool]:
+        now = videos.now()
+        new = VideoRecord(
+            id="", owner=state["tenant"], pipeline=prepared.served.spec.name, model=prepared.served.model,
+            created=now, expires=now + lifetime(http.scope, context.options.keep_videos), key=key,
+            fingerprint=request.fingerprint, prompt=prompt, seconds=seconds, size=size, remixed_from=remixed_from,
+        )  # fmt: skip
+        record, is_new = await videos.begin(new, request)
         state["request_id"] = record.id
-        return replace(prepared, rid=record.id, request=request)
+        return record, is_new
 
     record = await submit_job(
-        context, http, videos, lambda: videos.begin(new, request), of, fingerprint=new.fingerprint, what="video"
-    )
+        context, http, videos, begin, lambda known: replace(prepared, rid=known.id, request=request),
+        fingerprint=request.fingerprint, what="video",
+    )  # fmt: skip
     return await video_response(record, videos.now())
 
 

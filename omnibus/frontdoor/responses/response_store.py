@@ -92,7 +92,7 @@ class ResponseStore(JobRecords[ResponseRecord]):
             before = next((piece for piece in pieces if isinstance(piece, AskedResponse)), None)
             if before is None:
                 await log.append(line_of(asked))
-            elif before.request != asked.request:
+            elif decode_request(before.request).fingerprint != record.fingerprint:
                 raise key_conflict("response") from None
         await self.enqueue(record, subjects.queued_response(record.id))
         return await self._created(replace(record, nbytes=log.nbytes))
@@ -158,9 +158,9 @@ class ResponseStore(JobRecords[ResponseRecord]):
             self._usage.add(record.owner, grown)
 
     async def remove(self, record: ResponseRecord) -> None:
-        """Remove a response and its log."""
-        await self.bucket.delete(self.key(record))
+        """Remove a response and its log, which goes first: once the record is gone, another call may begin one under this id."""
         await self._log(record).remove()
+        await self.bucket.delete(self.key(record))
         self._usage.add(record.owner, -record.nbytes)
 
     def _log(self, record: ResponseRecord) -> LineLog:
