@@ -26,7 +26,7 @@ _DAYS_LEFT = 30
 """Days before a certificate's end from which it is a fault."""
 _ANSWER_TIMEOUT = 2.0
 _MOST_READ = 1 << 20
-"""Bytes of a page of metrics in which one of ours is; more is not read of who knows what."""
+"""Bytes that are read of a page to find a metric of ours; a stranger's page may have no end."""
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 the system's name of it
 
 

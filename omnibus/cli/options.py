@@ -22,7 +22,7 @@ SETTING = "omnibus.settings."
 
 
 class _Credentials(click.Path):
-    """A user at NATS: what is missing was never copied here."""
+    """A path of credentials; the error of one that is missing says where to copy them from."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:

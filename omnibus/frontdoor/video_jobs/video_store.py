@@ -107,7 +107,7 @@ class VideoStore(JobRecords[VideoRecord]):
 
 def _request_name(record: VideoRecord) -> str:
     """The name of what a video is made by: two calls at once under one key may ask for different ones."""
-    return f"{record.id}.{record.fingerprint or 'request'}" if record.key else f"{record.id}.request"
+    return f"{record.id}.{record.fingerprint or 'request'}"
 
 
 async def _whole(data: bytes) -> AsyncIterator[bytes]:
