@@ -14,7 +14,7 @@ SIDE_BY_SIDE := --max-worker-restart 4 -o faulthandler_timeout=1300 -o faulthand
 # neighbours on two cores can make one late: what fails is run once more, by itself, and must pass then.
 define side_by_side
 $(PYTEST) $(if $(1),-n $(1) $(SIDE_BY_SIDE)) $(2) || \
-	{ [ $$? = 1 ] || exit 1; printf '\033[1m%s\033[0m\n' 'what failed, by itself'; $(PYTEST) -x --last-failed --last-failed-no-failures none $(2); }
+	{ [ $$? = 1 ] || exit 1; printf '\033[1m%s\033[0m\n' 'what failed, by itself'; $(PYTEST) --last-failed --last-failed-no-failures none $(2); }
 endef
 
 help: ## what can be done here

@@ -53,7 +53,7 @@ def test_choice_is_asked_for_when_several_are_served(served: Serving, tmp_path: 
     ):  # fmt: skip
         done = omnibus("submit", "hello", nats=served.nats_url)
     assert done.returncode == 2
-    assert "name one: other, simple" in done.stderr
+    assert "so name one (commands: --pipeline NAME): other, simple" in done.stderr
     omnibus("pipeline", "delete", "other", nats=served.nats_url)
 
 
