@@ -88,7 +88,7 @@ async def test_stage_is_named_when_a_request_waits_for_replicas(served: Serving,
         "submit", "hello", "-p", "later", "--request-id", "early", nats=served.nats_url, log=tmp_path / "log"
     )
     await eventually(lambda: "waiting for stage 0 writer" in _status(served, "early"), 30.0)
-    assert "1 tasks wait" in _status(served)
+    assert "1 task waits" in _status(served)
     await eventually(lambda: "waiting for a replica of writer (none starts)" in (tmp_path / "log").read_text(), 30.0)
     assert re.search(r"^writer +waiting +\d\S+ +\d\S+ +\.+$", _trace(served, "early"), re.MULTILINE)
     asking.terminate()
