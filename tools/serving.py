@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from omnibus.broker.discovery import running_server
 from omnibus.errors import StageStartError
@@ -41,11 +42,13 @@ def serving(
     pipeline: str,
     *flags: str,
     state_dir: Path,
+    env: Mapping[str, str] = MappingProxyType({}),
     timeout: float = START_TIMEOUT,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[Serving]:
     """Start `omnibus serve PIPELINE FLAGS` over a state directory of its own; at the end stop it as Ctrl-C would.
 
+    `env`: variables that it has beside those of this process.
     `say` hears its progress, a line at a time. Raises StageStartError with the end of its log when it is not ready within
     `timeout` seconds. Call it on a thread that lives as long: on Linux the child dies with it.
     """
@@ -54,7 +57,7 @@ def serving(
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             _command(pipeline, flags, state_dir),
-            env={**os.environ, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **env, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -6,7 +6,6 @@ import json
 import re
 import wave
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -201,10 +200,8 @@ def test_parameters_and_files_reach_their_stages_when_flags_name_them(tmp_path: 
         "name: told\nstages:\n- {stage_id: 0, name: only, engine: python, model: 'told:say', final_output: true, "
         "final_output_type: text}\n",
     )
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(tmp_path))
-        flags = ("--no-frontdoor", "--nats-port", "0")
-        running = stack.enter_context(serving(str(pipeline), *flags, state_dir=tmp_path / "state"))
+    flags, variables = ("--no-frontdoor", "--nats-port", "0"), {"PYTHONPATH": str(tmp_path)}
+    with serving(str(pipeline), *flags, state_dir=tmp_path / "state", env=variables) as running:
         params = ["--param", "only.warmth=0.7", "--param", "0.words=[a, b]", "--param", "only.text=x=y", "--seed", "3"]
         media = ["--image", str(tmp_path / "a.png"), "--audio", str(tmp_path / "b.wav")]
         done = omnibus("submit", "look", *params, *media, nats=running.nats_url)

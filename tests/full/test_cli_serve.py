@@ -48,28 +48,18 @@ def test_text_is_shown_and_files_are_saved_when_a_request_is_submitted(served: S
 
 
 def test_keys_stand_in_no_command_line_and_in_no_childs_environment(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMNIBUS_API_KEYS", "a-secret-key,admin:another-secret-key")
-        running = serving(
-            str(write_pipeline(tmp_path)),
-            "--port",
-            "0",
-            "--nats-port",
-            "0",
-            "--replicas",
-            "1",
-            state_dir=tmp_path / "s",
-        )
-        with running as served:
-            children = children_of(served.pid)
-            assert len(children) >= 6, "nats-server, orchestrator, front door and three replicas"
-            for pid in (served.pid, *children):
-                assert b"secret-key" not in Path(f"/proc/{pid}/cmdline").read_bytes()
-            for pid in children:
-                assert b"secret-key" not in Path(f"/proc/{pid}/environ").read_bytes()
-            for key, status in (("a-secret-key", 200), ("another-secret-key", 200), ("guess", 401)):
-                answer = httpx.get(f"{served.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
-                assert answer.status_code == status
+    flags = ("--port", "0", "--nats-port", "0", "--replicas", "1")
+    keys = {"OMNIBUS_API_KEYS": "a-secret-key,admin:another-secret-key"}
+    with serving(str(write_pipeline(tmp_path)), *flags, state_dir=tmp_path / "s", env=keys) as served:
+        children = children_of(served.pid)
+        assert len(children) >= 6, "nats-server, orchestrator, front door and three replicas"
+        for pid in (served.pid, *children):
+            assert b"secret-key" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        for pid in children:
+            assert b"secret-key" not in Path(f"/proc/{pid}/environ").read_bytes()
+        for key, status in (("a-secret-key", 200), ("another-secret-key", 200), ("guess", 401)):
+            answer = httpx.get(f"{served.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+            assert answer.status_code == status
 
 
 def test_one_object_is_printed_when_json_is_wanted(served: Serving, tmp_path: Path) -> None:

@@ -27,11 +27,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """A pipeline that is served under a name which would run, if it were made into elements."""
     folder = tmp_path_factory.mktemp("shop")
     file = write_pipeline(folder, SHOP)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("OMNIBUS_API_KEYS", KEYS)
-        patched.setenv("OMNIBUS_SERVED_MODEL_NAME", EVIL)
-        with serving(str(file), "--port", "0", "--nats-port", "0", state_dir=folder / "state") as server:
-            yield server
+    variables = {"OMNIBUS_API_KEYS": KEYS, "OMNIBUS_SERVED_MODEL_NAME": EVIL}
+    with serving(str(file), "--port", "0", "--nats-port", "0", state_dir=folder / "state", env=variables) as server:
+        yield server
 
 
 @pytest.fixture

@@ -44,11 +44,9 @@ stages:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("chat")
     (folder / "talking.py").write_text(STAGE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
-        flags = ("--no-frontdoor", "--nats-port", "0")
-        with serving(str(write_pipeline(folder, PIPELINE)), *flags, state_dir=folder / "state") as running:
-            yield running
+    flags, variables = ("--no-frontdoor", "--nats-port", "0"), {"PYTHONPATH": str(folder)}
+    with serving(str(write_pipeline(folder, PIPELINE)), *flags, state_dir=folder / "state", env=variables) as running:
+        yield running
 
 
 def _chat(served: Serving, folder: Path, *words: str) -> Terminal:

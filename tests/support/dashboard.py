@@ -9,11 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from selenium.common.exceptions import (
-    ElementNotInteractableException,
-    StaleElementReferenceException,
-    TimeoutException,
-)
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -57,8 +53,9 @@ class Page:
 
     def until(self, found: Callable[[], T | None], what: str, timeout: float = 10.0) -> T:
         """The first value of `found` that is one."""
-        passing = (StaleElementReferenceException, ElementNotInteractableException)  # it is drawn anew just now
-        waiting = WebDriverWait(self.browser.driver, timeout, poll_frequency=0.05, ignored_exceptions=passing)
+        waiting = WebDriverWait(
+            self.browser.driver, timeout, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
+        )
         value: T = waiting.until(lambda _driver: found(), what)
         return value
 
@@ -86,22 +83,13 @@ class Page:
     def write(self, selector: str, words: str) -> None:
         """Have a field contain these words."""
 
-        has: Any = None
-
         def written() -> bool:
-            nonlocal has
             field = self.sees(selector)
             field.clear()
             field.send_keys(words)
-            has = field.get_property("value")
-            return bool(has == words)
+            return bool(field.get_property("value") == words)
 
-        try:
-            self.until(
-                written, f"write into {selector}", 60.0
-            )  # a page whose replicas come up is drawn anew all the time
-        except TimeoutException as error:
-            raise AssertionError(f"{selector} has {has!r} on a page with {self.text()!r}") from error
+        self.until(written, f"write into {selector}")
 
     def figure(self, name: str) -> str:
         """The number of a tile."""
