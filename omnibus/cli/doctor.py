@@ -11,7 +11,8 @@ import click
 import msgspec
 
 from omnibus.cli import options
-from omnibus.cli.machine_findings import Finding, certificate_findings, machine_findings
+from omnibus.cli.machine_findings import certificate_findings, machine_findings
+from omnibus.cli.port_finding import Finding
 
 if TYPE_CHECKING:
     from omnibus.broker.connection import Connection

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 import time
-import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
+from omnibus.cli.port_finding import Finding, port_finding
 
 if TYPE_CHECKING:
     from omnibus.broker.nats_access import Access
@@ -24,18 +21,7 @@ _FEWEST_SHARED = 64 << 20
 """Bytes of shared memory below which large outputs pass through the broker all the time."""
 _DAYS_LEFT = 30
 """Days before a certificate's end from which it is a fault."""
-_ANSWER_TIMEOUT = 2.0
-_MOST_READ = 1 << 20
-"""Bytes that are read of a page to find a metric of ours; a stranger's page may have no end."""
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 the system's name of it
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was examined, in words; of a fault they say what to do."""
-
-    check: str
-    ok: bool
-    text: str
 
 
 def machine_findings(settings: Settings, role: str) -> Iterator[Finding]:
@@ -48,7 +34,7 @@ def machine_findings(settings: Settings, role: str) -> Iterator[Finding]:
         ("metrics port", settings.metrics_host, settings.metrics_port),
     ):
         if port:
-            yield _port(name, host, port, is_needed=role == "frontdoor" and name == "port")
+            yield port_finding(name, host, port, is_needed=role == "frontdoor" and name == "port")
 
 
 def certificate_findings(access: Access) -> Iterator[Finding]:
@@ -100,31 +86,4 @@ def _gpus() -> Finding:
     code, said = run_program(*GPUS)
     return Finding(
         "GPUs", code == 0, said if code == 0 else f"{GPUS[0]} fails ({said}): load the driver, or restart the machine"
-    )
-
-
-def _port(name: str, host: str, port: int, *, is_needed: bool) -> Finding:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return _taken_port(name, host, port, str(error.strerror), is_needed=is_needed)
-    return Finding(name, True, f"{port} on {host} is free")
-
-
-def _taken_port(name: str, host: str, port: int, why: str, *, is_needed: bool) -> Finding:
-    where = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 it is compared
-    path = "/live" if name == "port" else "/metrics"
-    try:
-        directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
-        with directly.open(f"http://{where}:{port}{path}", timeout=_ANSWER_TIMEOUT) as answer:
-            ours = answer.status == 200 and (name == "port" or b"omnibus_" in answer.read(_MOST_READ))
-    except (OSError, ValueError, HTTPException):  # something else than a server of HTTP answers, too
-        ours = False
-    if ours:
-        return Finding(name, True, f"Omnibus answers at {where}:{port}")
-    remedy = f"choose another with --{name.replace(' ', '-')}"
-    return Finding(
-        name, not is_needed, f"{port} on {host} cannot be had ({why}), and it is not Omnibus that answers: {remedy}"
     )

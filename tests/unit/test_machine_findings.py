@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import pytest
 from omnibus.broker.certificates import Authority
 from omnibus.broker.nats_access import Access
 from omnibus.cli import machine_findings
-from omnibus.cli.machine_findings import Finding, certificate_findings
+from omnibus.cli.machine_findings import certificate_findings
+from omnibus.cli.port_finding import ANSWER_TIMEOUT, Finding
 from omnibus.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -50,7 +51,12 @@ def test_free_port_is_none(taken: int) -> None:
     assert found("metrics port", Settings(metrics_port=taken)).ok, "what nobody needs is no fault"
 
 
-class _Pages(BaseHTTPRequestHandler):
+class _Quiet(BaseHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 its name is the library's
+        """Keep quiet."""
+
+
+class _Pages(_Quiet):
     """A server whose `/live` is well and whose `/metrics` never end."""
 
     def do_GET(self) -> None:
@@ -60,24 +66,38 @@ class _Pages(BaseHTTPRequestHandler):
             while self.path == "/metrics":
                 self.wfile.write(b"x" * 65536)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 its name is the library's
-        """Keep quiet."""
+
+class _Ours(_Quiet):
+    """A server that answers as Omnibus does."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"omnibus_requests_total 1.0\n")
+
+
+@contextmanager
+def serving(pages: Callable[..., BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A server of HTTP on a port of loopback, for as long as the context lasts."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), pages) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
 def served() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Pages) as server:
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
-        yield server.server_port
-        server.shutdown()
-        serving.join()
+    with serving(_Pages) as port:
+        yield port
 
 
 def test_port_is_asked_directly_when_there_is_a_proxy(served: int, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{taken}")
     assert found("port", Settings(port=served)).text == f"Omnibus answers at 127.0.0.1:{served}"
 
@@ -85,6 +105,57 @@ def test_port_is_asked_directly_when_there_is_a_proxy(served: int, taken: int, m
 @pytest.mark.timeout(20)
 def test_metrics_port_is_of_a_stranger_when_its_page_never_ends(served: int) -> None:
     assert "it is not Omnibus that answers" in found("metrics port", Settings(metrics_port=served)).text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "first", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: ", b""], ids=["body", "head", "start"]
+)
+def test_metrics_port_is_of_a_stranger_within_one_deadline_when_its_page_drips(first: bytes) -> None:
+    """A byte each 50 ms, for longer than anybody should wait: no single read of it takes long."""
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            caller, _ = server.accept()
+            with caller, suppress(OSError):
+                caller.sendall(first)
+                for _ in range(400):
+                    if gone.wait(0.05):
+                        return
+                    caller.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        started = time.monotonic()
+        one = found("metrics port", Settings(metrics_port=int(server.getsockname()[1])))
+        took = time.monotonic() - started
+        gone.set()
+        dripping.join()
+    assert "it is not Omnibus that answers" in one.text
+    assert took < ANSWER_TIMEOUT + 1.0
+
+
+@pytest.mark.parametrize(
+    ("check", "status"), [("port", 302), ("metrics port", 302), ("port", 308), ("metrics port", 301)]
+)
+def test_port_that_leads_elsewhere_is_a_strangers_and_says_where(check: str, status: int) -> None:
+    with serving(_Ours) as ours:
+
+        class Elsewhere(_Quiet):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.send_header("Location", f"http://127.0.0.1:{ours}{self.path}?from=here\x1b[31m")
+                self.end_headers()
+
+        name = check.replace(" ", "_")
+        assert found(check, Settings(**{name: ours})).text == f"Omnibus answers at 127.0.0.1:{ours}"  # type: ignore[arg-type]
+        with serving(Elsewhere) as port:
+            one = found(check, Settings(**{name: port}))  # type: ignore[arg-type]
+    assert one.ok is (check != "port")
+    path = "/live" if check == "port" else "/metrics"
+    where = f"a redirect ({status}) to http://127.0.0.1:{ours}{path}?from=here[31m: choose another with --"
+    assert f"it is not Omnibus that answers, but {where}{check.replace(' ', '-')}" in one.text
 
 
 def test_port_of_a_server_that_speaks_no_http_is_a_strangers() -> None:
