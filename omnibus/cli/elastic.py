@@ -120,7 +120,7 @@ async def _keep(prepared: PreparedWorker, arguments: ScaleArguments) -> None:
             own = (one.replica for one in view.replicas(stage.stage_id) if one.directed)
             return await stage_lag(connection, fleet.spec.name, stage.stage_id, [*fleet.spec.stage_lanes, *own])
 
-        scaler = Autoscaler(stage.name, policy, lag, set_replicas)
+        scaler = Autoscaler(stage.name, policy, lag, set_replicas, ended=lambda: replicas.ended)
         watch = HangWatch(connection, view, replicas, fleet.settings.hang_timeout)
         click.echo(f"ready: {_of(fleet.spec, stage, policy)} here, NATS {without_password(fleet.addresses.url)}")
         stats = [log_stats(view)] if arguments.worker.log_stats else []

@@ -66,8 +66,9 @@ async def drain(session: CommandSession, refs: tuple[str, ...], *, end: bool, ti
     """Have replicas take no more tasks and finish those in hand, all at the same time.
 
     They stay drained until `omnibus replicas resume`, or until their stage is resumed: what their worker starts in their place
-    is drained, too. With --end they end for good. Tasks wait for other replicas, or for these. Exit code 1 when one is not
-    done in time: it goes on with it.
+    is drained, too. With --end they end for good: another `omnibus worker`, or their own command started anew, brings them
+    back; an autoscaler counts one less in --min and --max for each. Tasks wait for other replicas, or for these. Exit code 1
+    when one is not done in time: it goes on with it.
     """
     import asyncio  # noqa: PLC0415 commands import when they run
 

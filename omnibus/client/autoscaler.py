@@ -21,14 +21,17 @@ class Autoscaler:
     """Looks at a lag again and again, decides, and has the number set."""
 
     def __init__(
-        self, stage: str, policy: ScalePolicy, read: ReadLag, set_replicas: SetReplicas, *, running: int = 0
-    ) -> None:
+        self, stage: str, policy: ScalePolicy, read: ReadLag, set_replicas: SetReplicas,
+        *, running: int = 0, ended: Callable[[], int] = lambda: 0,
+    ) -> None:  # fmt: skip
         """`stage` is its name, for the log. `set_replicas` is called after each look, also with the same number.
 
-        `running` are the replicas that there are now: they have a whole cooldown before any is stopped.
+        `running` are the replicas that there are now: they have a whole cooldown before any is stopped. `ended` says how many
+        an operator has ended for good so far: the policy's bounds count so many less.
         """
         self._stage, self._policy, self._read, self._set = stage, policy, read, set_replicas
         self.state = ScaleState(wanted=running)
+        self._count_ended, self._ended = ended, 0
 
     async def run(self, every: float) -> None:
         """Until cancelled. Where the lag cannot be read, or the number not be set, all stays as it is until the next look."""
@@ -42,7 +45,9 @@ class Autoscaler:
     async def look(self, now: float) -> None:
         """Look once; raises OmnibusError."""
         lag = await self._read()
-        before, self.state = self.state.wanted, scale(self._policy, self.state, lag, now)
+        before, self._ended, ended = self.state.wanted, self._count_ended(), self._ended
+        state = self.state.without(self._ended - ended)
+        self.state = scale(self._policy.without(self._ended), state, lag, now)
         if self.state.wanted != before:
             log.info(LogEvent.STAGE_SCALED, stage=self._stage, lag=lag, before=before, replicas=self.state.wanted)
         await self._set(self.state.wanted)

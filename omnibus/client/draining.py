@@ -68,7 +68,8 @@ async def restart_replica(connection: Connection, spec: PipelineSpec, record: Re
 async def end_replica(connection: Connection, spec: PipelineSpec, record: ReplicaRecord, *, timeout: float) -> None:
     """Have a replica finish what it has, or requeue it after its grace period, and end for good; returns when it has.
 
-    Its worker does not start it again, and ends with its last one; what another one starts in its place is not drained.
+    Its worker does not start it again, and ends with its last one; an autoscaler starts another only when the queue wants it.
+    What another worker starts in its place is not drained.
     Raises ReplicaMissing as `drain_replica`.
     """
     await DrainOrders(connection, spec.name).lift(record)

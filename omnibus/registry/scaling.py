@@ -28,6 +28,10 @@ class ScalePolicy:
         """Replicas for so many tasks."""
         return min(max(math.ceil(lag / self.lag), self.least), self.most)
 
+    def without(self, ended: int) -> ScalePolicy:
+        """The policy once so many replicas were ended for good: fewer at least and at most, but one at most."""
+        return replace(self, least=max(self.least - ended, 0), most=max(self.most - ended, 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleState:
@@ -38,6 +42,11 @@ class ScaleState:
     """Since when fewer would have been enough; None while they are not."""
     enough: int = 0
     """The most that was needed since then."""
+
+    def without(self, ended: int) -> ScaleState:
+        """The state once so many replicas were ended for good: what is not needed is not started in their stead."""
+        wanted = max(self.wanted - ended, 0)
+        return replace(self, wanted=wanted, enough=min(self.enough, wanted))
 
 
 def scale(policy: ScalePolicy, state: ScaleState, lag: int, now: float) -> ScaleState:

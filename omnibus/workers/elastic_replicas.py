@@ -11,7 +11,10 @@ from omnibus.workers.supervisor import DeathHook, ProcessSpec, Supervisor
 
 
 class ElasticReplicas:
-    """Runs as many of its processes as `scale` says, until `stop`. One that is not wanted any more finishes what it has."""
+    """Runs as many of its processes as `scale` says, until `stop`. One that is not wanted any more finishes what it has.
+
+    One that leaves by itself, as an operator had it end for good, is not started again, and another in its stead only by `scale`.
+    """
 
     def __init__(
         self,
@@ -26,13 +29,15 @@ class ElasticReplicas:
         self._running: dict[int, Supervisor] = {}
         """By place among the specs; those that end are in it until they have ended."""
         self._ending: set[int] = set()
+        self._ended: set[int] = set()
+        """Places whose process was ended for good."""
         self._wanted = 0
         self._group, self._is_open = asyncio.TaskGroup(), False
         self._stopping = asyncio.Event()
         self._failure: StageStartError | None = None
 
     async def run(self) -> None:
-        """Return when all have ended after `stop`; raises StageStartError when one could never start."""
+        """Return when all have ended after `stop`, or each for good; raises StageStartError when one could never start."""
         async with self._group:
             self._is_open = True
             self._reconcile()
@@ -49,9 +54,9 @@ class ElasticReplicas:
     def scale(self, wanted: int) -> None:
         """Have so many run, while `run` does: start those that are missing, let those end that came last.
 
-        No more than there are specs.
+        No more than there are specs, but for those of processes that ended for good.
         """
-        self._wanted = min(wanted, len(self._specs))
+        self._wanted = min(wanted, len(self._specs) - len(self._ended))
         if self._is_open:
             self._reconcile()
 
@@ -59,6 +64,11 @@ class ElasticReplicas:
     def running(self) -> int:
         """Those that run and are not to end."""
         return len(self._running.keys() - self._ending)
+
+    @property
+    def ended(self) -> int:
+        """Those that were ended for good."""
+        return len(self._ended)
 
     @property
     def instances(self) -> set[str]:
@@ -76,7 +86,7 @@ class ElasticReplicas:
             self._ending.add(place)
             self._running[place].stop()
         # A place whose process still ends is taken when it has: its devices are not free before.
-        free = [place for place in range(len(self._specs)) if place not in self._running]
+        free = [place for place in range(len(self._specs)) if place not in self._running.keys() | self._ended]
         for place in free[: max(self._wanted - len(kept), 0)]:
             supervisor = Supervisor(
                 [self._specs[place]], grace=self._grace, on_death=self._on_death, metrics=self._metrics
@@ -87,6 +97,8 @@ class ElasticReplicas:
     async def _keep(self, place: int, supervisor: Supervisor) -> None:
         try:
             await supervisor.run()
+            if self._is_open and place not in self._ending:
+                self._end_for_good(place)
         except StageStartError as error:
             self._failure = error
             self.stop()
@@ -95,3 +107,9 @@ class ElasticReplicas:
             self._ending.discard(place)
         if self._is_open:
             self._reconcile()
+
+    def _end_for_good(self, place: int) -> None:
+        self._ended.add(place)
+        self._wanted = max(self._wanted - 1, 0)
+        if len(self._ended) == len(self._specs):
+            self.stop()

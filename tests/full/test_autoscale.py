@@ -10,6 +10,7 @@ import pytest
 
 from omnibus.workers.engines.sim import expected_text
 from tests.support.cluster import Cluster, pipeline_of
+from tests.support.served import omnibus
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -59,3 +60,31 @@ async def test_stage_goes_from_zero_to_three_and_back_by_its_queue_and_no_reques
         assert await cluster.stop("autoscale") == 0
         await eventually(lambda: alive() == 0, 10.0, what="what it started ended with it")
     assert max(seen) == 3, "never beyond the bound"
+
+
+async def test_replica_that_is_ended_for_good_stays_so_until_the_queue_wants_another(tmp_path: Path) -> None:
+    spec = pipeline_of(tmp_path, PIPELINE)
+    async with Cluster(tmp_path / "cluster", spec, replicas={0: 0}) as cluster:
+        words = ("--stage", "writer", "--min", "1", "--max", "2", "--cooldown", "60", "--every", "0.2", "--grace", "10")
+        await cluster.start("autoscale", "autoscale", "--pipeline", spec.name, *words)
+        seen: list[str] = []
+        cluster.view.on_change(
+            lambda _change: seen.extend(one.instance for one in cluster.view.replicas(0) if one.alive)
+        )
+
+        async def end_the_only_one() -> str:
+            (record,) = await eventually(lambda: [one for one in cluster.view.replicas(0) if one.ready], 30.0)
+            words = ("replicas", "drain", f"writer.{record.replica}", "--end", "--pipeline", spec.name)
+            done = await asyncio.to_thread(omnibus, *words, nats=cluster.nats.url)
+            assert done.stdout == f"writer.{record.replica}: ended\n", done.stderr
+            return record.instance.rpartition("-")[0]
+
+        first = await end_the_only_one()
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=60.0) as client:
+            body = {"model": spec.name, "messages": [{"role": "user", "content": "who is there"}]}
+            answer = await client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+        processes = {instance.rpartition("-")[0] for instance in seen}
+        assert (len(set(seen)), len(processes)) == (2, 2), "the queue had another one started, on other devices"
+        assert await end_the_only_one() in processes - {first}
+        assert await cluster.ended("autoscale") == 0, "as a worker, it ends with the last one that it may have"

@@ -154,6 +154,11 @@ class Cluster:
         async with asyncio.timeout(STOP_TIMEOUT):
             return await process.wait()
 
+    async def ended(self, name: str) -> int:
+        """The exit code of a process that ends by itself."""
+        async with asyncio.timeout(STOP_TIMEOUT):
+            return await self._processes.pop(name).wait()
+
     def pid(self, name: str) -> int:
         """Process id of a process that was started under this name."""
         return self._processes[name].pid

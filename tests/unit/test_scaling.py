@@ -60,6 +60,18 @@ def test_bounds_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
         ScalePolicy(**wrong)  # type: ignore[arg-type]
 
 
+def test_number_counts_less_in_its_bounds_when_replicas_were_ended_for_good() -> None:
+    policy = ScalePolicy(least=2, most=4, lag=2, cooldown=10.0)
+    state = ScaleState(wanted=3, enough_since=5.0, enough=3).without(1)
+    assert scale(policy.without(1), state, 0, 6.0).wanted == 2, "the least is one less, too: nothing comes in its stead"
+    assert [scale(policy.without(ended), state, 99, 6.0).wanted for ended in range(6)] == [4, 3, 2, 1, 1, 1]
+    ended = ScaleState(wanted=2).without(2)
+    assert [scale(policy.without(2), ended, lag, 7.0).wanted for lag in (0, 1, 4)] == [0, 1, 2], (
+        "the queue calls another"
+    )
+    assert ScaleState(wanted=0).without(3).wanted == 0
+
+
 POLICIES = some.builds(
     lambda least, more, lag, cooldown: ScalePolicy(least=least, most=least + more, lag=lag, cooldown=cooldown),
     some.integers(0, 5), some.integers(1, 5), some.integers(1, 9), some.integers(0, 60),
