@@ -10,6 +10,7 @@ from typing import Any, Self
 import click
 
 from omnibus.broker.nats_access import without_password
+from omnibus.cli.command_health import replicas_check
 from omnibus.cli.launch import PreparedWorker, WorkerArguments, prepared_worker
 from omnibus.cli.metrics_port import sharing
 from omnibus.cli.process_group import log_stats, supervise
@@ -121,6 +122,7 @@ async def _keep(prepared: PreparedWorker, arguments: ScaleArguments) -> None:
             return await stage_lag(connection, fleet.spec.name, stage.stage_id, [*fleet.spec.stage_lanes, *own])
 
         scaler = Autoscaler(stage.name, policy, lag, set_replicas, ended=lambda: replicas.ended)
+        prepared.health.follow(replicas_check(connection, view, replicas, ()))
         watch = HangWatch(connection, view, replicas, fleet.settings.hang_timeout)
         click.echo(f"ready: {_of(fleet.spec, stage, policy)} here, NATS {without_password(fleet.addresses.url)}")
         stats = [log_stats(view)] if arguments.worker.log_stats else []

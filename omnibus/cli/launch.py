@@ -18,6 +18,7 @@ from omnibus.broker.listening import free_port, is_free
 from omnibus.broker.nats_access import Access, without_password
 from omnibus.cli import frontdoor_processes
 from omnibus.cli.coming_up import ComingUp
+from omnibus.cli.command_health import CommandHealth, replicas_check
 from omnibus.cli.metrics_port import metrics_shown, shared_metrics, sharing
 from omnibus.cli.options import SETTING
 from omnibus.cli.process_group import Fleet, keep_running
@@ -123,7 +124,7 @@ def serve(arguments: ServeArguments) -> None:
 
 
 async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArguments) -> None:
-    async with _broker(settings) as found, _metered(found, role="serve") as (connection, folder):
+    async with _broker(settings) as found, _metered(found, role="serve") as (connection, folder, health):
         fleet = Fleet(
             spec=spec, settings=found, addresses=discover(found),
             allowed=AllowedCode.of(spec, found.allowed_modules),
@@ -139,9 +140,15 @@ async def _serve(spec: PipelineSpec, settings: Settings, arguments: ServeArgumen
         services = [fleet.orchestrator()]
         if not arguments.no_frontdoor:
             services += frontdoor_processes.processes(found, fleet.environment(), "--pipeline", spec.name)
+        replicas = fleet.replicas(plans)
+
+        async def announce(view: ReplicaView, supervisor: Supervisor) -> None:
+            health.follow(replicas_check(connection, view, supervisor, [one.name for one in replicas]))
+            await coming.announce(view, supervisor)
+
         try:
-            processes = sharing([*services, *fleet.replicas(plans)], folder)
-            await keep_running(connection, fleet, processes, coming.announce, stats=arguments.log_stats)
+            processes = sharing([*services, *replicas], folder)
+            await keep_running(connection, fleet, processes, announce, stats=arguments.log_stats)
         finally:
             await coming.say_what_stays()
 
@@ -204,12 +211,13 @@ async def _broker(settings: Settings) -> AsyncIterator[Settings]:
 
 
 @asynccontextmanager
-async def _metered(settings: Settings, **known: Any) -> AsyncIterator[tuple[Connection, Path]]:
-    """A connection, and the folder of the metrics of all processes here, which are shown where the settings say."""
+async def _metered(settings: Settings, **known: Any) -> AsyncIterator[tuple[Connection, Path, CommandHealth]]:
+    """A connection, the folder of the metrics of all processes here, and the health that is shown with them."""
+    health = CommandHealth()
     with shared_metrics() as folder:
         async with connected(settings, **known) as connection:
-            with metrics_shown(settings, connection.metrics):
-                yield connection, folder
+            with metrics_shown(settings, connection.metrics, health):
+                yield connection, folder, health
 
 
 def work(arguments: WorkerArguments) -> None:
@@ -227,6 +235,7 @@ class PreparedWorker:
     connection: Connection
     folder: Path
     """Where the metrics of its processes meet."""
+    health: CommandHealth
     fleet: Fleet
     stage: StageSpec
     plans: list[LogicalStageInitPlan]
@@ -235,7 +244,8 @@ class PreparedWorker:
 @asynccontextmanager
 async def prepared_worker(settings: Settings, arguments: WorkerArguments) -> AsyncIterator[PreparedWorker]:
     """Connect, find the pipeline and check the stage; raises what would keep its replicas from starting."""
-    async with _metered(settings, role="supervisor", stage=arguments.stage, wait=START_WAIT) as (connection, folder):
+    async with _metered(settings, role="supervisor", stage=arguments.stage, wait=START_WAIT) as made:
+        connection, folder, health = made
         deployed = await find_pipeline(connection, arguments.pipeline, wait=START_WAIT)
         stage = deployed.stage(arguments.stage)
         overrides = arguments.overrides(stage)
@@ -251,7 +261,9 @@ async def prepared_worker(settings: Settings, arguments: WorkerArguments) -> Asy
             grace=arguments.grace, stage_init_timeout=arguments.stage_init_timeout,
         )  # fmt: skip
         plans = fleet.plan({stage.stage_id})
-        yield PreparedWorker(connection=connection, folder=folder, fleet=fleet, stage=stage, plans=plans)
+        yield PreparedWorker(
+            connection=connection, folder=folder, health=health, fleet=fleet, stage=stage, plans=plans
+        )  # fmt: skip
 
 
 async def _work(settings: Settings, arguments: WorkerArguments) -> None:
@@ -259,8 +271,11 @@ async def _work(settings: Settings, arguments: WorkerArguments) -> None:
         connection, fleet, stage, plans = prepared.connection, prepared.fleet, prepared.stage, prepared.plans
         spec = fleet.spec
 
+        started = fleet.replicas(plans)
+
         async def announce(view: ReplicaView, supervisor: Supervisor) -> None:
-            count = sum(len(plan.local) for plan in plans)
+            prepared.health.follow(replicas_check(connection, view, supervisor, [one.name for one in started]))
+            count = len(started)
             readiness = Readiness(
                 connection, spec, view, lambda part, rest: click.echo(f"up: {part}{rest}"),
                 lambda one: one.instance in supervisor.instances,
@@ -270,5 +285,5 @@ async def _work(settings: Settings, arguments: WorkerArguments) -> None:
             nats = without_password(fleet.addresses.url)
             click.echo(f"ready: {spec.name}, {replicas} of stage {stage.stage_id} {stage.name}, NATS {nats}")
 
-        processes = sharing(fleet.replicas(plans), prepared.folder)
+        processes = sharing(started, prepared.folder)
         await keep_running(connection, fleet, processes, announce, stats=arguments.log_stats)

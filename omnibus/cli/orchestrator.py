@@ -29,6 +29,7 @@ def command(*, pipeline: Wanted) -> None:
 
 async def _orchestrate(settings: Settings, pipeline: Wanted) -> None:
     from omnibus.broker.discovery import discover  # noqa: PLC0415 commands import when they run
+    from omnibus.cli.command_health import CommandHealth, broker_check  # noqa: PLC0415
     from omnibus.cli.metrics_port import metrics_shown  # noqa: PLC0415
     from omnibus.cli.root import START_WAIT, connected, find_pipeline  # noqa: PLC0415
     from omnibus.observability.metrics import share_metrics  # noqa: PLC0415
@@ -47,7 +48,9 @@ async def _orchestrate(settings: Settings, pipeline: Wanted) -> None:
         found, system = discover(settings), None
         if found.system_url is not None:
             system = SystemAccount(url=found.system_url, access=found.system_access, account=settings.nats_account)
-        with metrics_shown(settings, connection.metrics):
+        health = CommandHealth()
+        health.follow(broker_check(connection))
+        with metrics_shown(settings, connection.metrics, health):
             measuring = asyncio.create_task(QueueGauges(connection, spec.name).run(), name="queue-gauges")
             try:
                 await DeployedOrchestrator(connection, spec, system=system).run()

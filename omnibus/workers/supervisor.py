@@ -128,6 +128,11 @@ class Supervisor:
         return {child.name: child.restarts for child in self._children}
 
     @property
+    def ended(self) -> set[str]:
+        """Names of children that have left in order, and are not started again."""
+        return {child.name for child in self._children if child.keeper is not None and child.keeper.done()}
+
+    @property
     def last_lines(self) -> dict[str, str]:
         """The last lines of each child's output in its present life, by name."""
         return {child.name: child.last_lines for child in self._children}

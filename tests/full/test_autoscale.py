@@ -73,7 +73,7 @@ async def test_replica_that_is_ended_for_good_stays_so_until_the_queue_wants_ano
         )
 
         async def end_the_only_one() -> str:
-            (record,) = await eventually(lambda: [one for one in cluster.view.replicas(0) if one.ready], 30.0)
+            (record,) = await eventually(lambda: [one for one in cluster.view.replicas(0) if one.ready], 90.0)
             words = ("replicas", "drain", f"writer.{record.replica}", "--end", "--pipeline", spec.name)
             done = await asyncio.to_thread(omnibus, *words, nats=cluster.nats.url)
             assert done.stdout == f"writer.{record.replica}: ended\n", done.stderr

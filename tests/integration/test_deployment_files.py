@@ -38,7 +38,8 @@ MANY: dict[str, Any] = {
         {"id": 0, "name": "thinker", "replicas": 0, "maxReplicas": 3, "lag": 4, "gpus": 1, "image": "omnibus:gpu",
          "nodeSelector": {"gpu": "h100"}, "env": {"HF_HUB_OFFLINE": "1"},
          "tolerations": [{"key": "gpu", "operator": "Exists"}]},
-        {"id": 1, "name": "dit", "replicas": 2, "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "4Gi"}}},
+        {"id": 1, "name": "dit", "replicas": 2, "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "4Gi"}},
+         "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}},
     ],
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
     "tracing": {"endpoint": "http://collector:4317"},
@@ -139,6 +140,7 @@ def test_chart_serves_the_stages_of_the_shipped_pipeline() -> None:
         {"nats": {"url": "http://nats"}},
         {"nats": {"url": "nats://nats", "replicas": 2}},
         {"keda": {"lanes": ["fast"]}},
+        {"stages": [{"id": 0, "name": "a", "strategy": {"type": "Slowly"}}]},
         {"tracing": {"endpoint": "collector:4317"}},
         {"frontdor": {"replicas": 2}},
     ],
@@ -229,6 +231,20 @@ def test_services_of_a_cluster_set_no_variables_of_ours() -> None:
     pods = [one["spec"]["template"]["spec"] for one in rendered(MANY) if one["kind"] in ("Deployment", "Job")]
     assert len(pods) == 5
     assert all(pod["enableServiceLinks"] is False for pod in pods)
+
+
+@pytest.mark.parametrize("values", SETS.values(), ids=SETS)
+def test_pods_are_ready_when_what_they_run_says_so_on_the_port_that_it_opens(values: dict[str, Any]) -> None:
+    """Else a rolling update ends the old replicas of a stage while the new ones still load."""
+    served = [one for one in containers(rendered(values)) if one["args"][0] != "pipeline"]
+    paths = {one["args"][0]: one["readinessProbe"]["httpGet"]["path"] for one in served}
+    assert paths == {"worker": "/health", "orchestrator": "/health", "frontdoor": "/ready"}
+    for one in served:
+        (port,) = one["ports"]
+        assert one["readinessProbe"]["httpGet"]["port"] == port["name"]
+        flag = "--port" if one["args"][0] == "frontdoor" else "--metrics-port"
+        assert one["args"][one["args"].index(flag) + 1] == str(port["containerPort"])
+        assert {"name": "OMNIBUS_METRICS_HOST", "value": "0.0.0.0"} in one["env"]
 
 
 @pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda path: path.name)
