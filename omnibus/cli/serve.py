@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from omnibus.cli import options
+from omnibus.cli.vllm_flags import ServingCommand
 
 
 def _refuse_headless(_context: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
@@ -17,7 +18,7 @@ def _refuse_headless(_context: click.Context, _parameter: click.Parameter, is_gi
         )
 
 
-@click.command("serve")
+@click.command("serve", cls=ServingCommand)
 @click.argument("pipeline")
 @options.front_door
 @options.process

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from omnibus.cli import options
+from omnibus.cli.vllm_flags import ServingCommand
 
 
-@click.command("worker")
+@click.command("worker", cls=ServingCommand)
 @click.option("--stage", required=True, metavar="ID|NAME", help="Which stage.")
 @options.replicas
 @options.stage_replicas

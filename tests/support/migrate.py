@@ -13,7 +13,15 @@ from pathlib import Path, PurePath
 from omnibus.pipeline.spec import StageSpec
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "migrate.md"
-SWITCHES = {"--omni", "--headless", "--log-stats", "--enforce-eager", "--async-chunk", "--no-async-chunk"}
+SWITCHES = {
+    "--omni",
+    "--headless",
+    "--log-stats",
+    "--enforce-eager",
+    "--async-chunk",
+    "--no-async-chunk",
+    "--trust-remote-code",
+}
 """Flags of theirs without a value."""
 
 

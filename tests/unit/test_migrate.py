@@ -13,8 +13,9 @@ import click
 import numpy as np
 import pytest
 
-from omnibus.cli import COMMANDS
+from omnibus.cli import COMMANDS, main
 from omnibus.cli.options import SETTING
+from omnibus.cli.vllm_flags import ELSEWHERE, elsewhere
 from omnibus.errors import PipelineError
 from omnibus.pipeline.loading import load_pipeline, parse_pipeline
 from omnibus.pipeline.overrides import lb_policies, override_stages
@@ -132,6 +133,60 @@ def test_policies_are_known_here_when_taken_over() -> None:
 def test_flag_that_the_guide_forgot_is_noticed() -> None:
     with pytest.raises(KeyError, match="--some-new-flag"):
         translate("vllm serve MODEL --omni --some-new-flag 3", TABLE)
+
+
+def taken(command: str) -> set[str]:
+    """The options of a command, without those that are there to be refused."""
+    options = [one for one in COMMANDS[command].load().params if isinstance(one, click.Option) and not one.hidden]
+    return {name for one in options for name in (*one.opts, *one.secondary_opts)}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=_flags)
+def test_error_for_a_flag_says_what_its_row_says(row: Row) -> None:
+    for flag in row.flags.keys() - taken("serve"):
+        text = elsewhere(flag)
+        assert text is not None, "typed at `omnibus serve`, it is no such option"
+        for word in (*row.serve, *row.worker):
+            name = word.partition("=")[0]
+            if name.startswith("--") and name != "--credentials":
+                assert name in text
+            if ".engine_args." in name:
+                assert f"--stage-overrides {name}=" in text
+
+
+def test_flags_that_an_error_names_stand_in_the_guide_and_are_not_taken_here() -> None:
+    assert ELSEWHERE.keys() <= {flag for row in TABLE for flag in row.flags}
+    assert not ELSEWHERE.keys() & (taken("serve") | taken("worker"))
+
+
+@pytest.mark.parametrize("command", ["serve", "up", "worker"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tensor-parallel-size", "2"], "--stage-overrides 0.engine_args.tensor_parallel_size=N"),
+        (["--max_model_len=4096"], "--stage-overrides 0.engine_args.max_model_len=N"),
+        (["--omni"], "leave it out"),
+        (["--stage-configs-path", "stages.yaml"], "the first argument"),
+        (["--dtype", "bfloat16"], "engine_args in the file"),
+    ],
+    ids=str,
+)
+def test_flag_of_vllm_is_refused_in_one_line_that_says_where_it_belongs(
+    command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--stage", "0"] if command == "worker" else ["omni-tiny"]
+    with pytest.raises(SystemExit) as caught:
+        main([command, *model, *words])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2
+    assert line.startswith(f"omnibus: {words[0].partition('=')[0]} is vLLM's; here ")
+    assert said in line
+
+
+def test_flag_of_nobody_is_no_such_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "omni-tiny", "--tensor-paralel-size", "2"])
+    assert (caught.value.code, "No such option" in capsys.readouterr().err) == (2, True)
 
 
 def blocks(section: str, language: str) -> list[str]:
