@@ -76,7 +76,9 @@ class _Examination:
         found = discover(self._settings)
         try:
             self._take_head(found.access)
-            for finding in (*machine_findings(self._settings, self._role), *certificate_findings(found.access)):
+            async for finding in machine_findings(self._settings, self._role):
+                yield finding
+            for finding in certificate_findings(found.access):
                 yield finding
             stage = self._stages[0] if self._stages else None
             role = self._wanted or "doctor"

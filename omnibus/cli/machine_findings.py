@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ _DAYS_LEFT = 30
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 the system's name of it
 
 
-def machine_findings(settings: Settings, role: str) -> Iterator[Finding]:
+async def machine_findings(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Examine this machine for a process of the role, without its broker."""
     yield _open_files()
     yield _shared_memory(settings)
@@ -34,7 +34,7 @@ def machine_findings(settings: Settings, role: str) -> Iterator[Finding]:
         ("metrics port", settings.metrics_host, settings.metrics_port),
     ):
         if port:
-            yield port_finding(name, host, port, is_needed=role == "frontdoor" and name == "port")
+            yield await port_finding(name, host, port, is_needed=role == "frontdoor" and name == "port")
 
 
 def certificate_findings(access: Access) -> Iterator[Finding]:

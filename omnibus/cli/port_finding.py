@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 import socket
-import time
 
 import msgspec
 
@@ -13,8 +12,6 @@ ANSWER_TIMEOUT = 2.0
 _MOST_READ = 1 << 20
 """Bytes that are read of a page to find a metric of ours; a stranger's page may have no end."""
 _MOST_SHOWN = 100
-_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r\n]")
-_LOCATION = re.compile(rb"^location:[ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -25,70 +22,53 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
-def port_finding(name: str, host: str, port: int, *, is_needed: bool) -> Finding:
+async def port_finding(name: str, host: str, port: int, *, is_needed: bool) -> Finding:
     """Examine the front door's `port` or a `metrics port`; a stranger on it is a fault where the port is needed.
 
     Takes ANSWER_TIMEOUT seconds at most; raises nothing.
     """
-    with socket.socket(_family(host)) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            return _taken(name, host, port, str(error.strerror), is_needed=is_needed)
+            return await _taken(name, host, port, str(error.strerror), is_needed=is_needed)
     return Finding(name, True, f"{port} on {host} is free")
 
 
-def _taken(name: str, host: str, port: int, why: str, *, is_needed: bool) -> Finding:
+async def _taken(name: str, host: str, port: int, why: str, *, is_needed: bool) -> Finding:
     where = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 it is compared
+    address = f"{f'[{where}]' if ':' in where else where}:{port}"
     path, mark = ("/live", b"") if name == "port" else ("/metrics", b"omnibus_")
-    status, head, body = _parts(_page(where, port, path, mark))
-    if status == 200 and mark in body:
-        return Finding(name, True, f"Omnibus answers at {f'[{where}]' if ':' in where else where}:{port}")
+    is_ours, redirect = await _answer(f"http://{address}{path}", mark)
+    if is_ours:
+        return Finding(name, True, f"Omnibus answers at {address}")
     remedy = f"choose another with --{name.replace(' ', '-')}"
     return Finding(
         name, not is_needed,
-        f"{port} on {host} cannot be had ({why}), and it is not Omnibus that answers{_redirection(status, head)}: {remedy}",
+        f"{port} on {host} cannot be had ({why}), and it is not Omnibus that answers{redirect}: {remedy}",
     )  # fmt: skip
 
 
-def _page(where: str, port: int, path: str, mark: bytes) -> bytes:
-    """Read what is answered to a GET, until its body has the mark, it ends, its time is over, or it is too large.
+async def _answer(url: str, mark: bytes) -> tuple[bool, str]:
+    """Whether a page is there with the mark among its first bytes, and where it redirects to, in words, if it does."""
+    from aiohttp import ClientError, ClientSession  # noqa: PLC0415 it is large, and most ports are free
 
-    The bytes as they came, with their head. Redirects are not followed, and no proxy is asked.
-    """
-    until, page = time.monotonic() + ANSWER_TIMEOUT, bytearray()
+    page = bytearray()
     try:
-        with socket.socket(_family(where)) as caller:
-            caller.settimeout(ANSWER_TIMEOUT)
-            caller.connect((where, port))
-            caller.sendall(f"GET {path} HTTP/1.0\r\nHost: {where}:{port}\r\n\r\n".encode())
-            while len(page) < _MOST_READ and (left := until - time.monotonic()) > 0:
-                caller.settimeout(left)
-                part = caller.recv(_MOST_READ - len(page))
-                head_length = page.find(b"\r\n\r\n")
-                page += part
-                if not part or (head_length >= 0 and page.find(mark, head_length) >= 0):
+        async with (
+            asyncio.timeout(ANSWER_TIMEOUT),
+            ClientSession() as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            if target := answer.headers.get("Location"):
+                shown = "".join(one for one in target[:_MOST_SHOWN] if one.isprintable())
+                return False, f", but a redirect ({answer.status}) to {shown}"
+            while answer.status == 200 and mark not in page and len(page) < _MOST_READ:
+                part = await answer.content.readany()
+                if not part:
                     break
-    except OSError:  # also a deadline: what has come by then counts
-        pass
-    return bytes(page)
-
-
-def _parts(page: bytes) -> tuple[int, bytes, bytes]:
-    """Status, head and body of an answer; 0 where it is no HTTP. Pure."""
-    head, _, body = page.partition(b"\r\n\r\n")
-    found = _STATUS.match(head + b"\r\n")
-    return int(found[1]) if found else 0, head, body
-
-
-def _redirection(status: int, head: bytes) -> str:
-    location = _LOCATION.search(head)
-    if not 300 <= status < 400 or location is None:
-        return ""
-    target = "".join(one for one in location[1].decode("latin-1") if one.isprintable())
-    return f", but a redirect ({status}) to {target[:_MOST_SHOWN]}"
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+                page += part
+            return answer.status == 200 and mark in page, ""
+    except (ClientError, OSError, ValueError):  # also a deadline, and what is no HTTP
+        return False, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.unit
 
 
 def found(check: str, settings: Settings, role: str = "frontdoor") -> Finding:
-    (one,) = [one for one in machine_findings.machine_findings(settings, role) if one.check == check]
+    async def examined() -> list[Finding]:
+        return [one async for one in machine_findings.machine_findings(settings, role)]
+
+    (one,) = [one for one in asyncio.run(examined()) if one.check == check]
     return one
 
 
