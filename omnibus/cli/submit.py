@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import time
 import uuid
 from collections.abc import Callable
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"done": 0, "failed": 1, "cancelled": 3, "expired": 4}
 _CANCEL_DEADLINE = 5.0
-_SILENCE, _SAID_AGAIN, _REPLICAS_DEADLINE = 2.0, 15.0, 5.0
-"""Seconds without any event after which the command says which stages have no replica; seconds to the next time; seconds to
-find that out."""
 
 
 def _read_prompt(_context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]) -> str:
@@ -84,6 +80,7 @@ async def follow(
     Raises DeadlineExceeded when nobody has ended it by its deadline, as `Producer.submit`, and ConfigError, before the request
     is sent, where its files could not be saved.
     """
+    from omnibus.cli.waiting_report import WaitingReport  # noqa: PLC0415
     from omnibus.client.request_events import Ended  # noqa: PLC0415
     from omnibus.errors import DeadlineExceeded  # noqa: PLC0415
     from omnibus.pipeline.routing import plan_route  # noqa: PLC0415
@@ -92,17 +89,17 @@ async def follow(
     rid = request_id if request_id is not None else uuid.uuid4().hex  # known before Ctrl-C may come in between
     try:
         submission = await producer.submit(spec, request, rid=rid)
-        silence = _Silence(spec, request)
-        missing = asyncio.create_task(_say_what_is_missing(producer, silence, answer), name=f"missing-{rid}")
+        report = WaitingReport(producer, spec, request, rid, answer.say)
+        reporting = asyncio.create_task(report.run(), name=f"report-{rid}")
         try:
             async with asyncio.timeout(submission.timeout), aclosing(submission.events()) as events:
                 async for event in events:
-                    silence.end(event)
+                    report.take(event)
                     answer.show(event)
                     if isinstance(event, Ended):
                         return event.result
         finally:
-            missing.cancel()
+            reporting.cancel()
     except TimeoutError as error:
         raise DeadlineExceeded(f"request {rid!r} has not ended by its deadline: no orchestrator runs") from error
     except (asyncio.CancelledError, OutputLost) as error:  # nobody waits for it any more
@@ -124,52 +121,6 @@ async def _cancel(producer: Producer, spec: PipelineSpec, rid: str) -> str:
         return f"request {rid} was not accepted yet: nothing runs"
     except (TimeoutError, OmnibusError):
         return f"request {rid} may still run, until its deadline: omnibus cancel {rid} stops it"
-
-
-class _Silence:
-    """How long a request has shown nothing, and the stages that it still needs."""
-
-    def __init__(self, spec: PipelineSpec, request: Request) -> None:
-        from omnibus.pipeline.routing import plan_route  # noqa: PLC0415
-
-        self.spec = spec
-        self.needed = {stage.stage_id for stage in plan_route(spec, request.modalities).stages}
-        self._since = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._since
-
-    def end(self, event: object) -> None:
-        """An event has come. A stage whose output is here is needed no more, nor are those before it."""
-        from omnibus.client.request_events import OutputArrived  # noqa: PLC0415
-        from omnibus.pipeline.routing import with_ancestors  # noqa: PLC0415
-
-        self._since = time.monotonic()
-        if isinstance(event, OutputArrived):
-            self.needed -= with_ancestors(self.spec, {event.output.stage_id})
-
-
-async def _say_what_is_missing(producer: Producer, silence: _Silence, answer: AnswerDisplay) -> None:
-    """In each silence, name the stages that the request still needs and that have no replica up, again while it lasts.
-
-    Its failures are passed over.
-    """
-    from omnibus.client.cluster_view import ClusterView  # noqa: PLC0415
-    from omnibus.errors import OmnibusError  # noqa: PLC0415
-    from omnibus.frontdoor.stage_readiness import missing_stages  # noqa: PLC0415
-
-    pause = _SILENCE
-    while True:
-        await asyncio.sleep(pause)
-        pause = _SILENCE
-        if silence.seconds < _SILENCE:
-            continue
-        with suppress(TimeoutError, OmnibusError):
-            async with asyncio.timeout(_REPLICAS_DEADLINE), ClusterView(producer.connection) as cluster:
-                if missing := missing_stages(silence.spec, await cluster.replicas(silence.spec), silence.needed):
-                    answer.say(f"waiting for a replica of {', '.join(map(str, missing))}")
-                    pause = _SAID_AGAIN
 
 
 def failure_of(result: Result, spec: PipelineSpec) -> str:

@@ -45,14 +45,26 @@ def test_request_goes_to_the_pipeline_that_is_served_when_none_is_named(served: 
     assert "request " in _status(served, json.loads(done.stdout)["request_id"])
 
 
+@pytest.mark.parametrize("words", [("show", "nobody"), ("retry", "nobody"), ("drop", "nobody", "--yes")], ids=" ".join)
+def test_dead_letter_is_looked_for_in_the_pipeline_that_is_served_when_none_is_named(
+    served: Serving, words: tuple[str, ...]
+) -> None:
+    done = omnibus("dead", *words, nats=served.nats_url)
+    assert (done.returncode, "no dead letter 'nobody' in pipeline 'simple'" in done.stderr) == (2, True)
+
+
 def test_choice_is_asked_for_when_several_are_served(served: Serving, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, SIM_PIPELINE.replace("name: simple", "name: other"))
     with serving(
         str(pipeline), "--no-frontdoor", "--nats", served.nats_url, state_dir=tmp_path / "state"
     ):  # fmt: skip
         done = omnibus("submit", "hello", nats=served.nats_url)
-    assert done.returncode == 2
-    assert "so name one (commands: --pipeline NAME): other, simple" in done.stderr
+        asked = [
+            omnibus("dead", *words, nats=served.nats_url) for words in (["show", "any"], ["retry", "any"], ["list"])
+        ]
+    assert {one.returncode for one in (done, *asked)} == {2}
+    for one in (done, *asked):
+        assert "so name one (commands: --pipeline NAME): other, simple" in one.stderr
     omnibus("pipeline", "delete", "other", nats=served.nats_url)
 
 
@@ -112,6 +124,19 @@ async def test_stage_that_is_missing_is_named_when_those_before_it_have_answered
         assert [(one["stage"], one["what"]) for one in spans] == [("writer", "waited"), ("writer", "ran")]
         assert omnibus("cancel", "half", nats=halved.nats_url).returncode == 0
         asking.wait()
+
+
+async def test_attempts_are_counted_with_the_reason_when_a_stage_is_tried_again(
+    served: Serving, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    asking = start("submit", "hello", "--request-id", "hang-twice", nats=served.nats_url, log=log)
+    await eventually(lambda: "attempt 3" in log.read_text(), 60.0)
+    assert omnibus("cancel", "hang-twice", nats=served.nats_url).returncode == 0
+    assert asking.wait(30) == 3
+    assert [line for line in log.read_text().splitlines() if "attempt" in line] == [
+        f"stage 'writer': attempt {number} of 5; the one before failed: configured to fail" for number in (2, 3)
+    ]
 
 
 def test_pipeline_that_is_served_is_deleted_by_force_alone(tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ deadline: 30s
 heartbeat_timeout: 2s
 stages:
 - {stage_id: 0, name: writer, engine: sim, slots: 8, final_output: true, final_output_type: text,
-   engine_args: {outputs: {text: text}, token_rate: 200, hang_on: {rid: ^hang}, reject_on: {rid: ^reject}}}
+   engine_args: {outputs: {text: text}, token_rate: 200, hang_on: {rid: ^hang}, reject_on: {rid: ^reject},
+                 fail_on: {rid: twice, attempts: [1, 2]}}}
 - {stage_id: 1, name: painter, engine: sim, slots: 8, input_sources: [0], final_output: true, final_output_type: image,
    engine_args: {outputs: {image: image}, steps: 4, latency: 0.02}}
 - {stage_id: 2, name: speaker, engine: sim, slots: 8, input_sources: [0], final_output: true, final_output_type: audio,
    engine_args: {outputs: {audio: audio}, size: 800}}
 """
-"""A request whose id begins with `hang` never ends by itself, with `reject` it is refused by its first stage."""
+"""A request whose id begins with `hang` never ends by itself, with `reject` it is refused by its first stage; that fails twice at
+one whose id has `twice` in it."""
 
 
 def write_pipeline(folder: Path, text: str = SIM_PIPELINE) -> Path:
