@@ -27,7 +27,7 @@ from omnibus.media import sound
 from omnibus.orchestrator.service import OrchestratorService
 from omnibus.pipeline.spec import PipelineSpec, StageSpec
 from omnibus.requests.state import RequestState
-from tests.support import realtime_stages, sound_stage
+from tests.support import held_stage, realtime_stages, sound_stage
 from tests.support.front import Front, front
 from tests.support.realtime_stages import reader, talker
 from tests.support.waiting import eventually
@@ -45,7 +45,7 @@ WORDS = " ".join(f"word{number}" for number in range(60))
 @pytest.fixture(autouse=True)
 def _stages() -> None:
     realtime_stages.reset()
-    sound_stage.go_on.clear()
+    held_stage.go_on.clear()
 
 
 @pytest_asyncio.fixture
@@ -53,7 +53,7 @@ async def door(connection: Connection, pipeline: str) -> AsyncIterator[Front]:
     async with front(connection, talker(pipeline)) as made:
         yield made
         realtime_stages.go_on.set()
-        sound_stage.go_on.set()
+        held_stage.go_on.set()
 
 
 @pytest_asyncio.fixture
@@ -197,7 +197,7 @@ async def test_sound_arrives_before_it_is_all_made_and_barging_in_cancels_its_re
     assert (done.status, done.status_details.reason) == ("cancelled", "turn_detected")
     assert done.output[0].status == "incomplete"
     await _cancelled(door, rid)
-    sound_stage.go_on.set()
+    held_stage.go_on.set()
     await talk.input_audio_buffer.append(audio=silence(0.7))
     after = await until(talk, "response.done")
     assert after[-1].response.status == "completed"

@@ -24,13 +24,13 @@ from omnibus.flows import writer
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.stored_flow import publish_behind
 from omnibus.media import sound
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import stores, subjects
 from omnibus.wire.chunk import Chunks
 from omnibus.wire.out import Fence
 from omnibus.wire.request import Request
-from tests.support import sound_stage
+from tests.support import held_stage, sound_stage
 from tests.support.front import Front, front
 
 pytestmark = pytest.mark.integration
@@ -39,19 +39,12 @@ PCM = sound.encoded(sound_stage.SOUND, sound_stage.RATE, "pcm")
 
 @pytest.fixture(autouse=True)
 def held() -> Iterator[None]:
-    """The stage waits behind its first chunk until the test lets it go on; nothing is left waiting."""
-    sound_stage.go_on.clear()
-    sound_stage.attempts.clear()
-    yield
-    sound_stage.go_on.set()
+    with held_stage.held():
+        yield
 
 
 def spec_of(pipeline: str) -> PipelineSpec:
-    stage = StageSpec(
-        stage_id=0, name="speaker", engine="python", model="tests.support.sound_stage:speak", slots=4, final_output=True,
-        final_output_type="audio",
-    )  # fmt: skip
-    return PipelineSpec(name=pipeline, deadline=60.0, stages=(stage,))
+    return held_stage.spec_of(pipeline, "speaker", "tests.support.sound_stage:speak", "audio")
 
 
 @pytest_asyncio.fixture
@@ -81,7 +74,7 @@ async def test_a_chats_first_sound_arrives_while_its_stage_still_speaks(front_do
         audio = getattr(chunk.choices[0].delta, "audio", None) if chunk.choices else None
         if audio:
             pieces.append(audio)
-            sound_stage.go_on.set()  # without a first piece the stage would never go on
+            held_stage.go_on.set()  # without a first piece the stage would never go on
     assert len(pieces) > 2
     assert pieces[0].id.startswith("audio-")
     assert_is_the_sound(b"".join(base64.b64decode(piece.data) for piece in pieces))
@@ -93,7 +86,7 @@ async def test_speech_begins_while_its_stage_still_speaks(front_door: Front) -> 
         pieces = []
         async for piece in answer.iter_bytes():
             pieces.append(piece)
-            sound_stage.go_on.set()
+            held_stage.go_on.set()
     assert answer.headers["content-type"] == "audio/pcm"
     assert_is_the_sound(b"".join(pieces))
 
@@ -113,7 +106,7 @@ async def test_events_of_speech_arrive_while_its_stage_still_speaks_also_at_a_sy
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     events.append(json.loads(line.removeprefix("data: ")))
-                    sound_stage.go_on.set()
+                    held_stage.go_on.set()
         return events
 
     *deltas, done = await asyncio.to_thread(ask)
@@ -153,10 +146,10 @@ async def test_speech_is_whole_and_nothing_is_stored_for_its_caller_when_it_is_n
 
 
 async def test_nothing_is_heard_twice_when_an_attempt_begins_again(front_door: Front) -> None:
-    sound_stage.attempts += [3, 2]
+    held_stage.attempts += [3, 2]
     ask = {"model": front_door.spec.name, "voice": "alloy", "input": "fail", "response_format": "pcm"}
     speech = await front_door.openai.audio.speech.create(**ask)
-    assert sound_stage.attempts == []
+    assert held_stage.attempts == []
     assert_is_the_sound(speech.content)
 
 
@@ -174,7 +167,7 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
                     f"$JS.API.STREAM.PURGE.{stores.chunks_stream(front_door.spec.name)}", b""
                 )
                 assert b'"success":true' in purged.data
-                sound_stage.go_on.set()
+                held_stage.go_on.set()
         else:
             others.append(event)
     np.testing.assert_allclose(np.concatenate(pieces), sound_stage.SOUND, atol=1e-4)
@@ -182,7 +175,7 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
 
 
 async def test_a_sound_that_cannot_be_read_meanwhile_is_counted(connection: Connection, front_door: Front) -> None:
-    sound_stage.go_on.set()
+    held_stage.go_on.set()
     request = Request(prompt="hello", modalities=("audio",))
     submission = await front_door.producer.submit(front_door.spec, request)
     await submission.result()
@@ -210,7 +203,7 @@ async def test_the_sound_comes_from_the_output_when_the_broker_takes_no_flow(
             raise BrokerDenied.of("publish", "omni.p.chunk")
 
         monkeypatch.setattr(writer, "publish_behind", denied)
-    sound_stage.go_on.set()
+    held_stage.go_on.set()
     request = Request(prompt="hello", modalities=("audio",))
     events = [event async for event in (await front_door.producer.submit(front_door.spec, request)).events()]
     assert isinstance(events[-1], Ended)
@@ -219,14 +212,14 @@ async def test_the_sound_comes_from_the_output_when_the_broker_takes_no_flow(
 
 
 async def test_an_error_before_the_first_sound_has_its_own_status(front_door: Front) -> None:
-    sound_stage.attempts += [0] * 10
+    held_stage.attempts += [0] * 10
     ask = {"model": front_door.spec.name, "voice": "alloy", "input": "fail", "response_format": "pcm"}
     with pytest.raises(openai.InternalServerError):
         await front_door.openai.audio.speech.create(**ask)
 
 
 async def test_a_body_ends_in_the_middle_when_its_stage_fails_after_the_first_sound(front_door: Front) -> None:
-    sound_stage.attempts += [2] * 10
+    held_stage.attempts += [2] * 10
     body = {"model": front_door.spec.name, "input": "fail", "response_format": "pcm"}
     client = openai.OpenAI(base_url=f"{front_door.server.url}/v1", api_key="any", max_retries=0, timeout=30.0)
 

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from omnibus.broker.connection import Connection
 from omnibus.client.request_events import Ended, MediaPiece, OutputArrived
 from omnibus.media import video
-from omnibus.pipeline.spec import PipelineSpec, StageSpec
+from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import stores
 from omnibus.wire.request import Request
-from tests.support import video_stage
+from tests.support import held_stage, video_stage
 from tests.support.filmed_text import frames_of, text_of
 from tests.support.front import Front, front
 
@@ -31,19 +31,12 @@ FAIL = PROMPT.replace("hold", "fail")
 
 @pytest.fixture(autouse=True)
 def held() -> Iterator[None]:
-    """The stage waits behind its first chunk until the test lets it go on; nothing is left waiting."""
-    video_stage.go_on.clear()
-    video_stage.attempts.clear()
-    yield
-    video_stage.go_on.set()
+    with held_stage.held():
+        yield
 
 
 def spec_of(pipeline: str) -> PipelineSpec:
-    stage = StageSpec(
-        stage_id=0, name="camera", engine="python", model="tests.support.video_stage:film", slots=4, final_output=True,
-        final_output_type="video",
-    )  # fmt: skip
-    return PipelineSpec(name=pipeline, deadline=60.0, stages=(stage,))
+    return held_stage.spec_of(pipeline, "camera", "tests.support.video_stage:film", "video")
 
 
 @pytest_asyncio.fixture
@@ -83,17 +76,17 @@ async def test_a_chats_first_frames_can_be_played_while_its_stage_still_films(fr
     pieces: list[dict[str, str]] = []
     async for piece in pieces_of(front_door, PROMPT):
         pieces.append(piece)
-        if not video_stage.go_on.is_set() and frames_in(joined(pieces)) == video_stage.CHUNK - 1:
-            video_stage.go_on.set()  # without the first frames the stage would never go on
+        if not held_stage.go_on.is_set() and frames_in(joined(pieces)) == video_stage.CHUNK - 1:
+            held_stage.go_on.set()  # without the first frames the stage would never go on
     assert [piece.get("media_type") for piece in pieces] == ["video/mp4", *[None] * (len(pieces) - 1)]
     assert text_of(joined(pieces)) == PROMPT
     assert video.dimensions(joined(pieces)) == (len(frames_of(PROMPT)) / video_stage.FPS, 64, 64)
 
 
 async def test_no_frame_comes_twice_when_an_attempt_begins_again(front_door: Front) -> None:
-    video_stage.attempts += [3, 2]
+    held_stage.attempts += [3, 2]
     pieces = [piece async for piece in pieces_of(front_door, FAIL)]
-    assert video_stage.attempts == []
+    assert held_stage.attempts == []
     assert text_of(joined(pieces)) == FAIL
 
 
@@ -110,7 +103,7 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
         assert event.values["fps"] == video_stage.FPS
         if len(pieces) == 1:
             await connection.api(f"STREAM.PURGE.{stores.chunks_stream(front_door.spec.name)}")
-            video_stage.go_on.set()
+            held_stage.go_on.set()
     assert np.abs(np.concatenate(pieces).astype(int) - frames_of(PROMPT)).max() < 64
     assert [type(event) for event in others] == [OutputArrived, Ended]
 
@@ -118,7 +111,7 @@ async def test_the_rest_comes_from_the_output_when_the_flow_is_removed(
 async def test_the_rest_comes_from_the_output_when_the_frames_are_too_many_for_a_flow(
     connection: Connection, pipeline: str
 ) -> None:
-    video_stage.go_on.set()
+    held_stage.go_on.set()
     frame = frames_of(PROMPT)[0].nbytes
     async with front(connection, replace(spec_of(pipeline), max_flow_bytes=3 * frame)) as front_door:
         deltas = [delta async for delta in chat(front_door, PROMPT)]
