@@ -14,9 +14,8 @@ from omnibus.cli.broker_command import broker_command
 
 if TYPE_CHECKING:
     from omnibus.cli.root import CommandSession
-    from omnibus.client.dead_letter_admin import DeadLetterAdmin
+    from omnibus.client.dead_letter_admin import DeadLetterAdmin, DeadLetterFacts
     from omnibus.pipeline.spec import PipelineSpec
-    from omnibus.requests.record import DeadLetter
 
 _AT_ONCE = 16
 """Dead letters that are retried or dropped at the same time."""
@@ -57,7 +56,7 @@ async def list_dead_letters(session: CommandSession, *, as_json: bool) -> None:
     from omnibus.cli.tables import make_table, show  # noqa: PLC0415
 
     spec, admin = await _open(session)
-    found = [await _describe(spec, admin, dead_letter) for dead_letter in await admin.dead_letters()]
+    found = [_as_json(spec, await admin.describe(dead_letter)) for dead_letter in await admin.dead_letters()]
     if as_json:
         click.echo(json.dumps(found))
     elif found:
@@ -77,9 +76,8 @@ async def show(session: CommandSession, request_id: str, *, as_json: bool) -> No
     from omnibus.cli.answer import attempts_table, describe_attempt  # noqa: PLC0415
 
     spec, admin = await _open(session)
-    dead_letter = await admin.dead_letter(request_id)
-    facts = await _describe(spec, admin, dead_letter)
-    history = [describe_attempt(spec, attempt) for attempt in dead_letter.record.attempts]
+    known = await admin.describe(await admin.dead_letter(request_id))
+    facts, history = _as_json(spec, known), [describe_attempt(spec, attempt) for attempt in known.history]
     if as_json:
         click.echo(json.dumps({**facts, "history": history}, indent=2))
         return
@@ -166,18 +164,12 @@ async def _ids(admin: DeadLetterAdmin) -> list[str]:
     return [dead_letter.record.rid for dead_letter in await admin.dead_letters()]
 
 
-async def _describe(spec: PipelineSpec, admin: DeadLetterAdmin, dead_letter: DeadLetter) -> dict[str, Any]:
-    record, failure, state = dead_letter.record, dead_letter.record.failure, await admin.state(dead_letter)
-    stage_id = getattr(failure, "stage_id", None)
+def _as_json(spec: PipelineSpec, facts: DeadLetterFacts) -> dict[str, Any]:
     return {
-        "request_id": record.rid,
+        "request_id": facts.request_id,
         "pipeline": spec.name,
-        "state": str(state) if state is not None else "forgotten",
-        "died": round(dead_letter.died, 3),
-        "run": record.ticket.run,
-        "stage": None if stage_id is None else spec.stage_name(stage_id),
-        **{name: getattr(failure, name, None) for name in ("replica", "code", "message")},
-        "attempts": getattr(failure, "attempts", 0),
+        "state": str(facts.state) if facts.state is not None else "forgotten",
+        **{name: getattr(facts, name) for name in ("died", "run", "stage", "replica", "code", "message", "attempts")},
     }
 
 

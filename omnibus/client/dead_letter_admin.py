@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from omnibus.client.channel import Channel
 from omnibus.client.producer import Producer
 from omnibus.errors import RequestConflict, RevisionConflict, UnknownRequest
@@ -13,7 +15,31 @@ from omnibus.requests.operator_retry import Renewal, check_retry, resume, retry
 from omnibus.requests.record import DeadLetter, Record
 from omnibus.requests.request_checks import validate
 from omnibus.requests.state import RequestState
+from omnibus.wire.failed_attempt import Attempt
 from omnibus.wire.request import REQUEST_MEDIA_TYPE, decode_request
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFacts:
+    """A dead letter as an operator reads it. Times are seconds since the epoch, rounded to milliseconds."""
+
+    request_id: str
+    state: RequestState | None
+    """How its request stands now; None when its record is gone, or another's."""
+    died: float
+    created: float
+    """When its request was accepted."""
+    tenant: str
+    run: int
+    stage: str | None
+    """The name of the stage that it failed in."""
+    replica: str | None
+    code: str | None
+    message: str | None
+    attempts: int
+    """Those that were used up at that stage."""
+    history: tuple[Attempt, ...]
+    """Attempts that failed, of all stages and runs, as far as they were reported."""
 
 
 class DeadLetterAdmin:
@@ -46,10 +72,19 @@ class DeadLetterAdmin:
             raise UnknownRequest(f"no dead letter {rid!r} in pipeline {self._spec.name!r}")
         return dead_letter
 
-    async def state(self, dead_letter: DeadLetter) -> RequestState | None:
-        """How its request stands now; None when its record has expired, or is another request's."""
-        record = await self._record(dead_letter.record.rid)
-        return record.state if record is not None and record.nonce == dead_letter.record.nonce else None
+    async def describe(self, dead_letter: DeadLetter) -> DeadLetterFacts:
+        """The facts of one; how its request stands is looked up."""
+        record, failure = dead_letter.record, dead_letter.record.failure
+        stage_id = failure.stage_id if failure is not None else None
+        return DeadLetterFacts(
+            request_id=record.rid, state=await self._state(dead_letter), died=round(dead_letter.died, 3),
+            created=round(record.ticket.created, 3), tenant=record.tenant, run=record.ticket.run,
+            stage=self._spec.stage_name(stage_id) if stage_id is not None else None,
+            replica=failure.replica if failure is not None else None,
+            code=failure.code if failure is not None else None,
+            message=failure.message if failure is not None else None,
+            attempts=failure.attempts if failure is not None else 0, history=record.attempts,
+        )  # fmt: skip
 
     async def retry(self, rid: str) -> int:
         """Run a request again under its own id, with as much time as it had; returns the number of the run.
@@ -80,7 +115,7 @@ class DeadLetterAdmin:
         Raises UnknownRequest; RequestConflict while its request runs again.
         """
         dead_letter = await self.dead_letter(rid)
-        if await self.state(dead_letter) is RequestState.OPEN:
+        if await self._state(dead_letter) is RequestState.OPEN:
             raise RequestConflict(f"request {rid!r} runs again; cancel it first")
         await self._dead_letters.forget(dead_letter.record)
 
@@ -103,6 +138,11 @@ class DeadLetterAdmin:
         record = await self._record(rid)
         if record is not None:
             await self._performer.perform(timer_effects(record))
+
+    async def _state(self, dead_letter: DeadLetter) -> RequestState | None:
+        """How its request stands now; None when its record has expired, or is another request's."""
+        record = await self._record(dead_letter.record.rid)
+        return record.state if record is not None and record.nonce == dead_letter.record.nonce else None
 
     async def _record(self, rid: str) -> Record | None:
         entry = await self._performer.ledger.read_latest(rid)

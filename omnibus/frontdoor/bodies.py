@@ -48,6 +48,10 @@ def _uploaded(value: object) -> object:
 
 Upload = Annotated[bytes, BeforeValidator(_uploaded)]
 """A file of a form."""
+ModelName = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)]
+"""The name of a pipeline, an alias of one, or that of its adapter."""
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+"""A prompt of token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ class AskingBody(FileNamingBody):
     called: ClassVar[Mapping[str, str]] = {}
     """The body's own names of a request's fields and of parameters, for errors."""
 
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
     user: Annotated[str, Field(max_length=NAME_LENGTH)] | None = None
     """The tenant."""
     seed: Annotated[int, Field(ge=-SEED_LIMIT, lt=SEED_LIMIT)] | None = None

@@ -68,6 +68,13 @@ class ServedModels:
         shown += [Served(name, spec) for name, spec in specs.items() if name not in aliased]
         return sorted(shown, key=lambda served: served.model)
 
+    async def pipelines(self, model: str | None = None) -> list[Served]:
+        """The pipeline of this name, or every one: each once, by the first of its names. Raises UnknownModel."""
+        if model is not None:
+            return [await self.find(model)]
+        by_pipeline = {served.spec.name: served for served in reversed(await self.all())}
+        return sorted(by_pipeline.values(), key=lambda served: served.model)
+
     async def _named(self, model: str) -> Served | None:
         spec = await self._pipelines.get(self._aliases.get(model, model))
         return Served(model, spec) if spec is not None else None

@@ -57,6 +57,22 @@ async def test_a_model_may_be_left_out_when_there_is_no_choice(own_server: Embed
             await models.find(None)
 
 
+async def test_each_pipeline_comes_once_by_the_first_of_its_names_when_none_is_named(
+    own_server: EmbeddedServer, pipeline: str
+) -> None:
+    async with connect(own_server.url, name="test") as connection, ClusterView(connection) as pipelines:
+        models = ServedModels(pipelines, {"zebra": pipeline, "ant": pipeline, "bee": pipeline})
+        for name in (pipeline, f"{pipeline}-2"):
+            await deploy_pipeline(connection, omni_sim(name))
+        await eventually(lambda: _serves(models, f"{pipeline}-2"))
+        assert [(one.model, one.spec.name) for one in await models.pipelines()] == sorted(
+            [("ant", pipeline), (f"{pipeline}-2", f"{pipeline}-2")]
+        )
+        assert [(one.model, one.spec.name) for one in await models.pipelines("zebra")] == [("zebra", pipeline)]
+        with pytest.raises(UnknownModel):
+            await models.pipelines("wasp")
+
+
 async def test_pipelines_are_listed_when_the_replicas_of_some_cannot_be_read(
     connection: Connection, pipeline: str
 ) -> None:

@@ -137,7 +137,7 @@ async def _answer_or_error(
 
 
 async def _answer(looks: list[PipelineLook], http: HttpRequest, context: FrontDoorContext) -> ClusterAnswer:
-    models = {served.spec.name: served.model for served in await context.models.all()}
+    models = {served.spec.name: served.model for served in await context.models.pipelines()}
     role = http.state.role.value if http.state.tenant is not None else None
     pipelines = [
         _pipeline(look, models[look.status.spec.name], shows_hosts=role != Role.USER)

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from omnibus.client.dead_letter_admin import DeadLetterAdmin
+from omnibus.client.dead_letter_admin import DeadLetterAdmin, DeadLetterFacts
 from omnibus.errors import UnknownRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, list_response
-from omnibus.frontdoor.bodies import NAME_LENGTH
+from omnibus.frontdoor.bodies import ModelName
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.request_shapes import FailedAttempt, failed_attempt
 from omnibus.frontdoor.served import Served
@@ -27,7 +27,7 @@ class DeadLettersQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
     """None: of every pipeline."""
     limit: Annotated[int, Field(ge=1, le=100)] = 50
 
@@ -77,11 +77,11 @@ class DeletedDeadLetter(TypedDict):
 async def list_dead_letters(context: Context, query: Annotated[DeadLettersQuery, Query()]) -> Response:
     """Dead letters of all tenants, the latest first."""
     found: list[tuple[DeadLetter, Served, DeadLetterAdmin]] = []
-    for served in await _candidates(context, query.model):
+    for served in await context.models.pipelines(query.model):
         admin = await DeadLetterAdmin.open(context.producer, served.spec)
         found += [(dead_letter, served, admin) for dead_letter in await admin.latest(query.limit + 1)]
     found.sort(key=lambda one: -one[0].died)
-    shown = [await _object(*one) for one in found[: query.limit]]
+    shown = [_object(await admin.describe(one), served) for one, served, admin in found[: query.limit]]
     return await list_response(shown, has_more=len(found) > query.limit)
 
 
@@ -98,7 +98,7 @@ async def retry_dead_letter(request_id: str, context: Context, model: str | None
     "/v1/dead_letters/{request_id}", response_model=DeletedDeadLetter, openapi_extra=RouteAccess.ADMIN.stated
 )
 async def delete_dead_letter(request_id: str, context: Context, model: str | None = None) -> Response:
-    """Remove it and the input that is kept for it, for good; 409 while its request runs again."""
+    """Remove a dead letter and the input that is kept for it, for good; 409 while its request runs again."""
     await (await _admin_of(context, request_id, model)).drop(request_id)
     return await json_response(lambda: DeletedDeadLetter(id=request_id, object="dead_letter.deleted", deleted=True))
 
@@ -106,7 +106,7 @@ async def delete_dead_letter(request_id: str, context: Context, model: str | Non
 async def _admin_of(context: FrontDoorContext, rid: str, model: str | None) -> DeadLetterAdmin:
     """That of the pipeline which has this dead letter; raises UnknownRequest."""
     check_name(rid, "request_id")
-    for served in await _candidates(context, model):
+    for served in await context.models.pipelines(model):
         admin = await DeadLetterAdmin.open(context.producer, served.spec)
         try:
             await admin.dead_letter(rid)
@@ -116,20 +116,10 @@ async def _admin_of(context: FrontDoorContext, rid: str, model: str | None) -> D
     raise unknown(rid)
 
 
-async def _candidates(context: FrontDoorContext, model: str | None) -> list[Served]:
-    """The pipeline of this name, or every one, once."""
-    served = [await context.models.find(model)] if model is not None else await context.models.all()
-    return list({one.spec.name: one for one in served}.values())
-
-
-async def _object(dead_letter: DeadLetter, served: Served, admin: DeadLetterAdmin) -> DeadLetterObject:
-    record, failure, state = dead_letter.record, dead_letter.record.failure, await admin.state(dead_letter)
-    stage_id = failure.stage_id if failure is not None else None
+def _object(facts: DeadLetterFacts, served: Served) -> DeadLetterObject:
     return DeadLetterObject(
-        id=record.rid, object="dead_letter", model=served.model, state=state.value if state is not None else None,
-        died=round(dead_letter.died, 3), created=round(record.ticket.created, 3), tenant=record.tenant,
-        run=record.ticket.run, stage=None if stage_id is None else served.spec.stage_name(stage_id),
-        replica=failure.replica if failure is not None else None, code=failure.code if failure is not None else None,
-        message=failure.message if failure is not None else None,
-        attempts=[failed_attempt(attempt, served.spec) for attempt in record.attempts],
+        id=facts.request_id, object="dead_letter", model=served.model,
+        state=facts.state.value if facts.state is not None else None, died=facts.died, created=facts.created,
+        tenant=facts.tenant, run=facts.run, stage=facts.stage, replica=facts.replica, code=facts.code,
+        message=facts.message, attempts=[failed_attempt(attempt, served.spec) for attempt in facts.history],
     )  # fmt: skip

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import list_response
-from omnibus.frontdoor.bodies import NAME_LENGTH
+from omnibus.frontdoor.bodies import ModelName
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.request_status import owner_of
 from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
@@ -29,7 +29,7 @@ class RequestsQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
     """None: of every pipeline."""
     status: RequestState | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 50
@@ -79,15 +79,10 @@ class LatestRequests(TypedDict):
 async def list_requests(http: HttpRequest, context: Context, query: Annotated[RequestsQuery, Query()]) -> Response:
     """The latest requests, the newest first, among the last 1,024 changes of each pipeline's records."""
     owner = owner_of(http)
-    served = [await context.models.find(query.model)] if query.model is not None else await context.models.all()
-    found = [item for one in _each_pipeline(served) for item in await _listed(context, one, query, owner)]
+    served = await context.models.pipelines(query.model)
+    found = [item for one in served for item in await _listed(context, one, query, owner)]
     found.sort(key=lambda item: -item["created"])
     return await list_response(found[: query.limit], has_more=len(found) > query.limit)
-
-
-def _each_pipeline(served: list[Served]) -> list[Served]:
-    """Each pipeline once, whatever names it has."""
-    return list({one.spec.name: one for one in served}.values())
 
 
 async def _listed(

@@ -13,27 +13,26 @@ from typing_extensions import TypedDict
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import NAME_LENGTH, FileNamingBody
+from omnibus.frontdoor.bodies import FileNamingBody, ModelName, TokenIds
 from omnibus.frontdoor.body_route import BodyRoute, off_loop
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, files_in, turns
-from omnibus.frontdoor.endpoints.request_status import find_request
+from omnibus.frontdoor.endpoints.request_status import find_record
 from omnibus.frontdoor.named_files import fetch_named
 from omnibus.frontdoor.outbound.web_files import NamedFile
 from omnibus.wire.request import Segment
 
-_Tokens = Annotated[list[int], Field(fail_fast=True)]
 router = APIRouter(route_class=BodyRoute)
 
 
 class SegmentBody(FileNamingBody):
     """A segment: one of `prompt` and `messages`, or `end` alone."""
 
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
     """Saves looking for the request in every pipeline."""
     number: Annotated[int, Field(ge=1)] | None = None
     """The first has number 1. A segment that is sent again with its number counts once; without one it is the next."""
-    prompt: str | _Tokens | None = None
+    prompt: str | TokenIds | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     end: bool = False
     """No segment follows."""
@@ -59,10 +58,10 @@ async def send_segment(body: SegmentBody, http: HttpRequest, context: Context) -
         raise InvalidRequest("give exactly one of prompt and messages", param="prompt")
     await fetch_named(context, http.state.tenant, body)
     segment = await off_loop(len(http.scope["state"]["body"]), _segment, body)
-    served, _ = await find_request(context, http, rid, body.model, context.producer.result)
+    served, _ = await find_record(context, http, rid, body.model)
     number = await context.producer.send_segment(served.spec, rid, segment, number=body.number)
     answer = SegmentAnswer(id=rid, object="request.segment", number=number, end=body.end)
-    return await json_response(lambda: answer, 0)
+    return await json_response(lambda: answer)
 
 
 def _segment(body: SegmentBody) -> Segment:

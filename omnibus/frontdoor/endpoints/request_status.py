@@ -21,7 +21,7 @@ from omnibus.frontdoor.endpoints.request_shapes import RequestAnswer, request_an
 from omnibus.frontdoor.endpoints.request_stream import event_stream
 from omnibus.frontdoor.openapi_document import EVENTS, answers_with
 from omnibus.frontdoor.served import Served
-from omnibus.requests.record import unknown
+from omnibus.requests.record import Record, unknown
 from omnibus.wire.names import check_name
 
 router = APIRouter()
@@ -79,14 +79,24 @@ async def find_request(
 ) -> tuple[Served, T]:
     """The pipeline that has a request of the caller, and what it answers; raises UnknownRequest."""
     check_name(rid, "request_id")
-    candidates = [await context.models.find(model)] if model is not None else await context.models.all()
     owner = owner_of(http)
-    for served in candidates:
+    for served in await context.models.pipelines(model):
         try:
             return served, await ask(served.spec.name, rid, tenant=owner)
         except UnknownRequest:
             continue
     raise unknown(rid)
+
+
+async def find_record(
+    context: FrontDoorContext, http: HttpRequest, rid: str, model: str | None
+) -> tuple[Served, Record]:
+    """The pipeline that has a request of the caller, and its record; its outputs are not read. Raises UnknownRequest."""
+
+    async def record_of(pipeline: str, rid: str, *, tenant: str | None) -> Record:
+        return (await (await context.producer.channel(pipeline)).entry(rid, tenant)).record
+
+    return await find_request(context, http, rid, model, record_of)
 
 
 def owner_of(http: HttpRequest) -> str | None:

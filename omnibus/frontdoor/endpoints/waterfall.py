@@ -14,8 +14,7 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.endpoints.request_shapes import FailedAttempt, failed_attempt
-from omnibus.frontdoor.endpoints.request_status import find_request
-from omnibus.requests.record import Record
+from omnibus.frontdoor.endpoints.request_status import find_record
 
 router = APIRouter()
 
@@ -49,11 +48,7 @@ class TraceAnswer(TypedDict):
 @router.get("/v1/requests/{request_id}/trace", response_model=TraceAnswer, openapi_extra=RouteAccess.USER.stated)
 async def get_trace(request_id: str, http: HttpRequest, context: Context, model: str | None = None) -> Response:
     """When each stage of a request waited, ran or failed; `model` saves looking for it in every pipeline."""
-
-    async def record_of(pipeline: str, rid: str, *, tenant: str | None) -> Record:
-        return (await (await context.producer.channel(pipeline)).entry(rid, tenant)).record
-
-    served, record = await find_request(context, http, request_id, model, record_of)
+    served, record = await find_record(context, http, request_id, model)
     behind = () if record.state.terminal else await timings_behind(
         context.producer.connection, served.spec.name, record.rid
     )  # fmt: skip
