@@ -16,6 +16,9 @@ from omnibus.observability.task_root import task_root
 
 ATTEMPTS = 5
 """Errors that nobody foresaw after which a message is given up."""
+LEFT_TO_OTHERS = 0.3
+"""Seconds after which a message comes to others that is left as its process ends: its puller is gone by then, and does not get
+it again."""
 _MOST_COUNTED = 4096
 """Messages whose errors are counted at the same time; beyond it the oldest begins anew."""
 _DRAIN = 5.0

@@ -1,10 +1,12 @@
-"""Facts of a request from its server: headers, names in lower case, in the order in which they came; that its caller left."""
+"""Headers of a request, and what our server leaves in its scope beside them."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from starlette.types import Scope
+
+from omnibus.observability.tracing import TRACE_HEADERS
 
 GONE: Final = "omnibus.gone"
 """Key of a scope under which our server leaves a future: its caller has gone away."""
@@ -21,3 +23,9 @@ def sent_header(scope: Scope, name: str) -> str | None:
         sent = scope[_BY_NAME] = dict(reversed(scope["headers"]))
     value = sent.get(name.encode())
     return None if value is None else value.decode("latin-1")
+
+
+def sent_trace(scope: Scope) -> dict[str, str]:
+    """The trace context of a caller, which is passed on to every stage."""
+    sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
+    return {name: value for name, value in sent.items() if value is not None}

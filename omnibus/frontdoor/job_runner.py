@@ -16,7 +16,7 @@ from typing import Generic, Protocol, Self, TypeVar, cast
 import msgspec
 
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.delivery_loop import serve_always
+from omnibus.broker.delivery_loop import LEFT_TO_OTHERS, serve_always
 from omnibus.broker.puller import Puller
 from omnibus.client.producer import Submission
 from omnibus.errors import AttemptSuperseded, BrokerError, OmnibusError, UnknownRequest, Unreadable
@@ -40,8 +40,6 @@ _AGAIN = 1.0
 """Seconds after which a job is looked at once more that cannot be followed yet."""
 _SOON = 0.2
 """The same for a job without a record, at first; the delay doubles."""
-_LEAVE = 0.3
-"""Seconds after which a job that is left comes to others: this one's puller is gone by then, and does not get it again."""
 _log = get_logger(__name__)
 R = TypeVar("R", bound=JobRecord)
 
@@ -197,7 +195,7 @@ class JobRunner(Generic[R]):
         try:
             yield
         except asyncio.CancelledError:
-            await delivery.nak(_LEAVE)
+            await delivery.nak(LEFT_TO_OTHERS)
             raise
         finally:
             renewing.cancel()

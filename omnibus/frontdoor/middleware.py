@@ -12,12 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.error_answers import ServerFault, ShuttingDown, error_json, error_response
-from omnibus.frontdoor.headers import sent_header
+from omnibus.frontdoor.headers import sent_header, sent_trace
 from omnibus.frontdoor.waiting_time import WAITED, WaitingTime
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
 from omnibus.observability.metrics import Metrics
-from omnibus.observability.tracing import TRACE_HEADERS, Tracing
+from omnibus.observability.tracing import Tracing
 
 REQUEST_ID, OWN_ID = "X-Request-Id", "Omnibus-Request-Id"
 OVERHEAD = "x-omnibus-overhead-ms"
@@ -72,7 +72,7 @@ class Observed:
             await send(message)
 
         try:
-            state["trace"] = _sent_trace(scope)
+            state["trace"] = sent_trace(scope)
             traced = self._tracing.provider is not None and scope["method"] == "POST"
             await (self._traced(app, scope, receive, tagged) if traced else app(scope, receive, tagged))
         except asyncio.CancelledError:
@@ -127,12 +127,6 @@ class Observed:
             seconds=round(seconds, 4),
             **({} if sent is None else {"caller_id": sent}),
         )
-
-
-def _sent_trace(scope: Scope) -> dict[str, str]:
-    """The trace context of a caller, which is passed on to every stage."""
-    sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
-    return {name: value for name, value in sent.items() if value is not None}
 
 
 def _timed(headers: Iterable[tuple[bytes, bytes]], seconds: float) -> list[tuple[bytes, bytes]]:

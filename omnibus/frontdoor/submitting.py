@@ -166,9 +166,8 @@ async def send(context: FrontDoorContext, http: HttpRequest, prepared: Prepared)
         submission = await context.producer.submit(spec, prepared.request, rid=prepared.rid, is_single=is_single)
     except OmnibusError as error:
         context.metrics.refused.labels(spec.name, error.code).inc()
-        if (
-            isinstance(error, RequestConflict) and prepared.keyed
-        ):  # the caller knows its key, not the id that is made of it
+        if isinstance(error, RequestConflict) and prepared.keyed:
+            # The caller knows its key, not the id that is made of it.
             raise key_conflict("request") from error
         raise
     until = asyncio.get_running_loop().time() + submission.timeout
@@ -197,11 +196,11 @@ async def result_of(context: FrontDoorContext, http: HttpRequest, accepted: Acce
 
 async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Accepted, work: Awaitable[T]) -> T:
     """Await `work`; when the caller goes away first, `abandon` and CallerGone."""
-    waiting, is_gone = cast("asyncio.Task[object]", asyncio.current_task()), False
+    task, is_gone = cast("asyncio.Task[object]", asyncio.current_task()), False
 
     def leave(_gone: asyncio.Future[None]) -> None:
         nonlocal is_gone
-        is_gone = waiting.cancel()
+        is_gone = task.cancel()
 
     # Another server leaves no such future: it is asked.
     gone: asyncio.Future[None] = http.scope.get(GONE) or asyncio.create_task(_disconnected(http))
@@ -209,7 +208,7 @@ async def unless_gone(context: FrontDoorContext, http: HttpRequest, accepted: Ac
     try:
         return await work
     except asyncio.CancelledError:
-        if not is_gone or waiting.uncancel():  # or the server stops
+        if not is_gone or task.uncancel():  # or the server stops
             raise
     finally:
         gone.remove_done_callback(leave)

@@ -14,7 +14,7 @@ from omnibus.batches.batch_record import BatchRecord, BatchStatus, LineFault, Un
 from omnibus.batches.batch_store import BatchStore
 from omnibus.broker.connection import OUT_OF_RESOURCES
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.delivery_loop import serve_always
+from omnibus.broker.delivery_loop import LEFT_TO_OTHERS, serve_always
 from omnibus.broker.layout import BATCH_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.errors import AttemptSuperseded, BrokerRefused, BrokerUnavailable, OmnibusError, Unreadable
@@ -30,8 +30,6 @@ MOST_BATCHES = 32
 """Batches that one front door drives at the same time; the bound on its memory."""
 MOST_OF_ONE = MOST_BATCHES // 2
 """Those of them that one tenant has, however many it has begun at the same moment."""
-_LEAVE = 0.3
-"""Seconds after which a batch that is left comes to others: this one's puller is gone by then, and does not get it again."""
 _IDLE_LOOK = 5.0
 """Seconds after which a batch whose model lacks replicas is looked at once more; a cancellation waits as long."""
 _LONGEST_WAIT = 30.0
@@ -88,7 +86,7 @@ class BatchRunner:
             driving.cancel()
             await asyncio.wait({driving, stopping})
         if not was_driven:
-            await delivery.nak(_LEAVE)
+            await delivery.nak(LEFT_TO_OTHERS)
             return False
         try:
             driving.result()

@@ -20,6 +20,7 @@ from omnibus.frontdoor.bodies import (
     AskingBody,
     StreamOptions,
     TextSampling,
+    TokenIds,
     check_modality,
 )
 from omnibus.frontdoor.body_route import BodyRoute
@@ -35,7 +36,6 @@ from omnibus.wire.envelope import StageTiming
 from omnibus.wire.fields import LOGPROBS, PROMPT_LOGPROBS, TEXT, choice_of, logprobs_in
 from omnibus.wire.request import Request
 
-_Tokens = Annotated[list[int], Field(fail_fast=True)]
 router = APIRouter(route_class=BodyRoute)
 
 
@@ -44,7 +44,7 @@ class CompletionBody(AskingBody, TextSampling, StructuredText):
 
     called: ClassVar[Mapping[str, str]] = {"messages": "prompt", "token_ids": "prompt"}
     prompt: (
-        str | _Tokens | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[_Tokens], Field(fail_fast=True)]
+        str | TokenIds | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[TokenIds], Field(fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream_options: StreamOptions | None = None

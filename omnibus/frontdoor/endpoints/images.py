@@ -140,13 +140,12 @@ async def answer_with_images(
         raise InvalidRequest("a stream of images is b64_json", param="response_format")
     if body.partial_images and not body.stream:
         raise InvalidRequest("partial images come in a stream only", param="partial_images")
-    image_format = body.output_format or "png"
-    if body.response_format == "url":
+    image_format, is_linked = body.output_format or "png", body.response_format == "url"
+    if is_linked:
         await check_links(context, http)
-        return await _linked(
-            context, http, await submit(context, http, body, request_of, modality="image"), image_format
-        )
     accepted = await submit(context, http, body, request_of, modality="image")
+    if is_linked:
+        return await _linked(context, http, accepted, image_format)
     if not body.stream:
         answer = partial(images, accepted.head, image_format=image_format)
         return await whole_answer(context, http, accepted, answer, image=image_format)
@@ -159,7 +158,7 @@ async def _linked(context: FrontDoorContext, http: HttpRequest, accepted: Accept
     outputs = [await transcoded(output, image=image_format) for output in result.outputs]
     links = await image_links(context, http, accepted.head, outputs)
     answer = partial(images, accepted.head, outputs, result.timings, image_format=image_format, links=links)
-    return await json_response(answer, 0, timing_headers(result, accepted.served.spec))
+    return await json_response(answer, headers=timing_headers(result, accepted.served.spec))
 
 
 def image_request(

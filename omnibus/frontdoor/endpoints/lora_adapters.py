@@ -10,7 +10,7 @@ from pydantic import Field
 
 from omnibus.client.adapter_changes import adapter_stages, add_adapter, remove_adapter
 from omnibus.frontdoor.access import RouteAccess
-from omnibus.frontdoor.bodies import NAME_LENGTH, Body, Matching
+from omnibus.frontdoor.bodies import NAME_LENGTH, Body, Matching, ModelName
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.served import ADAPTER_MARK
@@ -21,7 +21,7 @@ _WORDS = f"a name without spaces and without {ADAPTER_MARK!r}"
 
 
 class UnloadAdapterBody(Body):
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
     """The pipeline."""
     lora_name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)]
 

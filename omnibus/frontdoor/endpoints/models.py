@@ -51,7 +51,7 @@ async def list_models(context: Context) -> Response:
 
 @router.get("/v1/models/{model:path}", openapi_extra=RouteAccess.USER.stated)
 async def get_model(model: str, context: Context) -> Response:
-    """One of them."""
+    """One model, or one adapter."""
     found = await _model(context, await context.models.find(model))
     return await json_response(lambda: found)
 

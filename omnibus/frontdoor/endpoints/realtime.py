@@ -20,7 +20,7 @@ from omnibus.frontdoor.bodies import DEFAULT_TENANT, to_json
 from omnibus.frontdoor.body_route import off_loop
 from omnibus.frontdoor.context import FrontDoorContext
 from omnibus.frontdoor.error_answers import ServerFault, error_response
-from omnibus.frontdoor.headers import sent_header
+from omnibus.frontdoor.headers import sent_trace
 from omnibus.frontdoor.live_sound import LiveSound
 from omnibus.frontdoor.realtime.dialogue import Dialogue, Effect, StartResponse, StopResponse
 from omnibus.frontdoor.realtime.response import End, Response
@@ -29,7 +29,6 @@ from omnibus.frontdoor.served import Served
 from omnibus.frontdoor.submitting import Accepted, abandon, in_time, with_adapter
 from omnibus.observability.events import LogEvent
 from omnibus.observability.logging import get_logger
-from omnibus.observability.tracing import TRACE_HEADERS
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
@@ -178,7 +177,6 @@ class _Answer:
 
     def _request(self, spec: PipelineSpec) -> Request:
         scope = self._conversation.socket.scope
-        sent = {name: sent_header(scope, name) for name in TRACE_HEADERS}
         asked = self._response.asked
         return Request(
             messages=self._response.messages,
@@ -187,7 +185,7 @@ class _Answer:
             stream=True,
             lane=spec.lane_of(0),
             tenant=scope["state"]["tenant"] or DEFAULT_TENANT,
-            trace={name: value for name, value in sent.items() if value is not None},
+            trace=sent_trace(scope),
         )
 
     async def _follow(self, accepted: Accepted | None, error: OmnibusError | None) -> bool:

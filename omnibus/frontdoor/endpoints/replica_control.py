@@ -7,14 +7,14 @@ from typing import Annotated, Any, NotRequired
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from omnibus.client.controls import Controls
 from omnibus.client.rpc import CollectiveAnswer
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import NAME_LENGTH
+from omnibus.frontdoor.bodies import ModelName
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.error_answers import ErrorDetail, error_detail
@@ -28,7 +28,7 @@ class ControlBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
     stage_ids: list[int] | None = None
 
 
@@ -84,7 +84,7 @@ async def sleep(context: Context, body: SleepBody = _SLEEP) -> Response:
 
 @router.post("/v1/omni/wakeup", openapi_extra=RouteAccess.ADMIN.stated)
 async def wake_up(context: Context, body: WakeBody = _WAKE) -> Response:
-    """And take it again."""
+    """Replicas take their device memory again."""
     return await _apply(context, body, lambda it: it.wake_up(body.stage_ids))
 
 
@@ -100,7 +100,7 @@ async def pause(context: Context, body: Annotated[PauseBody, Query()]) -> Respon
 
 @router.post("/resume", openapi_extra=RouteAccess.ADMIN.stated)
 async def resume(context: Context, body: TheControlBody) -> Response:
-    """They take tasks again."""
+    """Replicas take tasks again."""
     return await _apply(context, body, lambda it: it.resume_generation(body.stage_ids))
 
 
@@ -119,7 +119,7 @@ async def start_profile(context: Context, body: TheControlBody) -> Response:
 
 @router.post("/stop_profile", openapi_extra=RouteAccess.ADMIN.stated)
 async def stop_profile(context: Context, body: TheControlBody) -> Response:
-    """And stop it."""
+    """Engines that have a profiler stop it."""
     return await _apply(context, body, lambda it: it.stop_profile(body.stage_ids))
 
 

@@ -12,7 +12,7 @@ from omnibus.client.draining import chosen, drain_replica, restart_replica, resu
 from omnibus.errors import InvalidRequest, ReplicaMissing, RequestError
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import NAME_LENGTH
+from omnibus.frontdoor.bodies import NAME_LENGTH, ModelName
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.pipeline.spec import PipelineSpec
@@ -32,7 +32,7 @@ class ReplicaBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
     stage_id: int
     replica: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)]
 
@@ -46,7 +46,7 @@ class OrderedReplica(TypedDict):
 
 @router.post("/v1/replicas/drain", response_model=OrderedReplica, openapi_extra=RouteAccess.ADMIN.stated)
 async def drain(body: ReplicaBody, context: Context) -> Response:
-    """It takes no more tasks; answers when it has none in hand. It stays so until it is resumed, also when it starts anew."""
+    """A replica takes no more tasks, until it is resumed, also when it starts anew; answers when it has none in hand."""
     spec, record = await _meant(context, body)
     await drain_replica(context.producer.connection, spec, record, timeout=DRAIN_TIMEOUT)
     return await _ordered(spec, body, "drain")
@@ -54,7 +54,7 @@ async def drain(body: ReplicaBody, context: Context) -> Response:
 
 @router.post("/v1/replicas/resume", response_model=OrderedReplica, openapi_extra=RouteAccess.ADMIN.stated)
 async def resume(body: ReplicaBody, context: Context) -> Response:
-    """It takes tasks again; 400 while its whole stage is paused."""
+    """A replica takes tasks again; 400 while its whole stage is paused."""
     spec, record = await _meant(context, body)
     await resume_replica(context.producer.connection, spec, record)
     return await _ordered(spec, body, "resume")
@@ -62,7 +62,7 @@ async def resume(body: ReplicaBody, context: Context) -> Response:
 
 @router.post("/v1/replicas/restart", response_model=OrderedReplica, openapi_extra=RouteAccess.ADMIN.stated)
 async def restart(body: ReplicaBody, context: Context) -> Response:
-    """It finishes what it has, ends, and is started again by its worker; answers when that has begun."""
+    """A replica finishes what it has, ends, and is started again by its worker; answers when that has begun."""
     spec, record = await _meant(context, body)
     await restart_replica(context.producer.connection, spec, record)
     return await _ordered(spec, body, "restart")

@@ -133,7 +133,7 @@ async def video_response(record: VideoRecord, now: float) -> Response:
     """A record as a body, with the time after which a client may ask again."""
     wait = record.poll_after(now)
     headers = {} if wait is None else {POLL_AFTER: str(wait)}
-    return await json_response(lambda: _video(record), 0, headers)
+    return await json_response(lambda: _video(record), headers=headers)
 
 
 def _video(record: VideoRecord) -> VideoObject:

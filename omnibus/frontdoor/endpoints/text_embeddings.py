@@ -17,7 +17,7 @@ from omnibus.client.request_events import Output
 from omnibus.errors import EmptyPrompt, EngineError, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response, size_of, timing_headers
-from omnibus.frontdoor.bodies import AskingBody, check_modality
+from omnibus.frontdoor.bodies import AskingBody, TokenIds, check_modality
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64
@@ -28,7 +28,6 @@ from omnibus.wire.request import Request
 
 MAX_INPUTS = 256
 MODALITY = "embedding"
-_Tokens = Annotated[list[int], Field(fail_fast=True)]
 _Texts = Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True)]
 
 
@@ -47,7 +46,7 @@ class EmbeddingBody(AskingBody):
 
     called: ClassVar[Mapping[str, str]] = {"prompt": "input", "messages": "input", "token_ids": "input"}
     input: Annotated[
-        str | _Tokens | _Texts | Annotated[list[_Tokens], Field(max_length=MAX_INPUTS, fail_fast=True)],
+        str | TokenIds | _Texts | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS, fail_fast=True)],
         BeforeValidator(not_too_many),
     ]
     encoding_format: Literal["float", "base64"] = "float"

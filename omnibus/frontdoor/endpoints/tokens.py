@@ -15,7 +15,7 @@ from omnibus.client.prompt_tokens import prompt_tokens
 from omnibus.errors import InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
-from omnibus.frontdoor.bodies import NAME_LENGTH, Body, FileNamingBody
+from omnibus.frontdoor.bodies import Body, FileNamingBody, ModelName
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.answer_options import MAX_TOOLS
@@ -38,7 +38,7 @@ class TokensBody(Body):
 
     called: ClassVar[Mapping[str, str]] = {}
 
-    model: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH)] | None = None
+    model: ModelName | None = None
 
     def field_of(self, param: str) -> str:
         return self.called.get(param) or content_field(param)

@@ -116,7 +116,7 @@ async def upload_file(http: HttpRequest, context: Context) -> Response:
         )  # fmt: skip
     finally:
         await form.close()
-    return await json_response(lambda: file_object(record), 0)
+    return await json_response(lambda: file_object(record))
 
 
 @router.get("/v1/files", response_model=FileList, openapi_extra=RouteAccess.USER.stated)
@@ -141,7 +141,7 @@ async def list_files(http: HttpRequest, context: Context, query: Annotated[FileQ
 async def get_file(file_id: str, http: HttpRequest, context: Context) -> Response:
     """The description of a file."""
     record = await context.files.find(http.state.tenant, file_id)
-    return await json_response(lambda: file_object(record), 0)
+    return await json_response(lambda: file_object(record))
 
 
 @router.delete("/v1/files/{file_id}", response_model=DeletedFile, openapi_extra=RouteAccess.USER.stated)
@@ -149,7 +149,7 @@ async def delete_file(file_id: str, http: HttpRequest, context: Context) -> Resp
     """Remove a file at once."""
     await context.files.delete(http.state.tenant, file_id)
     answer = DeletedFile(id=file_id, object="file", deleted=True)
-    return await json_response(lambda: answer, 0)
+    return await json_response(lambda: answer)
 
 
 @router.get(

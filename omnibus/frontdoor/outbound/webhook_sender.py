@@ -12,7 +12,7 @@ import msgspec
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.delivery import Delivery
-from omnibus.broker.delivery_loop import serve_always
+from omnibus.broker.delivery_loop import LEFT_TO_OTHERS, serve_always
 from omnibus.broker.layout import WEBHOOK_LEASE
 from omnibus.broker.puller import Puller
 from omnibus.errors import Unreadable
@@ -30,8 +30,6 @@ MOST_AT_ONCE = 64
 """Attempts of one front door at the same time."""
 MOST_TO_ONE = 8
 """Those of them to one endpoint: one that is slow holds up no other."""
-_LEAVE = 0.3
-"""Seconds after which a webhook that is left comes to others: this one's puller is gone by then, and does not get it again."""
 _log = get_logger(__name__)
 
 
@@ -92,7 +90,7 @@ class WebhookSender:
         try:
             return await attempt
         except asyncio.CancelledError:
-            await delivery.nak(_LEAVE)
+            await delivery.nak(LEFT_TO_OTHERS)
             raise
         finally:
             self._sending.discard(task)

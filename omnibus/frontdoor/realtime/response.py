@@ -14,10 +14,9 @@ from omnibus.frontdoor.live_sound import pieces_of
 from omnibus.frontdoor.realtime.audio_buffer import SAMPLE_BYTES, milliseconds
 from omnibus.frontdoor.realtime.items import Content, Item
 from omnibus.frontdoor.realtime.session_settings import Asked
+from omnibus.frontdoor.streaming import sliced
 from omnibus.wire.request import Message
 
-PIECE_CHARS = 4096
-"""Characters of a text in one event."""
 Event = dict[str, Any]
 """An event of the server, without its id."""
 
@@ -75,9 +74,9 @@ class Response:
     def text(self, text: str) -> Iterator[Event]:
         """The next piece of the text."""
         kind = "response.output_audio_transcript.delta" if self.speaks else "response.output_text.delta"
-        for at in range(0, len(text), PIECE_CHARS):
-            self.content.text += text[at : at + PIECE_CHARS]
-            yield {"type": kind, **self._place, "delta": text[at : at + PIECE_CHARS]}
+        for piece in sliced(text):
+            self.content.text += piece
+            yield {"type": kind, **self._place, "delta": piece}
 
     def sound(self, data: bytes) -> Iterator[Event]:
         """The next bytes of the sound."""
