@@ -16,10 +16,17 @@ from omnibus.errors import ConfigError, OmnibusError
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = 10.0
+_MOST_READ = 1 << 20
+"""Bytes of an answer; a scale has a few hundred."""
 
 
 class ClusterRefused(OmnibusError, code="cluster_refused", http_status=502, retryable=True):
     """The cluster's API did not do what it was asked for."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """Follow none: the token would go along, to another host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +77,12 @@ class DeploymentScale:
         try:
             if self.token is not None:
                 request.add_header("Authorization", f"Bearer {self.token.read_text().strip()}")
-            context = ssl.create_default_context(cafile=self.ca) if url.startswith("https") else None
-            with urllib.request.urlopen(request, timeout=_TIMEOUT, context=context) as answer:  # noqa: S310 as above
-                found: dict[str, dict[str, int]] = json.load(answer)
+            opener = urllib.request.build_opener(_NoRedirects)
+            if url.startswith("https"):
+                secured = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca))
+                opener = urllib.request.build_opener(_NoRedirects, secured)
+            with opener.open(request, timeout=_TIMEOUT) as answer:
+                found: dict[str, dict[str, int]] = json.loads(answer.read(_MOST_READ))
                 return found
         except urllib.error.HTTPError as error:
             why = error.read(300).decode(errors="replace")

@@ -132,6 +132,22 @@ async def test_scaler_outlives_a_token_that_is_away_and_an_answer_that_is_no_htt
             await DeploymentScale(api=f"http://127.0.0.1:{port}", namespace="prod", name="omni-dit").get()
 
 
+@pytest.mark.parametrize("status", [301, 302, 307])
+async def test_token_goes_nowhere_else_when_an_answer_redirects(api: Api, tmp_path: Path, status: int) -> None:
+    (tmp_path / "token").write_text("sesame\n")
+
+    async def redirect(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {status} Elsewhere\r\nLocation: {api.url}{PATH}\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(redirect, "127.0.0.1") as server:
+        away = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        deployment = DeploymentScale(api=away, namespace="prod", name="omni-dit", token=tmp_path / "token")
+        with pytest.raises(ClusterRefused, match=f"GET .*: {status}"):
+            await deployment.set(1)
+    assert api.calls == []
+
+
 def test_cluster_is_to_be_named_outside_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="--kube-api"):
