@@ -54,13 +54,11 @@ class ServingCommand(click.Command):
     """A command in whose place others have `vllm serve`: it says where that one's flags belong here."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does; raises ConfigError, of one line, for a flag of vLLM's."""
-        from omnibus.errors import ConfigError  # noqa: PLC0415 commands import when they run
-
+        """As click does; the error of a flag of vLLM's says what takes its place."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if (text := elsewhere(error.option_name)) is None:
                 raise
             message = f"{error.option_name} is vLLM's; here {text} (all flags: {_GUIDE})"
-            raise ConfigError(message, param=error.option_name) from error
+            raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error

@@ -171,16 +171,17 @@ def test_flags_that_an_error_names_stand_in_the_guide_and_are_not_taken_here() -
     ],
     ids=str,
 )
-def test_flag_of_vllm_is_refused_in_one_line_that_says_where_it_belongs(
+def test_flag_of_vllm_is_refused_with_words_that_say_where_it_belongs(
     command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = ["--stage", "0"] if command == "worker" else ["omni-tiny"]
     with pytest.raises(SystemExit) as caught:
         main([command, *model, *words])
-    (line,) = capsys.readouterr().err.splitlines()
+    *_usage, line = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2
-    assert line.startswith(f"omnibus: {words[0].partition('=')[0]} is vLLM's; here ")
+    assert line.startswith(f"Error: {words[0].partition('=')[0]} is vLLM's; here ")
     assert said in line
+    assert "Did you mean" not in line
 
 
 def test_flag_of_nobody_is_no_such_option(capsys: pytest.CaptureFixture[str]) -> None:
