@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from fastapi import Request as HttpRequest
 from starlette.responses import StreamingResponse
 
+from omnibus.errors import PayloadLost
 from omnibus.files.file_record import FileRecord
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.byte_range import requested_range
 
 
-def file_response(
-    files: FileStore, record: FileRecord, http: HttpRequest, media_type: str = "application/octet-stream"
+async def file_response(
+    files: FileStore,
+    owner: str | None,
+    record: FileRecord,
+    http: HttpRequest,
+    media_type: str = "application/octet-stream",
 ) -> StreamingResponse:
-    """The bytes of a file, or a part of them; raises RangeNotSatisfiable."""
+    """The bytes of a file of this tenant, or a part of them; the first are read before the answer begins.
+
+    Raises RangeNotSatisfiable; UnknownFile when the file was deleted or has expired meanwhile; PayloadLost.
+    """
     part = requested_range(http.headers.get("range"), record.nbytes)
     nbytes = record.nbytes if part is None else part.nbytes
     headers = {
@@ -24,5 +34,16 @@ def file_response(
     }
     if part is not None:
         headers["Content-Range"] = str(part)
-    body = files.read(record, 0 if part is None else part.first, nbytes)
-    return StreamingResponse(body, 200 if part is None else 206, headers, media_type=media_type)
+    rest = files.read(record, 0 if part is None else part.first, nbytes)
+    try:
+        first = await anext(rest, b"")
+    except PayloadLost:
+        await files.find(owner, record.id)
+        raise
+    return StreamingResponse(_pieces(first, rest), 200 if part is None else 206, headers, media_type=media_type)
+
+
+async def _pieces(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece

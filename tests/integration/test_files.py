@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+from fastapi import Request as HttpRequest
 
 from omnibus.broker.connection import Connection
 from omnibus.broker.objects import CHUNK, WINDOW
@@ -21,6 +22,7 @@ from omnibus.errors import BrokerUnavailable, PayloadLost
 from omnibus.files.file_record import FileRecord, QuotaExceeded, UnknownFile
 from omnibus.files.file_store import FileStore
 from omnibus.frontdoor.context import Options
+from omnibus.frontdoor.file_answers import file_response
 from omnibus.wire import stores
 from tests.support.front import Front, front, omni_sim
 from tests.support.waiting import eventually
@@ -283,6 +285,21 @@ async def test_a_download_ends_with_an_error_when_the_file_is_deleted_meanwhile(
     with pytest.raises(PayloadLost):
         async for _ in reading:
             pass
+
+
+async def test_an_answer_is_an_error_and_not_half_a_file_when_the_bytes_are_gone(
+    front_door: Front, connection: Connection, files: FileStore
+) -> None:
+    sent = await front_door.openai.files.create(file=("gone.bin", bytes(9)), purpose="batch")
+    await StreamedObjects(connection, stores.FILES_BUCKET).delete(sent.id)
+    for headers in ({}, {"Range": "bytes=1-3"}):
+        answer = await front_door.http.get(f"/v1/files/{sent.id}/content", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "payload_lost")
+
+    record = await files.add(None, _zeros(9), filename="x.bin", purpose="batch", lifetime=3600.0)
+    await files.delete(None, record.id)  # behind the look at its description
+    with pytest.raises(UnknownFile):
+        await file_response(files, None, record, HttpRequest({"type": "http", "headers": []}))
 
 
 async def test_an_id_that_is_none_is_unknown(front_door: Front) -> None:

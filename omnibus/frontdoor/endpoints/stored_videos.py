@@ -124,7 +124,7 @@ async def get_video_content(
         raise NoVideoYet(f"{record.id} has no content: {why}", param="video_id")
     file = await context.videos.file(record)
     if query.variant == "video":
-        return file_response(context.files, file, http, "video/mp4")
+        return await file_response(context.files, record.owner, file, http, "video/mp4")
     data = b"".join([piece async for piece in context.files.read(file)])
     return Response(await asyncio.to_thread(_thumbnail, data), media_type="image/webp")
 

@@ -158,7 +158,7 @@ async def delete_file(file_id: str, http: HttpRequest, context: Context) -> Resp
 async def get_content(file_id: str, http: HttpRequest, context: Context) -> Response:
     """The bytes of a file, or the part that the header `Range` names."""
     record = await context.files.find(http.state.tenant, file_id)
-    return file_response(context.files, record, http)
+    return await file_response(context.files, http.state.tenant, record, http)
 
 
 @router.get(LINK_PATH, response_class=Response, responses=_IMAGES, openapi_extra=RouteAccess.OPEN.stated)
@@ -166,7 +166,7 @@ async def get_linked_content(file_id: str, token: str, http: HttpRequest, contex
     """The bytes of a file by a link that an answer has, for whom it was given to; a part of them by the header `Range`."""
     link = await context.file_links.find(file_id, token)
     record = await context.files.find(link.tenant, link.file_id)
-    return file_response(context.files, record, http, link.media_type)
+    return await file_response(context.files, link.tenant, record, http, link.media_type)
 
 
 def file_object(record: FileRecord) -> FileObject:
