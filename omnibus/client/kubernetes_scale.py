@@ -77,10 +77,8 @@ class DeploymentScale:
         try:
             if self.token is not None:
                 request.add_header("Authorization", f"Bearer {self.token.read_text().strip()}")
-            opener = urllib.request.build_opener(_NoRedirects)
-            if url.startswith("https"):
-                secured = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca))
-                opener = urllib.request.build_opener(_NoRedirects, secured)
+            context = ssl.create_default_context(cafile=self.ca) if url.startswith("https") else None
+            opener = urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=context))
             with opener.open(request, timeout=_TIMEOUT) as answer:
                 found: dict[str, dict[str, int]] = json.loads(answer.read(_MOST_READ))
                 return found
