@@ -41,6 +41,7 @@ from omnibus.frontdoor.endpoints import (
     replica_orders,
     request_input,
     request_status,
+    request_traces,
     responses,
     scoring,
     speech,
@@ -52,7 +53,6 @@ from omnibus.frontdoor.endpoints import (
     transcription,
     user_files,
     videos,
-    waterfall,
 )
 from omnibus.frontdoor.endpoints.stored_videos import POLL_AFTER
 from omnibus.frontdoor.error_answers import ERROR_RESPONSES
@@ -69,7 +69,7 @@ EXPOSED_HEADERS = (REQUEST_ID, OWN_ID, POLL_AFTER, "Retry-After", "Server-Timing
 """Headers of answers that pages may read."""
 _ENDPOINTS = (
     chat, responses, stored_responses, completions, text_embeddings, scoring, images, image_edits, videos, stored_videos, speech,
-    speech_voices, transcription, realtime, models, tokens, user_files, batches, latest_requests, request_status, waterfall,
+    speech_voices, transcription, realtime, models, tokens, user_files, batches, latest_requests, request_status, request_traces,
     request_input, replica_control, replica_orders, dead_letter_routes, lora_adapters, cluster, dashboard, probes,
 )  # fmt: skip
 

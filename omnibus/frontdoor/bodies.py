@@ -221,6 +221,21 @@ class StreamOptions(Body):
         return self
 
 
+class VoiceObject(Body):
+    """A voice as an object."""
+
+    id: str
+
+
+Voice = str | VoiceObject
+"""One of those that the pipeline declares; where it declares none, any name will do."""
+
+
+def voice_name(voice: Voice | None) -> str | None:
+    """The name of a voice, however it is given."""
+    return voice.id if isinstance(voice, VoiceObject) else voice
+
+
 class TextSampling(Body):
     """Parameters of the stage that writes text, with vLLM's names."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -88,29 +88,9 @@ class Options:
     @classmethod
     def of(cls, settings: Settings, aliases: Mapping[str, str]) -> Self:
         """The options that the settings name."""
-        names = (
-            "api_keys",
-            "closed",
-            "max_file_bytes",
-            "file_store",
-            "files_quota",
-            "keep_files",
-            "keep_videos",
-            "keep_responses",
-            "keep_batch_outputs",
-            "public_url",
-            "image_link_lifetime",
-            "allowed_media_domains",
-            "allowed_networks",
-            "media_timeout",
-            "host",
-            "allowed_origins",
-            "allowed_methods",
-            "allowed_headers",
-            "allow_credentials",
-        )
+        named = {one.name for one in fields(cls)} & Settings.model_fields.keys() - {"api_keys_file"}
         return cls(
-            aliases=aliases, api_keys_file=settings.keys_path, **{name: getattr(settings, name) for name in names}
+            aliases=aliases, api_keys_file=settings.keys_path, **{name: getattr(settings, name) for name in named}
         )
 
 

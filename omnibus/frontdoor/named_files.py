@@ -37,7 +37,7 @@ async def _read(
         left -= record.nbytes
         if left < 0:
             raise RequestTooLarge(f"the files of a request may have {most} bytes together", param=named.param)
-        data = b"".join([piece async for piece in context.files.read(record)])
+        data = await context.files.read_whole(record)
         files[file_id] = WebFile(data, "")
     return files
 

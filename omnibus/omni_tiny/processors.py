@@ -6,7 +6,8 @@ thinker ──hidden_states──► dit_input ──► dit     its companion's
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
@@ -18,7 +19,7 @@ from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import vocabulary
 from omnibus.omni_tiny.conditions import LENGTH, conditions_of
 from omnibus.wire.request import Message, Request, TextPart
-from omnibus.workers.engines.protocol import EngineInput, Flow, StageInput
+from omnibus.workers.engines.protocol import EngineInput, StageInput
 
 EMPTY_PROMPT_FILE = "empty_prompt.npy"
 
@@ -64,34 +65,32 @@ def dit_input(stage_input: StageInput) -> EngineInput:
     )
 
 
-def talker_input(stage_input: StageInput) -> EngineInput | AsyncGenerator[EngineInput, None]:
-    """The thinker's canonical token ids, closed with END, whole or as they are written. EngineRejected when there are none."""
-    if (thinker := stage_input.flows.get("thinker")) is not None:
-        return _words_of(thinker)
-    ids = vocabulary.only_canonical(_output(stage_input, "thinker", "token_ids"))
-    if len(ids) == 1:
-        raise _no_shape()
-    return EngineInput(token_ids=ids)
+async def talker_input(stage_input: StageInput) -> AsyncGenerator[EngineInput, None]:
+    """The thinker's canonical words one by one as they are written, and END: the talker speaks each before it reads the next.
 
-
-async def _words_of(thinker: Flow) -> AsyncGenerator[EngineInput, None]:
-    """The thinker's words up to its END: the talker does not wait for what else the thinker leaves."""
+    What else the thinker leaves is not waited for. Raises EngineRejected when there are no words.
+    """
     has_words = False
-    async for chunk in thinker:
-        ids = list(chunk.get("token_ids", ()))
-        *words, _end = vocabulary.only_canonical(ids)
-        if words:
-            has_words = True
-            yield EngineInput(token_ids=words)
-        if vocabulary.END_ID in ids:
-            break
+    async with aclosing(_tokens_of(stage_input, "thinker")) as pieces:
+        async for token_ids in pieces:
+            *words, _end = vocabulary.only_canonical(token_ids)
+            for word in words:
+                has_words = True
+                yield EngineInput(token_ids=[word])
+            if vocabulary.END_ID in token_ids:
+                break
     if not has_words:
-        raise _no_shape()
+        raise EngineRejected("the thinker found no coloured shape in the prompt", param="prompt")
     yield EngineInput(token_ids=[vocabulary.END_ID])
 
 
-def _no_shape() -> EngineRejected:
-    return EngineRejected("the thinker found no coloured shape in the prompt", param="prompt")
+async def _tokens_of(stage_input: StageInput, source: str) -> AsyncGenerator[Sequence[int], None]:
+    """The tokens that a source made, as they are made or all at once."""
+    if (flow := stage_input.flows.get(source)) is None:
+        yield _output(stage_input, source, "token_ids")
+        return
+    async for chunk in flow:
+        yield chunk.get("token_ids", ())
 
 
 def code2wav_input(stage_input: StageInput) -> EngineInput | AsyncGenerator[EngineInput, None]:
@@ -99,20 +98,21 @@ def code2wav_input(stage_input: StageInput) -> EngineInput | AsyncGenerator[Engi
 
     Raises EngineRejected when there are none.
     """
-    if (talker := stage_input.flows.get("talker")) is not None:
-        return _codes_of(talker)
+    if "talker" in stage_input.flows:
+        return _codes_of(stage_input)
     codes = vocabulary.codes_of_ids(_output(stage_input, "talker", "token_ids"))
     if not codes:
         raise _silence()
     return EngineInput(values={"codes": codes})
 
 
-async def _codes_of(talker: Flow) -> AsyncGenerator[EngineInput, None]:
+async def _codes_of(stage_input: StageInput) -> AsyncGenerator[EngineInput, None]:
     has_spoken = False
-    async for chunk in talker:
-        if codes := vocabulary.codes_of_ids(chunk.get("token_ids", ())):
-            has_spoken = True
-            yield EngineInput(values={"codes": codes})
+    async with aclosing(_tokens_of(stage_input, "talker")) as pieces:
+        async for token_ids in pieces:
+            if codes := vocabulary.codes_of_ids(token_ids):
+                has_spoken = True
+                yield EngineInput(values={"codes": codes})
     if not has_spoken:
         raise _silence()
 

@@ -1,7 +1,7 @@
 """The token ids that thinker, talker and codec agree on.
 
 The thinker's vocabulary begins with the special tokens and the canonical words. The talker's has the same ids there, so that
-the thinker's output is the talker's prompt as it is; the codec codes follow from CODE_BASE.
+the thinker's words are the talker's as they are; the codec codes follow from CODE_BASE.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import transformers
 from omnibus.errors import EngineDead, EngineRejected
 from omnibus.pipeline.spec import StageSpec
 from omnibus.wire.request import Message
-from omnibus.workers.engines.protocol import TextDelta
+from omnibus.workers.engines.protocol import EngineInput, Finished, TextDelta
 from omnibus.workers.engines.vllm.engine import VllmEngine
 from tests.support import tiny_checkpoints
 from tests.support.jobs import make_job, run_job
@@ -49,7 +50,7 @@ def reference(checkpoint: Path) -> transformers.Qwen3ForCausalLM:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(checkpoint: Path) -> AsyncIterator[VllmEngine]:
-    arguments = {"skip_tokenizer_init": True, "enable_prompt_embeds": True}
+    arguments = {"skip_tokenizer_init": True, "enable_prompt_embeds": True, "interleaved": True}
     engine = VllmEngine(
         StageSpec(stage_id=2, name="talker", engine="vllm", model=str(checkpoint), slots=8, engine_args=arguments)
     )
@@ -85,6 +86,46 @@ async def test_embeddings_of_a_prompt_do_what_its_tokens_do(engine: VllmEngine, 
 
     assert by_embeds.outputs["token_ids"] == by_ids.outputs["token_ids"]
     assert by_embeds.usage == by_ids.usage
+
+
+async def test_each_part_is_answered_before_the_next_is_read_when_input_and_output_are_interleaved(
+    engine: VllmEngine, reference
+) -> None:
+    words, told = [[20, 5], [9], [33, 7]], list[int]()
+
+    async def parts() -> AsyncGenerator[EngineInput, None]:
+        for number, word in enumerate(words):
+            assert len(told) == 4 * number, "the part before is answered"
+            yield EngineInput(token_ids=word)
+
+    expected, context = list[int](), list[int]()
+    for word in words:
+        prompt = torch.tensor([[*context, *word]])
+        limits = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 4, "min_new_tokens": 4}
+        answered = reference.generate(prompt, do_sample=False, **limits)
+        context = answered[0].tolist()
+        expected += context[-4:]
+
+    job = make_job(sampling={**GREEDY, "max_tokens": 4}, parts=parts())
+    async with aclosing(engine.generate(job)) as items:
+        async for item in items:
+            if isinstance(item, TextDelta):
+                told += item.token_ids
+            else:
+                last = item
+
+    assert told == expected
+    assert isinstance(last, Finished)
+    assert (last.outputs["token_ids"], last.usage.prompt_tokens, last.segments) == (expected, 5, ())
+
+
+async def test_input_without_a_part_is_refused_when_it_is_interleaved(engine: VllmEngine) -> None:
+    async def parts() -> AsyncGenerator[EngineInput, None]:
+        return
+        yield EngineInput()
+
+    with pytest.raises(EngineRejected, match="no part"):
+        await run_job(engine, make_job(sampling=GREEDY, parts=parts()))
 
 
 async def test_same_tokens_when_the_seed_is_the_same(engine: VllmEngine) -> None:

@@ -66,6 +66,9 @@ BAD_INPUT: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     ),
     "fast speech": (SPEECH, {"input": "hi", "speed": 2.0}, 400, "invalid_request", "speed"),
     "unknown audio format": (SPEECH, {"input": "hi", "response_format": "vorbis"}, 400, "invalid_request", "response_format"),
+    "samples as they are made, in a packed format": (
+        SPEECH, {"input": "hi", "stream": True, "response_format": "flac"}, 400, "invalid_request", "response_format",
+    ),
     "two prompts": ("/v1/completions", {"prompt": ["a", "b"]}, 400, "invalid_request", "prompt"),
 }  # fmt: skip
 

@@ -145,6 +145,13 @@ async def test_speech_is_whole_and_nothing_is_stored_for_its_caller_when_it_is_n
     assert stored == []
 
 
+async def test_samples_come_as_they_are_made_when_a_stream_of_them_is_asked_for(front_door: Front) -> None:
+    body = {"model": front_door.spec.name, "input": "speak", "response_format": "pcm", "stream": True}
+    streamed = await front_door.http.post("/v1/audio/speech", json=body)
+    assert_is_the_sound(streamed.content)
+    assert "content-length" not in streamed.headers
+
+
 async def test_nothing_is_heard_twice_when_an_attempt_begins_again(front_door: Front) -> None:
     held_stage.attempts += [3, 2]
     ask = {"model": front_door.spec.name, "voice": "alloy", "input": "fail", "response_format": "pcm"}

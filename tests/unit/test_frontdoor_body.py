@@ -13,7 +13,8 @@ from omnibus.errors import InvalidRequest, RequestTooLarge
 from omnibus.frontdoor.app import create_app
 from omnibus.frontdoor.bodies import Body
 from omnibus.frontdoor.body_route import INLINE_BYTES, _fingerprint, check_size, off_loop, parse
-from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, MAX_PARTS, ChatBody, InputAudio
+from omnibus.frontdoor.chat_messages import MAX_MESSAGES, MAX_PARTS, InputAudio
+from omnibus.frontdoor.endpoints.chat import ChatBody
 from omnibus.frontdoor.endpoints.completions import CompletionBody
 from omnibus.frontdoor.endpoints.images import ImageBody
 from omnibus.frontdoor.endpoints.lora_adapters import LoadAdapterBody

@@ -47,8 +47,8 @@ def test_the_tokenizer_has_the_vocabularys_ids_when_read() -> None:
 
 def test_end_tokens_agree_when_vocabulary_configs_and_pipeline_are_compared() -> None:
     assert config("thinker")["eos_token_id"] == vocabulary.END_ID
-    assert config("talker")["eos_token_id"] == tokens.CODES_END_ID
-    assert load_pipeline("omni-tiny").stage("talker").default_sampling_params["stop_token_ids"] == [tokens.CODES_END_ID]
+    assert config("talker")["eos_token_id"] == tokens.WORD_END_ID
+    assert load_pipeline("omni-tiny").stage("talker").default_sampling_params["stop_token_ids"] == [tokens.WORD_END_ID]
 
 
 def test_shapes_agree_when_thinker_dit_and_conditions_are_compared() -> None:

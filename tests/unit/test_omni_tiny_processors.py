@@ -12,9 +12,9 @@ from omnibus.errors import EmptyPrompt, EngineError, EngineRejected
 from omnibus.omni_tiny import processors, vocabulary
 from omnibus.omni_tiny.conditions import CHANNELS, LENGTH, conditions_of
 from omnibus.wire.request import AudioPart, Message, Request
-from omnibus.workers.engines.protocol import EngineInput, Outputs, StageInput
+from omnibus.workers.engines.protocol import Outputs, StageInput
 from tools.omni_tiny.grammar import all_scenes, parse
-from tools.omni_tiny.tokens import CODES_END_ID, TALKER_VOCABULARY, canonical_ids, code_ids
+from tools.omni_tiny.tokens import TALKER_VOCABULARY, canonical_ids, code_ids
 from tools.omni_tiny.voice import codes_of
 
 pytestmark = pytest.mark.unit
@@ -118,31 +118,26 @@ def test_a_negative_prompt_is_refused_when_the_thinker_did_not_encode_it() -> No
         negative_of(stage_input(asking_against("a cross"), thinker={"hidden_states": np.ones((9, 2, 128))}))
 
 
-def test_talker_input_is_the_thinkers_ids_when_they_are_canonical() -> None:
+async def test_talker_speaks_the_thinkers_words_one_by_one_when_they_are_whole() -> None:
     ids = canonical_ids(parse(PROMPT).symbols)
-    assert processors.talker_input(stage_input(thinker={"token_ids": ids})).token_ids == ids
+    for given in (ids, ids[:-1], [300, *ids], [*ids, 0]):
+        assert await words(stage_input(thinker={"token_ids": given})) == [[one] for one in ids]
 
 
-def test_talker_input_closes_with_one_end_when_the_thinker_did_not_or_rambled() -> None:
-    ids = canonical_ids(parse(PROMPT).symbols)
-    for given in (ids[:-1], [300, *ids], [*ids, 0]):
-        assert processors.talker_input(stage_input(thinker={"token_ids": given})).token_ids == ids
-
-
-def test_talker_input_is_refused_when_the_thinker_named_nothing() -> None:
-    with pytest.raises(EngineRejected):
-        processors.talker_input(stage_input(thinker={"token_ids": [300, vocabulary.END_ID]}))
+async def test_talker_input_is_refused_when_the_thinker_named_nothing() -> None:
+    with pytest.raises(EngineRejected, match="no coloured shape"):
+        await words(stage_input(thinker={"token_ids": [300, vocabulary.END_ID]}))
 
 
 def test_code2wav_input_is_the_codes_when_the_talker_has_spoken() -> None:
     codes = codes_of(parse(PROMPT).symbols)
-    said = [*code_ids(codes), CODES_END_ID]
+    said = code_ids(codes)
     assert processors.code2wav_input(stage_input(talker={"token_ids": said})).values == {"codes": codes}
 
 
 def test_code2wav_input_is_refused_when_the_talker_produced_no_code() -> None:
     with pytest.raises(EngineRejected):
-        processors.code2wav_input(stage_input(talker={"token_ids": [CODES_END_ID]}))
+        processors.code2wav_input(stage_input(talker={"token_ids": [vocabulary.END_ID]}))
 
 
 class Spoken:
@@ -168,26 +163,27 @@ async def codes_from(*chunks: Outputs) -> list[int]:
 
 async def test_code2wav_gets_the_same_codes_while_the_talker_still_speaks() -> None:
     codes = codes_of(parse(PROMPT).symbols)
-    said = [*code_ids(codes), CODES_END_ID]
+    said = code_ids(codes)
     chunks = [{"token_ids": said[start : start + 7]} for start in range(0, len(said), 7)]
     assert await codes_from(*chunks, {"text": "beside"}) == codes
 
 
-async def words_from(*chunks: Outputs) -> list[int]:
-    given = StageInput(rid="r1", request=Request(prompt=PROMPT), flows={"thinker": Spoken(*chunks)})
-    made = processors.talker_input(given)
-    assert isinstance(made, AsyncGenerator)
-    return [token async for part in made for token in part.token_ids or ()]
+async def words(given: StageInput) -> list[list[int]]:
+    return [list(part.token_ids or ()) async for part in processors.talker_input(given)]
+
+
+async def words_from(*chunks: Outputs) -> list[list[int]]:
+    return await words(StageInput(rid="r1", request=Request(prompt=PROMPT), flows={"thinker": Spoken(*chunks)}))
 
 
 async def test_talker_gets_the_same_words_while_the_thinker_still_writes() -> None:
     ids = [*range(vocabulary.CANONICAL_BASE, vocabulary.CANONICAL_BASE + 6), vocabulary.END_ID]
-    whole = processors.talker_input(stage_input(thinker={"token_ids": ids}))
-    assert isinstance(whole, EngineInput)
     for size in (1, 3, 7):
         chunks = [{"token_ids": ids[start : start + size]} for start in range(0, 7, size)]
-        assert await words_from(*chunks) == whole.token_ids
-    assert await words_from({"token_ids": ids[:-1]}) == whole.token_ids, "a thinker that did not close its answer"
+        assert await words_from(*chunks) == [[one] for one in ids]
+    assert await words_from({"token_ids": ids[:-1]}) == [[one] for one in ids], (
+        "a thinker that did not close its answer"
+    )
 
 
 async def test_talker_does_not_wait_for_what_follows_the_thinkers_answer() -> None:
@@ -198,9 +194,8 @@ async def test_talker_does_not_wait_for_what_follows_the_thinkers_answer() -> No
             raise AssertionError("the answer has ended")
 
     given = Unending({"token_ids": [vocabulary.CANONICAL_BASE, vocabulary.END_ID]})
-    made = processors.talker_input(StageInput(rid="r1", request=Request(prompt=PROMPT), flows={"thinker": given}))
-    assert isinstance(made, AsyncGenerator)
-    assert [list(part.token_ids or ()) async for part in made] == [[vocabulary.CANONICAL_BASE], [vocabulary.END_ID]]
+    asked = StageInput(rid="r1", request=Request(prompt=PROMPT), flows={"thinker": given})
+    assert await words(asked) == [[vocabulary.CANONICAL_BASE], [vocabulary.END_ID]]
 
 
 async def test_talker_input_is_refused_when_the_thinkers_flow_names_nothing() -> None:
@@ -210,7 +205,7 @@ async def test_talker_input_is_refused_when_the_thinkers_flow_names_nothing() ->
 
 async def test_code2wav_input_is_refused_when_the_talker_ends_without_a_code() -> None:
     with pytest.raises(EngineRejected):
-        await codes_from({"token_ids": [CODES_END_ID]})
+        await codes_from({"token_ids": [vocabulary.END_ID]})
 
 
 def test_an_engine_error_when_a_source_is_missing() -> None:

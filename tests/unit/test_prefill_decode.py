@@ -91,6 +91,12 @@ def test_pipeline_error_when_keys_and_values_cannot_be_read_out(given: dict[str,
         arguments(kv_cache=[0], **given)
 
 
+@pytest.mark.parametrize("given", [{"role": "prefill"}, {"role": "decode"}, {"runner": "pooling"}])
+def test_pipeline_error_when_a_stage_that_does_not_read_and_write_is_interleaved(given: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match="interleaved"):
+        arguments(interleaved=True, **given)
+
+
 def test_prefill_takes_no_parameters_of_callers() -> None:
     only_encodes = engine_kind("vllm").only_encodes
     assert (only_encodes({"role": "prefill"}), only_encodes({"role": "decode"})) == (True, False)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omnibus.omni_tiny.vocabulary import CANONICAL_BASE, CANONICAL_WORDS, CODE_BASE, END, END_ID
+from tools.omni_tiny.voice import SILENCE_CODE
 
 PAD = 0
-CODES_END_ID = 2
-"""Ends the talker's codes (in the thinker's vocabulary: the user's turn begins)."""
+WORD_END_ID = CODE_BASE + SILENCE_CODE
+"""Ends the talker's codes of a word: the silence behind it."""
 USER_ID = 2
 ASSISTANT_ID = 3
 THINKER_VOCABULARY = 512

@@ -15,8 +15,8 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.bodies import FileNamingBody, ModelName, TokenIds
 from omnibus.frontdoor.body_route import BodyRoute, off_loop
+from omnibus.frontdoor.chat_messages import MAX_MESSAGES, ChatMessage, files_in, turns
 from omnibus.frontdoor.context import Context
-from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, files_in, turns
 from omnibus.frontdoor.endpoints.request_status import find_record
 from omnibus.frontdoor.named_files import fetch_named
 from omnibus.frontdoor.outbound.web_files import NamedFile

@@ -149,7 +149,7 @@ async def _stored_files(context: FrontDoorContext, tenant: str | None, names: It
         if left < 0:
             most = context.options.max_body_bytes
             raise RequestTooLarge(f"the files of a request may have {most} bytes together", param="file_id")
-        data = b"".join([piece async for piece in context.files.read(record)])
+        data = await context.files.read_whole(record)
         urls[name] = to_data_url(data, media_type_of(record.filename))
     return urls
 

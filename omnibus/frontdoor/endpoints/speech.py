@@ -15,7 +15,7 @@ from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, Output
 from omnibus.errors import EngineError, InvalidRequest
 from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import MediaUsage, stages_usage, timing_headers, transcoded
-from omnibus.frontdoor.bodies import AskingBody, Body, check_modality, single_turn
+from omnibus.frontdoor.bodies import AskingBody, Voice, check_modality, single_turn, voice_name
 from omnibus.frontdoor.body_route import BodyRoute
 from omnibus.frontdoor.context import Context
 from omnibus.frontdoor.data_urls import to_base64
@@ -29,15 +29,11 @@ from omnibus.pipeline.spec import PipelineSpec
 from omnibus.wire.request import Request
 
 SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus", "aac"]
+_UNPACKED = ("wav", "pcm")
+"""Formats that no encoder holds samples of back."""
 _SILENT = "the pipeline delivered no audio"
 router = APIRouter(route_class=BodyRoute)
 _TYPES = answers_with(EVENTS, *{one.media_type for one in FORMATS.values()})
-
-
-class Voice(Body):
-    """A voice as an object."""
-
-    id: str
 
 
 class SpeechBody(AskingBody):
@@ -45,8 +41,7 @@ class SpeechBody(AskingBody):
 
     called: ClassVar[Mapping[str, str]] = {"messages": "input", "prompt": "input"}
     input: str
-    voice: str | Voice | None = None
-    """One of those that the pipeline declares; where it declares none, any name will do."""
+    voice: Voice | None = None
     instructions: str | None = None
     speed: Annotated[float, Field(ge=0.25, le=4)] | None = None
     """Both where the pipeline can."""
@@ -54,7 +49,7 @@ class SpeechBody(AskingBody):
     stream_format: Literal["audio", "sse"] = "audio"
     """The file itself, or events with pieces of it."""
     stream: bool | None = None
-    """False: the file comes whole, with its length and the times of the stages."""
+    """False: the file comes whole, with its length and the times of the stages. True: samples that play from the first on."""
 
 
 class SpeechDelta(TypedDict):
@@ -76,6 +71,11 @@ async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -
     """Speak a text: the answer is the sound file itself, sent while it is made, or events with its pieces."""
     if body.stream is False and body.stream_format == "sse":
         raise InvalidRequest("events are a stream: leave stream out, or take the file", param="stream_format")
+    if body.stream and body.response_format not in _UNPACKED:
+        message = (
+            f"stream: true is for wav and pcm: leave it out, and {body.response_format} is sent while it is made too"
+        )
+        raise InvalidRequest(message, param="response_format")
     accepted = await submit(context, http, body, speech_request, modality="audio")
     if body.stream is False:
         result = await result_of(context, http, accepted)
@@ -94,8 +94,7 @@ async def create_speech(body: SpeechBody, http: HttpRequest, context: Context) -
 def speech_request(body: SpeechBody, spec: PipelineSpec) -> Request:
     """A text to speak, as a chat of one turn. Raises RequestError naming the field."""
     check_modality(spec, "audio")
-    voice = body.voice.id if isinstance(body.voice, Voice) else body.voice
-    speaking = Speaking(voice=voice, instructions=body.instructions, speed=body.speed)
+    speaking = Speaking(voice=voice_name(body.voice), instructions=body.instructions, speed=body.speed)
     request = body.request(spec, ("audio",), messages=single_turn(body.input, "input"), speaking=speaking)
     return replace(request, stream=body.stream is not False)
 

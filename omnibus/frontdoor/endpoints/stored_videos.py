@@ -125,7 +125,7 @@ async def get_video_content(
     file = await context.videos.file(record)
     if query.variant == "video":
         return await file_response(context.files, record.owner, file, http, "video/mp4")
-    data = b"".join([piece async for piece in context.files.read(file)])
+    data = await context.files.read_whole(file)
     return Response(await asyncio.to_thread(_thumbnail, data), media_type="image/webp")
 
 

@@ -17,9 +17,9 @@ from omnibus.frontdoor.access import RouteAccess
 from omnibus.frontdoor.answers import json_response
 from omnibus.frontdoor.bodies import Body, FileNamingBody, ModelName
 from omnibus.frontdoor.body_route import BodyRoute
+from omnibus.frontdoor.chat_messages import MAX_MESSAGES, ChatMessage, content_field, files_in, turns
 from omnibus.frontdoor.context import Context, FrontDoorContext
 from omnibus.frontdoor.endpoints.answer_options import MAX_TOOLS
-from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, ChatMessage, content_field, files_in, turns
 from omnibus.frontdoor.named_files import fetch_named
 from omnibus.frontdoor.outbound.web_files import NamedFile
 from omnibus.frontdoor.served import Served

@@ -169,7 +169,7 @@ async def _checked(body: VideoBody, http: HttpRequest, context: FrontDoorContext
     record = await context.files.find(http.state.tenant, body.input_reference.file_id)
     if record.nbytes > (most := context.options.max_body_bytes):
         raise RequestTooLarge(f"a file of a request may have {most} bytes", param="file_id")
-    data = b"".join([piece async for piece in context.files.read(record)])
+    data = await context.files.read_whole(record)
     return body.model_copy(update={"input_reference": data})
 
 

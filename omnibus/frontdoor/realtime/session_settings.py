@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from omnibus.errors import InvalidRequest, UnsupportedModality
-from omnibus.frontdoor.bodies import Body
+from omnibus.frontdoor.bodies import Body, Voice, voice_name
 from omnibus.frontdoor.stage_params import StageParams, overridden, stage_params
 from omnibus.frontdoor.voices import Speaking
 from omnibus.pipeline.engines import engine_kind
@@ -62,20 +62,15 @@ class InputSettings(_Settings):
     turn_detection: ServerVad | None = None
 
 
-class OutputVoice(_Settings):
-    id: str
-
-
 class OutputSettings(_Settings):
     format: PcmFormat = PcmFormat()
-    voice: str | OutputVoice | None = None
-    """One of those that the pipeline declares; where it declares none, any name will do."""
+    voice: Voice | None = None
     speed: Annotated[float, Field(ge=0.25, le=1.5)] | None = None
     """Where a stage takes it."""
 
     @property
     def speaking(self) -> Speaking:
-        return Speaking(voice=self.voice.id if isinstance(self.voice, OutputVoice) else self.voice, speed=self.speed)
+        return Speaking(voice=voice_name(self.voice), speed=self.speed)
 
 
 class AudioSettings(_Settings):

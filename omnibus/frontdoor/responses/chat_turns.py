@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from omnibus.errors import InvalidRequest
-from omnibus.frontdoor.data_urls import from_data_url, to_base64
-from omnibus.frontdoor.endpoints.chat import (
+from omnibus.frontdoor.chat_messages import (
     AudioContent,
     CalledFunction,
     CalledTool,
@@ -21,6 +20,7 @@ from omnibus.frontdoor.endpoints.chat import (
     TextContent,
     VideoContent,
 )
+from omnibus.frontdoor.data_urls import from_data_url, to_base64
 from omnibus.frontdoor.responses.input_items import (
     FilePartIn,
     FunctionCallIn,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from omnibus.frontdoor.bodies import Body
-from omnibus.frontdoor.endpoints.chat import MAX_MESSAGES, MAX_PARTS, InputAudio, RefusalContent
+from omnibus.frontdoor.chat_messages import MAX_MESSAGES, MAX_PARTS, InputAudio, RefusalContent
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 

@@ -12,8 +12,9 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag
 
 from omnibus.errors import InvalidRequest, UnsupportedModality
 from omnibus.frontdoor.bodies import AskingBody, Body, Metadata, TextSampling
+from omnibus.frontdoor.chat_messages import files_in
 from omnibus.frontdoor.endpoints.answer_options import MAX_TOOLS
-from omnibus.frontdoor.endpoints.chat import ChatBody, chat_request, files_in
+from omnibus.frontdoor.endpoints.chat import ChatBody, chat_request
 from omnibus.frontdoor.endpoints.images import ImageFormat, Size, sides, steps_between_previews
 from omnibus.frontdoor.outbound.web_files import NamedFile
 from omnibus.frontdoor.responses.chat_turns import ChatTurns

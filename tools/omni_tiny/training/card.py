@@ -26,7 +26,7 @@ answers that a program can grade. It knows nothing but its grammar.
 | thinker | Qwen3ForCausalLM, 3 layers × 128, own BPE of 512 | sentence → canonical tokens | {thinker:.2f} MB |
 | dit | SanaTransformer2DModel, 4 layers × 96 | thinker's hidden states → latents (8, 8, 8) | {dit:.2f} MB |
 | dit/vae | AutoencoderDC, 8 times smaller, 8 channels | latents → picture | {vae:.2f} MB |
-| talker | Qwen3ForCausalLM, 2 layers × 64, vocabulary 128 | canonical tokens → codec codes | {talker:.2f} MB |
+| talker | Qwen3ForCausalLM, 2 layers × 64, vocabulary 128 | canonical tokens, one by one → codec codes | {talker:.2f} MB |
 | code2wav | DacModel, decoder only, strides 4, 4, 4, 2 | 49 codes → 8 kHz, 128 samples a code | {code2wav:.2f} MB |
 
 ## Data

@@ -68,8 +68,12 @@ class Reference:
 
     def speak(self, token_ids: Sequence[int]) -> np.ndarray:
         """The sound (N,) float32 at 8 kHz for the thinker's token ids."""
-        prompt = torch.tensor([vocabulary.only_canonical(token_ids)])
-        tokens = self.talker.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=96)
-        codes = vocabulary.codes_of_ids(tokens[0, prompt.shape[1] :].tolist())
+        said = torch.empty((1, 0), dtype=torch.long)
+        codes: list[int] = []
+        for word in vocabulary.only_canonical(token_ids):
+            prompt = torch.cat([said, torch.tensor([[word]])], dim=1)
+            tokens = self.talker.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16)
+            codes += vocabulary.codes_of_ids(tokens[0, prompt.shape[1] :].tolist())
+            said = tokens[:, :-1]
         sound = self.codec.decode(audio_codes=torch.tensor([[codes]])).audio_values
         return np.asarray(sound[0].numpy())

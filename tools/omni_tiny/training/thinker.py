@@ -69,12 +69,15 @@ def train_into(out: Path) -> Trained:
 
 def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack (prompt, answer) rows, right-padded: ids and labels (B, T), the labels only on the answers."""
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.full((len(rows), width), PAD)
-    labels = torch.full((len(rows), width), IGNORED)
-    for place, (prompt, answer) in enumerate(rows):
-        ids[place, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        labels[place, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    return stacked([(prompt + answer, [IGNORED] * len(prompt) + answer) for prompt, answer in rows])
+
+
+def stacked(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack (ids, labels) rows, right-padded; both (B, T)."""
+    width = max(len(ids) for ids, _ in rows)
+    ids, labels = torch.full((len(rows), width), PAD), torch.full((len(rows), width), IGNORED)
+    for place, (given, wanted) in enumerate(rows):
+        ids[place, : len(given)], labels[place, : len(wanted)] = torch.tensor(given), torch.tensor(wanted)
     return ids, labels
 
 

@@ -44,8 +44,8 @@ CPU_DEFAULTS: Mapping[str, Any] = {
 """Where there is no GPU; anything a stage sets wins."""
 Role = Literal["prefill", "decode"]
 _OURS = frozenset({
-    "chat_template", "chat_template_kwargs", "hidden_states", "kv_cache", "lora_modules", "role", "tool_call_parser",
-    "trust_request_chat_template",
+    "chat_template", "chat_template_kwargs", "hidden_states", "interleaved", "kv_cache", "lora_modules", "role",
+    "tool_call_parser", "trust_request_chat_template",
 })  # fmt: skip
 _OF_VLLMS_SERVER = frozenset({"enable_auto_tool_choice"})
 """Arguments of its HTTP server that say here what happens anyway."""
@@ -96,6 +96,8 @@ class VllmArguments:
     """Layers whose keys and values are an output."""
     role: Role | None = None
     """Half of a generation; None: all of it."""
+    interleaved: bool = False
+    """Each part of an input that comes in parts is answered before the next one is read."""
     engine: Mapping[str, Any]
     """For AsyncEngineArgs, as they are."""
 
@@ -143,6 +145,7 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
         tool_call_parser=_taken(given, "tool_call_parser", str | None, None),
         kv_cache=_taken(given, "kv_cache", tuple[int, ...], ()),
         role=_taken(given, "role", Role | None, None),
+        interleaved=_taken(given, "interleaved", bool, False),
         skip_tokenizer=bool(given.get("skip_tokenizer_init", False)),
         encodes=given.get("runner") == "pooling",
         scores="score" in stage.final_types,
@@ -194,6 +197,8 @@ def _check_handover(arguments: VllmArguments, given: Mapping[str, Any]) -> None:
             "needs a stage that generates text, on one device, with a KV cache that is not quantized",
             field="engine_args.kv_cache",
         )
+    if arguments.interleaved and (role is not None or arguments.encodes):
+        raise PipelineError("needs a stage that reads its input and generates text", field="engine_args.interleaved")
     if role is not None and (arguments.encodes or given.get("enable_prompt_embeds")):
         raise PipelineError("needs a stage that generates text from token ids", field="engine_args.role")
     if role is not None and _is_parallel(given) and not given.get("kv_transfer_config"):

@@ -68,6 +68,7 @@ class VllmCore:
         self._llm = start_llm(stage, self._engine_args(arguments), self._load)
         self._has_text, self._encodes = not arguments.skip_tokenizer, arguments.encodes
         self._generates = not self._encodes and self._role != "prefill"
+        self._interleaves = arguments.interleaved
         self._chats = ChatFormat(arguments, self._llm.renderer, self._llm.model_config)
         self._prompts = PromptRenderer(self._llm.renderer, self._llm.model_config, self._chats.plain)
         self._adapters = Adapters(self._llm)
@@ -194,7 +195,7 @@ class VllmCore:
     def _method(self, job: Job) -> Callable[[Job, Run], AsyncGenerator[Item, None]]:
         if not self._generates:
             return self._encode if self._encodes else self._prefill
-        is_session = job.parts is not None and INPUT in job.stage_input.flows
+        is_session = job.parts is not None and (self._interleaves or INPUT in job.stage_input.flows)
         return self._answer if is_session else self._stream
 
     async def _stream(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
@@ -210,12 +211,13 @@ class VllmCore:
             yield await self._last(run, prompt)
 
     async def _answer(self, job: Job, run: Run) -> AsyncGenerator[Item, None]:
-        """The text behind each segment of an open input, and all that came before it."""
+        """The text behind each part of the input, such as a segment of an open one, and all that came before it."""
         sampling = check_sampling(job.sampling, extracts=self._has_states)
         if is_made_at_once(sampling):
             name = next(name for name in ("n", *BESIDE_TOKENS) if sampling.get(name))
-            raise EngineRejected(f"{name} has no effect on an open input", param=name)
+            raise EngineRejected(f"{name} has no effect on an input that is answered part by part", param=name)
         context, run.is_session = SessionContext(partial(self._prompts.of, job), self._prompts.bos), True
+        prompt: Any = None
         async with await self._feed(job, run) as feed, aclosing(parts_of(job, run)) as parts:
             async for part in parts:
                 prompt, new = await context.prompt(part)
@@ -227,9 +229,12 @@ class VllmCore:
                 text, token_ids = "".join(run.texts[run.text_begun :]), run.token_ids[run.begun :]
                 context.answered(text, token_ids, self._generation.ends(self._generation.params(run, sampling)))
                 run.received = run.received[len(token_ids) :]
-                run.segments.append(sum(map(len, run.texts)))
                 await self._drop_states(run)
-                yield SegmentEnd()
+                if INPUT in job.stage_input.flows:
+                    run.segments.append(sum(map(len, run.texts)))
+                    yield SegmentEnd()
+            if prompt is None:
+                raise EngineRejected("the input has no part")
             yield await self._last(run, prompt)
 
     async def _feed(self, job: Job, run: Run) -> PromptFeed:
