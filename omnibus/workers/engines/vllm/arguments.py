@@ -157,6 +157,8 @@ def sort_arguments(stage: StageSpec) -> VllmArguments:
         raise PipelineError(message, field="engine_args.enable_auto_tool_choice")
     if arguments.scores and not arguments.encodes:
         raise PipelineError("a stage that delivers `score` needs `runner: pooling`", field="engine_args.runner")
+    if arguments.interleaved and (arguments.role is not None or arguments.encodes):
+        raise PipelineError("needs a stage that reads its input and generates text", field="engine_args.interleaved")
     if arguments.hidden_states:
         _check_states(given)
     _check_handover(arguments, given)
@@ -197,8 +199,6 @@ def _check_handover(arguments: VllmArguments, given: Mapping[str, Any]) -> None:
             "needs a stage that generates text, on one device, with a KV cache that is not quantized",
             field="engine_args.kv_cache",
         )
-    if arguments.interleaved and (role is not None or arguments.encodes):
-        raise PipelineError("needs a stage that reads its input and generates text", field="engine_args.interleaved")
     if role is not None and (arguments.encodes or given.get("enable_prompt_embeds")):
         raise PipelineError("needs a stage that generates text from token ids", field="engine_args.role")
     if role is not None and _is_parallel(given) and not given.get("kv_transfer_config"):
