@@ -136,6 +136,10 @@ class FlowWriter:
         self._pending_bytes = self._next = 0
         self._restarts = self._seq > 0 or self._is_busy
 
+    def hold(self, seconds: float) -> None:
+        """Have the flow begin so much later; its end leaves at once. For a flow that has no chunk yet."""
+        self._appended = asyncio.get_running_loop().time() + seconds - WINDOW
+
     async def put(self, chunk: Payloads) -> None:
         """Append a chunk, soon; returns when no more wait than may. Raises FlowTooLarge beyond the flow's bound."""
         if self.is_complete:

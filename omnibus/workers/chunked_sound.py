@@ -17,6 +17,8 @@ class ChunkedSound:
         """`names` of outputs that may be the sound; the first of them that a chunk has is it."""
         self._stage, self._names = stage, tuple(names)
         self._format: tuple[int, int] | None = None
+        self.seconds = 0.0
+        """Seconds that the last piece plays."""
 
     def of(self, outputs: Outputs) -> tuple[str, Outputs] | None:
         """The name of the output, and it as samples with their rate; None for a chunk without sound and one of files. Blocks.
@@ -32,13 +34,15 @@ class ChunkedSound:
             samples, rate = samples_of(outputs[name], outputs.get(SAMPLE_RATE))
             if not samples.size:
                 return None
-            got = rate, len(sound.planes(samples, rate))
+            planes = sound.planes(samples, rate)
+            got = rate, len(planes)
         except EngineError as error:
             raise self._fault(name, error.message) from error
         self._format = self._format or got
         if got != self._format:
             both = "{} Hz and {} channels".format
             raise self._fault(name, f"a sound that began with {both(*self._format)} goes on with {both(*got)}")
+        self.seconds = len(planes[0]) / rate
         return name, {name: samples, SAMPLE_RATE: rate}
 
     def _fault(self, name: str, why: str) -> EngineError:

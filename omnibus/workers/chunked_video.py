@@ -19,6 +19,8 @@ class ChunkedVideo:
         """`names` of outputs that may be the video; the first of them that a chunk has is it."""
         self._stage, self._names = stage, tuple(names)
         self._format: tuple[int, int, float] | None = None
+        self.seconds = 0.0
+        """Seconds that the last piece plays."""
 
     def of(self, outputs: Outputs) -> tuple[str, Outputs] | None:
         """The name of the output, and it as frames with their pace; None for a chunk without video, one of files, and of several.
@@ -36,6 +38,7 @@ class ChunkedVideo:
         if got != self._format:
             both = "{}x{} pixels at {:g} frames a second".format
             raise self._fault(name, f"a video that began with {both(*self._format)} goes on with {both(*got)}")
+        self.seconds = len(frames) / got[2] if got[2] > 0 else 0.0
         return name, {name: frames, FPS: got[2]}
 
     def _checked(self, name: str, frames: np.ndarray, fps: Any) -> tuple[int, int, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 from omnibus.errors import BrokerError, FlowTooLarge, Overloaded, PayloadLost
@@ -15,6 +16,7 @@ from omnibus.wire.envelope import StageTiming
 from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import SEGMENT_END, Chunk, Finished, Outputs, SegmentEnd, TextDelta
 from omnibus.workers.flow_prefix import FlowPrefix
+from omnibus.workers.playout_delay import PlayoutDelay
 
 log = get_logger(__name__)
 
@@ -26,14 +28,17 @@ class FlowOutput:
     """Writes the flow of one task. An asynchronous context; raises what `FlowWriter` does."""
 
     def __init__(
-        self, writer: FlowWriter, kinds: Mapping[str, str], pack: Packing, unpack: Unpacking, *, is_needed: bool
-    ) -> None:
+        self, writer: FlowWriter, kinds: Mapping[str, str], pack: Packing, unpack: Unpacking,
+        *, is_needed: bool, playout: PlayoutDelay | None = None, seconds: Callable[[], float] = float,
+    ) -> None:  # fmt: skip
         """`kinds` are the outputs that stages may read: texts and tokens among them are chunks by themselves.
 
         Where no stage reads it, the flow is not needed: a caller has the rest from the output when the broker does not take it.
+        Then `playout` may hold its first piece back; `seconds` tells how long the last one plays.
         """
         self._writer, self._pack, self._unpack = writer, pack, unpack
         self._is_needed, self._is_given_up = is_needed, False
+        self._playout, self._seconds, self._stack = playout, seconds, ExitStack()
         by_kind = {kind: name for name, kind in reversed(tuple(kinds.items()))}
         self._text, self._tokens = by_kind.get("text"), by_kind.get("tokens")
         self._prefix: FlowPrefix | None = None
@@ -45,9 +50,12 @@ class FlowOutput:
 
     async def __aenter__(self) -> Self:
         await self._writer.__aenter__()
+        if self._playout is not None:
+            self._stack.enter_context(self._playout)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._stack.close()
         await self._writer.__aexit__(*exc_info)
 
     @property
@@ -162,6 +170,10 @@ class FlowOutput:
         self.nbytes += sum(payload.nbytes for payload in chunk.values())
         self.stored += sum(payload.object_key is not None for payload in chunk.values())
         self.hosted += sum(payload.in_memory for payload in chunk.values())
+        if self._playout is not None and (
+            delay := self._playout.of(self._seconds(), asyncio.get_running_loop().time())
+        ):
+            self._writer.hold(delay)
         with self._giving_up():
             await self._writer.put(chunk)
 

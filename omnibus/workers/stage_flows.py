@@ -26,6 +26,7 @@ from omnibus.workers.flow_input import FlowInput
 from omnibus.workers.flow_output import FlowOutput
 from omnibus.workers.open_input import OpenInput
 from omnibus.workers.output_writer import OutputWriter
+from omnibus.workers.playout_delay import MediaPace, PlayoutDelay
 
 
 class StageFlows:
@@ -38,6 +39,7 @@ class StageFlows:
         """`kinds` are the outputs that the engine declares."""
         self._conn, self._spec, self._kinds = conn, spec, kinds
         self._outputs, self._store, self._performer = outputs, store, performer
+        self._pace = MediaPace()
 
     def input(self, task: Task, request: Request) -> FlowInput | None:
         """The flow that a task reads, None where all its inputs are whole."""
@@ -91,7 +93,11 @@ class StageFlows:
             most=self._spec.max_flow_bytes, on_begun=publish_readers,
         )  # fmt: skip
         is_read = bool(stage.streams_to)
-        return FlowOutput(writer, self._kinds if is_read else {}, pack, unpack, is_needed=is_read)
+        if media is None or is_read or task.ticket.resumable:  # a player waits for an open input, not for the stage
+            return FlowOutput(writer, self._kinds if is_read else {}, pack, unpack, is_needed=is_read)
+        return FlowOutput(
+            writer, {}, pack, unpack, is_needed=False, playout=PlayoutDelay(self._pace), seconds=lambda: media.seconds
+        )
 
     def _asking(self, ticket: Ticket) -> OnSilence:
         """Ask an orchestrator about a request: the flows of one that has ended are removed, which their readers notice.

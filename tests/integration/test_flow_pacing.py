@@ -136,3 +136,21 @@ async def test_chunks_of_one_window_leave_together_and_the_end_at_once(
     assert await read_all(connection, name) == ["first", *map(str, range(20))]
     info = await connection.api(f"STREAM.INFO.{name.stream}")
     assert info["state"]["messages"] == 2
+
+
+async def test_a_flow_that_is_held_begins_later_and_its_end_waits_for_nothing(
+    connection: Connection, pipeline: str
+) -> None:
+    now = asyncio.get_running_loop().time
+    async with writer_of(connection, flow_of(pipeline)) as writer:
+        began = now()
+        writer.hold(0.5)
+        await writer.put(chunk("first"))
+        await eventually(lambda: writer.has_begun, 10)
+        assert now() - began >= 0.5
+    name = flow_of(pipeline, rid="another")
+    async with writer_of(connection, name) as writer:
+        writer.hold(60.0)
+        await writer.put(chunk("first"))
+        await asyncio.wait_for(writer.end(END), 30)
+    assert await read_all(connection, name) == ["first"]
