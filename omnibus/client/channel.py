@@ -70,6 +70,11 @@ class Mailbox:
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
+    async def deliver(self, chunk: MediaChunk) -> None:
+        """Add a chunk of a sound or video, and wait until it is taken."""
+        self.put(chunk)
+        await chunk.taken.wait()
+
     async def take(self) -> list[out.Out | MediaChunk | None]:
         """Wait for messages; all that have come, in order."""
         if not self._messages:

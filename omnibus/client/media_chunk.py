@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from omnibus.payloads.packing import HEAVY
 from omnibus.wire.chunk import RATES
 from omnibus.wire.lazy_numpy import np
 
@@ -31,6 +32,15 @@ class MediaChunk:
     def end(self) -> int:
         """Frames before the next one."""
         return self.offset + (self.frames.shape[-1] if self.modality == "audio" else len(self.frames))
+
+    def joined(self, following: MediaChunk) -> MediaChunk | None:
+        """Both as one; None where that would be heavy, or they go on as nothing does that one attempt made."""
+        axis = -1 if self.modality == "audio" else 0
+        shapes = {np.delete(one.frames.shape, axis).tobytes() for one in (self, following)}
+        is_one = (self.modality, self.rate) == (following.modality, following.rate) and len(shapes) == 1
+        if not is_one or self.frames.nbytes + following.frames.nbytes > HEAVY:
+            return None
+        return replace(self, frames=np.concatenate([self.frames, following.frames], axis))
 
     def behind(self, known: int) -> np.ndarray:
         """The part of it behind so many frames of all."""

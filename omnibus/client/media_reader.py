@@ -22,6 +22,7 @@ log = get_logger(__name__)
 async def read_media(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
     """Put the chunks of a sound or a video into a follower's mailbox, one after the other, until its end; the root of a task.
 
+    Small ones that were read together go as one: each is an event for the client.
     What cannot be read is left to the output, which has all of it, and counted: a flow with a gap, one that lost a payload, one
     that went with its request while this was behind. An outage and the deadline are known elsewhere.
     """
@@ -42,6 +43,7 @@ async def _read(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -
         while True:
             part = await reader.read()
             last = replace(last, offset=0) if part.restarted else last
+            held: MediaChunk | None = None
             for payloads in part.chunks:
                 if (found := media_in(payloads)) is None:
                     continue
@@ -49,8 +51,12 @@ async def _read(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -
                 frames, rate = [await channel.store.value(payloads[name], ticket.rid) for name in names]
                 chunk = MediaChunk(stage_id, last.offset, frames, rate, modality=found[1])
                 last = replace(last, offset=chunk.end, rate=rate, modality=chunk.modality)
-                box.put(chunk)
-                await chunk.taken.wait()
+                joined = None if held is None else held.joined(chunk)
+                if held is not None and joined is None:
+                    await box.deliver(held)
+                held = joined or chunk
+            if held is not None:
+                await box.deliver(held)
             if part.end is not None:
                 if last.offset:
                     box.put(last)

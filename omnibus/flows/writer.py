@@ -65,7 +65,9 @@ class FlowWriter:
         self._pending: deque[Payloads] = deque()
         self._pending_bytes = 0
         self._end: FlowEnd | None = None
-        self._ending = asyncio.Event()
+        self._is_held = False
+        self._due = asyncio.Event()
+        """Whether what waits is to leave without waiting for more."""
         self._appended = 0.0
         """When the last append began, by the clock of the loop."""
         self._free = asyncio.Event()
@@ -137,8 +139,8 @@ class FlowWriter:
         self._restarts = self._seq > 0 or self._is_busy
 
     def hold(self, seconds: float) -> None:
-        """Have the flow begin so much later; its end leaves at once. For a flow that has no chunk yet."""
-        self._appended = asyncio.get_running_loop().time() + seconds - WINDOW
+        """Have the first chunk, which is put next, wait for the second one or the end, so many seconds at most."""
+        self._is_held, self._appended = True, asyncio.get_running_loop().time() + seconds - WINDOW
 
     async def put(self, chunk: Payloads) -> None:
         """Append a chunk, soon; returns when no more wait than may. Raises FlowTooLarge beyond the flow's bound."""
@@ -151,6 +153,8 @@ class FlowWriter:
             )
         self._pending.append(chunk)
         self._pending_bytes += size
+        if self._is_held and (len(self._pending) > 1 or self._pending_bytes > MOST_PENDING):
+            self._due.set()
         self._begin_work()
         while self._pending_bytes > MOST_PENDING and self._is_busy:
             self._free.clear()
@@ -162,7 +166,7 @@ class FlowWriter:
         if self.is_complete:
             return
         self._end = end
-        self._ending.set()
+        self._due.set()
         self._begin_work()
         assert self._work is not None
         await asyncio.wait({self._work})
@@ -195,14 +199,16 @@ class FlowWriter:
             self._free.set()
 
     async def _linger(self) -> None:
-        """Wait until a window has passed since the last append began, unless the end is to leave."""
+        """Wait until a window has passed since the last append began, or what waits is due."""
         now = asyncio.get_running_loop().time
         left = self._appended + WINDOW - now()
-        if left > 0 and self._end is None:
+        if left > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._ending.wait()
-        self._appended = now()
+                    await self._due.wait()
+        if self._end is None:
+            self._due.clear()
+        self._is_held, self._appended = False, now()
 
     async def _begun(self) -> None:
         self.has_begun = True

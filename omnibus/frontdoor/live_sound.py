@@ -13,6 +13,8 @@ from omnibus.frontdoor.answers import transcoded
 if TYPE_CHECKING:
     from omnibus.media.sound import SoundEncoder
 
+_LIGHT = 32 * 1024
+"""Bytes of samples that are encoded within 5 ms in any format."""
 _UNIT = 6
 """Bytes of which a piece has a multiple, but for the last: whole samples of 16 bits, and base64 without padding."""
 PIECE_BYTES = 4096 * _UNIT
@@ -46,7 +48,9 @@ class LiveSound:
         if piece.modality != "audio" or not self.is_of(piece.stage_id):
             return b""
         try:
-            made = self._left + await asyncio.to_thread(self._encoded, piece)
+            # A thread that is asked for a little may be later than that takes; the first piece loads the libraries.
+            is_light = self._encoder is not None and piece.values["audio"].nbytes <= _LIGHT
+            made = self._left + (self._encoded(piece) if is_light else await asyncio.to_thread(self._encoded, piece))
         except EngineError as error:
             raise EngineError(f"the audio of stage {piece.stage_id}: {error.message}") from error
         ready = len(made) - len(made) % _UNIT

@@ -29,16 +29,16 @@ class FlowOutput:
 
     def __init__(
         self, writer: FlowWriter, kinds: Mapping[str, str], pack: Packing, unpack: Unpacking,
-        *, is_needed: bool, playout: PlayoutDelay | None = None, seconds: Callable[[], float] = float,
+        *, is_needed: bool, playout: PlayoutDelay | None = None,
     ) -> None:  # fmt: skip
         """`kinds` are the outputs that stages may read: texts and tokens among them are chunks by themselves.
 
         Where no stage reads it, the flow is not needed: a caller has the rest from the output when the broker does not take it.
-        Then `playout` may hold its first piece back; `seconds` tells how long the last one plays.
+        Then `playout` may hold its first piece back.
         """
         self._writer, self._pack, self._unpack = writer, pack, unpack
         self._is_needed, self._is_given_up = is_needed, False
-        self._playout, self._seconds, self._stack = playout, seconds, ExitStack()
+        self._playout, self._stack = playout, ExitStack()
         by_kind = {kind: name for name, kind in reversed(tuple(kinds.items()))}
         self._text, self._tokens = by_kind.get("text"), by_kind.get("tokens")
         self._prefix: FlowPrefix | None = None
@@ -170,10 +170,8 @@ class FlowOutput:
         self.nbytes += sum(payload.nbytes for payload in chunk.values())
         self.stored += sum(payload.object_key is not None for payload in chunk.values())
         self.hosted += sum(payload.in_memory for payload in chunk.values())
-        if self._playout is not None and (
-            delay := self._playout.of(self._seconds(), asyncio.get_running_loop().time())
-        ):
-            self._writer.hold(delay)
+        if self._playout is not None and (most := self._playout.of_piece(asyncio.get_running_loop().time())):
+            self._writer.hold(most)
         with self._giving_up():
             await self._writer.put(chunk)
 

@@ -1,15 +1,26 @@
-"""How long the first piece of a sound or video is held back, so that no player runs dry behind it. Pure."""
+"""Whether a sound or video begins with its second piece, so that no player runs dry behind the first. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-REMEMBERED = 64
+REMEMBERED = 16
 """Intervals between pieces that count."""
 MARGIN = 1.5
-"""The next interval may be so many times as long as the longest of those."""
+"""The next piece may take so many times as long as they usually do."""
+MOST = 2.0
+"""The first piece is held at most so many times as long as it plays: what is made more slowly has a gap anyhow."""
+
+
+class Media(Protocol):
+    """A sound or video, piece by piece."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the last piece plays."""
 
 
 class MediaPace:
@@ -18,27 +29,22 @@ class MediaPace:
     def __init__(self) -> None:
         self.under_way = 0
         """Sounds and videos that are being made."""
-        self._shares: deque[float] = deque(maxlen=REMEMBERED)
+        self._intervals: deque[float] = deque(maxlen=REMEMBERED)
 
     def note(self, interval: float) -> None:
         """Note the seconds from one piece to the next of the same sound."""
-        self._shares.append(interval / self.under_way)
+        self._intervals.append(interval)
 
-    @property
-    def longest_interval(self) -> float:
-        """Seconds that the next piece may take, with as many under way as now; 0 while nothing is known."""
-        return MARGIN * self.under_way * max(self._shares, default=0.0)
+    def may_run_dry(self, seconds: float) -> bool:
+        """Whether a piece may come when one of so many seconds has played: others are made beside it, or all are slow."""
+        return self.under_way > 1 or (bool(self._intervals) and MARGIN * median(self._intervals) > seconds)
 
 
 class PlayoutDelay:
-    """The delay of one sound: where the next piece may take longer than the first one plays, it begins so much later.
+    """The delay of one sound or video. A context: while it is open, that is being made."""
 
-    It is never longer than the first piece: what is made more slowly than that has a gap anyhow. A context: while it is
-    open, the sound is being made.
-    """
-
-    def __init__(self, pace: MediaPace) -> None:
-        self._pace = pace
+    def __init__(self, pace: MediaPace, media: Media) -> None:
+        self._pace, self._media = pace, media
         self._last: float | None = None
 
     def __enter__(self) -> Self:
@@ -50,10 +56,10 @@ class PlayoutDelay:
     ) -> None:
         self._pace.under_way -= 1
 
-    def of(self, seconds: float, now: float) -> float:
-        """Seconds for which the first piece is held, which plays `seconds`; 0 for those behind it. `now` on any steady clock."""
+    def of_piece(self, now: float) -> float:
+        """Seconds for which the piece just made may wait for the next one; 0 for all but the first. `now`: any steady clock."""
         last, self._last = self._last, now
         if last is not None:
             self._pace.note(now - last)
             return 0.0
-        return min(max(self._pace.longest_interval - seconds, 0.0), seconds)
+        return MOST * self._media.seconds if self._pace.may_run_dry(self._media.seconds) else 0.0

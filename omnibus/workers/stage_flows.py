@@ -93,11 +93,11 @@ class StageFlows:
             most=self._spec.max_flow_bytes, on_begun=publish_readers,
         )  # fmt: skip
         is_read = bool(stage.streams_to)
-        if media is None or is_read or task.ticket.resumable:  # a player waits for an open input, not for the stage
-            return FlowOutput(writer, self._kinds if is_read else {}, pack, unpack, is_needed=is_read)
-        return FlowOutput(
-            writer, {}, pack, unpack, is_needed=False, playout=PlayoutDelay(self._pace), seconds=lambda: media.seconds
-        )
+        playout = None if media is None or is_read else PlayoutDelay(self._pace, media)
+        if task.ticket.resumable:  # a player waits for an open input, not for the stage
+            playout = None
+        kinds = self._kinds if is_read else {}
+        return FlowOutput(writer, kinds, pack, unpack, is_needed=is_read, playout=playout)
 
     def _asking(self, ticket: Ticket) -> OnSilence:
         """Ask an orchestrator about a request: the flows of one that has ended are removed, which their readers notice.

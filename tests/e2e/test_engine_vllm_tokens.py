@@ -155,6 +155,15 @@ async def test_rejected_when_the_input_does_not_suit(engine: VllmEngine, given, 
     assert caught.value.param == param
 
 
+async def test_core_computes_at_a_lower_priority_than_the_replica(engine: VllmEngine) -> None:
+    from omnibus.workers.engines.vllm.executor import NICENESS  # noqa: PLC0415 vLLM is loaded by then
+
+    assert engine.dead() is None
+    (core,) = children_of(os.getpid(), "EngineCore")
+    assert os.getpriority(os.PRIO_PROCESS, core) == NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, 0) < NICENESS
+
+
 # The last test: it leaves a dead engine behind.
 async def test_engine_dead_when_its_core_is_killed(engine: VllmEngine, caplog: pytest.LogCaptureFixture) -> None:
     generated = engine.generate(make_job("mourner", {**GREEDY, "max_tokens": 120}, token_ids=PROMPT))

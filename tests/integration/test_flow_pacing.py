@@ -138,9 +138,7 @@ async def test_chunks_of_one_window_leave_together_and_the_end_at_once(
     assert info["state"]["messages"] == 2
 
 
-async def test_a_flow_that_is_held_begins_later_and_its_end_waits_for_nothing(
-    connection: Connection, pipeline: str
-) -> None:
+async def test_a_flow_that_is_held_begins_when_its_time_is_over(connection: Connection, pipeline: str) -> None:
     now = asyncio.get_running_loop().time
     async with writer_of(connection, flow_of(pipeline)) as writer:
         began = now()
@@ -148,9 +146,32 @@ async def test_a_flow_that_is_held_begins_later_and_its_end_waits_for_nothing(
         await writer.put(chunk("first"))
         await eventually(lambda: writer.has_begun, 10)
         assert now() - began >= 0.5
-    name = flow_of(pipeline, rid="another")
-    async with writer_of(connection, name) as writer:
+
+
+async def test_a_flow_that_is_held_begins_with_its_second_chunk(connection: Connection, pipeline: str) -> None:
+    name = flow_of(pipeline)
+    async with writer_of(connection, name) as writer, reading(connection, name) as reader:
         writer.hold(60.0)
         await writer.put(chunk("first"))
+        await asyncio.sleep(0.1)
+        assert not writer.has_begun
+        await writer.put(chunk("second"))
+        assert len((await asyncio.wait_for(reader.read(), 30)).chunks) == 2
+        await writer.put(chunk("third"))
+        assert len((await asyncio.wait_for(reader.read(), 30)).chunks) == 1
+
+
+@pytest.mark.parametrize("size", [5, writer_module.MOST_PENDING + 1])
+async def test_the_end_of_a_flow_that_is_held_and_what_is_too_large_to_wait_leave_at_once(
+    connection: Connection, pipeline: str, size: int
+) -> None:
+    name = flow_of(pipeline)
+    elsewhere = Payload(media_type="x", nbytes=size, locations=(ObjectKey("k"),))
+    async with writer_of(connection, name) as writer:
+        writer.hold(60.0)
+        await asyncio.wait_for(writer.put({"audio": elsewhere}), 30)
+        if size > writer_module.MOST_PENDING:
+            await eventually(lambda: writer.has_begun, 10)
         await asyncio.wait_for(writer.end(END), 30)
-    assert await read_all(connection, name) == ["first"]
+    async with reading(connection, name) as reader:
+        assert len((await reader.read()).chunks) == 1

@@ -12,6 +12,7 @@ import pytest
 from omnibus.client.assembly import Assembly
 from omnibus.client.media_chunk import MediaChunk
 from omnibus.client.request_events import FieldPiece, Output, OutputArrived, StepProgress, TextPiece
+from omnibus.payloads.packing import HEAVY
 from omnibus.wire.out import Fence, FieldDelta, Step, Tokens
 from omnibus.wire.payload import PNG, TEXT
 
@@ -186,6 +187,31 @@ def test_sound_is_emitted_once_when_an_attempt_begins_again() -> None:
     assembly = Assembly()
     chunks = [sound(0, 40), sound(40, 60), sound(0, 30), sound(30, 80), sound(80, 100)]
     assert heard(assembly, *chunks) == SOUND.tolist()
+
+
+def test_small_chunks_that_follow_each_other_are_one() -> None:
+    both = sound(0, 40).joined(sound(40, 60))
+    assert both is not None
+    assert (both.offset, both.end) == (0, 60)
+    assert heard(Assembly(), both, sound(60, 100)) == SOUND.tolist()
+    film = [MediaChunk(2, at, np.full((2, 4, 4, 3), at, np.uint8), 8.0, modality="video") for at in (0, 2)]
+    joined = film[0].joined(film[1])
+    assert joined is not None
+    assert joined.frames[:, 0, 0, 0].tolist() == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        MediaChunk(2, 100, SOUND, 2 * RATE),
+        MediaChunk(2, 100, np.stack((SOUND, SOUND)), RATE),
+        MediaChunk(2, 100, np.zeros(HEAVY, np.float32), RATE),
+        MediaChunk(2, 100, np.zeros((100, 4, 4, 3), np.uint8), RATE, modality="video"),
+    ],
+    ids=["rate", "channels", "heavy", "video"],
+)
+def test_chunks_stay_apart_that_do_not_go_on_as_one_or_would_be_heavy(following: MediaChunk) -> None:
+    assert sound(0, 100).joined(following) is None
 
 
 def test_channels_stay_together_when_a_part_of_a_chunk_was_emitted() -> None:

@@ -1,49 +1,57 @@
-"""How long the first piece of a sound is held back."""
+"""Whether a sound waits for its second piece."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from omnibus.workers.playout_delay import MARGIN, MediaPace, PlayoutDelay
+from omnibus.workers.playout_delay import MOST, REMEMBERED, MediaPace, PlayoutDelay
+
+PIECE = SimpleNamespace(seconds=0.16)
 
 
-def made(pace: MediaPace, interval: float, pieces: int = 3) -> None:
-    with PlayoutDelay(pace) as delay:
-        for number in range(pieces):
-            delay.of(0.16, number * interval)
+def held(pace: MediaPace, *beside: PlayoutDelay) -> float:
+    """Seconds for which the first piece of a sound may be held, while others are made beside it."""
+    for one in beside:
+        one.__enter__()
+    with PlayoutDelay(pace, PIECE) as delay:
+        seconds = delay.of_piece(0.0)
+    for one in beside:
+        one.__exit__(None, None, None)
+    return seconds
 
 
-def test_the_first_sound_that_a_replica_makes_begins_at_once() -> None:
-    with PlayoutDelay(MediaPace()) as delay:
-        assert delay.of(0.16, 0.0) == 0.0
+def made(pace: MediaPace, *intervals: float) -> None:
+    """Note a sound with so many seconds between its pieces."""
+    with PlayoutDelay(pace, PIECE) as delay:
+        for number in range(len(intervals) + 1):
+            delay.of_piece(sum(intervals[:number]))
 
 
-def test_a_sound_begins_at_once_where_the_next_piece_is_there_before_the_first_has_played() -> None:
+def test_a_sound_alone_begins_with_its_first_piece() -> None:
     pace = MediaPace()
-    made(pace, 0.02)
-    with PlayoutDelay(pace) as delay:
-        assert delay.of(0.16, 0.0) == 0.0
+    assert held(pace) == 0.0
+    made(pace, 0.02, 0.02, 9.0)
+    assert held(pace) == 0.0, "one that was slow once changes nothing"
 
 
-def test_a_sound_begins_as_much_later_as_the_next_piece_may_be_late_among_those_that_are_made_now() -> None:
+def test_a_sound_among_others_begins_with_its_second_piece() -> None:
     pace = MediaPace()
-    made(pace, 0.03)
-    with PlayoutDelay(pace), PlayoutDelay(pace), PlayoutDelay(pace), PlayoutDelay(pace) as delay:
-        assert delay.of(0.16, 0.0) == pytest.approx(4 * MARGIN * 0.03 - 0.16)
-    with PlayoutDelay(pace) as delay:
-        assert delay.of(0.16, 0.0) == 0.0
+    assert held(pace, PlayoutDelay(pace, PIECE)) == pytest.approx(MOST * 0.16)
+    assert held(pace) == 0.0
 
 
-def test_only_the_first_piece_is_held_and_never_longer_than_it_plays() -> None:
+def test_a_sound_begins_with_its_second_piece_where_they_come_hardly_faster_than_they_play() -> None:
     pace = MediaPace()
-    made(pace, 60.0)
-    with PlayoutDelay(pace) as delay:
-        assert [delay.of(0.16, 0.0), delay.of(0.16, 0.1)] == [0.16, 0.0]
+    made(pace, 0.12, 0.12, 0.12)
+    assert held(pace) == pytest.approx(MOST * 0.16)
+    made(pace, *[0.02] * REMEMBERED)
+    assert held(pace) == 0.0
 
 
-def test_what_was_slow_once_is_forgotten() -> None:
+def test_only_the_first_piece_is_held() -> None:
     pace = MediaPace()
-    made(pace, 60.0)
-    made(pace, 0.02, pieces=66)
-    with PlayoutDelay(pace) as delay:
-        assert delay.of(0.16, 0.0) == 0.0
+    made(pace, 1.0)
+    with PlayoutDelay(pace, PIECE) as delay:
+        assert [delay.of_piece(0.0) > 0, delay.of_piece(0.1), delay.of_piece(0.2)] == [True, 0.0, 0.0]
