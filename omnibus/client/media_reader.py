@@ -22,7 +22,7 @@ log = get_logger(__name__)
 async def read_media(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -> None:
     """Put the chunks of a sound or a video into a follower's mailbox, one after the other, until its end; the root of a task.
 
-    Small ones that were read together go as one: each is an event for the client.
+    Small ones that were read together go as one: each is an event for the client. None waits for what lies elsewhere.
     What cannot be read is left to the output, which has all of it, and counted: a flow with a gap, one that lost a payload, one
     that went with its request while this was behind. An outage and the deadline are known elsewhere.
     """
@@ -47,8 +47,11 @@ async def _read(channel: Channel, ticket: Ticket, stage_id: int, box: Mailbox) -
             for payloads in part.chunks:
                 if (found := media_in(payloads)) is None:
                     continue
-                names = (found[0], RATES[found[1]])
-                frames, rate = [await channel.store.value(payloads[name], ticket.rid) for name in names]
+                values = [payloads[name] for name in (found[0], RATES[found[1]])]
+                if held is not None and any(value.data is None for value in values):
+                    await box.deliver(held)
+                    held = None
+                frames, rate = [await channel.store.value(value, ticket.rid) for value in values]
                 chunk = MediaChunk(stage_id, last.offset, frames, rate, modality=found[1])
                 last = replace(last, offset=chunk.end, rate=rate, modality=chunk.modality)
                 joined = None if held is None else held.joined(chunk)
