@@ -13,7 +13,7 @@ from omnibus.broker.connection import Connection
 from omnibus.client import channel
 from omnibus.client.dead_letter_admin import DeadLetterAdmin
 from omnibus.client.producer import Producer
-from omnibus.client.request_events import ClientEvent, Ended, SegmentFinished, TextPiece
+from omnibus.client.request_events import ClientEvent, Ended, MediaPiece, SegmentFinished, TextPiece
 from omnibus.errors import (
     EmptyPrompt,
     InputClosed,
@@ -60,6 +60,19 @@ async def test_each_segment_is_answered_before_the_next_one_is_sent(
         assert heard.segments == ["HELLO ", "HOW ARE ", "YOU ", ""]
         assert result.outputs[0].segments == (6, 14, 18)
         await nothing_stays(connection, spec)
+
+
+async def test_film_is_steered_while_it_is_made(connection: Connection, pipeline: str) -> None:
+    spec, shades = pipeline_of(pipeline, "film", {"video": "video", "fps": "json"}), list[int]()
+    async with session(connection, spec, "10") as (producer, submission), aclosing(submission.events()) as events:
+        async for event in events:
+            if isinstance(event, MediaPiece) and (shade := int(event.values["video"][-1, 0, 0, 0])) not in shades:
+                shades.append(shade)  # and what was seen decides about what follows
+                segment = END if len(shades) == 3 else said(str(shade + 40))
+                await producer.send_segment(spec, submission.rid, segment)
+        result = await producer.wait(spec.name, submission.rid)
+    assert shades == [10, 50, 90]
+    assert result.state is RequestState.DONE
 
 
 async def test_follower_that_gave_up_waiting_goes_on_and_misses_nothing(connection: Connection, pipeline: str) -> None:

@@ -7,7 +7,9 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 
-from omnibus.workers.engines.protocol import SEGMENT_END, SegmentEnd, StageInput
+import numpy as np
+
+from omnibus.workers.engines.protocol import SEGMENT_END, Chunk, SegmentEnd, StageInput
 
 runs: Counter[str] = Counter()
 """Runs of the stages' code, by the text of the request."""
@@ -88,3 +90,15 @@ async def say_answers(stage_input: StageInput) -> AsyncIterator[object]:
             yield SegmentEnd()
             answer = ""
     assert not answer
+
+
+async def film(stage_input: StageInput) -> AsyncIterator[object]:
+    """Frames in a shade of grey that each segment changes, without waiting for one."""
+    segments = aiter(stage_input.flows["input"])
+    segment = await anext(segments)
+    while segment is not None:
+        following = asyncio.ensure_future(anext(segments, None))
+        while not following.done():
+            yield Chunk(outputs={"video": np.full((2, 8, 8, 3), int(segment["text"]), np.uint8), "fps": 8.0})
+            await asyncio.sleep(0.02)
+        segment = await following

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 from omnibus.broker.connection import Connection
@@ -20,11 +21,13 @@ LONG = 30.0
 END = Segment(end=True)
 
 
-def pipeline_of(name: str, function: str = "echo", **fields: Any) -> PipelineSpec:
-    final = not fields.get("edges")
+def pipeline_of(
+    name: str, function: str = "echo", outputs: Mapping[str, str] = MappingProxyType({"text": "text"}), **fields: Any
+) -> PipelineSpec:
+    final, kind = not fields.get("edges"), next(iter(outputs.values()))
     ear = StageSpec(
         stage_id=0, name="ear", engine="python", model=f"tests.support.listening_stages:{function}", slots=4,
-        engine_args={"outputs": {"text": "text"}}, final_output=final, final_output_type="text" if final else None,
+        engine_args={"outputs": dict(outputs)}, final_output=final, final_output_type=kind if final else None,
     )  # fmt: skip
     more = {"deadline": LONG, "heartbeat_timeout": 1.0, "input_timeout": LONG, "stages": (ear,)}
     return PipelineSpec(name=name, **{**more, **fields, "stages": (ear, *fields.get("stages", ()))})
