@@ -13,6 +13,8 @@ MARGIN = 1.5
 """The next piece may take so many times as long as they usually do."""
 MOST = 2.0
 """The first piece is held at most so many times as long as it plays: what is made more slowly has a gap anyhow."""
+LONGEST = 0.5
+"""Seconds that nothing is held beyond, however long the pieces are: a caller waits for them."""
 
 
 class Media(Protocol):
@@ -62,4 +64,5 @@ class PlayoutDelay:
         if last is not None:
             self._pace.note(now - last)
             return 0.0
-        return MOST * self._media.seconds if self._pace.may_run_dry(self._media.seconds) else 0.0
+        seconds = self._media.seconds
+        return min(MOST * seconds, LONGEST) if self._pace.may_run_dry(seconds) else 0.0

@@ -156,12 +156,10 @@ async def test_rejected_when_the_input_does_not_suit(engine: VllmEngine, given, 
 
 
 async def test_core_computes_at_a_lower_priority_than_the_replica(engine: VllmEngine) -> None:
-    from omnibus.workers.engines.vllm.executor import NICENESS  # noqa: PLC0415 vLLM is loaded by then
-
     assert engine.dead() is None
     (core,) = children_of(os.getpid(), "EngineCore")
-    assert os.getpriority(os.PRIO_PROCESS, core) == NICENESS
-    assert os.getpriority(os.PRIO_PROCESS, 0) < NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, core) == 10
+    assert os.getpriority(os.PRIO_PROCESS, 0) < 10
 
 
 # The last test: it leaves a dead engine behind.

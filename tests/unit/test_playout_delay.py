@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 
-from omnibus.workers.playout_delay import MOST, REMEMBERED, MediaPace, PlayoutDelay
+from omnibus.workers.playout_delay import LONGEST, MOST, REMEMBERED, Media, MediaPace, PlayoutDelay
 
 PIECE = SimpleNamespace(seconds=0.16)
 
 
-def held(pace: MediaPace, *beside: PlayoutDelay) -> float:
+def held(pace: MediaPace, *beside: PlayoutDelay, piece: Media = PIECE) -> float:
     """Seconds for which the first piece of a sound may be held, while others are made beside it."""
-    for one in beside:
-        one.__enter__()
-    with PlayoutDelay(pace, PIECE) as delay:
-        seconds = delay.of_piece(0.0)
-    for one in beside:
-        one.__exit__(None, None, None)
-    return seconds
+    with ExitStack() as stack:
+        for one in beside:
+            stack.enter_context(one)
+        return stack.enter_context(PlayoutDelay(pace, piece)).of_piece(0.0)
 
 
 def made(pace: MediaPace, *intervals: float) -> None:
@@ -48,6 +46,11 @@ def test_a_sound_begins_with_its_second_piece_where_they_come_hardly_faster_than
     assert held(pace) == pytest.approx(MOST * 0.16)
     made(pace, *[0.02] * REMEMBERED)
     assert held(pace) == 0.0
+
+
+def test_a_long_piece_is_not_held_for_long() -> None:
+    pace = MediaPace()
+    assert held(pace, PlayoutDelay(pace, PIECE), piece=SimpleNamespace(seconds=60.0)) == LONGEST
 
 
 def test_only_the_first_piece_is_held() -> None:
