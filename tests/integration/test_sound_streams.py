@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from omnibus.broker.connection import Connection
 from omnibus.client.channel import Mailbox
+from omnibus.client.media_chunk import MediaChunk
 from omnibus.client.media_reader import read_media
 from omnibus.client.request_events import Ended, MediaPiece, OutputArrived
 from omnibus.errors import BrokerDenied
@@ -24,11 +25,13 @@ from omnibus.flows import writer
 from omnibus.flows.flow_name import FlowName
 from omnibus.flows.stored_flow import publish_behind
 from omnibus.media import sound
+from omnibus.payloads.packing import packed
 from omnibus.pipeline.spec import PipelineSpec
 from omnibus.requests.state import RequestState
 from omnibus.wire import stores, subjects
 from omnibus.wire.chunk import Chunks
 from omnibus.wire.out import Fence
+from omnibus.wire.payload import ObjectKey, Payload
 from omnibus.wire.request import Request
 from tests.support import held_stage, sound_stage
 from tests.support.front import Front, front
@@ -195,6 +198,29 @@ async def test_a_sound_that_cannot_be_read_meanwhile_is_counted(connection: Conn
     before = skipped()
     await read_media(channel, ticket, 0, Mailbox())
     assert skipped() == before + 1
+
+
+async def test_no_piece_waits_for_one_behind_it_that_lies_elsewhere(connection: Connection, front_door: Front) -> None:
+    held_stage.go_on.set()
+    submission = await front_door.producer.submit(front_door.spec, Request(prompt="hello", modalities=("audio",)))
+    await submission.result()
+    channel = await front_door.producer.channel(front_door.spec.name)
+    record = (await channel.entry(submission.rid, None)).record
+    ticket = replace(record.ticket, nonce="elsewhere", deadline=record.ticket.deadline + 60)
+    here = [await packed(value) for value in (np.ones(4, np.float32), sound_stage.RATE)]
+    samples, rate = (Payload.inline(b"".join(map(bytes, one.parts)), one.media_type) for one in here)
+    lost = Payload(media_type=samples.media_type, nbytes=16, locations=(ObjectKey("lost"),))
+    chunks = tuple({"audio": audio, "sample_rate": rate} for audio in (samples, samples, lost))
+    await publish_behind(
+        connection, FlowName.of(ticket, 0, "speaker"), Chunks(fence=Fence(1, 1, 1), first=0, chunks=chunks), 0
+    )
+    box = Mailbox()
+    reading = asyncio.create_task(read_media(channel, ticket, 0, box))
+    (piece,) = await asyncio.wait_for(box.take(), 30)
+    assert isinstance(piece, MediaChunk)
+    assert piece.frames.tolist() == [1.0] * 8, "the two that are here are one"
+    piece.taken.set()
+    await asyncio.wait_for(reading, 30)
 
 
 @pytest.mark.parametrize("why", ["no stream", "denied"])
