@@ -1,10 +1,11 @@
 """The time to omni-tiny's first sound, and to its end: stages that stream into each other beside stages that wait, in one run.
 
-    python -m bench.flows [--rounds 10] [--asked 64] [--width 8] [--seed 11]
+    python -m bench.flows [--rounds 10] [--times 4] [--asked 64] [--width 8] [--seed 11]
 
-Both are served at the same time, and asked in turn with the same sentences of two things, one request in flight; then the
-chunked one has `width` of them in flight. A player that begins with the first sound must never run dry. The last line is one
-JSON object, in seconds; exit code 0 only if every bound is reached and every sound is right.
+Both are served at the same time, and asked in turn with the same sentences of two things, one request in flight: a figure is
+the median of the sentences, each with the median of the times it was asked. Then the chunked one has `width` requests in
+flight. A player that begins with the first sound must never run dry. The last line is one JSON object, in seconds; exit
+code 0 only if every bound is reached and every sound is right.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ async def measure(
     for prompt in prompts[:_WARM_UP]:
         await asyncio.gather(ask(chunked, prompt), ask(unchunked, prompt))
     pairs = []
-    for number, prompt in enumerate(prompts[: given.rounds]):
+    for number, prompt in enumerate(prompts[: given.rounds] * given.times):
         if number % 2:
             late = await ask(unchunked, prompt)
             pairs.append((await ask(chunked, prompt), late))
@@ -138,13 +139,22 @@ def two_things(count: int, seed: int) -> list[str]:
 
 def report(pairs: Pairs, wide: Sequence[SoundAnswer]) -> dict[str, float]:
     """The figures of the last line."""
+    early, late = [early for early, _ in pairs], [late for _, late in pairs]
     return {
-        "first_audio_chunked": round(median(early.first for early, _ in pairs), 4),
-        "first_audio_unchunked": round(median(late.first for _, late in pairs), 4),
-        "total_chunked": round(median(early.total for early, _ in pairs), 4),
-        "total_unchunked": round(median(late.total for _, late in pairs), 4),
-        "underruns": sum(answer.underruns for answer in (*wide, *(early for early, _ in pairs))),
+        "first_audio_chunked": _typical(early, lambda answer: answer.first),
+        "first_audio_unchunked": _typical(late, lambda answer: answer.first),
+        "total_chunked": _typical(early, lambda answer: answer.total),
+        "total_unchunked": _typical(late, lambda answer: answer.total),
+        "underruns": sum(answer.underruns for answer in (*wide, *early)),
     }
+
+
+def _typical(answers: Sequence[SoundAnswer], seconds: Callable[[SoundAnswer], float]) -> float:
+    """The median of the sentences, each with the median of its answers."""
+    of_sentence: dict[str, list[float]] = {}
+    for answer in answers:
+        of_sentence.setdefault(answer.prompt, []).append(seconds(answer))
+    return round(median(map(median, of_sentence.values())), 4)
 
 
 def faults(pairs: Pairs, wide: Sequence[SoundAnswer], line: dict[str, float]) -> list[str]:
@@ -200,7 +210,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.flows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=10, help="requests of each, one in flight")
+    parser.add_argument("--rounds", type=int, default=10, help="sentences for each, one in flight")
+    parser.add_argument("--times", type=int, default=4, help="how often each of them is asked")
     parser.add_argument("--asked", type=int, default=64, help="requests with many in flight")
     parser.add_argument("--width", type=int, default=8, help="requests in flight then")
     parser.add_argument("--seed", type=int, default=11, help="seed of the sentences")
