@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Self, TypeVar
 
 from omnibus.errors import EngineError, OmnibusError
@@ -18,6 +18,8 @@ from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import Flow, Outputs
 
 T = TypeVar("T")
+_TOGETHER = 64
+"""Chunks that the code of a stage gets from the replica's loop at once; those that are not in the messages come alone."""
 
 
 class FlowInput:
@@ -98,6 +100,17 @@ class FlowInput:
         self.end = part.end
         return part.restarted
 
+    async def values(self) -> list[Outputs] | None:
+        """The next chunks that are there, None like `next`."""
+        if (chunk := await self.next()) is None:
+            return None
+        found = [await self.value(chunk)]
+        with suppress(OmnibusError):  # of a chunk that cannot be read: it is the next one's
+            while self._chunks and len(found) < _TOGETHER and _is_inline(self._chunks[0]):
+                found.append(await self.value(self._chunks[0]))
+                self._chunks.popleft()
+        return found
+
     async def value(self, chunk: Payloads) -> Outputs:
         rid = self._reader.name.rid
         return {name: await self._store.value(payload, rid) for name, payload in chunk.items()}
@@ -107,13 +120,15 @@ class _Reading:
     """The `Flow` of one run of an engine, and its iterator.
 
     Invariant: a chunk counts as read when the stage's own code takes it, on its own loop or thread. A wait for it may be given
-    up at any time, as `asyncio.wait_for` does: the next one finds it.
+    up at any time, as `asyncio.wait_for` does: the next one finds it. Each wait crosses between threads twice, so that it
+    brings all chunks that are there.
     """
 
     def __init__(self, source: FlowInput, loop: asyncio.AbstractEventLoop) -> None:
         self._source, self._loop = source, loop
-        self._ahead: asyncio.Task[Outputs | None] | None = None
-        """The read of the next chunk, until that is taken."""
+        self._ahead: asyncio.Task[list[Outputs] | None] | None = None
+        """The read of the next chunks, until those are `_here`."""
+        self._here: deque[Outputs] = deque()
         self._taking = threading.Lock()
         self._is_closed = False
         self.is_void = False
@@ -126,24 +141,20 @@ class _Reading:
         return self
 
     async def __anext__(self) -> Outputs:
-        while True:
-            read = await self._read_from_this_loop()
-            if (outputs := read.result()) is None:
+        while (outputs := self._taken()) is None:
+            if not self._bring(await self._read_from_this_loop()):
                 raise StopAsyncIteration
-            if self._take(read):
-                return outputs
+        return outputs
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Outputs:
         _refuse_event_loops()
-        while True:
-            read = asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()
-            if (outputs := read.result()) is None:
+        while (outputs := self._taken()) is None:
+            if not self._bring(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()):
                 raise StopIteration
-            if self._take(read):
-                return outputs
+        return outputs
 
     async def close(self) -> None:
         """Have every read fail that is under way or comes later. On the replica's loop."""
@@ -154,21 +165,29 @@ class _Reading:
             if not read.cancelled():
                 read.exception()  # nobody may have asked for it
 
-    def _take(self, read: asyncio.Task[Outputs | None]) -> bool:
-        """Whether the caller has the chunk: several may wait for it."""
+    def _taken(self) -> Outputs | None:
+        """The next chunk, where it is here: several may ask for it."""
+        self._check_open()
         with self._taking:
-            if self._ahead is not read:
-                return False
-            self._ahead = None
-            return True
+            return self._here.popleft() if self._here else None
 
-    async def _read_from_this_loop(self) -> asyncio.Task[Outputs | None]:
+    def _bring(self, read: asyncio.Task[list[Outputs] | None]) -> bool:
+        """Have the chunks of a read here, once, however many waited for it; False at the flow's end."""
+        if (chunks := read.result()) is None:
+            return False
+        with self._taking:
+            if self._ahead is read:
+                self._ahead = None
+                self._here.extend(chunks)
+        return True
+
+    async def _read_from_this_loop(self) -> asyncio.Task[list[Outputs] | None]:
         if asyncio.get_running_loop() is self._loop:
             return await self._next()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._next(), self._loop))
 
-    async def _next(self) -> asyncio.Task[Outputs | None]:
-        """The read of the next chunk, None at the end, when it is done; on the replica's loop."""
+    async def _next(self) -> asyncio.Task[list[Outputs] | None]:
+        """The read of the next chunks, None at the end, when it is done; on the replica's loop."""
         self._check_open()
         if (read := self._ahead) is None:
             read = self._ahead = asyncio.create_task(self._read(), name=f"chunk-of {self._source.name}")
@@ -186,11 +205,15 @@ class _Reading:
         if self._is_closed:
             raise EngineError(f"{self._source.name}: the flow is not wanted any more")
 
-    async def _read(self) -> Outputs | None:
-        chunk = await self._source.next()
+    async def _read(self) -> list[Outputs] | None:
+        chunks = await self._source.values()
         if self.is_void:
             raise EngineError(f"stage {self._source.name!r} has begun its flow again")
-        return None if chunk is None else await self._source.value(chunk)
+        return chunks
+
+
+def _is_inline(chunk: Payloads) -> bool:
+    return all(payload.data is not None for payload in chunk.values())
 
 
 def _refuse_event_loops() -> None:
