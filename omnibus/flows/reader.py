@@ -25,7 +25,7 @@ LOOK_EVERY = 2.0
 _FIRST_LOOK = 0.02
 """Seconds after a bell for a message that is not readable yet; doubles up to LOOK_EVERY."""
 _NEW = 1.0
-"""Seconds for which a reader is new: messages of just before it listened may not be readable yet, and have rung no bell."""
+"""Seconds for which a reader without a bell is new: messages of just before it listened may not be readable yet."""
 SILENT_LOOKS = 5
 """Looks in vain after which somebody is asked whether the request has ended."""
 REPORT_EVERY = 1 << 20
@@ -115,7 +115,8 @@ class FlowReader:
 
     @property
     def _is_new(self) -> bool:
-        return asyncio.get_running_loop().time() < self._new_until
+        """Whether something may have come before it listened. Behind what rang a bell, everything rings one."""
+        return self._rang_behind < 0 and asyncio.get_running_loop().time() < self._new_until
 
     def _ring(self, message: ReceivedMessage) -> None:
         self._rang_behind = max(self._rang_behind, appended_behind(message))

@@ -29,8 +29,8 @@ from omnibus.wire.chunk import Chunks, FlowEnd, size_of
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 
-WINDOW = 0.01
-"""Seconds from one append to the next: what is made meanwhile leaves together. The first chunk and the end leave at once."""
+WINDOW = 0.025
+"""Seconds from one append to the next: what is made meanwhile leaves together. The first chunk and the end do not wait."""
 MOST_PENDING = 4 << 20
 """Bytes that may wait for the append under way; beyond them the engine does."""
 CHUNK_INLINE = 64 * 1024
@@ -142,8 +142,8 @@ class FlowWriter:
         """Have the first chunk, which is put next, wait for the second one or the end, so many seconds at most."""
         self._is_held, self._appended = True, asyncio.get_running_loop().time() + seconds - WINDOW
 
-    async def put(self, chunk: Payloads) -> None:
-        """Append a chunk, soon; returns when no more wait than may. Raises FlowTooLarge beyond the flow's bound."""
+    async def put(self, chunk: Payloads, *, at_once: bool = False) -> None:
+        """Append a chunk, soon or `at_once`; returns when no more wait than may. Raises FlowTooLarge beyond the flow's bound."""
         if self.is_complete:
             return
         size = size_of(chunk)
@@ -153,7 +153,7 @@ class FlowWriter:
             )
         self._pending.append(chunk)
         self._pending_bytes += size
-        if self._is_held and (len(self._pending) > 1 or self._pending_bytes > MOST_PENDING):
+        if at_once or (self._is_held and (len(self._pending) > 1 or self._pending_bytes > MOST_PENDING)):
             self._due.set()
         self._begin_work()
         while self._pending_bytes > MOST_PENDING and self._is_busy:

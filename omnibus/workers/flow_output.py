@@ -112,7 +112,7 @@ class FlowOutput:
                 await self._leave_prefix()
             else:
                 text, tokens = rest
-        await self._put_text(text, tokens)
+        await self._put_text(text, tokens, at_once=item.is_opening)
 
     def restart(self) -> None:
         """Begin again: what this stage had read is void."""
@@ -139,14 +139,14 @@ class FlowOutput:
             self._writer.restart()
             await self._put_text(*prefix.passed())
 
-    async def _put_text(self, text: str, tokens: list[int]) -> None:
+    async def _put_text(self, text: str, tokens: list[int], *, at_once: bool = False) -> None:
         outputs: dict[str, Any] = {}
         if self._text is not None and text:
             outputs[self._text] = text
         if self._tokens is not None and tokens:
             outputs[self._tokens] = tokens
         if outputs:
-            await self._put(outputs)
+            await self._put(outputs, at_once=at_once)
 
     async def _put_segment_end(self) -> None:
         """Append an end with an empty text and no tokens, so that a reader that joins those need not look for it.
@@ -163,7 +163,7 @@ class FlowOutput:
             empty[self._tokens] = []
         await self._put({**empty, SEGMENT_END: True})
 
-    async def _put(self, outputs: Outputs) -> None:
+    async def _put(self, outputs: Outputs, *, at_once: bool = False) -> None:
         chunk = await self._pack(outputs)
         if not chunk:
             return
@@ -173,7 +173,7 @@ class FlowOutput:
         if self._playout is not None and (most := self._playout.of_piece(asyncio.get_running_loop().time())):
             self._writer.hold(most)
         with self._giving_up():
-            await self._writer.put(chunk)
+            await self._writer.put(chunk, at_once=at_once)
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:

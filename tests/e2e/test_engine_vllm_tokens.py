@@ -91,7 +91,7 @@ async def test_embeddings_of_a_prompt_do_what_its_tokens_do(engine: VllmEngine, 
 async def test_each_part_is_answered_before_the_next_is_read_when_input_and_output_are_interleaved(
     engine: VllmEngine, reference
 ) -> None:
-    words, told = [[20, 5], [9], [33, 7]], list[int]()
+    words, told, opening = [[20, 5], [9], [33, 7]], list[int](), list[int]()
 
     async def parts() -> AsyncGenerator[EngineInput, None]:
         for number, word in enumerate(words):
@@ -110,11 +110,12 @@ async def test_each_part_is_answered_before_the_next_is_read_when_input_and_outp
     async with aclosing(engine.generate(job)) as items:
         async for item in items:
             if isinstance(item, TextDelta):
+                opening += [len(told)] if item.is_opening else []
                 told += item.token_ids
             else:
                 last = item
 
-    assert told == expected
+    assert (told, opening) == (expected, [0, 4, 8])
     assert isinstance(last, Finished)
     assert (last.outputs["token_ids"], last.usage.prompt_tokens, last.segments) == (expected, 5, ())
 

@@ -13,7 +13,7 @@ from omnibus.flows.reader import FlowReader
 from omnibus.flows.writer import FlowWriter
 from omnibus.wire.chunk import size_of
 from omnibus.wire.payload import ObjectKey, Payload
-from tests.support.flows import END, chunk, flow_of, lay_out_flows, read_all, reading, writer_of
+from tests.support.flows import END, chunk, flow_of, lay_out_flows, read_all, reading, texts, writer_of
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -136,6 +136,22 @@ async def test_chunks_of_one_window_leave_together_and_the_end_at_once(
     assert await read_all(connection, name) == ["first", *map(str, range(20))]
     info = await connection.api(f"STREAM.INFO.{name.stream}")
     assert info["state"]["messages"] == 2
+
+
+async def test_what_opens_an_answer_leaves_at_once_with_what_waited(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "WINDOW", 60.0)
+    name = flow_of(pipeline)
+    async with writer_of(connection, name) as writer, reading(connection, name) as reader:
+        await writer.put(chunk("first"))
+        assert texts((await asyncio.wait_for(reader.read(), 30)).chunks) == ["first"]
+        await writer.put(chunk("waits"))
+        await writer.put(chunk("opens"), at_once=True)
+        assert texts((await asyncio.wait_for(reader.read(), 30)).chunks) == ["waits", "opens"]
+        await writer.put(chunk("waits again"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(), 0.3)
 
 
 async def test_a_flow_that_is_held_begins_when_its_time_is_over(connection: Connection, pipeline: str) -> None:

@@ -115,6 +115,8 @@ class TextDelta:
     with a whole line of a field that consists of lines."""
     prompt_tokens: int = 0
     """Tokens of the prompt; once, where the engine knows them."""
+    is_opening: bool = False
+    """Whether it opens an answer to a part of the input, which is not held up by what may come soon after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

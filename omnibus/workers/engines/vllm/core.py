@@ -223,8 +223,10 @@ class VllmCore:
                 prompt, new = await context.prompt(part)
                 run.prompt_tokens += new
                 async with aclosing(self._generation.text(run, feed, prompt, sampling)) as deltas:
+                    is_opening = True
                     async for delta in deltas:
-                        yield delta
+                        yield replace(delta, is_opening=True) if is_opening else delta
+                        is_opening = False
                 self._check_end(run)
                 text, token_ids = "".join(run.texts[run.text_begun :]), run.token_ids[run.begun :]
                 context.answered(text, token_ids, self._generation.ends(self._generation.params(run, sampling)))
