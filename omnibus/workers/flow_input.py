@@ -171,8 +171,10 @@ class _Reading:
         with self._taking:
             return self._here.popleft() if self._here else None
 
-    def _bring(self, read: asyncio.Task[list[Outputs] | None]) -> bool:
+    def _bring(self, read: asyncio.Task[list[Outputs] | None] | None) -> bool:
         """Have the chunks of a read here, once, however many waited for it; False at the flow's end."""
+        if read is None:
+            return True
         if (chunks := read.result()) is None:
             return False
         with self._taking:
@@ -181,16 +183,19 @@ class _Reading:
                 self._here.extend(chunks)
         return True
 
-    async def _read_from_this_loop(self) -> asyncio.Task[list[Outputs] | None]:
+    async def _read_from_this_loop(self) -> asyncio.Task[list[Outputs] | None] | None:
         if asyncio.get_running_loop() is self._loop:
             return await self._next()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._next(), self._loop))
 
-    async def _next(self) -> asyncio.Task[list[Outputs] | None]:
-        """The read of the next chunks, None at the end, when it is done; on the replica's loop."""
+    async def _next(self) -> asyncio.Task[list[Outputs] | None] | None:
+        """The read of the next chunks, None at the end, when it is done; on the replica's loop. None where some are here."""
         self._check_open()
-        if (read := self._ahead) is None:
-            read = self._ahead = asyncio.create_task(self._read(), name=f"chunk-of {self._source.name}")
+        with self._taking:
+            if self._here:  # another one has brought them since this one asked
+                return None
+            if (read := self._ahead) is None:
+                read = self._ahead = asyncio.create_task(self._read(), name=f"chunk-of {self._source.name}")
         self.waiting += 1
         try:
             await asyncio.wait({read})

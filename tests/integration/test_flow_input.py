@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ from omnibus.flows import writer as writer_module
 from omnibus.flows.reader import FlowReader
 from omnibus.payloads.store import PayloadStore
 from omnibus.wire.payload import TEXT, Payload, Payloads
-from omnibus.workers.engines.protocol import Flow
+from omnibus.workers.engines.protocol import Flow, Outputs
 from omnibus.workers.flow_input import FlowInput
 from tests.support.flows import END, SOON, chunk, flow_of, lay_out_flows, writer_of
 
@@ -83,3 +84,40 @@ async def test_chunk_that_cannot_be_read_leaves_those_before_it(
         with pytest.raises(InvalidRequest, match="UTF-8"):
             await given.run(read(given.flow()))
     assert found == list(map(str, range(good)))
+
+
+async def test_second_reader_waits_for_nothing_that_the_first_one_has_brought(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads read one flow; the second one finds nothing there, and crosses when the first one has brought three chunks."""
+    crosses, may_cross, real = threading.Event(), threading.Event(), asyncio.run_coroutine_threadsafe
+
+    def crossing(*given: Any) -> Any:
+        if threading.current_thread().name == "second":
+            crosses.set()
+            assert may_cross.wait(SOON)
+        return real(*given)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", crossing)
+    monkeypatch.setattr(writer_module, "WINDOW", 60.0)
+    found = dict[str, str]()
+
+    def take(flow: Iterator[Outputs]) -> None:
+        found[threading.current_thread().name] = next(flow)["text"]
+
+    async with flow_input(connection, pipeline) as given, writer_of(connection, flow_of(pipeline)) as writer:
+        await writer.put(chunk("0"))
+        flow = iter(given.flow())
+        assert (await asyncio.to_thread(next, flow))["text"] == "0"
+        first, second = (threading.Thread(target=take, args=(flow,), name=name) for name in ("first", "second"))
+        second.start()
+        assert await asyncio.to_thread(crosses.wait, SOON)
+        for number in (1, 2, 3):
+            await writer.put(chunk(str(number)), at_once=number == 3)
+        first.start()
+        await asyncio.to_thread(first.join, SOON)
+        may_cross.set()
+        await asyncio.to_thread(second.join, SOON)
+        assert found == {"first": "1", "second": "2"}
+        given.reads_rest = False
+        await given.run(asyncio.sleep(0))
