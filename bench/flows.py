@@ -3,7 +3,7 @@
     python -m bench.flows [--rounds 10] [--times 4] [--asked 64] [--width 8] [--seed 11]
 
 Both are served at the same time, and asked in turn with the same sentences of two things, one request in flight: a figure is
-the median of the sentences, each with the median of the times it was asked. Then the chunked one has `width` requests in
+the median of the sentences, each with the median of its answers. Then the chunked one has `width` requests in
 flight. A player that begins with the first sound must never run dry. The last line is one JSON object, in seconds; exit
 code 0 only if every bound is reached and every sound is right.
 """
@@ -117,7 +117,7 @@ async def measure(
         await asyncio.gather(ask(chunked, prompt), ask(unchunked, prompt))
     pairs = []
     for number, prompt in enumerate(prompts[: given.rounds] * given.times):
-        if number % 2:
+        if (number + number // given.rounds) % 2:
             late = await ask(unchunked, prompt)
             pairs.append((await ask(chunked, prompt), late))
         else:
@@ -210,8 +210,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.flows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=10, help="sentences for each, one in flight")
-    parser.add_argument("--times", type=int, default=4, help="how often each of them is asked")
+    parser.add_argument("--rounds", type=int, default=10, help="sentences, one request in flight")
+    parser.add_argument("--times", type=int, default=4, help="rounds of these sentences")
     parser.add_argument("--asked", type=int, default=64, help="requests with many in flight")
     parser.add_argument("--width", type=int, default=8, help="requests in flight then")
     parser.add_argument("--seed", type=int, default=11, help="seed of the sentences")

@@ -115,7 +115,7 @@ class FlowReader:
 
     @property
     def _is_new(self) -> bool:
-        """Whether something may have come before it listened. Behind what rang a bell, everything rings one."""
+        """Whether a message may have come just before the reader listened; behind the first bell every message has one."""
         return self._rang_behind < 0 and asyncio.get_running_loop().time() < self._new_until
 
     def _ring(self, message: ReceivedMessage) -> None:
@@ -124,14 +124,15 @@ class FlowReader:
             self._news.set()
 
     def _reconnected(self) -> None:
+        self._rang_behind, self._new_until = -1, asyncio.get_running_loop().time() + _NEW
         self._news.set()
         self._report()
 
     async def _available(self) -> FlowPart | None:
         """The part that can be read now, None when nothing is there that it has not got."""
         self._seq, messages = await messages_behind(self._conn, self.name, self._seq)
-        if messages:
-            (self._news.set if self._is_behind else self._news.clear)()
+        if messages:  # without a bell more may be there than a batch holds
+            (self._news.set if self._is_behind or self._rang_behind < 0 else self._news.clear)()
         part = self._check.take(messages)
         self._is_over = part.end is not None
         return part if part.chunks or part.restarted or part.end is not None else None

@@ -29,8 +29,9 @@ from omnibus.wire.chunk import Chunks, FlowEnd, size_of
 from omnibus.wire.out import Fence
 from omnibus.wire.payload import Payloads
 
-WINDOW = 0.025
-"""Seconds from one append to the next: what is made meanwhile leaves together. The first chunk and the end do not wait."""
+WINDOW, SHORT_WINDOW = 0.025, 0.005
+"""Seconds from one append to the next, and to one that begins or ends an answer: what is made meanwhile leaves together.
+The first chunk, a full message and the end do not wait."""
 MOST_PENDING = 4 << 20
 """Bytes that may wait for the append under way; beyond them the engine does."""
 CHUNK_INLINE = 64 * 1024
@@ -65,9 +66,12 @@ class FlowWriter:
         self._pending: deque[Payloads] = deque()
         self._pending_bytes = 0
         self._end: FlowEnd | None = None
-        self._is_held = False
+        self._held = 0.0
+        """Seconds for which the first chunk waits for the second one."""
+        self._is_short = False
+        """Whether something waits that begins or ends an answer."""
         self._due = asyncio.Event()
-        """Whether what waits is to leave without waiting for more."""
+        """Set when what waits may leave sooner than it seemed."""
         self._appended = 0.0
         """When the last append began, by the clock of the loop."""
         self._free = asyncio.Event()
@@ -136,14 +140,17 @@ class FlowWriter:
         """Make void all that was written: the next chunk is the flow's first one."""
         self._pending.clear()
         self._pending_bytes = self._next = 0
-        self._restarts = self._seq > 0 or self._is_busy
+        self._restarts, self._is_short = self._seq > 0 or self._is_busy, False
 
     def hold(self, seconds: float) -> None:
         """Have the first chunk, which is put next, wait for the second one or the end, so many seconds at most."""
-        self._is_held, self._appended = True, asyncio.get_running_loop().time() + seconds - WINDOW
+        self._held, self._appended = seconds, asyncio.get_running_loop().time()
 
-    async def put(self, chunk: Payloads, *, at_once: bool = False) -> None:
-        """Append a chunk, soon or `at_once`; returns when no more wait than may. Raises FlowTooLarge beyond the flow's bound."""
+    async def put(self, chunk: Payloads, *, is_short: bool = False) -> None:
+        """Append a chunk, soon, after a window that may be short; returns when no more wait than may.
+
+        Raises FlowTooLarge beyond the flow's bound.
+        """
         if self.is_complete:
             return
         size = size_of(chunk)
@@ -153,7 +160,8 @@ class FlowWriter:
             )
         self._pending.append(chunk)
         self._pending_bytes += size
-        if at_once or (self._is_held and (len(self._pending) > 1 or self._pending_bytes > MOST_PENDING)):
+        self._is_short |= is_short
+        if self._window < WINDOW:
             self._due.set()
         self._begin_work()
         while self._pending_bytes > MOST_PENDING and self._is_busy:
@@ -199,16 +207,25 @@ class FlowWriter:
             self._free.set()
 
     async def _linger(self) -> None:
-        """Wait until a window has passed since the last append began, or what waits is due."""
+        """Wait until the window has passed since the last append began."""
         now = asyncio.get_running_loop().time
-        left = self._appended + WINDOW - now()
-        if left > 0:
+        while (left := self._appended + self._window - now()) > 0:
+            self._due.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._due.wait()
-        if self._end is None:
-            self._due.clear()
-        self._is_held, self._appended = False, now()
+        self._held, self._is_short, self._appended = 0.0, False, now()
+
+    @property
+    def _window(self) -> float:
+        """Seconds from the last append, or the begin of a hold, to what waits now."""
+        if self._end is not None:
+            return 0.0
+        if self._held:
+            return self._held if len(self._pending) == 1 and self._pending_bytes <= MOST_PENDING else 0.0
+        if self._pending_bytes >= _MESSAGE_INLINE:
+            return 0.0
+        return SHORT_WINDOW if self._is_short else WINDOW
 
     async def _begun(self) -> None:
         self.has_begun = True

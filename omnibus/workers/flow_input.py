@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -12,14 +11,16 @@ from typing import Any, Self, TypeVar
 from omnibus.errors import EngineError, OmnibusError
 from omnibus.flows.decisions import FlowPart
 from omnibus.flows.reader import FlowReader
+from omnibus.payloads.packing import HEAVY
 from omnibus.payloads.store import PayloadStore
-from omnibus.wire.chunk import FlowEnd
+from omnibus.wire.chunk import FlowEnd, size_of
 from omnibus.wire.payload import Payloads
 from omnibus.workers.engines.protocol import Flow, Outputs
 
 T = TypeVar("T")
 _TOGETHER = 64
-"""Chunks that the code of a stage gets from the replica's loop at once; those that are not in the messages come alone."""
+"""Chunks that the code of a stage gets from the replica's loop together, up to HEAVY bytes. One whose bytes lie elsewhere is
+the first of them."""
 
 
 class FlowInput:
@@ -104,11 +105,11 @@ class FlowInput:
         """The next chunks that are there, None like `next`."""
         if (chunk := await self.next()) is None:
             return None
-        found = [await self.value(chunk)]
+        found, size = [await self.value(chunk)], size_of(chunk)
         with suppress(OmnibusError):  # of a chunk that cannot be read: it is the next one's
-            while self._chunks and len(found) < _TOGETHER and _is_inline(self._chunks[0]):
+            while self._chunks and len(found) < _TOGETHER and size < HEAVY and _is_inline(self._chunks[0]):
                 found.append(await self.value(self._chunks[0]))
-                self._chunks.popleft()
+                size += size_of(self._chunks.popleft())
         return found
 
     async def value(self, chunk: Payloads) -> Outputs:
@@ -120,8 +121,8 @@ class _Reading:
     """The `Flow` of one run of an engine, and its iterator.
 
     Invariant: a chunk counts as read when the stage's own code takes it, on its own loop or thread. A wait for it may be given
-    up at any time, as `asyncio.wait_for` does: the next one finds it. Each wait crosses between threads twice, so that it
-    brings all chunks that are there.
+    up at any time, as `asyncio.wait_for` does: the next one finds it. Each wait wakes two threads, which is why it brings
+    the chunks that are there together.
     """
 
     def __init__(self, source: FlowInput, loop: asyncio.AbstractEventLoop) -> None:
@@ -129,7 +130,6 @@ class _Reading:
         self._ahead: asyncio.Task[list[Outputs] | None] | None = None
         """The read of the next chunks, until those are `_here`."""
         self._here: deque[Outputs] = deque()
-        self._taking = threading.Lock()
         self._is_closed = False
         self.is_void = False
         """Whether the flow has begun again."""
@@ -142,7 +142,7 @@ class _Reading:
 
     async def __anext__(self) -> Outputs:
         while (outputs := self._taken()) is None:
-            if not self._bring(await self._read_from_this_loop()):
+            if not await self._brought():
                 raise StopAsyncIteration
         return outputs
 
@@ -152,7 +152,7 @@ class _Reading:
     def __next__(self) -> Outputs:
         _refuse_event_loops()
         while (outputs := self._taken()) is None:
-            if not self._bring(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()):
+            if not asyncio.run_coroutine_threadsafe(self._bring(), self._loop).result():
                 raise StopIteration
         return outputs
 
@@ -168,34 +168,23 @@ class _Reading:
     def _taken(self) -> Outputs | None:
         """The next chunk, where it is here: several may ask for it."""
         self._check_open()
-        with self._taking:
-            return self._here.popleft() if self._here else None
+        try:
+            return self._here.popleft()
+        except IndexError:
+            return None
 
-    def _bring(self, read: asyncio.Task[list[Outputs] | None] | None) -> bool:
-        """Have the chunks of a read here, once, however many waited for it; False at the flow's end."""
-        if read is None:
-            return True
-        if (chunks := read.result()) is None:
-            return False
-        with self._taking:
-            if self._ahead is read:
-                self._ahead = None
-                self._here.extend(chunks)
-        return True
-
-    async def _read_from_this_loop(self) -> asyncio.Task[list[Outputs] | None] | None:
+    async def _brought(self) -> bool:
         if asyncio.get_running_loop() is self._loop:
-            return await self._next()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._next(), self._loop))
+            return await self._bring()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._bring(), self._loop))
 
-    async def _next(self) -> asyncio.Task[list[Outputs] | None] | None:
-        """The read of the next chunks, None at the end, when it is done; on the replica's loop. None where some are here."""
+    async def _bring(self) -> bool:
+        """Have the next chunks here; False at the end. On the replica's loop."""
         self._check_open()
-        with self._taking:
-            if self._here:  # another one has brought them since this one asked
-                return None
-            if (read := self._ahead) is None:
-                read = self._ahead = asyncio.create_task(self._read(), name=f"chunk-of {self._source.name}")
+        if self._here:  # another one has brought them since this one asked
+            return True
+        if (read := self._ahead) is None:
+            read = self._ahead = asyncio.create_task(self._read(), name=f"chunk-of {self._source.name}")
         self.waiting += 1
         try:
             await asyncio.wait({read})
@@ -204,7 +193,12 @@ class _Reading:
         self._check_open()
         if isinstance(error := read.exception(), OmnibusError) and not self.is_void:
             self.failure = error
-        return read
+        if (chunks := read.result()) is None:
+            return False
+        if self._ahead is read:  # the first of those who waited for it
+            self._ahead = None
+            self._here.extend(chunks)
+        return True
 
     def _check_open(self) -> None:
         if self._is_closed:

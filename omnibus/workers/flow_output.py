@@ -39,6 +39,8 @@ class FlowOutput:
         self._writer, self._pack, self._unpack = writer, pack, unpack
         self._is_needed, self._is_given_up = is_needed, False
         self._playout, self._stack = playout, ExitStack()
+        self._is_opening = False
+        """Whether what is put next begins an answer to a part of the input."""
         by_kind = {kind: name for name, kind in reversed(tuple(kinds.items()))}
         self._text, self._tokens = by_kind.get("text"), by_kind.get("tokens")
         self._prefix: FlowPrefix | None = None
@@ -104,7 +106,9 @@ class FlowOutput:
             return
         if isinstance(item, SegmentEnd):
             await self._put_segment_end()
+            self._is_opening = True
             return
+        self._is_opening |= item.is_opening
         text, tokens = item.text if self._text else "", list(item.token_ids) if self._tokens else []
         if self._prefix is not None:
             rest = self._prefix.rest(text, tokens)
@@ -112,7 +116,7 @@ class FlowOutput:
                 await self._leave_prefix()
             else:
                 text, tokens = rest
-        await self._put_text(text, tokens, at_once=item.is_opening)
+        await self._put_text(text, tokens)
 
     def restart(self) -> None:
         """Begin again: what this stage had read is void."""
@@ -139,14 +143,14 @@ class FlowOutput:
             self._writer.restart()
             await self._put_text(*prefix.passed())
 
-    async def _put_text(self, text: str, tokens: list[int], *, at_once: bool = False) -> None:
+    async def _put_text(self, text: str, tokens: list[int]) -> None:
         outputs: dict[str, Any] = {}
         if self._text is not None and text:
             outputs[self._text] = text
         if self._tokens is not None and tokens:
             outputs[self._tokens] = tokens
         if outputs:
-            await self._put(outputs, at_once=at_once)
+            await self._put(outputs)
 
     async def _put_segment_end(self) -> None:
         """Append an end with an empty text and no tokens, so that a reader that joins those need not look for it.
@@ -163,7 +167,7 @@ class FlowOutput:
             empty[self._tokens] = []
         await self._put({**empty, SEGMENT_END: True})
 
-    async def _put(self, outputs: Outputs, *, at_once: bool = False) -> None:
+    async def _put(self, outputs: Outputs) -> None:
         chunk = await self._pack(outputs)
         if not chunk:
             return
@@ -173,7 +177,8 @@ class FlowOutput:
         if self._playout is not None and (most := self._playout.of_piece(asyncio.get_running_loop().time())):
             self._writer.hold(most)
         with self._giving_up():
-            await self._writer.put(chunk, at_once=at_once)
+            await self._writer.put(chunk, is_short=self._is_opening or SEGMENT_END in outputs)
+        self._is_opening = False
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:

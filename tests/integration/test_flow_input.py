@@ -36,7 +36,7 @@ async def flow_input(connection: Connection, pipeline: str) -> AsyncIterator[Flo
 
 
 async def write(connection: Connection, pipeline: str, chunks: list[Payloads]) -> None:
-    """A flow whose first chunk is a message, and all others another one."""
+    """A flow in one message."""
     async with writer_of(connection, flow_of(pipeline)) as writer:
         for one in chunks:
             await writer.put(one)
@@ -109,11 +109,13 @@ async def test_second_reader_waits_for_nothing_that_the_first_one_has_brought(
         await writer.put(chunk("0"))
         flow = iter(given.flow())
         assert (await asyncio.to_thread(next, flow))["text"] == "0"
-        first, second = (threading.Thread(target=take, args=(flow,), name=name) for name in ("first", "second"))
+        first, second = (
+            threading.Thread(target=take, args=(flow,), name=name, daemon=True) for name in ("first", "second")
+        )
         second.start()
         assert await asyncio.to_thread(crosses.wait, SOON)
         for number in (1, 2, 3):
-            await writer.put(chunk(str(number)), at_once=number == 3)
+            await writer.put(chunk(str(number)), is_short=number == 3)
         first.start()
         await asyncio.to_thread(first.join, SOON)
         may_cross.set()

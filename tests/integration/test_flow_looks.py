@@ -12,7 +12,7 @@ from omnibus.broker.connection import Connection
 from omnibus.flows import reader
 from omnibus.flows.flow_name import FlowName
 from omnibus.wire.chunk import Chunks
-from tests.support.flows import chunk, flow_of, lay_out_flows, reading, texts, writer_of
+from tests.support.flows import END, chunk, flow_of, lay_out_flows, reading, texts, writer_of
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
@@ -46,6 +46,67 @@ async def test_chunks_that_come_one_by_one_cost_one_look_each(
     looks = [subject for subject in sent if ".GET." in subject]
     assert len(looks) <= count * 1.4, "a bell may ring before its chunk can be read"
     assert len([subject for subject in sent if subject == name.position(1)]) == 1
+
+
+async def test_reader_looks_for_nothing_more_when_a_bell_rang_for_what_it_has(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, looks, real = flow_of(pipeline), 0, reader.messages_behind
+
+    async def counted(conn: Connection, name: FlowName, seq: int) -> tuple[int, list[Chunks]]:
+        nonlocal looks
+        looks += 1
+        return await real(conn, name, seq)
+
+    async with writer_of(connection, name) as writer, reading(connection, name, 1) as other:
+        await writer.put(chunk("0"))
+        assert texts((await other.read()).chunks) == ["0"]
+        monkeypatch.setattr(reader, "messages_behind", counted)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(other.read(), reader._NEW / 2)
+    assert looks <= 1
+
+
+async def test_chunk_that_came_during_an_outage_is_read_soon_when_its_copy_lags(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, real, looks = flow_of(pipeline), reader.messages_behind, 0
+
+    async def late(conn: Connection, name: FlowName, seq: int) -> tuple[int, list[Chunks]]:
+        nonlocal looks
+        looks += 1
+        return (seq, []) if looks < 3 else await real(conn, name, seq)
+
+    async with writer_of(connection, name) as writer, reading(connection, name, 1) as other:
+        await writer.put(chunk("0"))
+        assert texts((await other.read()).chunks) == ["0"]
+        await writer.put(chunk("1"))
+        await eventually(lambda: not writer._is_busy)
+        await connection.api(f"STREAM.INFO.{name.stream}")  # behind its bell
+        other._rang_behind = min(other._rang_behind, other._seq - 1)  # its bell was lost
+        other._news.clear()
+        monkeypatch.setattr(reader, "messages_behind", late)
+        other._reconnected()
+        async with asyncio.timeout(reader.LOOK_EVERY / 2):
+            assert texts((await other.read()).chunks) == ["1"]
+
+
+async def test_complete_flow_of_many_messages_is_read_without_a_pause_when_no_bell_rang(
+    connection: Connection, pipeline: str
+) -> None:
+    name, count = flow_of(pipeline), 150
+    async with writer_of(connection, name) as writer:
+        for number in range(count):
+            await writer.put(chunk(str(number)))
+            await eventually(lambda: not writer._is_busy)
+        await writer.end(END)
+    async with reading(connection, name) as late:
+        late._new_until = 0.0  # as one whose stage took long for what came first
+        found = list[str]()
+        async with asyncio.timeout(reader.LOOK_EVERY):
+            while len(found) < count:
+                found += texts((await late.read()).chunks)
+    assert found == list(map(str, range(count)))
 
 
 @pytest.mark.parametrize("before", [1, 3])

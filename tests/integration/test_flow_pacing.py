@@ -12,11 +12,14 @@ from omnibus.flows import writer as writer_module
 from omnibus.flows.reader import FlowReader
 from omnibus.flows.writer import FlowWriter
 from omnibus.wire.chunk import size_of
-from omnibus.wire.payload import ObjectKey, Payload
+from omnibus.wire.payload import ObjectKey, Payload, Payloads
+from omnibus.workers.engines.protocol import Outputs, SegmentEnd, TextDelta
+from omnibus.workers.flow_output import FlowOutput
 from tests.support.flows import END, chunk, flow_of, lay_out_flows, read_all, reading, texts, writer_of
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.integration
+SAID = TextDelta(text="said")
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +141,7 @@ async def test_chunks_of_one_window_leave_together_and_the_end_at_once(
     assert info["state"]["messages"] == 2
 
 
-async def test_what_opens_an_answer_leaves_at_once_with_what_waited(
+async def test_short_window_ends_the_wait_of_what_was_put_before(
     connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "WINDOW", 60.0)
@@ -147,11 +150,42 @@ async def test_what_opens_an_answer_leaves_at_once_with_what_waited(
         await writer.put(chunk("first"))
         assert texts((await asyncio.wait_for(reader.read(), 30)).chunks) == ["first"]
         await writer.put(chunk("waits"))
-        await writer.put(chunk("opens"), at_once=True)
+        await asyncio.sleep(0.1)
+        await writer.put(chunk("opens"), is_short=True)
         assert texts((await asyncio.wait_for(reader.read(), 30)).chunks) == ["waits", "opens"]
         await writer.put(chunk("waits again"))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(), 0.3)
+
+
+async def test_short_windows_bound_the_messages_of_many_answers(connection: Connection, pipeline: str) -> None:
+    name, now = flow_of(pipeline), asyncio.get_running_loop().time
+    async with writer_of(connection, name) as writer:
+        began = now()
+        for number in range(100):
+            await writer.put(chunk(str(number)), is_short=True)
+            await asyncio.sleep(0.001)
+        await writer.end(END)
+        took = now() - began
+    assert await read_all(connection, name) == list(map(str, range(100)))
+    info = await connection.api(f"STREAM.INFO.{name.stream}")
+    assert info["state"]["messages"] <= 3 + took / writer_module.SHORT_WINDOW
+
+
+@pytest.mark.parametrize(("size", "count"), [(1 << 20, 5), (128 * 1024, 6)])
+async def test_full_messages_wait_for_no_window(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, size: int, count: int
+) -> None:
+    monkeypatch.setattr(writer_module, "WINDOW", 60.0)
+    elsewhere = Payload(media_type="x", nbytes=size, locations=(ObjectKey("k"),))
+    name, found = flow_of(pipeline), 0
+    async with writer_of(connection, name) as writer, reading(connection, name) as reader:
+        for _ in range(count):
+            await writer.put({"audio": elsewhere})
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            while found < count - 1:  # the last one may wait for one more
+                found += len((await reader.read()).chunks)
 
 
 async def test_a_flow_that_is_held_begins_when_its_time_is_over(connection: Connection, pipeline: str) -> None:
@@ -191,3 +225,34 @@ async def test_the_end_of_a_flow_that_is_held_and_what_is_too_large_to_wait_leav
         await asyncio.wait_for(writer.end(END), 30)
     async with reading(connection, name) as reader:
         assert len((await reader.read()).chunks) == 1
+
+
+@pytest.mark.parametrize(
+    "ends", [(TextDelta(text="opens", is_opening=True),), (SegmentEnd(),), (TextDelta(text="", is_opening=True), SAID)]
+)
+async def test_what_begins_or_ends_an_answer_waits_for_a_short_window_alone(
+    connection: Connection, pipeline: str, monkeypatch: pytest.MonkeyPatch, ends: tuple[TextDelta | SegmentEnd, ...]
+) -> None:
+    monkeypatch.setattr(writer_module, "WINDOW", 60.0)
+    name = flow_of(pipeline)
+
+    async def pack(outputs: Outputs) -> Payloads:
+        return chunk(outputs["text"])
+
+    async def unpack(_: Payloads) -> Outputs:
+        raise AssertionError("there is no earlier attempt")
+
+    output = FlowOutput(writer_of(connection, name), {"text": "text"}, pack, unpack, is_needed=True)
+    async with output, reading(connection, name) as reader:
+        await output.add(SAID)
+        assert texts((await asyncio.wait_for(reader.read(), 30)).chunks) == ["said"]
+        await output.add(SAID)
+        for item in ends:
+            await output.add(item)
+        assert len((await asyncio.wait_for(reader.read(), 30)).chunks) == 2
+        await output.add(SAID)  # what follows the end of an answer begins one
+        if isinstance(ends[0], SegmentEnd):
+            assert len((await asyncio.wait_for(reader.read(), 30)).chunks) == 1
+        else:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(), 0.3)

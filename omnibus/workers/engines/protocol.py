@@ -116,7 +116,7 @@ class TextDelta:
     prompt_tokens: int = 0
     """Tokens of the prompt; once, where the engine knows them."""
     is_opening: bool = False
-    """Whether it opens an answer to a part of the input, which is not held up by what may come soon after."""
+    """Whether it begins an answer to a part of the input: stages that read this one have it sooner, with what waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
