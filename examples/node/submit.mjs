@@ -1,6 +1,7 @@
 #!/usr/bin/env node
-// node submit.mjs [--nats URL] [--pipeline NAME] [--modalities text,image] [--out DIR] [--rid ID] PROMPT
+// node submit.mjs [--nats URL] [--pipeline NAME] [--modalities text,image] [--sampling JSON] [--out DIR] [--rid ID] PROMPT
 //
+// --sampling has the parameters of stages by name, such as '{"dit": {"seed": 1}}'.
 // Streams the text to stdout, saves images and sound under --out, names the files on stderr. Exit code 0 only if the request is done.
 
 import { mkdir, writeFile } from "node:fs/promises";
@@ -17,6 +18,7 @@ const { values: options, positionals } = parseArgs({
     nats: { type: "string", default: process.env.OMNIBUS_NATS_URL ?? "nats://127.0.0.1:4222" },
     pipeline: { type: "string", default: "omni-tiny" },
     modalities: { type: "string" },
+    sampling: { type: "string" },
     out: { type: "string", default: "out" },
     rid: { type: "string" },
   },
@@ -25,6 +27,7 @@ const { values: options, positionals } = parseArgs({
 async function main() {
   const request = { v: 1, prompt: positionals.join(" ") };
   if (options.modalities) request.modalities = options.modalities.split(",");
+  if (options.sampling) request.sampling_params = JSON.parse(options.sampling);
   const omnibus = await Omnibus.connect(options.nats.split(","), options.pipeline);
   try {
     for await (const event of omnibus.ask(request, { rid: options.rid })) {

@@ -145,7 +145,8 @@ async def test_several_images_come_from_one_request(client: AsyncOpenAI) -> None
 
 
 async def test_images_stream_previews_then_the_image(client: AsyncOpenAI) -> None:
-    stream = await client.images.generate(model=MODEL, prompt=PROMPT, stream=True, partial_images=2)
+    asked = {"model": MODEL, "prompt": PROMPT, "partial_images": 2, "extra_body": {"seed": 1}}
+    stream = await client.images.generate(**asked, stream=True)
     events = [event async for event in stream]
     assert [event.type for event in events[-1:]] == ["image_generation.completed"]
     assert grade_image(PROMPT, base64.b64decode(events[-1].b64_json))

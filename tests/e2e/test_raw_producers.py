@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 
 PIPELINE = "omni-tiny"
 PROMPT = "draw a green triangle above a red circle"
+SEEDED = {"dit": {"seed": 1}}
 
 
 async def ended(http: httpx.AsyncClient, rid: str) -> dict[str, Any] | None:
@@ -35,7 +36,8 @@ async def ended(http: httpx.AsyncClient, rid: str) -> dict[str, Any] | None:
 
 async def test_a_json_message_on_the_subject_is_answered_and_readable_over_http(omni_tiny: Serving) -> None:
     rid = f"raw-{uuid.uuid4().hex[:8]}"
-    body = json.dumps({"prompt": PROMPT, "modalities": ["text", "image", "audio"]}).encode()
+    asked = {"prompt": PROMPT, "modalities": ["text", "image", "audio"], "sampling_params": SEEDED}
+    body = json.dumps(asked).encode()
     async with connect(omni_tiny.nats_url, name="raw-producer") as connection:
         await connection.js_publish(subjects.request(PIPELINE, rid), body)
     async with httpx.AsyncClient(base_url=omni_tiny.url) as http:
@@ -61,7 +63,8 @@ async def test_an_invalid_message_on_the_subject_ends_as_a_typed_failure(omni_ti
 
 def test_node_asks_and_gets_everything_right(omni_tiny: Serving, tmp_path: Path) -> None:
     client = install_client(tmp_path)
-    asked = ask_from_node(client, PROMPT, "--out", str(tmp_path), nats=omni_tiny.nats_url, pipeline=PIPELINE)
+    options = ("--out", str(tmp_path), "--sampling", json.dumps(SEEDED))
+    asked = ask_from_node(client, PROMPT, *options, nats=omni_tiny.nats_url, pipeline=PIPELINE)
     assert asked.returncode == 0, asked.stderr
     assert grade_text(PROMPT, asked.stdout)
     (image,), (audio,) = tmp_path.glob("image-*.png"), tmp_path.glob("audio-*.wav")
