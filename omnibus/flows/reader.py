@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Self
 
-from omnibus.broker.connection import Connection, ReceivedMessage
+from omnibus.broker.connection import Connection, Publishing, ReceivedMessage
 from omnibus.errors import BrokerError, DeadlineExceeded, FlowBroken, InputTimeout
 from omnibus.flows.decisions import FlowCheck, FlowPart
 from omnibus.flows.flow_name import FlowName
@@ -30,6 +30,8 @@ SILENT_LOOKS = 5
 """Looks in vain after which somebody is asked whether the request has ended."""
 REPORT_EVERY = 1 << 20
 """Bytes after which a reader tells the writer how far it is."""
+_STORED = 1.0
+"""Seconds for which a reader that leaves waits until its last report is stored."""
 LEASE = 10.0
 """Seconds for which a position counts that is not renewed; stages use their heartbeat timeout."""
 
@@ -56,6 +58,7 @@ class FlowReader:
         self._is_over = False
         self._silence, self._asked = silence, 0.0
         self._lease, self._done, self._reported = lease, 0, 0
+        self._report_sent: Publishing | None = None
         self._idle: int | None = None
         """Renewals that were due since it waits for a chunk; None while there is something to read."""
         self._news = asyncio.Event()
@@ -67,6 +70,7 @@ class FlowReader:
 
     async def __aenter__(self) -> Self:
         """Listen for new chunks; raises BrokerUnavailable."""
+        self._stack.push_async_callback(self._stored)
         bell = await self._conn.subscribe(self.name.subject, self._ring)
         self._stack.push_async_callback(bell.unsubscribe)
         self._stack.callback(self._conn.on_reconnect(self._reconnected))
@@ -178,6 +182,13 @@ class FlowReader:
         """Tell the writer how far the flow is read and done with."""
         if self._reader is None or self._is_over:
             return
-        self._reported = self._done
-        with suppress(BrokerError):
-            self._conn.send(self.name.position(self._reader), codec.encode(ReadPosition(offset=self._done)))
+        if self._report_sent is not None:
+            self._report_sent.drop()
+        self._reported, position = self._done, codec.encode(ReadPosition(offset=self._done))
+        self._report_sent = self._conn.js_publish(self.name.position(self._reader), position, deadline=_STORED)
+
+    async def _stored(self) -> None:
+        """Wait until the last report is stored: the purge at the request's end overtakes what is not, and leaves it behind."""
+        if self._report_sent is not None:
+            with suppress(BrokerError):
+                await self._report_sent

@@ -35,7 +35,7 @@ async def test_chunks_that_come_one_by_one_cost_one_look_each(
 
         return counted
 
-    for verb in ("request", "send"):  # `request_many` sends by `send`
+    for verb in ("request", "send", "js_publish"):  # `request_many` sends by `send`
         monkeypatch.setattr(connection, verb, counting(getattr(connection, verb)))
     async with writer_of(connection, name) as writer, reading(connection, name, 1) as other:
         for number in range(count):

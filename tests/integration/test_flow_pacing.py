@@ -120,6 +120,21 @@ async def test_lost_report_is_repeated_while_a_reader_waits(connection: Connecti
             waiting.cancel()
 
 
+async def test_report_of_a_reader_that_has_left_is_removed_with_its_flow(connection: Connection, pipeline: str) -> None:
+    """A purge overtakes what is published just before it and not acknowledged yet."""
+    left = set[str]()
+    for number in range(50):
+        name = flow_of(pipeline, f"r{number}")
+        async with writer_of(connection, name) as writer, reading(connection, name, 1) as other:
+            await writer.put(chunk("first"))
+            await other.read()
+            other._reconnected()  # one more report, at the last moment
+        await connection.find(f"STREAM.PURGE.{name.stream}", {"filter": f"{name.subject}.>"})
+        await asyncio.sleep(0.01)
+        left |= set(await connection.stored_subjects(name.stream, f"{name.subject}.>"))
+    assert not left
+
+
 async def _position(connection: Connection, writer: object, wanted: int) -> bool:
     return await writer._pacing._position(1) == (wanted, True)  # type: ignore[attr-defined]
 
