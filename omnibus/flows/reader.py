@@ -31,7 +31,7 @@ SILENT_LOOKS = 5
 REPORT_EVERY = 1 << 20
 """Bytes after which a reader tells the writer how far it is."""
 _STORED = 1.0
-"""Seconds for which a reader that leaves waits until its last report is stored."""
+"""Seconds for which the last report of a reader that leaves is repeated, until it is stored."""
 LEASE = 10.0
 """Seconds for which a position counts that is not renewed; stages use their heartbeat timeout."""
 
